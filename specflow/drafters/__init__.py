@@ -1,0 +1,3 @@
+"""Drafters: interchangeable providers of proposals."""
+
+from specflow.drafters.llm import LLMDrafter as LLMDrafter

@@ -1,0 +1,41 @@
+"""A language model as drafter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import final
+
+from attrs import frozen
+
+from specflow.processors import Processor
+from specflow.random import Sampling
+from specflow.state import Predictor, Proposal, Tokens
+
+
+@final
+@frozen
+class LLMDrafter:
+    """Drafts by sampling from a model's own processed law, and that law is the q that verification uses.
+
+    `context` is how many tokens the model can read and `vocab_size` how many it knows: once the text is longer, or
+    holds a token that the model does not know, it just stops proposing.
+    """
+
+    predictor: Predictor
+    processor: Processor
+    rng: Sampling
+    context: int | None = None
+    vocab_size: int | None = None
+    source: str = "llm"
+
+    def __call__(self, tokens: Tokens, /) -> Iterator[Proposal]:
+        while self._can_read(tokens):
+            logits = self.predictor(tokens, 1)
+            (q,) = self.processor.laws(tokens, logits)
+            token = self.rng.draw(q, len(tokens))
+            yield Proposal(token, q, self.source, logits[0])
+            tokens = (*tokens, token)
+
+    def _can_read(self, tokens: Tokens) -> bool:
+        fits = self.context is None or len(tokens) <= self.context
+        return fits and (self.vocab_size is None or max(tokens) < self.vocab_size)

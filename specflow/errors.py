@@ -1,0 +1,49 @@
+"""The one error of specflow: what happened, what was received, and the remedy, in one sentence."""
+
+from __future__ import annotations
+
+from typing import NoReturn, TypeVar, final
+
+from returns.result import Failure, Result
+from typing_extensions import override
+
+T = TypeVar("T")
+
+
+@final
+class DecodeError(ValueError):
+    """A request that cannot be decoded, or a model that broke its promise.
+
+    It is a value where a decode is started (`Result[..., DecodeError]`) and an exception in the spec-named functions.
+
+    >>> print(DecodeError("gamma", "gamma is below 1", 0, "draft at least one token"))
+    gamma is below 1: received 0; draft at least one token.
+    """
+
+    def __init__(self, parameter: str, happened: str, received: object, remedy: str) -> None:
+        super().__init__(parameter, happened, received, remedy)
+        self.parameter = parameter
+        self.happened = happened
+        self.received = received
+        self.remedy = remedy
+
+    @override
+    def __str__(self) -> str:
+        return f"{self.happened}: received {self.received}; {self.remedy}."
+
+
+def unwrap(result: Result[T, DecodeError]) -> T:
+    """The value of a success; raises the `DecodeError` of a failure itself, not wrapped in another exception.
+
+    >>> from returns.result import Success
+    >>> unwrap(Success(3))
+    3
+    """
+    match result:
+        case Failure(DecodeError() as error):
+            _fail(error)
+    return result.unwrap()
+
+
+def _fail(error: DecodeError) -> NoReturn:
+    raise error

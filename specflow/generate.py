@@ -1,0 +1,107 @@
+"""The spec's functions: each reads its flags once, at the boundary, and runs a composition of public stages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch.nn import Module
+
+from specflow.drafters.llm import LLMDrafter
+from specflow.errors import DecodeError, unwrap
+from specflow.gamma import Fixed
+from specflow.loop import once, run, shared_vocabulary, start
+from specflow.predictor import CachedPredictor, UncachedPredictor, fitted, limits_of
+from specflow.processors import GreedyProcessor, LogitsProcessor
+from specflow.random import Dice
+from specflow.stages.observe import Observer, Show, Tokenizer, unobserved
+from specflow.state import DecodeState
+from specflow.steps import autoregressive_step, lossy_unadjusted_step, speculative_step
+
+
+@torch.no_grad()
+def autoregressive_generate(
+    inputs: list[int],
+    model: Module,
+    max_gen_len: int = 40,
+    logits_processor: LogitsProcessor = GreedyProcessor(),
+    eos_tokens_id: int | list[int] = 1,
+    pad_token_id: int = 0,
+    use_cache: bool = False,
+    debug: bool = False,
+) -> list[int]:
+    """The model's own text behind `inputs`, one token at a time: the new tokens, the eos that ended them included.
+
+    Sampling follows torch's default generator. Nothing is padded, so `pad_token_id` has no effect.
+    `DecodeError` (a `ValueError`) for input that cannot be decoded, before the model runs.
+    """
+    state = _started(inputs, model, max_gen_len, eos_tokens_id)
+    step = autoregressive_step(_predictor(model, use_cache), logits_processor, Dice(), _observer(debug, None))
+    return list(run(step, state).state.output)
+
+
+@torch.no_grad()
+def speculative_generate(
+    inputs: list[int],
+    drafter: Module,
+    target: Module,
+    tokenizer: Tokenizer | None = None,
+    gamma: int = 5,
+    use_egag: bool = False,
+    gamma_min: int = 1,
+    gamma_max: int | None = None,
+    egag_ema_beta: float = 0.0,
+    logits_processor: LogitsProcessor = GreedyProcessor(),
+    max_gen_len: int = 40,
+    eos_tokens_id: int | list[int] = 1,
+    pad_token_id: int = 0,
+    use_cache: bool = False,
+    skip_sample_adjustment: bool = False,
+    first_target: bool = True,
+    debug: bool = False,
+) -> tuple[list[int], float]:
+    """Speculative decoding with a model as drafter: the new tokens, and accepted / drafted.
+
+    Greedy text equals `autoregressive_generate`'s token for token (fp32, fp64); sampled text has the target's law.
+    `skip_sample_adjustment=True` is lossy: it draws from p where the residual is due.
+    `first_target` decodes the first token without a draft. `tokenizer` gives `debug` its texts.
+    Sampling follows torch's default generator. Nothing is padded, so `pad_token_id` has no effect.
+    `DecodeError` (a `ValueError`) for input that cannot be decoded, before a model runs.
+    Source: Leviathan et al. 2211.17192; Chen et al. 2302.01318.
+    """
+    if use_egag:
+        raise DecodeError("use_egag", "EGAG is not built yet", True, "use a fixed gamma")
+    policy = Fixed(gamma)
+    vocab_size = unwrap(shared_vocabulary(limits_of(target), limits_of(drafter)))
+    state = _started(inputs, target, max_gen_len, eos_tokens_id)
+
+    rng, observe = Dice(), _observer(debug, tokenizer)
+    target_predictor, drafter_predictor = _predictor(target, use_cache), _predictor(drafter, use_cache)
+    known = limits_of(drafter)
+    draft = LLMDrafter(
+        drafter_predictor if vocab_size is None else fitted(drafter_predictor, vocab_size),
+        logits_processor,
+        rng,
+        known.context,
+        known.vocab_size,
+    )
+    compose = lossy_unadjusted_step if skip_sample_adjustment else speculative_step
+    memos = (drafter_predictor, target_predictor)
+    step = compose(draft, target_predictor, logits_processor, rng, policy, memos, observe)
+    if first_target:
+        step = once(autoregressive_step(target_predictor, logits_processor, rng, observe), step)
+    end = run(step, state).state
+    return list(end.output), end.tally.acceptance_rate
+
+
+def _started(inputs: Sequence[int], target: Module, max_gen_len: int, eos_tokens_id: int | list[int]) -> DecodeState:
+    stop = [eos_tokens_id] if isinstance(eos_tokens_id, int) else eos_tokens_id
+    return unwrap(start(inputs, max_gen_len, stop, limits_of(target)))
+
+
+def _predictor(model: Module, use_cache: bool) -> CachedPredictor | UncachedPredictor:
+    return CachedPredictor(model) if use_cache else UncachedPredictor(model)
+
+
+def _observer(debug: bool, tokenizer: Tokenizer | None) -> Observer:
+    return Show(tokenizer) if debug else unobserved

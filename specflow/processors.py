@@ -1,0 +1,184 @@
+"""The spec's logits processors, and the law that each one draws from."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from math import isfinite
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from typing_extensions import override
+
+from specflow.distribution import BlackBox, Categorical, Distribution, PointMass
+from specflow.errors import DecodeError
+from specflow.state import Tokens
+
+
+class Processor(Protocol):
+    """Turns a model's logits into the laws that tokens are drawn from."""
+
+    def laws(self, tokens: Tokens, logits: Tensor, /) -> tuple[Distribution, ...]:
+        """The law behind each row of `logits` [k, V]; row k - 1 follows all of `tokens`, row k - 2 all but the last."""
+        ...
+
+
+class LogitsProcessor(ABC):
+    """softmax(_process(logits) / temperature), and a way to choose from it. Subclass it to write your own.
+
+    A subclass needs `_process` and `sample` and works everywhere. Where `sample` is one of ours its law is known
+    (one-hot for greedy, the probabilities for the others) and drafts are verified against that law. Where it is not,
+    the sampler is used as it is, by sample-and-match, which is exact whatever it does.
+
+    temperature > 0, else `DecodeError`.
+    """
+
+    def __init__(self, temperature: float = 1.0) -> None:
+        if not (temperature > 0 and isfinite(temperature)):
+            raise DecodeError(
+                "temperature",
+                "temperature is not a positive number",
+                temperature,
+                "use GreedyProcessor() for a temperature of 0",
+            )
+        self.temperature = temperature
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """Probabilities of the shape of `logits` [..., V], in at least fp32. The input is never written to."""
+        scores = self._process(logits.clone())
+        if scores.dtype in (torch.float16, torch.bfloat16):
+            scores = scores.float()
+        return F.softmax(scores / self.temperature, dim=-1)
+
+    @abstractmethod
+    def _process(self, logits: Tensor) -> Tensor:
+        """The logits that the softmax is taken of."""
+
+    @abstractmethod
+    def sample(self, probs: Tensor) -> Tensor:
+        """One token for each row of `probs` [..., V], as [..., 1]."""
+
+    def laws(self, tokens: Tokens, logits: Tensor, /) -> tuple[Distribution, ...]:
+        """The law that `sample` draws from, for each row of `logits` [k, V]."""
+        kind = type(self)
+        if kind.sample is GreedyProcessor.sample:
+            # The argmax of the logits: their softmax may round two of them to one number.
+            untouched = kind._process is GreedyProcessor._process and kind.__call__ is LogitsProcessor.__call__
+            scores = logits if untouched else self(logits)
+            return tuple([PointMass(token) for token in scores.argmax(dim=-1).tolist()])
+        probs = self(logits)
+        if kind.sample is MultinomialProcessor.sample:
+            return tuple([Categorical(row) for row in probs.unbind()])
+        return tuple([BlackBox(row, self.sample) for row in probs.unbind()])
+
+
+class GreedyProcessor(LogitsProcessor):
+    """Always the most probable token. `__call__` still gives the full softmax, as the spec has it.
+
+    >>> greedy = GreedyProcessor()
+    >>> greedy.sample(greedy(torch.tensor([0.1, 2.0, 0.3]))).item()
+    1
+    """
+
+    @override
+    def _process(self, logits: Tensor) -> Tensor:
+        return logits
+
+    @override
+    def sample(self, probs: Tensor) -> Tensor:
+        """argmax, as [..., 1]."""
+        return probs.argmax(dim=-1, keepdim=True)
+
+
+class MultinomialProcessor(LogitsProcessor):
+    """Sampling from the full law."""
+
+    def __init__(self, temperature: float) -> None:
+        super().__init__(temperature)
+
+    @override
+    def _process(self, logits: Tensor) -> Tensor:
+        return logits
+
+    @override
+    def sample(self, probs: Tensor) -> Tensor:
+        """One draw for each row, from torch's default generator, as [..., 1]."""
+        rows = probs.reshape(-1, probs.shape[-1])
+        return torch.multinomial(rows, num_samples=1).reshape(*probs.shape[:-1], 1)
+
+
+class TopKProcessor(MultinomialProcessor):
+    """Sampling from the k most probable tokens: exactly k of them, ties broken as `torch.topk` does.
+
+    top_k ≥ 1, else `DecodeError`; more than the vocabulary keeps everything.
+
+    >>> TopKProcessor(temperature=1.0, top_k=1)(torch.tensor([0.1, 2.0, 0.3]))
+    tensor([0., 1., 0.])
+    """
+
+    def __init__(self, temperature: float, top_k: int) -> None:
+        super().__init__(temperature)
+        self.top_k = _checked_top_k(top_k)
+
+    @override
+    def _process(self, logits: Tensor) -> Tensor:
+        return _keep_top_k(logits, self.top_k)
+
+
+class NucleusProcessor(MultinomialProcessor):
+    """Sampling from the nucleus: the smallest set of tokens whose probabilities, at this temperature, reach top_p.
+
+    0 < top_p ≤ 1, else `DecodeError`. Source: Holtzman et al. 1904.09751, section 3.1.
+
+    >>> NucleusProcessor(temperature=1.0, top_p=0.6)(torch.tensor([0.5, 0.3, 0.2]).log())
+    tensor([0.6250, 0.3750, 0.0000])
+    """
+
+    def __init__(self, temperature: float, top_p: float) -> None:
+        super().__init__(temperature)
+        self.top_p = _checked_top_p(top_p)
+
+    @override
+    def _process(self, logits: Tensor) -> Tensor:
+        return _keep_nucleus(logits, self.temperature, self.top_p)
+
+
+class TopKNucleusProcessor(MultinomialProcessor):
+    """Sampling from the nucleus of the k most probable tokens."""
+
+    def __init__(self, temperature: float, top_k: int, top_p: float) -> None:
+        super().__init__(temperature)
+        self.top_k = _checked_top_k(top_k)
+        self.top_p = _checked_top_p(top_p)
+
+    @override
+    def _process(self, logits: Tensor) -> Tensor:
+        return _keep_nucleus(_keep_top_k(logits, self.top_k), self.temperature, self.top_p)
+
+
+def _checked_top_k(top_k: int) -> int:
+    if top_k < 1:
+        raise DecodeError("top_k", "top_k is below 1", top_k, "keep at least one token")
+    return top_k
+
+
+def _checked_top_p(top_p: float) -> float:
+    if not 0 < top_p <= 1:
+        raise DecodeError("top_p", "top_p is outside (0, 1]", top_p, "use 1.0 to keep every token")
+    return top_p
+
+
+def _keep_top_k(logits: Tensor, top_k: int) -> Tensor:
+    best = logits.topk(min(top_k, logits.shape[-1]), dim=-1)
+    return torch.full_like(logits, -torch.inf).scatter(-1, best.indices, best.values)
+
+
+def _keep_nucleus(logits: Tensor, temperature: float, top_p: float) -> Tensor:
+    if top_p == 1.0:
+        return logits  # a rounded cumulative sum reaches 1 before the last token does
+    ordered = logits.sort(dim=-1, descending=True)
+    probs = F.softmax(ordered.values.to(torch.promote_types(logits.dtype, torch.float32)) / temperature, dim=-1)
+    # A token stays while the mass before it falls short of top_p; the first always does.
+    outside = probs.cumsum(dim=-1) - probs >= top_p
+    return logits.masked_fill(outside.scatter(-1, ordered.indices, outside), -torch.inf)

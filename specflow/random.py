@@ -1,0 +1,92 @@
+"""All randomness goes through two small protocols, so that one pipeline runs on dice, on seeds, or on every branch."""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+from typing import Protocol, final
+
+import torch
+from attrs import frozen
+
+from specflow.distribution import BlackBox, Categorical, Distribution, PointMass
+
+
+class Sampling(Protocol):
+    """Draws tokens. `position` is where in the text the token would stand, counted from 0 at the prompt's first."""
+
+    def draw(self, law: Distribution, position: int, /) -> int:
+        """One token of the law."""
+        ...
+
+
+class Randomness(Sampling, Protocol):
+    """Draws tokens and takes decisions, each with fresh randomness."""
+
+    def accept(self, probability: float, /) -> bool:
+        """True with the given probability, which may exceed 1."""
+        ...
+
+
+@final
+@frozen(eq=False)
+class Dice:
+    """Randomness from a torch generator; from torch's default one, which `torch.manual_seed` governs, when None.
+
+    Certain outcomes (a point mass, a probability of 0 or 1) consume nothing.
+
+    >>> dice = Dice(torch.Generator().manual_seed(0))
+    >>> dice.draw(PointMass(3), 0), dice.accept(1.0), dice.accept(0.0)
+    (3, True, False)
+    """
+
+    generator: torch.Generator | None = None
+
+    def draw(self, law: Distribution, position: int, /) -> int:
+        """One token; a `BlackBox` draws its own."""
+        match law:
+            case PointMass(token):
+                return token
+            case Categorical(probs):
+                if self.generator is not None and self.generator.device != probs.device:
+                    probs = probs.to(self.generator.device)
+                return int(torch.multinomial(probs, 1, generator=self.generator))
+            case BlackBox():
+                return law.draw()
+
+    def accept(self, probability: float, /) -> bool:
+        """u < probability, with u uniform on [0, 1): never true at 0, always at 1."""
+        if probability <= 0.0 or probability >= 1.0:
+            return probability >= 1.0
+        return torch.rand((), generator=self.generator).item() < probability
+
+
+@final
+@frozen
+class SharedNoise:
+    """Draws by Gumbel noise that depends on (seed, position) alone: argmax(log p + g).
+
+    Drafter and target that share it draw the same token whenever their laws are close, and with
+    `stages.MatchSamples` the text depends on the seed and not on the drafter: P(accept) ≥ (1 - TV) / (1 + TV).
+    It cannot `accept`, so mypy keeps it away from `stages.RejectTokens`, where shared noise would bend the law.
+    argmax(log p + g) is computed as argmax(p / e), with e exponential; the same numbers on every device.
+    Source: Daliri et al. 2408.07978, section 3.
+
+    >>> law = Categorical(torch.tensor([0.2, 0.3, 0.5]))
+    >>> SharedNoise(1).draw(law, 9) == SharedNoise(1).draw(law, 9)
+    True
+    """
+
+    seed: int
+
+    def draw(self, law: Distribution, position: int, /) -> int:
+        """One token; the noise is drawn in fp32 on the CPU. A `BlackBox` draws its own and shares nothing."""
+        match law:
+            case PointMass(token):
+                return token
+            case Categorical(probs):
+                key = blake2b(f"{self.seed}/{position}".encode(), digest_size=8).digest()
+                generator = torch.Generator().manual_seed(int.from_bytes(key[:7], "big"))
+                noise = torch.empty(probs.shape[-1]).exponential_(generator=generator)
+                return int((probs / noise.to(probs.device)).argmax())
+            case BlackBox():
+                return law.draw()

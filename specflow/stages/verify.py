@@ -1,0 +1,90 @@
+"""Verify: one target pass over all drafts, and a rule that tells how many of them stand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import final
+
+from attrs import frozen
+
+from specflow.distribution import BlackBox, Distribution, PointMass
+from specflow.processors import Processor
+from specflow.random import Randomness, Sampling
+from specflow.state import Drafted, Predictor, Proposal, Verified
+
+
+@final
+@frozen
+class RejectTokens:
+    """Token rejection: draft x_i stands iff u_i < p(x_i) / q(x_i) and all before it stand.
+
+    At the first refusal the correction is drawn from norm(max(0, p - q)), behind γ accepted drafts from p. The text
+    then has exactly the target's law, and P(accept) = 1 - TV(p, q). For a point mass q this is: accept x with
+    probability p(x), else draw from p without x. Where the law of p or q is not known (a user's sampler) the position
+    is judged by sample-and-match, which is exact too.
+    Source: Leviathan et al. 2211.17192, algorithm 1; Chen et al. 2302.01318, algorithm 2. Beyond them: p(x) = 0 is
+    always refused, and a residual without mass (p = q) is replaced by p.
+    """
+
+    target: Predictor
+    processor: Processor
+    rng: Randomness
+
+    def __call__(self, drafted: Drafted, /) -> Verified:
+        tokens = drafted.state.tokens + drafted.tokens
+        logits = self.target(tokens, len(drafted.proposals) + 1)
+        laws = self.processor.laws(tokens, logits)
+        start = len(drafted.state.tokens)
+        for i, (draft, p) in enumerate(zip(drafted.proposals, laws)):  # noqa: B905 - laws has one row more, the bonus
+            correction = self._refusal(draft, p, start + i)
+            if correction is not None:
+                return Verified(drafted, i, correction, laws, logits)
+        return Verified(drafted, len(drafted.proposals), laws[-1], laws, logits)
+
+    def _refusal(self, draft: Proposal, p: Distribution, position: int) -> Distribution | None:
+        """None if the draft stands, else the law of the token in its place."""
+        q = draft.q
+        if isinstance(p, BlackBox) or isinstance(q, BlackBox):
+            return _mismatch(draft, p, position, self.rng)
+        likely, drafted = p.of(draft.token), q.of(draft.token)
+        if likely > 0 and (likely >= drafted or self.rng.accept(likely / drafted)):
+            return None
+        return p.residual(q)
+
+
+@final
+@frozen
+class MatchSamples:
+    """Sample-and-match: draw s ~ p at each position and emit it; the draft stands iff it is s.
+
+    Exact whatever the drafts are and however s is drawn, since every emitted token is the target's own sample. For
+    point masses it accepts as often as token rejection; for spread drafts less often, unless drafter and target share
+    their noise: with `SharedNoise` on both sides this is seed-coupled verification, and the text depends on the seed
+    alone, not on the drafter. Source: Daliri et al. 2408.07978, section 3.
+    """
+
+    target: Predictor
+    processor: Processor
+    rng: Sampling
+
+    def __call__(self, drafted: Drafted, /) -> Verified:
+        tokens = drafted.state.tokens + drafted.tokens
+        logits = self.target(tokens, len(drafted.proposals) + 1)
+        laws = self.processor.laws(tokens, logits)
+        accepted, correction = self._judge(drafted.proposals, laws, len(drafted.state.tokens))
+        return Verified(drafted, accepted, correction, laws, logits)
+
+    def _judge(
+        self, proposals: Sequence[Proposal], laws: Sequence[Distribution], start: int
+    ) -> tuple[int, Distribution]:
+        for i, draft in enumerate(proposals):
+            correction = _mismatch(draft, laws[i], start + i, self.rng)
+            if correction is not None:
+                return i, correction
+        return len(proposals), laws[-1]
+
+
+def _mismatch(draft: Proposal, p: Distribution, position: int, rng: Sampling) -> PointMass | None:
+    """None if the target's sample is the draft, else that sample, to be emitted in its place."""
+    sample = rng.draw(p, position)
+    return None if sample == draft.token else PointMass(sample)

@@ -1,0 +1,58 @@
+"""The prebuilt steps: compositions of public stages and nothing else. Read one, copy it, rearrange it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from returns.functions import tap
+from returns.pipeline import flow
+
+from specflow.gamma import Fixed
+from specflow.predictor import Prunable
+from specflow.processors import Processor
+from specflow.random import Randomness
+from specflow.stages.adjust import Adjust, LossySkipAdjustment
+from specflow.stages.commit import advance, commit
+from specflow.stages.draft import Draft, draft_nothing
+from specflow.stages.observe import Observer, unobserved
+from specflow.stages.prune import PruneCache
+from specflow.stages.verify import RejectTokens
+from specflow.state import Drafter, GammaPolicy, Predictor, Step
+
+
+def autoregressive_step(
+    target: Predictor, processor: Processor, rng: Randomness, observe: Observer = unobserved
+) -> Step:
+    """One token of the target. The unit among steps: any lossless step has its law."""
+    verify, adjust = RejectTokens(target, processor, rng), Adjust(rng)
+    return lambda state: flow(state, draft_nothing, verify, adjust, commit, tap(observe), advance)
+
+
+def speculative_step(
+    drafter: Drafter,
+    target: Predictor,
+    processor: Processor,
+    rng: Randomness,
+    gamma: GammaPolicy = Fixed(),
+    prune: Iterable[Prunable] = (),
+    observe: Observer = unobserved,
+) -> Step:
+    """Draft, verify by token rejection, adjust, commit, prune. Lossless: the text has exactly the target's law."""
+    draft, verify, adjust = Draft(drafter, gamma), RejectTokens(target, processor, rng), Adjust(rng)
+    forget = PruneCache(tuple(prune))
+    return lambda state: flow(state, draft, verify, adjust, commit, tap(observe), forget, advance)
+
+
+def lossy_unadjusted_step(
+    drafter: Drafter,
+    target: Predictor,
+    processor: Processor,
+    rng: Randomness,
+    gamma: GammaPolicy = Fixed(),
+    prune: Iterable[Prunable] = (),
+    observe: Observer = unobserved,
+) -> Step:
+    """`speculative_step` without the sample adjustment, as the spec's `skip_sample_adjustment` asks. Lossy."""
+    draft, verify, adjust = Draft(drafter, gamma), RejectTokens(target, processor, rng), LossySkipAdjustment(rng)
+    forget = PruneCache(tuple(prune))
+    return lambda state: flow(state, draft, verify, adjust, commit, tap(observe), forget, advance)
