@@ -88,9 +88,12 @@ def _converted_smollm2() -> Result[Path, DecodeError]:
         return Failure(DecodeError("model", happened, repr(SMOLLM2), f"run `{INSTALL}`"))
     weights = next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
     tokenizer = AutoTokenizer.from_pretrained(weights.parent, gguf_file=weights.name)
-    model = AutoModelForCausalLM.from_pretrained(weights.parent, gguf_file=weights.name, dtype=torch.float32)
-    # The copy is an ordinary model: nothing of it is quantized any more.
-    vars(model.config).pop("quantization_config", None)
+    converted = AutoModelForCausalLM.from_pretrained(weights.parent, gguf_file=weights.name, dtype=torch.float32)
+    # transformers refuses to save what was quantized, so the copy is an ordinary model with the same weights.
+    vars(converted.config).pop("quantization_config", None)
+    model = AutoModelForCausalLM.from_config(converted.config)
+    model.load_state_dict(converted.state_dict())
+    model.generation_config = converted.generation_config
     home.parent.mkdir(parents=True, exist_ok=True)
     building = Path(mkdtemp(dir=home.parent))
     model.save_pretrained(building)

@@ -26,6 +26,10 @@ REREAD: Final = 32
 """How many tokens may be read again with the next draft before a checkpoint is moved up in a pass of its own."""
 
 
+CACHE_NAMES: Final = ("cache", "past_key_values", "cache_params", "state")
+"""What models call their cache, as argument and as output: transformers' name, its older ones, and RWKV's."""
+
+
 @final
 @frozen
 class Limits:
@@ -202,7 +206,7 @@ class _Reader:
     @classmethod
     def of(cls, model: Module) -> _Reader:
         names = inspect.signature(model.forward).parameters
-        cache_name = next((name for name in ("past_key_values", "cache_params", "state") if name in names), None)
+        cache_name = next((name for name in CACHE_NAMES if name in names), None)
         return cls(model, model, cache_name, "logits_to_keep" in names)
 
     def read(self, tokens: Tokens, cache: object | None, last: int) -> tuple[Tensor, object | None]:
