@@ -1,0 +1,80 @@
+"""Small models to test on, and the slow, honest oracle that every decoder is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import torch
+from torch.nn import Module
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+VOCABULARY = 64
+
+
+def tiny_llama(
+    seed: int = 0,
+    *,
+    vocab_size: int = VOCABULARY,
+    layers: int = 2,
+    context: int = 128,
+    dtype: torch.dtype = torch.float64,
+) -> PreTrainedModel:
+    """A random llama with spread-out logits, so that different seeds give different texts."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=context,
+        initializer_range=0.3,
+    )
+    return _ready(LlamaForCausalLM(config), dtype)
+
+
+def tiny_gpt2(seed: int = 0, *, vocab_size: int = VOCABULARY, context: int = 128) -> PreTrainedModel:
+    """A random GPT-2: learned positions, biases, another block."""
+    torch.manual_seed(seed)
+    config = GPT2Config(
+        vocab_size=vocab_size,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        n_positions=context,
+        initializer_range=0.3,
+        bos_token_id=1,
+        eos_token_id=1,
+    )
+    return _ready(GPT2LMHeadModel(config), torch.float64)
+
+
+def disturbed(model: PreTrainedModel, seed: int, amount: float) -> PreTrainedModel:
+    """A copy of a llama with noise on its weights: a drafter that is right most of the time."""
+    copy = LlamaForCausalLM(LlamaConfig(**model.config.to_dict()))
+    copy.load_state_dict(model.state_dict())
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in copy.parameters():
+            parameter.add_(amount * parameter.std() * torch.randn(parameter.shape, generator=generator))
+    return _ready(copy, model.dtype)
+
+
+def oracle(inputs: Sequence[int], model: Module, max_gen_len: int, eos: Collection[int] = ()) -> list[int]:
+    """Greedy decoding without a cache, without speculation, without specflow."""
+    text = list(inputs)
+    with torch.no_grad():
+        for _ in range(max_gen_len):
+            text.append(int(model(torch.tensor([text])).logits[0, -1].argmax()))
+            if text[-1] in eos:
+                break
+    return text[len(inputs) :]
+
+
+def _ready(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    model.to(dtype)
+    model.eval()
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    return model
