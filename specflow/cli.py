@@ -14,7 +14,7 @@ from returns.result import Failure, Result, Success
 from transformers import TextStreamer
 from transformers.utils import logging
 
-from specflow.errors import DecodeError
+from specflow.errors import DecodeError, unwrap
 from specflow.loop import start, unfold
 from specflow.models import SMOLLM2, DType, Loaded, load, smollm2_is_converted
 from specflow.predictor import CachedPredictor, limits_of
@@ -51,11 +51,11 @@ class Options:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the exit code is 0, 2 for what cannot be decoded, and 130 after Ctrl-C."""
     parsed = _parser().parse_args(arguments)
-    match _generate(Options(**{name: value for name, value in vars(parsed).items() if name != "command"})):
-        case Success(code):
-            return code
-        case Failure(error):
-            print(f"specflow: {error}", file=sys.stderr)
+    options = Options(**{name: value for name, value in vars(parsed).items() if name != "command"})
+    try:
+        return unwrap(_generate(options))
+    except DecodeError as error:  # a value where the decode starts, an exception from a model that breaks down later
+        print(f"specflow: {error}", file=sys.stderr)
     return 2
 
 
