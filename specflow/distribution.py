@@ -113,7 +113,7 @@ Distribution: TypeAlias = PointMass | Categorical | BlackBox
 def normalised_entropy(probs: Tensor) -> float:
     """H(p) / log V of a law [V]: 0 when certain, 1 when uniform.
 
-    >>> normalised_entropy(torch.tensor([0.25, 0.25, 0.25, 0.25]))
+    >>> round(normalised_entropy(torch.tensor([0.25, 0.25, 0.25, 0.25])), 6)
     1.0
     """
     return Categorical(probs).entropy() / log(probs.shape[-1])

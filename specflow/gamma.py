@@ -22,7 +22,7 @@ def _at_least_one(instance: object, attribute: object, gamma: int) -> None:
 class Fixed:
     """The same γ at each step: up to `gamma` proposals, fewer where the stream ends. γ ≥ 1, else `DecodeError`.
 
-    >>> from specflow import PointMass, Proposal
+    >>> from specflow import PointMass, Proposal, Request
     >>> state = DecodeState(Request((1,), 9), (1,))
     >>> stream = (Proposal(token, PointMass(token)) for token in (4, 5, 6))
     >>> [proposal.token for proposal in Fixed(2)(stream, state)[0]]

