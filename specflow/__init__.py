@@ -7,6 +7,13 @@ from specflow.distribution import Distribution as Distribution
 from specflow.distribution import PointMass as PointMass
 from specflow.distribution import max_fn as max_fn
 from specflow.drafters import LLMDrafter as LLMDrafter
+from specflow.drafters import PromptLookup as PromptLookup
+from specflow.drafters import SuffixDrafter as SuffixDrafter
+from specflow.drafters import at_most as at_most
+from specflow.drafters import first_of as first_of
+from specflow.drafters import longest as longest
+from specflow.drafters import propose_nothing as propose_nothing
+from specflow.drafters import then as then
 from specflow.errors import DecodeError as DecodeError
 from specflow.errors import unwrap as unwrap
 from specflow.gamma import Fixed as Fixed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NoReturn, TypeVar, final
 
+from attrs import Attribute
 from returns.result import Failure, Result
 from typing_extensions import override
 
@@ -47,3 +48,9 @@ def unwrap(result: Result[T, DecodeError]) -> T:
 
 def _fail(error: DecodeError) -> NoReturn:
     raise error
+
+
+def at_least_one(instance: object, attribute: Attribute[int], value: int) -> None:
+    """An attrs validator: refuses a value below 1."""
+    if value < 1:
+        raise DecodeError(attribute.name, f"{attribute.name} is below 1", value, "give 1 or more")

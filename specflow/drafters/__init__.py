@@ -1,3 +1,10 @@
 """Drafters: interchangeable providers of proposals."""
 
+from specflow.drafters.combine import at_most as at_most
+from specflow.drafters.combine import first_of as first_of
+from specflow.drafters.combine import longest as longest
+from specflow.drafters.combine import propose_nothing as propose_nothing
+from specflow.drafters.combine import then as then
 from specflow.drafters.llm import LLMDrafter as LLMDrafter
+from specflow.drafters.lookup import PromptLookup as PromptLookup
+from specflow.drafters.suffix import SuffixDrafter as SuffixDrafter

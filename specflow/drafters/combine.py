@@ -1,0 +1,112 @@
+"""The algebra of drafters: drafters combine into drafters, to any depth.
+
+Proposals pass through as they are, with the law q they were drawn from and the name of their source, so a combination
+is as exact as its parts, and the tally tells who proposed and who was accepted. One thing must hold: which drafter is
+heard must not depend on the tokens drawn. A `Drafter` decides whether it proposes a token before it draws it, so it
+is safe to ask whether a stream goes on (`first_of`, `then`, `at_most`); only `longest` asks for more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import TypeAlias
+
+from specflow.distribution import PointMass
+from specflow.errors import DecodeError
+from specflow.state import CertainDrafter, Proposal, Q, Tokens
+
+DrafterOf: TypeAlias = Callable[[Tokens], Iterator[Proposal[Q]]]
+"""A drafter whose proposals have laws of type Q: combinations of certain drafters are certain."""
+
+
+def propose_nothing(tokens: Tokens, /) -> Iterator[Proposal[PointMass]]:
+    """The unit of `first_of`, `then` and `longest`. Decoding with it is autoregressive.
+
+    >>> list(propose_nothing((1, 2)))
+    []
+    """
+    return iter(())
+
+
+def first_of(*drafters: DrafterOf[Q]) -> DrafterOf[Q]:
+    """The first drafter that proposes anything; those behind it are not asked.
+
+    Laws: associative; `propose_nothing` is its unit on both sides, and `first_of()` is it.
+
+    >>> from specflow.drafters import PromptLookup, SuffixDrafter
+    >>> drafter = first_of(SuffixDrafter(shortest=3), PromptLookup(num_output_tokens=2))
+    >>> [(proposal.source, proposal.token) for proposal in drafter((1, 2, 7, 1, 2))]
+    [('lookup', 7), ('lookup', 1)]
+    """
+
+    def draft(tokens: Tokens, /) -> Iterator[Proposal[Q]]:
+        for drafter in drafters:
+            stream = drafter(tokens)
+            for proposal in stream:
+                yield proposal
+                yield from stream
+                return
+
+    return draft
+
+
+def then(*drafters: DrafterOf[Q]) -> DrafterOf[Q]:
+    """Each drafter goes on where the one before it ended, reading the tokens drafted so far as text.
+
+    A drafter without an end, such as a language model, lets nobody speak behind it: give it an end with `at_most`.
+    Laws: associative; `propose_nothing` is its unit on both sides, and `then()` is it.
+
+    >>> from specflow.drafters import PromptLookup
+    >>> twice = then(PromptLookup(num_output_tokens=2), PromptLookup(num_output_tokens=1))
+    >>> [proposal.token for proposal in twice((1, 2, 7, 8, 1))]
+    [2, 7, 8]
+    """
+
+    def draft(tokens: Tokens, /) -> Iterator[Proposal[Q]]:
+        for drafter in drafters:
+            drafted: list[int] = []
+            for proposal in drafter(tokens):
+                drafted.append(proposal.token)
+                yield proposal
+            tokens = (*tokens, *drafted)
+
+    return draft
+
+
+def longest(*drafters: CertainDrafter) -> CertainDrafter:
+    """The longest of the drafts, the earliest drafter's among equals. Every stream is read to its end, so it needs one.
+
+    Only for certain drafters. A point mass is verified by whether the target's own token is the draft, which is exact
+    however the draft was come by. Where drafts are drawn, lengths may depend on the draws (a model that stops once it
+    is unsure), and the drafts that win no longer have the law q that they carry: verifying them by q bends the text's
+    law. mypy refuses such a drafter.
+
+    Laws: associative; `propose_nothing` is its unit on both sides, and `longest()` is it; longest(a, a) = a.
+
+    >>> from specflow.drafters import PromptLookup, SuffixDrafter
+    >>> drafter = longest(PromptLookup(num_output_tokens=2), SuffixDrafter(most=3))
+    >>> [(proposal.source, proposal.token) for proposal in drafter((1, 2, 7, 1, 2))]
+    [('suffix', 7), ('suffix', 1), ('suffix', 2)]
+    """
+
+    def draft(tokens: Tokens, /) -> Iterator[Proposal[PointMass]]:
+        drafts = [tuple(drafter(tokens)) for drafter in drafters]
+        yield from max(drafts, key=len, default=())
+
+    return draft
+
+
+def at_most(k: int, drafter: DrafterOf[Q]) -> DrafterOf[Q]:
+    """The first k proposals of a drafter; the next one is never computed. k ≥ 0, else `DecodeError`.
+
+    Laws: at_most(0, a) proposes nothing; at_most(j, at_most(k, a)) = at_most(min(j, k), a); at_most(k, first_of(a, b))
+    = first_of(at_most(k, a), at_most(k, b)) for k ≥ 1.
+
+    >>> from specflow.drafters import PromptLookup
+    >>> [proposal.token for proposal in at_most(1, PromptLookup())((1, 2, 7, 1, 2))]
+    [7]
+    """
+    if k < 0:
+        raise DecodeError("k", "k is negative", k, "give 0 or more")
+    return lambda tokens: islice(drafter(tokens), k)

@@ -1,0 +1,54 @@
+"""Prompt lookup: the plain baseline that people know, as transformers has it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import final
+
+from attrs import field, frozen
+
+from specflow.distribution import PointMass
+from specflow.errors import at_least_one
+from specflow.state import Proposal, Tokens
+
+
+@final
+@frozen
+class PromptLookup:
+    """Drafts what followed the first occurrence of the text's last n tokens, for the largest n that has one.
+
+    n goes from `max_matching_ngram_size` down to 1, and up to `num_output_tokens` tokens are copied, as far as the text
+    goes. Both are at least 1, else `DecodeError`. Names and defaults are those of transformers'
+    `PromptLookupCandidateGenerator`, and so are the drafts, token for token; each call scans the text.
+    Source: Saxena, Prompt Lookup Decoding, 2023.
+
+    >>> [proposal.token for proposal in PromptLookup(num_output_tokens=3)((1, 2, 7, 1, 2, 8, 1, 2))]
+    [7, 1, 2]
+    """
+
+    max_matching_ngram_size: int = field(default=2, validator=at_least_one)
+    num_output_tokens: int = field(default=10, validator=at_least_one)
+    source: str = "lookup"
+
+    def __call__(self, tokens: Tokens, /) -> Iterator[Proposal[PointMass]]:
+        for n in range(self.max_matching_ngram_size, 0, -1):
+            end = _first_end(tokens, n)
+            if end is not None:
+                for token in tokens[end : end + self.num_output_tokens]:
+                    yield Proposal(token, PointMass(token), self.source)
+                return
+
+
+def _first_end(tokens: Tokens, n: int) -> int | None:
+    """Where the first occurrence of the last n tokens ends, if it ends before the text does."""
+    ending = tokens[-n:]
+    end = n
+    while end < len(tokens):
+        try:
+            end = tokens.index(ending[-1], end - 1, len(tokens) - 1) + 1
+        except ValueError:
+            return None
+        if tokens[end - n : end] == ending:
+            return end
+        end += 1
+    return None

@@ -1,0 +1,162 @@
+"""Suffix drafting: what followed the last time that the text ended like this."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import floor, isfinite
+from threading import Lock
+from typing import Final, NamedTuple, final
+
+from attrs import Attribute, define, field
+
+from specflow.distribution import PointMass
+from specflow.errors import DecodeError, at_least_one
+from specflow.state import Proposal, Tokens
+
+TEXTS: Final = 4
+"""How many texts a drafter remembers: enough for a few decodes that take turns."""
+
+NESTED: Final = 32
+"""How many nested matches each token brings up to date. A match has as many inside it only in a text that repeats
+itself more often than that; there an older occurrence may stand for the latest one."""
+
+
+class Match(NamedTuple):
+    """The longest ending of a text that occurred in it before: its length, and where that occurrence ended.
+
+    The text went on with `tokens[end]`. No match has length 0.
+    """
+
+    length: int
+    end: int
+
+
+NO_MATCH: Final = Match(0, 0)
+
+
+def _finite(instance: object, attribute: Attribute[float], value: float) -> None:
+    if not isfinite(value):
+        raise DecodeError(attribute.name, f"{attribute.name} is not a finite number", value, "give a finite number")
+
+
+@final
+@define(eq=False)
+class SuffixDrafter:
+    """Drafts what followed the latest earlier occurrence of the longest ending of the text that has one.
+
+    With a match of m tokens it proposes min(most, ⌊factor·m + offset⌋) of them: a long match is worth a long draft.
+    Where the copy runs into the end of the text it goes on with itself, so that a loop is continued. Matches shorter
+    than `shortest` are not used.
+
+    It is a pure function of the text. A suffix automaton of the last few texts is kept as a memo: a text that grew
+    costs O(1) amortised a token, another one is read once. `most` and `shortest` are at least 1, factor and offset
+    finite, else `DecodeError`.
+    Source: suffix decoding (Oliaro et al. 2411.04975, section 4), whose tree of counts to a fixed depth is replaced by
+    the longest match of any length and its latest occurrence.
+
+    >>> [proposal.token for proposal in SuffixDrafter(factor=1, offset=0)((5, 1, 2, 3, 9, 1, 2))]
+    [3, 9]
+    """
+
+    most: int = field(default=20, validator=at_least_one)
+    factor: float = field(default=2.0, validator=_finite)
+    offset: float = field(default=4.0, validator=_finite)
+    shortest: int = field(default=1, validator=at_least_one)
+    source: str = "suffix"
+    _memos: list[_Automaton] = field(init=False, factory=list, repr=False)
+    _lock: Lock = field(init=False, factory=Lock, repr=False)
+
+    def __call__(self, tokens: Tokens, /) -> Iterator[Proposal[PointMass]]:
+        length, end = self.match(tokens)
+        if length < self.shortest:
+            return
+        period = len(tokens) - end
+        for i in range(min(self.most, floor(self.factor * length + self.offset))):
+            token = tokens[end + i % period]
+            yield Proposal(token, PointMass(token), self.source)
+
+    def match(self, tokens: Tokens) -> Match:
+        """The longest match, and of its earlier occurrences the latest.
+
+        >>> SuffixDrafter().match((1, 2, 7, 1, 2, 8, 1, 2))
+        Match(length=2, end=5)
+        """
+        # A memo is out of the list while it grows: an interruption loses it, and another thread never meets it.
+        with self._lock:
+            automaton = self._take(tokens)
+        automaton.extend(tokens)
+        with self._lock:
+            self._memos[:] = [automaton, *self._memos[: TEXTS - 1]]
+        return automaton.match
+
+    def _take(self, tokens: Tokens) -> _Automaton:
+        for automaton in self._memos:
+            if automaton.begins(tokens):
+                self._memos.remove(automaton)
+                return automaton
+        return _Automaton()
+
+
+@final
+@define(eq=False)
+class _Automaton:
+    """The suffix automaton of `text`, grown token by token.
+
+    A state is a class of substrings that end at the same positions: the longest has `lengths[state]` tokens, the latest
+    position is `ends[state]`, and `links[state]` is the state of the longest suffix that also ends elsewhere. So the
+    link of the whole text's state is the longest match. State 0 is the empty substring, without a link (-1).
+    Source: Blumer et al., The smallest automaton recognizing the subwords of a text, 1985; `ends` is ours.
+    """
+
+    text: Tokens = ()
+    match: Match = NO_MATCH
+    _whole: int = 0
+    _lengths: list[int] = field(factory=lambda: [0])
+    _links: list[int] = field(factory=lambda: [-1])
+    _ends: list[int] = field(factory=lambda: [0])
+    _edges: list[dict[int, int]] = field(factory=lambda: [{}])
+
+    def begins(self, tokens: Tokens) -> bool:
+        """Whether `tokens` begin with this text."""
+        return tokens[: len(self.text)] == self.text
+
+    def extend(self, tokens: Tokens) -> None:
+        """Grow to `tokens`, which begin with this text."""
+        for position in range(len(self.text), len(tokens)):
+            self._append(tokens[position], position + 1)
+        self.text = tokens
+
+    def _append(self, token: int, length: int) -> None:
+        links, ends, edges = self._links, self._ends, self._edges
+        state, whole = self._whole, self._add(length, length, {})
+        while state >= 0 and token not in edges[state]:
+            edges[state][token] = whole
+            state = links[state]
+        link = 0 if state < 0 else self._state_behind(state, token)
+        links[whole], self._whole = link, whole
+        self.match = Match(self._lengths[link], ends[link])
+        for _ in range(NESTED):
+            if link <= 0:
+                break
+            ends[link] = length
+            link = links[link]
+
+    def _state_behind(self, state: int, token: int) -> int:
+        """The state of `state`'s longest substring and `token`: a part of the class its edge leads to is split off."""
+        lengths, links, edges = self._lengths, self._links, self._edges
+        behind = edges[state][token]
+        if lengths[behind] == lengths[state] + 1:
+            return behind
+        part = self._add(lengths[state] + 1, self._ends[behind], dict(edges[behind]))
+        links[part], links[behind] = links[behind], part
+        while state >= 0 and edges[state].get(token) == behind:
+            edges[state][token] = part
+            state = links[state]
+        return part
+
+    def _add(self, length: int, end: int, edges: dict[int, int]) -> int:
+        self._lengths.append(length)
+        self._links.append(0)
+        self._ends.append(end)
+        self._edges.append(edges)
+        return len(self._lengths) - 1

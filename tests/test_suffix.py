@@ -1,0 +1,167 @@
+"""The suffix drafter against a brute-force search, over texts that grow, roll back and take turns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typing_extensions import override
+
+from specflow import DecodeError, PointMass, SuffixDrafter, Tokens
+from specflow.drafters.suffix import NO_MATCH, Match
+
+
+def matches(tokens: Tokens) -> list[Match]:
+    """All places where the longest ending of the text that occurred before did so, the latest first."""
+    n = len(tokens)
+    for length in range(n - 1, 0, -1):
+        found = [
+            Match(length, e) for e in range(n - 1, length - 1, -1) if tokens[e - length : e] == tokens[n - length :]
+        ]
+        if found:
+            return found
+    return [NO_MATCH]
+
+
+def continuation(tokens: Tokens, end: int, k: int) -> list[int]:
+    """k tokens copied from `end` on, the copies included."""
+    text = list(tokens)
+    for i in range(end, end + k):
+        text.append(text[i])
+    return text[len(tokens) :]
+
+
+def drafted(drafter: SuffixDrafter, tokens: Tokens) -> list[int]:
+    return [proposal.token for proposal in drafter(tokens)]
+
+
+def expected(tokens: Tokens, most: int, factor: int, offset: int, shortest: int) -> list[int]:
+    length, end = matches(tokens)[0]
+    if length < shortest:
+        return []
+    return continuation(tokens, end, max(0, min(most, factor * length + offset)))
+
+
+texts = st.integers(1, 4).flatmap(lambda vocabulary: st.lists(st.integers(0, vocabulary - 1), min_size=1, max_size=30))
+
+
+@settings(max_examples=1000)
+@given(texts)
+def test_the_longest_match_and_the_latest_of_them(text: list[int]) -> None:
+    drafter = SuffixDrafter()
+    for end in range(1, len(text) + 1):
+        tokens = tuple(text[:end])
+        assert drafter.match(tokens) == SuffixDrafter().match(tokens) == matches(tokens)[0]
+
+
+@settings(max_examples=1000)
+@given(texts, st.integers(1, 12), st.integers(0, 4), st.integers(-3, 5), st.integers(1, 4))
+def test_the_draft_is_what_followed(text: list[int], most: int, factor: int, offset: int, shortest: int) -> None:
+    tokens = tuple(text)
+    drafter = SuffixDrafter(most, factor, offset, shortest)
+    assert drafted(drafter, tokens) == expected(tokens, most, factor, offset, shortest)
+
+
+moves = st.tuples(st.integers(0, 6), st.integers(0, 12), st.lists(st.integers(0, 2), max_size=6))
+
+
+@settings(max_examples=1000, deadline=None)
+@given(st.lists(moves, max_size=25))
+def test_texts_that_grow_roll_back_and_take_turns(steps: list[tuple[int, int, list[int]]]) -> None:
+    """More texts than are remembered, each cut by up to 12 tokens and grown by up to 6 at its turn."""
+    drafter = SuffixDrafter()
+    held: list[Tokens] = [(0,)] * 7
+    for which, back, more in steps:
+        tokens = held[which]
+        held[which] = (*tokens[: max(1, len(tokens) - back)], *more)[:30]
+        assert drafted(drafter, held[which]) == drafted(SuffixDrafter(), held[which])
+        assert drafter.match(held[which]) == matches(held[which])[0]
+
+
+@given(
+    st.lists(st.integers(0, 2), min_size=1, max_size=5), st.integers(10, 60), st.lists(st.integers(0, 2), max_size=9)
+)
+def test_endless_repetition_still_gives_a_longest_match(loop: list[int], times: int, tail: list[int]) -> None:
+    """Where more matches are nested than are kept up to date, the latest may be missed, the longest never."""
+    tokens = (*(loop * times), *tail)
+    assert SuffixDrafter().match(tokens) in matches(tokens)
+
+
+def test_a_loop_is_continued() -> None:
+    assert drafted(SuffixDrafter(most=7, factor=9), (5, 1, 2, 3, 1, 2, 3)) == [1, 2, 3, 1, 2, 3, 1]
+
+
+def test_the_draft_grows_with_the_match() -> None:
+    tokens = (*range(20), 50, *range(8))
+    lengths = [len(drafted(SuffixDrafter(12, 2, 1), (*tokens[: 21 + m],))) for m in range(1, 9)]
+    assert lengths == [3, 5, 7, 9, 11, 12, 12, 12]
+
+
+def test_proposals_are_certain_and_named() -> None:
+    for proposal in SuffixDrafter(source="mine")((1, 2, 1)):
+        assert proposal.q == PointMass(proposal.token)
+        assert proposal.source == "mine"
+
+
+def test_a_stream_outlives_the_growth_of_its_drafter() -> None:
+    drafter = SuffixDrafter(most=3, factor=9)
+    stream = drafter((1, 2, 3, 1))
+    first = next(stream).token
+    drafter.match((1, 2, 3, 1, 9, 9, 9))
+    assert [first, *(proposal.token for proposal in stream)] == [2, 3, 1]
+
+
+def test_an_interruption_leaves_no_wrong_memo() -> None:
+    class Interrupting(int):
+        @override
+        def __hash__(self) -> int:
+            raise KeyboardInterrupt
+
+    drafter, text = SuffixDrafter(), (1, 2, 3, 1, 2)
+    drafter.match(text[:3])
+    with pytest.raises(KeyboardInterrupt):
+        drafter.match((*text, Interrupting(1), 4))
+    assert drafter.match(text) == Match(2, 2)
+
+
+def test_threads_share_a_drafter() -> None:
+    random, drafter = Random(0), SuffixDrafter()
+    held = [tuple(random.choices(range(4), k=300)) for _ in range(8)]
+
+    def grow(tokens: Tokens) -> list[list[int]]:
+        return [drafted(drafter, tokens[:end]) for end in range(1, len(tokens), 3)]
+
+    alone = [[drafted(SuffixDrafter(), tokens[:end]) for end in range(1, len(tokens), 3)] for tokens in held]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(grow, held)) == alone
+
+
+def test_a_text_that_grew_is_not_read_again() -> None:
+    """The memo is used: the automaton takes as many tokens as the text grew by."""
+    drafter = SuffixDrafter()
+    drafter.match((1, 2, 3))
+    (automaton,) = drafter._memos
+    drafter.match((1, 2, 3, 4))
+    assert drafter._memos == [automaton]
+    drafter.match((1, 2, 9))
+    assert len(drafter._memos) == 2
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda: SuffixDrafter(most=0),
+        lambda: SuffixDrafter(shortest=0),
+        lambda: SuffixDrafter(factor=float("nan")),
+        lambda: SuffixDrafter(offset=float("inf")),
+    ],
+    ids=["most", "shortest", "factor", "offset"],
+)
+def test_wrong_parameters_are_refused(wrong: Callable[[], SuffixDrafter], request: pytest.FixtureRequest) -> None:
+    with pytest.raises(DecodeError, match="give") as refused:
+        wrong()
+    assert refused.value.parameter in request.node.name
