@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter
-from typing import final
+from typing import Final, final
 
 import torch
 from attrs import frozen
@@ -14,7 +14,9 @@ from returns.result import Failure, Result, Success
 from transformers import TextStreamer
 from transformers.utils import logging
 
+from specflow.drafters import PromptLookup, SuffixDrafter, propose_nothing
 from specflow.errors import DecodeError, unwrap
+from specflow.gamma import Fixed
 from specflow.loop import start, unfold
 from specflow.models import SMOLLM2, DType, Loaded, load, smollm2_is_converted
 from specflow.predictor import CachedPredictor, limits_of
@@ -27,8 +29,15 @@ from specflow.processors import (
     TopKProcessor,
 )
 from specflow.random import Dice
-from specflow.state import DecodeState, Step
-from specflow.steps import autoregressive_step
+from specflow.state import DecodeState, Drafter, GammaPolicy, Step
+from specflow.steps import speculative_step
+
+DRAFTERS: Final[Mapping[str, Callable[[], Drafter]]] = {
+    "none": lambda: propose_nothing,
+    "lookup": PromptLookup,
+    "suffix": SuffixDrafter,
+}
+"""The drafters that need no model and no training."""
 
 
 @final
@@ -41,6 +50,8 @@ class Options:
     raw: bool
     max_new_tokens: int
     dtype: DType
+    drafter: str
+    gamma: int
     sample: bool
     temperature: float | None
     top_k: int | None
@@ -68,6 +79,8 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--raw", action="store_true", help="continue the prompt itself, without the chat template")
     generate.add_argument("--max-new-tokens", type=int, default=256, metavar="N")
     generate.add_argument("--dtype", choices=("float32", "bfloat16", "float64"), default="float32")
+    generate.add_argument("--drafter", choices=tuple(DRAFTERS), default="suffix", help="what proposes tokens (suffix)")
+    generate.add_argument("--gamma", type=int, default=10, metavar="N", help="the most tokens drafted a step (10)")
     generate.add_argument("--sample", action="store_true", help="sample; the options below imply it")
     generate.add_argument("--temperature", type=float, metavar="T", help="1.0 unless given")
     generate.add_argument("--top-k", type=int, metavar="K", help="sample from the K most probable tokens")
@@ -79,12 +92,12 @@ def _parser() -> argparse.ArgumentParser:
 def _generate(options: Options) -> Result[int, DecodeError]:
     if options.model == SMOLLM2 and smollm2_is_converted():
         logging.disable_progress_bar()
-    return _processor(options).bind(
-        lambda processor: load(options.model, options.dtype).bind(
-            lambda loaded: _started(options, loaded).map(
-                lambda state: _stream(_step(options, loaded, processor), state, loaded)
-            )
-        )
+    return Result.do(
+        _stream(_step(options, loaded, processor, gamma), state, loaded)
+        for processor in _processor(options)
+        for gamma in _policy(options)
+        for loaded in load(options.model, options.dtype)
+        for state in _started(options, loaded)
     )
 
 
@@ -110,13 +123,21 @@ def _started(options: Options, loaded: Loaded) -> Result[DecodeState, DecodeErro
     return start(prompt, options.max_new_tokens, loaded.stop, limits_of(loaded.model))
 
 
-def _step(options: Options, loaded: Loaded, processor: LogitsProcessor) -> Step:
+def _policy(options: Options) -> Result[GammaPolicy, DecodeError]:
+    try:
+        return Success(Fixed(options.gamma))
+    except DecodeError as error:
+        return Failure(error)
+
+
+def _step(options: Options, loaded: Loaded, processor: LogitsProcessor, gamma: GammaPolicy) -> Step:
     generator = torch.Generator()
     if options.seed is None:
         generator.seed()
     else:
         generator.manual_seed(options.seed)
-    return autoregressive_step(CachedPredictor(loaded.model), processor, Dice(generator))
+    target = CachedPredictor(loaded.model)
+    return speculative_step(DRAFTERS[options.drafter](), target, processor, Dice(generator), gamma, prune=(target,))
 
 
 def _stream(step: Step, state: DecodeState, loaded: Loaded) -> int:

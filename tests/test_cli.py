@@ -33,6 +33,17 @@ def test_it_answers_and_ends_with_one_line(smollm2: Loaded) -> None:
     assert "steps, acceptance" in result.stderr
 
 
+@pytest.mark.parametrize("drafter", ["none", "lookup", "suffix"])
+def test_every_drafter_gives_the_same_answer(drafter: str, smollm2: Loaded, capsys: pytest.CaptureFixture[str]) -> None:
+    prompt = "Repeat this twice: one two three four five six."
+    assert cli.main(["generate", prompt, "--max-new-tokens", "24", "--drafter", drafter]) == 0
+    captured = capsys.readouterr()
+    eos = list(smollm2.stop)
+    expected = autoregressive_generate(list(smollm2.chat(prompt)), smollm2.model, 24, eos_tokens_id=eos, use_cache=True)
+    assert captured.out.strip() == smollm2.tokenizer.decode(expected, skip_special_tokens=True).strip()
+    assert ("acceptance 0/0" in captured.err) is (drafter == "none")
+
+
 def test_a_seed_makes_sampling_repeatable(smollm2: Loaded, capsys: pytest.CaptureFixture[str]) -> None:
     texts = []
     for seed in ("1", "1", "2"):
@@ -48,6 +59,7 @@ def test_a_seed_makes_sampling_repeatable(smollm2: Loaded, capsys: pytest.Captur
         (["a", "--temperature", "0"], "temperature is not a positive number: received 0.0; use GreedyProcessor()"),
         (["a", "--top-p", "1.5"], "top_p is outside (0, 1]: received 1.5; use 1.0"),
         (["a", "--top-k", "0"], "top_k is below 1: received 0; keep at least one token"),
+        (["a", "--gamma", "0"], "gamma is below 1: received 0; draft at least one token"),
         (["a", "--model", "./no/such/folder"], "the model cannot be loaded"),
     ],
 )
@@ -88,7 +100,7 @@ def test_ctrl_c_keeps_what_was_said(
             yield outcome
 
     monkeypatch.setattr("specflow.cli.unfold", interrupted)
-    assert cli.main(["generate", "What is the capital of France?"]) == 130
+    assert cli.main(["generate", "What is the capital of France?", "--drafter", "none"]) == 130
     captured = capsys.readouterr()
     assert captured.err.startswith("[6 tokens")
     assert captured.out.strip()
