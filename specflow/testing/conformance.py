@@ -64,7 +64,8 @@ class Conformance:
     @override
     def __str__(self) -> str:
         if self.holds:
-            return f"{self.rows} rows in {self.steps} steps differ by at most {self.largest:.2g} (allowed {self.tolerance:g})"
+            found = f"{self.rows} rows in {self.steps} steps differ by at most {self.largest:.2g}"
+            return f"{found} ({self.tolerance:g} is allowed)"
         first = self.divergences[0]
         return (
             f"{len(self.divergences)} of {self.rows} rows differ; the first in step {first.step} ({first.move.value}) "
@@ -158,7 +159,7 @@ def _vocabulary(limits: Limits, fresh: Predictor) -> int:
 
 
 def _script(vocab_size: int, seed: int, longest: int, prune: Callable[[Tokens], object] | None) -> Iterator[Reading]:
-    """An endless script. Readings of one `ACCEPT` or `REJECT` end a draft; what they leave is the text from there on."""
+    """An endless script of readings."""
     random = Random(seed)
 
     def some(most: int, least: int = 1) -> Tokens:

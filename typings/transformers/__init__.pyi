@@ -9,6 +9,7 @@ from torch.nn import Module
 
 from transformers.cache_utils import Cache as Cache
 from transformers.cache_utils import DynamicCache as DynamicCache
+from transformers.cache_utils import QuantizedCache as QuantizedCache
 from transformers.cache_utils import StaticCache as StaticCache
 
 class PreTrainedConfig:
