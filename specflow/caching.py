@@ -162,6 +162,7 @@ class Past:
     cache: object
     length: int
     _marks: list[_Mark] = field(factory=list, init=False)
+    _rows_at: frozenset[int] = field(default=frozenset(), init=False)
 
     @property
     def needs_marks(self) -> bool:
@@ -169,7 +170,7 @@ class Past:
         layers = _layers(self.cache)
         if layers is not None:
             return not all(map(_crops, layers))
-        return not _is_tuple_of_rows(self.cache, self.length)
+        return not self._is_tuple_of_rows
 
     @property
     def is_marked(self) -> bool:
@@ -203,6 +204,7 @@ class Past:
     def extend(self, cache: object, length: int) -> None:
         """Cover what the model has just read."""
         self.cache, self.length = cache, length
+        self._rows_at = self._rows_at | {length} if _is_tuple_of_rows(cache, length) else frozenset()
         for layer in _layers(cache) or ():
             if type(layer) is DynamicSlidingWindowLayer:
                 _record(layer)
@@ -213,7 +215,12 @@ class Past:
         layers = _layers(self.cache)
         if layers is not None:
             return min(map(_spare, layers), default=0)
-        return inf if _is_tuple_of_rows(self.cache, self.length) else 0
+        return inf if self._is_tuple_of_rows else 0
+
+    @property
+    def _is_tuple_of_rows(self) -> bool:
+        """Whether the cache is a tuple whose tensors have a row for each token. One length could be a coincidence."""
+        return len(self._rows_at) > 1
 
     def _crop(self, discard: int) -> None:
         if isinstance(self.cache, tuple):

@@ -50,4 +50,11 @@ class StaticCache(Cache):
     def __init__(self, config: PreTrainedConfig, max_cache_len: int) -> None: ...
 
 class QuantizedCache(Cache):
-    def __init__(self, backend: str, config: PreTrainedConfig) -> None: ...
+    def __init__(
+        self,
+        backend: str,
+        config: PreTrainedConfig,
+        *,
+        q_group_size: int | None = None,
+        residual_length: int | None = None,
+    ) -> None: ...
