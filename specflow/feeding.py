@@ -84,6 +84,8 @@ class Reader:
     cache_name: str | None
     takes_positions: bool
     keeps_logits: bool
+    edge: int | None
+    """The longest text that is read with the short frequencies of a "longrope"; longer ones are read otherwise."""
 
     @classmethod
     def of(cls, model: Module) -> Reader:
@@ -91,7 +93,16 @@ class Reader:
         inner = getattr(model, "get_base_model", lambda: model)()
         names = inspect.signature(inner.forward).parameters
         cache_name = next((name for name in CACHE_NAMES if name in names), None)
-        return cls(model, model, cache_name, "position_ids" in names, "logits_to_keep" in names)
+        return cls(model, model, cache_name, "position_ids" in names, "logits_to_keep" in names, _edge(model))
+
+    def is_far(self, tokens: Tokens) -> bool:
+        """Whether a text is beyond the edge. What was read on one side is of no use on the other."""
+        return self.edge is not None and len(tokens) > self.edge
+
+    def readings(self, tokens: Tokens, last: int) -> list[tuple[Tokens, int]]:
+        """The texts and rows to read for the last `last` rows of `tokens`: two where the rows lie across the edge."""
+        before = 0 if self.edge is None else self.edge - (len(tokens) - last)
+        return [(tokens[: self.edge], before), (tokens, last - before)] if 0 < before < last else [(tokens, last)]
 
     def ids(self, tokens: Sequence[Tokens]) -> Tensor:
         """The texts as ids [B, k], where the model wants them."""
@@ -179,6 +190,16 @@ class Reader:
                 "give a model with a language-model head, such as AutoModelForCausalLM loads",
             )
         return logits[:, -last:]
+
+
+def _edge(model: Module) -> int | None:
+    config = getattr(model, "config", None)
+    if not isinstance(config, PreTrainedConfig):
+        return None
+    rope = getattr(config.get_text_config(decoder=True), "rope_parameters", None) or {}
+    parts = [rope, *[part for part in rope.values() if isinstance(part, dict)]]
+    edges = [part["original_max_position_embeddings"] for part in parts if part.get("rope_type") == "longrope"]
+    return min(edges, default=None)
 
 
 def _device(model: Module) -> torch.device:

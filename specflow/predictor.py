@@ -82,6 +82,7 @@ class CachedPredictor:
     _tokens: Tokens = field(init=False, default=(), repr=False)
     _past: Past | None = field(init=False, default=None, repr=False)
     _goes_back: bool = field(init=False, default=False, repr=False)
+    _is_far: bool = field(init=False, default=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         self._reader = Reader.of(self.model)
@@ -98,13 +99,8 @@ class CachedPredictor:
 
     def __call__(self, tokens: Tokens, last: int, /) -> Tensor:
         """Logits [last, V] behind each of the last `last` prefixes of `tokens`."""
-        if self.feeding == AFRESH:
-            return finite(self._read_afresh(tokens, last), len(tokens))
-        new = max(last, 1 if self.feeding is None else self.feeding.least)
-        self._go_back(tokens, len(tokens) - new)
-        if self._goes_back and len(tokens) - len(self._tokens) > new + REREAD:
-            self._read(tokens[:-new], 1)
-        return finite(self._read(tokens, last), len(tokens))
+        rows = [self._predict(text, wanted) for text, wanted in self._reader.readings(tokens, last)]
+        return finite(rows[0] if len(rows) == 1 else torch.cat(rows), len(tokens))
 
     def prune(self, tokens: Tokens, /) -> None:
         """Forget what is not a prefix of `tokens`, if that costs nothing."""
@@ -115,9 +111,19 @@ class CachedPredictor:
         else:
             self._go_back(tokens, len(tokens))
 
+    def _predict(self, tokens: Tokens, last: int) -> Tensor:
+        if self.feeding == AFRESH:
+            return self._read_afresh(tokens, last)
+        new = max(last, 1 if self.feeding is None else self.feeding.least)
+        self._go_back(tokens, len(tokens) - new)
+        if self._goes_back and len(tokens) - len(self._tokens) > new + REREAD:
+            self._read(tokens[:-new], 1)
+        return self._read(tokens, last)
+
     def _go_back(self, tokens: Tokens, most: int) -> None:
         """Take the memo back to a prefix of `tokens` that is no longer than `most`."""
-        keep = min(common_prefix(self._tokens, tokens), most)
+        same_side = self._reader.is_far(tokens) == self._is_far
+        keep = min(common_prefix(self._tokens, tokens), most) if same_side else 0
         if self._past is None or keep == len(self._tokens):
             return
         self._goes_back = self._past.needs_marks
@@ -150,7 +156,7 @@ class CachedPredictor:
                 return self._read_afresh(tokens, last)
         if cache is not None:
             past.extend(cache, len(tokens))
-            self._past, self._tokens = past, tokens
+            self._past, self._tokens, self._is_far = past, tokens, self._reader.is_far(tokens)
         return logits[0]
 
     def _read_afresh(self, tokens: Tokens, last: int) -> Tensor:
@@ -194,7 +200,9 @@ class UncachedPredictor:
 
     def __call__(self, tokens: Tokens, last: int, /) -> Tensor:
         """Logits [last, V] behind each of the last `last` prefixes of `tokens`."""
-        return finite(self._reader.read_afresh(self._reader.ids([tokens]), last)[0], len(tokens))
+        readings = self._reader.readings(tokens, last)
+        rows = [self._reader.read_afresh(self._reader.ids([text]), wanted)[0] for text, wanted in readings]
+        return finite(rows[0] if len(rows) == 1 else torch.cat(rows), len(tokens))
 
     def prune(self, tokens: Tokens, /) -> None:
         """Nothing is remembered, so there is nothing to forget."""

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import Module
-from transformers import DynamicCache, PreTrainedModel, QuantizedCache, StaticCache
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel, QuantizedCache, StaticCache
 from transformers.cache_utils import DynamicSlidingWindowLayer
 from typing_extensions import override
 
@@ -23,6 +23,7 @@ from specflow import (
     PointMass,
     Proposal,
     Tokens,
+    UncachedPredictor,
     autoregressive_step,
     once,
     run,
@@ -274,6 +275,36 @@ def test_how_a_model_can_be_fed_is_found_out(fault: str, feeding: str) -> None:
     assert report.holds, report
     assert predictor.feeding is not None
     assert predictor.feeding.name == feeding
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_text_that_crosses_the_edge_of_a_longrope_is_read_afresh_there(cached: bool) -> None:
+    edge = 20
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "original_max_position_embeddings": edge,
+        "short_factor": [1.0] * 4,
+        "long_factor": [1.0, 3.0, 9.0, 30.0],
+    }
+    config = AutoConfig.for_model("phi3", **{**BY_KIND["phi3"].config, "rope_parameters": rope})
+    model = AutoModelForCausalLM.from_config(config)
+    model.to(torch.float64)
+    model.eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, 0.3)
+    expected = oracle(PROMPT, model, 24)
+    predictor = CachedPredictor(model) if cached else UncachedPredictor(model)
+    step = speculative_step(
+        knowing([*PROMPT, *expected], 4), predictor, GreedyProcessor(), Dice(), Fixed(5), (predictor,)
+    )
+    assert list(run(step, start(PROMPT, 24).unwrap()).state.output) == expected
+    for end in (25, edge, edge + 1, edge - 1, 30):
+        text = (*PROMPT, *expected)[:end]
+        fresh = torch.cat([model(torch.tensor([text[: end - back]])).logits[0, -1:] for back in (2, 1, 0)])
+        assert torch.allclose(predictor(text, 3), fresh, atol=1e-9)
 
 
 def test_a_pass_that_fails_leaves_no_memo() -> None:
