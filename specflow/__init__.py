@@ -1,5 +1,6 @@
 """specflow: compose LLM decoders from immutable stages, and trust what comes out."""
 
+from specflow.caching import LossyCache as LossyCache
 from specflow.caching import prune_cache as prune_cache
 from specflow.distribution import BlackBox as BlackBox
 from specflow.distribution import Categorical as Categorical

@@ -1,27 +1,52 @@
-"""Rolling a KV cache back: the spec's `prune_cache`, and the rollback that the predictor's memo is built on.
+"""Taking a KV cache back to what it covered before: the spec's `prune_cache`, and the `Past` behind a predictor's memo.
 
-Three kinds of layers exist. An append-only layer holds a row per token, and forgetting is slicing. Any other layer
-(a window that slides, a recurrent state, a buffer written in place) has lost what came before, so going back needs a
-checkpoint: a copy of just those layers, taken before the tokens that may have to be forgotten.
+Three kinds of layers exist. Where a layer holds a row for each token, going back is cropping. A dynamic sliding window
+can be cropped by as much as it records beyond its window. Any other layer (a recurrent state, a ring written in place)
+has lost what came before, so it goes back to a mark: a copy of just that layer, taken before the tokens in question.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy, deepcopy
-from typing import final, overload
+from math import inf
+from typing import Final, final, overload
 
-from attrs import frozen
+from attrs import define, field, frozen
 from torch import Tensor
-from transformers import Cache, DynamicCache
-from transformers.cache_utils import CacheLayerMixin, DynamicLayer, LinearAttentionCacheLayerMixin
+from transformers import Cache, DynamicCache, QuantizedCache, StaticCache
+from transformers.cache_utils import (
+    CacheLayerMixin,
+    DummyLayer,
+    DynamicIndexedLayer,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    Fp8QuantizedLayer,
+    HQQQuantizedLayer,
+    LinearAttentionCacheLayerMixin,
+    QuantoQuantizedLayer,
+    StaticIndexedLayer,
+    StaticLayer,
+    StaticSlidingWindowLayer,
+)
 
 from specflow.errors import DecodeError
 
 TupleCache = tuple[tuple[Tensor, ...], ...]
 """One (keys, values) pair a layer, each [batch, heads, tokens, size]."""
 
-Layer = CacheLayerMixin | LinearAttentionCacheLayerMixin
+Layer = CacheLayerMixin | LinearAttentionCacheLayerMixin | DummyLayer
+
+MARKS: Final = 16
+"""How many marks a past keeps: one behind the prompt, and enough for the drafts of one step."""
+
+RECORD: Final = 128
+"""How many tokens beyond its window a sliding layer records at least, so that it can be cropped by as many."""
+
+# Exact types: a subclass may keep what cropping does not reach.
+OF_LAYERS: Final = (DynamicCache, StaticCache, QuantizedCache)  # nothing but their layers changes
+ROW_PER_TOKEN: Final = (DynamicLayer, DynamicIndexedLayer, StaticLayer, StaticIndexedLayer, DummyLayer)
+REBINDING: Final = (QuantoQuantizedLayer, HQQQuantizedLayer, Fp8QuantizedLayer)  # no tensor is written in place
 
 
 @overload
@@ -32,8 +57,8 @@ def prune_cache(cache: TupleCache | DynamicCache, num_tokens_to_discard: int) ->
     """A cache without its last `num_tokens_to_discard` tokens; the given one is left as it was.
 
     The new cache shares storage with the given one, and neither writes to it in place. Discarding 0 tokens gives an
-    equal cache. `DecodeError` for a negative number, for more tokens than there are, and for layers that cannot go
-    back (a sliding window past its window, recurrent states).
+    equal cache. `DecodeError` for a negative number, for more tokens than there are, and for caches that cannot go
+    back (a sliding window past its window, recurrent states, static buffers).
 
     >>> import torch
     >>> keys = torch.zeros(1, 2, 5, 4)
@@ -52,13 +77,12 @@ def prune_cache(cache: TupleCache | DynamicCache, num_tokens_to_discard: int) ->
         _refuse_more_than(held, num_tokens_to_discard)
         return tuple(tuple(part[..., : part.shape[-2] - num_tokens_to_discard, :] for part in layer) for layer in cache)
     _refuse_more_than(cache.get_seq_length(), num_tokens_to_discard)
-    if num_tokens_to_discard and not all(map(_can_go_back, cache.layers)):
-        kinds = sorted({type(layer).__name__ for layer in cache.layers if not _can_go_back(layer)})
+    stuck = sorted({type(layer).__name__ for layer in cache.layers if not _sheds(layer, num_tokens_to_discard)})
+    if type(cache) is not DynamicCache:
+        stuck = [type(cache).__name__]
+    if num_tokens_to_discard and stuck:
         raise DecodeError(
-            "cache",
-            "the cache has layers that have forgotten what came before",
-            ", ".join(kinds),
-            "read the text again",
+            "cache", "the cache cannot go back and stay as it was", ", ".join(stuck), "read the text again"
         )
     pruned = copy(cache)
     pruned.layers = [copy(layer) for layer in cache.layers]
@@ -75,67 +99,205 @@ def _refuse_more_than(held: int, discard: int) -> None:
         )
 
 
-def _appends(layer: Layer) -> bool:
-    """Whether forgetting the last tokens of this layer is slicing, always."""
-    return type(layer) is DynamicLayer
+def _sheds(layer: Layer, discard: int) -> bool:
+    """Whether a copy of this layer can be cropped while the layer stays as it is."""
+    return isinstance(layer, DynamicLayer | DummyLayer) and discard <= _spare(layer)
 
 
-def _can_go_back(layer: Layer) -> bool:
-    """Whether this layer can be cropped in the state it is in: a window that is not yet full can."""
-    if _appends(layer):
-        return True
-    return isinstance(layer, DynamicLayer) and layer.is_sliding and layer.get_seq_length() < layer.get_max_length()
+@final
+@frozen
+class LossyCache:
+    """A way to make a cache that rounds what it holds, such as transformers' `QuantizedCache`, and is wanted for it.
+
+    What is read over such a cache differs from a fresh pass, and may depend on how the text was fed: a speculative
+    text is near the autoregressive one and need not equal it. Without this name a predictor refuses the cache.
+    """
+
+    make: Callable[[], object]
+
+    def __call__(self) -> object:
+        return self.make()
+
+
+def is_plain(cache: object) -> bool:
+    """Whether all that this cache holds are keys and values of attention, in layers of transformers that keep them."""
+    kinds = (*ROW_PER_TOKEN, DynamicSlidingWindowLayer, StaticSlidingWindowLayer)
+    return _layers(cache) is not None and all(type(layer) in kinds for layer in _layers(cache) or ())
+
+
+def is_empty(cache: object) -> bool:
+    """Whether a cache covers nothing yet, as far as it can be told."""
+    return not any(
+        layer.get_seq_length() if isinstance(layer, CacheLayerMixin) else any(layer.has_previous_state.values())
+        for layer in _layers(cache) or ()
+        if not isinstance(layer, DummyLayer)
+    )
+
+
+def capacity(cache: object) -> int | None:
+    """How many tokens a cache of fixed size takes; None where there is no limit."""
+    sizes = [
+        layer.max_cache_len
+        for layer in _layers(cache) or ()
+        if isinstance(layer, StaticLayer) and (layer.is_croppable or not layer.is_sliding)
+    ]
+    return min(sizes, default=None)
 
 
 @final
 @frozen(eq=False)
-class Checkpoint:
-    """What of a cache cannot be recovered by slicing, as it was when it covered `length` tokens."""
+class _Mark:
+    """What of a past cannot be had by cropping, as it was when the past covered `length` tokens."""
 
     length: int
     layers: tuple[Layer | None, ...]
     whole: object | None
 
 
-def is_append_only(cache: object) -> bool:
-    """Whether rolling back is slicing, so that no checkpoint is needed."""
-    match cache:
-        case Cache():
-            return all(map(_appends, cache.layers))
-        case tuple():
+@final
+@define(eq=False)
+class Past:
+    """A cache, which may be changed, the number of tokens it covers, and the marks it can be taken back to."""
+
+    cache: object
+    length: int
+    _marks: list[_Mark] = field(factory=list, init=False)
+    _rows_at: frozenset[int] = field(default=frozenset(), init=False)
+
+    @property
+    def needs_marks(self) -> bool:
+        """Whether some of the cache can only go back to a mark."""
+        layers = _layers(self.cache)
+        if layers is not None:
+            return not all(map(_crops, layers))
+        return not self._is_tuple_of_rows
+
+    @property
+    def is_marked(self) -> bool:
+        """Whether there is a mark to go back to."""
+        return bool(self._marks)
+
+    def mark(self) -> None:
+        """Make a way back to here. It costs a copy of the layers that cannot be cropped, and nothing else."""
+        layers = _layers(self.cache)
+        if layers is None:
+            saved = _Mark(self.length, (), deepcopy(self.cache))
+        else:
+            saved = _Mark(self.length, tuple([None if _crops(layer) else _copied(layer) for layer in layers]), None)
+        self._marks = [*self._marks[:1], *self._marks[1:][2 - MARKS :], saved]
+
+    def thin(self, length: int) -> None:
+        """Drop the marks that a text which stands up to `length` needs no more."""
+        older = [mark for mark in self._marks[1:] if mark.length <= length]
+        self._marks = [mark for mark in self._marks if mark not in older[:-1]]
+
+    def go_back(self, keep: int) -> bool:
+        """Cover at most `keep` tokens, as many as can be; whether there was any way to do it."""
+        discard = self.length - keep
+        if discard <= self._spare:
+            self._crop(discard)
             return True
-        case _:
+        while self._marks and self._marks[-1].length > keep:
+            self._marks.pop()
+        return bool(self._marks) and self._restore(self._marks.pop())
+
+    def extend(self, cache: object, length: int) -> None:
+        """Cover what the model has just read."""
+        self.cache, self.length = cache, length
+        self._rows_at = self._rows_at | {length} if _is_tuple_of_rows(cache, length) else frozenset()
+        for layer in _layers(cache) or ():
+            if type(layer) is DynamicSlidingWindowLayer:
+                _record(layer)
+
+    @property
+    def _spare(self) -> float:
+        """How many of the last tokens can be cropped."""
+        layers = _layers(self.cache)
+        if layers is not None:
+            return min(map(_spare, layers), default=0)
+        return inf if self._is_tuple_of_rows else 0
+
+    @property
+    def _is_tuple_of_rows(self) -> bool:
+        """Whether the cache is a tuple whose tensors have a row for each token. One length could be a coincidence."""
+        return len(self._rows_at) > 1
+
+    def _crop(self, discard: int) -> None:
+        if isinstance(self.cache, tuple):
+            self.cache = prune_cache(self.cache, discard)
+        for layer in _layers(self.cache) or ():
+            _crop(layer, discard)
+        self.length -= discard
+
+    def _restore(self, mark: _Mark) -> bool:
+        """Go back to `mark`, which is used up; False where a window no longer records as much."""
+        if mark.whole is not None:
+            self.cache, self.length = mark.whole, mark.length
+            return True
+        assert isinstance(self.cache, Cache)
+        discard, layers = self.length - mark.length, self.cache.layers
+        if any(saved is None and _spare(layer) < discard for layer, saved in zip(layers, mark.layers, strict=True)):
             return False
+        for i, saved in enumerate(mark.layers):
+            if saved is None:
+                _crop(layers[i], discard)
+            else:
+                layers[i] = saved
+        self.length = mark.length
+        return True
 
 
-def checkpoint(cache: object, length: int) -> Checkpoint:
-    """A way back to `cache` as it is now. It costs a copy of the layers that are not append-only, and nothing else."""
-    if isinstance(cache, Cache):
-        return Checkpoint(length, tuple([None if _appends(layer) else deepcopy(layer) for layer in cache.layers]), None)
-    return Checkpoint(length, (), deepcopy(cache))
+def _layers(cache: object) -> list[Layer] | None:
+    """The layers of a cache that is nothing but its layers; None for any other."""
+    return cache.layers if isinstance(cache, Cache) and type(cache) in OF_LAYERS else None
 
 
-def restored(cache: object, covered: int, back: Checkpoint) -> object:
-    """`cache`, which covers `covered` tokens and may be changed, as it was at the checkpoint, which is used up."""
-    if not isinstance(cache, Cache):
-        return back.whole
-    layers = []
-    for layer, saved in zip(cache.layers, back.layers, strict=True):
-        if saved is None:
-            layer.crop(back.length - covered)
-        layers.append(layer if saved is None else saved)
-    cache.layers = layers
-    return cache
+def _is_tuple_of_rows(cache: object, length: int) -> bool:
+    """Whether this is a tuple of layers, each a tuple of tensors with one row for each token."""
+    return isinstance(cache, tuple) and all(
+        isinstance(layer, tuple)
+        and all(isinstance(part, Tensor) and part.dim() > 1 and part.shape[-2] == length for part in layer)
+        for layer in cache
+    )
 
 
-def cropped(cache: object, discard: int) -> object:
-    """An append-only `cache`, which may be changed, without its last `discard` tokens."""
-    if isinstance(cache, Cache):
-        for layer in cache.layers:
-            layer.crop(-discard)
-        return cache
-    assert isinstance(cache, tuple)
-    return prune_cache(cache, discard)
+def _crops(layer: Layer) -> bool:
+    """Whether this layer goes back by cropping, at least by a little, at any length."""
+    if type(layer) is StaticSlidingWindowLayer:
+        return layer.is_croppable
+    return type(layer) in (*ROW_PER_TOKEN, DynamicSlidingWindowLayer)
+
+
+def _spare(layer: Layer) -> float:
+    """How many of its last tokens this layer can be cropped by now."""
+    if type(layer) in ROW_PER_TOKEN:
+        return inf
+    if type(layer) is DynamicSlidingWindowLayer:
+        held = 0 if layer.keys is None else layer.keys.shape[-2]
+        return inf if held == layer.get_seq_length() else max(0, held - layer.sliding_window + 1)
+    if type(layer) is StaticSlidingWindowLayer:
+        return inf if layer.get_seq_length() <= layer.max_cache_len else 0
+    return 0
+
+
+def _crop(layer: Layer, discard: int) -> None:
+    if getattr(layer, "is_initialized", True):  # a model may leave some layers of its cache unused
+        layer.crop(-discard)
+
+
+def _copied(layer: Layer) -> Layer:
+    return copy(layer) if type(layer) in REBINDING else deepcopy(layer)
+
+
+def _record(layer: DynamicSlidingWindowLayer) -> None:
+    """Let the layer hold between `RECORD` and 2 · `RECORD` tokens beyond its window, where there are as many.
+
+    By itself it forgets what leaves the window at once; with `record_past` it forgets nothing until it is cropped.
+    """
+    layer.record_past = True
+    most = layer.sliding_window - 1 + RECORD
+    if layer.keys is not None and layer.values is not None and layer.keys.shape[-2] > most + RECORD:
+        layer.keys, layer.values = layer.keys[..., -most:, :], layer.values[..., -most:, :]
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

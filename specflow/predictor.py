@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from math import inf
 from typing import Final, Protocol, final
 
@@ -13,21 +11,15 @@ import torch.nn.functional as F
 from attrs import define, field, frozen
 from torch import Tensor
 from torch.nn import Module
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from specflow.caching import Checkpoint, checkpoint, common_prefix, cropped, is_append_only, restored
+from specflow.caching import LossyCache, Past, capacity, common_prefix, is_empty, is_plain
 from specflow.errors import DecodeError
+from specflow.feeding import AFRESH, ANY_PIECES, Feeding, Reader
 from specflow.state import Predictor, Tokens
-
-CHECKPOINTS: Final = 16
-"""How many checkpoints a memo keeps of a cache that cannot be cropped: enough for the drafts of one step."""
 
 REREAD: Final = 32
 """How many tokens may be read again with the next draft before a checkpoint is moved up in a pass of its own."""
-
-
-CACHE_NAMES: Final = ("cache", "past_key_values", "cache_params", "state")
-"""What models call their cache, as argument and as output: transformers' name, its older ones, and RWKV's."""
 
 
 @final
@@ -73,65 +65,126 @@ class CachedPredictor:
     Law: a memo never changes a result (exactly in exact arithmetic, within rounding in floats). A pass that fails or is
     interrupted leaves an empty memo, never a wrong one. The model, its config and its mode stay as they were.
 
-    `make_cache` builds the cache to start from, for a static or quantized one; by default the model makes its own.
-    A model that takes no cache is read from the beginning each time.
+    Where a cache cannot be cropped, it goes back to a mark, and what has been accepted since then is read again
+    together with the next draft. How the model can be fed is found out at the first reading and kept as `feeding`; a
+    model that can only be read from the beginning is read so each time.
 
-    `DecodeError` where the model gives no logits, or logits that are not finite, naming the position.
+    `make_cache` makes the cache to start from; by default the model makes its own. `DecodeError` where a text outgrows
+    a cache of fixed size, where such a cache changes the logits and is no `LossyCache`, where the model gives no
+    logits, or logits that are not finite, naming the position.
     """
 
     model: Module
     make_cache: Callable[[], object] | None = None
-    _reader: _Reader = field(init=False)
+    _reader: Reader = field(init=False, repr=False)
+    _make: Callable[[], object | None] = field(init=False, repr=False)
+    feeding: Feeding | None = field(init=False, default=None)
     _tokens: Tokens = field(init=False, default=(), repr=False)
-    _cache: object | None = field(init=False, default=None, repr=False)
-    _checkpoints: list[Checkpoint] = field(init=False, factory=list, repr=False)
+    _past: Past | None = field(init=False, default=None, repr=False)
     _goes_back: bool = field(init=False, default=False, repr=False)
+    _is_far: bool = field(init=False, default=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        self._reader = _Reader.of(self.model)
+        self._reader = Reader.of(self.model)
+        self._make = self.make_cache or _none
+        if self._reader.cache_name is None:
+            self.feeding = AFRESH
+
+    @property
+    def limits(self) -> Limits:
+        """What a text over this memo can take: the model's own limits, and the room in a cache of fixed size."""
+        model = limits_of(self.model)
+        sizes = [model.context, capacity(self._new_cache() if self._past is None else self._past.cache)]
+        return Limits(model.vocab_size, min((size for size in sizes if size is not None), default=None))
 
     def __call__(self, tokens: Tokens, last: int, /) -> Tensor:
         """Logits [last, V] behind each of the last `last` prefixes of `tokens`."""
-        self._keep(tokens, len(tokens) - last)
-        if last > 1 and len(tokens) - len(self._tokens) > last + REREAD and self._checkpoints:
-            self._read(tokens[: len(tokens) - last], 1)
-        return finite(self._read(tokens, last), len(tokens))
+        rows = [self._predict(text, wanted) for text, wanted in self._reader.readings(tokens, last)]
+        return finite(rows[0] if len(rows) == 1 else torch.cat(rows), len(tokens))
 
     def prune(self, tokens: Tokens, /) -> None:
         """Forget what is not a prefix of `tokens`, if that costs nothing."""
-        if self._cache is not None and is_append_only(self._cache):
-            self._keep(tokens, len(tokens))
-
-    def _keep(self, tokens: Tokens, most: int) -> None:
-        """Roll the memo back to a prefix of `tokens` that is no longer than `most`."""
-        covered = len(self._tokens)
-        keep = min(common_prefix(self._tokens, tokens), most)
-        if self._cache is None or keep == covered:
+        if self._past is None:
             return
-        if is_append_only(self._cache):
-            self._cache, self._tokens = cropped(self._cache, covered - keep), self._tokens[:keep]
-            return
-        self._goes_back = True
-        while self._checkpoints and self._checkpoints[-1].length > keep:
-            self._checkpoints.pop()
-        if self._checkpoints:
-            back = self._checkpoints.pop()
-            self._cache, self._tokens = restored(self._cache, covered, back), self._tokens[: back.length]
+        if self._past.needs_marks:
+            self._past.thin(common_prefix(self._tokens, tokens))
         else:
-            self._cache, self._tokens = None, ()
+            self._go_back(tokens, len(tokens))
+
+    def _predict(self, tokens: Tokens, last: int) -> Tensor:
+        if self.feeding == AFRESH:
+            return self._read_afresh(tokens, last)
+        new = max(last, 1 if self.feeding is None else self.feeding.least)
+        self._go_back(tokens, len(tokens) - new)
+        if self._goes_back and len(tokens) - len(self._tokens) > new + REREAD:
+            self._read(tokens[:-new], 1)
+        return self._read(tokens, last)
+
+    def _go_back(self, tokens: Tokens, most: int) -> None:
+        """Take the memo back to a prefix of `tokens` that is no longer than `most`."""
+        same_side = self._reader.is_far(tokens) == self._is_far
+        keep = min(common_prefix(self._tokens, tokens), most) if same_side else 0
+        if self._past is None or keep == len(self._tokens):
+            return
+        self._goes_back = self._past.needs_marks
+        if self._past.go_back(keep):
+            self._tokens = self._tokens[: self._past.length]
+        else:
+            self._past, self._tokens = None, ()
 
     def _read(self, tokens: Tokens, last: int) -> Tensor:
-        cache, covered, checkpoints = self._cache, len(self._tokens), self._checkpoints
+        """Read `tokens`, whose beginning the memo covers, in the pieces that the model can be fed."""
+        feeding = ANY_PIECES if self.feeding is None else self.feeding
+        ends = feeding.ends(len(self._tokens), len(tokens), last)
+        rows = [self._read_on(tokens[:end], min(last, end - len(self._tokens))) for end in ends]
+        return torch.cat(rows)[-last:] if len(rows) > 1 else rows[0]
+
+    def _read_on(self, tokens: Tokens, last: int) -> Tensor:
+        past = Past(self._new_cache(), 0) if self._past is None else self._past
+        room = capacity(past.cache)
+        if room is not None and len(tokens) > room:
+            remedy = "make a larger cache, or start from `limits`"
+            raise DecodeError("make_cache", f"the text outgrows a cache of {room} tokens", len(tokens), remedy)
         # Emptied first: an exception or Ctrl-C inside the model must not leave a cache that covers who knows what.
-        self._cache, self._tokens, self._checkpoints = None, (), []
-        if cache is None and self.make_cache is not None:
-            cache = self.make_cache()
-        if covered and (last > 1 or self._goes_back) and not is_append_only(cache):
-            checkpoints = [*checkpoints, checkpoint(cache, covered)][-CHECKPOINTS:]
-        logits, cache = self._reader.read(tokens[covered:], cache, last)
+        self._past, self._tokens = None, ()
+        if past.length and past.needs_marks and (last > 1 or self._goes_back or not past.is_marked):
+            past.mark()
+        logits, cache = self._reader.read(self._reader.ids([tokens[past.length :]]), past.cache, past.length, last)
+        if self.feeding is None:
+            self.feeding = self._found_out(cache, logits.shape[-1])
+            if self.feeding == AFRESH:
+                return self._read_afresh(tokens, last)
         if cache is not None:
-            self._cache, self._tokens, self._checkpoints = cache, tokens, checkpoints
-        return logits
+            past.extend(cache, len(tokens))
+            self._past, self._tokens, self._is_far = past, tokens, self._reader.is_far(tokens)
+        return logits[0]
+
+    def _read_afresh(self, tokens: Tokens, last: int) -> Tensor:
+        return self._reader.read_afresh(self._reader.ids([tokens]), last)[0]
+
+    def _found_out(self, cache: object | None, vocab_size: int) -> Feeding:
+        """How the model can be fed, now that it has read its first tokens into `cache`."""
+        if isinstance(self.make_cache, LossyCache) or (isinstance(self.model, PreTrainedModel) and is_plain(cache)):
+            return ANY_PIECES
+        if cache is None and self.make_cache is None:
+            self._make = self._reader.default_cache  # a few models keep the cache that they make to themselves
+        feeding = self._reader.feeding(self._new_cache, vocab_size)
+        if feeding == AFRESH and self.make_cache is not None:
+            raise DecodeError(
+                "make_cache",
+                "the model's logits over this cache are not those of a fresh pass",
+                type(cache).__name__,
+                "let the model make its own cache, or name this one a LossyCache",
+            )
+        return feeding
+
+    def _new_cache(self) -> object | None:
+        cache = self._make()
+        if not is_empty(cache):
+            raise DecodeError(
+                "make_cache", "a new cache is not empty", type(cache).__name__, "make another cache at each call"
+            )
+        return cache
 
 
 @final
@@ -140,14 +193,16 @@ class UncachedPredictor:
     """A model without a memo: it reads the whole text each time. The same function as `CachedPredictor`, slower."""
 
     model: Module
-    _reader: _Reader = field(init=False, repr=False)
+    _reader: Reader = field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        object.__setattr__(self, "_reader", _Reader.of(self.model))
+        object.__setattr__(self, "_reader", Reader.of(self.model))
 
     def __call__(self, tokens: Tokens, last: int, /) -> Tensor:
         """Logits [last, V] behind each of the last `last` prefixes of `tokens`."""
-        return finite(self._reader.read_afresh(tokens, last), len(tokens))
+        readings = self._reader.readings(tokens, last)
+        rows = [self._reader.read_afresh(self._reader.ids([text]), wanted)[0] for text, wanted in readings]
+        return finite(rows[0] if len(rows) == 1 else torch.cat(rows), len(tokens))
 
     def prune(self, tokens: Tokens, /) -> None:
         """Nothing is remembered, so there is nothing to forget."""
@@ -187,71 +242,5 @@ def finite(logits: Tensor, end: int) -> Tensor:
     return logits
 
 
-class _Call(Protocol):
-    """What a model is to us: something that is called with ids [1, k]."""
-
-    def __call__(self, input_ids: Tensor, /, **kwargs: object) -> object: ...
-
-
-@final
-@frozen(eq=False)
-class _Reader:
-    """How one model is called: the name of its cache argument, and whether it can leave logits out."""
-
-    model: Module
-    call: _Call
-    cache_name: str | None
-    keeps_logits: bool
-
-    @classmethod
-    def of(cls, model: Module) -> _Reader:
-        names = inspect.signature(model.forward).parameters
-        cache_name = next((name for name in CACHE_NAMES if name in names), None)
-        return cls(model, model, cache_name, "logits_to_keep" in names)
-
-    def read(self, tokens: Tokens, cache: object | None, last: int) -> tuple[Tensor, object | None]:
-        """Logits [last, V] of a text whose beginning `cache` covers and whose rest is `tokens`, and the new cache."""
-        if self.cache_name is None:
-            return self.read_afresh(tokens, last), None
-        output = self._run(tokens, last, {self.cache_name: cache, "use_cache": True})
-        return self._logits(output, last), getattr(output, self.cache_name, None)
-
-    def read_afresh(self, tokens: Tokens, last: int) -> Tensor:
-        """Logits [last, V] of a whole text."""
-        return self._logits(self._run(tokens, last, {} if self.cache_name is None else {"use_cache": False}), last)
-
-    def _run(self, tokens: Tokens, last: int, arguments: dict[str, object]) -> object:
-        if self.keeps_logits:
-            arguments["logits_to_keep"] = last
-        with torch.no_grad(), _evaluating(self.model):
-            return self.call(torch.tensor([tokens], device=_device(self.model)), **arguments)
-
-    def _logits(self, output: object, last: int) -> Tensor:
-        logits = getattr(output, "logits", None)
-        if not isinstance(logits, Tensor):
-            raise DecodeError(
-                "model",
-                "the model's call returned no logits",
-                type(output).__name__,
-                "give a model with a language-model head, such as AutoModelForCausalLM loads",
-            )
-        return logits[0, -last:]
-
-
-def _device(model: Module) -> torch.device:
-    """Where the model wants its ids: where its first parameter is, which for a dispatched model is its embedding."""
-    parameter = next(model.parameters(), None)
-    return torch.device("cpu") if parameter is None else parameter.device
-
-
-@contextmanager
-def _evaluating(model: Module) -> Iterator[None]:
-    """The model in evaluation mode, as dropout would make it a random function; its modes are put back afterwards."""
-    training = [module for module in model.modules() if module.training] if model.training else []
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
+def _none() -> None:
+    """No cache: the model makes its own."""

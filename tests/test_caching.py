@@ -80,7 +80,9 @@ def test_a_negative_number() -> None:
 def test_a_cache_that_cannot_go_back_is_refused() -> None:
     cache = StaticCache(MODEL.config, max_cache_len=16)
     MODEL(TEXT, cache=cache, use_cache=True)
-    with pytest.raises(DecodeError, match="forgotten what came before: received StaticLayer; read the text again"):
+    with pytest.raises(
+        DecodeError, match="cannot go back and stay as it was: received StaticCache; read the text again"
+    ):
         prune_cache(cache, 2)  # type: ignore[call-overload]
 
 

@@ -26,7 +26,7 @@ from specflow import (
     speculative_step,
     start,
 )
-from tests.toys import Counting, Unrunnable, disturbed, oracle, tiny_gpt2, tiny_llama
+from tests.toys import Unrunnable, disturbed, oracle, passes_of, tiny_gpt2, tiny_llama
 
 
 @pytest.mark.parametrize("model", [tiny_llama(), tiny_gpt2()], ids=["llama", "gpt2"])
@@ -50,38 +50,39 @@ def test_a_random_walk_over_texts_never_changes_a_result(model: PreTrainedModel)
 
 
 def test_only_what_the_memo_does_not_cover_is_fed() -> None:
-    model = Counting(tiny_llama())
-    predict = CachedPredictor(model)
+    model = tiny_llama()
+    predict, fed = CachedPredictor(model), passes_of(model)
     predict((3, 4, 5), 1)
     predict((3, 4, 5, 6), 1)
     predict((3, 4, 5, 6, 7, 8), 3)  # two new tokens, and the logits behind one that was read before
     predict((3, 4, 5, 6, 9), 1)  # 7 and 8 were refused
     predict((3, 4, 5, 6, 9), 1)  # stepping a state again reads its last token again
     predict((8,), 1)
-    assert model.fed == [3, 1, 3, 1, 1, 1]
+    assert fed == [3, 1, 3, 1, 1, 1]
 
 
 def test_a_speculative_step_feeds_each_token_once_to_each_model() -> None:
     """γ + 1 tokens a pass for the target, one for the drafter, and what it did not read of full acceptances."""
-    target, drafter = Counting(tiny_llama()), Counting(tiny_llama())
+    target, drafter = tiny_llama(), tiny_llama()
+    fed, drafter_fed = passes_of(target), passes_of(drafter)
     predictors = CachedPredictor(target), CachedPredictor(drafter)
     draft = LLMDrafter(predictors[1], GreedyProcessor(), Dice())
     end = run(
         speculative_step(draft, predictors[0], GreedyProcessor(), Dice(), prune=predictors), start([3, 4], 24).unwrap()
     )
     assert end.state.tally.acceptance_rate == 1.0
-    assert target.fed == [7, 6, 6, 6]
-    assert drafter.fed == [2, 1, 1, 1, 1] + [2, 1, 1, 1, 1] * 3
+    assert fed == [7, 6, 6, 6]
+    assert drafter_fed == [2, 1, 1, 1, 1] + [2, 1, 1, 1, 1] * 3
 
 
 def test_refused_drafts_cost_nothing_later() -> None:
-    target, drafter = Counting(tiny_llama(0)), tiny_llama(9)
-    predictor = CachedPredictor(target)
+    target, drafter = tiny_llama(0), tiny_llama(9)
+    predictor, fed = CachedPredictor(target), passes_of(target)
     draft = LLMDrafter(CachedPredictor(drafter), GreedyProcessor(), Dice())
     end = run(speculative_step(draft, predictor, GreedyProcessor(), Dice()), start([3, 4], 24).unwrap())
     assert end.state.tally.acceptance_rate < 0.2
-    assert target.fed[0] == 7
-    assert set(target.fed[1:-5]) == {6}
+    assert fed[0] == 7
+    assert set(fed[1:-5]) == {6}
 
 
 def test_pruning_is_invisible() -> None:
@@ -97,13 +98,13 @@ def test_pruning_is_invisible() -> None:
 
 
 def test_pruning_frees_what_was_refused() -> None:
-    model = Counting(tiny_llama())
-    predict = CachedPredictor(model)
+    model = tiny_llama()
+    predict, fed = CachedPredictor(model), passes_of(model)
     predict((3, 4, 5, 6, 7), 1)
     predict.prune((3, 4, 9))
     predict((3, 4), 1)
     predict((3, 4, 5), 1)
-    assert model.fed == [5, 1, 1]
+    assert fed == [5, 1, 1]
 
 
 def test_an_interrupted_pass_leaves_no_wrong_memo() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 
 import torch
 from torch.nn import Module
-from transformers import Cache, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from typing_extensions import override
 
 VOCABULARY = 64
@@ -81,20 +81,11 @@ def _ready(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     return model
 
 
-class Counting(Module):
-    """A model that counts the tokens of each of its passes, and is otherwise the model it is given."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__()
-        self.model = model
-        self.config = model.config
-        self.fed: list[int] = []
-
-    @override
-    def forward(self, input_ids: torch.Tensor, cache: Cache | None = None, use_cache: bool = True) -> object:
-        """One pass, counted."""
-        self.fed.append(input_ids.shape[-1])
-        return self.model(input_ids, cache=cache, use_cache=use_cache)
+def passes_of(model: Module) -> list[int]:
+    """A list that grows with each pass of the model from now on: how many tokens it was fed."""
+    fed: list[int] = []
+    model.register_forward_pre_hook(lambda module, arguments: fed.append(arguments[0].shape[-1]))
+    return fed
 
 
 class Unrunnable(Module):

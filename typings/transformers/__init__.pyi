@@ -9,6 +9,7 @@ from torch.nn import Module
 
 from transformers.cache_utils import Cache as Cache
 from transformers.cache_utils import DynamicCache as DynamicCache
+from transformers.cache_utils import QuantizedCache as QuantizedCache
 from transformers.cache_utils import StaticCache as StaticCache
 
 class PreTrainedConfig:
@@ -21,6 +22,8 @@ class PreTrainedConfig:
 class LlamaConfig(PreTrainedConfig): ...
 class GPT2Config(PreTrainedConfig): ...
 class AutoConfig:
+    @classmethod
+    def for_model(cls, model_type: str, **kwargs: object) -> PreTrainedConfig: ...
     @classmethod
     def from_pretrained(cls, name: str | PathLike[str], **kwargs: object) -> PreTrainedConfig: ...
 

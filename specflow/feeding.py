@@ -1,0 +1,221 @@
+"""How one model is called, and in what pieces it reads a text rightly: found out by trying, never by its name."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from random import Random
+from typing import Final, Protocol, final
+
+import torch
+from attrs import field, frozen
+from torch import Tensor
+from torch.nn import Module
+from transformers import DynamicCache, PreTrainedConfig
+
+from specflow.caching import Past
+from specflow.errors import DecodeError
+from specflow.state import Tokens
+
+CACHE_NAMES: Final = ("cache", "past_key_values", "cache_params", "state")
+"""What models call their cache, as argument and as output: transformers' name, its older ones, and RWKV's."""
+
+TEXTS: Final = 8
+"""How many texts a model is tried on."""
+
+
+@final
+@frozen
+class Feeding:
+    """What a model reads rightly over a cache: pieces of `least` to `most` tokens; with `most` = 0, nothing.
+
+    `trial` is how a text is cut to try it.
+
+    >>> list(ONE_BY_ONE.ends(covered=4, total=7, last=2)), list(ANY_PIECES.ends(covered=4, total=7, last=2))
+    ([5, 6, 7], [7])
+    """
+
+    name: str
+    least: int = field(default=1, repr=False)
+    most: int = field(default=sys.maxsize, repr=False)
+    trial: tuple[int, ...] = field(default=(), repr=False)
+
+    def ends(self, covered: int, total: int, last: int) -> Iterator[int]:
+        """Where the pieces end in which a text of `total` tokens is read over a cache that covers some of it.
+
+        An empty cache takes all but the last rows in one piece, whatever the model.
+        """
+        if covered == 0 and self.most < total:
+            covered = total - last + 1
+            yield covered
+        while covered < total:
+            covered = min(covered + self.most, total)
+            yield covered
+
+
+ANY_PIECES: Final = Feeding("any pieces", trial=(5, 1, 4, 1, 5))
+"""What every model should be able to read, and attention models do."""
+
+ONE_BY_ONE: Final = Feeding("one token at a time", most=1, trial=(11, 1, 1, 1, 1, 1))
+"""Longer pieces ignore the state that they start from (transformers' Mamba, Jamba, Zamba)."""
+
+TWO_OR_MORE: Final = Feeding("two tokens or more", least=2, trial=(5, 2, 4, 5))
+"""For one token alone the model computes something else (transformers' Zamba 2 and Nemotron-H)."""
+
+AFRESH: Final = Feeding("the whole text afresh", most=0)
+"""No pieces: a model without a cache, or one that goes wrong over it."""
+
+
+class Call(Protocol):
+    """What a model is to us: something that is called with ids [1, k]."""
+
+    def __call__(self, input_ids: Tensor, /, **kwargs: object) -> object: ...
+
+
+@final
+@frozen(eq=False)
+class Reader:
+    """How one model is called: the name of its cache argument, and what else it can be told."""
+
+    model: Module
+    _call: Call = field(repr=False)
+    cache_name: str | None
+    takes_positions: bool
+    keeps_logits: bool
+    edge: int | None
+    """The longest text that is read with the short frequencies of a "longrope"; longer ones are read otherwise."""
+
+    @classmethod
+    def of(cls, model: Module) -> Reader:
+        """Reads the signature of the model's forward, or of the model that an adapter (PEFT) wraps."""
+        inner = getattr(model, "get_base_model", lambda: model)()
+        names = inspect.signature(inner.forward).parameters
+        cache_name = next((name for name in CACHE_NAMES if name in names), None)
+        return cls(model, model, cache_name, "position_ids" in names, "logits_to_keep" in names, _edge(model))
+
+    def is_far(self, tokens: Tokens) -> bool:
+        """Whether a text is beyond the edge. What was read on one side is of no use on the other."""
+        return self.edge is not None and len(tokens) > self.edge
+
+    def readings(self, tokens: Tokens, last: int) -> list[tuple[Tokens, int]]:
+        """The texts and rows to read for the last `last` rows of `tokens`: two where the rows lie across the edge."""
+        before = 0 if self.edge is None else self.edge - (len(tokens) - last)
+        return [(tokens[: self.edge], before), (tokens, last - before)] if 0 < before < last else [(tokens, last)]
+
+    def ids(self, tokens: Sequence[Tokens]) -> Tensor:
+        """The texts as ids [B, k], where the model wants them."""
+        return torch.tensor(tokens, device=_device(self.model))
+
+    def read(self, ids: Tensor, cache: object | None, covered: int, last: int) -> tuple[Tensor, object | None]:
+        """Logits [B, last, V] of texts whose first `covered` tokens `cache` covers and which `ids` [B, k] end.
+
+        And the cache that covers all of them; None from a model that keeps it to itself.
+        """
+        assert self.cache_name is not None
+        arguments: dict[str, object] = {self.cache_name: cache, "use_cache": True}
+        if self.takes_positions and covered:
+            # As `generate` does. Most models count from what their cache covers, a few (Bamba) from 0.
+            arguments["position_ids"] = torch.arange(covered, covered + ids.shape[1], device=ids.device)[None]
+        output = self._run(ids, last, arguments)
+        return self._logits(output, last), getattr(output, self.cache_name, cache)
+
+    def read_afresh(self, ids: Tensor, last: int) -> Tensor:
+        """Logits [B, last, V] of whole texts."""
+        return self._logits(self._run(ids, last, {} if self.cache_name is None else {"use_cache": False}), last)
+
+    def default_cache(self) -> object | None:
+        """transformers' own cache for this model; None where there is no config to make it from."""
+        config = getattr(self.model, "config", None)
+        return DynamicCache(config=config) if isinstance(config, PreTrainedConfig) else None
+
+    def feeding(self, make_cache: Callable[[], object | None], vocab_size: int) -> Feeding:
+        """How the model can be fed over the caches that `make_cache` makes.
+
+        Some random texts are read afresh, and again in pieces with a wrong turn and a way back among them. The first
+        feeding that gives the same logits is right. The tolerance is relative to the largest logit: 1e-4, but 3 % in
+        fp16 and 10 % in bf16, where only gross faults can be told from rounding. Faults seen so far are as large as
+        the logits themselves, or a thousandth of them. One that none of these texts brings out is not found.
+        """
+        random = Random(0)
+        texts = self.ids([tuple(random.choices(range(vocab_size), k=sum(ANY_PIECES.trial))) for _ in range(TEXTS)])
+        for feeding in (ANY_PIECES, ONE_BY_ONE, TWO_OR_MORE):
+            # All texts in one batch, as that is quick; one by one for what is right but in batches (RWKV).
+            if self._is_right(feeding, texts, make_cache) or all(
+                self._is_right(feeding, text[None], make_cache) for text in texts
+            ):
+                return feeding
+        return AFRESH
+
+    def _is_right(self, feeding: Feeding, ids: Tensor, make_cache: Callable[[], object | None]) -> bool:
+        truth = self.read_afresh(ids, ids.shape[1])
+        try:
+            logits = self._read_in_pieces(ids, feeding.trial, Past(make_cache(), 0))
+        except Exception:  # whatever a model raises here says that it cannot be fed so
+            return False
+        relative = {torch.float16: 0.03, torch.bfloat16: 0.1}.get(truth.dtype, 1e-4)
+        largest = float(truth[truth.isfinite()].abs().amax())
+        return bool(torch.isclose(logits, truth, rtol=0.0, atol=relative * largest).all())
+
+    def _read_in_pieces(self, ids: Tensor, pieces: Sequence[int], past: Past) -> Tensor:
+        """Logits [B, k, V] of `ids` [B, k], with a wrong piece read and taken back before the last one."""
+
+        def extend(piece: Tensor) -> Tensor:
+            logits, cache = self.read(piece, past.cache, past.length, piece.shape[1])
+            past.extend(cache, past.length + piece.shape[1])
+            return logits
+
+        *before, last = torch.split(ids, list(pieces), dim=1)
+        rows = [extend(piece) for piece in before]
+        past.mark()
+        covered = past.length
+        extend(last.flip(1))
+        assert past.go_back(covered)
+        return torch.cat([*rows, extend(last)], dim=1)
+
+    def _run(self, ids: Tensor, last: int, arguments: dict[str, object]) -> object:
+        if self.keeps_logits:
+            arguments["logits_to_keep"] = last
+        with torch.no_grad(), _evaluating(self.model):
+            return self._call(ids, **arguments)
+
+    def _logits(self, output: object, last: int) -> Tensor:
+        logits = getattr(output, "logits", None)
+        if not isinstance(logits, Tensor):
+            raise DecodeError(
+                "model",
+                "the model's call returned no logits",
+                type(output).__name__,
+                "give a model with a language-model head, such as AutoModelForCausalLM loads",
+            )
+        return logits[:, -last:]
+
+
+def _edge(model: Module) -> int | None:
+    config = getattr(model, "config", None)
+    if not isinstance(config, PreTrainedConfig):
+        return None
+    rope = getattr(config.get_text_config(decoder=True), "rope_parameters", None) or {}
+    parts = [rope, *[part for part in rope.values() if isinstance(part, dict)]]
+    edges = [part["original_max_position_embeddings"] for part in parts if part.get("rope_type") == "longrope"]
+    return min(edges, default=None)
+
+
+def _device(model: Module) -> torch.device:
+    """Where the model wants its ids: where its first parameter is, which for a dispatched model is its embedding."""
+    parameter = next(model.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device
+
+
+@contextmanager
+def _evaluating(model: Module) -> Iterator[None]:
+    """The model in evaluation mode, as dropout would make it a random function; its modes are put back afterwards."""
+    training = [module for module in model.modules() if module.training] if model.training else []
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

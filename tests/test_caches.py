@@ -1,0 +1,317 @@
+"""Caches of every kind under one memo: what it costs, what fits, what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import Module
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel, QuantizedCache, StaticCache
+from transformers.cache_utils import DynamicSlidingWindowLayer
+from typing_extensions import override
+
+from specflow import (
+    CachedPredictor,
+    DecodeError,
+    Dice,
+    Fixed,
+    GreedyProcessor,
+    LossyCache,
+    PointMass,
+    Proposal,
+    Tokens,
+    UncachedPredictor,
+    autoregressive_step,
+    once,
+    run,
+    speculative_step,
+    start,
+)
+from specflow.caching import RECORD
+from specflow.predictor import REREAD
+from specflow.testing import model_conformance
+from tests.architectures import ARCHITECTURES, WINDOW
+from tests.toys import oracle, tiny_llama
+
+BY_KIND = {architecture.kind: architecture for architecture in ARCHITECTURES}
+PROMPT = (5, 9, 5, 9, 7, 3, 5, 9, 7, 3, 5)
+
+
+class Counted(Module):
+    """A model that counts its passes and the tokens that it reads."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.passes: list[int] = []
+        model.register_forward_pre_hook(lambda module, inputs: self.passes.append(inputs[0].shape[1]))
+
+
+def knowing(text: list[int], wrong: int) -> Callable[[Tokens], Iterator[Proposal[PointMass]]]:
+    """Drafts the true text, but for every token at a multiple of `wrong`."""
+
+    def draft(tokens: Tokens) -> Iterator[Proposal[PointMass]]:
+        for i in range(len(tokens), len(text)):
+            token = (text[i] + 1) % 64 if i % wrong == 0 else text[i]
+            yield Proposal(token, PointMass(token))
+
+    return draft
+
+
+@pytest.mark.parametrize("kind", ["mamba2", "qwen3_next", "lfm2", "falcon_h1", "gemma3_text", "llama"])
+def test_refused_drafts_cost_no_extra_target_pass(kind: str) -> None:
+    model = BY_KIND[kind].build()
+    text = [*PROMPT, *oracle(PROMPT, model, 24)]
+    predictor = CachedPredictor(model)
+    predictor((1, 2, 3), 1)  # finds out how it can be fed
+    counted = Counted(model)
+    step = speculative_step(knowing(text, 3), predictor, GreedyProcessor(), Dice(), Fixed(4), (predictor,))
+    first = autoregressive_step(predictor, GreedyProcessor(), Dice())
+    state = run(once(first, step), start(PROMPT, 24).unwrap()).state
+    assert list(state.tokens) == text
+    assert state.tally.accepted < state.tally.drafted
+    assert len(counted.passes) == state.tally.steps
+    assert max(counted.passes[1:]) <= REREAD + 5
+
+
+def test_a_text_read_again_and_again_is_moved_up_in_few_passes_of_its_own() -> None:
+    model = BY_KIND["mamba2"].build()
+    text = [*PROMPT, *oracle(PROMPT, model, 120)]
+    predictor = CachedPredictor(model)
+    counted = Counted(model)
+    step = speculative_step(knowing(text, 1), predictor, GreedyProcessor(), Dice(), Fixed(2))
+    state = run(step, start(PROMPT, 120).unwrap()).state
+    assert list(state.tokens) == text
+    assert state.tally.accepted == 0
+    tried = 8  # passes that found out how to feed it, the prompt's included
+    assert len(counted.passes) <= state.tally.steps + 120 // REREAD + tried
+    assert max(counted.passes) <= 2 * REREAD + 3
+
+
+def test_the_state_behind_the_prompt_is_kept_for_the_next_sample() -> None:
+    model = BY_KIND["mamba2"].build()
+    predictor = CachedPredictor(model)
+    first = autoregressive_step(predictor, GreedyProcessor(), Dice())
+    run(first, start(PROMPT, 10).unwrap())
+    counted = Counted(model)
+    predictor((*PROMPT, 1), 1)
+    assert counted.passes == [1]
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3_text", "mistral", "gpt_oss", "qwen3_5_text", "falcon_h1", "mamba2"])
+def test_a_static_cache_conforms(kind: str) -> None:
+    architecture = BY_KIND[kind]
+    model = architecture.build()
+    predictor = CachedPredictor(model, lambda: StaticCache(model.config, max_cache_len=5 * WINDOW))
+    report = model_conformance(model, predictor=predictor, steps=60, longest=5 * WINDOW)
+    assert report.holds, report
+
+
+def test_a_text_that_outgrows_a_static_cache_is_refused_before_the_model_runs() -> None:
+    model = tiny_llama()
+    predictor = CachedPredictor(model, lambda: StaticCache(model.config, max_cache_len=16))
+    assert predictor.limits.context == 16
+    expected = oracle(PROMPT, model, 5)
+    step = autoregressive_step(predictor, GreedyProcessor(), Dice())
+    assert list(run(step, start(PROMPT, 50, (), predictor.limits).unwrap()).state.output) == expected
+    counted = Counted(model)
+    with pytest.raises(DecodeError, match="outgrows a cache of 16 tokens: received 17; make a larger cache"):
+        predictor((*PROMPT, *expected, 1), 1)
+    assert counted.passes == []
+    predictor((*PROMPT, *expected), 1)
+    assert counted.passes == [1]  # the memo is still there
+
+
+def test_a_window_that_is_longer_than_its_static_cache_does_not_become_shorter() -> None:
+    model = BY_KIND["mistral"].build()
+    predictor = CachedPredictor(model, lambda: StaticCache(model.config, max_cache_len=WINDOW - 2))
+    assert predictor.limits.context == WINDOW - 2
+    assert CachedPredictor(model, lambda: StaticCache(model.config, max_cache_len=99)).limits.context == 256
+
+
+def test_the_same_cache_handed_out_twice_is_refused() -> None:
+    model = tiny_llama()
+    cache = DynamicCache(config=model.config)
+    predictor = CachedPredictor(model, lambda: cache)
+    predictor((1, 2, 3), 1)
+    predictor((1, 2, 4), 1)
+    other = CachedPredictor(model, lambda: cache)
+    with pytest.raises(DecodeError, match="a new cache is not empty"):
+        other((1, 2, 3), 1)
+
+
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "fp8",
+        pytest.param(
+            "quanto", marks=pytest.mark.skipif(not find_spec("optimum"), reason="optimum-quanto is not installed")
+        ),
+    ],
+)
+def test_a_quantized_cache_is_used_only_where_it_is_called_lossy(backend: str) -> None:
+    model = tiny_llama(dtype=torch.float32)
+    sizes: dict[str, int] = {} if backend == "fp8" else {"q_group_size": 8, "residual_length": 8}
+
+    def make() -> QuantizedCache:
+        return QuantizedCache(backend, model.config, **sizes)
+
+    with pytest.raises(DecodeError, match=r"not those of a fresh pass: received QuantizedCache; .*LossyCache"):
+        CachedPredictor(model, make)(PROMPT, 1)
+    report = model_conformance(model, predictor=CachedPredictor(model, LossyCache(make)))
+    assert not report.holds
+    assert report.largest < 3.0  # rounded, not wrong: the logits themselves reach 8
+    step = speculative_step(
+        knowing([*PROMPT, *oracle(PROMPT, model, 20)], 3),
+        CachedPredictor(model, LossyCache(make)),
+        GreedyProcessor(),
+        Dice(),
+    )
+    assert len(run(step, start(PROMPT, 20).unwrap()).state.output) == 20
+
+
+def test_a_sliding_window_records_what_a_draft_may_take_back_and_not_much_more() -> None:
+    model = BY_KIND["mistral"].build()
+    predictor = CachedPredictor(model)
+    text = tuple(torch.randint(0, 64, (240,)).tolist())
+    longest = 0
+    for end in range(1, 240):
+        predictor(text[:end], 1)
+        past = predictor._past
+        assert past is not None
+        assert isinstance(past.cache, DynamicCache)
+        (layer, _) = past.cache.layers
+        assert isinstance(layer, DynamicSlidingWindowLayer)
+        assert layer.keys is not None
+        longest = max(longest, layer.keys.shape[-2])
+    assert WINDOW + RECORD < longest <= WINDOW + 2 * RECORD
+    counted = Counted(model)
+    predictor((*text[: 239 - RECORD // 2], 1), 1)
+    assert counted.passes == [1]  # cropped
+    predictor((*text[:20], 1), 1)
+    assert counted.passes == [1, 21]  # read again
+
+
+class Bigram(Module):
+    """Sums embeddings over all that came before: its cache holds a row for each token, however it lays them out."""
+
+    def __init__(self, *, transposed: bool) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(16, 6).double()
+        self.head = nn.Linear(6, 16, dtype=torch.float64)
+        self.transposed = transposed
+
+    @override
+    def forward(
+        self,
+        input_ids: Tensor,
+        past_key_values: tuple[tuple[Tensor, Tensor], ...] | None = None,
+        use_cache: bool = True,
+    ) -> Output:
+        new = self.embedding(input_ids)[:, None]
+        if past_key_values is not None:
+            old = past_key_values[0][0]
+            new = torch.cat([old.transpose(-1, -2) if self.transposed else old, new], dim=-2)
+        hidden = new.cumsum(dim=-2)[:, 0, -input_ids.shape[1] :].tanh()
+        kept = new.transpose(-1, -2) if self.transposed else new
+        return Output(self.head(hidden), ((kept, kept),) if use_cache else None)
+
+
+class Output:
+    def __init__(self, logits: Tensor, past_key_values: object | None) -> None:
+        self.logits = logits
+        self.past_key_values = past_key_values
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_cache_of_tuples_is_cropped_where_it_has_rows_and_marked_where_it_has_not(transposed: bool) -> None:
+    model = Bigram(transposed=transposed)
+    predictor = CachedPredictor(model)
+    report = model_conformance(model, predictor=predictor, longest=24)
+    assert report.holds, report
+    assert predictor.feeding is not None
+    assert predictor.feeding.name == "any pieces"
+    for end in (5, 6, 7):  # at 6 tokens the transposed tensors look like rows, too
+        predictor(PROMPT[:end], 1)
+        assert predictor._past is not None
+        assert predictor._past.needs_marks == transposed or end == 5
+
+
+class Faulty(Module):
+    """A model that goes wrong in a way of its own when it is fed over a cache."""
+
+    def __init__(self, fault: str) -> None:
+        super().__init__()
+        self.inner = tiny_llama()
+        self.fault = fault
+
+    @override
+    def forward(self, input_ids: Tensor, cache: DynamicCache | None = None, use_cache: bool = True) -> object:
+        pieces = input_ids.shape[1]
+        if cache is not None and self.fault == "raises for pieces" and pieces > 1:
+            raise RuntimeError("one token at a time, please")
+        forgets = {"forgets for pieces": pieces > 1, "forgets for one": pieces == 1, "forgets always": True}
+        if forgets.get(self.fault, False):
+            cache = None
+        return self.inner(input_ids, cache=cache, use_cache=use_cache)
+
+
+@pytest.mark.parametrize(
+    ("fault", "feeding"),
+    [
+        ("none", "any pieces"),
+        ("raises for pieces", "one token at a time"),
+        ("forgets for pieces", "one token at a time"),
+        ("forgets for one", "two tokens or more"),
+        ("forgets always", "the whole text afresh"),
+    ],
+)
+def test_how_a_model_can_be_fed_is_found_out(fault: str, feeding: str) -> None:
+    model = Faulty(fault)
+    predictor = CachedPredictor(model)
+    report = model_conformance(model, predictor=predictor, tolerance=1e-9)
+    assert report.holds, report
+    assert predictor.feeding is not None
+    assert predictor.feeding.name == feeding
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_text_that_crosses_the_edge_of_a_longrope_is_read_afresh_there(cached: bool) -> None:
+    edge = 20
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "original_max_position_embeddings": edge,
+        "short_factor": [1.0] * 4,
+        "long_factor": [1.0, 3.0, 9.0, 30.0],
+    }
+    config = AutoConfig.for_model("phi3", **{**BY_KIND["phi3"].config, "rope_parameters": rope})
+    model = AutoModelForCausalLM.from_config(config)
+    model.to(torch.float64)
+    model.eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, 0.3)
+    expected = oracle(PROMPT, model, 24)
+    predictor = CachedPredictor(model) if cached else UncachedPredictor(model)
+    step = speculative_step(
+        knowing([*PROMPT, *expected], 4), predictor, GreedyProcessor(), Dice(), Fixed(5), (predictor,)
+    )
+    assert list(run(step, start(PROMPT, 24).unwrap()).state.output) == expected
+    for end in (25, edge, edge + 1, edge - 1, 30):
+        text = (*PROMPT, *expected)[:end]
+        fresh = torch.cat([model(torch.tensor([text[: end - back]])).logits[0, -1:] for back in (2, 1, 0)])
+        assert torch.allclose(predictor(text, 3), fresh, atol=1e-9)
+
+
+def test_a_pass_that_fails_leaves_no_memo() -> None:
+    model = BY_KIND["qwen3_next"].build()
+    predictor = CachedPredictor(model)
+    predictor(PROMPT, 1)
+    with pytest.raises(IndexError):
+        predictor((*PROMPT, 1, 2, 1000), 3)
+    fresh = CachedPredictor(model)((*PROMPT, 1, 2, 3), 3)
+    assert torch.allclose(predictor((*PROMPT, 1, 2, 3), 3), fresh, atol=1e-4)
