@@ -1,0 +1,307 @@
+"""The spec's n-gram storages: what followed the last tokens before, most often, will follow them again."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from os import PathLike
+from threading import Lock
+from typing import Final, final, overload
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from specflow.drafters.counts import Counts
+from specflow.drafters.storage_file import Header, packed, read, refuse_contradiction, write
+from specflow.errors import DecodeError
+from specflow.state import Tokens
+
+
+class INgramStorage(ABC):
+    """The spec's interface. Subclass it, implement the five abstract methods, and your storage drafts as ours do.
+
+    Tensors are batch first: `input_ids` [B, L], `next_tokens` [B, 1 or more]. The drafters and the update stage call
+    `continuation` and `learn`, which are written in terms of the other methods; override them to be faster.
+    """
+
+    n: int
+    vocab_size: int
+
+    def __init__(self, n: int, vocab_size: int) -> None:
+        """`n` ≥ 2 is the highest order, `vocab_size` ≥ 1 the number of tokens there are; else `DecodeError`."""
+        if n < 2:
+            raise DecodeError("n", "n is below 2", n, "use 2 for bigrams, a token behind a context of one")
+        if vocab_size < 1:
+            raise DecodeError("vocab_size", "the vocabulary is empty", vocab_size, "give the target's vocab_size")
+        self.n = n
+        self.vocab_size = vocab_size
+
+    @abstractmethod
+    def next_token(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """(token, known) for each row; a random token and False where the context is unknown."""
+
+    @abstractmethod
+    def has_gram(self, ngram: Tensor) -> bool:
+        """Whether this n-gram, a context and the token behind it, was seen."""
+
+    @abstractmethod
+    def update(self, input_ids: Tensor, next_tokens: Tensor) -> None:
+        """Counts each of the row's `next_tokens` once more as what follows that row of `input_ids`."""
+
+    @abstractmethod
+    def initialize(self, input_ids: Tensor) -> None:
+        """Counts every n-gram of each row."""
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Forgets everything."""
+
+    def continuation(self, tokens: Tokens) -> Iterator[tuple[int, bool]]:
+        """The text that the storage expects behind `tokens`, token by token, each with whether it was known."""
+        text = torch.tensor([tokens])
+        while True:
+            token, known = self.next_token(text)
+            yield int(token), bool(known)
+            text = torch.cat([text, torch.tensor([[int(token)]])], dim=1)
+
+    def learn(self, tokens: Tokens, start: int, followers: Sequence[Sequence[int]]) -> None:
+        """Counts each of `followers[i]` once more as what follows the first `start + i` of `tokens`."""
+        for end, following in enumerate(followers, start):
+            context = torch.tensor([tokens[:end]])
+            for token in following:
+                self.update(context, torch.tensor([[token]]))
+
+
+class _CountingStorage(INgramStorage):
+    """What the two storages share: everything but the lengths of the contexts that they keep."""
+
+    def __init__(self, n: int, vocab_size: int, *, shortest: int, max_contexts: int | None) -> None:
+        super().__init__(n, vocab_size)
+        if max_contexts is not None and max_contexts < 1:
+            raise DecodeError("max_contexts", "max_contexts is below 1", max_contexts, "use None for no bound")
+        self.max_contexts: Final = max_contexts
+        self._counts = Counts(max_contexts)
+        self._writing: Final = Lock()
+        self._header: Final = Header(type(self).__name__, n, vocab_size, shortest)
+        self._shortest: Final = shortest
+        self._bits: Final = vocab_size.bit_length()
+
+    def __len__(self) -> int:
+        """How many contexts are kept."""
+        return len(self._counts)
+
+    @overload
+    def next_token(self, input_ids: Tensor) -> tuple[Tensor, Tensor]: ...
+    @overload
+    def next_token(self, input_ids: Sequence[int]) -> tuple[int, bool]: ...
+    @override
+    def next_token(self, input_ids: Tensor | Sequence[int]) -> tuple[Tensor, Tensor] | tuple[int, bool]:
+        """(token, known): the most frequent continuation of the longest context that is known.
+
+        Where none is known, a random token, of torch's default generator, and False. Tensors [B, L] give [B, 1] and
+        [B, 1], [L] gives [1] and [1], a sequence of ints gives int and bool. O(n), however long the text and however
+        large the storage. `DecodeError` for ids outside the vocabulary among the last n - 1; others are not looked at.
+        """
+        answers = [self._next(self._checked("input_ids", row)) for row in _rows(input_ids, self.n - 1)]
+        if not isinstance(input_ids, Tensor):
+            return answers[0]
+        shape, device = (*input_ids.shape[:-1], 1), input_ids.device
+        tokens = torch.tensor([token for token, _ in answers], dtype=torch.long, device=device)
+        return tokens.reshape(shape), torch.tensor([known for _, known in answers], device=device).reshape(shape)
+
+    @override
+    def has_gram(self, ngram: Tensor | Sequence[int]) -> bool:
+        """Whether this n-gram, [L], [1, L] or a sequence of ints, was seen: its last token behind those before it.
+
+        Of more than n tokens the last n are looked at. False for an order that the storage does not keep, and for what
+        it has forgotten. `DecodeError` for ids outside the vocabulary.
+        """
+        rows = _rows(ngram, self.n)
+        if len(rows) != 1:
+            raise DecodeError("ngram", "there is not just one n-gram", f"{len(rows)} rows", "ask for one at a time")
+        gram = self._checked("ngram", rows[0])
+        contexts = self._contexts(gram, len(gram) - 1)
+        return bool(contexts) and self._counts.has(contexts[-1], gram[-1])
+
+    @override
+    def update(self, input_ids: Tensor | Sequence[int], next_tokens: Tensor | Sequence[int] | int) -> None:
+        """Counts each of `next_tokens` once more as what follows `input_ids`, in every length of context.
+
+        `input_ids` is [B, L] with `next_tokens` [B, 1 or more] or [B], or [L] or a sequence of ints with any number of
+        tokens, or one. What `next_token` returned fits. `DecodeError`, with nothing learned, for rows that do not match
+        and for ids outside the vocabulary.
+        """
+        contexts, followers = _rows(input_ids, self.n - 1), _rows(next_tokens)
+        if len(followers) == 1 and len(followers[0]) == len(contexts):
+            followers = [[token] for token in followers[0]]
+        if len(followers) != len(contexts):
+            received = f"{len(contexts)} and {len(followers)}"
+            raise DecodeError("next_tokens", "contexts and next tokens differ in rows", received, "give a row for each")
+        lessons = [
+            (self._checked("input_ids", context), self._checked("next_tokens", following))
+            for context, following in zip(contexts, followers, strict=True)
+        ]
+        with self._writing:
+            for context, following in lessons:
+                self._learn(context, len(context), following)
+
+    @override
+    def initialize(self, input_ids: Tensor | Sequence[int]) -> None:
+        """Counts every n-gram of each row of [B, L], of [L], or of a sequence of ints.
+
+        It adds to what is known: a text that is given twice counts twice; `reset` first to begin anew. `DecodeError`,
+        with nothing learned, for ids outside the vocabulary.
+        """
+        rows = [self._checked("input_ids", row) for row in _rows(input_ids)]
+        with self._writing:
+            for row in rows:
+                for end in range(1, len(row)):
+                    self._learn(row, end, row[end : end + 1])
+
+    @override
+    def reset(self) -> None:
+        """Forgets everything."""
+        with self._writing:
+            self._counts = Counts(self.max_contexts)
+
+    @override
+    def continuation(self, tokens: Tokens) -> Iterator[tuple[int, bool]]:
+        """The text expected behind `tokens`, token by token; what holds ids outside the vocabulary is unknown."""
+        text = list(tokens[1 - self.n :])
+        while True:
+            token, known = self._next(text)
+            yield token, known
+            text.append(token)
+
+    @override
+    def learn(self, tokens: Tokens, start: int, followers: Sequence[Sequence[int]]) -> None:
+        """Counts `followers[i]` behind the first `start + i` of `tokens`; leaves out ids outside the vocabulary."""
+        with self._writing:
+            for end, following in enumerate(followers, start):
+                self._learn(tokens, end, [token for token in following if 0 <= token < self.vocab_size])
+
+    def counts(self) -> dict[Tokens, dict[int, int]]:
+        """All that is known, for looking at: how often each token was counted behind each context."""
+        with self._writing:
+            return {self._unpacked(key): counted for key, _, counted in self._counts.rows()}
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Writes all that is known to `path`, atomically: a crash leaves the file that was there before.
+
+        The format is safetensors, described in docs/ngram.md; it holds no code. Other threads' updates wait while the
+        content is put together, not while it is written.
+        """
+        with self._writing:
+            rows = ((self._unpacked(key), rank, counted) for key, rank, counted in self._counts.rows())
+            content = packed(self._header, rows)
+        write(path, content)
+
+    def load(self, path: str | PathLike[str]) -> None:
+        """Replaces all that is known by what `save` wrote; a storage with a smaller bound keeps the most useful part.
+
+        `DecodeError`, with the storage in hand as it was, for a file that is truncated, corrupted, no storage at all,
+        of a newer format, or of a storage with another kind, n or vocabulary.
+        """
+        counts = Counts(self.max_contexts)
+        for context, rank, counted in read(path, self._header):
+            key = self._contexts(context, len(context))[-1]
+            if counts.best(key) is not None:
+                refuse_contradiction(path)
+            counts.put(key, rank, counted)
+        with self._writing:
+            self._counts = counts
+
+    def _next(self, text: Sequence[int]) -> tuple[int, bool]:
+        counts = self._counts
+        for context in reversed(self._contexts(text, len(text))):
+            token = counts.best(context)
+            if token is not None:
+                return token, True
+        return int(torch.randint(self.vocab_size, ())), False
+
+    def _learn(self, text: Sequence[int], end: int, following: Sequence[int]) -> None:
+        if following:
+            for context in self._contexts(text, end):
+                self._counts.learn(context, following)
+
+    def _contexts(self, text: Sequence[int], end: int) -> list[int]:
+        """The contexts that end before position `end`, the shortest first, each packed into an int.
+
+        The last token takes the lowest `_bits` bits, as token + 1: no context of one length looks like one of another.
+        An id outside the vocabulary ends them.
+        """
+        contexts, key, shift = [], 0, 0
+        for position in range(end - 1, max(end - self.n, -1), -1):
+            token = text[position]
+            if not 0 <= token < self.vocab_size:
+                break
+            key |= (token + 1) << shift
+            shift += self._bits
+            contexts.append(key)
+        return contexts[self._shortest - 1 :]
+
+    def _unpacked(self, key: int) -> Tokens:
+        tokens = []
+        while key:
+            tokens.append((key & ((1 << self._bits) - 1)) - 1)
+            key >>= self._bits
+        return tuple(reversed(tokens))
+
+    def _checked(self, name: str, ids: Sequence[int]) -> Sequence[int]:
+        for token in ids:
+            if type(token) is not int:
+                raise DecodeError(name, "a token id is not an int", repr(token), "give plain ints, or a tensor of them")
+            if not 0 <= token < self.vocab_size:
+                happened = f"a token id is outside the vocabulary of {self.vocab_size}"
+                raise DecodeError(name, happened, token, "use a storage with the target's vocab_size")
+        return ids
+
+
+@final
+class NGramStorage(_CountingStorage):
+    """Orders 2 to n: every context of 1 to n - 1 tokens, with back-off from the longest one that is known.
+
+    `n` ≥ 2, `vocab_size` ≥ 1 and `max_contexts` ≥ 1 (None: no bound), else `DecodeError`. Of equally frequent
+    continuations the one that reached the count last is drafted, as what was said last is the likeliest to be said
+    again.
+
+    >>> storage = NGramStorage(n=3, vocab_size=10)
+    >>> storage.initialize([1, 2, 3, 1, 2, 4, 1, 2, 4])
+    >>> storage.next_token([1, 2]), storage.next_token([9, 2]), storage.has_gram([1, 2, 3])
+    ((4, True), (4, True), True)
+    >>> storage.next_token(torch.tensor([[5, 1], [3, 1]]))[0].tolist()
+    [[2], [2]]
+    """
+
+    def __init__(self, n: int, vocab_size: int, *, max_contexts: int | None = None) -> None:
+        super().__init__(n, vocab_size, shortest=1, max_contexts=max_contexts)
+
+
+@final
+class OneLevelNGramStorage(_CountingStorage):
+    """Order n alone: contexts of n - 1 tokens, no back-off. Less memory, and unknown sooner.
+
+    >>> storage = OneLevelNGramStorage(n=3, vocab_size=10)
+    >>> storage.initialize([1, 2, 3])
+    >>> storage.next_token([1, 2]), storage.has_gram([2, 3])
+    ((3, True), False)
+    """
+
+    def __init__(self, n: int, vocab_size: int, *, max_contexts: int | None = None) -> None:
+        super().__init__(n, vocab_size, shortest=n - 1, max_contexts=max_contexts)
+
+
+def _rows(ids: Tensor | Sequence[int] | int, last: int | None = None) -> Sequence[Sequence[int]]:
+    """The rows of [B, L], or the one row of anything smaller; of each row just the last tokens, `last` of them."""
+    recent = slice(None if last is None else -last, None)
+    if isinstance(ids, int):
+        return [[ids]]
+    if not isinstance(ids, Tensor):
+        return [ids[recent]]
+    if ids.dim() > 2:
+        raise DecodeError(
+            "input_ids", "ids have more than two dimensions", f"{list(ids.shape)}", "give [batch, length]"
+        )
+    rows: list[list[int]] = (ids if ids.dim() == 2 else ids.reshape(1, -1))[:, recent].tolist()
+    return rows

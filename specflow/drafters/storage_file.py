@@ -1,0 +1,175 @@
+"""The file of an n-gram storage: safetensors, that is a JSON header and plain arrays, with a checksum.
+
+`__metadata__` holds `format`, `version`, `kind`, `n`, `vocab_size` and `sha256`, all strings. Six arrays, one dimension
+each: `lengths`, `widths` [contexts] int32 (tokens in a context, different continuations of it); `ranks` [contexts]
+int64 (how long it is kept, ascending); `contexts` int32 (all contexts, one behind the other); `tokens` int32 and
+`counts` int64 (all continuations, those of one context together and the one that is drafted first). `sha256` is taken
+of the lines `name value` of the other metadata and then, for each array, of `name length` and its little-endian bytes,
+both in the order of the names.
+"""
+
+from __future__ import annotations
+
+import os
+from array import array
+from collections.abc import Iterable, Iterator, Mapping
+from hashlib import sha256
+from itertools import islice
+from pathlib import Path
+from secrets import token_hex
+from typing import Final, NoReturn, TypeAlias, final
+
+import torch
+from attrs import frozen
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from specflow.errors import DecodeError
+from specflow.state import Tokens
+
+FORMAT: Final = "specflow n-gram storage"
+VERSION: Final = 1
+
+ARRAYS: Final = {
+    "contexts": torch.int32,
+    "counts": torch.int64,
+    "lengths": torch.int32,
+    "ranks": torch.int64,
+    "tokens": torch.int32,
+    "widths": torch.int32,
+}
+
+MOST: Final = 2**62
+"""More than any count or rank."""
+
+Row: TypeAlias = tuple[Tokens, int, Mapping[int, int]]
+"""A context, its rank, and how often each token followed it, the token that is drafted first."""
+
+
+@final
+@frozen
+class Header:
+    """Which storage a file belongs to. Its contexts have `shortest` to n - 1 tokens."""
+
+    kind: str
+    n: int
+    vocab_size: int
+    shortest: int
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What the file says of itself, but for the checksum."""
+        return {
+            "format": FORMAT,
+            "version": str(VERSION),
+            "kind": self.kind,
+            "n": str(self.n),
+            "vocab_size": str(self.vocab_size),
+        }
+
+
+def packed(header: Header, rows: Iterable[Row]) -> bytes:
+    """The content of the file that holds `rows`."""
+    columns = {name: array("i" if dtype is torch.int32 else "q") for name, dtype in ARRAYS.items()}
+    for context, rank, counted in rows:
+        columns["lengths"].append(len(context))
+        columns["contexts"].extend(context)
+        columns["ranks"].append(rank)
+        columns["widths"].append(len(counted))
+        columns["tokens"].extend(counted)
+        columns["counts"].extend(counted.values())
+    tensors = {name: torch.tensor(columns[name], dtype=dtype) for name, dtype in ARRAYS.items()}
+    return save(tensors, header.metadata | {"sha256": _checksum(header.metadata, tensors)})
+
+
+def write(path: str | os.PathLike[str], content: bytes) -> None:
+    """Puts `content` at `path` whole or not at all: a reader finds the old file or the new one."""
+    target = Path(path).resolve()
+    building = target.with_name(f".{target.name}.{token_hex(8)}")
+    try:
+        with building.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        building.replace(target)
+    except BaseException:
+        building.unlink(missing_ok=True)
+        raise
+
+
+def read(path: str | os.PathLike[str], header: Header) -> Iterator[Row]:
+    """The rows of a file that belongs to `header`; `DecodeError` for any other. The whole file is checked first."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+            checksum = metadata.pop("sha256", None)
+            _check_metadata(path, metadata, header)
+            tensors = {name: file.get_tensor(name) for name in ARRAYS}
+    except SafetensorError as error:
+        _refuse(path, f"is truncated, corrupted or no storage ({error})", "restore it from a copy")
+    if {name: tensor.dtype for name, tensor in tensors.items() if tensor.dim() == 1} != ARRAYS:
+        _refuse(path, "does not hold the arrays of a storage", "restore it from a copy")
+    if checksum != _checksum(metadata, tensors):
+        _refuse(path, "is corrupted, its checksum does not match", "restore it from a copy")
+    if not _sound(tensors, header):
+        refuse_contradiction(path)
+    return _rows(tensors)
+
+
+def _rows(tensors: Mapping[str, Tensor]) -> Iterator[Row]:
+    columns = {name: iter(tensor.tolist()) for name, tensor in tensors.items()}
+    for length, width, rank in zip(columns["lengths"], columns["widths"], columns["ranks"], strict=True):
+        context = tuple(islice(columns["contexts"], length))
+        tokens, counts = islice(columns["tokens"], width), islice(columns["counts"], width)
+        yield context, rank, dict(zip(tokens, counts, strict=True))
+
+
+def _checksum(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    checksum = sha256()
+    for name, value in sorted(metadata.items()):
+        checksum.update(f"{name} {value}\n".encode())
+    for name, tensor in sorted(tensors.items()):
+        checksum.update(f"{name} {len(tensor)}\n".encode())
+        checksum.update(tensor.numpy().tobytes())
+    return checksum.hexdigest()
+
+
+def _check_metadata(path: str | os.PathLike[str], metadata: Mapping[str, str], header: Header) -> None:
+    if metadata.get("format") != FORMAT:
+        _refuse(path, "is not the file of an n-gram storage", "give a file that `save` wrote")
+    version = metadata.get("version")
+    if version != str(VERSION):
+        _refuse(path, f"has version {version} of the format, not {VERSION}", "use the specflow that wrote it")
+    for name, expected in header.metadata.items():
+        if metadata.get(name) != expected:
+            happened = f"belongs to a storage with another {name}, {metadata.get(name)} and not {expected}"
+            _refuse(path, happened, "load it into a storage like the one it was saved from")
+
+
+def _sound(tensors: Mapping[str, Tensor], header: Header) -> bool:
+    """Whether the arrays fit together, and everything in them can be in a storage."""
+    lengths, widths, ranks = tensors["lengths"], tensors["widths"], tensors["ranks"]
+    return (
+        len(lengths) == len(widths) == len(ranks)
+        and int(lengths.sum()) == len(tensors["contexts"])
+        and int(widths.sum()) == len(tensors["tokens"]) == len(tensors["counts"])
+        and _within(lengths, header.shortest, header.n)
+        and all(_within(tensors[name], 0, header.vocab_size) for name in ("contexts", "tokens"))
+        and all(_within(tensor, 1, MOST) for tensor in (widths, tensors["counts"]))
+        and _within(ranks, 0, MOST)
+        and not bool((ranks.diff() < 0).any())
+    )
+
+
+def _within(tensor: Tensor, low: int, high: int) -> bool:
+    return tensor.numel() == 0 or (low <= int(tensor.min()) and int(tensor.max()) < high)
+
+
+def refuse_contradiction(path: str | os.PathLike[str]) -> NoReturn:
+    """`DecodeError` for a file whose checksum is right and whose content is impossible."""
+    _refuse(path, "contradicts itself", "write it again with `save`")
+
+
+def _refuse(path: object, happened: str, remedy: str) -> NoReturn:
+    raise DecodeError("path", f"the file {happened}", str(path), remedy)
