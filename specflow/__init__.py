@@ -7,7 +7,12 @@ from specflow.distribution import Categorical as Categorical
 from specflow.distribution import Distribution as Distribution
 from specflow.distribution import PointMass as PointMass
 from specflow.distribution import max_fn as max_fn
+from specflow.drafters import GuessingNGramDrafter as GuessingNGramDrafter
+from specflow.drafters import INgramStorage as INgramStorage
 from specflow.drafters import LLMDrafter as LLMDrafter
+from specflow.drafters import NGramDrafter as NGramDrafter
+from specflow.drafters import NGramStorage as NGramStorage
+from specflow.drafters import OneLevelNGramStorage as OneLevelNGramStorage
 from specflow.drafters import PromptLookup as PromptLookup
 from specflow.drafters import SuffixDrafter as SuffixDrafter
 from specflow.drafters import at_most as at_most
@@ -19,6 +24,7 @@ from specflow.errors import DecodeError as DecodeError
 from specflow.errors import unwrap as unwrap
 from specflow.gamma import Fixed as Fixed
 from specflow.generate import autoregressive_generate as autoregressive_generate
+from specflow.generate import ngram_assisted_speculative_generate as ngram_assisted_speculative_generate
 from specflow.generate import speculative_generate as speculative_generate
 from specflow.loop import once as once
 from specflow.loop import run as run
@@ -62,4 +68,5 @@ from specflow.state import Tokens as Tokens
 from specflow.state import Verified as Verified
 from specflow.steps import autoregressive_step as autoregressive_step
 from specflow.steps import lossy_unadjusted_step as lossy_unadjusted_step
+from specflow.steps import ngram_step as ngram_step
 from specflow.steps import speculative_step as speculative_step

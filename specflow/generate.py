@@ -5,18 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from returns.result import Result
 from torch.nn import Module
 
+from specflow.drafters.combine import propose_nothing
 from specflow.drafters.llm import LLMDrafter
+from specflow.drafters.ngram import GuessingNGramDrafter, NGramDrafter
+from specflow.drafters.storage import INgramStorage
 from specflow.errors import DecodeError, unwrap
 from specflow.gamma import Fixed
 from specflow.loop import once, run, shared_vocabulary, start
-from specflow.predictor import CachedPredictor, UncachedPredictor, fitted, limits_of
+from specflow.predictor import CachedPredictor, Limits, UncachedPredictor, fitted, limits_of
 from specflow.processors import GreedyProcessor, LogitsProcessor
 from specflow.random import Dice
+from specflow.stages.ngram import UpdateNgram
 from specflow.stages.observe import Observer, Show, Tokenizer, unobserved
 from specflow.state import DecodeState
-from specflow.steps import autoregressive_step, lossy_unadjusted_step, speculative_step
+from specflow.steps import autoregressive_step, lossy_unadjusted_step, ngram_step, speculative_step
 
 
 @torch.no_grad()
@@ -92,6 +97,60 @@ def speculative_generate(
         step = once(autoregressive_step(target_predictor, logits_processor, rng, observe), step)
     end = run(step, state).state
     return list(end.output), end.tally.acceptance_rate
+
+
+@torch.no_grad()
+def ngram_assisted_speculative_generate(
+    inputs: list[int],
+    ngramstorage: INgramStorage,
+    target: Module,
+    tokenizer: Tokenizer | None = None,
+    gamma: int = 5,
+    filler_top_k: int = 3,
+    logits_processor: LogitsProcessor = GreedyProcessor(),
+    max_gen_len: int = 40,
+    eos_tokens_id: int | list[int] = 1,
+    pad_token_id: int = 0,
+    use_cache: bool = False,
+    first_target: bool = True,
+    stop_if_unknown: bool = False,
+    debug: bool = False,
+) -> tuple[list[int], float]:
+    """NASD, speculative decoding with an n-gram storage as drafter: the new tokens, and accepted / drafted.
+
+    Greedy text equals `autoregressive_generate`'s token for token (fp32, fp64); sampled text has the target's law.
+    `ngramstorage` learns the prompt, by `initialize`, then what is emitted and the target's `filler_top_k` tokens
+    beside it (`UpdateNgram`; 1: only what is emitted). It is kept as it was given: a prompt that it has seen before is
+    counted again. A draft ends at an unknown context if `stop_if_unknown`, and else goes on with random tokens.
+    `first_target` decodes the first token without a draft. `tokenizer` gives `debug` its texts.
+    Sampling follows torch's default generator. Nothing is padded, so `pad_token_id` has no effect.
+    `DecodeError` (a `ValueError`) for input that cannot be decoded, before the model runs and anything is learned.
+    """
+    policy, update = Fixed(gamma), UpdateNgram(ngramstorage, filler_top_k)
+    state = _started(inputs, target, max_gen_len, eos_tokens_id)
+    vocab_size = unwrap(_storage_vocabulary(target, ngramstorage))
+    ngramstorage.initialize(torch.tensor([inputs]))
+
+    rng, observe, predictor = Dice(), _observer(debug, tokenizer), _predictor(target, use_cache)
+    drafter = (NGramDrafter if stop_if_unknown else GuessingNGramDrafter)(ngramstorage, vocab_size)
+    step = ngram_step(drafter, predictor, logits_processor, rng, update, policy, (predictor,), observe)
+    if first_target:
+        step = once(ngram_step(propose_nothing, predictor, logits_processor, rng, update, observe=observe), step)
+    end = run(step, state).state
+    return list(end.output), end.tally.acceptance_rate
+
+
+def _storage_vocabulary(target: Module, storage: INgramStorage) -> Result[int | None, DecodeError]:
+    """The target's vocabulary; refused if the storage's, where it tells one, is another and not just padding."""
+    known = Limits(vocab_size=getattr(storage, "vocab_size", None))
+    return shared_vocabulary(limits_of(target), known).alt(
+        lambda error: DecodeError(
+            "ngramstorage",
+            "the storage and the target have different vocabularies",
+            error.received,
+            "make the storage with the target's vocab_size",
+        )
+    )
 
 
 def _started(inputs: Sequence[int], target: Module, max_gen_len: int, eos_tokens_id: int | list[int]) -> DecodeState:

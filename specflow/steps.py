@@ -14,6 +14,7 @@ from specflow.random import Randomness
 from specflow.stages.adjust import Adjust, LossySkipAdjustment
 from specflow.stages.commit import advance, commit
 from specflow.stages.draft import Draft, draft_nothing
+from specflow.stages.ngram import UpdateNgram
 from specflow.stages.observe import Observer, unobserved
 from specflow.stages.prune import PruneCache
 from specflow.stages.verify import RejectTokens
@@ -41,6 +42,22 @@ def speculative_step(
     draft, verify, adjust = Draft(drafter, gamma), RejectTokens(target, processor, rng), Adjust(rng)
     forget = PruneCache(tuple(prune))
     return lambda state: flow(state, draft, verify, adjust, commit, tap(observe), forget, advance)
+
+
+def ngram_step(
+    drafter: Drafter,
+    target: Predictor,
+    processor: Processor,
+    rng: Randomness,
+    update: UpdateNgram,
+    gamma: GammaPolicy = Fixed(),
+    prune: Iterable[Prunable] = (),
+    observe: Observer = unobserved,
+) -> Step:
+    """`speculative_step` that teaches an n-gram storage what was committed. Lossless, with any drafter."""
+    draft, verify, adjust = Draft(drafter, gamma), RejectTokens(target, processor, rng), Adjust(rng)
+    forget = PruneCache(tuple(prune))
+    return lambda state: flow(state, draft, verify, adjust, commit, tap(observe), forget, update, advance)
 
 
 def lossy_unadjusted_step(

@@ -7,4 +7,9 @@ from specflow.drafters.combine import propose_nothing as propose_nothing
 from specflow.drafters.combine import then as then
 from specflow.drafters.llm import LLMDrafter as LLMDrafter
 from specflow.drafters.lookup import PromptLookup as PromptLookup
+from specflow.drafters.ngram import GuessingNGramDrafter as GuessingNGramDrafter
+from specflow.drafters.ngram import NGramDrafter as NGramDrafter
+from specflow.drafters.storage import INgramStorage as INgramStorage
+from specflow.drafters.storage import NGramStorage as NGramStorage
+from specflow.drafters.storage import OneLevelNGramStorage as OneLevelNGramStorage
 from specflow.drafters.suffix import SuffixDrafter as SuffixDrafter

@@ -7,6 +7,7 @@ from specflow.stages.commit import advance as advance
 from specflow.stages.commit import commit as commit
 from specflow.stages.draft import Draft as Draft
 from specflow.stages.draft import draft_nothing as draft_nothing
+from specflow.stages.ngram import UpdateNgram as UpdateNgram
 from specflow.stages.observe import Observer as Observer
 from specflow.stages.observe import Show as Show
 from specflow.stages.observe import unobserved as unobserved

@@ -1,0 +1,57 @@
+"""Drafting from an n-gram storage: no model, no training, a few dict lookups a token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import takewhile
+from operator import itemgetter
+from typing import final
+
+from attrs import frozen
+
+from specflow.distribution import PointMass
+from specflow.drafters.storage import INgramStorage
+from specflow.state import Proposal, Tokens
+
+
+@final
+@frozen(eq=False)
+class NGramDrafter:
+    """Proposes what the storage knows to follow, and ends where it knows nothing: the spec's `stop_if_unknown`.
+
+    Each draft is a point mass, as it is drawn independently of the target; so verification is exact. With a
+    `vocab_size` it ends at a token that the target does not have, for a storage with a larger vocabulary.
+    """
+
+    storage: INgramStorage
+    vocab_size: int | None = None
+    source: str = "ngram"
+
+    def __call__(self, tokens: Tokens, /) -> Iterator[Proposal[PointMass]]:
+        known = takewhile(itemgetter(1), self.storage.continuation(tokens))
+        return _proposals(known, self.vocab_size, self.source)
+
+
+@final
+@frozen(eq=False)
+class GuessingNGramDrafter:
+    """`NGramDrafter` that never ends: where the storage knows nothing it proposes the storage's random token.
+
+    The spec's default. A guess is right once in a vocabulary and costs the target a position, so prefer `NGramDrafter`.
+    """
+
+    storage: INgramStorage
+    vocab_size: int | None = None
+    source: str = "ngram"
+
+    def __call__(self, tokens: Tokens, /) -> Iterator[Proposal[PointMass]]:
+        return _proposals(self.storage.continuation(tokens), self.vocab_size, self.source)
+
+
+def _proposals(
+    drafts: Iterable[tuple[int, bool]], vocab_size: int | None, source: str
+) -> Iterator[Proposal[PointMass]]:
+    for token, _ in drafts:
+        if vocab_size is not None and not 0 <= token < vocab_size:
+            return
+        yield Proposal(token, PointMass(token), source)

@@ -1,0 +1,79 @@
+"""Update n-gram: the one place where a storage learns from a decode."""
+
+from __future__ import annotations
+
+from math import inf
+from typing import Final, final
+
+import torch
+from attrs import field, frozen
+from torch import Tensor
+
+from specflow.drafters.storage import INgramStorage
+from specflow.errors import DecodeError
+from specflow.state import Committed
+
+BLOCK: Final = 256
+"""Columns that `top_tokens` looks at as one."""
+
+
+def _at_least_one(instance: object, attribute: object, top: int) -> None:
+    if top < 1:
+        raise DecodeError("filler_top_k", "filler_top_k is below 1", top, "use 1 to learn only what was emitted")
+
+
+@final
+@frozen(eq=False)
+class UpdateNgram:
+    """Teaches `storage` what this step committed: each new token behind the text before it, and nothing else.
+
+    With `filler_top_k` > 1 it also learns what the target almost said: at each new token's position the other tokens
+    among the `filler_top_k` with the largest logits. They count once, then the emitted token twice, so that it wins
+    its own position. In greedy decoding these are the counts of the original, which counts an emitted token that is not
+    among the top k no more than each that is. Positions behind a refused draft, a stop or the limit were not reached:
+    they teach nothing. `filler_top_k` ≥ 1, else `DecodeError`.
+
+    The step itself is handed on unchanged. Stepping one state twice teaches its tokens twice.
+    """
+
+    storage: INgramStorage
+    filler_top_k: int = field(default=3, validator=_at_least_one)
+
+    def __call__(self, committed: Committed, /) -> Committed:
+        new = committed.tokens
+        followers = [[token] for token in new]
+        if self.filler_top_k > 1:
+            logits = committed.adjusted.verified.logits[: len(new)]
+            likely = top_tokens(logits, self.filler_top_k)
+            followers = [
+                [*(other for other in top if other != token), token, token]
+                for token, top in zip(new, likely, strict=True)
+            ]
+        self.storage.learn(committed.state.tokens, len(committed.before.tokens), followers)
+        return committed
+
+
+def top_tokens(logits: Tensor, top: int) -> list[list[int]]:
+    """The `top` tokens with the largest of `logits` [k, V] in each row, best first; none with a logit of -∞.
+
+    `torch.topk` looks at every column with care. The top k columns lie in the k blocks with the largest maxima, and a
+    maximum is cheap: four times faster at V = 49152 on a CPU.
+
+    >>> top_tokens(torch.tensor([[0.1, 2.0, 0.3], [5.0, -torch.inf, -torch.inf]]), 2)
+    [[1, 2], [0]]
+    """
+    rows, vocab_size = logits.shape
+    body = vocab_size - vocab_size % BLOCK
+    if top * BLOCK < body:
+        best = logits[:, :body].view(rows, -1, BLOCK).amax(dim=-1).topk(top).indices
+        inside = best[:, :, None] * BLOCK + torch.arange(BLOCK, device=logits.device)
+        tail = torch.arange(body, vocab_size, device=logits.device).expand(rows, -1)
+        columns = torch.cat([inside.flatten(1), tail], dim=1)
+        values, order = logits.gather(1, columns).topk(top)
+        tokens = columns.gather(1, order)
+    else:
+        values, tokens = logits.topk(min(top, vocab_size))
+    return [
+        [token for token, value in zip(*row, strict=True) if value > -inf]
+        for row in zip(tokens.tolist(), values.tolist(), strict=True)
+    ]
