@@ -283,11 +283,13 @@ def test_a_text_that_crosses_the_edge_of_a_longrope_is_read_afresh_there(cached:
     rope = {
         "rope_type": "longrope",
         "rope_theta": 1e4,
-        "original_max_position_embeddings": edge,
+        "factor": 256 / edge,
         "short_factor": [1.0] * 4,
         "long_factor": [1.0, 3.0, 9.0, 30.0],
     }
-    config = AutoConfig.for_model("phi3", **{**BY_KIND["phi3"].config, "rope_parameters": rope})
+    config = AutoConfig.for_model(
+        "phi3", **{**BY_KIND["phi3"].config, "rope_parameters": rope, "original_max_position_embeddings": edge}
+    )
     model = AutoModelForCausalLM.from_config(config)
     model.to(torch.float64)
     model.eval()
