@@ -172,9 +172,8 @@ def microseconds(call: Callable[[], object]) -> float:
 
 def cost(contexts: Sequence[int], calls: int) -> None:
     """Print the median µs of a call, the context having grown by 2 tokens since the last, all drafters taking turns."""
-    print(
-        f"{'µs a call':10} {'transformers':>13} {'PromptLookup':>13} {'SuffixDrafter':>14} {'suffix / transformers':>22}"
-    )
+    titles = ("transformers", "PromptLookup", "SuffixDrafter", "suffix / transformers")
+    print("µs a call ", *(f"{title:>22}" for title in titles))
     for context in contexts:
         text = tuple(speech(context + 2 * calls, Random(0)))
         theirs, lookup, suffix = PromptLookupCandidateGenerator(max_length=10**9), PromptLookup(), SuffixDrafter()

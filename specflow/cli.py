@@ -14,7 +14,7 @@ from returns.result import Failure, Result, Success
 from transformers import TextStreamer
 from transformers.utils import logging
 
-from specflow.drafters import PromptLookup, SuffixDrafter, propose_nothing
+from specflow.drafters import NGramDrafter, NGramStorage, PromptLookup, SuffixDrafter, propose_nothing
 from specflow.errors import DecodeError, unwrap
 from specflow.gamma import Fixed
 from specflow.loop import start, unfold
@@ -28,14 +28,43 @@ from specflow.processors import (
     TopKNucleusProcessor,
     TopKProcessor,
 )
-from specflow.random import Dice
-from specflow.state import DecodeState, Drafter, GammaPolicy, Step
-from specflow.steps import speculative_step
+from specflow.random import Dice, Randomness
+from specflow.stages import UpdateNgram
+from specflow.state import DecodeState, Drafter, GammaPolicy, Step, Tokens
+from specflow.steps import ngram_step, speculative_step
 
-DRAFTERS: Final[Mapping[str, Callable[[], Drafter]]] = {
-    "none": lambda: propose_nothing,
-    "lookup": PromptLookup,
-    "suffix": SuffixDrafter,
+
+@final
+@frozen(eq=False)
+class Parts:
+    """What a step is composed of, but for its drafter."""
+
+    target: CachedPredictor
+    processor: LogitsProcessor
+    rng: Randomness
+    gamma: GammaPolicy
+    prompt: Tokens
+    vocab_size: int
+
+
+def _with(drafter: Drafter) -> Callable[[Parts], Step]:
+    return lambda parts: speculative_step(
+        drafter, parts.target, parts.processor, parts.rng, parts.gamma, prune=(parts.target,)
+    )
+
+
+def _with_ngrams(parts: Parts) -> Step:
+    storage = NGramStorage(4, parts.vocab_size)
+    storage.initialize(parts.prompt)
+    drafter, update = NGramDrafter(storage), UpdateNgram(storage)
+    return ngram_step(drafter, parts.target, parts.processor, parts.rng, update, parts.gamma, prune=(parts.target,))
+
+
+DRAFTERS: Final[Mapping[str, Callable[[Parts], Step]]] = {
+    "none": _with(propose_nothing),
+    "ngram": _with_ngrams,
+    "lookup": _with(PromptLookup()),
+    "suffix": _with(SuffixDrafter()),
 }
 """The drafters that need no model and no training."""
 
@@ -93,7 +122,7 @@ def _generate(options: Options) -> Result[int, DecodeError]:
     if options.model == SMOLLM2 and smollm2_is_converted():
         logging.disable_progress_bar()
     return Result.do(
-        _stream(_step(options, loaded, processor, gamma), state, loaded)
+        _stream(_step(options, loaded, state, processor, gamma), state, loaded)
         for processor in _processor(options)
         for gamma in _policy(options)
         for loaded in load(options.model, options.dtype)
@@ -130,14 +159,16 @@ def _policy(options: Options) -> Result[GammaPolicy, DecodeError]:
         return Failure(error)
 
 
-def _step(options: Options, loaded: Loaded, processor: LogitsProcessor, gamma: GammaPolicy) -> Step:
+def _step(options: Options, loaded: Loaded, state: DecodeState, processor: LogitsProcessor, gamma: GammaPolicy) -> Step:
     generator = torch.Generator()
     if options.seed is None:
         generator.seed()
     else:
         generator.manual_seed(options.seed)
-    target = CachedPredictor(loaded.model)
-    return speculative_step(DRAFTERS[options.drafter](), target, processor, Dice(generator), gamma, prune=(target,))
+    parts = Parts(
+        CachedPredictor(loaded.model), processor, Dice(generator), gamma, state.tokens, loaded.model.config.vocab_size
+    )
+    return DRAFTERS[options.drafter](parts)
 
 
 def _stream(step: Step, state: DecodeState, loaded: Loaded) -> int:

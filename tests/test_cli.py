@@ -33,7 +33,7 @@ def test_it_answers_and_ends_with_one_line(smollm2: Loaded) -> None:
     assert "steps, acceptance" in result.stderr
 
 
-@pytest.mark.parametrize("drafter", ["none", "lookup", "suffix"])
+@pytest.mark.parametrize("drafter", ["none", "ngram", "lookup", "suffix"])
 def test_every_drafter_gives_the_same_answer(drafter: str, smollm2: Loaded, capsys: pytest.CaptureFixture[str]) -> None:
     prompt = "Repeat this twice: one two three four five six."
     assert cli.main(["generate", prompt, "--max-new-tokens", "24", "--drafter", drafter]) == 0
