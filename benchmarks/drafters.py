@@ -189,7 +189,7 @@ def cost(contexts: Sequence[int], calls: int) -> None:
                 )
             )
         a, b, c = (median(column) for column in zip(*times, strict=True))
-        print(f"{context:10} {a:13.1f} {b:13.1f} {c:14.1f} {c / a:22.2f}", flush=True)
+        print(f"{context:10}", *(f"{figure:22.2f}" for figure in (a, b, c, c / a)), flush=True)
 
 
 def main() -> None:
