@@ -120,8 +120,8 @@ def ngram_assisted_speculative_generate(
 
     Greedy text equals `autoregressive_generate`'s token for token (fp32, fp64); sampled text has the target's law.
     `ngramstorage` learns the prompt, by `initialize`, then what is emitted and the target's `filler_top_k` tokens
-    beside it (`UpdateNgram`; 1: only what is emitted). It is kept as it was given: a prompt that it has seen before is
-    counted again. A draft ends at an unknown context if `stop_if_unknown`, and else goes on with random tokens.
+    beside it (`UpdateNgram`; 1: only what is emitted). A prompt that it has seen before is counted again.
+    A draft ends at an unknown context if `stop_if_unknown`, and else goes on with random tokens.
     `first_target` decodes the first token without a draft. `tokenizer` gives `debug` its texts.
     Sampling follows torch's default generator. Nothing is padded, so `pad_token_id` has no effect.
     `DecodeError` (a `ValueError`) for input that cannot be decoded, before the model runs and anything is learned.
