@@ -1,24 +1,30 @@
 """What training-free drafters cost, and what they are worth.
 
     python -m benchmarks.drafters cost
-    python -m benchmarks.drafters replay question.jsonl --texts texts.json --every 2
+    python -m benchmarks.drafters replay question.jsonl --texts texts.json
+    python -m benchmarks.drafters remember others.jsonl memory.safetensors --texts others.json
+    python -m benchmarks.drafters replay question.jsonl --texts texts.json --memory memory.safetensors
 
 `cost` times one call of each drafter, the context having grown by a step, beside transformers' prompt lookup.
 
 `replay` counts tokens per target pass. Greedy verification is deterministic, so a drafter's accepted lengths follow
 from the greedy text alone. The texts are decoded once (SmolLM2, fp32, one token a pass) and kept in a file; then each
 drafter drafts into them through the real step, with a table of the text in the model's place. Prompts are in the
-format of Spec-Bench: a JSON object a line with `question_id`, `category` and `turns`, of which the first is asked.
+format of Spec-Bench: a JSON object a line with `category` and `turns`, of which the first is asked. Of a prompt of more
+than 1024 tokens the last 1024 are read.
+
+`remember` saves an n-gram storage of the model's texts, and with `--memory` the drafters know them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from random import Random
 from statistics import median
+from tempfile import gettempdir
 from time import perf_counter
 from typing import Final, TypedDict
 
@@ -32,8 +38,11 @@ from specflow import (
     Drafter,
     Fixed,
     GreedyProcessor,
+    NGramDrafter,
+    NGramStorage,
     Predictor,
     PromptLookup,
+    Step,
     SuffixDrafter,
     Tally,
     Tokens,
@@ -41,83 +50,66 @@ from specflow import (
     autoregressive_step,
     first_of,
     longest,
+    ngram_step,
     run,
     speculative_step,
     start,
     then,
 )
 from specflow.models import load
+from specflow.stages import UpdateNgram
 
 NEW_TOKENS: Final = 128
 PROMPT_TOKENS: Final = 1024
+VOCABULARY: Final = 49152
 CHAT: Final = {"writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities"}
 """The categories that Spec-Bench takes from MT-bench and reports as one."""
 
-Make = Callable[[], Drafter]
 
-DRAFTERS: Final[Mapping[str, Make]] = {
-    "prompt lookup, transformers' defaults": PromptLookup,
-    "prompt lookup, n ≤ 3, 10 tokens": lambda: PromptLookup(3, 10),
-    "suffix": SuffixDrafter,
-    "suffix, always 5": lambda: SuffixDrafter(most=5, factor=0, offset=5),
-    "suffix, always 10": lambda: SuffixDrafter(most=10, factor=0, offset=10),
-    "suffix, always 20": lambda: SuffixDrafter(most=20, factor=0, offset=20),
-    "suffix, always 40": lambda: SuffixDrafter(most=40, factor=0, offset=40),
-    "suffix, 1 per token matched": lambda: SuffixDrafter(factor=1, offset=0),
-    "suffix, 2 per token matched + 2": lambda: SuffixDrafter(factor=2, offset=2),
-    "suffix, 4 per token matched + 2": lambda: SuffixDrafter(factor=4, offset=2),
-    "suffix, matches of 2 or more": lambda: SuffixDrafter(shortest=2),
-    "first_of(suffix of 2 or more, lookup)": lambda: first_of(SuffixDrafter(shortest=2), PromptLookup(1, 4)),
-    "longest(suffix, lookup)": lambda: longest(SuffixDrafter(), PromptLookup()),
-    "then(suffix, suffix)": lambda: then(SuffixDrafter(), SuffixDrafter()),
-    "at_most(3, suffix)": lambda: at_most(3, SuffixDrafter()),
-}
+class Question(TypedDict):
+    """A line of a file of prompts."""
+
+    category: str
+    turns: list[str]
 
 
 class Text(TypedDict):
-    """A prompt and the greedy text behind it."""
+    """A question's first turn, its prompt, and the greedy text behind it."""
 
-    question_id: int
     category: str
+    asked: str
     prompt: list[int]
     output: list[int]
 
 
-def read_prompts(path: Path, every: int) -> list[dict[str, object]]:
+def read_questions(path: Path, every: int) -> list[Question]:
     """Every `every`th line of a file of prompts."""
     return [json.loads(line) for line in path.read_text().splitlines()][::every]
 
 
-def greedy_texts(prompts: Sequence[dict[str, object]], kept: Path) -> list[Text]:
-    """The greedy text of each prompt, from the file `kept` where it is there, else decoded and added to it."""
+def greedy_texts(questions: Sequence[Question], kept: Path) -> list[Text]:
+    """The greedy text of each question, from the file `kept` where it is there, else decoded and added to it."""
     texts: list[Text] = json.loads(kept.read_text()) if kept.exists() else []
-    known = {text["question_id"]: text for text in texts}
-    missing = [prompt for prompt in prompts if prompt["question_id"] not in known]
+    known = {text["asked"]: text for text in texts}
+    missing = [question for question in questions if question["turns"][0] not in known]
     if missing:
         loaded = load("smollm2", "float32").unwrap()
         step = autoregressive_step(CachedPredictor(loaded.model), GreedyProcessor(), Dice())
-        for i, prompt in enumerate(missing, 1):
-            turns = prompt["turns"]
-            assert isinstance(turns, list)
-            tokens = loaded.chat(turns[0])[-PROMPT_TOKENS:]
-            output = run(step, start(tokens, NEW_TOKENS, loaded.stop).unwrap()).state.output
-            text = Text(
-                question_id=int(str(prompt["question_id"])),
-                category=str(prompt["category"]),
-                prompt=list(tokens),
-                output=list(output),
-            )
-            known[text["question_id"]] = text
+        for i, question in enumerate(missing, 1):
+            asked = question["turns"][0]
+            prompt = loaded.chat(asked)[-PROMPT_TOKENS:]
+            output = run(step, start(prompt, NEW_TOKENS, loaded.stop).unwrap()).state.output
+            known[asked] = Text(category=question["category"], asked=asked, prompt=list(prompt), output=list(output))
             kept.write_text(json.dumps(list(known.values())))
             print(f"decoded {i} of {len(missing)}", flush=True)
-    return [known[int(str(prompt["question_id"]))] for prompt in prompts]
+    return [known[question["turns"][0]] for question in questions]
 
 
-def table(text: Tokens, vocab_size: int) -> Predictor:
+def table(text: Tokens) -> Predictor:
     """A model that knows one text by heart: its logits behind i tokens are one-hot on token i."""
 
     def predict(tokens: Tokens, last: int) -> Tensor:
-        logits = torch.zeros(last, vocab_size)
+        logits = torch.zeros(last, VOCABULARY)
         for row, position in enumerate(range(len(tokens) - last + 1, len(tokens) + 1)):
             if position < len(text):
                 logits[row, text[position]] = 1.0
@@ -126,31 +118,120 @@ def table(text: Tokens, vocab_size: int) -> Predictor:
     return predict
 
 
-def replayed(drafter: Drafter, text: Text, vocab_size: int) -> Tally:
-    """What happens when the drafter drafts into a text that is known. It comes out as it was, or this fails."""
+Decoder = Callable[[Text, Predictor], Step]
+"""What decodes a text with a target: a step, made afresh for each text."""
+
+EVERYTHING: Final = Fixed(1000)
+"""The drafters decide themselves how much they draft."""
+
+
+def drafting(drafter: Drafter) -> Decoder:
+    """Speculative decoding with one drafter for all texts, which are decoded in turn."""
+    return lambda text, target: speculative_step(drafter, target, GreedyProcessor(), Dice(), EVERYTHING)
+
+
+def nasd(n: int, gamma: int) -> Decoder:
+    """NASD that starts anew with each text. Of a known text only what is emitted can be learned: no filler."""
+
+    def decoder(text: Text, target: Predictor) -> Step:
+        storage = NGramStorage(n, VOCABULARY)
+        storage.initialize(text["prompt"])
+        update = UpdateNgram(storage, filler_top_k=1)
+        return ngram_step(NGramDrafter(storage), target, GreedyProcessor(), Dice(), update, Fixed(gamma))
+
+    return decoder
+
+
+def with_memory(storage: NGramStorage) -> Drafter:
+    """The text's own repetitions first, and where there are none, what the storage remembers."""
+    return first_of(SuffixDrafter(), at_most(5, NGramDrafter(storage, source="memory")))
+
+
+def with_long_memory(storage: NGramStorage) -> Drafter:
+    """The same, as long as drafts are worth anything at all: most tokens a pass, but many drafts."""
+    return first_of(SuffixDrafter(factor=0, offset=20), at_most(10, NGramDrafter(storage, source="memory")))
+
+
+def learning() -> Decoder:
+    """A memory that begins empty and learns each text while it is decoded, for those that come later."""
+    storage = NGramStorage(4, VOCABULARY)
+    drafter, update = with_memory(storage), UpdateNgram(storage, filler_top_k=1)
+    return lambda text, target: ngram_step(drafter, target, GreedyProcessor(), Dice(), update, EVERYTHING)
+
+
+def knowing_the_others(texts: Sequence[Text]) -> Decoder:
+    """A memory of what the model wrote for all other prompts: of a server that has seen such requests before."""
+
+    def decoder(text: Text, target: Predictor) -> Step:
+        storage = NGramStorage(4, VOCABULARY)
+        for other in texts:
+            if other is not text:
+                storage.initialize(other["output"])
+        return drafting(with_memory(storage))(text, target)
+
+    return decoder
+
+
+def decoders(texts: Sequence[Text], memory: Path | None) -> dict[str, Decoder]:
+    """The rows of the table that `replay` prints."""
+    rows = {
+        "lookup, transformers' defaults": drafting(PromptLookup()),
+        "lookup, n ≤ 3, 10 tokens": drafting(PromptLookup(3, 10)),
+        "NASD, n = 3, gamma 5": nasd(3, 5),
+        "NASD, n = 4, gamma 10": nasd(4, 10),
+        "suffix": drafting(SuffixDrafter()),
+        "suffix, always 5": drafting(SuffixDrafter(factor=0, offset=5)),
+        "suffix, always 10": drafting(SuffixDrafter(factor=0, offset=10)),
+        "suffix, always 20": drafting(SuffixDrafter(factor=0, offset=20)),
+        "suffix, always 40": drafting(SuffixDrafter(most=40, factor=0, offset=40)),
+        "suffix, m + 4": drafting(SuffixDrafter(factor=1, offset=4)),
+        "suffix, 4m + 2": drafting(SuffixDrafter(factor=4, offset=2)),
+        "suffix of 2 or more": drafting(SuffixDrafter(shortest=2)),
+        "longest(suffix, lookup)": drafting(longest(SuffixDrafter(), PromptLookup())),
+        "first_of(suffix of 2, lookup)": drafting(first_of(SuffixDrafter(shortest=2), PromptLookup())),
+        "then(suffix, suffix)": drafting(then(SuffixDrafter(), SuffixDrafter())),
+        "suffix, memory that learns": learning(),
+        "suffix, memory of the others": knowing_the_others(texts),
+    }
+    if memory is not None:
+        storage = NGramStorage(4, VOCABULARY)
+        storage.load(memory)
+        rows["memory alone"] = drafting(at_most(5, NGramDrafter(storage)))
+        rows["suffix, memory"] = drafting(with_memory(storage))
+        rows["suffix, memory, long drafts"] = drafting(with_long_memory(storage))
+    return rows
+
+
+def replayed(decoder: Decoder, text: Text) -> Tally:
+    """What happens when a text that is known is decoded. It comes out as it was, or this fails."""
     whole = (*text["prompt"], *text["output"])
-    step = speculative_step(drafter, table(whole, vocab_size), GreedyProcessor(), Dice(), Fixed(1000))
+    step = decoder(text, table(whole))
     state = run(step, start(text["prompt"], len(text["output"])).unwrap()).state
     assert state.tokens == whole
     return state.tally
 
 
-def replay(texts: Sequence[Text], drafters: Mapping[str, Make]) -> None:
-    """Print tokens per target pass for each drafter, in all and for each category."""
-    groups = {text["question_id"]: "chat" if text["category"] in CHAT else text["category"] for text in texts}
-    names = ["all", *dict.fromkeys(groups.values())]
-    vocab_size = 1 + max(max(text["prompt"] + text["output"]) for text in texts)
-    print(f"{'tokens per target pass':40}", *(f"{name[:9]:>9}" for name in names), f"{'drafts':>9}", sep=" ")
-    for label, make in drafters.items():
-        drafter = make()
-        tallies = {text["question_id"]: replayed(drafter, text, vocab_size) for text in texts}
+def replay(texts: Sequence[Text], memory: Path | None) -> None:
+    """Print tokens per target pass of each decoder, in all and for each category, and drafts per pass."""
+    groups = ["chat" if text["category"] in CHAT else text["category"] for text in texts]
+    names = ["all", *dict.fromkeys(groups)]
+    print(f"{'tokens per target pass':30}", *(f"{name[:9]:>9}" for name in names), f"{'drafts':>9}")
+    for label, decoder in decoders(texts, memory).items():
+        tallies = [replayed(decoder, text) for text in texts]
         row = []
         for name in names:
-            chosen = [text for text in texts if name in ("all", groups[text["question_id"]])]
-            passes = sum(tallies[text["question_id"]].steps for text in chosen)
-            row.append(sum(len(text["output"]) for text in chosen) / passes)
-        total = sum(tallies.values(), Tally())
-        print(f"{label:40}", *(f"{value:9.3f}" for value in row), f"{total.drafted / total.steps:9.1f}", flush=True)
+            chosen = [i for i, group in enumerate(groups) if name in ("all", group)]
+            row.append(sum(len(texts[i]["output"]) for i in chosen) / sum(tallies[i].steps for i in chosen))
+        total = sum(tallies, Tally())
+        print(f"{label:30}", *(f"{value:9.3f}" for value in row), f"{total.drafted / total.steps:9.1f}", flush=True)
+
+
+def remember(texts: Sequence[Text], path: Path) -> None:
+    """Save what the model wrote, to be drafted from later."""
+    storage = NGramStorage(4, VOCABULARY)
+    for text in texts:
+        storage.initialize(text["output"])
+    storage.save(path)
 
 
 def speech(length: int, random: Random) -> Iterator[int]:
@@ -193,7 +274,7 @@ def cost(contexts: Sequence[int], calls: int) -> None:
 
 
 def main() -> None:
-    """Read the command line and run one of the two."""
+    """Read the command line and do what it says."""
     parser = argparse.ArgumentParser(description="What training-free drafters cost, and what they are worth.")
     commands = parser.add_subparsers(dest="command", required=True)
     timing = commands.add_parser("cost", help="µs a call, beside transformers' prompt lookup")
@@ -201,13 +282,22 @@ def main() -> None:
     timing.add_argument("--contexts", type=int, nargs="+", default=[512, 2048, 8192])
     worth = commands.add_parser("replay", help="tokens per target pass, on the greedy texts of a file of prompts")
     worth.add_argument("prompts", type=Path)
-    worth.add_argument("--texts", type=Path, default=Path("/tmp/specflow-greedy-texts.json"))
-    worth.add_argument("--every", type=int, default=1)
+    worth.add_argument("--texts", type=Path, default=Path(gettempdir()) / "specflow-greedy-texts.json")
+    worth.add_argument("--every", type=int, default=1, help="take every n-th prompt")
+    worth.add_argument("--memory", type=Path, help="a saved NGramStorage with n = 4 to draft from as well")
+    memory = commands.add_parser("remember", help="save a storage of the greedy texts of a file of prompts")
+    memory.add_argument("prompts", type=Path)
+    memory.add_argument("storage", type=Path)
+    memory.add_argument("--texts", type=Path, default=Path(gettempdir()) / "specflow-greedy-texts.json")
     arguments = parser.parse_args()
-    if arguments.command == "cost":
-        cost(arguments.contexts, arguments.calls)
-    else:
-        replay(greedy_texts(read_prompts(arguments.prompts, arguments.every), arguments.texts), DRAFTERS)
+    match arguments.command:
+        case "cost":
+            cost(arguments.contexts, arguments.calls)
+        case "remember":
+            remember(greedy_texts(read_questions(arguments.prompts, 1), arguments.texts), arguments.storage)
+        case _:
+            texts = greedy_texts(read_questions(arguments.prompts, arguments.every), arguments.texts)
+            replay(texts, arguments.memory)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,8 @@ from specflow import (
     GreedyProcessor,
     LLMDrafter,
     MultinomialProcessor,
+    NGramDrafter,
+    NGramStorage,
     PointMass,
     PromptLookup,
     Proposal,
@@ -37,6 +39,7 @@ from specflow import (
     Tokens,
     UncachedPredictor,
     at_most,
+    autoregressive_generate,
     first_of,
     longest,
     propose_nothing,
@@ -45,7 +48,8 @@ from specflow import (
     start,
     then,
 )
-from tests.toys import disturbed, oracle, tiny_gpt2, tiny_llama
+from specflow.models import Loaded
+from tests.toys import VOCABULARY, disturbed, oracle, tiny_gpt2, tiny_llama
 
 
 def toy(seed: int) -> CertainDrafter:
@@ -128,12 +132,18 @@ def test_nothing_is_drafted_that_nobody_takes() -> None:
     assert pulled == []
 
 
+LENGTH = 30
+
+
 def combinations(close: PreTrainedModel, cached: bool) -> dict[str, tuple[Drafter, tuple[CachedPredictor, ...]]]:
     """Every drafter and combination, and the memos behind it."""
     suffix, lookup = SuffixDrafter(), PromptLookup(3)
     memo = CachedPredictor(close)
     llm = LLMDrafter(memo if cached else UncachedPredictor(close), GreedyProcessor(), Dice())
     memos = (memo,) if cached else ()
+    storage = NGramStorage(3, VOCABULARY)
+    storage.initialize(oracle((3, 4, 5), close, LENGTH))
+    memory = at_most(3, NGramDrafter(storage, VOCABULARY, source="memory"))
     return {
         "suffix": (suffix, ()),
         "suffix of long matches": (SuffixDrafter(shortest=3, factor=1, offset=0), ()),
@@ -145,11 +155,11 @@ def combinations(close: PreTrainedModel, cached: bool) -> dict[str, tuple[Drafte
         "suffix then llm": (then(at_most(2, suffix), llm), memos),
         "llm then suffix": (then(at_most(2, llm), suffix), memos),
         "suffix or llm": (first_of(SuffixDrafter(shortest=2), llm), memos),
+        "suffix or memory": (first_of(suffix, memory), ()),
         "all": (first_of(longest(SuffixDrafter(shortest=3), at_most(1, lookup)), then(at_most(1, llm), suffix)), memos),
     }
 
 
-LENGTH = 30
 NAMES = list(combinations(tiny_llama(0), False))
 TARGETS = {"llama": tiny_llama(0), "llama fp32": tiny_llama(3, dtype=torch.float32), "gpt2": tiny_gpt2(0)}
 PROMPTS = ((3,), (3, 4, 5), (7,) * 6, (5, 6, 7, 8) * 5, tuple(range(40)), (1, 2, 3, 9, 1, 2, 3, 8, 1, 2))
@@ -191,6 +201,23 @@ def test_drafts_are_accepted(name: str) -> None:
     tallies = [greedy(drafter, memos, target, prompt, 5, True).state.tally for prompt in PROMPTS]
     accepted, drafted = sum(tally.accepted for tally in tallies), sum(tally.drafted for tally in tallies)
     assert (0 < accepted < drafted) != (name == "nothing")
+
+
+def test_real_model_equals_its_own_greedy_text(smollm2: Loaded) -> None:
+    """Suffix drafts and a memory of another answer; the prompt asks for repetition, and the memory is of use."""
+    eos, predictor = tuple(smollm2.stop), CachedPredictor(smollm2.model)
+    memory = NGramStorage(4, 49152)
+    memory.initialize(
+        autoregressive_generate(list(smollm2.chat("List three fruits.")), smollm2.model, 24, use_cache=True)
+    )
+    drafter = first_of(SuffixDrafter(), at_most(4, NGramDrafter(memory, source="memory")))
+    prompt = smollm2.chat("List three fruits, then list them again.")
+    expected = autoregressive_generate(list(prompt), smollm2.model, 48, eos_tokens_id=list(eos), use_cache=True)
+    step = speculative_step(drafter, predictor, GreedyProcessor(), Dice(), Fixed(10))
+    state = run(step, start(prompt, 48, eos).unwrap()).state
+    assert list(state.output) == expected
+    assert all(counted.accepted > 0 for _, counted in state.tally.sources)
+    assert [source for source, _ in state.tally.sources] == ["memory", "suffix"]
 
 
 def test_the_tally_tells_who_proposed_and_who_was_accepted() -> None:

@@ -60,7 +60,7 @@ class SuffixDrafter:
 
     most: int = field(default=20, validator=at_least_one)
     factor: float = field(default=2.0, validator=_finite)
-    offset: float = field(default=4.0, validator=_finite)
+    offset: float = field(default=3.0, validator=_finite)
     shortest: int = field(default=1, validator=at_least_one)
     source: str = "suffix"
     _memos: list[_Automaton] = field(init=False, factory=list, repr=False)
