@@ -334,3 +334,14 @@ def test_the_longest_of_sampled_drafts_would_bend_the_law() -> None:
     """Why `longest` takes certain drafters only: P(0) is 3/8 where the target says 1/4, and mypy refuses it."""
     law = law_of(lambda rng: longest(one, sampled(rng)), 3)  # type: ignore[arg-type]
     assert sum(weight for output, weight in law.items() if output[0] == 0) == pytest.approx(0.375)
+
+
+def test_longest_ends_though_its_drafters_do_not() -> None:
+    def endless(tokens: Tokens) -> Iterator[Proposal[PointMass]]:
+        while True:
+            yield Proposal(1, PointMass(1))
+
+    assert len(list(longest(propose_nothing, endless, endless)((1,)))) == 32
+    assert len(list(longest(endless, most=3)((1,)))) == 3
+    with pytest.raises(DecodeError, match="most is below 1: received 0"):
+        longest(endless, most=0)

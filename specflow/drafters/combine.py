@@ -74,8 +74,11 @@ def then(*drafters: DrafterOf[Q]) -> DrafterOf[Q]:
     return draft
 
 
-def longest(*drafters: CertainDrafter) -> CertainDrafter:
-    """The longest of the drafts, the earliest drafter's among equals. Every stream is read to its end, so it needs one.
+def longest(*drafters: CertainDrafter, most: int = 32) -> CertainDrafter:
+    """The longest of the drafts, the earliest drafter's among equals, each read up to `most` proposals.
+
+    Lengths can only be compared once the drafts are there, and some never end (an n-gram table runs in circles).
+    `most` ≥ 1, else `DecodeError`.
 
     Only for certain drafters. A point mass is verified by whether the target's own token is the draft, which is exact
     however the draft was come by. Where drafts are drawn, lengths may depend on the draws (a model that stops once it
@@ -90,8 +93,11 @@ def longest(*drafters: CertainDrafter) -> CertainDrafter:
     [('suffix', 7), ('suffix', 1), ('suffix', 2)]
     """
 
+    if most < 1:
+        raise DecodeError("most", "most is below 1", most, "compare at least one proposal")
+
     def draft(tokens: Tokens, /) -> Iterator[Proposal[PointMass]]:
-        drafts = [tuple(drafter(tokens)) for drafter in drafters]
+        drafts = [tuple(islice(drafter(tokens), most)) for drafter in drafters]
         yield from max(drafts, key=len, default=())
 
     return draft
