@@ -147,6 +147,14 @@ def test_going_back_to_a_state_that_is_lost_is_refused_and_to_the_prompt_it_is_n
     assert state.seen == [(1, 2)]
 
 
+def test_functions_of_the_prefix_can_be_taken_back_anywhere() -> None:
+    processor = ProcessorList(LogitsProcessorList([RepetitionPenaltyLogitsProcessor(2.0)]))
+    text, logits = tuple(range(5, 60)) * 3, torch.arange(64.0)[None] + 1
+    for end in (150, 30, 100, 12):
+        (law,) = processor.laws(text[:end], logits)
+        assert law == PointMass(63)
+
+
 def test_a_processor_that_cannot_be_taken_back_is_refused_by_name() -> None:
     class Guided(Witness):
         def __init__(self) -> None:

@@ -94,6 +94,8 @@ class ProcessorList:
 
     def _state_before(self, tokens: Tokens, length: int) -> LogitsProcessorList:
         """The processors as they are when they have seen the prefixes shorter than `length`; what is longer goes."""
+        if all(map(_is_stateless, self.processors)):
+            return self.processors
         if not min(self._states, default=length) <= length <= common_prefix(self._tokens, tokens) + 1:
             self._states = {}  # a text that they have not followed from its prompt on is a new one
         state = self._states.get(length, None if self._states else self.processors)
