@@ -69,12 +69,10 @@ def test_a_model_is_as_it_was(kind: str) -> None:
         speculative_generate(
             prompt, drafter, target, max_gen_len=8, use_cache=cached, logits_processor=sampler, eos_tokens_id=2
         )
-    target.eval()
-    model_conformance(target, steps=20)
-    target.train()
-    list(target.modules())[-1].eval()
     assert (fingerprint(target), fingerprint(drafter)) == before
     assert prompt == kept
+    model_conformance(drafter, steps=20)
+    assert fingerprint(drafter) == before[1]
 
 
 def test_what_is_handed_to_generate_is_as_it_was() -> None:
