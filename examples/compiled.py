@@ -6,6 +6,7 @@ python examples/compiled.py
 from __future__ import annotations
 
 import torch
+from torch.nn import Module
 from transformers import LlamaConfig, LlamaForCausalLM, StaticCache
 
 from specflow import CachedPredictor, Dice, GreedyProcessor, run, speculative_step, start
@@ -22,6 +23,7 @@ def main() -> None:
     model.eval()
     # The default backend compiles for half a minute; "eager" shows the same without it.
     compiled = torch.compile(model, backend="eager", dynamic=True)
+    assert isinstance(compiled, Module)
     texts = []
     for target in (
         CachedPredictor(compiled, lambda: StaticCache(config, max_cache_len=64)),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import Module
 from transformers import AutoModelForCausalLM, StaticCache
 
 from specflow import CachedPredictor, Limits, limits_of
@@ -19,6 +20,7 @@ from tests.toys import tiny_llama
 def test_a_compiled_model_is_fed_like_the_model_in_it(static: bool) -> None:
     model = tiny_llama(dtype=torch.float32)
     compiled = torch.compile(model, backend="eager", dynamic=True)
+    assert isinstance(compiled, Module)
     make = (lambda: StaticCache(model.config, max_cache_len=64)) if static else None
     predictor = CachedPredictor(compiled, make)
     report = model_conformance(compiled, predictor=predictor, steps=15)
@@ -35,11 +37,11 @@ def test_a_compiled_model_is_fed_like_the_model_in_it(static: bool) -> None:
 def test_an_adapted_model_is_tried(tuned: str, feeding: str) -> None:
     from peft import LoraConfig, PromptTuningConfig, get_peft_model  # noqa: PLC0415 - it may not be installed
 
-    config = {
+    configs: dict[str, LoraConfig | PromptTuningConfig] = {
         "lora": LoraConfig(task_type="CAUSAL_LM", r=4, init_lora_weights=False),
         "prompt": PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
-    }[tuned]
-    model = get_peft_model(tiny_llama(dtype=torch.float32), config)
+    }
+    model = get_peft_model(tiny_llama(dtype=torch.float32), configs[tuned])
     model.eval()
     predictor = CachedPredictor(model)
     report = model_conformance(model, predictor=predictor)
