@@ -13,7 +13,7 @@ import torch
 from attrs import field, frozen
 from torch import Tensor
 from torch.nn import Module
-from transformers import DynamicCache, PreTrainedConfig
+from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
 from specflow.caching import Past
 from specflow.errors import DecodeError
@@ -79,21 +79,30 @@ class Call(Protocol):
 class Reader:
     """How one model is called: the name of its cache argument, and what else it can be told."""
 
-    model: Module
+    model: Module = field(repr=False)
     _call: Call = field(repr=False)
     cache_name: str | None
     takes_positions: bool
     keeps_logits: bool
+    is_of_transformers: bool
     edge: int | None
     """The longest text that is read with the short frequencies of a "longrope"; longer ones are read otherwise."""
 
     @classmethod
     def of(cls, model: Module) -> Reader:
-        """Reads the signature of the model's forward, or of the model that an adapter (PEFT) wraps."""
-        inner = getattr(model, "get_base_model", lambda: model)()
+        """Reads the signature of the model's forward, or of the model that torch.compile or an adapter (PEFT) wraps."""
+        whole = getattr(model, "_orig_mod", model)
+        inner = getattr(whole, "get_base_model", lambda: whole)()
         names = inspect.signature(inner.forward).parameters
-        cache_name = next((name for name in CACHE_NAMES if name in names), None)
-        return cls(model, model, cache_name, "position_ids" in names, "logits_to_keep" in names, _edge(model))
+        return cls(
+            model,
+            model,
+            next((name for name in CACHE_NAMES if name in names), None),
+            "position_ids" in names,
+            "logits_to_keep" in names,
+            isinstance(whole, PreTrainedModel),
+            _edge(model),
+        )
 
     def is_far(self, tokens: Tokens) -> bool:
         """Whether a text is beyond the edge. What was read on one side is of no use on the other."""

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from attrs import define, field, frozen
 from torch import Tensor
 from torch.nn import Module
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 
 from specflow.caching import LossyCache, Past, capacity, common_prefix, is_empty, is_plain
 from specflow.errors import DecodeError
@@ -164,7 +164,7 @@ class CachedPredictor:
 
     def _found_out(self, cache: object | None, vocab_size: int) -> Feeding:
         """How the model can be fed, now that it has read its first tokens into `cache`."""
-        if isinstance(self.make_cache, LossyCache) or (isinstance(self.model, PreTrainedModel) and is_plain(cache)):
+        if isinstance(self.make_cache, LossyCache) or (self._reader.is_of_transformers and is_plain(cache)):
             return ANY_PIECES
         if cache is None and self.make_cache is None:
             self._make = self._reader.default_cache  # a few models keep the cache that they make to themselves

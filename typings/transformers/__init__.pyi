@@ -1,7 +1,7 @@
 # The few names of transformers that specflow uses, typed exactly: checking through transformers itself takes half a minute.
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from os import PathLike
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -11,6 +11,24 @@ from transformers.cache_utils import Cache as Cache
 from transformers.cache_utils import DynamicCache as DynamicCache
 from transformers.cache_utils import QuantizedCache as QuantizedCache
 from transformers.cache_utils import StaticCache as StaticCache
+
+class LogitsProcessorList(list[Callable[..., Tensor]]):
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor: ...
+
+class StoppingCriteriaList(list[Callable[..., Tensor]]):
+    def __call__(self, input_ids: Tensor, scores: tuple[Tensor, ...] | None) -> Tensor: ...
+
+class RepetitionPenaltyLogitsProcessor:
+    def __init__(self, penalty: float) -> None: ...
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor: ...
+
+class NoRepeatNGramLogitsProcessor:
+    def __init__(self, ngram_size: int) -> None: ...
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor: ...
+
+class MaxLengthCriteria:
+    def __init__(self, max_length: int) -> None: ...
+    def __call__(self, input_ids: Tensor, scores: object) -> Tensor: ...
 
 class PreTrainedConfig:
     vocab_size: int
@@ -29,6 +47,12 @@ class AutoConfig:
 
 class GenerationConfig:
     eos_token_id: int | list[int] | None
+    pad_token_id: int | None
+    max_length: int | None
+    do_sample: bool | None
+    use_cache: bool | None
+    return_dict_in_generate: bool | None
+    def __init__(self, **kwargs: object) -> None: ...
     def to_dict(self) -> dict[str, object]: ...
 
 class PreTrainedModel(Module):
@@ -38,7 +62,8 @@ class PreTrainedModel(Module):
     def device(self) -> torch.device: ...
     @property
     def dtype(self) -> torch.dtype: ...
-    def generate(self, inputs: Tensor, **kwargs: object) -> Tensor: ...
+    # A tensor, or with return_dict_in_generate an output that holds one: told apart by a flag that a stub cannot follow.
+    def generate(self, inputs: Tensor, /, *configs: GenerationConfig, **kwargs: object) -> Any: ...
     def save_pretrained(self, directory: str | PathLike[str]) -> None: ...
 
 class LlamaForCausalLM(PreTrainedModel):
@@ -80,3 +105,6 @@ class TextStreamer:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, skip_prompt: bool = False, *, skip_special_tokens: bool = False) -> None: ...
     def put(self, value: Tensor) -> None: ...
     def end(self) -> None: ...
+
+class AsyncTextIteratorStreamer(TextStreamer):
+    def __aiter__(self) -> AsyncIterator[str]: ...

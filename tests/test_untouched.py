@@ -1,0 +1,120 @@
+"""Nothing of the user's is changed: weights, buffers, configs, modes, tokenizer, processors, prompts."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from hashlib import sha256
+
+import pytest
+import torch
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedModel,
+    RepetitionPenaltyLogitsProcessor,
+    StaticCache,
+)
+
+from specflow import (
+    CachedPredictor,
+    Dice,
+    GreedyProcessor,
+    LLMDrafter,
+    MultinomialProcessor,
+    autoregressive_generate,
+    run,
+    speculative_generate,
+    speculative_step,
+    start,
+)
+from specflow.interop import Generate, ProcessorList
+from specflow.models import Loaded
+from specflow.testing import model_conformance
+from tests.architectures import ARCHITECTURES
+from tests.toys import tiny_llama
+
+BY_KIND = {architecture.kind: architecture for architecture in ARCHITECTURES}
+
+
+def fingerprint(model: PreTrainedModel) -> dict[str, object]:
+    """Everything of a model that its user could miss, hash by hash."""
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    return {
+        "tensors": {
+            name: (sha256(tensor.numpy().tobytes()).hexdigest(), tensor.requires_grad)
+            for name, tensor in tensors.items()
+        },
+        "gradients": [name for name, parameter in model.named_parameters() if parameter.grad is not None],
+        "modes": {name: module.training for name, module in model.named_modules()},
+        "hooks": {name: len(module._forward_hooks) for name, module in model.named_modules()},
+        "attributes": {name: sorted(vars(module)) for name, module in model.named_modules()},
+        "config": model.config.to_dict(),
+        "generation config": model.generation_config.to_dict(),
+    }
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma3_text", "mamba", "mamba2", "rwkv", "qwen3_next", "minimax"])
+def test_a_model_is_as_it_was(kind: str) -> None:
+    target, drafter = BY_KIND[kind].build(), BY_KIND[kind].build(noise=0.1)
+    target.train()
+    list(target.modules())[-1].eval()  # a mixture of modes, put back as it was
+    before = fingerprint(target), fingerprint(drafter)
+    prompt = [5, 9, 5, 9, 7]
+    kept = list(prompt)
+    for cached in (False, True):
+        autoregressive_generate(prompt, target, 8, use_cache=cached, eos_tokens_id=2)
+        speculative_generate(prompt, drafter, target, max_gen_len=8, use_cache=cached, eos_tokens_id=2)
+        sampler = MultinomialProcessor(0.7)
+        speculative_generate(
+            prompt, drafter, target, max_gen_len=8, use_cache=cached, logits_processor=sampler, eos_tokens_id=2
+        )
+    assert (fingerprint(target), fingerprint(drafter)) == before
+    assert prompt == kept
+    model_conformance(drafter, steps=20)
+    assert fingerprint(drafter) == before[1]
+
+
+def test_what_is_handed_to_generate_is_as_it_was() -> None:
+    target = tiny_llama()
+    before = fingerprint(target)
+    config = GenerationConfig(max_new_tokens=8, do_sample=True, repetition_penalty=1.2, pad_token_id=0)
+    settings = config.to_dict()
+    processors = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(1.1)])
+    states = [copy.deepcopy(vars(processor)) for processor in processors]
+    ids = torch.tensor([[0, 5, 9], [5, 9, 5]])
+    mask = (ids > 0).long()
+    drafter = LLMDrafter(CachedPredictor(tiny_llama(1)), GreedyProcessor(), Dice())
+    target.generate(ids, config, custom_generate=Generate(drafter), attention_mask=mask, logits_processor=processors)
+    assert fingerprint(target) == before
+    assert config.to_dict() == settings
+    assert [vars(processor) for processor in processors] == states
+    assert ids.tolist() == [[0, 5, 9], [5, 9, 5]]
+    assert mask.tolist() == [[0, 1, 1], [1, 1, 1]]
+
+
+def test_a_static_cache_and_a_processor_leave_the_model_alone() -> None:
+    target = tiny_llama()
+    before = fingerprint(target)
+    predictor = CachedPredictor(target, lambda: StaticCache(target.config, max_cache_len=40))
+    drafter = LLMDrafter(CachedPredictor(tiny_llama(1)), GreedyProcessor(), Dice())
+    processor = ProcessorList(LogitsProcessorList([RepetitionPenaltyLogitsProcessor(1.1)]))
+    step = speculative_step(drafter, predictor, processor, Dice(), prune=(predictor,))
+    run(step, start([5, 9, 5], 12, (), predictor.limits).unwrap())
+    assert fingerprint(target) == before
+
+
+def test_a_tokenizer_is_as_it_was(smollm2: Loaded) -> None:
+    before = pickle.dumps(smollm2.tokenizer), smollm2.tokenizer.chat_template
+    prompt = list(smollm2.chat("Hello."))
+    speculative_generate(
+        prompt,
+        smollm2.model,
+        smollm2.model,
+        smollm2.tokenizer,
+        max_gen_len=4,
+        use_cache=True,
+        eos_tokens_id=2,
+        debug=True,
+    )
+    assert (pickle.dumps(smollm2.tokenizer), smollm2.tokenizer.chat_template) == before

@@ -1,0 +1,13 @@
+# The few names of PEFT that the tests and examples use.
+from torch.nn import Module
+from transformers import PreTrainedModel
+
+class LoraConfig:
+    def __init__(self, *, task_type: str, r: int = 8, init_lora_weights: bool = True) -> None: ...
+
+class PromptTuningConfig:
+    def __init__(self, *, task_type: str, num_virtual_tokens: int) -> None: ...
+
+class PeftModel(Module): ...
+
+def get_peft_model(model: PreTrainedModel, peft_config: LoraConfig | PromptTuningConfig) -> PeftModel: ...
