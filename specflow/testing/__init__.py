@@ -4,6 +4,7 @@ from specflow.testing.certificate import CASES as CASES
 from specflow.testing.certificate import SEEDED_CASES as SEEDED_CASES
 from specflow.testing.certificate import Case as Case
 from specflow.testing.certificate import Certificate as Certificate
+from specflow.testing.certificate import Ending as Ending
 from specflow.testing.certificate import ExactnessError as ExactnessError
 from specflow.testing.certificate import World as World
 from specflow.testing.certificate import certify as certify

@@ -28,11 +28,26 @@ TOLERANCE: Final = 1e-12
 
 Outcome = TypeVar("Outcome", bound=Hashable)
 
-Ending: TypeAlias = tuple[Tokens, Reason]
-"""A finished text without its prompt, and why it ended."""
-
 Condition: TypeAlias = Callable[[DecodeState], bool]
 """What `StopWhen` asks after each token."""
+
+
+@final
+@frozen
+class Ending:
+    """A finished text without its prompt, and why it ended."""
+
+    text: Tokens
+    reason: Reason
+
+    @classmethod
+    def of(cls, end: Finished) -> Ending:
+        """The ending of a decode."""
+        return cls(end.state.output, end.reason)
+
+    @override
+    def __str__(self) -> str:
+        return f"{self.text}, {self.reason.value}"
 
 
 @final
@@ -95,12 +110,11 @@ CASES: Final = (
     Case(2, (0,), 4, seed=15),
     Case(2, (1, 0), 5, frozenset({1}), seed=16),
     Case(3, (2,), 3, seed=1),
-    Case(3, (0, 1), 4, frozenset({2}), seed=2),
+    Case(3, (0, 1), 3, frozenset({2}), seed=2),
     Case(3, (1, 1), 4, frozenset({0, 2}), lambda rng: MultinomialProcessor(0.6), 3),
     Case(4, (3, 0, 1), 3, frozenset({1}), seed=4),
-    Case(4, (2,), 2, seed=17),
     Case(3, (0,), 1, seed=5),
-    Case(3, (2, 0), 4, processor=lambda rng: TopKProcessor(0.8, 2), seed=6),
+    Case(3, (2, 0), 3, processor=lambda rng: TopKProcessor(0.8, 2), seed=6),
     Case(4, (1,), 4, frozenset({3}), lambda rng: TopKProcessor(1.2, 2), 7),
     Case(3, (0, 2), 4, processor=lambda rng: NucleusProcessor(0.9, 0.8), seed=8),
     Case(4, (2, 2), 4, frozenset({0}), lambda rng: NucleusProcessor(1.5, 0.7), 9),
@@ -132,8 +146,8 @@ class ExactnessError(AssertionError):
     @override
     def __str__(self) -> str:
         return (
-            f"total variation {self.distance:.3g} from the law it should have. Worst: {self.worst} "
-            f"has probability {self.probability:.6g} and should have {self.expected:.6g}. Case: {self.case}."
+            f"total variation {self.distance:.3g} from the law it should have. Worst: {self.worst}: it "
+            f"has probability {self.probability:.9g} and should have {self.expected:.9g}. Case: {self.case}."
         )
 
 
@@ -187,7 +201,7 @@ def certify(
     for case in cases:
         law = case.law(lambda world: decode(compose(world), world.start))
         reference = case.law(lambda world: autoregressive(world, world.rng, until))
-        distances.append(_compared(case, law.map(_ending), reference))
+        distances.append(_compared(case, law.map(Ending.of), reference))
         ends.append(law)
     drafted = fsum(law.mean(lambda end: end.state.tally.drafted) for law in ends)
     accepted = fsum(law.mean(lambda end: end.state.tally.accepted) for law in ends)
@@ -217,7 +231,7 @@ def certify_seed(compose: Callable[[World], Step], *, cases: Iterable[Case] = SE
     for case in cases:
 
         def texts(world: World) -> tuple[Ending, Ending]:
-            return _ending(decode(compose(world), world.start)), autoregressive(world, world.noise)
+            return Ending.of(decode(compose(world), world.start)), autoregressive(world, world.noise)
 
         law = case.law(texts)
         wrong = {pair: probability for pair, probability in law.probabilities.items() if pair[0] != pair[1]}
@@ -257,14 +271,10 @@ def autoregressive(world: World, sampling: Sampling, until: Condition = lambda s
         token = sampling.draw(law, len(state.tokens))
         state = evolve(state, tokens=(*state.tokens, token))
         if token in state.request.stop:
-            return state.output, Reason.STOP
+            return Ending(state.output, Reason.STOP)
         if until(state):
-            return state.output, Reason.CONDITION
-    return state.output, Reason.LIMIT
-
-
-def _ending(end: Finished) -> Ending:
-    return end.state.output, end.reason
+            return Ending(state.output, Reason.CONDITION)
+    return Ending(state.output, Reason.LIMIT)
 
 
 def _compared(case: Case, law: Law[Outcome], reference: Law[Outcome]) -> float:
