@@ -169,7 +169,7 @@ class Certificate:
     @override
     def __str__(self) -> str:
         return (
-            f"exact on {self.cases} cases, {self.branches} branches (total variation ≤ {self.distance:.0e}): "
+            f"exact on {self.cases} cases, {self.branches} branches (total variation < {TOLERANCE:.0e}): "
             f"{self.accepted:.0%} of the drafts accepted, {self.length:.2f} tokens per target pass"
         )
 
