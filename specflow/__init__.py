@@ -31,6 +31,9 @@ from specflow.loop import run as run
 from specflow.loop import shared_vocabulary as shared_vocabulary
 from specflow.loop import start as start
 from specflow.loop import unfold as unfold
+from specflow.lossy import Lossy as Lossy
+from specflow.lossy import LossyStep as LossyStep
+from specflow.lossy import accept_loss as accept_loss
 from specflow.predictor import CachedPredictor as CachedPredictor
 from specflow.predictor import Limits as Limits
 from specflow.predictor import Prunable as Prunable
@@ -69,4 +72,5 @@ from specflow.state import Verified as Verified
 from specflow.steps import autoregressive_step as autoregressive_step
 from specflow.steps import lossy_unadjusted_step as lossy_unadjusted_step
 from specflow.steps import ngram_step as ngram_step
+from specflow.steps import seed_coupled_step as seed_coupled_step
 from specflow.steps import speculative_step as speculative_step

@@ -15,6 +15,7 @@ from specflow.drafters.storage import INgramStorage
 from specflow.errors import DecodeError, unwrap
 from specflow.gamma import Fixed
 from specflow.loop import once, run, shared_vocabulary, start
+from specflow.lossy import accept_loss
 from specflow.predictor import CachedPredictor, Limits, UncachedPredictor, fitted, limits_of
 from specflow.processors import GreedyProcessor, LogitsProcessor
 from specflow.random import Dice
@@ -90,9 +91,13 @@ def speculative_generate(
         known.context,
         known.vocab_size,
     )
-    compose = lossy_unadjusted_step if skip_sample_adjustment else speculative_step
     memos = (drafter_predictor, target_predictor)
-    step = compose(draft, target_predictor, logits_processor, rng, policy, memos, observe)
+    if skip_sample_adjustment:
+        step = accept_loss(
+            lossy_unadjusted_step(draft, target_predictor, logits_processor, rng, policy, memos, observe)
+        )
+    else:
+        step = speculative_step(draft, target_predictor, logits_processor, rng, policy, memos, observe)
     if first_target:
         step = once(autoregressive_step(target_predictor, logits_processor, rng, observe), step)
     end = run(step, state).state

@@ -54,10 +54,10 @@ class Dice:
                 return law.draw()
 
     def accept(self, probability: float, /) -> bool:
-        """u < probability, with u uniform on [0, 1): never true at 0, always at 1."""
+        """u < probability, with u uniform on [0, 1), 53 bits of it: never true at 0, always at 1."""
         if probability <= 0.0 or probability >= 1.0:
             return probability >= 1.0
-        return torch.rand((), generator=self.generator).item() < probability
+        return torch.rand((), generator=self.generator, dtype=torch.float64).item() < probability
 
 
 @final

@@ -8,24 +8,23 @@ from returns.functions import tap
 from returns.pipeline import flow
 
 from specflow.gamma import Fixed
+from specflow.lossy import LossyStep
 from specflow.predictor import Prunable
 from specflow.processors import Processor
-from specflow.random import Randomness
+from specflow.random import Randomness, Sampling
 from specflow.stages.adjust import Adjust, LossySkipAdjustment
 from specflow.stages.commit import advance, commit
 from specflow.stages.draft import Draft, draft_nothing
 from specflow.stages.ngram import UpdateNgram
 from specflow.stages.observe import Observer, unobserved
 from specflow.stages.prune import PruneCache
-from specflow.stages.verify import RejectTokens
-from specflow.state import Drafter, GammaPolicy, Predictor, Step
+from specflow.stages.verify import MatchSamples, RejectTokens
+from specflow.state import Adjusted, DecodeState, Drafter, Finished, GammaPolicy, Predictor, Step
 
 
-def autoregressive_step(
-    target: Predictor, processor: Processor, rng: Randomness, observe: Observer = unobserved
-) -> Step:
+def autoregressive_step(target: Predictor, processor: Processor, rng: Sampling, observe: Observer = unobserved) -> Step:
     """One token of the target. The unit among steps: any lossless step has its law."""
-    verify, adjust = RejectTokens(target, processor, rng), Adjust(rng)
+    verify, adjust = MatchSamples(target, processor, rng), Adjust(rng)
     return lambda state: flow(state, draft_nothing, verify, adjust, commit, tap(observe), advance)
 
 
@@ -60,6 +59,26 @@ def ngram_step(
     return lambda state: flow(state, draft, verify, adjust, commit, tap(observe), forget, update, advance)
 
 
+def seed_coupled_step(
+    drafter: Drafter,
+    target: Predictor,
+    processor: Processor,
+    noise: Sampling,
+    gamma: GammaPolicy = Fixed(),
+    prune: Iterable[Prunable] = (),
+    observe: Observer = unobserved,
+) -> Step:
+    """`speculative_step` by sample-and-match on `SharedNoise`: a seed gives one text, whatever drafts it and how far.
+
+    Lossless over the seeds, and the text of a seed is that of `autoregressive_step(target, processor, noise)`. Drafts
+    are accepted most often when a drafter that samples shares the noise: `LLMDrafter(predictor, processor, noise)`.
+    Source: Daliri et al. 2408.07978.
+    """
+    draft, verify, adjust = Draft(drafter, gamma), MatchSamples(target, processor, noise), Adjust(noise)
+    forget = PruneCache(tuple(prune))
+    return lambda state: flow(state, draft, verify, adjust, commit, tap(observe), forget, advance)
+
+
 def lossy_unadjusted_step(
     drafter: Drafter,
     target: Predictor,
@@ -68,8 +87,12 @@ def lossy_unadjusted_step(
     gamma: GammaPolicy = Fixed(),
     prune: Iterable[Prunable] = (),
     observe: Observer = unobserved,
-) -> Step:
+) -> LossyStep:
     """`speculative_step` without the sample adjustment, as the spec's `skip_sample_adjustment` asks. Lossy."""
     draft, verify, adjust = Draft(drafter, gamma), RejectTokens(target, processor, rng), LossySkipAdjustment(rng)
     forget = PruneCache(tuple(prune))
-    return lambda state: flow(state, draft, verify, adjust, commit, tap(observe), forget, advance)
+
+    def end(adjusted: Adjusted) -> DecodeState | Finished:
+        return flow(adjusted, commit, tap(observe), forget, advance)
+
+    return lambda state: flow(state, draft, verify, adjust).map(end)

@@ -6,6 +6,7 @@ from typing import final
 
 from attrs import frozen
 
+from specflow.lossy import Lossy
 from specflow.random import Sampling
 from specflow.state import Adjusted, Verified
 
@@ -29,13 +30,13 @@ class Adjust:
 class LossySkipAdjustment:
     """Draws from p itself after a refusal too, as the spec's `skip_sample_adjustment` asks.
 
-    Lossy: with p = q after the refusal the text no longer has the target's law; a token that was refused once gets a
-    second chance. Greedy decoding is not affected, since p is a point mass there.
+    Lossy: with p in place of the residual the text no longer has the target's law; a token that was refused once gets
+    a second chance. Greedy decoding is not affected, since p is a point mass there.
     """
 
     rng: Sampling
 
-    def __call__(self, verified: Verified, /) -> Adjusted:
+    def __call__(self, verified: Verified, /) -> Lossy[Adjusted]:
         drafted, accepted = verified.drafted, verified.accepted
         token = self.rng.draw(verified.laws[accepted], len(drafted.state.tokens) + accepted)
-        return Adjusted(verified, (*drafted.tokens[:accepted], token))
+        return Lossy(Adjusted(verified, (*drafted.tokens[:accepted], token)))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import final
+from collections.abc import Callable, Sequence
+from typing import TypeAlias, final
 
 from attrs import frozen
 
@@ -11,6 +11,21 @@ from specflow.distribution import BlackBox, Distribution, PointMass
 from specflow.processors import Processor
 from specflow.random import Randomness, Sampling
 from specflow.state import Drafted, Predictor, Proposal, Verified
+
+Judgement: TypeAlias = tuple[int, Distribution]
+"""How many drafts stand, and the law of the token behind them."""
+
+Rule: TypeAlias = Callable[[Sequence[Proposal], Sequence[Distribution], int], Judgement]
+"""(proposals, the laws behind each prefix of them, position of the first) → the judgement. There is one law more."""
+
+
+def judged(drafted: Drafted, target: Predictor, processor: Processor, rule: Rule) -> Verified:
+    """One target pass over all drafts, judged by a rule: what every verification stage does."""
+    tokens = drafted.state.tokens + drafted.tokens
+    logits = target(tokens, len(drafted.proposals) + 1)
+    laws = processor.laws(tokens, logits)
+    accepted, correction = rule(drafted.proposals, laws, len(drafted.state.tokens))
+    return Verified(drafted, accepted, correction, laws, logits)
 
 
 @final
@@ -31,15 +46,15 @@ class RejectTokens:
     rng: Randomness
 
     def __call__(self, drafted: Drafted, /) -> Verified:
-        tokens = drafted.state.tokens + drafted.tokens
-        logits = self.target(tokens, len(drafted.proposals) + 1)
-        laws = self.processor.laws(tokens, logits)
-        start = len(drafted.state.tokens)
-        for i, (draft, p) in enumerate(zip(drafted.proposals, laws)):  # noqa: B905 - laws has one row more, the bonus
-            correction = self._refusal(draft, p, start + i)
+        return judged(drafted, self.target, self.processor, self.judge)
+
+    def judge(self, proposals: Sequence[Proposal], laws: Sequence[Distribution], start: int, /) -> Judgement:
+        """The rule alone, on laws that are already there."""
+        for i, draft in enumerate(proposals):
+            correction = self._refusal(draft, laws[i], start + i)
             if correction is not None:
-                return Verified(drafted, i, correction, laws, logits)
-        return Verified(drafted, len(drafted.proposals), laws[-1], laws, logits)
+                return i, correction
+        return len(proposals), laws[-1]
 
     def _refusal(self, draft: Proposal, p: Distribution, position: int) -> Distribution | None:
         """None if the draft stands, else the law of the token in its place."""
@@ -68,15 +83,10 @@ class MatchSamples:
     rng: Sampling
 
     def __call__(self, drafted: Drafted, /) -> Verified:
-        tokens = drafted.state.tokens + drafted.tokens
-        logits = self.target(tokens, len(drafted.proposals) + 1)
-        laws = self.processor.laws(tokens, logits)
-        accepted, correction = self._judge(drafted.proposals, laws, len(drafted.state.tokens))
-        return Verified(drafted, accepted, correction, laws, logits)
+        return judged(drafted, self.target, self.processor, self.judge)
 
-    def _judge(
-        self, proposals: Sequence[Proposal], laws: Sequence[Distribution], start: int
-    ) -> tuple[int, Distribution]:
+    def judge(self, proposals: Sequence[Proposal], laws: Sequence[Distribution], start: int, /) -> Judgement:
+        """The rule alone, on laws that are already there."""
         for i, draft in enumerate(proposals):
             correction = _mismatch(draft, laws[i], start + i, self.rng)
             if correction is not None:

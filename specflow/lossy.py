@@ -1,0 +1,42 @@
+"""Losing the target's law on purpose, and never unnoticed: what a lossy stage returns is no record that others take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Generic, TypeAlias, final
+
+from attrs import frozen
+from typing_extensions import TypeVar
+
+from specflow.state import DecodeState, Finished, Step
+
+R = TypeVar("R", covariant=True)
+U = TypeVar("U")
+
+
+@final
+@frozen(eq=False)
+class Lossy(Generic[R]):
+    """A record that a lossy stage has touched.
+
+    No other stage takes it, so mypy refuses the stage in a pipeline that is typed as a `Step`. `map` applies stages
+    to what is inside and keeps the mark, up to the end of the step, which then is a `LossyStep`.
+
+    >>> Lossy(3).map(lambda value: value + 1).value
+    4
+    """
+
+    value: R
+
+    def map(self, stages: Callable[[R], U], /) -> Lossy[U]:
+        """What the stages make of the record, still marked."""
+        return Lossy(stages(self.value))
+
+
+LossyStep: TypeAlias = Callable[[DecodeState], Lossy[DecodeState | Finished]]
+"""One round of decoding whose text does not have the target's law. `run` and `unfold` refuse it."""
+
+
+def accept_loss(step: LossyStep) -> Step:
+    """The same step, for a caller who knows what it is: the one place where a lossy decoder becomes one that runs."""
+    return lambda state: step(state).value

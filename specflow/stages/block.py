@@ -1,0 +1,85 @@
+"""Block verification: the whole draft is judged at once, and more of it stands than when each token is judged alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias, final
+
+from attrs import frozen
+
+from specflow.distribution import BlackBox, Categorical, Distribution, Known, PointMass
+from specflow.processors import Processor
+from specflow.random import Randomness
+from specflow.stages.verify import Judgement, RejectTokens, judged
+from specflow.state import Drafted, Predictor, Proposal, Verified
+
+_Pair: TypeAlias = tuple[Proposal, Known, Known]
+
+
+@final
+@frozen
+class VerifyBlock:
+    """Block verification: the longest prefix of the draft that passes stands, whatever became of shorter ones.
+
+    With the weights w_0 = 1 and w_i = min(1, w_{i-1} · p(x_i) / q(x_i)), and the mass Z_i = Σ_x max(0, w_i·p - q) of
+    what the next draft would leave over, a prefix of i < γ tokens passes with probability Z_i / (Z_i + 1 - w_i), the
+    whole draft with w_γ. The correction behind i tokens is drawn from norm(max(0, w_i·p - q)), behind all from p.
+    The text has exactly the target's law, and in expectation a step never accepts fewer tokens than by `RejectTokens`;
+    for point masses it is the same rule. As it looks at the longest prefix first, it mostly takes fewer decisions.
+
+    The draft may end wherever a policy likes, as long as that depends on what was drafted before. Where the law of p
+    or q is not known (a user's sampler), what is known in front of it is a block, and `RejectTokens` judges the rest.
+    Source: Sun et al. 2403.10444, algorithm 2 and theorems 1 and 2.
+    """
+
+    target: Predictor
+    processor: Processor
+    rng: Randomness
+
+    def __call__(self, drafted: Drafted, /) -> Verified:
+        return judged(drafted, self.target, self.processor, self.judge)
+
+    def judge(self, proposals: Sequence[Proposal], laws: Sequence[Distribution], start: int, /) -> Judgement:
+        """The rule alone, on laws that are already there."""
+        block = _known(proposals, laws)
+        weights = [1.0]
+        for draft, p, q in block:
+            weights.append(_weight(weights[-1], p.of(draft.token), q.of(draft.token)))
+        end = len(block)
+        if self.rng.accept(weights[end]):
+            one_by_one = RejectTokens(self.target, self.processor, self.rng)
+            more, correction = one_by_one.judge(proposals[end:], laws[end:], start + end)
+            return end + more, correction
+        for i in reversed(range(end)):
+            _, p, q = block[i]
+            mass, rest = _left_over(weights[i], p, q)
+            if i == 0 or (mass > 0 and self.rng.accept(mass / (mass + 1.0 - weights[i]))):
+                return i, rest
+        raise AssertionError("the empty draft always passes, with weight 1")
+
+
+def _known(proposals: Sequence[Proposal], laws: Sequence[Distribution]) -> list[_Pair]:
+    """The drafts up to the first one of which p or q is a black box, with both laws."""
+    pairs = []
+    for draft, p in zip(proposals, laws):  # noqa: B905 - laws has one row more, the bonus
+        if isinstance(p, BlackBox) or isinstance(draft.q, BlackBox):
+            break
+        pairs.append((draft, p, draft.q))
+    return pairs
+
+
+def _weight(before: float, likely: float, drafted: float) -> float:
+    """min(1, before · p / q), without dividing by 0."""
+    scaled = before * likely
+    return min(1.0, scaled / drafted) if scaled < drafted else float(scaled > 0)
+
+
+def _left_over(weight: float, p: Known, q: Known) -> tuple[float, Known]:
+    """The mass Z of max(0, w·p - q), and the law it makes; p where it has no mass."""
+    match p:
+        case PointMass(token):
+            return max(0.0, weight - q.of(token)), p
+        case Categorical(probs):
+            rest = q.taken_from(weight * probs).clamp(min=0)
+            mass = float(rest.sum())
+            return mass, Categorical(rest / mass) if mass > 0 else p

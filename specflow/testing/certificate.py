@@ -1,0 +1,285 @@
+"""The certificate: a decoder's exact law, compared with the law of autoregressive decoding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable
+from math import fsum
+from typing import Final, TypeAlias, final
+
+from attrs import evolve, field, frozen
+from typing_extensions import TypeVar, override
+
+from specflow.loop import unfold
+from specflow.processors import (
+    GreedyProcessor,
+    MultinomialProcessor,
+    NucleusProcessor,
+    Processor,
+    TopKNucleusProcessor,
+    TopKProcessor,
+)
+from specflow.random import Randomness, Sampling
+from specflow.state import DecodeState, Finished, Predictor, Reason, Request, Step, Tokens
+from specflow.testing.enumeration import Branch, Law, Noise, exact_law
+from specflow.testing.tables import HiddenProcessor, TableModel
+
+TOLERANCE: Final = 1e-12
+"""Sums of some thousand fp64 products are this exact, and no error in a decoder is this small."""
+
+Outcome = TypeVar("Outcome", bound=Hashable)
+
+Condition: TypeAlias = Callable[[DecodeState], bool]
+"""What `StopWhen` asks after each token."""
+
+
+@final
+@frozen
+class Ending:
+    """A finished text without its prompt, and why it ended."""
+
+    text: Tokens
+    reason: Reason
+
+    @classmethod
+    def of(cls, end: Finished) -> Ending:
+        """The ending of a decode."""
+        return cls(end.state.output, end.reason)
+
+    @override
+    def __str__(self) -> str:
+        return f"{self.text}, {self.reason.value}"
+
+
+@final
+@frozen(eq=False)
+class World:
+    """What a decoder under test is built from: small models, a processor, and randomness that takes every branch.
+
+    `rng` gives fresh randomness, `noise` gives randomness that belongs to a position, as `SharedNoise` does.
+    """
+
+    start: DecodeState
+    target: Predictor
+    drafter: Predictor
+    processor: Processor
+    rng: Randomness
+    noise: Sampling
+
+
+@final
+@frozen
+class Case:
+    """One problem that a decoder is certified on. Its models are `TableModel`s of two different seeds.
+
+    `processor` is given the randomness, for a processor that draws by itself.
+    """
+
+    vocab_size: int
+    prompt: Tokens
+    new_tokens: int
+    stop: frozenset[int] = frozenset()
+    processor: Callable[[Sampling], Processor] = field(default=lambda rng: MultinomialProcessor(1.0))
+    seed: int = 0
+
+    def law(self, program: Callable[[World], Outcome]) -> Law[Outcome]:
+        """The exact law of what a program returns in this world. It is called once per branch, and must start afresh.
+
+        >>> CASES[0].law(lambda world: world.rng.accept(0.25)).probabilities
+        {True: 0.25, False: 0.75}
+        """
+        request = Request(self.prompt, len(self.prompt) + self.new_tokens, self.stop)
+        target, drafter = (TableModel(self.vocab_size, seed) for seed in (2 * self.seed, 2 * self.seed + 1))
+
+        def enumerated(branch: Branch) -> Outcome:
+            start = DecodeState(request, self.prompt)
+            return program(World(start, target, drafter, self.processor(branch), branch, Noise(branch)))
+
+        return exact_law(enumerated)
+
+    @override
+    def __str__(self) -> str:
+        processor = self.processor(Branch())
+        settings = ", ".join(f"{k} {v}" for k, v in vars(processor).items() if not k.startswith("_"))
+        return (
+            f"vocabulary {self.vocab_size}, prompt {self.prompt}, {self.new_tokens} new tokens, "
+            f"stop {set(self.stop) or 'nowhere'}, {type(processor).__name__} ({settings}), seed {self.seed}"
+        )
+
+
+CASES: Final = (
+    Case(2, (0,), 4, seed=15),
+    Case(2, (1, 0), 5, frozenset({1}), seed=16),
+    Case(3, (2,), 3, seed=1),
+    Case(3, (0, 1), 3, frozenset({2}), seed=2),
+    Case(3, (1, 1), 4, frozenset({0, 2}), lambda rng: MultinomialProcessor(0.6), 3),
+    Case(4, (3, 0, 1), 3, frozenset({1}), seed=4),
+    Case(3, (0,), 1, seed=5),
+    Case(3, (2, 0), 3, processor=lambda rng: TopKProcessor(0.8, 2), seed=6),
+    Case(4, (1,), 4, frozenset({3}), lambda rng: TopKProcessor(1.2, 2), 7),
+    Case(3, (0, 2), 4, processor=lambda rng: NucleusProcessor(0.9, 0.8), seed=8),
+    Case(4, (2, 2), 4, frozenset({0}), lambda rng: NucleusProcessor(1.5, 0.7), 9),
+    Case(4, (0, 3), 4, frozenset({2}), lambda rng: TopKNucleusProcessor(1.0, 3, 0.75), 10),
+    Case(3, (1,), 3, frozenset({1}), HiddenProcessor, 11),
+    Case(2, (1, 1), 4, processor=HiddenProcessor, seed=12),
+    Case(3, (0, 1), 6, processor=lambda rng: GreedyProcessor(), seed=13),
+    Case(4, (3,), 6, frozenset({0, 1}), lambda rng: GreedyProcessor(0.7), 14),
+)
+"""Every processor; vocabularies of 2 to 4; no, one and two stop tokens; prompts of 1 to 3 tokens; 1 to 6 new tokens."""
+
+SEEDED_CASES: Final = tuple(case for case in CASES if case.processor is not HiddenProcessor)
+"""The cases whose processors draw through the randomness of the stages."""
+
+
+@final
+class ExactnessError(AssertionError):
+    """A decoder whose law is not the law of autoregressive decoding, or whose outcome is not the one it should have.
+
+    `distance` is the total variation; `worst` is the outcome whose probability is most wrong, which is `probability`
+    where `expected` would be right.
+    """
+
+    def __init__(self, case: Case, distance: float, worst: object, probability: float, expected: float) -> None:
+        super().__init__(case, distance, worst, probability, expected)
+        self.case, self.distance = case, distance
+        self.worst, self.probability, self.expected = worst, probability, expected
+
+    @override
+    def __str__(self) -> str:
+        return (
+            f"total variation {self.distance:.3g} from the law it should have. Worst: {self.worst}: it "
+            f"has probability {self.probability:.9g} and should have {self.expected:.9g}. Case: {self.case}."
+        )
+
+
+@final
+@frozen
+class Certificate:
+    """What was proved: on so many cases and branches the law is exact, up to `distance`, which is rounding.
+
+    `accepted` is the exact expected number of accepted drafts for one drafted, over all cases, and `length` that of
+    tokens for one step of the target.
+    """
+
+    cases: int
+    branches: int
+    distance: float
+    accepted: float
+    length: float
+
+    @override
+    def __str__(self) -> str:
+        return (
+            f"exact on {self.cases} cases, {self.branches} branches (total variation < {TOLERANCE:.0e}): "
+            f"{self.accepted:.0%} of the drafts accepted, {self.length:.2f} tokens per target pass"
+        )
+
+
+def certify(
+    compose: Callable[[World], Step], *, until: Condition = lambda state: False, cases: Iterable[Case] = CASES
+) -> Certificate:
+    """Proves that a decoder emits exactly the law of autoregressive decoding, on every branch of every case.
+
+    `compose` builds the step of your decoder in the world it is given, afresh for each branch, so that a storage it
+    teaches starts empty. Text and reason of ending are compared. `until` is the condition that the decoder stops at,
+    if it has one (see `StopWhen`). `ExactnessError` if the total variation is 1e-12 or more; `AssertionError` for a
+    step that emits nothing, and for one that draws from a generator of its own.
+
+    What it proves: the algorithm is exact, with exact randomness, on these cases. The cases are small; the code that
+    runs is the code that runs on real models.
+
+    >>> from specflow import LLMDrafter, speculative_step
+    >>> certificate = certify(
+    ...     lambda world: speculative_step(
+    ...         LLMDrafter(world.drafter, world.processor, world.rng), world.target, world.processor, world.rng
+    ...     ),
+    ...     cases=CASES[:4],
+    ... )
+    >>> certificate.distance < 1e-12
+    True
+    """
+    ends, distances = [], []
+    for case in cases:
+        law = case.law(lambda world: decode(compose(world), world.start))
+        reference = case.law(lambda world: autoregressive(world, world.rng, until))
+        distances.append(_compared(case, law.map(Ending.of), reference))
+        ends.append(law)
+    drafted = fsum(law.mean(lambda end: end.state.tally.drafted) for law in ends)
+    accepted = fsum(law.mean(lambda end: end.state.tally.accepted) for law in ends)
+    steps = fsum(law.mean(lambda end: end.state.tally.steps) for law in ends)
+    tokens = fsum(law.mean(lambda end: len(end.state.output)) for law in ends)
+    return Certificate(
+        cases=len(ends),
+        branches=sum(law.branches for law in ends),
+        distance=max(distances, default=0.0),
+        accepted=accepted / drafted if drafted else 0.0,
+        length=tokens / steps if steps else 0.0,
+    )
+
+
+def certify_seed(compose: Callable[[World], Step], *, cases: Iterable[Case] = SEEDED_CASES) -> None:
+    """Proves that the text depends on the noise alone: on every branch it is the text without any drafter.
+
+    `compose` builds a step that draws from `world.noise` and nothing else. Each branch decodes once with it, and once
+    draws the target's tokens one by one from the same noise. `ExactnessError` shows a pair of texts that differ; its
+    distance is the probability that they do. A user's own sampler shares no noise, so there is no case with one.
+
+    Why this is enough for `SharedNoise`: a draw there is a function of the noise at its position and of the law, as it
+    is here, and the stages know nothing else about it. And noise at different positions is independent, so the target's
+    draws have the target's law: argmax(log p + g) has the law p. How often drafts are accepted does differ between the
+    two kinds of noise.
+    """
+    for case in cases:
+
+        def texts(world: World) -> tuple[Ending, Ending]:
+            return Ending.of(decode(compose(world), world.start)), autoregressive(world, world.noise)
+
+        law = case.law(texts)
+        wrong = {pair: probability for pair, probability in law.probabilities.items() if pair[0] != pair[1]}
+        if wrong:
+            worst = max(wrong, key=wrong.__getitem__)
+            raise ExactnessError(case, fsum(wrong.values()), worst, wrong[worst], 0.0)
+
+
+def same_law(
+    program: Callable[[World], Outcome], reference: Callable[[World], Outcome], cases: Iterable[Case] = CASES
+) -> None:
+    """Proves that two programs return outcomes of one law: `ExactnessError` if the total variation is 1e-12 or more.
+
+    `certify` compares texts. Use this for anything else that a decode leaves behind: what a storage has learned, how
+    many drafts were accepted, the text after an interruption.
+    """
+    for case in cases:
+        _compared(case, case.law(program), case.law(reference))
+
+
+def decode(step: Step, state: DecodeState) -> Finished:
+    """`specflow.run`, with an `AssertionError` for a step that emits nothing and would do so forever."""
+    for outcome in unfold(step, state):
+        if isinstance(outcome, Finished):
+            return outcome
+        if len(outcome.tokens) <= len(state.tokens):
+            raise AssertionError(f"the step emitted nothing: {outcome}")
+        state = outcome
+    raise AssertionError("a decode that is unfolded always ends")
+
+
+def autoregressive(world: World, sampling: Sampling, until: Condition = lambda state: False) -> Ending:
+    """The reference: the target's tokens, drawn one by one. It uses no stage, no step and no loop of specflow."""
+    state = world.start
+    while len(state.tokens) < state.request.limit:
+        (law,) = world.processor.laws(state.tokens, world.target(state.tokens, 1))
+        token = sampling.draw(law, len(state.tokens))
+        state = evolve(state, tokens=(*state.tokens, token))
+        if token in state.request.stop:
+            return Ending(state.output, Reason.STOP)
+        if until(state):
+            return Ending(state.output, Reason.CONDITION)
+    return Ending(state.output, Reason.LIMIT)
+
+
+def _compared(case: Case, law: Law[Outcome], reference: Law[Outcome]) -> float:
+    distance = law.distance(reference)
+    if not distance < TOLERANCE:
+        worst = law.worst(reference)
+        raise ExactnessError(case, distance, worst, law.of(worst), reference.of(worst))
+    return distance

@@ -1,0 +1,74 @@
+"""Models small enough to know everything about: a law for every text, and a user's processor that hides its law."""
+
+from __future__ import annotations
+
+from math import inf, log
+from random import Random
+from typing import final
+
+import torch
+from attrs import field, frozen
+from torch import Tensor
+from typing_extensions import override
+
+from specflow.distribution import Categorical
+from specflow.processors import LogitsProcessor
+from specflow.random import Sampling
+from specflow.state import Tokens
+
+
+@final
+@frozen(eq=False)
+class TableModel:
+    """A predictor whose law is random but fixed: another one for every text, drawn from `seed`. Logits are log p, fp64.
+
+    A law is uniform on the simplex, and every fourth one gives some token the probability 0. Nothing is shared between
+    texts, so a decoder that reads the wrong row, or a row behind the wrong token, emits another law.
+
+    >>> model = TableModel(vocab_size=3, seed=1)
+    >>> model((0, 2), 2).exp().sum(dim=-1).round(decimals=9)
+    tensor([1., 1.], dtype=torch.float64)
+    >>> torch.equal(model((0, 2), 2)[0], model((0,), 1)[0]), torch.equal(model((0, 2), 1), model((1, 2), 1))
+    (True, False)
+    """
+
+    vocab_size: int
+    seed: int = 0
+    _rows: dict[Tokens, Tensor] = field(init=False, factory=dict, repr=False)
+
+    def __call__(self, tokens: Tokens, last: int, /) -> Tensor:
+        """Logits [last, V] behind each of the last `last` prefixes of `tokens`."""
+        return torch.stack([self._row(tokens[:end]) for end in range(len(tokens) - last + 1, len(tokens) + 1)])
+
+    def _row(self, tokens: Tokens) -> Tensor:
+        if tokens not in self._rows:
+            random = Random(f"{self.seed}/{tokens}")
+            weights = [random.expovariate(1.0) for _ in range(self.vocab_size)]
+            if random.random() < 0.25:
+                weights[random.randrange(self.vocab_size)] = 0.0
+            total = sum(weights)
+            logits = [log(weight / total) if weight else -inf for weight in weights]
+            self._rows[tokens] = torch.tensor(logits, dtype=torch.float64)
+        return self._rows[tokens]
+
+
+@final
+class HiddenProcessor(LogitsProcessor):
+    """Stands for a user's own sampler: it prefers likely tokens more than its probabilities say, and nobody can see it.
+
+    Its law is ∝ probs², but `laws` only knows that `sample` is not one of ours, so every draft is judged by
+    sample-and-match. It draws from the randomness it was given, so that all its choices can be enumerated.
+    """
+
+    def __init__(self, rng: Sampling) -> None:
+        super().__init__()
+        self._rng = rng
+
+    @override
+    def _process(self, logits: Tensor) -> Tensor:
+        return logits
+
+    @override
+    def sample(self, probs: Tensor) -> Tensor:
+        """One draw for each row of `probs` [k, V] from probs² / Σ probs², as [k, 1]."""
+        return torch.tensor([[self._rng.draw(Categorical(row.square() / row.square().sum()), 0)] for row in probs])

@@ -1,0 +1,314 @@
+"""Every decoder that we ship is exact on every branch, and every decoder with a mistake is refused."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from math import fsum
+from operator import itemgetter
+from pathlib import Path
+
+import pytest
+import torch
+from returns.pipeline import flow
+
+from specflow import (
+    BlackBox,
+    Categorical,
+    DecodeState,
+    Dice,
+    Drafter,
+    Finished,
+    Fixed,
+    GammaPolicy,
+    GuessingNGramDrafter,
+    INgramStorage,
+    LLMDrafter,
+    NGramDrafter,
+    NGramStorage,
+    OneLevelNGramStorage,
+    Proposal,
+    Step,
+    Tokens,
+    autoregressive_step,
+    once,
+    seed_coupled_step,
+    speculative_step,
+)
+from specflow.drafters import PromptLookup, SuffixDrafter, at_most, first_of, longest, propose_nothing, then
+from specflow.stages import Adjust, Draft, StopWhen, VerifyBlock, advance, commit
+from specflow.testing import (
+    CASES,
+    Branch,
+    Case,
+    ExactnessError,
+    Noise,
+    TableModel,
+    World,
+    branches,
+    certify,
+    certify_seed,
+    exact_law,
+)
+from tests.mutants import MUTANTS, Mutant, apart, contents_of, guesses, learning, samples, table
+
+DOCS = Path(__file__).parent.parent / "docs" / "certificate.md"
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Thousands of tiny tensors: on a busy machine, threads that wait for each other take ten times as long."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def plain(world: World) -> Step:
+    return autoregressive_step(world.target, world.processor, world.rng)
+
+
+def rejecting(world: World, drafter: Drafter, gamma: GammaPolicy = Fixed()) -> Step:
+    return speculative_step(drafter, world.target, world.processor, world.rng, gamma)
+
+
+def matching(world: World, drafter: Drafter, gamma: GammaPolicy = Fixed()) -> Step:
+    """`seed_coupled_step` on fresh randomness: sample-and-match."""
+    return seed_coupled_step(drafter, world.target, world.processor, world.rng, gamma)
+
+
+def by_blocks(world: World, drafter: Drafter, gamma: GammaPolicy = Fixed()) -> Step:
+    draft, verify = Draft(drafter, gamma), VerifyBlock(world.target, world.processor, world.rng)
+    adjust = Adjust(world.rng)
+    return lambda state: flow(state, draft, verify, adjust, commit, advance)
+
+
+def coupled(world: World, drafter: Drafter, gamma: GammaPolicy = Fixed()) -> Step:
+    return seed_coupled_step(drafter, world.target, world.processor, world.noise, gamma)
+
+
+def sharing(world: World) -> LLMDrafter:
+    """The small model as drafter, drawing from the noise that the target draws from."""
+    return LLMDrafter(world.drafter, world.processor, world.noise)
+
+
+def by_turns(world: World) -> Drafter:
+    """A drafter whose proposals are certain at every second position and sampled at the others."""
+
+    def propose(tokens: Tokens) -> Iterator[Proposal]:
+        sampled = samples(world)
+        while True:
+            proposal = next(guesses(tokens) if len(tokens) % 2 else sampled(tokens))
+            yield proposal
+            tokens = (*tokens, proposal.token)
+
+    return propose
+
+
+def fresh(world: World, kind: type[NGramStorage | OneLevelNGramStorage] = NGramStorage) -> INgramStorage:
+    """A storage that knows the prompt, as NASD begins."""
+    storage = kind(3, 4)
+    storage.initialize(world.start.tokens)
+    return storage
+
+
+def nasd(world: World, storage: INgramStorage, filler_top_k: int = 3) -> Step:
+    return learning(world, storage, apart(NGramDrafter(storage)), filler_top_k)
+
+
+def guessing(world: World) -> Step:
+    storage = fresh(world)
+    return learning(world, storage, apart(GuessingNGramDrafter(storage, world.target((0,), 1).shape[-1])))
+
+
+def kept_while_likely(stream: Iterator[Proposal], state: DecodeState) -> tuple[tuple[Proposal, ...], tuple[float, ...]]:
+    """A policy that keeps the unlikely token it saw, and stops behind it."""
+    taken = []
+    for proposal in stream:
+        taken.append(proposal)
+        if not isinstance(proposal.q, BlackBox) and proposal.q.of(proposal.token) < 0.5:
+            break
+    return tuple(taken), state.pace
+
+
+DECODERS: dict[str, Callable[[World], Step]] = {
+    "autoregressive": plain,
+    "autoregressive, a drafter without words": lambda w: rejecting(w, propose_nothing),
+    "sampled drafts, token rejection": lambda w: rejecting(w, samples(w)),
+    "sampled drafts, token rejection, gamma 1": lambda w: rejecting(w, samples(w), Fixed(1)),
+    "sampled drafts, token rejection, gamma 2": lambda w: rejecting(w, samples(w), Fixed(2)),
+    "sampled drafts, sample-and-match, gamma 2": lambda w: matching(w, samples(w), Fixed(2)),
+    "sampled drafts, block verification": lambda w: by_blocks(w, samples(w)),
+    "sampled drafts, block verification, gamma 2": lambda w: by_blocks(w, samples(w), Fixed(2)),
+    "sampled drafts, block verification, a confidence stop": lambda w: by_blocks(w, samples(w), kept_while_likely),
+    "sampled drafts, token rejection, a confidence stop": lambda w: rejecting(w, samples(w), kept_while_likely),
+    "shared noise, sample-and-match": lambda w: coupled(w, sharing(w)),
+    "certain drafts, token rejection": lambda w: rejecting(w, guesses),
+    "certain drafts, sample-and-match": lambda w: matching(w, guesses),
+    "certain drafts, block verification": lambda w: by_blocks(w, guesses),
+    "certain and sampled drafts, token rejection": lambda w: rejecting(w, by_turns(w)),
+    "certain and sampled drafts, block verification": lambda w: by_blocks(w, by_turns(w)),
+    "n-gram storage": lambda w: nasd(w, fresh(w)),
+    "n-gram storage of one level, nothing but the text learned": lambda w: nasd(w, fresh(w, OneLevelNGramStorage), 1),
+    "n-gram storage that guesses": guessing,
+    "suffix": lambda w: rejecting(w, SuffixDrafter()),
+    "suffix, block verification": lambda w: by_blocks(w, SuffixDrafter()),
+    "prompt lookup": lambda w: rejecting(w, PromptLookup()),
+    "the longest of suffix, lookup and guesses": lambda w: matching(
+        w, longest(SuffixDrafter(most=2), PromptLookup(), at_most(2, guesses))
+    ),
+    "suffix, else a model": lambda w: rejecting(w, first_of(SuffixDrafter(shortest=2), samples(w))),
+    "suffix, then a model, block verification": lambda w: by_blocks(w, then(SuffixDrafter(most=1), samples(w))),
+    "the first token from the target": lambda w: once(plain(w), rejecting(w, samples(w), Fixed(2))),
+}
+"""One line for each decoder, each certified on every case."""
+
+COUPLED: dict[str, Callable[[World], Step]] = {
+    "no drafter": lambda w: autoregressive_step(w.target, w.processor, w.noise),
+    "a drafter without words": lambda w: coupled(w, propose_nothing),
+    "sampled drafts, noise shared": lambda w: coupled(w, sharing(w)),
+    "sampled drafts, noise shared, gamma 1": lambda w: coupled(w, sharing(w), Fixed(1)),
+    "sampled drafts, a confidence stop": lambda w: coupled(w, sharing(w), kept_while_likely),
+    "sampled drafts, noise of their own": lambda w: coupled(w, samples(w), Fixed(2)),
+    "certain drafts": lambda w: coupled(w, guesses),
+    "suffix": lambda w: coupled(w, SuffixDrafter()),
+    "n-gram storage": lambda w: coupled(w, apart(NGramDrafter(fresh(w)))),
+    "suffix, then a model": lambda w: coupled(w, then(SuffixDrafter(most=1), sharing(w))),
+    "the first token from the target": lambda w: once(coupled(w, propose_nothing), coupled(w, sharing(w), Fixed(2))),
+}
+"""One line for each decoder whose text depends on the seed alone."""
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_decoders_are_exact(name: str) -> None:
+    certificate = certify(DECODERS[name])
+    assert certificate.cases == len(CASES)
+    assert certificate.distance < 1e-12
+
+
+@pytest.mark.parametrize("name", COUPLED)
+def test_a_seed_has_one_text(name: str) -> None:
+    certify_seed(COUPLED[name])
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.mistake)
+def test_mistakes_are_refused(mutant: Mutant) -> None:
+    assert mutant.refusals()
+
+
+def test_the_documented_table_is_what_the_command_prints() -> None:
+    assert table() in DOCS.read_text()
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("filler_top_k", [1, 2])
+def test_a_storage_holds_what_it_would_hold_without_drafts(case: Case, filler_top_k: int) -> None:
+    contents_of(lambda world, storage: learning(world, storage, samples(world), filler_top_k), filler_top_k)(case)
+    contents_of(lambda world, storage: nasd(world, storage, filler_top_k), filler_top_k)(case)
+
+
+def in_a_row(state: DecodeState) -> bool:
+    """A condition that can come true in the middle of a block, and across its borders."""
+    return len(state.output) > 1 and state.tokens[-1] == state.tokens[-2]
+
+
+def stopping(world: World) -> Step:
+    draft, verify = Draft(samples(world)), VerifyBlock(world.target, world.processor, world.rng)
+    adjust, stop = Adjust(world.rng), StopWhen(in_a_row)
+    return lambda state: flow(state, draft, verify, adjust, stop, commit, advance)
+
+
+def test_a_condition_ends_the_text_where_it_would_end_without_drafts() -> None:
+    certify(stopping, until=in_a_row)
+    with pytest.raises(ExactnessError):
+        certify(stopping)
+
+
+def test_a_mistake_is_shown_with_both_probabilities() -> None:
+    (mutant,) = (mutant for mutant in MUTANTS if "redraws" in mutant.mistake)
+    with pytest.raises(ExactnessError) as refused:
+        mutant.check(Case(2, (0,), 4, seed=15))
+    error = refused.value
+    said = (
+        "total variation 0.314 from the law it should have. Worst: (1, 1, 1, 1), length limit: it has probability 0.4"
+    )
+    assert str(error).startswith(said)
+    assert f"{error.probability:.9g}" in str(error)
+    assert f"{error.expected:.9g}" in str(error)
+    assert "vocabulary 2, prompt (0,), 4 new tokens" in str(error)
+
+
+def test_seed_coupling_needs_shared_noise_and_the_matching_rule() -> None:
+    with pytest.raises(ExactnessError):
+        certify_seed(lambda world: matching(world, samples(world)))
+    with pytest.raises(ExactnessError):
+        certify_seed(lambda world: rejecting(world, sharing(world)))
+
+
+def test_what_is_remembered_must_be_built_afresh() -> None:
+    seen: list[int] = []
+
+    def forgetful(world: World) -> Step:
+        seen.append(1)
+        return rejecting(world, guesses if len(seen) % 2 else propose_nothing)
+
+    with pytest.raises(AssertionError, match="build afresh"):
+        certify(forgetful)
+
+
+@pytest.mark.parametrize("draw", [lambda: Dice().accept(0.5), random.random], ids=["torch", "python"])
+def test_other_randomness_is_noticed(draw: Callable[[], object]) -> None:
+    with pytest.raises(AssertionError, match="global generator"):
+        list(branches(lambda branch: draw()))
+
+
+def test_a_step_that_emits_nothing_is_noticed() -> None:
+    with pytest.raises(AssertionError, match="emitted nothing"):
+        certify(lambda world: lambda state: state)
+
+
+def test_all_branches_weigh_one() -> None:
+    for case in CASES:
+        law = case.law(lambda world: once(plain(world), rejecting(world, samples(world)))(world.start))
+        assert fsum(law.probabilities.values()) == pytest.approx(1.0, abs=1e-14)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_noise_has_the_law_it_is_asked_for_at_every_position(seed: int) -> None:
+    """Whatever was drawn before at the same position, each single draw has its law: a coupling of all of them."""
+    random_laws = TableModel(3, seed)
+    laws = [Categorical(random_laws((context,), 1)[0].exp()) for context in range(3)]
+
+    def draws(branch: Branch) -> tuple[int, ...]:
+        noise = Noise(branch)
+        return tuple(noise.draw(law, 0) for law in (*laws, *reversed(laws)))
+
+    joint = exact_law(draws)
+    assert all(drawn == drawn[::-1] for drawn in joint.probabilities)
+    for i, law in enumerate(laws):
+        single = joint.map(itemgetter(i))
+        for token in range(3):
+            assert single.of(token) == pytest.approx(law.of(token), abs=1e-14)
+
+
+def test_noise_at_different_positions_is_independent() -> None:
+    law = Categorical(torch.tensor([0.25, 0.75], dtype=torch.float64))
+
+    def two(branch: Branch) -> tuple[int, int]:
+        noise = Noise(branch)
+        return noise.draw(law, 0), noise.draw(law, 1)
+
+    joint = exact_law(two)
+    assert joint.probabilities == {(0, 0): 0.0625, (0, 1): 0.1875, (1, 0): 0.1875, (1, 1): 0.5625}
+
+
+def test_the_expected_number_of_accepted_drafts_is_exact() -> None:
+    """γ = 1 accepts with probability 1 - TV(p, q)."""
+    case = Case(3, (0,), 2, seed=1)
+
+    def accepted(world: World) -> int:
+        outcome = rejecting(world, samples(world), Fixed(1))(world.start)
+        return (outcome.state if isinstance(outcome, Finished) else outcome).tally.accepted
+
+    p, q = (TableModel(3, seed)((0,), 1)[0].exp() for seed in (2, 3))
+    assert case.law(accepted).mean(float) == pytest.approx(1 - 0.5 * float((p - q).abs().sum()), abs=1e-15)
