@@ -22,7 +22,15 @@ from specflow.drafters import propose_nothing as propose_nothing
 from specflow.drafters import then as then
 from specflow.errors import DecodeError as DecodeError
 from specflow.errors import unwrap as unwrap
+from specflow.gamma import EGAG as EGAG
+from specflow.gamma import SVIP as SVIP
+from specflow.gamma import AdaEDL as AdaEDL
 from specflow.gamma import Fixed as Fixed
+from specflow.gamma import Heuristic as Heuristic
+from specflow.gamma import Stop as Stop
+from specflow.gamma import StopAfter as StopAfter
+from specflow.gamma import Unsure as Unsure
+from specflow.gamma import drafter_law as drafter_law
 from specflow.generate import autoregressive_generate as autoregressive_generate
 from specflow.generate import ngram_assisted_speculative_generate as ngram_assisted_speculative_generate
 from specflow.generate import speculative_generate as speculative_generate
