@@ -1,5 +1,8 @@
 """specflow: compose LLM decoders from immutable stages, and trust what comes out."""
 
+from specflow.beam import LengthPenalty as LengthPenalty
+from specflow.beam import beam_search_generate as beam_search_generate
+from specflow.beam import beam_step as beam_step
 from specflow.caching import LossyCache as LossyCache
 from specflow.caching import prune_cache as prune_cache
 from specflow.distribution import BlackBox as BlackBox
