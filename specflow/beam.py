@@ -212,18 +212,19 @@ class ShowBeams:
     """
 
     tokenizer: Tokenizer | None = None
-    console: Console = field(factory=lambda: Console(highlight=False, soft_wrap=True), eq=False, repr=False)
+    console: Console = field(factory=Console, eq=False, repr=False)
 
     def __call__(self, selected: Selected, /) -> None:
         branches, beams = selected.expanded.branches, selected.beams
         position = len(beams.request.prompt) + len(branches[0].output) - 1
         over = "  search over" if selected.is_over else ""
-        self.console.print(f"position {position}  branches {len(branches)}  live {len(beams.live)}{over}", style="bold")
+        heading = f"position {position}  branches {len(branches)}  live {len(beams.live)}{over}"
+        self.console.print(Text(heading, style="bold"), soft_wrap=True)
         for branch in branches:
             verdict, style = _verdict(branch, beams)
             text = "" if self.tokenizer is None else f"  {self.tokenizer.decode(list(branch.output))!r}"
             line = f"  {verdict:<8}{branch.output[-1]}  log P {branch.log_prob:.4g}{text}"
-            self.console.print(Text(line, style=style))
+            self.console.print(Text(line, style=style), soft_wrap=True)
 
 
 def _verdict(branch: Beam, beams: Beams) -> tuple[str, str]:

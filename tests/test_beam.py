@@ -75,12 +75,13 @@ def texts(vocabulary: Collection[int], length: int, eos: Collection[int]) -> Ite
 
 
 def log_prob(model: Module, prompt: Sequence[int], text: Tokens) -> float:
-    logits = model(torch.tensor([[*prompt, *text]])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
-    return float(logits[range(len(text)), text].sum())
+    logits: Tensor = model(torch.tensor([[*prompt, *text]])).logits
+    return float(logits[0, len(prompt) - 1 : -1].log_softmax(-1)[range(len(text)), text].sum())
 
 
 def score(log_p: float, length: int, min_length: float, alpha: float) -> float:
-    return log_p / ((min_length + length) / (min_length + 1)) ** alpha
+    penalty: float = ((min_length + length) / (min_length + 1)) ** alpha
+    return log_p / penalty
 
 
 def optimum(
