@@ -59,6 +59,7 @@ from specflow.random import Dice as Dice
 from specflow.random import Randomness as Randomness
 from specflow.random import Sampling as Sampling
 from specflow.random import SharedNoise as SharedNoise
+from specflow.spec_paths import install_spec_paths as install_spec_paths
 from specflow.state import Adjusted as Adjusted
 from specflow.state import CertainDrafter as CertainDrafter
 from specflow.state import Committed as Committed
