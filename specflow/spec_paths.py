@@ -9,7 +9,7 @@ from typing import Final
 
 from specflow.errors import DecodeError
 
-PATHS: Final = (
+PATHS: Final[tuple[str, ...]] = (
     "sampling",
     "sampling.speculative_decoding",
     "utils",
