@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from attrs import evolve
 from returns.pipeline import flow
 from rich.console import Console
 from torch import Tensor
@@ -229,6 +230,31 @@ def test_a_cache_follows_the_beams_only_where_it_is_keys_and_values(kind: str, f
         torch.testing.assert_close(predict(texts), truth, rtol=1e-4, atol=1e-4 * float(truth.abs().max()))
         assert (fed == [1]) is (follows and len(texts[0]) > 11)
         texts = tuple((*texts[i % len(texts)], (7 * i) % 64) for i in range(width))
+
+
+def test_beams_that_cross_the_edge_of_a_longrope_are_read_afresh_there() -> None:
+    edge = 14
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "original_max_position_embeddings": edge,
+        "short_factor": [1.0] * 4,
+        "long_factor": [1.0, 3.0, 9.0, 30.0],
+    }
+    phi3 = next(architecture for architecture in ARCHITECTURES if architecture.kind == "phi3")
+    model = evolve(phi3, config={**phi3.config, "rope_parameters": rope}).build()
+    predict, text = CachedBeamPredictor(model), tuple(range(5, 16))
+    for token in range(20, 28):
+        truth = model(torch.tensor([text])).logits[:, -1]
+        torch.testing.assert_close(predict((text,)), truth, rtol=0, atol=1e-9)
+        text = (*text, token)
+
+
+def test_logits_that_are_not_finite_are_an_error_that_names_the_position() -> None:
+    model = Table(0, 9, 9)
+    model.logits[:, 4] = float("nan")
+    with pytest.raises(DecodeError, match="NaN or infinity behind the token at position 2"):
+        CachedBeamPredictor(model)(((1, 2, 3), (1, 2, 4)))
 
 
 def test_an_interrupted_pass_leaves_no_wrong_cache(monkeypatch: pytest.MonkeyPatch) -> None:
