@@ -242,7 +242,9 @@ def test_beams_that_cross_the_edge_of_a_longrope_are_read_afresh_there() -> None
         "long_factor": [1.0, 3.0, 9.0, 30.0],
     }
     phi3 = next(architecture for architecture in ARCHITECTURES if architecture.kind == "phi3")
-    model = evolve(phi3, config={**phi3.config, "rope_parameters": rope}).build()
+    model = evolve(
+        phi3, config={**phi3.config, "rope_parameters": rope, "original_max_position_embeddings": edge}
+    ).build()
     predict, text = CachedBeamPredictor(model), tuple(range(5, 16))
     for token in range(20, 28):
         truth = model(torch.tensor([text])).logits[:, -1]
