@@ -10,6 +10,7 @@ from typing import Final
 from specflow.errors import DecodeError
 
 PATHS: Final[tuple[str, ...]] = (
+    "ngram_assisted",
     "sampling",
     "sampling.speculative_decoding",
     "utils",

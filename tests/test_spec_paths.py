@@ -18,6 +18,12 @@ ROOT = Path(specflow.__file__).parent.parent
 
 APPENDIX = {
     "sampling": ["autoregressive_generate", "speculative_generate", "beam_search_generate"],
+    "ngram_assisted": [
+        "ngram_assisted_speculative_generate",
+        "INgramStorage",
+        "NGramStorage",
+        "OneLevelNGramStorage",
+    ],
     "utils.logits_processor": [
         "LogitsProcessor",
         "GreedyProcessor",

@@ -4,6 +4,7 @@ from os import PathLike
 from typing import Self
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import Module
 
@@ -80,3 +81,6 @@ class TextStreamer:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, skip_prompt: bool = False, *, skip_special_tokens: bool = False) -> None: ...
     def put(self, value: Tensor) -> None: ...
     def end(self) -> None: ...
+
+class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
+    def __init__(self, *, tokenizer_object: Tokenizer, eos_token: str, pad_token: str) -> None: ...
