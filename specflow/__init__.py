@@ -1,5 +1,8 @@
 """specflow: compose LLM decoders from immutable stages, and trust what comes out."""
 
+from specflow.beam import LengthPenalty as LengthPenalty
+from specflow.beam import beam_search_generate as beam_search_generate
+from specflow.beam import beam_step as beam_step
 from specflow.caching import LossyCache as LossyCache
 from specflow.caching import prune_cache as prune_cache
 from specflow.distribution import BlackBox as BlackBox
@@ -22,7 +25,15 @@ from specflow.drafters import propose_nothing as propose_nothing
 from specflow.drafters import then as then
 from specflow.errors import DecodeError as DecodeError
 from specflow.errors import unwrap as unwrap
+from specflow.gamma import EGAG as EGAG
+from specflow.gamma import SVIP as SVIP
+from specflow.gamma import AdaEDL as AdaEDL
 from specflow.gamma import Fixed as Fixed
+from specflow.gamma import Heuristic as Heuristic
+from specflow.gamma import Stop as Stop
+from specflow.gamma import StopAfter as StopAfter
+from specflow.gamma import Unsure as Unsure
+from specflow.gamma import drafter_law as drafter_law
 from specflow.generate import autoregressive_generate as autoregressive_generate
 from specflow.generate import ngram_assisted_speculative_generate as ngram_assisted_speculative_generate
 from specflow.generate import speculative_generate as speculative_generate
@@ -51,6 +62,7 @@ from specflow.random import Dice as Dice
 from specflow.random import Randomness as Randomness
 from specflow.random import Sampling as Sampling
 from specflow.random import SharedNoise as SharedNoise
+from specflow.spec_paths import install_spec_paths as install_spec_paths
 from specflow.state import Adjusted as Adjusted
 from specflow.state import CertainDrafter as CertainDrafter
 from specflow.state import Committed as Committed

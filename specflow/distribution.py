@@ -73,8 +73,8 @@ class Categorical:
         return float(self.probs[token])
 
     def entropy(self) -> float:
-        """H = -Σ p log p, in nats."""
-        return -float(torch.special.xlogy(self.probs, self.probs).sum())
+        """H = -Σ p log p, in nats; never below 0, whatever the rounding of `probs`."""
+        return max(0.0, -float(torch.special.xlogy(self.probs, self.probs).sum()))
 
     def residual(self, q: Known) -> Categorical:
         """norm(max(0, p - q)): what is left of p once q has had its chance. Where p = q this is p."""

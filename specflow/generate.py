@@ -13,7 +13,7 @@ from specflow.drafters.llm import LLMDrafter
 from specflow.drafters.ngram import GuessingNGramDrafter, NGramDrafter
 from specflow.drafters.storage import INgramStorage
 from specflow.errors import DecodeError, unwrap
-from specflow.gamma import Fixed
+from specflow.gamma import EGAG, Fixed
 from specflow.loop import once, run, shared_vocabulary, start
 from specflow.lossy import accept_loss
 from specflow.predictor import CachedPredictor, Limits, UncachedPredictor, fitted, limits_of
@@ -21,7 +21,7 @@ from specflow.processors import GreedyProcessor, LogitsProcessor
 from specflow.random import Dice
 from specflow.stages.ngram import UpdateNgram
 from specflow.stages.observe import Observer, Show, Tokenizer, unobserved
-from specflow.state import DecodeState
+from specflow.state import DecodeState, GammaPolicy
 from specflow.steps import autoregressive_step, lossy_unadjusted_step, ngram_step, speculative_step
 
 
@@ -70,14 +70,16 @@ def speculative_generate(
 
     Greedy text equals `autoregressive_generate`'s token for token (fp32, fp64); sampled text has the target's law.
     `skip_sample_adjustment=True` is lossy: it draws from p where the residual is due.
+    `use_egag` drafts between `gamma_min` and `gamma_max` tokens (`gamma` where that is None), as `EGAG` has it.
     `first_target` decodes the first token without a draft. `tokenizer` gives `debug` its texts.
     Sampling follows torch's default generator. Nothing is padded, so `pad_token_id` has no effect.
     `DecodeError` (a `ValueError`) for input that cannot be decoded, before a model runs.
     Source: Leviathan et al. 2211.17192; Chen et al. 2302.01318.
     """
+    policy: GammaPolicy = Fixed(gamma)
     if use_egag:
-        raise DecodeError("use_egag", "EGAG is not built yet", True, "use a fixed gamma")
-    policy = Fixed(gamma)
+        most = gamma if gamma_max is None else gamma_max
+        policy = EGAG(gamma_min, most, egag_ema_beta, logits_processor.temperature)
     vocab_size = unwrap(shared_vocabulary(limits_of(target), limits_of(drafter)))
     state = _started(inputs, target, max_gen_len, eos_tokens_id)
 

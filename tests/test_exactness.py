@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from specflow import DecodeError, GreedyProcessor, autoregressive_generate, speculative_generate
+from specflow import GreedyProcessor, autoregressive_generate, speculative_generate
 from specflow.models import Loaded
 from tests.toys import VOCABULARY, disturbed, oracle, tiny_gpt2, tiny_llama
 
@@ -176,11 +176,6 @@ def test_nothing_the_caller_passed_in_is_changed() -> None:
     assert (inputs, eos) == ([3, 4, 5], [1, 2])
     assert target.config.to_dict() == config
     assert all(torch.equal(a, b) for a, b in zip(before, target.parameters(), strict=True))
-
-
-def test_egag_is_refused_until_it_exists() -> None:
-    with pytest.raises(DecodeError, match="EGAG"):
-        speculative_generate([3], tiny_llama(1), tiny_llama(0), use_egag=True)
 
 
 def test_real_model_equals_generate(smollm2: Loaded) -> None:

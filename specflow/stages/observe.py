@@ -33,26 +33,37 @@ def unobserved(committed: Committed) -> None:
 class Show:
     """Prints a step: position, γ, how many were accepted, and each draft with its text, q, p/q and verdict.
 
-    Accepted drafts are green, refused ones red, the corrected or bonus token cyan; colours only on a terminal.
+    Accepted drafts are green, the refused one red, those behind it or behind a stop dim, and the token that the target
+    adds (bonus, corrected, or drawn without a draft) is cyan; colours only on a terminal. It is an `Observer`: give it
+    to a prebuilt step, or write `tap(Show(tokenizer))` behind `commit` in a step of your own.
     Law: observing is the identity, so a decode with and without it emits the same tokens.
+
+    >>> import torch
+    >>> from specflow import Dice, GreedyProcessor, autoregressive_step, start
+    >>> always_one = lambda tokens, last: torch.tensor([[0.0, 9.0]])
+    >>> step = autoregressive_step(always_one, GreedyProcessor(), Dice(), observe=Show())
+    >>> outcome = step(start([0], max_new_tokens=1).unwrap())
+    position 1  gamma 0  accepted 0/0  ends: length limit
+      drawn     1
     """
 
     tokenizer: Tokenizer | None = None
-    console: Console = field(factory=lambda: Console(highlight=False, soft_wrap=True), eq=False, repr=False)
+    console: Console = field(factory=Console, eq=False, repr=False)
 
     def __call__(self, committed: Committed, /) -> None:
+        for line in self._lines(committed):
+            self.console.print(line, soft_wrap=True)
+
+    def _lines(self, committed: Committed) -> Iterator[Text]:
         verified = committed.adjusted.verified
         proposals, kept = verified.drafted.proposals, len(committed.tokens)
-        position = len(committed.before.tokens)
-        heading = (
-            f"position {position}  gamma {len(proposals)}  accepted {min(verified.accepted, kept)}/{len(proposals)}"
-        )
-        self.console.print(heading + (f"  ends: {committed.reason.value}" if committed.reason else ""), style="bold")
-        for line in self._drafts(verified, kept):
-            self.console.print(line)
+        position, accepted = len(committed.before.tokens), min(verified.accepted, kept)
+        ending = f"  ends: {committed.reason.value}" if committed.reason else ""
+        yield Text(f"position {position}  gamma {len(proposals)}  accepted {accepted}/{len(proposals)}{ending}", "bold")
+        yield from self._drafts(verified, kept)
         if kept > verified.accepted:
-            kind = "bonus" if verified.accepted == len(proposals) else "corrected"
-            self.console.print(Text(f"  {kind:<10}{self._named(committed.tokens[-1:])}", style="cyan"))
+            kind = "corrected" if verified.accepted < len(proposals) else "bonus" if proposals else "drawn"
+            yield Text(f"  {kind:<10}{self._named(committed.tokens[-1:])}", "cyan")
 
     def _drafts(self, verified: Verified, kept: int) -> Iterator[Text]:
         for i, proposal in enumerate(verified.drafted.proposals):
@@ -71,9 +82,7 @@ class Show:
 def _verdict(i: int, accepted: int, kept: int) -> tuple[str, str]:
     if i >= kept:
         return "dropped", "dim"
-    if i < accepted:
-        return "accepted", "green"
-    return ("rejected", "red") if i == accepted else ("unjudged", "dim")
+    return ("accepted", "green") if i < accepted else ("rejected", "red")
 
 
 def _probability(law: Distribution, token: int) -> float | None:

@@ -4,6 +4,7 @@ from os import PathLike
 from typing import Any, Self
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import Module
 
@@ -108,3 +109,6 @@ class TextStreamer:
 
 class AsyncTextIteratorStreamer(TextStreamer):
     def __aiter__(self) -> AsyncIterator[str]: ...
+
+class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
+    def __init__(self, *, tokenizer_object: Tokenizer, eos_token: str, pad_token: str) -> None: ...

@@ -1,0 +1,356 @@
+"""Beam search in the shape of the other decoders: Beams → Expanded → Selected → Beams | Finished.
+
+All live texts have one length, so one batched pass reads them, and a KV cache whose rows follow the beams leaves one
+token of each to feed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import inf, isfinite
+from typing import TypeAlias, final
+
+import torch
+import torch.nn.functional as F
+from attrs import Attribute, define, field, frozen
+from returns.functions import tap
+from returns.pipeline import flow
+from rich.console import Console
+from rich.text import Text
+from torch import Tensor
+from torch.nn import Module
+from transformers import Cache, PreTrainedModel
+
+from specflow.caching import is_plain
+from specflow.errors import DecodeError, unwrap
+from specflow.feeding import ANY_PIECES, ONE_BY_ONE, Reader
+from specflow.loop import start
+from specflow.predictor import finite, limits_of
+from specflow.stages.observe import Tokenizer
+from specflow.state import DecodeState, Finished, Reason, Request, Tally, Tokens
+
+BeamPredictor: TypeAlias = Callable[[tuple[Tokens, ...]], Tensor]
+"""B texts of one length → logits [B, V] of what follows each. A pure function of tokens."""
+
+
+@final
+@frozen
+class Beam:
+    """What stands behind the prompt, and its log-probability in nats, which is 0 or less."""
+
+    output: Tokens = ()
+    log_prob: float = 0.0
+
+
+@final
+@frozen
+class Beams:
+    """Between two steps: the live beams, all of one length and best first, and the best text that has ended.
+
+    `Beams(request)` is where a search starts.
+    """
+
+    request: Request
+    live: tuple[Beam, ...] = (Beam(),)
+    ended: Beam | None = None
+    steps: int = 0
+
+
+@final
+@frozen
+class Expanded:
+    """The branches of all live beams, each one token longer than its beam, most probable first."""
+
+    beams: Beams
+    branches: tuple[Beam, ...]
+
+
+@final
+@frozen
+class Selected:
+    """A round as it will stand: the beams after it, and whether the best text that has ended is the result."""
+
+    expanded: Expanded
+    beams: Beams
+    is_over: bool
+
+
+BeamStep: TypeAlias = Callable[[Beams], Beams | Finished]
+"""One round of beam search: it makes the live texts one token longer."""
+
+BeamObserver: TypeAlias = Callable[[Selected], object]
+"""Looks at a round of beam search that is about to stand."""
+
+
+@final
+@frozen
+class LengthPenalty:
+    """The score of a text Y: log P(Y) / ((min_length + |Y|) / (min_length + 1))^alpha, with |Y| all its new tokens.
+
+    alpha = 0 ranks by log P(Y) alone, alpha > 0 favours longer texts, alpha < 0 shorter ones. min_length > -1 and both
+    finite, else `DecodeError`. With min_length = 0 it is the `length_penalty` of transformers.
+    Source: Wu et al. 1609.08144, section 7, with min_length = 5.
+
+    >>> score = LengthPenalty(min_length=5.0, alpha=1.0).score
+    >>> score(Beam((4,), -1.5)), score(Beam((4, 4, 4, 4, 4, 4, 4), -3.0))
+    (-1.5, -1.5)
+    """
+
+    min_length: float = 5.0
+    alpha: float = 1.2
+
+    def __attrs_post_init__(self) -> None:
+        if not (self.min_length > -1 and isfinite(self.min_length)):
+            happened = "min_length is not a finite number above -1"
+            raise DecodeError("min_length", happened, self.min_length, "use 5.0, as the GNMT paper does")
+        if not isfinite(self.alpha):
+            raise DecodeError("alpha", "alpha is not finite", self.alpha, "use 0.0 for no length penalty")
+
+    def of(self, length: int) -> float:
+        """The penalty of `length` ≥ 1 new tokens, 1 for one of them. `DecodeError` where no positive float holds it."""
+        try:
+            penalty = float(((self.min_length + length) / (self.min_length + 1)) ** self.alpha)
+        except OverflowError:
+            penalty = 0.0
+        if penalty == 0.0:
+            happened = f"the length penalty of {length} tokens is beyond floats"
+            raise DecodeError("alpha", happened, self.alpha, "give an alpha nearer to 0")
+        return penalty
+
+    def score(self, beam: Beam) -> float:
+        """What beam search maximises."""
+        return beam.log_prob / self.of(len(beam.output))
+
+    def best(self, beam: Beam, limit: int) -> float:
+        """The highest score with which a live beam can still end, one token longer or at `limit` new tokens at most.
+
+        Its log-probability can only fall, and the penalty is monotone in the length, so greatest at one of the ends.
+        """
+        return beam.log_prob / max(self.of(len(beam.output) + 1), self.of(limit))
+
+
+def _at_least_one(instance: object, attribute: Attribute[int], value: int) -> None:
+    if value < 1:
+        raise DecodeError(attribute.name, f"{attribute.name} is below 1", value, "use 1 for greedy decoding")
+
+
+@final
+@frozen
+class Expand:
+    """Each live beam with each of its `top_k` most probable next tokens: log P(Y·x) = log P(Y) + log p(x | Y).
+
+    Ties go to the better beam, then to the lower token id, as in greedy decoding. Impossible tokens make no branch.
+    `DecodeError` where `top_k` is more than the vocabulary.
+    """
+
+    predict: BeamPredictor
+    top_k: int = field(validator=_at_least_one)
+
+    def __call__(self, beams: Beams, /) -> Expanded:
+        logits = self.predict(tuple([beams.request.prompt + beam.output for beam in beams.live]))
+        _refuse_beyond("top_k", self.top_k, logits.shape[-1])
+        branches = [
+            Beam((*beam.output, token), beam.log_prob + log_prob)
+            for beam, row in zip(beams.live, logits, strict=True)
+            for token, log_prob in _most_probable(row, self.top_k)
+        ]
+        return Expanded(beams, tuple(sorted(branches, key=lambda branch: -branch.log_prob)))
+
+
+@final
+@frozen
+class Select:
+    """Keeps the `num_beams` most probable branches that go on, and of those that ended the one with the best score.
+
+    A branch ends with a stop token or at the limit. It counts if it is among the `num_beams` most probable branches;
+    the live ones behind it move up. The search is over when no live beam is left, or when none can end with a higher
+    score than the best ended text has (`LengthPenalty.best`), so that going on would not change the result.
+    """
+
+    num_beams: int = field(validator=_at_least_one)
+    penalty: LengthPenalty = LengthPenalty()
+
+    def __call__(self, expanded: Expanded, /) -> Selected:
+        before, request = expanded.beams, expanded.beams.request
+        ended = [] if before.ended is None else [before.ended]
+        ended += [branch for branch in expanded.branches[: self.num_beams] if has_ended(branch, request)]
+        best = max(ended, key=self.penalty.score, default=None)
+        live = tuple([branch for branch in expanded.branches if not has_ended(branch, request)][: self.num_beams])
+        beams = Beams(request, live, best, before.steps + 1)
+        return Selected(expanded, beams, is_over=best is not None and not self._can_beat(best, beams))
+
+    def _can_beat(self, best: Beam, beams: Beams) -> bool:
+        limit = beams.request.limit - len(beams.request.prompt)
+        return bool(beams.live) and self.penalty.best(beams.live[0], limit) > self.penalty.score(best)
+
+
+def has_ended(beam: Beam, request: Request) -> bool:
+    """Whether a beam ends with a stop token or at the limit."""
+    return beam.output[-1] in request.stop or len(request.prompt) + len(beam.output) == request.limit
+
+
+def advance_beams(selected: Selected) -> Beams | Finished:
+    """The next beams, or the best text that ended."""
+    beams, request, best = selected.beams, selected.beams.request, selected.beams.ended
+    if best is None or not selected.is_over:
+        return beams
+    state = DecodeState(request, request.prompt + best.output, tally=Tally(beams.steps))
+    return Finished(state, Reason.STOP if best.output[-1] in request.stop else Reason.LIMIT)
+
+
+def unobserved_beams(selected: Selected) -> None:
+    """The observer that does not look."""
+
+
+@final
+@frozen
+class ShowBeams:
+    """Prints a round: the position, then each branch with its verdict, last token, log-probability and text.
+
+    Branches that go on are green, the best one that ended is cyan, the others are dim; colours only on a terminal.
+    Law: observing is the identity, so a search with and without it finds the same text.
+    """
+
+    tokenizer: Tokenizer | None = None
+    console: Console = field(factory=Console, eq=False, repr=False)
+
+    def __call__(self, selected: Selected, /) -> None:
+        branches, beams = selected.expanded.branches, selected.beams
+        position = len(beams.request.prompt) + len(branches[0].output) - 1
+        over = "  search over" if selected.is_over else ""
+        heading = f"position {position}  branches {len(branches)}  live {len(beams.live)}{over}"
+        self.console.print(Text(heading, style="bold"), soft_wrap=True)
+        for branch in branches:
+            verdict, style = _verdict(branch, beams)
+            text = "" if self.tokenizer is None else f"  {self.tokenizer.decode(list(branch.output))!r}"
+            line = f"  {verdict:<8}{branch.output[-1]}  log P {branch.log_prob:.4g}{text}"
+            self.console.print(Text(line, style=style), soft_wrap=True)
+
+
+def _verdict(branch: Beam, beams: Beams) -> tuple[str, str]:
+    if branch == beams.ended:
+        return "best", "cyan"
+    if branch in beams.live:
+        return "live", "green"
+    return ("ended" if has_ended(branch, beams.request) else "dropped"), "dim"
+
+
+def beam_step(
+    predict: BeamPredictor,
+    num_beams: int = 4,
+    top_k: int = 3,
+    penalty: LengthPenalty = LengthPenalty(),
+    observe: BeamObserver = unobserved_beams,
+) -> BeamStep:
+    """Expand every live beam, keep the best branches."""
+    expand, select = Expand(predict, top_k), Select(num_beams, penalty)
+    return lambda beams: flow(beams, expand, select, tap(observe), advance_beams)
+
+
+@final
+@define(eq=False)
+class CachedBeamPredictor:
+    """A model that reads beams in one batch, and feeds of each only the token that its KV cache does not cover.
+
+    `predict(texts)` gives logits [B, V]. Where each text is one of the texts before and one more token, the rows of the
+    cache are picked as the texts' parents are; anything else is read from the beginning, one text at a time. So is
+    everything by a model whose cache is not keys and values of attention alone, or that takes none.
+    Law: the cache never changes a result (exactly in exact arithmetic, within rounding in floats).
+    """
+
+    model: Module
+    _reader: Reader = field(init=False, repr=False)
+    _follows: bool | None = field(init=False, default=None, repr=False)
+    _rows: dict[Tokens, int] = field(init=False, factory=dict, repr=False)
+    _cache: Cache | None = field(init=False, default=None, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._reader = Reader.of(self.model)
+
+    def __call__(self, texts: tuple[Tokens, ...], /) -> Tensor:
+        """Logits [B, V] of what follows each of the texts, which have one length."""
+        parents, cache = [self._rows.get(text[:-1]) for text in texts], self._cache
+        # Emptied first: an exception inside the model must not leave a cache that covers who knows what.
+        self._rows, self._cache = {}, None
+        logits = self._read(texts, [row for row in parents if row is not None], cache)[:, 0]
+        for row in logits:
+            finite(row[None], len(texts[0]))
+        return logits
+
+    def _read(self, texts: tuple[Tokens, ...], parents: list[int], cache: Cache | None) -> Tensor:
+        """Logits [B, 1, V] of texts whose parents have these rows in `cache`, if it has them all."""
+        reader, covered = self._reader, len(texts[0]) - 1
+        if cache is not None and len(parents) == len(texts) and reader.is_far(texts[0]) == reader.is_far(texts[0][:-1]):
+            cache.reorder_cache(torch.tensor(parents))
+            logits, after = reader.read(reader.ids([text[-1:] for text in texts]), cache, covered, 1)
+        elif len(texts) == 1 and reader.cache_name is not None:
+            logits, after = reader.read(reader.ids(texts), None, 0, 1)
+        else:
+            return torch.cat([reader.read_afresh(reader.ids([text]), 1) for text in texts])
+        if isinstance(after, Cache) and self._may_follow(after, logits.shape[-1]):
+            self._rows, self._cache = {text: row for row, text in enumerate(texts)}, after
+        return logits
+
+    def _may_follow(self, cache: Cache, vocab_size: int) -> bool:
+        """Whether the model reads rightly one token at a time over a cache whose rows are picked. Found out once."""
+        if self._follows is None:
+            self._follows = is_plain(cache) and (
+                isinstance(self.model, PreTrainedModel)
+                or self._reader.feeding(lambda: None, vocab_size) in (ANY_PIECES, ONE_BY_ONE)
+            )
+        return self._follows
+
+
+@torch.no_grad()
+def beam_search_generate(
+    inputs: list[int],
+    model: Module,
+    max_gen_len: int = 40,
+    num_beams: int = 4,
+    top_k: int = 3,
+    min_length: float = 5.0,
+    alpha: float = 1.2,
+    eos_tokens_id: int | list[int] = 1,
+    pad_token_id: int = 0,
+    debug: bool = False,
+    tokenizer: Tokenizer | None = None,
+) -> list[int]:
+    """The text behind `inputs` with the highest score that beam search finds: its tokens, its eos included.
+
+    The score is `LengthPenalty`'s, log P(Y) / ((min_length + |Y|) / (min_length + 1))^alpha; `Select` says which
+    branches count and when the search is over. With `num_beams=1` and `top_k=1` it is greedy decoding.
+    A KV cache is used where the model has one. Nothing is padded, so `pad_token_id` has no effect.
+    1 ≤ num_beams, top_k ≤ V; `DecodeError` (a `ValueError`) for input that cannot be decoded, before the model runs.
+    Source: Wu et al. 1609.08144, section 7.
+    """
+    penalty, observe, limits = LengthPenalty(min_length, alpha), unobserved_beams, limits_of(model)
+    step = beam_step(CachedBeamPredictor(model), num_beams, top_k, penalty, ShowBeams(tokenizer) if debug else observe)
+    if limits.vocab_size is not None:
+        _refuse_beyond("num_beams", num_beams, limits.vocab_size)
+        _refuse_beyond("top_k", top_k, limits.vocab_size)
+    stop = [eos_tokens_id] if isinstance(eos_tokens_id, int) else eos_tokens_id
+    state = unwrap(start(inputs, max_gen_len, stop, limits))
+    if state.room == 0:
+        return []
+    penalty.of(state.room)  # refused here rather than when the longest text is scored
+    outcome: Beams | Finished = Beams(state.request)
+    while isinstance(outcome, Beams):
+        outcome = step(outcome)
+    return list(outcome.state.output)
+
+
+def _most_probable(logits: Tensor, top_k: int) -> list[tuple[int, float]]:
+    """The `top_k` likeliest tokens of `logits` [V] and their log-probabilities, lower ids before equals.
+
+    `torch.topk` alone may take any of several equals, and a log-softmax may make equals of different logits.
+    """
+    candidates = (logits >= logits.topk(top_k).values[-1]).nonzero().squeeze(-1)
+    tokens = candidates[logits[candidates].sort(descending=True, stable=True).indices[:top_k]]
+    log_probs = F.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)[tokens]
+    pairs = zip(tokens.tolist(), log_probs.tolist(), strict=True)
+    return [(token, log_prob) for token, log_prob in pairs if log_prob > -inf]
+
+
+def _refuse_beyond(name: str, value: int, vocab_size: int) -> None:
+    if value > vocab_size:
+        raise DecodeError(name, f"{name} is larger than the vocabulary of {vocab_size}", value, "give a smaller number")

@@ -1,0 +1,410 @@
+"""Gamma policies: what they take, what it costs, and that none of them changes the text's law."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from math import exp, floor, log
+
+import pytest
+import torch
+from attrs import define, evolve, field
+from torch import Tensor
+from torch.nn import Module
+
+from specflow import (
+    EGAG,
+    SVIP,
+    AdaEDL,
+    BlackBox,
+    Categorical,
+    Count,
+    DecodeError,
+    DecodeState,
+    Distribution,
+    Fixed,
+    GammaPolicy,
+    GreedyProcessor,
+    Heuristic,
+    LLMDrafter,
+    MultinomialProcessor,
+    Pace,
+    PointMass,
+    Predictor,
+    Proposal,
+    Randomness,
+    Request,
+    StopAfter,
+    Tally,
+    Tokens,
+    TopKProcessor,
+    UncachedPredictor,
+    Unsure,
+    autoregressive_step,
+    drafter_law,
+    run,
+    speculative_generate,
+    speculative_step,
+)
+from tests.toys import Unrunnable, disturbed, oracle, tiny_llama
+
+STATE = DecodeState(Request((1,), 100), (1,))
+
+
+def proposals(*logits: list[float]) -> Iterator[Proposal]:
+    """A greedy drafter's stream: each proposal is the argmax of its logits."""
+    for row in logits:
+        scores = torch.tensor(row)
+        token = int(scores.argmax())
+        yield Proposal(token, PointMass(token), logits=scores)
+
+
+def taken(policy: GammaPolicy, stream: Iterator[Proposal], state: DecodeState = STATE) -> int:
+    return len(policy(stream, state)[0])
+
+
+def with_entropy(fraction: float, vocab_size: int = 64) -> list[float]:
+    """Logits whose law has `fraction` of the greatest entropy, found by bisection on one logit."""
+    low, high = 0.0, 40.0
+    for _ in range(80):
+        middle = (low + high) / 2
+        rest = exp(-middle)
+        total = 1 + (vocab_size - 1) * rest
+        p, r = 1 / total, rest / total
+        entropy = -p * log(p) - (vocab_size - 1) * r * log(r)
+        low, high = (middle, high) if entropy > fraction * log(vocab_size) else (low, middle)
+    return [low] + [0.0] * (vocab_size - 1)
+
+
+@pytest.mark.parametrize("fraction", [0.03, 0.17, 0.33, 0.52, 0.71, 0.9, 0.97])
+@pytest.mark.parametrize(("least", "most"), [(1, 5), (2, 9), (3, 3)])
+def test_egag_is_its_formula(fraction: float, least: int, most: int) -> None:
+    stream = proposals(*[with_entropy(fraction)] * 20)
+    assert taken(EGAG(least, most), stream) == min(max(floor((1 - fraction) * most), least), most)
+
+
+def test_egag_at_the_ends_of_the_scale() -> None:
+    assert taken(EGAG(2, 7), proposals(*[[0.0] * 64] * 20)) == 2
+    assert taken(EGAG(2, 7), (Proposal(3, PointMass(3)) for _ in range(20))) == 7, (
+        "a proposal without logits is certain"
+    )
+    assert EGAG(2, 7)(iter(()), STATE) == ((), ()), "a drafter with nothing to say leaves the pace"
+
+
+def test_egag_reads_the_law_before_top_k_and_at_the_processors_temperature() -> None:
+    flat = torch.zeros(64)
+    narrow = TopKProcessor(1.0, 1).laws((1,), flat[None])[0]
+    assert taken(EGAG(1, 8), (Proposal(0, narrow, logits=flat) for _ in range(20))) == 1, (
+        "q is certain, the model is not"
+    )
+    rows = [with_entropy(0.5)] * 20
+    assert taken(EGAG(1, 8, temperature=0.05), proposals(*rows)) == 8
+    assert taken(EGAG(1, 8, temperature=1.0), proposals(*rows)) == 4
+    assert taken(EGAG(1, 8, temperature=50.0), proposals(*rows)) == 1
+
+
+def test_egag_smooths_gamma_and_carries_it_in_the_pace() -> None:
+    policy, state, seen = EGAG(1, 9, ema_beta=0.5), STATE, []
+    for fraction in (0.05, 0.95, 0.95, 0.05):  # γ = 8, 1, 1, 8
+        took, pace = policy(proposals(*[with_entropy(fraction)] * 20), state)
+        state = evolve(state, pace=pace)
+        seen.append((len(took), pace))
+    assert seen == [(8, (8.0,)), (4, (4.5,)), (3, (2.75,)), (5, (5.375,))], "4.5 rounds to the even 4"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parameter"),
+    [
+        ({"gamma_min": 0}, "gamma_min"),
+        ({"gamma_min": 3, "gamma_max": 2}, "gamma_max"),
+        ({"gamma_min": 6}, "gamma_max"),
+        ({"egag_ema_beta": 1.0}, "egag_ema_beta"),
+        ({"egag_ema_beta": -0.1}, "egag_ema_beta"),
+        ({"egag_ema_beta": float("nan")}, "egag_ema_beta"),
+    ],
+)
+def test_bad_egag_parameters_are_refused_before_a_model_runs(arguments: dict[str, float], parameter: str) -> None:
+    model = Unrunnable(tiny_llama(0))
+    with pytest.raises(DecodeError) as refusal:
+        speculative_generate([1, 2], model, model, use_egag=True, **arguments)  # type: ignore[arg-type]
+    assert refusal.value.parameter == parameter
+
+
+@define
+class Counted:
+    """A predictor that counts its passes."""
+
+    predictor: Predictor
+    passes: int = 0
+
+    def __call__(self, tokens: Tokens, last: int, /) -> Tensor:
+        self.passes += 1
+        return self.predictor(tokens, last)
+
+
+POLICIES: dict[str, GammaPolicy] = {
+    "fixed": Fixed(3),
+    "egag": EGAG(1, 9),
+    "smooth egag": EGAG(1, 9, ema_beta=0.6, temperature=0.7),
+    "heuristic": Heuristic(2, 7),
+    "unsure": StopAfter(Unsure(0.3)),
+    "svip": StopAfter(SVIP()),
+    "adaedl": StopAfter(AdaEDL(0.3), Fixed(6)),
+    "two stops in egag": StopAfter(SVIP(0.5), StopAfter(Unsure(0.2), EGAG(2, 9))),
+}
+
+
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+def test_each_draft_costs_one_drafter_pass_and_none_is_repeated(policy: GammaPolicy) -> None:
+    target = tiny_llama(0)
+    drafter = Counted(UncachedPredictor(disturbed(target, 1, 0.2)))
+    processor, rng = GreedyProcessor(), Enumerating(())
+    step = speculative_step(
+        LLMDrafter(drafter, processor, rng),
+        UncachedPredictor(target),
+        processor,
+        rng,
+        policy,
+        observe=lambda step: drafts.append(len(step.adjusted.verified.drafted.proposals)),
+    )
+    drafts: list[int] = []
+    end = run(step, DecodeState(Request((1, 2, 3), 43), (1, 2, 3)))
+    assert drafter.passes == sum(drafts) > 0
+    assert list(end.state.output) == oracle((1, 2, 3), target, 40)
+
+
+def test_the_policies_differ() -> None:
+    """Were they all one, the tests that cross them would say little."""
+    rows = [with_entropy(fraction) for fraction in (0.05, 0.1, 0.2, 0.4, 0.3, 0.6, 0.8, 0.9, 0.9, 0.9)]
+    assert {name: taken(policy, proposals(*rows)) for name, policy in POLICIES.items()} == {
+        "fixed": 3,
+        "egag": 8,
+        "smooth egag": 8,
+        "heuristic": 2,
+        "unsure": 8,
+        "svip": 3,
+        "adaedl": 6,
+        "two stops in egag": 6,
+    }
+
+
+@pytest.mark.parametrize(
+    "stop", [Unsure(0.4), SVIP(), AdaEDL(0.4), lambda proposal: proposal.logits is not None and proposal.logits[0] < 1]
+)
+def test_a_stop_keeps_the_token_that_triggers_it(stop: Callable[[Proposal], bool]) -> None:
+    sure, unsure = [20.0, 0, 0, 0, 0, 0, 0, 0], [0.0] * 8
+    assert taken(StopAfter(stop), proposals(sure, sure, unsure, sure)) == 3
+    assert taken(StopAfter(stop, Fixed(2)), proposals(sure, sure, unsure, sure)) == 2
+    assert taken(StopAfter(stop), proposals(unsure, unsure)) == 1
+
+
+def test_the_stops_are_their_formulas() -> None:
+    h = torch.tensor([1.0, 0.2, 0.0, -1.0])
+    proposal = Proposal(1, PointMass(1), logits=h)
+    probs = h.softmax(-1)
+    entropy = -float((probs * probs.log()).sum())
+    for margin, verdict in ((1e-4, True), (-1e-4, False)):
+        assert Unsure(float(probs[1]) + margin)(proposal) is verdict
+        assert SVIP((0.15 * entropy) ** 0.5 - margin)(proposal) is verdict
+        assert AdaEDL(1 - (0.2 * entropy) ** 0.5 + margin)(proposal) is verdict
+    cold = (h / 0.5).softmax(-1)
+    assert not Unsure(float(cold[1]) - 1e-4, temperature=0.5)(proposal)
+    assert Unsure(float(cold[1]) + 1e-4, temperature=0.5)(proposal)
+
+
+def test_the_drafters_law_where_there_are_no_logits_is_q() -> None:
+    law = Categorical(torch.tensor([0.2, 0.8]))
+    assert drafter_law(Proposal(1, law)) is law
+    hidden = drafter_law(Proposal(1, BlackBox(law.probs, lambda probs: probs.argmax(-1, keepdim=True))))
+    assert isinstance(hidden, Categorical)
+    assert hidden.probs is law.probs
+    assert drafter_law(Proposal(3, PointMass(3))) == PointMass(3)
+    half = drafter_law(Proposal(1, law, logits=torch.zeros(2, dtype=torch.bfloat16)))
+    assert isinstance(half, Categorical)
+    assert half.probs.dtype == torch.float32
+
+
+def test_the_heuristic_grows_after_success_and_shrinks_after_failure() -> None:
+    policy, state, gammas = Heuristic(3, gamma_max=6), STATE, []
+    outcomes = [Count(3, 3), Count(5, 5), Count(6, 6), Count(6, 2), Count(), Count(5, 0), *[Count(1, 0)] * 5]
+    for outcome in outcomes:
+        took, pace = policy((Proposal(3, PointMass(3)) for _ in range(99)), state)
+        gammas.append(len(took))
+        state = evolve(state, pace=pace, tally=state.tally + Tally(1, (("llm", outcome),)))
+    assert gammas == [3, 5, 6, 6, 5, 5, 4, 3, 2, 1, 1]
+
+
+def test_the_heuristic_judges_this_text_only_and_takes_up_any_pace() -> None:
+    busy = evolve(STATE, tally=Tally(9, (("llm", Count(50, 1)),)))
+    stream = [Proposal(3, PointMass(3)) for _ in range(99)]
+    assert taken(Heuristic(4), iter(stream), busy) == 4, "what another policy drafted does not count"
+    assert taken(Heuristic(4), iter(stream), evolve(busy, pace=(2.0,))) == 4
+    assert taken(EGAG(1, 9, ema_beta=0.5), iter(stream), evolve(busy, pace=(3.0, 1.0, 0.0))) == 6
+
+
+@pytest.mark.parametrize(("gamma", "most"), [(0, 4), (5, 4)])
+def test_a_heuristic_without_a_range_is_refused(gamma: int, most: int) -> None:
+    with pytest.raises(DecodeError, match="gamma"):
+        Heuristic(gamma, most)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("inf"), float("nan")])
+@pytest.mark.parametrize("make", [Unsure, SVIP, AdaEDL, EGAG])
+def test_a_temperature_that_is_none_is_refused(make: Callable[..., object], temperature: float) -> None:
+    with pytest.raises(DecodeError, match="temperature"):
+        make(temperature=temperature)
+
+
+# The exact law of what a decoder emits, by walking every branch of a toy model.
+
+
+@define
+class Enumerating:
+    """Randomness that follows a script of choices, and notes what it left out."""
+
+    script: tuple[int, ...]
+    weight: float = 1.0
+    taken: tuple[int, ...] = ()
+    untaken: list[tuple[int, ...]] = field(factory=list)
+
+    def draw(self, law: Distribution, position: int, /) -> int:
+        if isinstance(law, PointMass):
+            return law.token
+        assert isinstance(law, Categorical)
+        return self._choose(law.probs.tolist())
+
+    def accept(self, probability: float, /) -> bool:
+        if probability <= 0 or probability >= 1:
+            return probability >= 1
+        return self._choose([1 - probability, probability]) == 1
+
+    def _choose(self, weights: list[float]) -> int:
+        options = [option for option, weight in enumerate(weights) if weight > 0]
+        n = len(self.taken)
+        if n < len(self.script):
+            choice = self.script[n]
+        else:
+            choice = options[0]
+            self.untaken += [(*self.taken, other) for other in options[1:]]
+        self.taken += (choice,)
+        self.weight *= weights[choice]
+        return choice
+
+
+def law_of(decode: Callable[[Randomness], Tokens]) -> Counter[Tokens]:
+    """Every text that `decode` may emit, with its probability."""
+    law: Counter[Tokens] = Counter()
+    scripts: list[tuple[int, ...]] = [()]
+    while scripts:
+        rng = Enumerating(scripts.pop())
+        law[decode(rng)] += rng.weight  # type: ignore[assignment] # a Counter of floats
+        scripts += rng.untaken
+    return law
+
+
+def toy(seed: int) -> Predictor:
+    """Three tokens, whose law depends on the last two."""
+    table = torch.randn(3, 3, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 2
+
+    def predict(tokens: Tokens, last: int) -> Tensor:
+        ends = range(len(tokens) - last + 1, len(tokens) + 1)
+        return torch.stack([table[tokens[end - 2] if end > 1 else 0, tokens[end - 1]] for end in ends])
+
+    return predict
+
+
+TARGET, DRAFTER, SAMPLED = toy(1), toy(2), MultinomialProcessor(1.0)
+START = DecodeState(Request((0,), 5), (0,))
+
+
+def speculated(policy: GammaPolicy) -> Counter[Tokens]:
+    return law_of(
+        lambda rng: (
+            run(speculative_step(LLMDrafter(DRAFTER, SAMPLED, rng), TARGET, SAMPLED, rng, policy), START).state.output
+        )
+    )
+
+
+def truth() -> Counter[Tokens]:
+    return law_of(lambda rng: run(autoregressive_step(TARGET, SAMPLED, rng), START).state.output)
+
+
+def distance(a: Counter[Tokens], b: Counter[Tokens]) -> float:
+    return sum(abs(a[text] - b[text]) for text in a | b) / 2
+
+
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+def test_no_policy_changes_the_law(policy: GammaPolicy) -> None:
+    assert distance(speculated(policy), truth()) < 1e-12
+
+
+def test_a_policy_that_picks_its_tokens_changes_the_law() -> None:
+    """The rule that every policy keeps is needed, and the test above would see it broken."""
+
+    def only_ones(stream: Iterator[Proposal], state: DecodeState) -> tuple[tuple[Proposal, ...], Pace]:
+        first = next(stream, None)
+        return (() if first is None or first.token != 1 else (first,)), state.pace
+
+    assert distance(speculated(only_ones), truth()) > 0.01
+
+
+# The spec's flags.
+
+
+def drafter_passes(
+    drafter: Module, target: Module, processor: MultinomialProcessor | GreedyProcessor, **flags: int
+) -> int:
+    passes = 0
+
+    def count(module: Module, arguments: object) -> None:
+        nonlocal passes
+        passes += 1
+
+    hook = drafter.register_forward_pre_hook(count)
+    torch.manual_seed(0)
+    speculative_generate(
+        [1, 2, 3],
+        drafter,
+        target,
+        logits_processor=processor,
+        max_gen_len=24,
+        eos_tokens_id=[],
+        use_cache=True,
+        **flags,  # type: ignore[arg-type]
+    )
+    hook.remove()
+    return passes
+
+
+def test_the_flags_choose_the_policy() -> None:
+    target = tiny_llama(0)
+    drafter = disturbed(target, 1, 0.2)
+    greedy = GreedyProcessor()
+    for gamma in (1, 2, 4):
+        fixed = drafter_passes(drafter, target, greedy, gamma=gamma)
+        pinned = drafter_passes(drafter, target, greedy, gamma=9, use_egag=True, gamma_min=gamma, gamma_max=gamma)
+        assert pinned == fixed
+    flat, sharp = GreedyProcessor(temperature=1e4), GreedyProcessor(temperature=1e-9)
+    least, most = (drafter_passes(drafter, target, greedy, gamma=gamma) for gamma in (1, 6))
+    assert drafter_passes(drafter, target, flat, gamma=6, use_egag=True) == least
+    assert drafter_passes(drafter, target, sharp, gamma=6, use_egag=True) == most, "gamma is the default gamma_max"
+    assert least != most
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize("beta", [0.0, 0.7])
+def test_greedy_decoding_with_egag_is_greedy(use_cache: bool, beta: float) -> None:
+    target = tiny_llama(0)
+    output, rate = speculative_generate(
+        [1, 2, 3],
+        disturbed(target, 1, 0.2),
+        target,
+        use_egag=True,
+        gamma_max=7,
+        egag_ema_beta=beta,
+        max_gen_len=40,
+        eos_tokens_id=[],
+        use_cache=use_cache,
+    )
+    assert output == oracle((1, 2, 3), target, 40)
+    assert 0 < rate < 1

@@ -1,0 +1,184 @@
+"""`debug=True` and `Show`: everything a step did is printed, in colour, and no token is changed."""
+
+from __future__ import annotations
+
+from io import StringIO
+
+import pytest
+import torch
+from attrs import evolve
+from returns.functions import tap
+from returns.pipeline import flow
+from rich.console import Console
+from torch import Tensor
+
+from specflow import (
+    BlackBox,
+    Categorical,
+    Committed,
+    DecodeState,
+    Dice,
+    Distribution,
+    Fixed,
+    GreedyProcessor,
+    LLMDrafter,
+    MultinomialProcessor,
+    PointMass,
+    Proposal,
+    Reason,
+    Request,
+    UncachedPredictor,
+    autoregressive_generate,
+    run,
+    speculative_generate,
+    speculative_step,
+)
+from specflow.stages import (
+    Adjust,
+    Draft,
+    RejectTokens,
+    Show,
+    StopWhen,
+    advance,
+    commit,
+)
+from specflow.state import Adjusted, Drafted, Verified
+from tests.toys import disturbed, oracle, tiny_llama
+
+GREEN, RED, CYAN, DIM, BOLD = "\x1b[32m", "\x1b[31m", "\x1b[36m", "\x1b[2m", "\x1b[1m"
+
+
+class Letters:
+    """A tokenizer: 0 is a, 1 is b, and so on."""
+
+    def decode(self, token_ids: list[int], /) -> str:
+        return "".join(chr(97 + token) for token in token_ids)
+
+
+def shown(committed: Committed) -> list[str]:
+    console = Console(file=StringIO(), record=True, force_terminal=True, color_system="standard", width=40)
+    Show(Letters(), console)(committed)
+    return console.export_text(styles=True).splitlines()
+
+
+def a_step(accepted: int, tokens: tuple[int, ...], q: Distribution, p: Distribution, room: int = 9) -> Committed:
+    """Three drafts of token 3 with the law q, judged against p, of which `accepted` stand."""
+    state = DecodeState(Request((1, 2), 2 + room, frozenset({9})), (1, 2))
+    drafted = Drafted(state, (Proposal(3, q, "toy"),) * 3)
+    return commit(Adjusted(Verified(drafted, accepted, p, (p,) * 4, torch.zeros(4, 10)), tokens))
+
+
+HALF = Categorical(torch.tensor([0.25, 0.0, 0.25, 0.5]))
+QUARTER = Categorical(torch.tensor([0.5, 0.0, 0.25, 0.25]))
+
+
+def test_a_refusal_is_shown_with_everything_about_it() -> None:
+    heading, *drafts, token = shown(a_step(1, (3, 4), HALF, QUARTER))
+    assert heading.startswith(BOLD)
+    assert "position 2  gamma 3  accepted 1/3" in heading
+    for line, colour, verdict in zip(drafts, (GREEN, RED, DIM), ("accepted", "rejected", "dropped"), strict=True):
+        assert line.startswith(colour)
+        for part in (verdict, "3 'd'", "q 0.5", "p/q 0.5", "toy"):
+            assert part in line
+    assert token.startswith(CYAN)
+    assert "corrected 4 'e'" in token
+
+
+def test_a_bonus_and_a_token_without_a_draft() -> None:
+    *_, token = shown(a_step(3, (3, 3, 3, 5), PointMass(3), PointMass(3)))
+    assert "bonus     5 'f'" in token
+    committed = a_step(0, (4,), HALF, QUARTER)
+    undrafted = evolve(
+        committed,
+        adjusted=evolve(
+            committed.adjusted,
+            verified=evolve(
+                committed.adjusted.verified, drafted=evolve(committed.adjusted.verified.drafted, proposals=())
+            ),
+        ),
+    )
+    heading, token = shown(undrafted)
+    assert "gamma 0  accepted 0/0" in heading
+    assert "drawn     4 'e'" in token
+
+
+def test_what_a_stop_or_the_limit_drops_is_not_shown_as_accepted() -> None:
+    heading, first, second, third = shown(a_step(3, (3, 9, 3, 5), HALF, HALF))
+    assert "accepted 2/3  ends: stop token" in heading
+    assert ["accepted" in line for line in (first, second, third)] == [True, True, False]
+    heading, *lines = shown(a_step(3, (3, 3, 3, 5), HALF, HALF, room=1))
+    assert "accepted 1/3  ends: length limit" in heading
+    assert ["dropped" in line for line in lines] == [False, True, True]
+
+
+def test_laws_that_nobody_knows_are_question_marks() -> None:
+    hidden = BlackBox(torch.ones(4), lambda probs: probs.argmax(-1, keepdim=True))
+    assert "q ?  p/q ?" in shown(a_step(1, (3, 4), hidden, HALF))[1]
+    assert "q 0.5  p/q ?" in shown(a_step(1, (3, 4), HALF, hidden))[1]
+    assert "q 0  p/q ∞" in shown(a_step(1, (3, 4), PointMass(1), HALF))[1]
+
+
+def test_text_is_printed_as_it_is() -> None:
+    class Markup:
+        def decode(self, token_ids: list[int], /) -> str:
+            return "[red]\x1b[0m\n[/]"
+
+    console = Console(file=StringIO(), record=True, width=200)
+    Show(Markup(), console)(a_step(1, (3, 4), HALF, QUARTER))
+    out = console.export_text()
+    assert repr("[red]\x1b[0m\n[/]") in out
+    assert len(out.splitlines()) == 5
+
+
+@pytest.mark.parametrize("processor", [GreedyProcessor(), MultinomialProcessor(0.7)])
+@pytest.mark.parametrize("use_egag", [False, True])
+def test_debug_changes_no_token(
+    processor: GreedyProcessor | MultinomialProcessor, use_egag: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tiny_llama(0)
+    drafter = disturbed(target, 1, 0.02)
+    outputs = []
+    for debug in (False, True):
+        torch.manual_seed(5)
+        outputs.append(
+            speculative_generate(
+                [3, 4, 5], drafter, target, Letters(), use_egag=use_egag, logits_processor=processor, debug=debug
+            )
+        )
+        assert bool(capsys.readouterr().out) is debug
+        outputs.append((autoregressive_generate([3, 4, 5], target, logits_processor=processor, debug=debug), 0.0))
+        assert bool(capsys.readouterr().out) is debug
+    assert outputs[:2] == outputs[2:]
+
+
+def test_every_step_of_a_decode_is_shown_and_adds_up() -> None:
+    target = tiny_llama(0)
+    predictor, processor, rng = UncachedPredictor(target), GreedyProcessor(), Dice()
+    console = Console(file=StringIO(), record=True, width=200)
+    drafter = LLMDrafter(UncachedPredictor(disturbed(target, 1, 0.02)), processor, rng)
+    step = speculative_step(drafter, predictor, processor, rng, Fixed(4), observe=Show(console=console))
+    end = run(step, DecodeState(Request((3, 4, 5), 33), (3, 4, 5)))
+    assert list(end.state.output) == oracle([3, 4, 5], target, 30)
+    lines = console.export_text().splitlines()
+    verdicts = [line.split()[0] for line in lines]
+    tally = end.state.tally
+    assert verdicts.count("position") == tally.steps
+    assert verdicts.count("accepted") == tally.accepted > 0
+    assert verdicts.count("rejected") == verdicts.count("corrected") > 0
+    assert sum(verdicts.count(kind) for kind in ("accepted", "bonus", "corrected", "drawn")) == 30
+
+
+def test_show_is_a_stage_of_ones_own_step() -> None:
+    def constant(tokens: tuple[int, ...], last: int) -> Tensor:
+        return torch.eye(5)[torch.tensor(tokens[-last:])].roll(1, dims=-1)  # after t comes t + 1
+
+    console = Console(file=StringIO(), record=True, width=200)
+    draft = Draft(lambda tokens: (Proposal((tokens[-1] + i) % 5, PointMass(1)) for i in (1, 2, 9)))
+    verify, adjust, show = RejectTokens(constant, GreedyProcessor(), Dice()), Adjust(Dice()), Show(Letters(), console)
+    never = StopWhen(lambda state: state.tokens[-1] == 4)
+    end = run(
+        lambda state: flow(state, draft, verify, adjust, never, commit, tap(show), advance),
+        DecodeState(Request((0,), 99), (0,)),
+    )
+    assert (end.state.output, end.reason) == ((1, 2, 3, 4), Reason.CONDITION)
+    assert "ends: stop condition" in console.export_text()
