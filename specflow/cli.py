@@ -10,16 +10,17 @@ from typing import Final, final
 
 import torch
 from attrs import frozen
-from returns.result import Failure, Result, Success
+from returns.result import Result, Success, safe
+from torch.nn import Module
 from transformers import TextStreamer
 from transformers.utils import logging
 
-from specflow.drafters import NGramDrafter, NGramStorage, PromptLookup, SuffixDrafter, propose_nothing
+from specflow.drafters import LLMDrafter, NGramDrafter, NGramStorage, PromptLookup, SuffixDrafter, propose_nothing
 from specflow.errors import DecodeError, unwrap
-from specflow.gamma import Fixed
-from specflow.loop import start, unfold
+from specflow.gamma import EGAG, SVIP, AdaEDL, Fixed, Heuristic, StopAfter, Unsure
+from specflow.loop import shared_vocabulary, start, unfold
 from specflow.models import SMOLLM2, DType, Loaded, load, smollm2_is_converted
-from specflow.predictor import CachedPredictor, limits_of
+from specflow.predictor import CachedPredictor, fitted, limits_of
 from specflow.processors import (
     GreedyProcessor,
     LogitsProcessor,
@@ -30,7 +31,7 @@ from specflow.processors import (
 )
 from specflow.random import Dice, Randomness
 from specflow.stages import UpdateNgram
-from specflow.state import DecodeState, Drafter, GammaPolicy, Step, Tokens
+from specflow.state import DecodeState, Drafter, GammaPolicy, Step
 from specflow.steps import ngram_step, speculative_step
 
 
@@ -43,8 +44,8 @@ class Parts:
     processor: LogitsProcessor
     rng: Randomness
     gamma: GammaPolicy
-    prompt: Tokens
-    vocab_size: int
+    loaded: Loaded
+    state: DecodeState
 
 
 def _with(drafter: Drafter) -> Callable[[Parts], Step]:
@@ -54,10 +55,23 @@ def _with(drafter: Drafter) -> Callable[[Parts], Step]:
 
 
 def _with_ngrams(parts: Parts) -> Step:
-    storage = NGramStorage(4, parts.vocab_size)
-    storage.initialize(parts.prompt)
+    storage = NGramStorage(4, parts.loaded.model.config.vocab_size)
+    storage.initialize(parts.state.tokens)
     drafter, update = NGramDrafter(storage), UpdateNgram(storage)
     return ngram_step(drafter, parts.target, parts.processor, parts.rng, update, parts.gamma, prune=(parts.target,))
+
+
+def _with_model(model: Module, vocab_size: int | None) -> Callable[[Parts], Step]:
+    known, predictor = limits_of(model), CachedPredictor(model)
+    fit = predictor if vocab_size is None else fitted(predictor, vocab_size)
+    return lambda parts: speculative_step(
+        LLMDrafter(fit, parts.processor, parts.rng, known.context, known.vocab_size),
+        parts.target,
+        parts.processor,
+        parts.rng,
+        parts.gamma,
+        prune=(predictor, parts.target),
+    )
 
 
 DRAFTERS: Final[Mapping[str, Callable[[Parts], Step]]] = {
@@ -67,6 +81,16 @@ DRAFTERS: Final[Mapping[str, Callable[[Parts], Step]]] = {
     "suffix": _with(SuffixDrafter()),
 }
 """The drafters that need no model and no training."""
+
+POLICIES: Final[Mapping[str, Callable[[int, float], GammaPolicy]]] = {
+    "fixed": lambda gamma, temperature: Fixed(gamma),
+    "heuristic": lambda gamma, temperature: Heuristic(min(5, gamma), gamma),
+    "egag": lambda gamma, temperature: EGAG(gamma_max=gamma, temperature=temperature),
+    "confidence": lambda gamma, temperature: StopAfter(Unsure(temperature=temperature), Fixed(gamma)),
+    "svip": lambda gamma, temperature: StopAfter(SVIP(temperature=temperature), Fixed(gamma)),
+    "adaedl": lambda gamma, temperature: StopAfter(AdaEDL(temperature=temperature), Fixed(gamma)),
+}
+"""Gamma policies that draft at most `gamma` tokens."""
 
 
 @final
@@ -80,6 +104,8 @@ class Options:
     max_new_tokens: int
     dtype: DType
     drafter: str
+    draft_model: str | None
+    policy: str
     gamma: int
     sample: bool
     temperature: float | None
@@ -109,6 +135,8 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--max-new-tokens", type=int, default=256, metavar="N")
     generate.add_argument("--dtype", choices=("float32", "bfloat16", "float64"), default="float32")
     generate.add_argument("--drafter", choices=tuple(DRAFTERS), default="suffix", help="what proposes tokens (suffix)")
+    generate.add_argument("--draft-model", metavar="MODEL", help="let a smaller model with the same tokenizer draft")
+    generate.add_argument("--policy", choices=tuple(POLICIES), default="fixed", help="how many tokens to draft (fixed)")
     generate.add_argument("--gamma", type=int, default=10, metavar="N", help="the most tokens drafted a step (10)")
     generate.add_argument("--sample", action="store_true", help="sample; the options below imply it")
     generate.add_argument("--temperature", type=float, metavar="T", help="1.0 unless given")
@@ -122,53 +150,58 @@ def _generate(options: Options) -> Result[int, DecodeError]:
     if options.model == SMOLLM2 and smollm2_is_converted():
         logging.disable_progress_bar()
     return Result.do(
-        _stream(_step(options, loaded, state, processor, gamma), state, loaded)
+        _stream(compose(Parts(CachedPredictor(loaded.model), processor, rng, gamma, loaded, state)), state, loaded)
+        for rng in _dice(options.seed)
         for processor in _processor(options)
-        for gamma in _policy(options)
+        for gamma in _policy(options, processor.temperature)
         for loaded in load(options.model, options.dtype)
         for state in _started(options, loaded)
+        for compose in _drafter(options, loaded)
     )
 
 
-def _processor(options: Options) -> Result[LogitsProcessor, DecodeError]:
+def _dice(seed: int | None) -> Result[Dice, DecodeError]:
+    generator = torch.Generator()
+    if seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(seed)
+    return Success(Dice(generator))
+
+
+@safe(exceptions=(DecodeError,))
+def _processor(options: Options) -> LogitsProcessor:
     temperature = 1.0 if options.temperature is None else options.temperature
-    try:
-        match options.top_k, options.top_p:
-            case int(top_k), float(top_p):
-                return Success(TopKNucleusProcessor(temperature, top_k, top_p))
-            case int(top_k), None:
-                return Success(TopKProcessor(temperature, top_k))
-            case None, float(top_p):
-                return Success(NucleusProcessor(temperature, top_p))
-        if options.sample or options.temperature is not None:
-            return Success(MultinomialProcessor(temperature))
-    except DecodeError as error:
-        return Failure(error)
-    return Success(GreedyProcessor())
+    match options.top_k, options.top_p:
+        case int(top_k), float(top_p):
+            return TopKNucleusProcessor(temperature, top_k, top_p)
+        case int(top_k), None:
+            return TopKProcessor(temperature, top_k)
+        case None, float(top_p):
+            return NucleusProcessor(temperature, top_p)
+    if options.sample or options.temperature is not None:
+        return MultinomialProcessor(temperature)
+    return GreedyProcessor()
+
+
+@safe(exceptions=(DecodeError,))
+def _policy(options: Options, temperature: float) -> GammaPolicy:
+    return POLICIES[options.policy](options.gamma, temperature)
+
+
+def _drafter(options: Options, target: Loaded) -> Result[Callable[[Parts], Step], DecodeError]:
+    if options.draft_model is None:
+        return Success(DRAFTERS[options.drafter])
+    return Result.do(
+        _with_model(drafter.model, vocab_size)
+        for drafter in load(options.draft_model, options.dtype)
+        for vocab_size in shared_vocabulary(limits_of(target.model), limits_of(drafter.model))
+    )
 
 
 def _started(options: Options, loaded: Loaded) -> Result[DecodeState, DecodeError]:
     prompt = tuple(loaded.tokenizer(options.prompt).input_ids) if options.raw else loaded.chat(options.prompt)
     return start(prompt, options.max_new_tokens, loaded.stop, limits_of(loaded.model))
-
-
-def _policy(options: Options) -> Result[GammaPolicy, DecodeError]:
-    try:
-        return Success(Fixed(options.gamma))
-    except DecodeError as error:
-        return Failure(error)
-
-
-def _step(options: Options, loaded: Loaded, state: DecodeState, processor: LogitsProcessor, gamma: GammaPolicy) -> Step:
-    generator = torch.Generator()
-    if options.seed is None:
-        generator.seed()
-    else:
-        generator.manual_seed(options.seed)
-    parts = Parts(
-        CachedPredictor(loaded.model), processor, Dice(generator), gamma, state.tokens, loaded.model.config.vocab_size
-    )
-    return DRAFTERS[options.drafter](parts)
 
 
 def _stream(step: Step, state: DecodeState, loaded: Loaded) -> int:

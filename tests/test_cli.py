@@ -44,6 +44,30 @@ def test_every_drafter_gives_the_same_answer(drafter: str, smollm2: Loaded, caps
     assert ("acceptance 0/0" in captured.err) is (drafter == "none")
 
 
+@pytest.mark.parametrize("policy", ["fixed", "heuristic", "egag", "confidence", "svip", "adaedl"])
+def test_a_model_drafts_under_every_policy(
+    policy: str, smollm2: Loaded, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_llama(vocab_size=49152).save_pretrained(tmp_path)
+    smollm2.tokenizer.save_pretrained(tmp_path)
+    arguments = ["generate", "hello", "--model", str(tmp_path), "--max-new-tokens", "9", "--dtype", "float64"]
+    assert cli.main([*arguments, "--drafter", "none"]) == 0
+    expected = capsys.readouterr().out
+    assert cli.main([*arguments, "--draft-model", str(tmp_path), "--policy", policy, "--gamma", "4"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == expected
+    assert "= 100%" in captured.err
+
+
+def test_a_draft_model_with_another_vocabulary_is_refused(
+    smollm2: Loaded, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_llama().save_pretrained(tmp_path)
+    smollm2.tokenizer.save_pretrained(tmp_path)
+    assert cli.main(["generate", "hello", "--draft-model", str(tmp_path)]) == 2
+    assert "drafter and target have different vocabularies: received 64 and 49152" in capsys.readouterr().err
+
+
 def test_a_seed_makes_sampling_repeatable(smollm2: Loaded, capsys: pytest.CaptureFixture[str]) -> None:
     texts = []
     for seed in ("1", "1", "2"):
