@@ -31,6 +31,7 @@ from transformers.cache_utils import (
 )
 
 from specflow.errors import DecodeError
+from specflow.kv_cache import KVCache
 
 TupleCache = tuple[tuple[Tensor, ...], ...]
 """One (keys, values) pair a layer, each [batch, heads, tokens, size]."""
@@ -170,7 +171,7 @@ class Past:
         layers = _layers(self.cache)
         if layers is not None:
             return not all(map(_crops, layers))
-        return not self._is_tuple_of_rows
+        return not (self._is_tuple_of_rows or isinstance(self.cache, KVCache))
 
     @property
     def is_marked(self) -> bool:
@@ -215,7 +216,7 @@ class Past:
         layers = _layers(self.cache)
         if layers is not None:
             return min(map(_spare, layers), default=0)
-        return inf if self._is_tuple_of_rows else 0
+        return inf if self._is_tuple_of_rows or isinstance(self.cache, KVCache) else 0
 
     @property
     def _is_tuple_of_rows(self) -> bool:
@@ -225,6 +226,8 @@ class Past:
     def _crop(self, discard: int) -> None:
         if isinstance(self.cache, tuple):
             self.cache = prune_cache(self.cache, discard)
+        if isinstance(self.cache, KVCache):
+            self.cache.rollback(self.length - discard)
         for layer in _layers(self.cache) or ():
             _crop(layer, discard)
         self.length -= discard

@@ -16,6 +16,7 @@ from transformers import PreTrainedConfig
 from specflow.caching import LossyCache, Past, capacity, common_prefix, is_empty, is_plain
 from specflow.errors import DecodeError
 from specflow.feeding import AFRESH, ANY_PIECES, Feeding, Reader
+from specflow.kv_cache import KVCache
 from specflow.state import Predictor, Tokens
 
 REREAD: Final = 32
@@ -164,7 +165,8 @@ class CachedPredictor:
 
     def _found_out(self, cache: object | None, vocab_size: int) -> Feeding:
         """How the model can be fed, now that it has read its first tokens into `cache`."""
-        if isinstance(self.make_cache, LossyCache) or (self._reader.is_of_transformers and is_plain(cache)):
+        attends = isinstance(cache, KVCache) or (self._reader.is_of_transformers and is_plain(cache))
+        if attends or isinstance(self.make_cache, LossyCache):
             return ANY_PIECES
         if cache is None and self.make_cache is None:
             self._make = self._reader.default_cache  # a few models keep the cache that they make to themselves

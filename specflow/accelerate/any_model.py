@@ -1,0 +1,52 @@
+"""Any other model: a copy that shares everything with it but the linear layers."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import final
+
+from torch import Tensor
+from torch.nn import Linear as TorchLinear
+from torch.nn import Module
+from transformers.pytorch_utils import Conv1D
+from typing_extensions import override
+
+from specflow.accelerate.linear import Linear, MakeLinear
+
+
+@final
+class Replaced(Module):
+    """A linear layer of ours where a model expects one of torch's."""
+
+    def __init__(self, linear: Linear) -> None:
+        super().__init__()
+        self._linear = linear
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., in] → [..., out]."""
+        return self._linear(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
+
+
+def with_linears(model: Module, make: MakeLinear) -> Module:
+    """A copy of `model` whose linear layers are made by `make`. All its other weights are shared with `model`."""
+    shared: dict[int, object] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    copy = deepcopy(model, shared)
+    for parent in list(copy.modules()):
+        for name, child in parent.named_children():
+            if is_linear(child):
+                weight, bias = weight_and_bias(child)
+                setattr(parent, name, Replaced(make(weight, bias)))
+    return copy
+
+
+def is_linear(module: Module) -> bool:
+    """Whether this is a linear layer and nothing more."""
+    return type(module) is TorchLinear or type(module) is Conv1D
+
+
+def weight_and_bias(module: Module) -> tuple[Tensor, Tensor | None]:
+    """The weight [out, in] and the bias of a module that `is_linear`; GPT-2's is stored the other way round."""
+    weight = module.get_parameter("weight").detach()
+    bias = dict(module.named_parameters(recurse=False)).get("bias")
+    return weight.T if type(module) is Conv1D else weight, None if bias is None else bias.detach()

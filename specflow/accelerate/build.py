@@ -1,0 +1,183 @@
+"""Accelerated models: how they are made, and what happens where they cannot be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from enum import Enum
+from itertools import pairwise
+from typing import Final, cast, final
+from warnings import warn
+
+import torch
+from torch import Tensor
+from torch.nn import Module, Parameter
+from transformers import PreTrainedModel
+
+from specflow.accelerate.any_model import is_linear, with_linears
+from specflow.accelerate.check import arbitrary_text, check
+from specflow.accelerate.family import strangeness, weights_of
+from specflow.accelerate.linear import TOKENS, MakeLinear, can_pack, fast_linear, int8_linear, steady_linear
+from specflow.accelerate.llama import Llama, Shapes
+from specflow.errors import DecodeError
+from specflow.kv_cache import BLOCK
+from specflow.predictor import CachedPredictor, limits_of
+from specflow.state import Predictor, Tokens
+
+FREE: Final = Shapes(TOKENS, rows=1, keys=1)
+"""Nothing is padded: the last bits of what a pass computes depend on how many tokens it reads."""
+
+FIXED: Final = Shapes(TOKENS, rows=8, keys=BLOCK)
+"""Padding with which torch's attention adds alike for one token and for many."""
+
+TOLERANCES: Final = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
+"""How far the logits of an accelerated model may be from the given one's, relative to the largest."""
+
+LOSSY: Final = dict.fromkeys(TOLERANCES, 0.25)
+"""The same for a model in lower precision: enough to tell a coarse copy from a wrong one."""
+
+
+class Given(Enum):
+    """What becomes of the model that is given."""
+
+    KEPT = "it stays as it is; its linear weights are then in memory twice"
+    TAKEN = "once copied, its linear weights are freed, and calling it is refused"
+
+
+@final
+class NotAccelerated(UserWarning):
+    """The note that a model is returned as it was given, and why."""
+
+
+def fast(model: Module, given: Given = Given.KEPT) -> Module:
+    """A model that computes what `model` computes, in less time on a CPU.
+
+    It is called as `model` is, wherever specflow takes a model. The llama family (`family.MODELS`) gets a forward pass
+    of its own, which reads one text at a time and keeps it in a `KVCache`; other models get faster linear layers.
+    Logits differ by rounding (docs/acceleration.md has the numbers). Some weights are shared, so `model` must not be
+    trained or converted afterwards.
+
+    Made once and compared with `model` on a short text. Where that fails or differs, or on another device, the answer
+    is `model` itself, untouched, and a `NotAccelerated` warning that says why: nothing is left to fail in a decode.
+    """
+    return _or_given(model, lambda: _fast(model), TOLERANCES, given)
+
+
+def bit_for_bit(model: Module, given: Given = Given.KEPT) -> Module:
+    """A model of the llama family whose logits are equal bit for bit however a text is cut into passes.
+
+    A pass over k tokens, k passes over one, and passes after a rollback give the same bits, in fp32 and in bf16, the
+    prompt included, as long as `torch.get_num_threads()` stays. So greedy speculation with any drafter is greedy
+    decoding token for token, in bf16 too, and so is sampling by seed. A little slower than `fast`.
+
+    `DecodeError` for models outside the family, for other dtypes and devices, and where a short `check` finds a
+    difference on this machine: nothing is returned that does not keep the promise.
+    """
+    reason = _beyond_reach(model) or strangeness(model)
+    if reason is not None:
+        raise _refusal(reason)
+    dtype = _dtype(model)
+    if not can_pack(dtype):
+        raise _refusal(f"oneDNN has no prepacked layers in {dtype} here")
+    made = Llama(cast(PreTrainedModel, model).config, weights_of(model, dtype, steady_linear), FIXED)
+    report = check(made, lengths=(40,), passes=(2, 3, 8))
+    reason = _disagreement(model, made, TOLERANCES) if report.equal else str(report)
+    if reason is not None:
+        raise _refusal(reason)
+    _settle(model, given)
+    return made
+
+
+def lossy_bf16(model: Module) -> Module:
+    """A `fast` copy of `model` in bf16, to draft for `model`. Its law is not the model's: no target."""
+    return _or_given(model, lambda: _in_bf16(model, fast_linear), LOSSY, Given.KEPT)
+
+
+def lossy_int8(model: Module) -> Module:
+    """`lossy_bf16` with linear weights of 8 bits: faster still, and further from the model's law."""
+    return _or_given(model, lambda: _in_bf16(model, int8_linear), LOSSY, Given.KEPT)
+
+
+def _fast(model: Module) -> Module:
+    dtype = _dtype(model)
+    if strangeness(model) is None:
+        return Llama(cast(PreTrainedModel, model).config, weights_of(model, dtype, fast_linear), FREE)
+    if not can_pack(dtype):
+        raise DecodeError("model", "there are no faster linear layers here", dtype, "use fp32 or bf16")
+    return with_linears(model, fast_linear)
+
+
+def _in_bf16(model: Module, make: MakeLinear) -> Module:
+    if strangeness(model) is None:
+        return Llama(cast(PreTrainedModel, model).config, weights_of(model, torch.bfloat16, make), FREE)
+    return with_linears(deepcopy(model).to(torch.bfloat16), make)
+
+
+def _or_given(
+    model: Module, make: Callable[[], Module], tolerances: Mapping[torch.dtype, float], given: Given
+) -> Module:
+    """What `make` makes, if it is right; else the given model and a note."""
+    reason = _beyond_reach(model)
+    if reason is None:
+        try:
+            made = make()
+            reason = _disagreement(model, made, tolerances)
+        except Exception as error:  # of a model we do not know, anything; the given one still works
+            reason = f"{type(error).__name__}: {error}"
+        else:
+            if reason is None:
+                _settle(model, given)
+                return made
+    warn(NotAccelerated(f"{type(model).__name__} is not accelerated: {reason}"), stacklevel=3)
+    return model
+
+
+def _beyond_reach(model: Module) -> str | None:
+    """Why nothing can be made of the model, whatever it is."""
+    devices = {parameter.device.type for parameter in model.parameters()}
+    if devices != {"cpu"}:
+        return f"its weights are on {', '.join(sorted(devices)) or 'no device'}, not on the CPU"
+    if _dtype(model) not in TOLERANCES:
+        return f"its weights are in {_dtype(model)}"
+    if any(
+        module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module) for module in model.modules()
+    ):
+        return "it has hooks, which see or change what its layers do"
+    return None
+
+
+def _dtype(model: Module) -> torch.dtype:
+    return next(model.parameters()).dtype
+
+
+def _disagreement(model: Module, made: Module, tolerances: Mapping[torch.dtype, float]) -> str | None:
+    """How the logits of the two differ on a short text, read in passes of several lengths; None if they do not."""
+    limits = limits_of(model)
+    text = arbitrary_text(min(24, limits.context or 24), limits.vocab_size)
+    cuts = sorted({len(text) // 2, len(text) - 4, len(text) - 1, len(text)} - {0})
+    expected, got = (_logits(CachedPredictor(module), text, cuts) for module in (model, made))
+    off = float((got - expected).abs().max() / expected.abs().max())
+    return None if off <= tolerances[_dtype(model)] else f"its logits would differ by {off:.2g} of the largest"
+
+
+def _logits(predict: Predictor, text: Tokens, cuts: list[int]) -> Tensor:
+    parts = [predict(text[:end], end - start) for start, end in pairwise((0, *cuts))]
+    return torch.cat(parts).double()
+
+
+def _settle(model: Module, given: Given) -> None:
+    """Make of the given model what was agreed."""
+    if given is Given.TAKEN:
+        for module in model.modules():
+            if is_linear(module):
+                module.weight = Parameter(torch.empty(0), requires_grad=False)
+        vars(model)["forward"] = _taken
+
+
+def _taken(*arguments: object, **named: object) -> object:
+    raise DecodeError("model", "its weights were taken over", "a call of the given model", "call the accelerated one")
+
+
+def _refusal(reason: str) -> DecodeError:
+    remedy = "use accelerate.fast, in fp32 where texts must be equal"
+    return DecodeError("model", "passes over the model cannot be made equal bit for bit", reason, remedy)

@@ -1,0 +1,264 @@
+"""The llama family's forward pass, written out for one text: few operations, and a cache that is written in place.
+
+Source: Touvron et al. 2302.13971; grouped queries: Ainslie et al. 2305.13245; rotary positions: Su et al. 2104.09864.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import inf
+from typing import Final, Protocol, final
+
+import torch
+import torch.nn.functional as F
+from attrs import define, field, frozen
+from torch import Tensor
+from torch.nn import Module, Parameter
+from transformers import PreTrainedConfig
+from typing_extensions import override
+
+from specflow.accelerate.linear import Linear
+from specflow.errors import DecodeError
+from specflow.kv_cache import KVCache
+
+ELEMENTS: Final = 32768
+"""An elementwise operation over more elements than this is cut among threads, anywhere, in the middle of a row too."""
+
+
+class Rotary(Protocol):
+    """The given model's own rotary embedding: positions [1, n] → cos and sin, each [1, n, size] in the dtype of x."""
+
+    def __call__(self, x: Tensor, position_ids: Tensor, /) -> tuple[Tensor, Tensor]: ...
+
+
+@final
+@frozen(eq=False)
+class Layer:
+    """One layer. The norms' weights are doubled, as `_rms_norm` wants them.
+
+    `qk_norm` [query and key heads, size] is there where queries and keys are normalised. `window` is how many tokens a
+    query sees, itself included; None is all.
+    """
+
+    before_attention: Tensor
+    qkv: Linear
+    qk_norm: Tensor | None
+    out: Linear
+    before_mlp: Tensor
+    gate_up: Linear
+    down: Linear
+    rotary: bool
+    window: int | None
+
+
+@final
+@frozen(eq=False)
+class Weights:
+    """A model of the llama family: `heads` query heads share `kv_heads` key and value heads, each of `size`."""
+
+    embedding: Tensor
+    layers: tuple[Layer, ...]
+    before_head: Tensor
+    head: Linear
+    rotary: Rotary
+    heads: int
+    kv_heads: int
+    size: int
+    epsilon: float
+
+
+@final
+@frozen
+class Shapes:
+    """The shapes that a pass is cut into: a kernel that is given other shapes may add in another order.
+
+    At most `tokens` tokens are read at a time. The rows that attend are padded to a multiple of `rows`, the keys that
+    they see to a multiple of `keys`.
+    """
+
+    tokens: int
+    rows: int
+    keys: int
+
+
+@final
+@frozen(eq=False)
+class Output:
+    """What a call returns: `logits` [1, k, V], and the `cache` that now covers the tokens, if one was wanted."""
+
+    logits: Tensor
+    cache: KVCache | None
+
+
+@final
+class Llama(Module):
+    """A model of the llama family, called as transformers' own is, for one text at a time."""
+
+    def __init__(self, config: PreTrainedConfig, weights: Weights, shapes: Shapes) -> None:
+        super().__init__()
+        self.config = config
+        self.weights = weights
+        self.shapes = shapes
+        self.embedding = Parameter(weights.embedding, requires_grad=False)
+        self._angles = _Angles(weights.rotary, weights.embedding[:0])
+        self.eval()
+
+    @override
+    def forward(
+        self,
+        input_ids: Tensor,
+        cache: KVCache | None = None,
+        use_cache: bool = True,
+        logits_to_keep: int = 0,
+    ) -> Output:
+        """Logits [1, n, V] behind the last n = `logits_to_keep` (0: all) of the ids [1, k], which follow the cache.
+
+        The cache is written in place and returned; without one a new one is made. `DecodeError` for more than one text.
+        """
+        if input_ids.dim() != 2 or input_ids.shape[0] != 1:
+            received = f"ids of shape {list(input_ids.shape)}"
+            raise DecodeError("input_ids", "an accelerated model reads one text at a time", received, "give [1, k]")
+        if cache is None:
+            weights = self.weights
+            shape = (len(weights.layers), 2, weights.kv_heads, 0, weights.size)
+            cache = KVCache(weights.embedding.new_empty(shape))
+        cache.reserve(cache.length + input_ids.shape[1])
+        with torch.no_grad():
+            hidden = torch.cat([self._read(ids, cache) for ids in torch.split(input_ids[0], self.shapes.tokens)])
+            kept = torch.split(hidden[-logits_to_keep:], self.shapes.tokens)
+            logits = torch.cat([self._logits(rows) for rows in kept])
+        return Output(logits[None], cache if use_cache else None)
+
+    def _read(self, ids: Tensor, cache: KVCache) -> Tensor:
+        """The hidden states [k, hidden] of ids [k] that follow what the cache covers."""
+        weights, epsilon, k = self.weights, self.weights.epsilon, len(ids)
+        heads, kv_heads, size = weights.heads, weights.kv_heads, weights.size
+        start, end = cache.length, cache.length + k
+        angles = self._angles.between(start, end)
+        sights = {
+            window: _Sight.of(cache, end, window, heads // kv_heads, self.shapes)
+            for window in {layer.window for layer in weights.layers}
+        }
+        room = cache.buffer[:, :, :, start:end].permute(0, 3, 1, 2, 4).unbind()
+        x = F.embedding(ids, self.embedding)
+        for i, layer in enumerate(weights.layers):
+            qkv = layer.qkv(_rms_norm(x, layer.before_attention, epsilon)).view(k, -1, size)
+            qk = qkv[:, : heads + kv_heads]
+            if layer.qk_norm is not None:
+                qk.copy_(F.rms_norm(qk, (size,), None, epsilon)).mul_(layer.qk_norm)
+            if layer.rotary:
+                _rotate(qk, angles)
+            room[i].copy_(qkv[:, heads:].view(k, 2, kv_heads, size))
+            x = layer.out(sights[layer.window].attend(qkv[:, :heads], i)).add_(x)
+            gate, up = layer.gate_up(_rms_norm(x, layer.before_mlp, epsilon)).chunk(2, dim=-1)
+            x = layer.down(_silu(gate).mul_(up)).add_(x)
+        cache.length = end
+        return x
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        return self.weights.head(_rms_norm(hidden, self.weights.before_head, self.weights.epsilon))
+
+
+def _rms_norm(x: Tensor, twice: Tensor, epsilon: float) -> Tensor:
+    """x / √(mean(x²) + ε) · weight over rows [k, n], with the weight given twice, [2n].
+
+    Computed as the layer norm of [x, -x], whose mean is 0 and whose variance is mean(x²): one kernel, a row at a time,
+    in half the time of the ten kernels behind `F.rms_norm`.
+    """
+    return torch.layer_norm(torch.cat((x, -x), dim=-1), twice.shape, twice, None, epsilon)[:, : x.shape[-1]]
+
+
+def _rotate(qk: Tensor, angles: tuple[Tensor, Tensor]) -> None:
+    """Turn queries and keys [k, heads, size] by their positions, in place: x · cos + (-x₂, x₁) · sin."""
+    cos, signed_sin = angles
+    turned = qk.roll(qk.shape[-1] // 2, dims=-1).mul_(signed_sin)
+    qk.mul_(cos).add_(turned)
+
+
+def _silu(gate: Tensor) -> Tensor:
+    """x · sigmoid(x) of [k, n] in place, in pieces that are not cut within a row."""
+    for rows in torch.split(gate, max(1, ELEMENTS // gate.shape[-1])):
+        F.silu(rows, inplace=True)
+    return gate
+
+
+@final
+@frozen(eq=False)
+class _Sight:
+    """What the tokens of a pass may see: each layer's keys and values [1, heads, n, size], less what the `mask` hides.
+
+    The mask [rows, n] is 0 or -∞; None hides nothing. `padding` counts the rows that are there to fill up.
+    """
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+    mask: Tensor | None
+    padding: int
+
+    @classmethod
+    def of(cls, cache: KVCache, end: int, window: int | None, group: int, shapes: Shapes) -> _Sight:
+        """The sight of the tokens up to `end` that the cache does not cover yet, for `group` rows each."""
+        start = cache.length
+        nearest = 0 if window is None else max(0, start + 1 - window)
+        first, last = nearest // shapes.keys * shapes.keys, -(-end // shapes.keys) * shapes.keys
+        keys, values = cache.buffer[:, :, None, :, first:last].unbind(1)
+        padding = -(end - start) * group % shapes.rows
+        if end - start == 1 and nearest == first and end == last and not padding:
+            return cls(keys.unbind(), values.unbind(), None, 0)
+        queries, positions = torch.arange(start, end)[:, None], torch.arange(first, last)
+        hidden = positions > queries
+        if window is not None:
+            hidden |= positions <= queries - window
+        mask = keys.new_zeros(hidden.shape).masked_fill_(hidden, -inf).repeat_interleave(group, dim=0)
+        return cls(keys.unbind(), values.unbind(), F.pad(mask, (0, 0, 0, padding)), padding)
+
+    def attend(self, queries: Tensor, layer: int) -> Tensor:
+        """softmax(q · kᵀ / √size) · v of queries [k, heads, size], as [k, heads · size].
+
+        The queries that share a key head are rows of one attention, so no key is repeated.
+        """
+        k, _, size = queries.shape
+        keys = self.keys[layer]
+        kv_heads = keys.shape[1]
+        rows = queries.view(k, kv_heads, -1, size).transpose(0, 1).reshape(1, kv_heads, -1, size)
+        if self.padding:
+            rows = F.pad(rows, (0, 0, 0, self.padding))
+        seen = F.scaled_dot_product_attention(rows, keys, self.values[layer], attn_mask=self.mask)
+        if self.padding:
+            seen = seen[:, :, : -self.padding]
+        return seen.reshape(kv_heads, k, -1, size).transpose(0, 1).reshape(k, -1)
+
+
+@final
+@define(eq=False)
+class _Angles:
+    """cos and sin of the positions seen so far, from the model's own rotary embedding; sin with rotation's sign."""
+
+    rotary: Rotary
+    like: Tensor
+    _cos: Tensor = field(init=False)
+    _sin: Tensor = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._grow(512)
+
+    def between(self, start: int, end: int) -> tuple[Tensor, Tensor]:
+        """cos and signed sin, each [end - start, 1, size]."""
+        while end > len(self._cos):
+            self._grow(2 * len(self._cos))
+        return self._cos[start:end], self._sin[start:end]
+
+    def _grow(self, positions: int) -> None:
+        cos, sin = self.rotary(self.like, torch.arange(positions)[None])
+        lower, upper = sin[0, :, None].chunk(2, dim=-1)
+        self._cos, self._sin = cos[0, :, None], torch.cat((-lower, upper), dim=-1)
+
+
+def doubled(weight: Tensor) -> Tensor:
+    """A norm's weight [n] as `_rms_norm` wants it, [2n]."""
+    return torch.cat((weight, weight)).detach()
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """Weights or biases one below the other."""
+    return torch.cat(list(parts)).detach()

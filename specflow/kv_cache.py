@@ -1,0 +1,49 @@
+"""A KV cache whose rollback is a number."""
+
+from __future__ import annotations
+
+from typing import Final, final
+
+from attrs import define, field
+from torch import Tensor
+
+from specflow.errors import DecodeError
+
+BLOCK: Final = 512
+"""Room is made in multiples of this, the number of keys that torch's attention on a CPU takes at a time."""
+
+
+@final
+@define(eq=False)
+class KVCache:
+    """Keys and values of `length` tokens, in a buffer [layers, 2, heads, capacity, size] that doubles when it is full.
+
+    What lies behind `length` is zeros or forgotten tokens: finite numbers, which a mask can hide. A pass writes into
+    the buffer, so a cache belongs to one text.
+
+    >>> import torch
+    >>> cache = KVCache(torch.empty(3, 2, 1, 0, 4))
+    >>> cache.reserve(2)
+    >>> cache.length = 2
+    >>> cache.rollback(1)
+    >>> cache.length, cache.buffer.shape
+    (1, torch.Size([3, 2, 1, 512, 4]))
+    """
+
+    buffer: Tensor = field(repr=False)
+    length: int = 0
+
+    def rollback(self, length: int) -> None:
+        """Forget all but the first `length` tokens. `DecodeError` where there are not as many."""
+        if not 0 <= length <= self.length:
+            remedy = f"give a number from 0 to {self.length}"
+            raise DecodeError("length", f"the cache holds {self.length} tokens", length, remedy)
+        self.length = length
+
+    def reserve(self, length: int) -> None:
+        """Make room for `length` tokens."""
+        old, capacity = self.buffer, self.buffer.shape[3]
+        if length > capacity:
+            capacity = -(-max(length, 2 * capacity) // BLOCK) * BLOCK
+            self.buffer = old.new_zeros(*old.shape[:3], capacity, old.shape[4])
+            self.buffer[:, :, :, : self.length] = old[:, :, :, : self.length]
