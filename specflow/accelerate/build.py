@@ -30,8 +30,11 @@ FREE: Final = Shapes(TOKENS, rows=1, keys=1)
 FIXED: Final = Shapes(TOKENS, rows=8, keys=BLOCK)
 """Padding with which torch's attention adds alike for one token and for many."""
 
-TOLERANCES: Final = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
-"""How far the logits of an accelerated model may be from the given one's, relative to the largest."""
+TOLERANCES: Final = {torch.float64: 1e-5, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
+"""How far the logits of an accelerated model may be from the given one's, relative to the largest.
+
+transformers computes its norms in fp32 in an fp64 model too; ours are in fp64, so the two differ by fp32's rounding.
+"""
 
 LOSSY: Final = dict.fromkeys(TOLERANCES, 0.25)
 """The same for a model in lower precision: enough to tell a coarse copy from a wrong one."""
