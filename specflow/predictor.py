@@ -168,10 +168,12 @@ class CachedPredictor:
         attends = isinstance(cache, KVCache) or (self._reader.is_of_transformers and is_plain(cache))
         if attends or isinstance(self.make_cache, LossyCache):
             return ANY_PIECES
-        if cache is None and self.make_cache is None:
-            self._make = self._reader.default_cache  # a few models keep the cache that they make to themselves
+        if self.make_cache is None:
+            if cache is None:
+                self._make = self._reader.default_cache  # a few models keep the cache that they make to themselves
+            return self._reader.own_feeding(self._new_cache, vocab_size)
         feeding = self._reader.feeding(self._new_cache, vocab_size)
-        if feeding == AFRESH and self.make_cache is not None:
+        if feeding == AFRESH:
             raise DecodeError(
                 "make_cache",
                 "the model's logits over this cache are not those of a fresh pass",

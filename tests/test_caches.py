@@ -79,15 +79,26 @@ def test_refused_drafts_cost_no_extra_target_pass(kind: str) -> None:
 def test_a_text_read_again_and_again_is_moved_up_in_few_passes_of_its_own() -> None:
     model = BY_KIND["mamba2"].build()
     text = [*PROMPT, *oracle(PROMPT, model, 120)]
-    predictor = CachedPredictor(model)
-    counted = Counted(model)
+    CachedPredictor(model)(PROMPT, 1)
+    predictor, counted = CachedPredictor(model), Counted(model)
     step = speculative_step(knowing(text, 1), predictor, GreedyProcessor(), Dice(), Fixed(2))
     state = run(step, start(PROMPT, 120).unwrap()).state
     assert list(state.tokens) == text
     assert state.tally.accepted == 0
-    tried = 8  # passes that found out how to feed it, the prompt's included
-    assert len(counted.passes) <= state.tally.steps + 120 // REREAD + tried
+    assert len(counted.passes) <= state.tally.steps + 1 + 120 // REREAD
     assert max(counted.passes) <= 2 * REREAD + 3
+
+
+def test_a_model_is_tried_once() -> None:
+    model = BY_KIND["mamba2"].build()
+    counted = Counted(model)
+    CachedPredictor(model)(PROMPT, 1)
+    assert len(counted.passes) == 26  # the prompt, 36 tokens afresh, the same in 23 pieces, and a wrong turn
+    CachedPredictor(model)(PROMPT, 1)
+    assert len(counted.passes) == 27
+    model.to(torch.bfloat16)
+    CachedPredictor(model)(PROMPT, 1)
+    assert len(counted.passes) > 28
 
 
 def test_the_state_behind_the_prompt_is_kept_for_the_next_sample() -> None:
@@ -307,6 +318,17 @@ def test_a_text_that_crosses_the_edge_of_a_longrope_is_read_afresh_there(cached:
         text = (*PROMPT, *expected)[:end]
         fresh = torch.cat([model(torch.tensor([text[: end - back]])).logits[0, -1:] for back in (2, 1, 0)])
         assert torch.allclose(predictor(text, 3), fresh, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["mamba", "falcon_mamba", "mamba2", "falcon_h1", "lfm2", "rwkv"])
+def test_gross_faults_are_found_in_half_precision_and_rounding_is_none(kind: str, dtype: torch.dtype) -> None:
+    model = BY_KIND[kind].build()
+    model.to(dtype)
+    predictor = CachedPredictor(model)
+    predictor(PROMPT, 1)
+    assert predictor.feeding is not None
+    assert predictor.feeding.name == BY_KIND[kind].feeding
 
 
 def test_a_pass_that_fails_leaves_no_memo() -> None:
