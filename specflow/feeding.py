@@ -6,6 +6,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from math import inf
 from random import Random
 from typing import Final, Protocol, final
@@ -30,7 +31,7 @@ CACHE_NAMES: Final = ("cache", "past_key_values", "cache_params", "state")
 class Feeding:
     """What a model reads rightly over a cache: pieces of `least` to `most` tokens; with `most` = 0, nothing.
 
-    `trial` is how a text is cut to try it.
+    `trial` is how a text is cut to try it; a shorter text is cut like the end of a longer one.
 
     >>> list(ONE_BY_ONE.ends(covered=4, total=7, last=2)), list(ANY_PIECES.ends(covered=4, total=7, last=2))
     ([5, 6, 7], [7])
@@ -53,6 +54,16 @@ class Feeding:
             covered = min(covered + self.most, total)
             yield covered
 
+    def pieces(self, total: int) -> list[int]:
+        """The trial for a text of `total` tokens.
+
+        >>> TWO_OR_MORE.pieces(14)
+        [2, 2, 5, 5]
+        """
+        before = accumulate((*self.trial[::-1], total), initial=0)
+        sizes = [min(size, total - end) for size, end in zip(self.trial[::-1], before, strict=False)]
+        return [size for size in sizes[::-1] if size > 0]
+
 
 ANY_PIECES: Final = Feeding("any pieces", trial=(7, *[1] * 10, 4, *[1] * 10, 5))
 """What every model should be able to read, and attention models do."""
@@ -66,6 +77,9 @@ TWO_OR_MORE: Final = Feeding("two tokens or more", least=2, trial=(7, 2, 4, 8, 3
 AFRESH: Final = Feeding("the whole text afresh", most=0)
 """No pieces: a model without a cache, or one that goes wrong over it."""
 
+
+SHORTEST: Final = 8
+"""How many tokens a text has at least on which faults can be told."""
 
 _FOUND: Final[WeakKeyDictionary[Module, dict[tuple[torch.dtype, str], Feeding]]] = WeakKeyDictionary()
 
@@ -141,30 +155,32 @@ class Reader:
         config = getattr(self.model, "config", None)
         return DynamicCache(config=config) if isinstance(config, PreTrainedConfig) else None
 
-    def own_feeding(self, make_cache: Callable[[], object | None], vocab_size: int) -> Feeding:
+    def own_feeding(self, make_cache: Callable[[], object | None], vocab_size: int, room: int) -> Feeding:
         """`feeding` over the model's own caches. A model is tried once for each dtype and kind of device."""
         found, place = _FOUND.setdefault(self.model, {}), (_dtype(self.model), _device(self.model).type)
         if place not in found:
-            found[place] = self.feeding(make_cache, vocab_size)
+            found[place] = self.feeding(make_cache, vocab_size, room)
         return found[place]
 
-    def feeding(self, make_cache: Callable[[], object | None], vocab_size: int) -> Feeding:
-        """How the model can be fed over the caches that `make_cache` makes.
+    def feeding(self, make_cache: Callable[[], object | None], vocab_size: int, room: int = sys.maxsize) -> Feeding:
+        """How the model can be fed over the caches that `make_cache` makes, which take texts of up to `room` tokens.
 
         A random text is read afresh, and again in the pieces of each feeding's trial, with a wrong turn and a way back
         among them. Errors are differences of logits, relative to the largest logit. A feeding is right whose error is
         of the order of rounding (8 ε of the dtype, or of fp32), or at most ten times that of the best of them; the
         first such is taken. None is right where all errors are above 1e-4, or in fp16 and bf16 above 3 % and 10 %.
-        A fault that these 36 tokens do not bring out is not found.
+        A fault that these 36 tokens do not bring out is not found. Where there is room for fewer than 8, none is right.
         """
-        ids = self.ids([tuple(Random(0).choices(range(vocab_size), k=sum(ANY_PIECES.trial)))])
+        if room < SHORTEST:
+            return AFRESH
+        ids = self.ids([tuple(Random(0).choices(range(vocab_size), k=min(room, sum(ANY_PIECES.trial))))])
         truth = self.read_afresh(ids, ids.shape[1])
         dtype = _dtype(self.model)
         rounding = 8 * max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps)
         errors: dict[Feeding, float] = {}
         for feeding in (ANY_PIECES, ONE_BY_ONE, TWO_OR_MORE):
             try:
-                logits = self._read_in_pieces(ids, feeding.trial, Past(make_cache(), 0))
+                logits = self._read_in_pieces(ids, feeding.pieces(ids.shape[1]), Past(make_cache(), 0))
             except Exception:  # whatever a model raises here says that it cannot be fed so
                 continue
             errors[feeding] = _error(logits, truth)
@@ -175,7 +191,7 @@ class Reader:
             return AFRESH
         return next(feeding for feeding, error in errors.items() if error <= max(rounding, 10 * best))
 
-    def _read_in_pieces(self, ids: Tensor, pieces: Sequence[int], past: Past) -> Tensor:
+    def _read_in_pieces(self, ids: Tensor, pieces: list[int], past: Past) -> Tensor:
         """Logits [B, k, V] of `ids` [B, k], with a wrong piece read and taken back before the last one."""
 
         def extend(piece: Tensor) -> Tensor:
@@ -183,7 +199,7 @@ class Reader:
             past.extend(cache, past.length + piece.shape[1])
             return logits
 
-        *before, last = torch.split(ids, list(pieces), dim=1)
+        *before, last = torch.split(ids, pieces, dim=1)
         rows = [extend(piece) for piece in before]
         past.mark()
         covered = past.length

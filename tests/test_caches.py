@@ -9,7 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import Module
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel, QuantizedCache, StaticCache
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    DynamicCache,
+    GPT2Config,
+    PreTrainedModel,
+    QuantizedCache,
+    StaticCache,
+)
 from transformers.cache_utils import DynamicSlidingWindowLayer
 from typing_extensions import override
 
@@ -329,6 +337,33 @@ def test_gross_faults_are_found_in_half_precision_and_rounding_is_none(kind: str
     predictor(PROMPT, 1)
     assert predictor.feeding is not None
     assert predictor.feeding.name == BY_KIND[kind].feeding
+
+
+@pytest.mark.parametrize(
+    ("room", "feeding"), [(12, "one token at a time"), (8, "one token at a time"), (7, "the whole text afresh")]
+)
+def test_a_model_that_reads_few_tokens_is_tried_on_as_few(room: int, feeding: str) -> None:
+    class Narrow(Faulty):
+        @override
+        def forward(self, input_ids: Tensor, cache: DynamicCache | None = None, use_cache: bool = True) -> object:
+            assert input_ids.shape[1] + (0 if cache is None else cache.get_seq_length()) <= room
+            return super().forward(input_ids, cache, use_cache)
+
+        @property
+        def config(self) -> GPT2Config:
+            return GPT2Config(n_positions=room)
+
+    model = Narrow("forgets for pieces")
+    predictor = CachedPredictor(model)
+    predictor((1, 2), 1)
+    assert predictor.feeding is not None
+    assert predictor.feeding.name == feeding
+
+
+def test_a_cache_for_a_model_that_takes_none_is_refused() -> None:
+    model = BY_KIND["openai-gpt"].build()
+    with pytest.raises(DecodeError, match="the model takes no cache"):
+        CachedPredictor(model, lambda: DynamicCache(config=model.config))
 
 
 def test_a_pass_that_fails_leaves_no_memo() -> None:
