@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import copy, deepcopy
+from itertools import takewhile
 from math import inf
 from typing import Final, final, overload
 
@@ -43,6 +44,9 @@ MARKS: Final = 16
 
 RECORD: Final = 128
 """How many tokens beyond its window a sliding layer records at least, so that it can be cropped by as many."""
+
+NEAR: Final = 64
+"""How near the end two texts are looked at token by token."""
 
 # Exact types: a subclass may keep what cropping does not reach.
 OF_LAYERS: Final = (DynamicCache, StaticCache, QuantizedCache)  # nothing but their layers changes
@@ -304,20 +308,20 @@ def _record(layer: DynamicSlidingWindowLayer) -> None:
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens a and b share from their beginnings on, looking at the end first, where they mostly part.
+    """How many tokens a and b share from their beginnings on.
+
+    Two texts mostly part near the end, or one begins the other, so that one comparison in C settles all before that.
 
     >>> common_prefix((1, 2, 3, 4), (1, 2, 9)), common_prefix((1,), (2,)), common_prefix((1, 2), (1, 2))
     (2, 0, 2)
     """
     top = min(len(a), len(b))
-    if a[:top] == b[:top]:
+    if top and a[top - 1] == b[top - 1] and a[:top] == b[:top]:
         return top
-    stride, low = 1, top - 1
-    while low > 0 and a[:low] != b[:low]:
-        stride *= 2
-        low = max(0, low - stride)
-    high = min(top, low + stride)  # the prefixes of length `low` agree, those of length `high` do not
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if a[low:middle] == b[low:middle] else (low, middle)
-    return low
+    low = max(0, top - NEAR)
+    if a[:low] != b[:low]:
+        low, high = 0, low  # the prefixes of length `low` agree, those of length `high` do not
+        while high - low > NEAR:
+            middle = (low + high) // 2
+            low, high = (middle, high) if a[low:middle] == b[low:middle] else (low, middle)
+    return low + sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a[low:top], b[low:top], strict=True)))

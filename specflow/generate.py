@@ -91,7 +91,7 @@ def speculative_generate(
         logits_processor,
         rng,
         known.context,
-        known.vocab_size,
+        None if known.vocab_size == vocab_size else known.vocab_size,
     )
     memos = (drafter_predictor, target_predictor)
     if skip_sample_adjustment:

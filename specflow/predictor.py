@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from math import inf
 from typing import Final, Protocol, final
@@ -20,7 +21,7 @@ from specflow.kv_cache import KVCache
 from specflow.state import Predictor, Tokens
 
 REREAD: Final = 32
-"""How many tokens may be read again with the next draft before a checkpoint is moved up in a pass of its own."""
+"""How many tokens may be read again with the next draft before they get a pass of their own."""
 
 
 @final
@@ -90,6 +91,9 @@ class CachedPredictor:
         self._make = self.make_cache or _none
         if self._reader.cache_name is None:
             self.feeding = AFRESH
+            if self.make_cache is not None:
+                name, remedy = type(self.model).__name__, "leave make_cache out"
+                raise DecodeError("make_cache", "the model takes no cache", name, remedy)
 
     @property
     def limits(self) -> Limits:
@@ -168,10 +172,12 @@ class CachedPredictor:
         attends = isinstance(cache, KVCache) or (self._reader.is_of_transformers and is_plain(cache))
         if attends or isinstance(self.make_cache, LossyCache):
             return ANY_PIECES
-        if cache is None and self.make_cache is None:
-            self._make = self._reader.default_cache  # a few models keep the cache that they make to themselves
-        feeding = self._reader.feeding(self._new_cache, vocab_size)
-        if feeding == AFRESH and self.make_cache is not None:
+        if self.make_cache is None:
+            if cache is None:
+                self._make = self._reader.default_cache  # a few models keep the cache that they make to themselves
+            return self._reader.own_feeding(self._new_cache, vocab_size, self.limits.context or sys.maxsize)
+        feeding = self._reader.feeding(self._new_cache, vocab_size, self.limits.context or sys.maxsize)
+        if feeding == AFRESH:
             raise DecodeError(
                 "make_cache",
                 "the model's logits over this cache are not those of a fresh pass",

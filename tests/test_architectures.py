@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from transformers.utils import logging
@@ -72,3 +73,10 @@ def test_at_least_forty_architectures_are_tried_and_what_is_not_simple_has_its_r
     for architecture in ARCHITECTURES:
         assert bool(architecture.why) == (architecture.feeding != "any pieces"), architecture.kind
     assert sum(architecture.feeding == NONE for architecture in ARCHITECTURES) <= 2
+
+
+def test_the_table_in_the_docs_says_the_same() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "models.md").read_text()
+    for architecture in ARCHITECTURES:
+        fed = f"{architecture.feeding}: {architecture.why}" if architecture.why else architecture.feeding
+        assert f"\n| {architecture.kind} | {fed} |" in page

@@ -9,7 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import Module
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel, QuantizedCache, StaticCache
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    DynamicCache,
+    GPT2Config,
+    PreTrainedModel,
+    QuantizedCache,
+    StaticCache,
+)
 from transformers.cache_utils import DynamicSlidingWindowLayer
 from typing_extensions import override
 
@@ -79,15 +87,26 @@ def test_refused_drafts_cost_no_extra_target_pass(kind: str) -> None:
 def test_a_text_read_again_and_again_is_moved_up_in_few_passes_of_its_own() -> None:
     model = BY_KIND["mamba2"].build()
     text = [*PROMPT, *oracle(PROMPT, model, 120)]
-    predictor = CachedPredictor(model)
-    counted = Counted(model)
+    CachedPredictor(model)(PROMPT, 1)
+    predictor, counted = CachedPredictor(model), Counted(model)
     step = speculative_step(knowing(text, 1), predictor, GreedyProcessor(), Dice(), Fixed(2))
     state = run(step, start(PROMPT, 120).unwrap()).state
     assert list(state.tokens) == text
     assert state.tally.accepted == 0
-    tried = 8  # passes that found out how to feed it, the prompt's included
-    assert len(counted.passes) <= state.tally.steps + 120 // REREAD + tried
+    assert len(counted.passes) <= state.tally.steps + 1 + 120 // REREAD
     assert max(counted.passes) <= 2 * REREAD + 3
+
+
+def test_a_model_is_tried_once() -> None:
+    model = BY_KIND["mamba2"].build()
+    counted = Counted(model)
+    CachedPredictor(model)(PROMPT, 1)
+    assert len(counted.passes) == 26  # the prompt, 36 tokens afresh, the same in 23 pieces, and a wrong turn
+    CachedPredictor(model)(PROMPT, 1)
+    assert len(counted.passes) == 27
+    model.to(torch.bfloat16)
+    CachedPredictor(model)(PROMPT, 1)
+    assert len(counted.passes) > 28
 
 
 def test_the_state_behind_the_prompt_is_kept_for_the_next_sample() -> None:
@@ -307,6 +326,44 @@ def test_a_text_that_crosses_the_edge_of_a_longrope_is_read_afresh_there(cached:
         text = (*PROMPT, *expected)[:end]
         fresh = torch.cat([model(torch.tensor([text[: end - back]])).logits[0, -1:] for back in (2, 1, 0)])
         assert torch.allclose(predictor(text, 3), fresh, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["mamba", "falcon_mamba", "mamba2", "falcon_h1", "lfm2", "rwkv"])
+def test_gross_faults_are_found_in_half_precision_and_rounding_is_none(kind: str, dtype: torch.dtype) -> None:
+    model = BY_KIND[kind].build()
+    model.to(dtype)
+    predictor = CachedPredictor(model)
+    predictor(PROMPT, 1)
+    assert predictor.feeding is not None
+    assert predictor.feeding.name == BY_KIND[kind].feeding
+
+
+@pytest.mark.parametrize(
+    ("room", "feeding"), [(12, "one token at a time"), (8, "one token at a time"), (7, "the whole text afresh")]
+)
+def test_a_model_that_reads_few_tokens_is_tried_on_as_few(room: int, feeding: str) -> None:
+    class Narrow(Faulty):
+        @override
+        def forward(self, input_ids: Tensor, cache: DynamicCache | None = None, use_cache: bool = True) -> object:
+            assert input_ids.shape[1] + (0 if cache is None else cache.get_seq_length()) <= room
+            return super().forward(input_ids, cache, use_cache)
+
+        @property
+        def config(self) -> GPT2Config:
+            return GPT2Config(n_positions=room)
+
+    model = Narrow("forgets for pieces")
+    predictor = CachedPredictor(model)
+    predictor((1, 2), 1)
+    assert predictor.feeding is not None
+    assert predictor.feeding.name == feeding
+
+
+def test_a_cache_for_a_model_that_takes_none_is_refused() -> None:
+    model = BY_KIND["openai-gpt"].build()
+    with pytest.raises(DecodeError, match="the model takes no cache"):
+        CachedPredictor(model, lambda: DynamicCache(config=model.config))
 
 
 def test_a_pass_that_fails_leaves_no_memo() -> None:

@@ -18,7 +18,8 @@ class LLMDrafter:
     """Drafts by sampling from a model's own processed law, and that law is the q that verification uses.
 
     `context` is how many tokens the model can read and `vocab_size` how many it knows: once the text is longer, or
-    holds a token that the model does not know, it just stops proposing.
+    holds a token that the model does not know, it just stops proposing. Without `vocab_size` it knows all, and a long
+    text need not be looked through.
     """
 
     predictor: Predictor
@@ -29,13 +30,11 @@ class LLMDrafter:
     source: str = "llm"
 
     def __call__(self, tokens: Tokens, /) -> Iterator[Proposal]:
-        while self._can_read(tokens):
+        if self.vocab_size is not None and max(tokens) >= self.vocab_size:
+            return
+        while self.context is None or len(tokens) <= self.context:
             logits = self.predictor(tokens, 1)
             (q,) = self.processor.laws(tokens, logits)
             token = self.rng.draw(q, len(tokens))
             yield Proposal(token, q, self.source, logits[0])
-            tokens = (*tokens, token)
-
-    def _can_read(self, tokens: Tokens) -> bool:
-        fits = self.context is None or len(tokens) <= self.context
-        return fits and (self.vocab_size is None or max(tokens) < self.vocab_size)
+            tokens += (token,)

@@ -1,0 +1,150 @@
+"""What specflow itself costs a step over texts of up to 32k tokens, beside the model's own passes, and what it keeps.
+
+python -m benchmarks.long_text
+"""
+
+from __future__ import annotations
+
+import gc
+import tracemalloc
+from collections.abc import Callable, Iterator
+from statistics import median
+from time import perf_counter
+from typing import Final
+
+import torch
+from attrs import define
+from torch.nn import Module
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from specflow import (
+    CachedPredictor,
+    DecodeState,
+    Dice,
+    Fixed,
+    GreedyProcessor,
+    LLMDrafter,
+    PointMass,
+    Proposal,
+    Step,
+    Tokens,
+    autoregressive_step,
+    speculative_step,
+    start,
+    unfold,
+)
+from specflow.drafters import SuffixDrafter
+from specflow.predictor import Prunable
+
+LENGTHS: Final = (1024, 4096, 16384, 32768)
+STEPS: Final = 24
+
+
+def tiny() -> PreTrainedModel:
+    """A random llama that reads 33k tokens."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        "llama",
+        vocab_size=256,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=33000,
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    model.eval()
+    return model
+
+
+@define
+class Watch:
+    """The seconds spent in the passes of some models."""
+
+    seconds: float = 0.0
+    _since: float = 0.0
+
+    def __call__(self, model: Module) -> None:
+        """Watch this model, too."""
+
+        def begin(module: Module, inputs: object) -> None:
+            self._since = perf_counter()
+
+        def end(module: Module, inputs: object, output: object) -> None:
+            self.seconds += perf_counter() - self._since
+
+        model.register_forward_pre_hook(begin)
+        model.register_forward_hook(end)
+
+
+def repeat(tokens: Tokens) -> Iterator[Proposal[PointMass]]:
+    """Drafts the last token for ever: nearly always wrong, so that each step rolls back."""
+    while True:
+        yield Proposal(tokens[-1], PointMass(tokens[-1]))
+
+
+def autoregressive(target: CachedPredictor, watch: Watch) -> Step:
+    """One token a step."""
+    return autoregressive_step(target, GreedyProcessor(), Dice())
+
+
+def refused(target: CachedPredictor, watch: Watch) -> Step:
+    """Five drafts a step, refused."""
+    return speculative_step(repeat, target, GreedyProcessor(), Dice(), Fixed(5), (target,))
+
+
+def suffix(target: CachedPredictor, watch: Watch) -> Step:
+    """Drafts of the suffix automaton."""
+    return speculative_step(SuffixDrafter(), target, GreedyProcessor(), Dice(), Fixed(5), (target,))
+
+
+def llm(target: CachedPredictor, watch: Watch) -> Step:
+    """Drafts of a model."""
+    model = tiny()
+    watch(model)
+    drafter = CachedPredictor(model)
+    memos: tuple[Prunable, ...] = (drafter, target)
+    draft = LLMDrafter(drafter, GreedyProcessor(), Dice(), 33000)
+    return speculative_step(draft, target, GreedyProcessor(), Dice(), Fixed(5), memos)
+
+
+def cost(build: Callable[[CachedPredictor, Watch], Step], length: int) -> tuple[float, float, float]:
+    """Milliseconds a step of specflow's own and of the model's, and KiB that Python keeps besides tensors."""
+    model, watch = tiny(), Watch()
+    watch(model)
+    step = build(CachedPredictor(model), watch)
+    prompt = torch.randint(0, 256, (length,), generator=torch.Generator().manual_seed(1)).tolist()
+    own, models = [], []
+    state: DecodeState = start(prompt, 400).unwrap()
+    outcomes = unfold(step, state)
+    next(outcomes)  # reads the prompt
+    for _ in range(STEPS):
+        watch.seconds = 0.0
+        begun = perf_counter()
+        next(outcomes)
+        own.append(perf_counter() - begun - watch.seconds)
+        models.append(watch.seconds)
+    gc.collect()
+    tracemalloc.start()
+    step = build(CachedPredictor(model), watch)
+    outcomes = unfold(step, start(prompt, 400).unwrap())
+    for _ in range(STEPS):
+        next(outcomes)
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return 1e3 * median(own), 1e3 * median(models), kept / 1024
+
+
+def main() -> None:
+    """Prints a table."""
+    torch.set_num_threads(1)
+    print(f"{'':16}{'tokens':>8}{'specflow, ms':>14}{'model, ms':>12}{'kept, KiB':>12}")
+    for build in (autoregressive, refused, suffix, llm):
+        for length in LENGTHS:
+            own, models, kept = cost(build, length)
+            print(f"{build.__name__:16}{length:8}{own:14.3f}{models:12.2f}{kept:12.0f}")
+
+
+if __name__ == "__main__":
+    main()
