@@ -200,6 +200,13 @@ def test_every_decoder_writes_the_oracles_text_and_its_counts_fit() -> None:
     assert all((one.equal, one.compared) == (3, 3) for one in report.identities.values())
 
 
+def test_a_model_that_drafts_for_itself_drafts() -> None:
+    model = tiny_llama(3)
+    for run in measure(plan_of(model, "llm@3", assistant=model)):
+        assert sum(len(one.passes) for one in run.rounds) == len(run.rounds) == 6
+        assert all(one.drafting > 0 for one in run.rounds[:-1])
+
+
 def test_decoders_take_turns() -> None:
     plan = plan_of(tiny_llama(), "autoregressive", "generate", repeats=2)
     order = [(run.question_id, run.repeat, run.decoder) for run in measure(plan)]
