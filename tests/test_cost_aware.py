@@ -361,6 +361,40 @@ def test_what_is_drawn_is_taken_and_never_looked_at() -> None:
     assert one[-1] > 3
 
 
+def test_what_is_drawn_is_taken_even_if_it_turned_out_dear() -> None:
+    random = Random(0)
+    policy = CostAware(CostMeter(random.random), MOST)
+    target = policy.meter.timed(lambda tokens, last: torch.empty(0))
+    state = DecodeState(Request((1, 2), 2000), (1, 2))
+    for _ in range(300):
+        pulled: list[int] = []
+        proposals, pace = policy(spread(Hand(), [7] * MOST, pulled), state)
+        assert [proposal.token for proposal in proposals] == pulled
+        target(state.tokens + tuple(pulled), len(pulled) + 1)
+        state = DecodeState(state.request, (*state.tokens, *pulled[: random.randrange(MOST)], 5), pace)
+
+
+def test_only_the_step_that_was_taken_teaches() -> None:
+    """A state that is stepped twice goes on from its first outcome: what the second step did is not charged to it."""
+    hand = Hand()
+    choices: list[Choice] = []
+    policy = policy_for(hand, choices.append)
+    for k in (1, 1, 2, 3, 5, 9):
+        policy.meter.note(k, 1.0 + k / 8)
+    state = DecodeState(Request((1, 2), 200), (1, 2))
+    for token in (7, 7, 7, 8):
+        _, pace = policy(spread(hand, [7], []), state)
+        state = DecodeState(state.request, (*state.tokens, token), pace)
+    before = choices[-1].lost
+    _, once = policy(spread(hand, [7], []), state)
+    assert choices[-1].lost != before  # the last step was charged
+    charged = choices[-1].lost
+    policy(spread(hand, [7], []), state)
+    assert choices[-1].lost == before  # another step lies between, so it is not
+    policy(spread(hand, [7], []), DecodeState(state.request, (*state.tokens, 9), once))
+    assert choices[-1].lost == charged
+
+
 def test_greedy_texts_are_the_oracles_whatever_the_clock_says() -> None:
     target, helper = tiny_llama(3), disturbed(tiny_llama(3), 1, 0.05)
     prompt = [3, 1, 4, 1, 5]
