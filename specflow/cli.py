@@ -1,4 +1,4 @@
-"""The `specflow` command: watch a model answer."""
+"""The `specflow` command: watch a model answer, and measure decoders."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from time import perf_counter
 from typing import Final, final
 
 import torch
-from attrs import frozen
+from attrs import fields, frozen
 from returns.result import Result, Success, safe
 from torch.nn import Module
 from transformers import TextStreamer
 from transformers.utils import logging
 
+from specflow import bench
 from specflow.drafters import LLMDrafter, NGramDrafter, NGramStorage, PromptLookup, SuffixDrafter, propose_nothing
 from specflow.errors import DecodeError, unwrap
 from specflow.gamma import EGAG, SVIP, AdaEDL, Fixed, Heuristic, StopAfter, Unsure
@@ -117,9 +118,9 @@ class Options:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the exit code is 0, 2 for what cannot be decoded, and 130 after Ctrl-C."""
     parsed = _parser().parse_args(arguments)
-    options = Options(**{name: value for name, value in vars(parsed).items() if name != "command"})
+    run: Callable[[argparse.Namespace], int] = parsed.run
     try:
-        return unwrap(_generate(options))
+        return run(parsed)
     except DecodeError as error:  # a value where the decode starts, an exception from a model that breaks down later
         print(f"specflow: {error}", file=sys.stderr)
     return 2
@@ -143,7 +144,16 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--top-k", type=int, metavar="K", help="sample from the K most probable tokens")
     generate.add_argument("--top-p", type=float, metavar="P", help="sample from the nucleus of mass P")
     generate.add_argument("--seed", type=int, metavar="S", help="make sampling repeatable")
+    generate.set_defaults(run=_run_generate)
+    measure = commands.add_parser("bench", help="measure decoders against each other")
+    bench.add_arguments(measure)
+    measure.set_defaults(run=bench.main)
     return parser
+
+
+def _run_generate(parsed: argparse.Namespace) -> int:
+    names = {attribute.name for attribute in fields(Options)}
+    return unwrap(_generate(Options(**{name: value for name, value in vars(parsed).items() if name in names})))
 
 
 def _generate(options: Options) -> Result[int, DecodeError]:

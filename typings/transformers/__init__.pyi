@@ -53,6 +53,9 @@ class GenerationConfig:
     do_sample: bool | None
     use_cache: bool | None
     return_dict_in_generate: bool | None
+    num_assistant_tokens: int | None
+    num_assistant_tokens_schedule: str | None
+    assistant_confidence_threshold: float | None
     def __init__(self, **kwargs: object) -> None: ...
     def to_dict(self) -> dict[str, object]: ...
 
@@ -97,6 +100,9 @@ class PreTrainedTokenizerBase:
         return_dict: bool = True,
     ) -> BatchEncoding: ...
     def save_pretrained(self, directory: str | PathLike[str]) -> None: ...
+
+class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
+    def __init__(self, *, tokenizer_object: Tokenizer, eos_token: str) -> None: ...
 
 class AutoTokenizer:
     @classmethod

@@ -1,0 +1,155 @@
+"""`specflow bench`: the command."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Final, cast, get_args
+
+from attrs import evolve
+from returns.result import Failure, Success
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.nn import Module
+
+from specflow.bench.decoders import Decoder, Models, decoder, imported
+from specflow.bench.measure import Plan, Run, measure, warmed_up
+from specflow.bench.prompts import OWN_PROMPTS, read_prompts, spread
+from specflow.bench.report import Absent, build, facts_of, show, to_json
+from specflow.errors import DecodeError, unwrap
+from specflow.models import SMOLLM2, DType, load
+from specflow.processors import GreedyProcessor, MultinomialProcessor
+
+DECODERS: Final = ("autoregressive", "generate", "hf-lookup@10")
+
+PIPED: Final = 130
+"""The width of the tables where they go to a file and not to a terminal."""
+
+INSTALL: Final = "pip install 'specflow[bench]'"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    dtypes = get_args(DType)
+    parser.add_argument(
+        "--decoders",
+        nargs="+",
+        default=list(DECODERS),
+        metavar="NAME",
+        help="[model/]name[@gamma] or [model/]module:function",
+    )
+    parser.add_argument(
+        "--baseline", metavar="NAME", help="the decoder that others are divided by (default: the first)"
+    )
+    parser.add_argument("--model", default=SMOLLM2, help="the target: smollm2, a local path or a hub name")
+    parser.add_argument("--dtype", choices=dtypes, default="float32")
+    parser.add_argument("--assistant", metavar="MODEL", help="the drafting model of llm and hf-assistant")
+    parser.add_argument("--assistant-dtype", choices=dtypes, help="default: as --dtype")
+    parser.add_argument(
+        "--also",
+        nargs="+",
+        default=[],
+        metavar="NAME=module:function",
+        help="more targets, made from the model by a function",
+    )
+    parser.add_argument(
+        "--prompts",
+        type=Path,
+        default=OWN_PROMPTS,
+        metavar="FILE",
+        help="JSONL in Spec-Bench's format (default: our own)",
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="only N prompts, spread over the categories")
+    parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N")
+    parser.add_argument(
+        "--max-prompt-tokens", type=int, default=1024, metavar="N", help="keep the end of longer prompts"
+    )
+    parser.add_argument("--repeats", type=int, default=1, metavar="N")
+    parser.add_argument("--temperature", type=float, metavar="T", help="sample instead of decoding greedily")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu", help="where the models run: cpu, cuda, …")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
+    parser.add_argument("--html", type=Path, metavar="FILE", help=f"write a page with plots; needs {INSTALL}")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Measure and report: 0, or 130 after Ctrl-C, which still reports. `DecodeError` for what cannot be measured."""
+    errors = Console(stderr=True)
+    plan, absent = _planned(args, errors)
+    facts = facts_of(plan, args.model)
+    runs, code = _measured(plan, errors)
+    if not runs:
+        return code
+    report = build(plan, runs, args.baseline or plan.decoders[0].label, absent, facts)
+    show(report, Console(width=None if sys.stdout.isatty() else PIPED))
+    if args.json is not None:
+        args.json.write_text(to_json(report), encoding="utf-8")
+    if args.html is not None:
+        if _can_draw():
+            from specflow.bench.page import to_html  # noqa: PLC0415 - its imports are an optional extra
+
+            args.html.write_text(to_html(report), encoding="utf-8")
+        else:
+            errors.print(
+                f"absent: {args.html}: matplotlib or jinja2 is not installed; run `{INSTALL}`",
+                style="yellow",
+                markup=False,
+            )
+    return code
+
+
+def _planned(args: argparse.Namespace, errors: Console) -> tuple[Plan, tuple[Absent, ...]]:
+    """What to measure, and which decoders cannot be. `DecodeError` where nothing can."""
+    prompts = spread(unwrap(read_prompts(args.prompts)), args.limit)
+    loaded = unwrap(load(args.model, args.dtype))
+    loaded.model.to(args.device)
+    targets: dict[str, Module] = {"": loaded.model}
+    for made in args.also:
+        name, _, path = made.partition("=")
+        targets[name] = cast(Module, unwrap(imported(path))(loaded.model))
+    assistant = None
+    if args.assistant is not None:
+        assistant = unwrap(load(args.assistant, args.assistant_dtype or args.dtype)).model
+        assistant.to(args.device)
+    processor = GreedyProcessor() if args.temperature is None else MultinomialProcessor(args.temperature)
+    models = Models(targets, assistant)
+    plan = Plan(
+        loaded, models, (), prompts, processor, args.max_new_tokens, args.max_prompt_tokens, args.repeats, args.seed
+    )
+    for prompt in prompts:
+        unwrap(plan.state(prompt))
+    present, absent = [], []
+    for label in args.decoders:
+        errors.print(f"warming up {label}", style="dim", markup=False, emoji=False)
+        match decoder(label, models).bind(partial(warmed_up, plan)):
+            case Success(Decoder() as ready):
+                present.append(ready)
+            case Failure(DecodeError() as error):
+                absent.append(Absent(label, str(error)))
+    if not present:
+        raise DecodeError("decoders", "no decoder can run", "; ".join(one.reason for one in absent), "name others")
+    if args.baseline not in {None, *(one.label for one in present)}:
+        raise DecodeError("baseline", "the baseline is not among the decoders that run", args.baseline, "name one")
+    return evolve(plan, decoders=tuple(present)), tuple(absent)
+
+
+def _measured(plan: Plan, errors: Console) -> tuple[list[Run], int]:
+    """The runs, and the exit code. After Ctrl-C those of the rounds in which every decoder had its turn."""
+    runs: list[Run] = []
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    try:
+        with Progress(*columns, console=errors, transient=True) as progress:
+            task = progress.add_task("measuring", total=plan.texts)
+            for run in measure(plan):
+                runs.append(run)
+                progress.update(task, advance=1, description=f"{run.category} {run.question_id}: {run.decoder}")
+    except KeyboardInterrupt:
+        return runs[: len(runs) // len(plan.decoders) * len(plan.decoders)], 130
+    return runs, 0
+
+
+def _can_draw() -> bool:
+    return all(importlib.util.find_spec(name) is not None for name in ("matplotlib", "jinja2"))

@@ -1,0 +1,75 @@
+"""What a decoder is given, and what is asked of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol, TypeAlias, final
+
+from attrs import frozen
+from torch.nn import Module
+from transformers import PreTrainedTokenizerBase
+
+from specflow.bench.stopwatch import Stopwatch
+from specflow.loop import unfold
+from specflow.predictor import CachedPredictor
+from specflow.processors import LogitsProcessor
+from specflow.random import Randomness
+from specflow.state import Count, DecodeState, Drafter, Finished, Step, Tally, Tokens
+
+
+@final
+@frozen(eq=False)
+class Context:
+    """What a decoder is made from. Each text gets its own: an empty memo, a generator seeded by the prompt.
+
+    `target` is a predictor over `model`, whose calls are timed. `assistant` is the drafting model, if there is one.
+    """
+
+    model: Module
+    target: CachedPredictor
+    processor: LogitsProcessor
+    rng: Randomness
+    tokenizer: PreTrainedTokenizerBase
+    assistant: Module | None
+    stopwatch: Stopwatch
+
+    def timed(self, drafter: Drafter) -> Drafter:
+        """The same drafter, its time reported as drafting. That of a drafter left bare counts as specflow's own."""
+        return self.stopwatch.timed(drafter)
+
+
+class Emit(Protocol):
+    """Is told the tokens of a step as soon as they stand, and what was drafted for them, where the decoder knows."""
+
+    def __call__(self, tokens: Tokens, drafts: Count | None, /) -> None: ...
+
+
+Session: TypeAlias = Callable[[DecodeState, Emit], object]
+"""Decodes one text to its end. This is what is timed."""
+
+Prepare: TypeAlias = Callable[[Context], Session]
+"""Gets a decoder ready for one text. Not timed."""
+
+Compose: TypeAlias = Callable[[Context], Step]
+"""A decoder of specflow's: `def mine(context: Context) -> Step`. It is called for each text afresh."""
+
+
+def composed(compose: Compose) -> Prepare:
+    """Any step as a decoder that can be measured."""
+
+    def prepare(context: Context) -> Session:
+        step = compose(context)
+
+        def session(state: DecodeState, emit: Emit) -> None:
+            for outcome in unfold(step, state):
+                after = outcome.state if isinstance(outcome, Finished) else outcome
+                emit(after.tokens[len(state.tokens) :], _drafts(state.tally, after.tally))
+                state = after
+
+        return session
+
+    return prepare
+
+
+def _drafts(before: Tally, after: Tally) -> Count:
+    return Count(after.drafted - before.drafted, after.accepted - before.accepted)

@@ -1,0 +1,196 @@
+"""Run decoders over prompts, interleaved, and keep what every round of every text took."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import final
+
+import torch
+from attrs import define, field, frozen
+from returns.result import Failure, Result
+from torch.nn import Module
+
+from specflow.bench.context import Context
+from specflow.bench.decoders import Decoder, Models
+from specflow.bench.prompts import Prompt
+from specflow.bench.stopwatch import Clock, Pass, Stopwatch, clock_for
+from specflow.errors import DecodeError
+from specflow.loop import start
+from specflow.models import Loaded
+from specflow.predictor import CachedPredictor, limits_of
+from specflow.processors import LogitsProcessor
+from specflow.random import Dice
+from specflow.state import Count, DecodeState, Tokens
+
+
+@final
+@frozen
+class Round:
+    """One step of a text: the tokens it added, what was drafted for them, and where its time went."""
+
+    tokens: int
+    drafted: int
+    accepted: int
+    passes: tuple[Pass, ...]
+    drafting: float
+    seconds: float
+
+    @property
+    def target(self) -> float:
+        """Seconds in the target's passes."""
+        return sum(one.seconds for one in self.passes)
+
+    @property
+    def own(self) -> float:
+        """Seconds that went neither into the target nor into drafting."""
+        return self.seconds - self.target - self.drafting
+
+
+@final
+@frozen
+class Run:
+    """One text by one decoder. The first round holds the prefill; `seconds` is from the call to its return."""
+
+    decoder: str
+    question_id: int
+    category: str
+    repeat: int
+    prompt_tokens: int
+    output: Tokens
+    rounds: tuple[Round, ...]
+    seconds: float
+
+    @property
+    def rate(self) -> float:
+        """Tokens per second, prefill included."""
+        return len(self.output) / self.seconds
+
+    @property
+    def decode_rate(self) -> float | None:
+        """Tokens per second behind the first round, which is where the prompt is read. None for a text of one round."""
+        later = self.rounds[1:]
+        return sum(one.tokens for one in later) / sum(one.seconds for one in later) if later else None
+
+
+@final
+@frozen(eq=False)
+class Plan:
+    """What to measure: prompts × decoders, greedy unless `processor` samples."""
+
+    loaded: Loaded
+    models: Models
+    decoders: tuple[Decoder, ...]
+    prompts: tuple[Prompt, ...]
+    processor: LogitsProcessor
+    max_new_tokens: int = 128
+    max_prompt_tokens: int = 1024
+    repeats: int = 1
+    seed: int = 0
+    clock: Clock | None = None
+    """Seconds; by default a clock that waits for the model's device."""
+
+    @property
+    def texts(self) -> int:
+        """How many texts will be decoded, those of the warm-up not counted."""
+        return len(self.prompts) * self.repeats * len(self.decoders)
+
+    def state(self, prompt: Prompt) -> Result[DecodeState, DecodeError]:
+        """Where the decoding of a prompt starts. Of a prompt that is too long the end is kept."""
+        ids = self.loaded.chat(prompt.text)[-self.max_prompt_tokens :]
+        return start(ids, self.max_new_tokens, self.loaded.stop, limits_of(self.loaded.model))
+
+
+WARM_UP = 16
+"""Tokens that each decoder writes, unmeasured, before the first measurement."""
+
+
+def warmed_up(plan: Plan, decoder: Decoder) -> Result[Decoder, DecodeError]:
+    """The decoder after a short text that is not measured, or what went wrong in it."""
+    prompt = plan.prompts[0]
+    opening = plan.state(prompt).bind(
+        lambda state: start(state.tokens, min(WARM_UP, plan.max_new_tokens), state.request.stop)
+    )
+    try:
+        return opening.map(lambda state: run_one(plan, decoder, prompt, state, 0)).map(lambda run: decoder)
+    except (DecodeError, ValueError, RuntimeError, NotImplementedError) as error:
+        return Failure(DecodeError("decoders", f"it failed in the warm-up ({error})", decoder.label, "see the cause"))
+
+
+def measure(plan: Plan) -> Iterator[Run]:
+    """Every prompt by every decoder, `repeats` times. Refused prompts raise their `DecodeError`.
+
+    The decoders take turns on each prompt, and who goes first moves on, so that what the machine does meanwhile hits
+    all of them alike.
+    """
+    turn = 0
+    for prompt in plan.prompts:
+        state = plan.state(prompt).unwrap()
+        for repeat in range(plan.repeats):
+            first = turn % len(plan.decoders)
+            for decoder in plan.decoders[first:] + plan.decoders[:first]:
+                yield run_one(plan, decoder, prompt, state, repeat)
+            turn += 1
+
+
+def run_one(plan: Plan, decoder: Decoder, prompt: Prompt, state: DecodeState, repeat: int) -> Run:
+    """One text, measured. Its randomness depends on the plan's seed, the prompt and the repeat, not on the decoder."""
+    model = plan.models.targets[decoder.model]
+    stopwatch = Stopwatch(plan.clock or clock_for(_device(model)))
+    target = CachedPredictor(model)
+    torch.manual_seed(hash((plan.seed, prompt.question_id, repeat)))
+    session = decoder.prepare(
+        Context(model, target, plan.processor, Dice(), plan.loaded.tokenizer, plan.models.assistant, stopwatch)
+    )
+    recorder = _Recorder(stopwatch, len(state.tokens))
+    with stopwatch.watching(model):
+        began = recorder.start()
+        session(state, recorder)
+        seconds = stopwatch.clock() - began
+    return Run(
+        decoder.label,
+        prompt.question_id,
+        prompt.category,
+        repeat,
+        len(state.tokens),
+        tuple(recorder.output),
+        tuple(recorder.rounds),
+        seconds,
+    )
+
+
+@final
+@define(eq=False)
+class _Recorder:
+    """An `Emit` that closes a round at each call."""
+
+    stopwatch: Stopwatch
+    uncovered: int
+    output: list[int] = field(init=False, factory=list)
+    rounds: list[Round] = field(init=False, factory=list)
+    _since: float = field(init=False, default=0.0)
+    _passes: int = field(init=False, default=0)
+    _drafting: float = field(init=False, default=0.0)
+
+    def start(self) -> float:
+        self._since = self.stopwatch.clock()
+        return self._since
+
+    def __call__(self, tokens: Tokens, drafts: Count | None, /) -> None:
+        now = self.stopwatch.clock()
+        passes = tuple(self.stopwatch.passes[self._passes :])
+        if (
+            drafts is None
+        ):  # all but the new text that the passes were fed was a draft, and all but one token came of it
+            drafted = sum(one.fed for one in passes) - self.uncovered
+            drafts = Count(drafted, min(drafted, len(tokens) - 1))
+        drafting = self.stopwatch.drafting - self._drafting
+        self.rounds.append(Round(len(tokens), drafts.drafted, drafts.accepted, passes, drafting, now - self._since))
+        self.output += tokens
+        self.uncovered = 1
+        self._passes, self._drafting = len(self.stopwatch.passes), self.stopwatch.drafting
+        self._since = self.stopwatch.clock()
+
+
+def _device(model: Module) -> torch.device:
+    parameter = next(model.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device

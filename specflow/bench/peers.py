@@ -1,0 +1,101 @@
+"""transformers' own decoders, run as their users run them, and watched through a streamer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import final
+
+import torch
+from attrs import define, field
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from specflow.bench.context import Context, Emit, Prepare, Session
+from specflow.processors import GreedyProcessor
+from specflow.state import DecodeState
+
+
+def generate() -> Prepare:
+    """`model.generate(ids)`."""
+    return lambda context: _generation(context, {})
+
+
+def prompt_lookup(gamma: int, longest: int | None = None) -> Prepare:
+    """`model.generate(ids, prompt_lookup_num_tokens=gamma)`, with matches of at most `longest` tokens (default: 2)."""
+    options: dict[str, object] = {"prompt_lookup_num_tokens": gamma}
+    if longest is not None:
+        options["max_matching_ngram_size"] = longest
+    return lambda context: _generation(context, options)
+
+
+def assistant(gamma: int | None = None) -> Prepare:
+    """`model.generate(ids, assistant_model=…)`: as it comes, or with `gamma` tokens in each draft."""
+
+    def prepare(context: Context) -> Session:
+        helper = context.assistant
+        assert isinstance(helper, PreTrainedModel)
+        inner = _generation(context, {"assistant_model": helper})
+
+        def session(state: DecodeState, emit: Emit) -> None:
+            with context.stopwatch.watching_assistant(helper), _drafting(helper, gamma):
+                inner(state, emit)
+
+        return session
+
+    return prepare
+
+
+@final
+@define(eq=False)
+class _Stream:
+    """A streamer, as `generate` understands it: the prompt comes first, then the tokens of each step."""
+
+    emit: Emit
+    _seen_prompt: bool = field(init=False, default=False)
+
+    def put(self, value: Tensor) -> None:
+        if self._seen_prompt:
+            self.emit(tuple(value.flatten().tolist()), None)
+        self._seen_prompt = True
+
+    def end(self) -> None:
+        """Nothing is held back."""
+
+
+def _generation(context: Context, options: dict[str, object]) -> Session:
+    model = context.model
+    assert isinstance(model, PreTrainedModel)
+    chosen: dict[str, object] = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
+    if not isinstance(context.processor, GreedyProcessor):
+        chosen |= {"do_sample": True, "temperature": context.processor.temperature, "top_k": 0}
+
+    def session(state: DecodeState, emit: Emit) -> None:
+        ids = torch.tensor([state.tokens], device=model.device)
+        model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=state.room,
+            eos_token_id=sorted(state.request.stop) or None,
+            pad_token_id=0,
+            streamer=_Stream(emit),
+            **chosen,
+            **options,
+        )
+
+    return session
+
+
+@contextmanager
+def _drafting(helper: PreTrainedModel, gamma: int | None) -> Iterator[None]:
+    """`generate` reads the draft's length from the assistant's own generation config, which is put back afterwards."""
+    config = helper.generation_config
+    before = config.num_assistant_tokens, config.num_assistant_tokens_schedule, config.assistant_confidence_threshold
+    if gamma is not None:
+        config.num_assistant_tokens, config.num_assistant_tokens_schedule = gamma, "constant"
+        config.assistant_confidence_threshold = 0.0
+    try:
+        yield
+    finally:
+        config.num_assistant_tokens, config.num_assistant_tokens_schedule = before[:2]
+        config.assistant_confidence_threshold = before[2]

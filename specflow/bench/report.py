@@ -1,0 +1,210 @@
+"""The results as one value, as tables on the terminal, and as JSON."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import final
+
+import torch
+from attrs import asdict, frozen
+from rich.console import Console
+from rich.table import Table
+
+from specflow.bench.measure import Plan, Run
+from specflow.bench.summary import (
+    Comparison,
+    Identity,
+    Interval,
+    Position,
+    Split,
+    Summary,
+    compare,
+    costs_by_size,
+    identity,
+    pass_costs,
+    summarise,
+)
+from specflow.predictor import UncachedPredictor
+from specflow.processors import GreedyProcessor, LogitsProcessor
+from specflow.state import Tokens
+
+SHOWN_POSITIONS = 8
+
+
+@final
+@frozen
+class Absent:
+    """A decoder that was asked for and could not run, and why."""
+
+    decoder: str
+    reason: str
+
+
+@final
+@frozen
+class Report:
+    """What was measured. `comparisons` holds every pair; `identities` are against `baseline`, greedy only."""
+
+    facts: Mapping[str, str]
+    baseline: str
+    summaries: tuple[Summary, ...]
+    comparisons: tuple[Comparison, ...]
+    identities: Mapping[str, Identity]
+    costs: Mapping[str, Mapping[int, float]]
+    absent: tuple[Absent, ...]
+    runs: tuple[Run, ...]
+
+    def against(self, baseline: str) -> dict[str, Comparison]:
+        """Each decoder's comparison with one baseline."""
+        return {one.decoder: one for one in self.comparisons if one.baseline == baseline}
+
+
+def build(plan: Plan, runs: Sequence[Run], baseline: str, absent: Iterable[Absent], facts: Mapping[str, str]) -> Report:
+    """The report on `runs` of `plan`; decoders without a run are left out of it."""
+    ran = {run.decoder for run in runs}
+    models = {one.label: one.model for one in plan.decoders if one.label in ran}
+    costs = pass_costs(runs, models)
+    pairs = [(decoder, other) for decoder in models for other in models if decoder != other]
+    comparisons = [compare(runs, decoder, other) for decoder, other in pairs]
+    return Report(
+        facts,
+        baseline,
+        tuple([summarise(runs, label, model, costs) for label, model in models.items()]),
+        tuple([comparison for comparison in comparisons if comparison is not None]),
+        _identities(plan, runs, models, baseline),
+        {model or "model": costs_by_size(costs, model) for model in dict.fromkeys(models.values())},
+        tuple(absent),
+        tuple(runs),
+    )
+
+
+def _identities(plan: Plan, runs: Sequence[Run], models: Mapping[str, str], baseline: str) -> dict[str, Identity]:
+    if baseline not in models or not isinstance(plan.processor, GreedyProcessor):
+        return {}
+    predictor = UncachedPredictor(plan.models.targets[models[baseline]])
+    prompts = {prompt.question_id: prompt for prompt in plan.prompts}
+
+    def margin(question_id: int, output: Tokens) -> float:
+        text = plan.state(prompts[question_id]).unwrap().tokens + output
+        best, second = predictor(text, 1)[0].float().topk(2).values.tolist()
+        return float(best - second)
+
+    return {label: identity(runs, label, baseline, margin) for label in models if label != baseline}
+
+
+def to_json(report: Report) -> str:
+    """The whole report, every round of every run included; keys are the attributes' names."""
+    return json.dumps(asdict(report), indent=1, ensure_ascii=False)
+
+
+def show(report: Report, console: Console) -> None:
+    """The report as tables."""
+    for table in (_speed(report), _effort(report)):
+        console.print(table)
+    for decoder, same in report.identities.items():
+        if same.differences:
+            margins = sorted(one.margin for one in same.differences)
+            console.print(
+                f"{decoder}: {len(same.differences)} of {same.compared} texts differ from {report.baseline}'s; "
+                f"margin between the two best logits there: {margins[0]:.3g} to {margins[-1]:.3g}"
+            )
+    for one in report.absent:
+        console.print(f"absent: {one.decoder}: {one.reason}", style="yellow", markup=False, emoji=False)
+
+
+def _speed(report: Report) -> Table:
+    table = Table(title=f"Speed, against {report.baseline} (medians over prompts, 95 % intervals)")
+    for heading in ("decoder", "tok/s", "ratio", "worst", "tok/s", "ratio", "first", "tokens", "same"):
+        table.add_column(heading, justify="left" if heading == "decoder" else "right", overflow="fold")
+    table.add_row("", "decoding", "decoding", "prompt", "in all", "in all", "s", "/pass", "text", style="dim")
+    against = report.against(report.baseline)
+    for one in report.summaries:
+        versus, same = against.get(one.decoder), report.identities.get(one.decoder)
+        table.add_row(
+            one.decoder,
+            "" if one.decode_rate is None else f"{one.decode_rate:.1f}",
+            interval_text(versus.decode) if versus else "1",
+            f"{versus.decode.worst:.2f}" if versus else "",
+            f"{one.total_rate:.1f}",
+            interval_text(versus.total) if versus else "1",
+            f"{one.first_round_seconds:.2f}",
+            f"{one.tokens_per_pass:.2f}",
+            f"{same.equal}/{same.compared}" if same else "",
+        )
+    return table
+
+
+def _effort(report: Report) -> Table:
+    table = Table(title="Where the decoding time goes, and what becomes of the drafts")
+    headings = ("decoder", "target", "drafting", "own", "own µs/step", "achieved", "accepted", "by position, %")
+    for heading in headings:
+        table.add_column(
+            heading, justify="left" if heading in {headings[0], headings[-1]} else "right", overflow="fold"
+        )
+    for one in report.summaries:
+        split = one.split
+        table.add_row(
+            one.decoder,
+            *(("",) * 4 if split is None else _split_cells(split)),
+            "" if one.achieved is None else f"{one.achieved:.2f}",
+            f"{one.accepted}/{one.drafted}" if one.drafted else "",
+            positions_text(one.positions[:SHOWN_POSITIONS]),
+        )
+    return table
+
+
+def _split_cells(split: Split) -> tuple[str, ...]:
+    shares = [f"{100 * share:.1f} %" for share in (split.target, split.drafting, split.own)]
+    return (*shares, f"{split.own_microseconds:.0f}")
+
+
+def interval_text(interval: Interval) -> str:
+    """`1.21 (1.15-1.30)`."""
+    return f"{interval.median:.2f} ({interval.low:.2f}-{interval.high:.2f})"
+
+
+def positions_text(some: Iterable[Position]) -> str:
+    """The acceptance at each position, in percent: `62 80 91`."""
+    return " ".join(f"{100 * one.accepted / one.reached:.0f}" for one in some if one.reached)
+
+
+def facts_of(plan: Plan, name: str) -> dict[str, str]:
+    """What a reader must know about a measurement of the model called `name`: machine, versions, settings."""
+    model = plan.loaded.model
+    versions = [f"{name} {_version(name)}" for name in ("specflow", "torch", "transformers")]
+    return {
+        "model": f"{name}, {str(model.dtype).removeprefix('torch.')}",
+        "prompts": f"{len(plan.prompts)} in {len({prompt.category for prompt in plan.prompts})} categories, "
+        f"cut to {plan.max_prompt_tokens} tokens",
+        "tokens": f"{plan.max_new_tokens} new at most, {_law(plan.processor)}",
+        "repeats": str(plan.repeats),
+        "machine": f"{processor_name()}, {torch.get_num_threads()} threads, {model.device}",
+        "versions": ", ".join((f"Python {platform.python_version()}", *versions)),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    }
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:  # run from a checkout
+        return "(not installed)"
+
+
+def _law(processor: LogitsProcessor) -> str:
+    return "greedy" if isinstance(processor, GreedyProcessor) else f"temperature {processor.temperature:g}"
+
+
+def processor_name() -> str:
+    """The CPU as Linux names it, else what Python knows."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

@@ -1,0 +1,121 @@
+"""Where the time of a text goes: into the target's passes, into drafting, and the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from time import perf_counter
+from typing import TypeAlias, final
+
+import torch
+from attrs import define, field, frozen
+from torch import Tensor
+from torch.nn import Module
+
+from specflow.state import Drafter, Proposal, Tokens
+
+Clock: TypeAlias = Callable[[], float]
+"""Seconds since some moment."""
+
+
+def clock_for(device: torch.device) -> Clock:
+    """A clock that first waits for the device, so that work is timed where it is asked for."""
+    if device.type != "cuda":
+        return perf_counter
+
+    def synchronised() -> float:
+        torch.cuda.synchronize(device)
+        return perf_counter()
+
+    return synchronised
+
+
+@final
+@frozen
+class Pass:
+    """One call of the target: how many tokens it was fed, and the seconds it took."""
+
+    fed: int
+    seconds: float
+
+
+@final
+@define(eq=False)
+class Stopwatch:
+    """Times a model's passes and a drafter's work, whoever calls them: our stages or transformers' `generate`.
+
+    `passes` are the target's. `drafting` are the seconds inside a drafter, a drafting model included; passes of the
+    target in there (a model that drafts for itself) count as drafting.
+    """
+
+    clock: Clock = perf_counter
+    passes: list[Pass] = field(init=False, factory=list)
+    drafting: float = field(init=False, default=0.0)
+    _inside: bool = field(init=False, default=False)
+
+    @contextmanager
+    def watching(self, target: Module) -> Iterator[None]:
+        """Every call of `target` within the block becomes a `Pass`. Afterwards the model is as it was."""
+
+        def report(fed: int, seconds: float) -> None:
+            if not self._inside:
+                self.passes.append(Pass(fed, seconds))
+
+        with _each_call(target, self.clock, report):
+            yield
+
+    @contextmanager
+    def watching_assistant(self, assistant: Module) -> Iterator[None]:
+        """Every call of `assistant` within the block is drafting: for decoders whose drafter cannot be wrapped."""
+
+        def report(fed: int, seconds: float) -> None:
+            self.drafting += seconds
+
+        with _each_call(assistant, self.clock, report):
+            yield
+
+    def timed(self, drafter: Drafter) -> Drafter:
+        """The same drafter; the time inside it is added to `drafting`."""
+
+        def stream(tokens: Tokens) -> Iterator[Proposal]:
+            with self._drafting():
+                proposals = drafter(tokens)
+            while True:
+                with self._drafting():
+                    proposal = next(proposals, None)
+                if proposal is None:
+                    return
+                yield proposal
+
+        return stream
+
+    @contextmanager
+    def _drafting(self) -> Iterator[None]:
+        began, self._inside = self.clock(), True
+        try:
+            yield
+        finally:
+            self._inside = False
+            self.drafting += self.clock() - began
+
+
+@contextmanager
+def _each_call(module: Module, clock: Clock, report: Callable[[int, float], None]) -> Iterator[None]:
+    began = 0.0
+
+    def before(_module: Module, _arguments: tuple[object, ...]) -> None:
+        nonlocal began
+        began = clock()
+
+    def after(_module: Module, arguments: tuple[object, ...], named: dict[str, object], _output: object) -> None:
+        seconds = clock() - began
+        ids = arguments[0] if arguments else named["input_ids"]
+        assert isinstance(ids, Tensor)
+        report(ids.shape[-1], seconds)
+
+    hooks = module.register_forward_pre_hook(before), module.register_forward_hook(after, with_kwargs=True)
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,0 +1,263 @@
+"""From runs to numbers: medians, paired ratios with bootstrap intervals, acceptance, identity."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
+from statistics import median
+from typing import TypeAlias, final
+
+import torch
+from attrs import frozen
+
+from specflow.bench.measure import Round, Run
+from specflow.caching import common_prefix
+from specflow.state import Tokens
+
+Rate: TypeAlias = Callable[[Run], float | None]
+"""Tokens per second of a run, or None where it has none."""
+
+
+@final
+@frozen
+class Interval:
+    """A median over prompts with its bootstrap interval, and the worst of them."""
+
+    median: float
+    low: float
+    high: float
+    worst: float
+    worst_prompt: int
+    prompts: int
+
+
+@final
+@frozen
+class Comparison:
+    """How much faster `decoder` is than `baseline`, prompt by prompt: 1.2 is 1.2 times its tokens per second."""
+
+    decoder: str
+    baseline: str
+    decode: Interval
+    total: Interval
+    ratios: Mapping[int, float]
+    """Prompt → how much faster it decodes."""
+
+
+@final
+@frozen
+class Position:
+    """The drafts at one position of their draft, counted from 1: how many were judged, and how many accepted."""
+
+    reached: int
+    accepted: int
+
+
+@final
+@frozen
+class Difference:
+    """Where a text leaves the baseline's, and the gap between the two best logits there. Small gaps are rounding."""
+
+    question_id: int
+    position: int
+    margin: float
+
+
+@final
+@frozen
+class Identity:
+    """How many texts were compared with the baseline's, how many are equal, and how the others differ."""
+
+    compared: int
+    equal: int
+    differences: tuple[Difference, ...]
+
+
+@final
+@frozen
+class Split:
+    """Shares of the decoding time (prefill excluded), and specflow's own microseconds a step."""
+
+    target: float
+    drafting: float
+    own: float
+    own_microseconds: float
+
+
+@final
+@frozen
+class Summary:
+    """One decoder over all prompts.
+
+    Rates are medians over prompts; `tokens_per_pass` is all tokens by all target passes. `achieved` is the decoding
+    time predicted from the passes (their median cost for the prompt and the tokens fed) by the time it took.
+    """
+
+    decoder: str
+    decode_rate: float | None
+    total_rate: float
+    first_round_seconds: float
+    tokens_per_pass: float
+    drafted: int
+    accepted: int
+    positions: tuple[Position, ...]
+    split: Split | None
+    achieved: float | None
+    categories: tuple[tuple[str, float], ...]
+
+
+Costs: TypeAlias = Mapping[tuple[str, int, int], float]
+"""(model, prompt, tokens fed) → median seconds of a target pass behind the prefill."""
+
+
+def bootstrap(ratios: Mapping[int, float], resamples: int = 4000, level: float = 0.95) -> Interval:
+    """The median of `ratios` by prompt, and the percentile interval of the medians of resampled prompts.
+
+    Source: Efron and Tibshirani, An Introduction to the Bootstrap, chapter 13. The same numbers give the same interval.
+
+    >>> interval = bootstrap({1: 1.0, 2: 1.2, 3: 1.4})
+    >>> round(interval.median, 2), interval.worst_prompt, interval.prompts
+    (1.2, 1, 3)
+    """
+    prompts, values = list(ratios), torch.tensor(list(ratios.values()), dtype=torch.float64)
+    drawn = torch.randint(len(prompts), (resamples, len(prompts)), generator=torch.Generator().manual_seed(0))
+    medians = values[drawn].quantile(0.5, dim=1)
+    edges = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
+    low, high = medians.quantile(edges).tolist()
+    worst = int(values.argmin())
+    return Interval(median(values.tolist()), low, high, float(values[worst]), prompts[worst], len(prompts))
+
+
+def compare(runs: Sequence[Run], decoder: str, baseline: str) -> Comparison | None:
+    """`decoder` against `baseline`, paired by prompt; None where no prompt has both."""
+    decode, total = (
+        _paired(_by_prompt(runs, decoder, rate), _by_prompt(runs, baseline, rate)) for rate in (_decode_rate, _rate)
+    )
+    return Comparison(decoder, baseline, bootstrap(decode), bootstrap(total), decode) if decode and total else None
+
+
+def summarise(runs: Sequence[Run], decoder: str, model: str, costs: Costs) -> Summary:
+    """The summary of one decoder's runs, of which there must be some."""
+    mine = [run for run in runs if run.decoder == decoder]
+    later = [one for run in mine for one in run.rounds[1:]]
+    every = [one for run in mine for one in run.rounds]
+    decode_rates = _by_prompt(mine, decoder, _decode_rate).values()
+    return Summary(
+        decoder,
+        median(decode_rates) if decode_rates else None,
+        median(_by_prompt(mine, decoder, _rate).values()),
+        median(run.rounds[0].seconds for run in mine),
+        sum(len(run.output) for run in mine) / max(1, sum(len(one.passes) for one in every)),
+        sum(one.drafted for one in every),
+        sum(one.accepted for one in every),
+        positions([(one.drafted, one.accepted) for one in every]),
+        _split(later),
+        _achieved(mine, model, costs),
+        tuple(sorted(_tokens_per_pass_by_category(mine).items())),
+    )
+
+
+def positions(drafts: Iterable[tuple[int, int]]) -> tuple[Position, ...]:
+    """What became of the drafts at each position, from (drafted, accepted) of each round.
+
+    A draft is reached when all before it stand. Acceptance at a position is accepted / reached.
+
+    >>> positions([(3, 3), (3, 1), (2, 0)])
+    (Position(reached=3, accepted=2), Position(reached=2, accepted=1), Position(reached=1, accepted=1))
+    """
+    reached: list[int] = []
+    accepted: list[int] = []
+    for drafted, stood in drafts:
+        judged = min(drafted, stood + 1)
+        reached += [0] * (judged - len(reached))
+        accepted += [0] * (judged - len(accepted))
+        for i in range(judged):
+            reached[i] += 1
+            accepted[i] += i < stood
+    return tuple([Position(*pair) for pair in zip(reached, accepted, strict=True)])
+
+
+def pass_costs(runs: Sequence[Run], models: Mapping[str, str]) -> Costs:
+    """What passes cost: the median over all runs of the decoders that share a model, by prompt and tokens fed."""
+    seconds = defaultdict(list)
+    for run in runs:
+        for one in chain.from_iterable(one.passes for one in run.rounds[1:]):
+            seconds[models[run.decoder], run.question_id, one.fed].append(one.seconds)
+    return {key: median(values) for key, values in seconds.items()}
+
+
+def costs_by_size(costs: Costs, model: str) -> dict[int, float]:
+    """Tokens fed → median over prompts of what a pass costs, in seconds."""
+    sizes = defaultdict(list)
+    for (name, _, fed), seconds in costs.items():
+        if name == model:
+            sizes[fed].append(seconds)
+    return {fed: median(values) for fed, values in sorted(sizes.items())}
+
+
+def identity(runs: Sequence[Run], decoder: str, baseline: str, margin: Callable[[int, Tokens], float]) -> Identity:
+    """The decoder's texts against the baseline's of the same prompt and repeat.
+
+    `margin(question_id, output)` is the gap between the two best logits behind `output`.
+    """
+    texts = {(run.question_id, run.repeat): run.output for run in runs if run.decoder == baseline}
+    compared, differences = 0, []
+    for run in runs:
+        if run.decoder == decoder and (run.question_id, run.repeat) in texts:
+            compared += 1
+            text = texts[run.question_id, run.repeat]
+            if text != run.output:
+                shared = common_prefix(text, run.output)
+                differences.append(Difference(run.question_id, shared, margin(run.question_id, text[:shared])))
+    return Identity(compared, compared - len(differences), tuple(differences))
+
+
+def _rate(run: Run) -> float | None:
+    return run.rate
+
+
+def _decode_rate(run: Run) -> float | None:
+    return run.decode_rate
+
+
+def _by_prompt(runs: Iterable[Run], decoder: str, rate: Rate) -> dict[int, float]:
+    """Prompt → the median rate over the repeats."""
+    rates = defaultdict(list)
+    for run in runs:
+        value = rate(run) if run.decoder == decoder else None
+        if value is not None:
+            rates[run.question_id].append(value)
+    return {prompt: median(values) for prompt, values in rates.items()}
+
+
+def _paired(rates: Mapping[int, float], base: Mapping[int, float]) -> dict[int, float]:
+    return {prompt: rates[prompt] / base[prompt] for prompt in rates if prompt in base}
+
+
+def _split(rounds: Sequence[Round]) -> Split | None:
+    whole = sum(one.seconds for one in rounds)
+    if not whole:
+        return None
+    target, drafting, own = (
+        sum(seconds) for seconds in zip(*[(one.target, one.drafting, one.own) for one in rounds], strict=True)
+    )
+    return Split(target / whole, drafting / whole, own / whole, 1e6 * own / len(rounds))
+
+
+def _achieved(runs: Iterable[Run], model: str, costs: Costs) -> float | None:
+    predicted = taken = 0.0
+    for run in runs:
+        for one in run.rounds[1:]:
+            predicted += sum(costs[model, run.question_id, each.fed] for each in one.passes)
+            taken += one.seconds
+    return predicted / taken if taken else None
+
+
+def _tokens_per_pass_by_category(runs: Iterable[Run]) -> dict[str, float]:
+    tokens: Counter[str] = Counter()
+    passes: Counter[str] = Counter()
+    for run in runs:
+        tokens[run.category] += len(run.output)
+        passes[run.category] += sum(len(one.passes) for one in run.rounds)
+    return {category: tokens[category] / passes[category] for category in tokens if passes[category]}

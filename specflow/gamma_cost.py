@@ -1,0 +1,452 @@
+"""Cost-aware γ: measure what passes and drafts take here, and choose the γ with the most expected tokens per second."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
+from operator import mul
+from statistics import median_low
+from time import perf_counter
+from typing import Final, TypeAlias, final
+
+from attrs import define, evolve, field, frozen
+from torch import Tensor
+
+from specflow.caching import common_prefix
+from specflow.distribution import PointMass
+from specflow.errors import DecodeError
+from specflow.state import DecodeState, Pace, Predictor, Proposal, Tokens
+
+Clock: TypeAlias = Callable[[], float]
+"""Seconds since some moment. On a GPU it must wait for the device first."""
+
+TICK: Final = 1e-9
+"""Nothing takes less, whatever a coarse clock says."""
+
+WINDOW: Final = 9
+"""How many recent durations an estimate looks at."""
+
+HORIZON: Final = 256
+"""After how many passes a length that was not timed again is forgotten: what was slow once is tried again some day."""
+
+FRESH: Final = 16
+"""For how many passes the duration of a pass over one token is taken for granted where little depends on it."""
+
+CLOSE: Final = 1.1
+"""How many times the tokens per second of no draft a draft must promise to be taken nevertheless."""
+
+SLOPE: Final = 0.01
+"""What a further token is thought to add to a pass that was never timed: little, so that it soon is timed."""
+
+LOOK: Final = 0.01
+"""Certain drafts that together take less than this share of a pass are looked at before it is decided about them."""
+
+PRIOR: Final = 0.6
+"""The acceptance of a first draft of which nothing is known: high, so that a drafter is tried."""
+
+WEIGHT: Final = 2.0
+"""How many drafts a prior counts for."""
+
+OTHERS: Final = 2.0
+"""How many drafts everything counts for that was seen in other texts."""
+
+FADE: Final = 0.97
+"""How much of what was seen in a text is kept from step to step."""
+
+ADVANCE: Final = 1.0
+"""How many passes a text may lose to drafting before it has gained anything."""
+
+LOSS: Final = 0.015
+"""How much of a pass it may lose beside for each token."""
+
+DOUBT: Final = 0.5
+"""The least probability of a refusal that this reckons with."""
+
+
+@final
+@define(eq=False)
+class _Durations:
+    """The last few durations of one thing, and the number of the pass that the newest belongs to."""
+
+    estimate: float = 0.0
+    newest: int = 0
+    _seconds: deque[float] = field(factory=lambda: deque(maxlen=WINDOW))
+
+    def note(self, seconds: float, number: int = 0) -> None:
+        self._seconds.append(max(seconds, TICK))
+        self.estimate, self.newest = median_low(self._seconds), number
+
+    @property
+    def count(self) -> int:
+        return len(self._seconds)
+
+
+@final
+@define(eq=False)
+class CostMeter:
+    """What this machine takes for a target pass over k new tokens, measured while decoding.
+
+    `timed(target)` is the same predictor, its passes noted by how many tokens they had to read; what reads a prompt is
+    not noted. An estimate is the lower median of the last few, so that a stall moves nothing. Costs need not grow with
+    k: each k stands for itself, and one that was never timed lies on the line between its neighbours.
+
+    >>> meter = CostMeter()
+    >>> for k, seconds in ((1, 2.0), (1, 9.0), (5, 4.0)):
+    ...     meter.note(k, seconds)
+    >>> meter.seconds(5)
+    [2.0, 2.5, 3.0, 3.5, 4.0]
+    """
+
+    clock: Clock = perf_counter
+    _passes: int = field(init=False, default=0)
+    _noted: dict[int, _Durations] = field(init=False, factory=dict, repr=False)
+
+    def timed(self, target: Predictor) -> Predictor:
+        """`target`, timed. What it answers is its own."""
+        read: Tokens = ()
+
+        def predict(tokens: Tokens, last: int) -> Tensor:
+            nonlocal read
+            new = len(tokens) - common_prefix(read, tokens)
+            began = self.clock()
+            logits = target(tokens, last)
+            seconds = self.clock() - began
+            read = tokens
+            if new <= last:
+                self.note(last, seconds)
+            return logits
+
+        return predict
+
+    def note(self, k: int, seconds: float) -> None:
+        """A pass over k tokens took `seconds`."""
+        self._passes += 1
+        self._noted.setdefault(k, _Durations()).note(seconds, self._passes)
+
+    @property
+    def stale(self) -> bool:
+        """Whether a pass over one token, which all others are weighed against, was not timed for some time."""
+        return self._passes - self._noted[1].newest >= FRESH
+
+    def seconds(self, most: int) -> list[float] | None:
+        """What passes over 1 … `most` tokens are expected to take, up to twice the longest that was timed.
+
+        None until a single token was timed twice.
+        """
+        known = sorted([(k, each) for k, each in self._noted.items() if self._passes - each.newest < HORIZON])
+        if not known or known[0][0] != 1 or known[0][1].count < 2:
+            return None
+        costs, i = [], 0
+        for k in range(1, min(most, 2 * known[-1][0]) + 1):
+            if i + 1 < len(known) and known[i + 1][0] <= k:
+                i += 1
+            below, cost = known[i][0], known[i][1].estimate
+            if i + 1 < len(known):
+                above, higher = known[i + 1][0], known[i + 1][1].estimate
+                costs.append(cost + (higher - cost) * (k - below) / (above - below))
+            else:
+                costs.append(cost * (1 + SLOPE * (k - below)))
+        return costs
+
+
+@final
+@frozen
+class Choice:
+    """Why a step took its γ: what each γ from 0 on promised, in tokens and in seconds.
+
+    `position` is where the first draft stands in the text, `seen` how many drafts were looked at before deciding, and
+    `lost` the seconds that the text has lost to drafting so far (negative: gained). Nothing is promised while the
+    target's pass over one token is not known.
+    """
+
+    position: int
+    seen: int
+    gamma: int
+    tokens: tuple[float, ...]
+    seconds: tuple[float, ...]
+    lost: float
+
+
+def untold(choice: Choice) -> None:
+    """Nobody listens."""
+
+
+@final
+@define(eq=False)
+class _Drafting:
+    """What drafts take: the first of a text (the drafter reads the prompt), the first of a step, and all others."""
+
+    _meeting: _Durations = field(factory=_Durations)
+    _first: _Durations = field(factory=_Durations)
+    _other: _Durations = field(factory=_Durations)
+
+    def note(self, position: int, met: bool, seconds: float) -> None:
+        kind = self._other if position else self._first if met else self._meeting
+        kind.note(seconds)
+
+    @property
+    def known(self) -> bool:
+        return bool(self._first.count and self._other.count)
+
+    @property
+    def meeting(self) -> float:
+        return self._meeting.estimate
+
+    def seconds(self, drafts: int) -> float:
+        """What a step's drafts take. What was never timed takes nothing, so that it soon is timed."""
+        return self._first.estimate + (drafts - 1) * self._other.estimate if drafts > 0 else 0.0
+
+
+@final
+@define(eq=False)
+class _Draft:
+    """A draft in the making: what was pulled from the stream, up to `most`.
+
+    The first `drawn` proposals have to be taken: the last of them was drawn from a spread law.
+    """
+
+    stream: Iterator[Proposal]
+    most: int
+    proposals: list[Proposal] = field(factory=list)
+    drawn: int = 0
+    seconds: float = 0.0
+    asked: bool = False
+    _ended: bool = False
+
+    @property
+    def goes_on(self) -> bool:
+        return not self._ended and len(self.proposals) < self.most
+
+    @property
+    def offered(self) -> int:
+        """How long the drafter's whole draft is; 0 while it is not known."""
+        return 0 if self.goes_on else len(self.proposals)
+
+    def pull(self) -> None:
+        self.asked = True
+        proposal = next(self.stream, None)
+        if proposal is None:
+            self._ended = True
+            return
+        self.proposals.append(proposal)
+        if not isinstance(proposal.q, PointMass):
+            self.drawn = len(self.proposals)
+
+    def watched(self, start: int) -> _Watched | None:
+        if not self.proposals:
+            return None
+        tokens = tuple([proposal.token for proposal in self.proposals])
+        return _Watched(start, tokens, tuple([proposal.source for proposal in self.proposals]), self.offered)
+
+
+@final
+@frozen(eq=False)
+class _Watched:
+    """Drafts that the text is compared with as it comes, taken or not."""
+
+    start: int
+    tokens: Tokens
+    sources: tuple[str, ...]
+    offered: int
+    learnt: int = 0
+
+
+@final
+@frozen(eq=False)
+class _Text:
+    """A text between two steps: the seconds lost to drafting, whether the drafter has met it, and what is watched."""
+
+    lost: float = 0.0
+    met: bool = False
+    watched: _Watched | None = None
+
+
+@final
+@frozen(eq=False)
+class _Taken:
+    """What a step did, until the next one tells what came of it. Nothing is promised where the prompt is read."""
+
+    step: int
+    start: int
+    gamma: int
+    drafting: float
+    promised: float | None
+    watched: _Watched | None
+
+
+@final
+@define(eq=False)
+class _Count:
+    """How many drafts were judged and accepted, recent ones counting more."""
+
+    accepted: float = 0.0
+    judged: float = 0.0
+    step: int = 0
+    text: int = 0
+
+
+@final
+@define(eq=False)
+class _Acceptance:
+    """Acceptance by source, length of the draft, and position: counts that fade, each leaning on a coarser one.
+
+    A source's drafts of one length lean on its drafts of any length, those on the position before, and the first
+    position on `PRIOR`; what is leant on counts for `WEIGHT` drafts.
+    """
+
+    step: int = 0
+    _text: int = 0
+    _source: str = ""
+    _counts: dict[tuple[str, int, int], _Count] = field(factory=dict)
+
+    def begin(self) -> None:
+        """A new text."""
+        self._text += 1
+
+    def chances(self, draft: _Draft, most: int) -> list[float]:
+        """The acceptance at each position up to `most`. Drafts yet to come are thought to be of the last source."""
+        sources = [proposal.source for proposal in draft.proposals]
+        lengths = (0, draft.offered) if draft.offered else (0,)
+        chance, chances = PRIOR, []
+        for i in range(most):
+            source = sources[i] if i < len(sources) else self._source
+            for length in lengths:
+                count = self._counts.get((source, length, i))
+                if count is not None:
+                    kept = self._kept(count)
+                    chance = (kept * count.accepted + WEIGHT * chance) / (kept * count.judged + WEIGHT)
+            chances.append(chance)
+        return chances
+
+    def learn(self, watched: _Watched, tokens: Tokens) -> _Watched | None:
+        """What is left to be watched, once what the text tells about these drafts by now is learnt."""
+        came = tokens[watched.start : watched.start + len(watched.tokens)]
+        accepted = common_prefix(came, watched.tokens)
+        refused = accepted < len(came)
+        for i in range(watched.learnt, accepted + refused):
+            for length in {0, watched.offered}:
+                count = self._counts.setdefault((watched.sources[i], length, i), _Count())
+                kept = self._kept(count)
+                count.accepted = kept * count.accepted + (i < accepted)
+                count.judged = kept * count.judged + 1
+                count.step, count.text = self.step, self._text
+        self._source = watched.sources[0]
+        return None if refused or accepted == len(watched.tokens) else evolve(watched, learnt=accepted)
+
+    def _kept(self, count: _Count) -> float:
+        """How much of a count still counts."""
+        faded = FADE ** (self.step - count.step)
+        return faded if count.text == self._text else min(faded, OTHERS / max(count.judged, OTHERS))
+
+
+@final
+@define(eq=False)
+class CostAware:
+    """The γ with the most expected tokens per second on this machine, from 0 to `most`.
+
+    maximise (1 + Σ_{i ≤ γ} Π_{j ≤ i} a_j) / (t(γ + 1) + d(γ))
+
+    t comes from `meter`, which has to be the one that times the target. d, the time that γ drafts take, is measured
+    here. a_j, the acceptance of the j-th draft once those before it stand, is learnt from the texts, by source and by
+    how many drafts it offered, recent ones counting more. Certain drafts that cost next to nothing are looked at before
+    γ is chosen, and those not taken are still compared with the text that comes, so that γ = 0 learns as well.
+
+    A text may lose `ADVANCE` passes to drafting and `LOSS` of a pass for each token. A γ that is likely to lose more,
+    were its first draft refused, is not taken; so a drafter that is always wrong, or dear, costs little. Whether a
+    draft is taken is decided before it is drawn, or it is certain: the text's law is the target's whatever the clock
+    says.
+
+    `tell` hears of each choice. One policy serves one drafter, for many texts, and what it learnt stays with it; only
+    one text at a time teaches it. most ≥ 1, else `DecodeError`.
+    Source: Leviathan et al. 2211.17192, section 3.3, where one α and one cost ratio c stand for what is measured here.
+    """
+
+    meter: CostMeter
+    most: int = 16
+    tell: Callable[[Choice], object] = untold
+    _drafting: _Drafting = field(init=False, factory=_Drafting, repr=False)
+    _acceptance: _Acceptance = field(init=False, factory=_Acceptance, repr=False)
+    _taken: _Taken | None = field(init=False, default=None, repr=False)
+    _steps: int = field(init=False, default=0, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        if self.most < 1:
+            raise DecodeError("most", "the largest gamma is below 1", self.most, "draft at least one token")
+
+    def __call__(self, stream: Iterator[Proposal], state: DecodeState, /) -> tuple[tuple[Proposal, ...], Pace]:
+        costs = self.meter.seconds(self.most + 1)
+        text = self._settled(state, costs)
+        draft = _Draft(stream, min(self.most if costs is None else len(costs) - 1, state.room - 1))
+        if costs is not None:
+            gamma, tokens, seconds = self._chosen(draft, costs, text, state)
+        else:  # nothing can be weighed yet, but while the prompt is read the drafter may read it too
+            if not state.pace:
+                self._pull(draft, text)
+            gamma, tokens, seconds = len(draft.proposals), (), ()
+        self._steps += 1
+        watched = text.watched or draft.watched(len(state.tokens))
+        promised = seconds[gamma] if state.pace and seconds else None
+        self._taken = _Taken(self._steps, len(state.tokens), gamma, draft.seconds, promised, watched)
+        self.tell(Choice(len(state.tokens), len(draft.proposals), gamma, tokens, seconds, text.lost))
+        return tuple(draft.proposals[:gamma]), (self._steps, text.lost, text.met or draft.asked)
+
+    def _settled(self, state: DecodeState, costs: Sequence[float] | None) -> _Text:
+        """The text up to here, once what became of the last step is counted and learnt."""
+        if not state.pace:
+            self._acceptance.begin()
+            return _Text()
+        step, lost, met = state.pace
+        self._acceptance.step += 1
+        taken = self._taken
+        if taken is None or taken.step != step:  # another text came between, or this state is stepped again
+            return _Text(lost, bool(met))
+        if costs is not None and taken.promised is not None:
+            # A stall is nobody's loss: no step is charged with more than thrice what it promised to take.
+            took = min(costs[taken.gamma] + taken.drafting, 3 * taken.promised)
+            lost += took - costs[0] * (len(state.tokens) - taken.start)
+        watched = None if taken.watched is None else self._acceptance.learn(taken.watched, state.tokens)
+        return _Text(lost, bool(met), watched)
+
+    def _chosen(
+        self, draft: _Draft, costs: Sequence[float], text: _Text, state: DecodeState
+    ) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
+        """γ, and what each γ promises in tokens and in seconds, with as many drafts pulled as it takes to tell."""
+        credit = costs[0] * (ADVANCE + LOSS * len(state.output)) - text.lost
+        free = self._drafting.known and self._drafting.seconds(draft.most) <= LOOK * costs[0]
+        if not free and not text.met and state.pace:
+            credit -= self._drafting.meeting
+
+        def best(tokens: Sequence[float], seconds: Sequence[float]) -> int:
+            refused = max(DOUBT, 2 - tokens[1]) if len(tokens) > 1 else 1.0
+            safe = [g for g in range(draft.drawn + 1, len(tokens)) if refused * (seconds[g] - costs[0]) <= credit]
+            return max((draft.drawn, *safe), key=lambda gamma: tokens[gamma] / seconds[gamma])
+
+        while draft.goes_on:
+            looking = free and not draft.drawn
+            if not looking and best(*self._promised(draft, costs)) <= len(draft.proposals):
+                break
+            self._pull(draft, text)
+        tokens, seconds = self._promised(draft, costs)
+        gamma = min(len(draft.proposals), best(tokens, seconds))
+        if not draft.drawn and self.meter.stale and tokens[gamma] / seconds[gamma] < CLOSE / seconds[0]:
+            gamma = 0
+        return gamma, tokens, seconds
+
+    def _promised(self, draft: _Draft, costs: Sequence[float]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """For γ = 0, 1, …: the tokens that a step is expected to add, and the seconds it is expected to take."""
+        pulled = len(draft.proposals)
+        most = draft.most if draft.goes_on else pulled
+        survival = accumulate(self._acceptance.chances(draft, most), mul)
+        seconds = [costs[gamma] + self._drafting.seconds(max(gamma, pulled)) for gamma in range(most + 1)]
+        return tuple(accumulate(survival, initial=1.0)), tuple(seconds)
+
+    def _pull(self, draft: _Draft, text: _Text) -> None:
+        """One more draft, or the stream's end, timed."""
+        position, met = len(draft.proposals), text.met or draft.asked
+        began = self.meter.clock()
+        draft.pull()
+        seconds = self.meter.clock() - began
+        self._drafting.note(position, met, seconds)
+        if met:
+            draft.seconds += seconds

@@ -1,0 +1,538 @@
+"""The benchmark: its numbers are right, whoever decodes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import final
+
+import pytest
+import torch
+from attrs import define, evolve, frozen
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from torch import Tensor
+from torch.nn import Module
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from typing_extensions import override
+
+from specflow import (
+    DecodeError,
+    Fixed,
+    GreedyProcessor,
+    PointMass,
+    Proposal,
+    Step,
+    Tokens,
+    autoregressive_step,
+    speculative_step,
+)
+from specflow.bench import command, read_prompts
+from specflow.bench.context import Context, composed
+from specflow.bench.decoders import Decoder, Models, decoder
+from specflow.bench.measure import Plan, Round, Run, measure, run_one, warmed_up
+from specflow.bench.prompts import Prompt, spread
+from specflow.bench.report import Report, build, show, to_json
+from specflow.bench.stopwatch import Pass
+from specflow.bench.summary import Position, bootstrap, compare, pass_costs, positions, summarise
+from specflow.cli import main
+from specflow.models import Loaded
+from tests.toys import VOCABULARY, disturbed, oracle, tiny_llama
+
+PROMPTS = (
+    Prompt(1, "chat", ("w5 w6 w7 w5 w6 w7 w5 w6",)),
+    Prompt(2, "chat", ("w9 w3",)),
+    Prompt(3, "code", ("w1 w2 w3 w4 w1 w2 w3 w4 w1 w2 w3 w4",)),
+)
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Each token is a word: w5 is 5."""
+    words = Tokenizer(WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w0"))
+    words.pre_tokenizer = Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w0")
+
+
+def plan_of(model: PreTrainedModel, *labels: str, assistant: Module | None = None, repeats: int = 1) -> Plan:
+    models = Models({"": model}, assistant)
+    decoders = tuple([decoder(label, models).unwrap() for label in labels])
+    loaded = Loaded(model, tokenizer())
+    return Plan(loaded, models, decoders, PROMPTS, GreedyProcessor(), max_new_tokens=24, repeats=repeats)
+
+
+def prompt_ids(prompt: Prompt) -> list[int]:
+    return [int(word[1:]) for word in prompt.text.split()]
+
+
+@final
+@define
+class Hand:
+    """A clock that moves only when somebody works."""
+
+    now: float = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@final
+class Slow(Module):
+    """A model whose call takes 1 + 0.125 k seconds of a hand-moved clock and that always predicts token + 1."""
+
+    def __init__(self, hand: Hand) -> None:
+        super().__init__()
+        self.hand = hand
+
+    @override
+    def forward(self, input_ids: Tensor) -> object:
+        self.hand.now += 1 + 0.125 * input_ids.shape[-1]
+        logits = torch.zeros(1, input_ids.shape[-1], VOCABULARY)
+        logits[0, torch.arange(input_ids.shape[-1]), (input_ids[0] + 1) % VOCABULARY] = 1.0
+        return Output(logits)
+
+
+@final
+@frozen(eq=False)
+class Output:
+    logits: Tensor
+
+
+@final
+class Working(GreedyProcessor):
+    """Greedy, and busy for 0.0625 s each time: time that is neither the target's nor the drafter's."""
+
+    def __init__(self, hand: Hand) -> None:
+        super().__init__()
+        self.hand = hand
+
+    @override
+    def laws(self, tokens: Tokens, logits: Tensor, /) -> tuple[PointMass, ...]:
+        self.hand.now += 0.0625
+        return tuple([PointMass(int(token)) for token in logits.argmax(dim=-1)])
+
+
+def test_the_time_of_a_text_is_split_exactly() -> None:
+    hand = Hand()
+
+    def counting(tokens: Tokens) -> Iterator[Proposal]:
+        for token in (tokens[-1] + 1, tokens[-1] + 2, 0):  # right, right, wrong
+            hand.now += 0.25
+            yield Proposal(token % VOCABULARY, PointMass(token % VOCABULARY))
+
+    def compose(context: Context) -> Step:
+        return speculative_step(context.timed(counting), context.target, context.processor, context.rng, Fixed(3))
+
+    base = plan_of(tiny_llama())
+    slow = Slow(hand)
+    plan = evolve(
+        base,
+        models=Models({"": slow}),
+        processor=Working(hand),
+        clock=hand,
+        decoders=(Decoder("mine", "", composed(compose)),),
+    )
+    prompt = Prompt(1, "chat", ("w5 w6",))
+    run = run_one(
+        plan,
+        plan.decoders[0],
+        prompt,
+        plan.state(prompt).unwrap(),
+        0,
+    )
+
+    assert run.output == tuple(range(7, 31))
+    first, *rest = run.rounds
+    # Without a cache the whole text is fed: 2 tokens and 3 drafts.
+    assert first == Round(3, 3, 2, (Pass(5, 1.625),), 0.75, 1.625 + 0.75 + 0.0625)
+    for i, one in enumerate(rest[:-1], 1):
+        assert one.passes == (Pass(5 + 3 * i, 1 + 0.125 * (5 + 3 * i)),)
+        assert one.own == pytest.approx(0.0625)
+    assert run.seconds == sum(one.seconds for one in run.rounds)
+    assert all(one.target + one.drafting + one.own == pytest.approx(one.seconds) for one in run.rounds)
+
+    summary = summarise([run], "mine", "", pass_costs([run], {"mine": ""}))
+    assert summary.tokens_per_pass == 24 / len(run.rounds)
+    split = summary.split
+    assert split is not None
+    assert split.target + split.drafting + split.own == pytest.approx(1.0)
+    assert split.own_microseconds == pytest.approx(62500)
+    whole = sum(one.seconds for one in rest)
+    assert split.drafting == pytest.approx(sum(one.drafting for one in rest) / whole)
+    assert summary.achieved == pytest.approx(sum(one.target for one in rest) / whole)
+
+
+def test_every_decoder_writes_the_oracles_text_and_its_counts_fit() -> None:
+    model = tiny_llama(3)
+    helper = disturbed(model, 1, 0.05)
+    before = helper.generation_config.to_dict()
+    labels = ("autoregressive", "llm@3", "generate", "hf-lookup@4", "hf-lookup-3@4", "hf-assistant@3")
+    plan = plan_of(model, *labels, assistant=helper)
+    runs = list(measure(plan))
+    assert len(runs) == len(PROMPTS) * len(labels) == plan.texts
+
+    for run in runs:
+        prompt = PROMPTS[run.question_id - 1]
+        assert list(run.output) == oracle(prompt_ids(prompt), model, 24, plan.loaded.stop)
+        assert run.prompt_tokens == len(prompt_ids(prompt))
+        assert sum(one.tokens for one in run.rounds) == len(run.output)
+        assert all(one.accepted <= one.drafted for one in run.rounds)
+        assert all(one.tokens == one.accepted + 1 for one in run.rounds[:-1])
+        assert [len(one.passes) for one in run.rounds] == [1] * len(run.rounds)
+        fed = [one.passes[0].fed for one in run.rounds]
+        assert fed == [one.drafted + (1 if i else run.prompt_tokens) for i, one in enumerate(run.rounds)]
+    by_label = {label: [run for run in runs if run.decoder == label] for label in labels}
+    for label in ("autoregressive", "generate"):
+        assert all(one.drafted == 0 for run in by_label[label] for one in run.rounds)
+        assert all(len(run.rounds) == len(run.output) for run in by_label[label])
+    for label in ("llm@3", "hf-assistant@3"):  # a good drafter: fewer passes than tokens, the drafting is seen
+        assert sum(len(run.rounds) for run in by_label[label]) < 0.7 * sum(len(run.output) for run in by_label[label])
+        assert all(run.rounds[0].drafting > 0 for run in by_label[label])
+    assert helper.generation_config.to_dict() == before
+    assert not model._forward_hooks
+    assert not model._forward_pre_hooks
+
+    report = build(plan, runs, "autoregressive", (), {})
+    assert list(report.identities) == list(labels[1:])
+    assert all((one.equal, one.compared) == (3, 3) for one in report.identities.values())
+
+
+def test_a_model_that_drafts_for_itself_drafts() -> None:
+    model = tiny_llama(3)
+    for run in measure(plan_of(model, "llm@3", assistant=model)):
+        assert sum(len(one.passes) for one in run.rounds) == len(run.rounds) == 6
+        assert all(one.drafting > 0 for one in run.rounds[:-1])
+
+
+def test_decoders_take_turns() -> None:
+    plan = plan_of(tiny_llama(), "autoregressive", "generate", repeats=2)
+    order = [(run.question_id, run.repeat, run.decoder) for run in measure(plan)]
+    assert order[:4] == [(1, 0, "autoregressive"), (1, 0, "generate"), (1, 1, "generate"), (1, 1, "autoregressive")]
+    assert len(set(order)) == 12
+
+
+def test_a_text_that_differs_is_found_with_its_margin() -> None:
+    model = tiny_llama(3)
+
+    def forgetful(context: Context) -> Step:
+        """Decodes as if the text began 4 tokens before its end, from the sixth new token on."""
+
+        def target(tokens: Tokens, last: int) -> Tensor:
+            return context.target(tokens[-4:] if len(tokens) > 7 else tokens, last)
+
+        return autoregressive_step(target, context.processor, context.rng)
+
+    plan = plan_of(model, "autoregressive")
+    plan = evolve(plan, prompts=PROMPTS[1:2], decoders=(*plan.decoders, Decoder("forgetful", "", composed(forgetful))))
+    runs = list(measure(plan))
+    right, wrong = runs[0].output, runs[1].output
+    same = build(plan, runs, "autoregressive", (), {}).identities["forgetful"]
+    assert (same.compared, same.equal) == (1, 0)
+    (difference,) = same.differences
+    assert difference.position >= 6
+    assert right[: difference.position] == wrong[: difference.position]
+    assert right[difference.position] != wrong[difference.position]
+    with torch.no_grad():
+        logits = model(torch.tensor([[*prompt_ids(PROMPTS[1]), *right[: difference.position]]])).logits[0, -1]
+    best = logits.sort(descending=True).values
+    assert difference.margin == pytest.approx(float(best[0] - best[1]), rel=1e-5)
+
+
+def synthetic(label: str, question_id: int, seconds: list[float], tokens: int = 1, category: str = "chat") -> Run:
+    rounds = tuple([Round(tokens, tokens, tokens - 1, (Pass(tokens, each / 2),), each / 4, each) for each in seconds])
+    return Run(label, question_id, category, 0, 5, (0,) * (tokens * len(rounds)), rounds, sum(seconds))
+
+
+def test_ratios_are_paired_by_prompt_and_leave_the_prefill_out_or_in() -> None:
+    runs = [
+        synthetic("slow", 1, [1.0, 2.0, 2.0]),
+        synthetic("fast", 1, [1.0, 1.0, 1.0]),
+        synthetic("slow", 2, [1.0, 8.0, 8.0]),
+        synthetic("fast", 2, [1.0, 2.0, 2.0]),
+        synthetic("slow", 3, [1.0, 3.0, 3.0]),
+        synthetic("fast", 3, [1.0, 1.0, 1.0]),
+        synthetic("fast", 4, [1.0, 1.0, 1.0]),  # not measured with both: left out
+        synthetic("slow", 5, [1.0]),
+        synthetic("fast", 5, [1.0]),  # one round only: it has no decoding rate
+    ]
+    comparison = compare(runs, "fast", "slow")
+    assert comparison is not None
+    assert comparison.ratios == {1: 2.0, 2: 4.0, 3: 3.0}
+    assert (comparison.decode.median, comparison.decode.worst, comparison.decode.worst_prompt) == (3.0, 2.0, 1)
+    assert comparison.total.median == pytest.approx((5 / 3 + 7 / 3) / 2)  # of 5/3, 17/5, 7/3 and 1
+    assert compare(runs, "fast", "absent") is None
+
+
+def test_repeats_are_reduced_to_their_median() -> None:
+    runs = [evolve(synthetic("a", 1, [1.0, each]), repeat=i) for i, each in enumerate((1.0, 1.0, 50.0))]
+    runs += [evolve(synthetic("b", 1, [1.0, each]), repeat=i) for i, each in enumerate((2.0, 90.0, 2.0))]
+    comparison = compare(runs, "a", "b")
+    assert comparison is not None
+    assert comparison.decode.median == 2.0
+
+
+def test_the_bootstrap_on_known_data() -> None:
+    same = bootstrap(dict.fromkeys(range(20), 1.5))
+    assert (same.median, same.low, same.high) == (1.5, 1.5, 1.5)
+    # The median of three resampled values is the smallest with probability 7/27, the largest as often: more than 2.5 %.
+    three = bootstrap({1: 1.0, 2: 2.0, 3: 3.0})
+    assert (three.median, three.low, three.high) == (2.0, 1.0, 3.0)
+    # Of 101 values 0..100 the resampled median has a standard deviation of about 101 / (2 √101).
+    many = bootstrap({i: float(i) for i in range(101)}, resamples=20000)
+    assert many.median == 50.0
+    assert many.low == pytest.approx(50 - 1.96 * 101 / (2 * 101**0.5), abs=1.0)
+    assert many.high == pytest.approx(50 + 1.96 * 101 / (2 * 101**0.5), abs=1.0)
+    assert (many.worst, many.worst_prompt, many.prompts) == (0.0, 0, 101)
+
+
+def test_acceptance_by_position() -> None:
+    assert positions([]) == ()
+    assert positions([(0, 0), (2, 2), (3, 0)]) == (Position(2, 1), Position(1, 1))
+    assert positions([(4, 2)]) == (Position(1, 1), Position(1, 1), Position(1, 0))
+
+
+def test_pass_costs_pool_the_decoders_of_one_model() -> None:
+    runs = [synthetic("a", 1, [9.0, 2.0, 4.0]), synthetic("b", 1, [9.0, 6.0, 8.0]), synthetic("c", 1, [9.0, 100.0])]
+    costs = pass_costs(runs, {"a": "", "b": "", "c": "other"})
+    assert costs == {("", 1, 1): 2.5, ("other", 1, 1): 50.0}
+    summary = summarise(runs, "a", "", costs)
+    assert summary.achieved == pytest.approx((2.5 + 2.5) / 6.0)
+    assert summary.split is not None
+    assert (summary.split.target, summary.split.drafting, summary.split.own) == (0.5, 0.25, 0.25)
+
+
+def test_our_prompts() -> None:
+    prompts = read_prompts().unwrap()
+    categories = ["chat", "translation", "summarising", "code edits", "extraction", "arithmetic"]
+    assert [prompt.category for prompt in spread(prompts, 6)] == categories
+    assert spread(prompts, None) == prompts
+    assert len({prompt.text for prompt in prompts}) == 36
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("", "holds no prompts"),
+        ('{"question_id": 1, "category": "a", "turns": ["?"]}\nnonsense', "line 2 of"),
+        ('{"question_id": 1, "category": "a", "turns": []}', "line 1 of"),
+        ('{"question_id": 1, "turns": ["?"]}', "line 1 of"),
+        ('{"question_id": 1, "category": "a", "turns": ["?"]}\n' * 2, "a question_id occurs twice"),
+    ],
+)
+def test_prompts_that_cannot_be_read(tmp_path: Path, text: str, complaint: str) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(text, encoding="utf-8")
+    assert complaint in str(read_prompts(path).failure())
+    assert "cannot be read" in str(read_prompts(tmp_path / "missing.jsonl").failure())
+
+
+@pytest.mark.parametrize(
+    ("label", "complaint"),
+    [
+        ("sufix@5", "no decoder has this name"),
+        ("llm@0", "no decoder has this name"),
+        ("llm@5", "no assistant model"),
+        ("hf-assistant", "no assistant model"),
+        ("other/generate", "no such model was made"),
+        ("plain/generate", "its own models only"),
+        ("nowhere:step", "cannot be imported"),
+        ("specflow.bench:nothing", "cannot be imported"),
+    ],
+)
+def test_decoders_that_cannot_run(label: str, complaint: str) -> None:
+    models = Models({"": tiny_llama(), "plain": Slow(Hand())})
+    assert complaint in str(decoder(label, models).failure())
+
+
+def test_a_decoder_that_fails_in_the_warm_up_is_known_before_the_measurement() -> None:
+    def broken(context: Context) -> Step:
+        raise DecodeError("gamma", "it is broken", 0, "mend it")
+
+    plan = plan_of(tiny_llama(), "autoregressive")
+    assert warmed_up(plan, plan.decoders[0]).unwrap() is plan.decoders[0]
+    failure = warmed_up(plan, Decoder("broken", "", composed(broken))).failure()
+    assert "it failed in the warm-up (it is broken" in str(failure)
+
+
+@final
+class Page(HTMLParser):
+    """What is in a page; its tags must nest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.links: list[str] = []
+        self.words: list[str] = []
+
+    @override
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        if tag not in {"meta", "br"}:
+            self.open.append(tag)
+        self.links += [value or "" for name, value in attrs if name in {"href", "src", "xlink:href"}]
+
+    @override
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        self.open.pop()
+
+    @override
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    @override
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def some_report() -> Report:
+    plan = plan_of(tiny_llama(3), "autoregressive", "generate", "hf-lookup@4")
+    return build(plan, list(measure(plan)), "autoregressive", (), {"model": "a <tiny> model"})
+
+
+def test_the_page_opens_offline_and_says_what_was_measured() -> None:
+    pytest.importorskip("matplotlib")
+    from specflow.bench.page import to_html  # noqa: PLC0415 - an optional extra
+
+    report = some_report()
+    page = Page()
+    page.feed(to_html(report))
+    page.close()
+    assert page.open == []
+    assert page.tags.count("svg") == 4
+    assert "script" not in page.tags
+    assert all(link.startswith("#") for link in page.links)
+    text = " ".join(page.words)
+    assert "a <tiny> model" in text
+    for one in report.summaries:
+        assert one.decoder in text
+        assert f"{one.tokens_per_pass:.2f}" in text
+
+
+def test_the_terminal_and_the_json_say_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    from rich.console import Console  # noqa: PLC0415
+
+    report = some_report()
+    show(report, Console(width=160))
+    printed = capsys.readouterr().out
+    written = json.loads(to_json(report))
+    assert [one["decoder"] for one in written["summaries"]] == ["autoregressive", "generate", "hf-lookup@4"]
+    for one in written["summaries"]:
+        assert f"{one['tokens_per_pass']:.2f}" in printed
+    assert "3/3" in printed
+    assert len(written["runs"]) == 9
+    assert written["runs"][0]["output"] == list(report.runs[0].output)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> str:
+    """A tiny model in a directory, with its tokenizer."""
+    model = tiny_llama(3, dtype=torch.float32)
+    model.save_pretrained(tmp_path / "model")
+    tokenizer().save_pretrained(tmp_path / "model")
+    (tmp_path / "prompts.jsonl").write_text(
+        "\n".join(
+            json.dumps({"question_id": one.question_id, "category": one.category, "turns": list(one.turns)})
+            for one in PROMPTS
+        ),
+        encoding="utf-8",
+    )
+    return str(tmp_path / "model")
+
+
+MINE = """
+from specflow import Fixed, PointMass, Proposal, speculative_step
+
+def repeat_last(tokens):
+    while True:
+        yield Proposal(tokens[-1], PointMass(tokens[-1]), "mine")
+
+def step(context):
+    drafter = context.timed(repeat_last)
+    return speculative_step(drafter, context.target, context.processor, context.rng, Fixed(2))
+"""
+
+
+def test_the_command(
+    saved: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "my_decoders.py").write_text(MINE, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    arguments = ["bench", "--model", saved, "--prompts", "prompts.jsonl", "--max-new-tokens", "8", "--limit", "2"]
+    arguments += ["--decoders", "autoregressive", "my_decoders:step", "hf-assistant@2", "hf-assistant", "missing:step"]
+    arguments += ["--assistant", saved, "--json", "out.json", "--html", "out.html"]
+    monkeypatch.setattr(command, "_can_draw", lambda: False)
+    assert main(arguments) == 0
+    output = capsys.readouterr()
+    assert "absent: missing:step" in output.out
+    assert "absent: out.html: matplotlib or jinja2 is not installed; run `pip install 'specflow[bench]'`" in " ".join(
+        output.err.split()
+    )
+    assert not (tmp_path / "out.html").exists()
+    written = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+    assert len(written["runs"]) == 2 * 4
+    mine = next(one for one in written["summaries"] if one["decoder"] == "my_decoders:step")
+    assert mine["drafted"] > 0
+    assert written["identities"]["my_decoders:step"]["equal"] == 2
+
+
+@pytest.mark.parametrize(
+    ("extra", "complaint"),
+    [
+        (["--prompts", "missing.jsonl"], "the prompts cannot be read"),
+        (["--baseline", "llm@5"], "the baseline is not among the decoders that run"),
+        (["--decoders", "nonsense"], "no decoder can run"),
+        (["--temperature", "0"], "temperature is not a positive number"),
+        (["--max-new-tokens", "-1"], "the number of new tokens is negative"),
+    ],
+)
+def test_the_command_refuses(saved: str, extra: list[str], complaint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    prompts = str(Path(saved).parent / "prompts.jsonl")
+    assert main(["bench", "--model", saved, "--prompts", prompts, "--decoders", "autoregressive", *extra]) == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_ctrl_c_reports_what_is_complete(
+    saved: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(plan: Plan) -> Iterator[Run]:
+        for i, run in enumerate(measure(plan)):
+            if i == 3:
+                raise KeyboardInterrupt
+            yield run
+
+    monkeypatch.setattr(command, "measure", interrupted)
+    out = Path(saved).parent / "out.json"
+    prompts = str(Path(saved).parent / "prompts.jsonl")
+    arguments = ["bench", "--model", saved, "--prompts", prompts, "--max-new-tokens", "4", "--json", str(out)]
+    assert main([*arguments, "--decoders", "autoregressive", "generate"]) == 130
+    assert len(json.loads(out.read_text(encoding="utf-8"))["runs"]) == 2
+    assert "generate" in capsys.readouterr().out
+
+
+def test_other_models_are_made_by_a_function(saved: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_models.py").write_text("import copy\n\n\ndef twin(model):\n    return copy.deepcopy(model)\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    arguments = ["bench", "--model", saved, "--prompts", "prompts.jsonl", "--max-new-tokens", "4", "--json", "out.json"]
+    arguments += ["--also", "twin=my_models:twin", "--decoders", "autoregressive", "twin/autoregressive"]
+    assert main(arguments) == 0
+    written = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+    assert written["identities"]["twin/autoregressive"]["equal"] == 3
+    assert set(written["costs"]) == {"model", "twin"}
+
+
+def test_sampling_is_seeded_by_the_prompt_and_claims_no_identity() -> None:
+    from specflow import MultinomialProcessor  # noqa: PLC0415
+
+    plan = evolve(plan_of(tiny_llama(3), "autoregressive", "generate"), processor=MultinomialProcessor(1.0))
+    runs = list(measure(plan))
+    again = list(measure(plan))
+    assert [run.output for run in runs] == [run.output for run in again]
+    assert [run.output for run in runs] != [run.output for run in measure(evolve(plan, seed=1))]
+    assert build(plan, runs, "autoregressive", (), {}).identities == {}
