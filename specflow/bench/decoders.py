@@ -16,6 +16,8 @@ from transformers import PreTrainedModel
 from specflow.bench import peers
 from specflow.bench.context import Compose, Context, Prepare, composed
 from specflow.drafters.llm import LLMDrafter
+from specflow.drafters.lookup import PromptLookup
+from specflow.drafters.suffix import SuffixDrafter
 from specflow.errors import DecodeError
 from specflow.gamma import Fixed
 from specflow.predictor import CachedPredictor, fitted, limits_of
@@ -46,7 +48,11 @@ def llm(context: Context) -> Drafter:
     )
 
 
-DRAFTERS: Final[Mapping[str, Callable[[Context], Drafter]]] = {"llm": llm}
+DRAFTERS: Final[Mapping[str, Callable[[Context], Drafter]]] = {
+    "llm": llm,
+    "lookup": lambda context: PromptLookup(),
+    "suffix": lambda context: SuffixDrafter(),
+}
 """Our drafters, each in a speculative step."""
 
 _ASSISTED: Final = frozenset({"llm", "hf-assistant"})
