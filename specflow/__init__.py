@@ -34,6 +34,9 @@ from specflow.gamma import Stop as Stop
 from specflow.gamma import StopAfter as StopAfter
 from specflow.gamma import Unsure as Unsure
 from specflow.gamma import drafter_law as drafter_law
+from specflow.gamma_cost import Choice as Choice
+from specflow.gamma_cost import CostAware as CostAware
+from specflow.gamma_cost import CostMeter as CostMeter
 from specflow.generate import autoregressive_generate as autoregressive_generate
 from specflow.generate import ngram_assisted_speculative_generate as ngram_assisted_speculative_generate
 from specflow.generate import speculative_generate as speculative_generate

@@ -169,7 +169,19 @@ def test_every_decoder_writes_the_oracles_text_and_its_counts_fit() -> None:
     model = tiny_llama(3)
     helper = disturbed(model, 1, 0.05)
     before = helper.generation_config.to_dict()
-    labels = ("autoregressive", "llm@3", "generate", "hf-lookup@4", "hf-lookup-3@4", "hf-assistant@3")
+    labels = (
+        "autoregressive",
+        "llm@3",
+        "suffix",
+        "suffix@cost",
+        "lookup@4",
+        "ngram",
+        "llm@cost",
+        "generate",
+        "hf-lookup@4",
+        "hf-lookup-3@4",
+        "hf-assistant@3",
+    )
     plan = plan_of(model, *labels, assistant=helper)
     runs = list(measure(plan))
     assert len(runs) == len(PROMPTS) * len(labels) == plan.texts
@@ -335,6 +347,7 @@ def test_prompts_that_cannot_be_read(tmp_path: Path, text: str, complaint: str) 
         ("sufix@5", "no decoder has this name"),
         ("llm@0", "no decoder has this name"),
         ("llm@5", "no assistant model"),
+        ("generate@cost", "no decoder has this name"),
         ("hf-assistant", "no assistant model"),
         ("other/generate", "no such model was made"),
         ("plain/generate", "its own models only"),

@@ -23,7 +23,7 @@ from specflow.errors import DecodeError, unwrap
 from specflow.models import SMOLLM2, DType, load
 from specflow.processors import GreedyProcessor, MultinomialProcessor
 
-DECODERS: Final = ("autoregressive", "generate", "hf-lookup@10")
+DECODERS: Final = ("autoregressive", "suffix@cost", "generate", "hf-lookup@10")
 
 PIPED: Final = 130
 """The width of the tables where they go to a file and not to a terminal."""

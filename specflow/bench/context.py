@@ -30,6 +30,7 @@ class Context:
     processor: LogitsProcessor
     rng: Randomness
     tokenizer: PreTrainedTokenizerBase
+    prompt: Tokens
     assistant: Module | None
     stopwatch: Stopwatch
 

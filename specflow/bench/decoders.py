@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from importlib import import_module
-from typing import Final, cast, final
+from typing import Final, TypeAlias, cast, final
 
 from attrs import frozen
 from returns.result import Failure, Result, Success
@@ -15,14 +15,18 @@ from transformers import PreTrainedModel
 
 from specflow.bench import peers
 from specflow.bench.context import Compose, Context, Prepare, composed
-from specflow.drafters.llm import LLMDrafter
-from specflow.drafters.lookup import PromptLookup
-from specflow.drafters.suffix import SuffixDrafter
+from specflow.bench.stopwatch import clock_for
+from specflow.drafters import LLMDrafter, NGramDrafter, NGramStorage, PromptLookup, SuffixDrafter
 from specflow.errors import DecodeError
 from specflow.gamma import Fixed
+from specflow.gamma_cost import CostAware, CostMeter
 from specflow.predictor import CachedPredictor, fitted, limits_of
-from specflow.state import Drafter, GammaPolicy, Step
-from specflow.steps import autoregressive_step, speculative_step
+from specflow.stages import UpdateNgram
+from specflow.state import Drafter, GammaPolicy, Predictor, Step
+from specflow.steps import autoregressive_step, ngram_step, speculative_step
+
+Composer: TypeAlias = Callable[[Context, Predictor, GammaPolicy], Step]
+"""A decoder that leaves open how many tokens it drafts, and through which predictor it reads the target."""
 
 PEERS: Final[Mapping[str, Callable[[int | None], Prepare]]] = {
     "generate": lambda gamma: peers.generate(),
@@ -33,8 +37,15 @@ PEERS: Final[Mapping[str, Callable[[int | None], Prepare]]] = {
 """transformers' decoders; `hf-lookup-3` matches up to 3 tokens where transformers' default is 2."""
 
 
-def llm(context: Context) -> Drafter:
-    """The assistant model as drafter."""
+def _with(draft: Callable[[Context], Drafter]) -> Composer:
+    def compose(context: Context, target: Predictor, gamma: GammaPolicy) -> Step:
+        drafter = context.timed(draft(context))
+        return speculative_step(drafter, target, context.processor, context.rng, gamma, prune=(context.target,))
+
+    return compose
+
+
+def _model(context: Context) -> Drafter:
     assistant = context.assistant
     assert assistant is not None
     known, vocab_size = limits_of(assistant), limits_of(context.model).vocab_size
@@ -48,12 +59,20 @@ def llm(context: Context) -> Drafter:
     )
 
 
-DRAFTERS: Final[Mapping[str, Callable[[Context], Drafter]]] = {
-    "llm": llm,
-    "lookup": lambda context: PromptLookup(),
-    "suffix": lambda context: SuffixDrafter(),
+def _with_ngrams(context: Context, target: Predictor, gamma: GammaPolicy) -> Step:
+    storage = NGramStorage(4, limits_of(context.model).vocab_size or len(context.tokenizer))
+    storage.initialize(context.prompt)
+    drafter, update = context.timed(NGramDrafter(storage)), UpdateNgram(storage)
+    return ngram_step(drafter, target, context.processor, context.rng, update, gamma, prune=(context.target,))
+
+
+DRAFTERS: Final[Mapping[str, tuple[Composer, int]]] = {
+    "llm": (_with(_model), 5),
+    "suffix": (_with(lambda context: SuffixDrafter()), 20),
+    "lookup": (_with(lambda context: PromptLookup()), 10),
+    "ngram": (_with_ngrams, 5),
 }
-"""Our drafters, each in a speculative step."""
+"""Our drafters, each in a step, and the gamma they get where none is named."""
 
 _ASSISTED: Final = frozenset({"llm", "hf-assistant"})
 
@@ -80,8 +99,9 @@ class Models:
 def decoder(label: str, models: Models) -> Result[Decoder, DecodeError]:
     """The decoder named `[model/]name[@γ]` or `[model/]module:function`, or why it cannot run here.
 
-    `autoregressive`; `generate`, `hf-lookup`, `hf-lookup-3`, `hf-assistant` of transformers; a drafter of ours such as
-    `llm@5`. A function is a `Compose`: it takes a `Context` and gives a `Step`.
+    `autoregressive`; a drafter of ours: `suffix`, `suffix@10`, or `suffix@cost`, which is `CostAware`; `generate`,
+    `hf-lookup@10`, `hf-lookup-3@10`, `hf-assistant` of transformers. A function is a `Compose`: it takes a `Context`
+    and gives a `Step`. What a cost-aware γ learns it keeps from text to text.
     """
     variant, _, name = label.rpartition("/")
     if variant not in models.targets:
@@ -95,22 +115,28 @@ def decoder(label: str, models: Models) -> Result[Decoder, DecodeError]:
 def _prepare(name: str, model: Module, assistant: Module | None) -> Result[Prepare, DecodeError]:
     if ":" in name:
         return imported(name).map(lambda function: composed(cast(Compose, function)))
-    parts = re.fullmatch(r"(?P<base>[a-z0-9-]+)(@(?P<gamma>[1-9]\d*))?", name)
+    parts = re.fullmatch(r"(?P<base>[a-z0-9-]+)(@(?P<gamma>[1-9]\d*|cost))?", name)
     base, gamma = (parts["base"], parts["gamma"]) if parts else (name, None)
-    refusal = _refusal(base, model, assistant)
+    refusal = _refusal(base, gamma, model, assistant)
     if refusal is not None:
         return Failure(refusal)
     if base in PEERS:
         return Success(PEERS[base](None if gamma is None else int(gamma)))
     if base in DRAFTERS:
-        return Success(composed(_speculative(DRAFTERS[base], Fixed() if gamma is None else Fixed(int(gamma)))))
+        composer, usual = DRAFTERS[base]
+        if gamma == "cost":
+            return Success(composed(_cost_aware(composer, model)))
+        policy = Fixed(usual if gamma is None else int(gamma))
+        return Success(composed(lambda context: composer(context, context.target, policy)))
     return Success(composed(_autoregressive))
 
 
-def _refusal(base: str, model: Module, assistant: Module | None) -> DecodeError | None:
+def _refusal(base: str, gamma: str | None, model: Module, assistant: Module | None) -> DecodeError | None:
     known = ("autoregressive", *DRAFTERS, *PEERS)
-    if base not in known:
-        return DecodeError("decoders", "no decoder has this name", base, f"use {', '.join(known)}, or module:function")
+    if base not in known or (gamma == "cost" and base not in DRAFTERS):
+        name = base if gamma is None else f"{base}@{gamma}"
+        remedy = f"use {', '.join(known)}, or module:function"
+        return DecodeError("decoders", "no decoder has this name", name, remedy)
     if base in _ASSISTED and assistant is None:
         return DecodeError("decoders", "there is no assistant model", base, "name one with --assistant")
     if base in PEERS and not isinstance(model, PreTrainedModel):
@@ -123,14 +149,10 @@ def _autoregressive(context: Context) -> Step:
     return autoregressive_step(context.target, context.processor, context.rng)
 
 
-def _speculative(draft: Callable[[Context], Drafter], policy: GammaPolicy) -> Compose:
-    def compose(context: Context) -> Step:
-        drafter = context.timed(draft(context))
-        return speculative_step(
-            drafter, context.target, context.processor, context.rng, policy, prune=(context.target,)
-        )
-
-    return compose
+def _cost_aware(composer: Composer, model: Module) -> Compose:
+    meter = CostMeter(clock_for(model))
+    policy = CostAware(meter)
+    return lambda context: composer(context, meter.timed(context.target), policy)
 
 
 def imported(path: str) -> Result[Callable[..., object], DecodeError]:

@@ -8,7 +8,6 @@ from typing import final
 import torch
 from attrs import define, field, frozen
 from returns.result import Failure, Result
-from torch.nn import Module
 
 from specflow.bench.context import Context
 from specflow.bench.decoders import Decoder, Models
@@ -135,11 +134,20 @@ def measure(plan: Plan) -> Iterator[Run]:
 def run_one(plan: Plan, decoder: Decoder, prompt: Prompt, state: DecodeState, repeat: int) -> Run:
     """One text, measured. Its randomness depends on the plan's seed, the prompt and the repeat, not on the decoder."""
     model = plan.models.targets[decoder.model]
-    stopwatch = Stopwatch(plan.clock or clock_for(_device(model)))
+    stopwatch = Stopwatch(plan.clock or clock_for(model))
     target = CachedPredictor(model)
     torch.manual_seed(hash((plan.seed, prompt.question_id, repeat)))
     session = decoder.prepare(
-        Context(model, target, plan.processor, Dice(), plan.loaded.tokenizer, plan.models.assistant, stopwatch)
+        Context(
+            model,
+            target,
+            plan.processor,
+            Dice(),
+            plan.loaded.tokenizer,
+            state.tokens,
+            plan.models.assistant,
+            stopwatch,
+        )
     )
     recorder = _Recorder(stopwatch, len(state.tokens))
     with stopwatch.watching(model):
@@ -189,8 +197,3 @@ class _Recorder:
         self.uncovered = 1
         self._passes, self._drafting = len(self.stopwatch.passes), self.stopwatch.drafting
         self._since = self.stopwatch.clock()
-
-
-def _device(model: Module) -> torch.device:
-    parameter = next(model.parameters(), None)
-    return torch.device("cpu") if parameter is None else parameter.device

@@ -18,8 +18,10 @@ Clock: TypeAlias = Callable[[], float]
 """Seconds since some moment."""
 
 
-def clock_for(device: torch.device) -> Clock:
-    """A clock that first waits for the device, so that work is timed where it is asked for."""
+def clock_for(model: Module) -> Clock:
+    """A clock that first waits for the model's device, so that work is timed where it is asked for."""
+    parameter = next(model.parameters(), None)
+    device = torch.device("cpu") if parameter is None else parameter.device
     if device.type != "cuda":
         return perf_counter
 
