@@ -29,7 +29,8 @@ import specflow.caching
 from specflow.spec_paths import PATHS
 from tests.toys import disturbed, oracle, tiny_llama
 
-TEXT = (Path(__file__).parent / "spec_reference.md").read_text()
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "tests" / "spec_reference.md").read_text()
 BLOCKS: dict[str, str] = dict(re.findall(r"^## (.*?)\n\n```python\n(.*?)```", TEXT, re.DOTALL | re.MULTILINE))
 EXAMPLES = [title for title in BLOCKS if title.endswith("example")]
 SIGNATURES = [title for title in BLOCKS if title.endswith(("signature", "constructor"))]
@@ -289,3 +290,20 @@ def test_appendix(title: str) -> None:
     if title == "appendix imports":
         assert all(getattr(specflow, name) is thing for name, thing in names.items() if name != "__builtins__")
         assert len(names) == 16
+
+
+# The page that says where everything is.
+
+
+def test_every_entry_is_mapped_to_code_and_to_a_test() -> None:
+    page = (ROOT / "docs" / "spec.md").read_text()
+    rows = [row.split(" | ") for row in re.findall(r"^\| (.*) \|$", page, re.MULTILINE)]
+    entries = {re.sub(r"(, (signature|constructor|example))+$", "", title) for title in BLOCKS if title[0] in "1234"}
+    for entry in entries | {"2.1 INgramStorage"}:
+        number, name = entry.split()
+        assert any(row[0] == f"{number} `{name}`" for row in rows), entry
+    links = re.findall(r"\]\((\.\./[^)]*|\w+\.md)\)", page)
+    assert [link for link in links if not (ROOT / "docs" / link).exists()] == []
+    for _, code, tests in rows[2:]:
+        assert "(../specflow/" in code
+        assert "(../tests/test_" in tests
