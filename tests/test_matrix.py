@@ -20,6 +20,8 @@ from specflow import (
     SVIP,
     AdaEDL,
     CachedPredictor,
+    CostAware,
+    CostMeter,
     DecodeState,
     Dice,
     Drafter,
@@ -108,15 +110,16 @@ DRAFTERS: dict[str, Callable[[Setting], Drafter]] = {
     "the longest of two": lambda setting: longest(PromptLookup(), at_most(4, NGramDrafter(taught()))),
 }
 
-POLICIES: dict[str, GammaPolicy] = {
-    "fixed 1": Fixed(1),
-    "fixed 5": Fixed(5),
-    "egag": EGAG(1, 8),
-    "smooth egag": EGAG(2, 8, ema_beta=0.7, temperature=0.5),
-    "heuristic": Heuristic(3),
-    "unsure": StopAfter(Unsure()),
-    "svip": StopAfter(SVIP(), Heuristic(4)),
-    "adaedl": StopAfter(AdaEDL(), StopAfter(Unsure(0.2), EGAG(1, 9))),
+POLICIES: dict[str, Callable[[CostMeter], GammaPolicy]] = {
+    "fixed 1": lambda meter: Fixed(1),
+    "fixed 5": lambda meter: Fixed(5),
+    "egag": lambda meter: EGAG(1, 8),
+    "smooth egag": lambda meter: EGAG(2, 8, ema_beta=0.7, temperature=0.5),
+    "heuristic": lambda meter: Heuristic(3),
+    "unsure": lambda meter: StopAfter(Unsure()),
+    "svip": lambda meter: StopAfter(SVIP(), Heuristic(4)),
+    "adaedl": lambda meter: StopAfter(AdaEDL(), StopAfter(Unsure(0.2), EGAG(1, 9))),
+    "cost-aware": lambda meter: CostAware(meter, most=8),
 }
 
 
@@ -145,8 +148,10 @@ PROCESSORS: dict[str, LogitsProcessor] = {
 
 def decoded(drafter: str, policy: str, processor: str, use_cache: bool, stop: frozenset[int]) -> DecodeState:
     setting = Setting(PROCESSORS[processor], use_cache)
-    target = CachedPredictor(TARGET) if use_cache else UncachedPredictor(TARGET)
-    step = speculative_step(DRAFTERS[drafter](setting), target, setting.processor, Dice(), POLICIES[policy], (target,))
+    target, meter = CachedPredictor(TARGET) if use_cache else UncachedPredictor(TARGET), CostMeter()
+    step = speculative_step(
+        DRAFTERS[drafter](setting), meter.timed(target), setting.processor, Dice(), POLICIES[policy](meter), (target,)
+    )
     return run(step, DecodeState(Request(PROMPT, len(PROMPT) + NEW, stop), PROMPT)).state
 
 
@@ -172,8 +177,7 @@ def test_the_drafters_are_accepted_and_refused() -> None:
 def test_a_storage_that_learns_on_the_way_changes_nothing(policy: str) -> None:
     for processor, use_cache in product(PROCESSORS.values(), (False, True)):
         storage = taught()
-        target = CachedPredictor(TARGET) if use_cache else UncachedPredictor(TARGET)
-        step = ngram_step(
-            NGramDrafter(storage), target, processor, Dice(), UpdateNgram(storage), POLICIES[policy], (target,)
-        )
+        target, meter = CachedPredictor(TARGET) if use_cache else UncachedPredictor(TARGET), CostMeter()
+        drafter, update, gamma = NGramDrafter(storage), UpdateNgram(storage), POLICIES[policy](meter)
+        step = ngram_step(drafter, meter.timed(target), processor, Dice(), update, gamma, (target,))
         assert list(run(step, DecodeState(Request(PROMPT, len(PROMPT) + NEW), PROMPT)).state.output) == TEXT
