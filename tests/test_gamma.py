@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import count
 from math import exp, floor, log
 
 import pytest
@@ -17,6 +19,8 @@ from specflow import (
     AdaEDL,
     BlackBox,
     Categorical,
+    CostAware,
+    CostMeter,
     Count,
     DecodeError,
     DecodeState,
@@ -266,6 +270,18 @@ def drafting(policy: GammaPolicy) -> Callable[[World], Step]:
 @pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
 def test_no_policy_changes_the_law(policy: GammaPolicy) -> None:
     assert certify(drafting(policy)).accepted > 0.2
+
+
+def test_the_cost_aware_policy_does_not_change_the_law_either() -> None:
+    """On a clock that ticks once a look, so that each branch can be run again."""
+
+    def cost_aware(world: World) -> Step:
+        meter = CostMeter(partial(next, count(0.0)))
+        drafter = LLMDrafter(world.drafter, world.processor, world.rng)
+        target, policy = meter.timed(world.target), CostAware(meter, most=2)
+        return speculative_step(drafter, target, world.processor, world.rng, policy)
+
+    assert certify(cost_aware).accepted > 0.2
 
 
 def test_a_policy_that_picks_its_tokens_changes_the_law() -> None:
