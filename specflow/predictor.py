@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from math import inf
+from math import inf, isfinite
 from typing import Final, Protocol, final
 
 import torch
@@ -238,9 +238,9 @@ def finite(logits: Tensor, end: int) -> Tensor:
 
     `end` is the length of the text that the last row follows.
     """
-    good = logits.amax(dim=-1).isfinite()
-    if not good.all():
-        position = end - len(logits) + int(good.logical_not().nonzero()[0])
+    good = [isfinite(largest) for largest in logits.amax(dim=-1).tolist()]
+    if not all(good):
+        position = end - len(logits) + good.index(False)
         raise DecodeError(
             "model",
             "the model's logits are not finite",

@@ -19,19 +19,24 @@ from specflow import (
     DecodeError,
     DecodeState,
     Dice,
+    Drafter,
     GreedyProcessor,
     LLMDrafter,
-    MultinomialProcessor,
     PointMass,
     Proposal,
     Request,
+    Step,
     Tokens,
+    at_most,
     run,
     speculative_step,
     start,
+    then,
     unfold,
 )
 from specflow.gamma_cost import ADVANCE, HORIZON, LOSS, Choice, CostAware, CostMeter
+from specflow.testing import World as Toy
+from specflow.testing import certify
 from tests.toys import disturbed, oracle, tiny_llama
 
 MOST = 16
@@ -433,27 +438,27 @@ def test_states_can_be_stepped_again_and_texts_can_take_turns() -> None:
             assert list(beside.output) == oracle([2, 7, 1], target, len(beside.output))
 
 
-def test_a_sampled_text_keeps_its_law() -> None:
-    """The first two tokens' law against the target's own, with a clock that makes γ jump. 4 standard errors."""
-    target, helper = tiny_llama(3, vocab_size=6), disturbed(tiny_llama(3, vocab_size=6), 1, 0.3)
-    processor = MultinomialProcessor(1.0)
-    with torch.no_grad():
-        law = processor(target(torch.tensor([[1, 2]])).logits[0, -1])
-        joint = torch.stack([processor(target(torch.tensor([[1, 2, a]])).logits[0, -1]) * law[a] for a in range(6)])
-    random = Random(0)
-    policy = CostAware(CostMeter(random.random), 3)
-    dice = Dice(torch.Generator().manual_seed(0))
-    predictor = CachedPredictor(target)
-    step = speculative_step(
-        LLMDrafter(CachedPredictor(helper), processor, dice), policy.meter.timed(predictor), processor, dice, policy
-    )
-    counts = torch.zeros(6, 6)
-    trials = 2000
-    for _ in range(trials):
-        first, second = run(step, start([1, 2], 2).unwrap()).state.output
-        counts[first, second] += 1
-    error = (joint * (1 - joint) / trials).sqrt()
-    assert ((counts / trials - joint).abs() <= 4 * error + 1e-9).all()
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("certain", [0, 2])
+def test_the_law_of_the_text_is_the_targets_whatever_the_clock_says(seed: int, certain: int) -> None:
+    """On every branch, with a clock that makes γ jump, drafts drawn from a model, and certain ones before them."""
+
+    def compose(world: Toy) -> Step:
+        meter = CostMeter(Random(seed).random)
+        for k in (1, 1, 2, 3, 4):
+            meter.note(k, 0.5 + k / 16)
+        model = LLMDrafter(world.drafter, world.processor, world.rng)
+        drafter: Drafter = then(at_most(certain, repeat_last), model)
+        policy = CostAware(meter, 3)
+        return speculative_step(drafter, meter.timed(world.target), world.processor, world.rng, policy)
+
+    certificate = certify(compose)
+    assert certificate.length > 1.2
+
+
+def repeat_last(tokens: Tokens) -> Iterator[Proposal]:
+    while True:
+        yield Proposal(tokens[-1], PointMass(tokens[-1]), "repeat")
 
 
 def test_there_is_nothing_to_draft_without_room() -> None:

@@ -58,6 +58,8 @@ class StopWhen:
 
 
 def _tally(proposals: Sequence[Proposal], accepted: int, kept: int) -> Tally:
+    if not proposals:
+        return Tally(1)
     judged = proposals[:kept] if kept <= accepted else proposals
     drafted = Counter(proposal.source for proposal in judged)
     taken = Counter(proposal.source for proposal in judged[:accepted])
