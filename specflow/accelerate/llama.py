@@ -129,6 +129,11 @@ class Llama(Module):
             logits = torch.cat([self._logits(rows) for rows in kept])
         return Output(logits[None], cache if use_cache else None)
 
+    @override
+    def _apply(self, *arguments: object, **named: object) -> Llama:
+        remedy = "convert the given model and accelerate that"
+        raise DecodeError("model", "an accelerated model stays where and as it was made", "a conversion", remedy)
+
     def _read(self, ids: Tensor, cache: KVCache) -> Tensor:
         """The hidden states [k, hidden] of ids [k] that follow what the cache covers."""
         weights, epsilon, k = self.weights, self.weights.epsilon, len(ids)
@@ -145,7 +150,7 @@ class Llama(Module):
             qkv = layer.qkv(_rms_norm(x, layer.before_attention, epsilon)).view(k, -1, size)
             qk = qkv[:, : heads + kv_heads]
             if layer.qk_norm is not None:
-                qk.copy_(F.rms_norm(qk, (size,), None, epsilon)).mul_(layer.qk_norm)
+                qk.copy_(_normalised(qk, epsilon)).mul_(layer.qk_norm)
             if layer.rotary:
                 _rotate(qk, angles)
             room[i].copy_(qkv[:, heads:].view(k, 2, kv_heads, size))
@@ -165,7 +170,16 @@ def _rms_norm(x: Tensor, twice: Tensor, epsilon: float) -> Tensor:
     Computed as the layer norm of [x, -x], whose mean is 0 and whose variance is mean(x²): one kernel, a row at a time,
     in half the time of the ten kernels behind `F.rms_norm`.
     """
-    return torch.layer_norm(torch.cat((x, -x), dim=-1), twice.shape, twice, None, epsilon)[:, : x.shape[-1]]
+    n = x.shape[-1]
+    if x.dtype == torch.float64:
+        return _normalised(x, epsilon).mul_(twice[:n])
+    return torch.layer_norm(torch.cat((x, -x), dim=-1), twice.shape, twice, None, epsilon)[:, :n]
+
+
+def _normalised(x: Tensor, epsilon: float) -> Tensor:
+    """x / √(mean(x²) + ε) over the last dimension, through fp32 in every dtype, as transformers does it."""
+    single = x.float()
+    return (single * torch.rsqrt(single.square().mean(dim=-1, keepdim=True) + epsilon)).to(x.dtype)
 
 
 def _rotate(qk: Tensor, angles: tuple[Tensor, Tensor]) -> None:
