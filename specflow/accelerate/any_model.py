@@ -7,7 +7,7 @@ from typing import final
 
 from torch import Tensor
 from torch.nn import Linear as TorchLinear
-from torch.nn import Module
+from torch.nn import Module, Parameter
 from transformers.pytorch_utils import Conv1D
 from typing_extensions import override
 
@@ -16,11 +16,16 @@ from specflow.accelerate.linear import Linear, MakeLinear
 
 @final
 class Replaced(Module):
-    """A linear layer of ours where a model expects one of torch's."""
+    """A linear layer of ours where a model expects one of torch's.
 
-    def __init__(self, linear: Linear) -> None:
+    `weight` and `bias` are there for models that look at them instead of calling the layer, as Mamba does.
+    """
+
+    def __init__(self, linear: Linear, weight: Parameter, bias: Parameter | None) -> None:
         super().__init__()
         self._linear = linear
+        self.weight: Parameter | None = weight
+        self.bias = bias
 
     @override
     def forward(self, x: Tensor) -> Tensor:
@@ -35,8 +40,16 @@ def with_linears(model: Module, make: MakeLinear) -> Module:
     for parent in list(copy.modules()):
         for name, child in parent.named_children():
             if is_linear(child):
-                weight, bias = weight_and_bias(child)
-                setattr(parent, name, Replaced(make(weight, bias)))
+                own = dict(child.named_parameters(recurse=False))
+                setattr(parent, name, Replaced(make(*weight_and_bias(child)), own["weight"], own.get("bias")))
+    return copy
+
+
+def without_weights(copy: Module) -> Module:
+    """The copy, its new linear layers showing no weight: for when the model it was made of is given up."""
+    for module in copy.modules():
+        if isinstance(module, Replaced):
+            module.weight = None
     return copy
 
 

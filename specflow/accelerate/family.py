@@ -17,7 +17,7 @@ from specflow.accelerate.linear import Linear, MakeLinear
 from specflow.accelerate.llama import Layer, Rotary, Weights
 
 MODELS: Final = frozenset(
-    f"{name}ForCausalLM" for name in ("Llama", "Ministral", "Mistral", "Qwen2", "Qwen3", "SeedOss", "SmolLM3")
+    f"{name}ForCausalLM" for name in ("Cwm", "Llama", "Ministral", "Mistral", "Qwen2", "Qwen3", "SeedOss", "SmolLM3")
 )
 """transformers' own classes whose forward pass is known to be this one. SmolLM2 is a Llama."""
 

@@ -22,6 +22,9 @@ MakeLinear: TypeAlias = Callable[[Tensor, Tensor | None], Linear]
 LAYOUT: Final = 8
 """The number of tokens that weights are laid out for. The layout for one is another, and slow from two tokens on."""
 
+ALIGNED: Final = 64
+"""Where torch puts tensors: at multiples of so many bytes."""
+
 TOKENS: Final = 128
 """The most tokens that are read at a time. At this size the attention of a long prompt was fastest."""
 
@@ -81,22 +84,28 @@ class Int8:
     """A linear layer over bf16 with weights of 8 bits and a scale for each output: a quarter of fp32's memory. Lossy.
 
     w ≈ round(w / s) · s with s = max|w| / 127 over each row. For drafting: the law it gives is not the model's.
+    The kernel reads 16 inputs at a time from aligned addresses without looking, so the inner dimension is filled up
+    with zeros and inputs that lie elsewhere are copied.
     """
 
     weight: Tensor
     scales: Tensor
     bias: Tensor | None
+    padding: int
 
     @classmethod
     def of(cls, weight: Tensor, bias: Tensor | None) -> Int8:
         """The layer of a weight [out, in], rounded."""
-        exact = weight.float()
+        padding = -weight.shape[1] % ALIGNED
+        exact = F.pad(weight.float(), (0, padding)).contiguous()
         scales = exact.abs().amax(dim=1).clamp_(min=torch.finfo(torch.float32).tiny) / 127
         rounded = (exact / scales[:, None]).round_().to(torch.int8)
-        return cls(rounded, scales.bfloat16(), None if bias is None else bias.bfloat16())
+        return cls(rounded, scales.bfloat16(), None if bias is None else bias.bfloat16(), padding)
 
     def __call__(self, x: Tensor, /) -> Tensor:
-        product = torch._weight_int8pack_mm(x.contiguous(), self.weight, self.scales)
+        x = F.pad(x, (0, self.padding)) if self.padding else x.contiguous()
+        x = x.clone() if x.data_ptr() % ALIGNED else x
+        product = torch._weight_int8pack_mm(x, self.weight, self.scales)
         return product if self.bias is None else product.add_(self.bias)
 
 
@@ -120,24 +129,27 @@ def steady_linear(weight: Tensor, bias: Tensor | None) -> Linear:
     parts as it takes. `DecodeError` where no number of parts helps.
     """
     out, inner = weight.shape
-    parts = steady_parts(out, inner, weight.dtype, torch.get_num_threads())
+    parts = steady_parts(out, inner, weight.dtype, torch.get_num_threads(), Packed.of)
     first, *rest = weight.chunk(parts, dim=1)
     layers = (Packed.of(first, bias), *[Packed.of(part, None) for part in rest])
     return layers[0] if parts == 1 else Summed(layers)
 
 
 @cache
-def steady_parts(out: int, inner: int, dtype: torch.dtype, threads: int) -> int:
-    """Into how many equal parts `inner` must be cut, found out by trying. `threads` is torch's number of threads."""
+def steady_parts(out: int, inner: int, dtype: torch.dtype, threads: int, make: MakeLinear) -> int:
+    """Into how many equal parts `inner` must be cut for `make`, found out by trying.
+
+    `threads` is how many torch has: the answer may depend on it.
+    """
     for parts in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32):
-        if inner % parts == 0 and _is_steady(out, inner // parts, dtype):
+        if inner % parts == 0 and _is_steady(out, inner // parts, dtype, make):
             return parts
     received = f"a {dtype} layer from {inner} to {out} on {threads} threads"
     happened = "no layout of a linear layer gives the same bits for one token and for many"
     raise DecodeError("model", happened, received, "use accelerate.fast, and fp32 for equal texts")
 
 
-def _is_steady(out: int, inner: int, dtype: torch.dtype) -> bool:
+def _is_steady(out: int, inner: int, dtype: torch.dtype, make: MakeLinear) -> bool:
     """Whether 1 to `TOKENS` rows come out as each of them does alone.
 
     The inputs pair up so that every exact result is 0. What comes out is rounding alone, and any other order of the
@@ -151,7 +163,7 @@ def _is_steady(out: int, inner: int, dtype: torch.dtype) -> bool:
     rows[:, right] = rows[:, left]
     if inner % 2:
         rows[:, -1] = 0
-    layer = Packed.of(weight.to(dtype).repeat(-(-out // len(weight)), 1)[:out], None)
+    layer = make(weight.to(dtype).repeat(-(-out // len(weight)), 1)[:out], None)
     rows = rows.to(dtype).repeat(TOKENS // 32, 1)
     alone = torch.cat([layer(row[None]) for row in rows[:32]]).repeat(TOKENS // 32, 1)
     counts = (*range(2, 34), 40, 48, 63, 64, 96, 127, 128)
@@ -163,16 +175,17 @@ def can_pack(dtype: torch.dtype) -> bool:
     """Whether the private operations of `Packed` are there and right: tried once, on a small layer."""
     if dtype not in (torch.float32, torch.bfloat16):
         return False
-    return _is_right(Packed.of, dtype, 2**-6 if dtype == torch.bfloat16 else 1e-5)
+    return is_right(Packed.of, dtype, 2**-6 if dtype == torch.bfloat16 else 1e-5)
 
 
 @cache
 def can_round() -> bool:
     """Whether the private operation of `Int8` is there and right: tried once, on a small layer."""
-    return _is_right(Int8.of, torch.bfloat16, 2**-4)
+    return is_right(Int8.of, torch.bfloat16, 2**-4)
 
 
-def _is_right(make: MakeLinear, dtype: torch.dtype, tolerance: float) -> bool:
+def is_right(make: MakeLinear, dtype: torch.dtype, tolerance: float) -> bool:
+    """Whether layers that `make` makes are within the tolerance, relative to the largest output, on a small example."""
     generator = torch.Generator().manual_seed(0)
     weight, x, bias = (torch.randn(shape, generator=generator).to(dtype) for shape in ((48, 32), (3, 32), (48,)))
     expected = F.linear(x.double(), weight.double(), bias.double())

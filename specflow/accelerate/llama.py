@@ -129,6 +129,11 @@ class Llama(Module):
             logits = torch.cat([self._logits(rows) for rows in kept])
         return Output(logits[None], cache if use_cache else None)
 
+    @override
+    def _apply(self, *arguments: object, **named: object) -> Llama:
+        remedy = "convert the given model and accelerate that"
+        raise DecodeError("model", "an accelerated model stays where and as it was made", "a conversion", remedy)
+
     def _read(self, ids: Tensor, cache: KVCache) -> Tensor:
         """The hidden states [k, hidden] of ids [k] that follow what the cache covers."""
         weights, epsilon, k = self.weights, self.weights.epsilon, len(ids)
@@ -136,7 +141,7 @@ class Llama(Module):
         start, end = cache.length, cache.length + k
         angles = self._angles.between(start, end)
         sights = {
-            window: _Sight.of(cache, end, window, heads // kv_heads, self.shapes)
+            window: _Sight.of(cache, k, window, heads // kv_heads, self.shapes)
             for window in {layer.window for layer in weights.layers}
         }
         room = cache.buffer[:, :, :, start:end].permute(0, 3, 1, 2, 4).unbind()
@@ -145,7 +150,7 @@ class Llama(Module):
             qkv = layer.qkv(_rms_norm(x, layer.before_attention, epsilon)).view(k, -1, size)
             qk = qkv[:, : heads + kv_heads]
             if layer.qk_norm is not None:
-                qk.copy_(F.rms_norm(qk, (size,), None, epsilon)).mul_(layer.qk_norm)
+                qk.copy_(_normalised(qk, epsilon)).mul_(layer.qk_norm)
             if layer.rotary:
                 _rotate(qk, angles)
             room[i].copy_(qkv[:, heads:].view(k, 2, kv_heads, size))
@@ -165,7 +170,16 @@ def _rms_norm(x: Tensor, twice: Tensor, epsilon: float) -> Tensor:
     Computed as the layer norm of [x, -x], whose mean is 0 and whose variance is mean(x²): one kernel, a row at a time,
     in half the time of the ten kernels behind `F.rms_norm`.
     """
-    return torch.layer_norm(torch.cat((x, -x), dim=-1), twice.shape, twice, None, epsilon)[:, : x.shape[-1]]
+    n = x.shape[-1]
+    if x.dtype == torch.float64:
+        return _normalised(x, epsilon).mul_(twice[:n])
+    return torch.layer_norm(torch.cat((x, -x), dim=-1), twice.shape, twice, None, epsilon)[:, :n]
+
+
+def _normalised(x: Tensor, epsilon: float) -> Tensor:
+    """x / √(mean(x²) + ε) over the last dimension, through fp32 in every dtype, as transformers does it."""
+    single = x.float()
+    return (single * torch.rsqrt(single.square().mean(dim=-1, keepdim=True) + epsilon)).to(x.dtype)
 
 
 def _rotate(qk: Tensor, angles: tuple[Tensor, Tensor]) -> None:
@@ -177,7 +191,8 @@ def _rotate(qk: Tensor, angles: tuple[Tensor, Tensor]) -> None:
 
 def _silu(gate: Tensor) -> Tensor:
     """x · sigmoid(x) of [k, n] in place, in pieces that are not cut within a row."""
-    for rows in torch.split(gate, max(1, ELEMENTS // gate.shape[-1])):
+    pieces = (gate,) if gate.numel() <= ELEMENTS else torch.split(gate, max(1, ELEMENTS // gate.shape[-1]))
+    for rows in pieces:
         F.silu(rows, inplace=True)
     return gate
 
@@ -185,48 +200,46 @@ def _silu(gate: Tensor) -> Tensor:
 @final
 @frozen(eq=False)
 class _Sight:
-    """What the tokens of a pass may see: each layer's keys and values [1, heads, n, size], less what the `mask` hides.
+    """What the tokens of a pass see: each layer's keys and values [1, heads, n, size], less what the `mask` hides.
 
-    The mask [rows, n] is 0 or -∞; None hides nothing. `padding` counts the rows that are there to fill up.
+    The queries that share a key head are rows of one attention, so that no key is repeated: `slots` [heads, k, group,
+    size] are the places for them in `rows` [1, heads, k · group and padding, size]. The mask [rows, n] is 0 or -∞; None
+    hides nothing.
     """
 
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
+    rows: Tensor
+    slots: Tensor
     mask: Tensor | None
-    padding: int
 
     @classmethod
-    def of(cls, cache: KVCache, end: int, window: int | None, group: int, shapes: Shapes) -> _Sight:
-        """The sight of the tokens up to `end` that the cache does not cover yet, for `group` rows each."""
-        start = cache.length
+    def of(cls, cache: KVCache, k: int, window: int | None, group: int, shapes: Shapes) -> _Sight:
+        """The sight of the k tokens behind those that the cache covers."""
+        start, end = cache.length, cache.length + k
         nearest = 0 if window is None else max(0, start + 1 - window)
         first, last = nearest // shapes.keys * shapes.keys, -(-end // shapes.keys) * shapes.keys
         keys, values = cache.buffer[:, :, None, :, first:last].unbind(1)
-        padding = -(end - start) * group % shapes.rows
-        if end - start == 1 and nearest == first and end == last and not padding:
-            return cls(keys.unbind(), values.unbind(), None, 0)
-        queries, positions = torch.arange(start, end)[:, None], torch.arange(first, last)
-        hidden = positions > queries
-        if window is not None:
-            hidden |= positions <= queries - window
-        mask = keys.new_zeros(hidden.shape).masked_fill_(hidden, -inf).repeat_interleave(group, dim=0)
-        return cls(keys.unbind(), values.unbind(), F.pad(mask, (0, 0, 0, padding)), padding)
+        heads, size = keys.shape[2], keys.shape[4]
+        padding = -k * group % shapes.rows
+        rows = keys.new_zeros(1, heads, k * group + padding, size)
+        slots = rows[0, :, : k * group].view(heads, k, group, size)
+        mask = None
+        if k > 1 or (first, last) != (nearest, end):
+            queries, positions = torch.arange(start, end)[:, None], torch.arange(first, last)
+            hidden = positions > queries
+            if window is not None:
+                hidden |= positions <= queries - window
+            mask = keys.new_zeros(hidden.shape).masked_fill_(hidden, -inf).repeat_interleave(group, dim=0)
+            mask = F.pad(mask, (0, 0, 0, padding))
+        return cls(keys.unbind(), values.unbind(), rows, slots, mask)
 
     def attend(self, queries: Tensor, layer: int) -> Tensor:
-        """softmax(q · kᵀ / √size) · v of queries [k, heads, size], as [k, heads · size].
-
-        The queries that share a key head are rows of one attention, so no key is repeated.
-        """
-        k, _, size = queries.shape
-        keys = self.keys[layer]
-        kv_heads = keys.shape[1]
-        rows = queries.view(k, kv_heads, -1, size).transpose(0, 1).reshape(1, kv_heads, -1, size)
-        if self.padding:
-            rows = F.pad(rows, (0, 0, 0, self.padding))
-        seen = F.scaled_dot_product_attention(rows, keys, self.values[layer], attn_mask=self.mask)
-        if self.padding:
-            seen = seen[:, :, : -self.padding]
-        return seen.reshape(kv_heads, k, -1, size).transpose(0, 1).reshape(k, -1)
+        """softmax(q · kᵀ / √size) · v of queries [k, heads · group, size], as [k, heads · group · size]."""
+        heads, k, group, size = self.slots.shape
+        self.slots.copy_(queries.view(k, heads, group, size).transpose(0, 1))
+        seen = F.scaled_dot_product_attention(self.rows, self.keys[layer], self.values[layer], attn_mask=self.mask)
+        return seen[0, :, : k * group].view(heads, k, group, size).transpose(0, 1).reshape(k, -1)
 
 
 @final
