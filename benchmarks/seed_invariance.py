@@ -48,7 +48,7 @@ from specflow import (
 from specflow.models import load
 from specflow.stages import Adjust, Draft, MatchSamples, UpdateNgram, advance, commit
 
-LAYERS: Final = 15
+LAYERS: Final = 25
 PROMPT: Final = "List five fruits. Then list the same five fruits again, each with its colour."
 
 

@@ -31,7 +31,7 @@ from specflow.processors import (
     TopKProcessor,
 )
 from specflow.random import Dice, Randomness
-from specflow.stages import UpdateNgram
+from specflow.stages import Condition, UpdateNgram, never, stop_string
 from specflow.state import DecodeState, Drafter, GammaPolicy, Step
 from specflow.steps import ngram_step, speculative_step
 
@@ -45,13 +45,14 @@ class Parts:
     processor: LogitsProcessor
     rng: Randomness
     gamma: GammaPolicy
+    until: Condition
     loaded: Loaded
     state: DecodeState
 
 
 def _with(drafter: Drafter) -> Callable[[Parts], Step]:
     return lambda parts: speculative_step(
-        drafter, parts.target, parts.processor, parts.rng, parts.gamma, prune=(parts.target,)
+        drafter, parts.target, parts.processor, parts.rng, parts.gamma, (parts.target,), until=parts.until
     )
 
 
@@ -59,7 +60,9 @@ def _with_ngrams(parts: Parts) -> Step:
     storage = NGramStorage(4, parts.loaded.model.config.vocab_size)
     storage.initialize(parts.state.tokens)
     drafter, update = NGramDrafter(storage), UpdateNgram(storage)
-    return ngram_step(drafter, parts.target, parts.processor, parts.rng, update, parts.gamma, prune=(parts.target,))
+    return ngram_step(
+        drafter, parts.target, parts.processor, parts.rng, update, parts.gamma, (parts.target,), until=parts.until
+    )
 
 
 def _with_model(model: Module, vocab_size: int | None) -> Callable[[Parts], Step]:
@@ -72,6 +75,7 @@ def _with_model(model: Module, vocab_size: int | None) -> Callable[[Parts], Step
         parts.rng,
         parts.gamma,
         prune=(predictor, parts.target),
+        until=parts.until,
     )
 
 
@@ -113,6 +117,7 @@ class Options:
     top_k: int | None
     top_p: float | None
     seed: int | None
+    stop: Sequence[str]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -144,6 +149,9 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--top-k", type=int, metavar="K", help="sample from the K most probable tokens")
     generate.add_argument("--top-p", type=float, metavar="P", help="sample from the nucleus of mass P")
     generate.add_argument("--seed", type=int, metavar="S", help="make sampling repeatable")
+    generate.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="end the answer at this text; may be given again"
+    )
     generate.set_defaults(run=_run_generate)
     measure = commands.add_parser("bench", help="measure decoders against each other")
     bench.add_arguments(measure)
@@ -160,13 +168,17 @@ def _generate(options: Options) -> Result[int, DecodeError]:
     if options.model == SMOLLM2 and smollm2_is_converted():
         logging.disable_progress_bar()
     return Result.do(
-        _stream(compose(Parts(CachedPredictor(loaded.model), processor, rng, gamma, loaded, state)), state, loaded)
+        _stream(
+            compose(Parts(CachedPredictor(loaded.model), processor, rng, gamma, until, loaded, state)), state, loaded
+        )
         for rng in _dice(options.seed)
         for processor in _processor(options)
         for gamma in _policy(options, processor.temperature)
         for loaded in load(options.model, options.dtype)
         for state in _started(options, loaded)
+        for until in _until(options.stop, loaded)
         for compose in _drafter(options, loaded)
+        for target in Success(CachedPredictor(loaded.model))
     )
 
 
@@ -212,6 +224,11 @@ def _drafter(options: Options, target: Loaded) -> Result[Callable[[Parts], Step]
 def _started(options: Options, loaded: Loaded) -> Result[DecodeState, DecodeError]:
     prompt = tuple(loaded.tokenizer(options.prompt).input_ids) if options.raw else loaded.chat(options.prompt)
     return start(prompt, options.max_new_tokens, loaded.stop, limits_of(loaded.model))
+
+
+@safe(exceptions=(DecodeError,))
+def _until(strings: Sequence[str], loaded: Loaded) -> Condition:
+    return stop_string(loaded.tokenizer, *strings) if strings else never
 
 
 def _stream(step: Step, state: DecodeState, loaded: Loaded) -> int:

@@ -1,4 +1,7 @@
-"""The prebuilt steps: compositions of public stages and nothing else. Read one, copy it, rearrange it."""
+"""The prebuilt steps: compositions of public stages and nothing else. Read one, copy it, rearrange it.
+
+In all of them `observe` looks at each step before it stands, and `until` ends the text where it comes true.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +21,21 @@ from specflow.stages.draft import Draft, draft_nothing
 from specflow.stages.ngram import UpdateNgram
 from specflow.stages.observe import Observer, unobserved
 from specflow.stages.prune import PruneCache
+from specflow.stages.stop import Condition, StopWhen, never
 from specflow.stages.verify import MatchSamples, RejectTokens
 from specflow.state import Adjusted, DecodeState, Drafter, Finished, GammaPolicy, Predictor, Step
 
 
-def autoregressive_step(target: Predictor, processor: Processor, rng: Sampling, observe: Observer = unobserved) -> Step:
+def autoregressive_step(
+    target: Predictor,
+    processor: Processor,
+    rng: Sampling,
+    observe: Observer = unobserved,
+    until: Condition = never,
+) -> Step:
     """One token of the target. The unit among steps: any lossless step has its law."""
-    verify, adjust = MatchSamples(target, processor, rng), Adjust(rng)
-    return lambda state: flow(state, draft_nothing, verify, adjust, commit, tap(observe), advance)
+    verify, adjust, stop = MatchSamples(target, processor, rng), Adjust(rng), StopWhen(until)
+    return lambda state: flow(state, draft_nothing, verify, adjust, stop, commit, tap(observe), advance)
 
 
 def speculative_step(
@@ -36,11 +46,12 @@ def speculative_step(
     gamma: GammaPolicy = Fixed(),
     prune: Iterable[Prunable] = (),
     observe: Observer = unobserved,
+    until: Condition = never,
 ) -> Step:
     """Draft, verify by token rejection, adjust, commit, prune. Lossless: the text has exactly the target's law."""
     draft, verify, adjust = Draft(drafter, gamma), RejectTokens(target, processor, rng), Adjust(rng)
-    forget = PruneCache(tuple(prune))
-    return lambda state: flow(state, draft, verify, adjust, commit, tap(observe), forget, advance)
+    stop, forget = StopWhen(until), PruneCache(tuple(prune))
+    return lambda state: flow(state, draft, verify, adjust, stop, commit, tap(observe), forget, advance)
 
 
 def ngram_step(
@@ -52,11 +63,12 @@ def ngram_step(
     gamma: GammaPolicy = Fixed(),
     prune: Iterable[Prunable] = (),
     observe: Observer = unobserved,
+    until: Condition = never,
 ) -> Step:
     """`speculative_step` that teaches an n-gram storage what was committed. Lossless, with any drafter."""
     draft, verify, adjust = Draft(drafter, gamma), RejectTokens(target, processor, rng), Adjust(rng)
-    forget = PruneCache(tuple(prune))
-    return lambda state: flow(state, draft, verify, adjust, commit, tap(observe), forget, update, advance)
+    stop, forget = StopWhen(until), PruneCache(tuple(prune))
+    return lambda state: flow(state, draft, verify, adjust, stop, commit, tap(observe), forget, update, advance)
 
 
 def seed_coupled_step(
@@ -67,6 +79,7 @@ def seed_coupled_step(
     gamma: GammaPolicy = Fixed(),
     prune: Iterable[Prunable] = (),
     observe: Observer = unobserved,
+    until: Condition = never,
 ) -> Step:
     """`speculative_step` by sample-and-match on `SharedNoise`: a seed gives one text, whatever drafts it and how far.
 
@@ -75,8 +88,8 @@ def seed_coupled_step(
     Source: Daliri et al. 2408.07978.
     """
     draft, verify, adjust = Draft(drafter, gamma), MatchSamples(target, processor, noise), Adjust(noise)
-    forget = PruneCache(tuple(prune))
-    return lambda state: flow(state, draft, verify, adjust, commit, tap(observe), forget, advance)
+    stop, forget = StopWhen(until), PruneCache(tuple(prune))
+    return lambda state: flow(state, draft, verify, adjust, stop, commit, tap(observe), forget, advance)
 
 
 def lossy_unadjusted_step(
@@ -87,12 +100,13 @@ def lossy_unadjusted_step(
     gamma: GammaPolicy = Fixed(),
     prune: Iterable[Prunable] = (),
     observe: Observer = unobserved,
+    until: Condition = never,
 ) -> LossyStep:
     """`speculative_step` without the sample adjustment, as the spec's `skip_sample_adjustment` asks. Lossy."""
     draft, verify, adjust = Draft(drafter, gamma), RejectTokens(target, processor, rng), LossySkipAdjustment(rng)
-    forget = PruneCache(tuple(prune))
+    stop, forget = StopWhen(until), PruneCache(tuple(prune))
 
     def end(adjusted: Adjusted) -> DecodeState | Finished:
-        return flow(adjusted, commit, tap(observe), forget, advance)
+        return flow(adjusted, stop, commit, tap(observe), forget, advance)
 
     return lambda state: flow(state, draft, verify, adjust).map(end)

@@ -36,7 +36,18 @@ from specflow import (
     speculative_step,
 )
 from specflow.drafters import PromptLookup, SuffixDrafter, at_most, first_of, longest, propose_nothing, then
-from specflow.stages import Adjust, Draft, StopWhen, VerifyBlock, advance, commit
+from specflow.stages import (
+    Adjust,
+    Condition,
+    Draft,
+    Observer,
+    StopWhen,
+    VerifyBlock,
+    advance,
+    commit,
+    never,
+    unobserved,
+)
 from specflow.testing import (
     CASES,
     Branch,
@@ -68,8 +79,15 @@ def plain(world: World) -> Step:
     return autoregressive_step(world.target, world.processor, world.rng)
 
 
-def rejecting(world: World, drafter: Drafter, gamma: GammaPolicy = Fixed()) -> Step:
-    return speculative_step(drafter, world.target, world.processor, world.rng, gamma)
+def rejecting(
+    world: World,
+    drafter: Drafter,
+    gamma: GammaPolicy = Fixed(),
+    observe: Observer = unobserved,
+    until: Condition = never,
+) -> Step:
+    target, processor, rng = world.target, world.processor, world.rng
+    return speculative_step(drafter, target, processor, rng, gamma, observe=observe, until=until)
 
 
 def matching(world: World, drafter: Drafter, gamma: GammaPolicy = Fixed()) -> Step:

@@ -10,7 +10,7 @@ from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.seed_invariance import decoders, first_layers
+from benchmarks.seed_invariance import LAYERS, decoders, first_layers
 from specflow import (
     CachedPredictor,
     DecodeState,
@@ -84,7 +84,7 @@ def test_a_text_that_ended_at_its_limit_goes_on_with_the_same_tokens(seed: int, 
 
 def test_a_real_model_has_one_text_a_seed(smollm2: Loaded) -> None:
     """The benchmark runs 50 seeds; here are two."""
-    target, small = CachedPredictor(smollm2.model), CachedPredictor(first_layers(smollm2.model, 10))
+    target, small = CachedPredictor(smollm2.model), CachedPredictor(first_layers(smollm2.model, LAYERS))
     state = start(smollm2.chat("Name a fruit."), 12, smollm2.stop, limits_of(smollm2.model)).unwrap()
     for seed in (3, 4):
         arguments = (MultinomialProcessor(1.0), seed, state.tokens, len(smollm2.tokenizer))

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import final
+from collections.abc import Sequence
 
-from attrs import evolve, frozen
+from attrs import evolve
 
 from specflow.state import Adjusted, Committed, Count, DecodeState, Finished, Proposal, Reason, Tally
 
@@ -34,27 +33,6 @@ def commit(adjusted: Adjusted) -> Committed:
 def advance(committed: Committed) -> DecodeState | Finished:
     """The next state, or the end of the text."""
     return committed.state if committed.reason is None else Finished(committed.state, committed.reason)
-
-
-@final
-@frozen
-class StopWhen:
-    """Ends the text at the first new token after which `condition` holds.
-
-    The condition sees the state as autoregressive decoding would have it after that token, so it finds what crosses
-    the borders of tokens and of drafts. A stop token before it, or on it, goes first.
-    """
-
-    condition: Callable[[DecodeState], bool]
-
-    def __call__(self, adjusted: Adjusted, /) -> Adjusted:
-        state = adjusted.verified.drafted.state
-        for end in range(1, min(len(adjusted.tokens), state.room) + 1):
-            if self.condition(evolve(state, tokens=state.tokens + adjusted.tokens[:end])):
-                return evolve(adjusted, tokens=adjusted.tokens[:end], reason=Reason.CONDITION)
-            if adjusted.tokens[end - 1] in state.request.stop:
-                break
-        return adjusted
 
 
 def _tally(proposals: Sequence[Proposal], accepted: int, kept: int) -> Tally:

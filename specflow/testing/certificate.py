@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
 from math import fsum
-from typing import Final, TypeAlias, final
+from typing import Final, final
 
 from attrs import evolve, field, frozen
 from typing_extensions import TypeVar, override
@@ -19,6 +19,7 @@ from specflow.processors import (
     TopKProcessor,
 )
 from specflow.random import Randomness, Sampling
+from specflow.stages.stop import Condition, never
 from specflow.state import DecodeState, Finished, Predictor, Reason, Request, Step, Tokens
 from specflow.testing.enumeration import Branch, Law, Noise, exact_law
 from specflow.testing.tables import HiddenProcessor, TableModel
@@ -27,9 +28,6 @@ TOLERANCE: Final = 1e-12
 """Sums of some thousand fp64 products are this exact, and no error in a decoder is this small."""
 
 Outcome = TypeVar("Outcome", bound=Hashable)
-
-Condition: TypeAlias = Callable[[DecodeState], bool]
-"""What `StopWhen` asks after each token."""
 
 
 @final
@@ -175,7 +173,7 @@ class Certificate:
 
 
 def certify(
-    compose: Callable[[World], Step], *, until: Condition = lambda state: False, cases: Iterable[Case] = CASES
+    compose: Callable[[World], Step], *, until: Condition = never, cases: Iterable[Case] = CASES
 ) -> Certificate:
     """Proves that a decoder emits exactly the law of autoregressive decoding, on every branch of every case.
 
@@ -263,7 +261,7 @@ def decode(step: Step, state: DecodeState) -> Finished:
     raise AssertionError("a decode that is unfolded always ends")
 
 
-def autoregressive(world: World, sampling: Sampling, until: Condition = lambda state: False) -> Ending:
+def autoregressive(world: World, sampling: Sampling, until: Condition = never) -> Ending:
     """The reference: the target's tokens, drawn one by one. It uses no stage, no step and no loop of specflow."""
     state = world.start
     while len(state.tokens) < state.request.limit:

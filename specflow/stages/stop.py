@@ -1,0 +1,95 @@
+"""Stop: end the text where a condition comes true, such as a stop string."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias, final
+
+from attrs import evolve, frozen
+
+from specflow.errors import DecodeError
+from specflow.stages.observe import Tokenizer
+from specflow.state import Adjusted, DecodeState, Reason, Tokens
+
+Condition: TypeAlias = Callable[[DecodeState], bool]
+"""Whether the text ends here. It must depend on the text alone: it is asked about each token as it would be alone."""
+
+
+def never(state: DecodeState) -> bool:
+    """The condition that never ends a text."""
+    return False
+
+
+@final
+@frozen
+class StopWhen:
+    """Ends the text at the first new token after which `condition` holds.
+
+    The condition sees the state as autoregressive decoding would have it after that token, so it finds what crosses
+    the borders of tokens and of drafts. A stop token before it, or on it, goes first. Nothing behind the end becomes
+    text, statistics, n-gram counts or cache.
+    """
+
+    condition: Condition
+
+    def __call__(self, adjusted: Adjusted, /) -> Adjusted:
+        state = adjusted.verified.drafted.state
+        for end in range(1, min(len(adjusted.tokens), state.room) + 1):
+            if self.condition(evolve(state, tokens=state.tokens + adjusted.tokens[:end])):
+                return evolve(adjusted, tokens=adjusted.tokens[:end], reason=Reason.CONDITION)
+            if adjusted.tokens[end - 1] in state.request.stop:
+                break
+        return adjusted
+
+
+def stop_string(tokenizer: Tokenizer, *strings: str) -> Condition:
+    """Ends the text at the token that completes one of `strings`, wherever in that token and across however many.
+
+    Only the output is searched, not the prompt, and only as much of its end as can hold the longest string, so a token
+    costs the same however long the text is. The text keeps the string, and what follows it inside the last token. A
+    text that is resumed behind a stop string ends at the next one. `DecodeError` without a string or with an empty one.
+
+    >>> class Letters:
+    ...     def decode(self, ids: list[int]) -> str:
+    ...         return "".join("abc\\n"[i] for i in ids)
+    >>> from specflow.state import Request
+    >>> ended = stop_string(Letters(), "\\n\\n", "ca")
+    >>> state = DecodeState(Request((3,), 9), (3, 3, 2, 0))
+    >>> ended(state), ended(evolve(state, tokens=(3, 3))), ended(evolve(state, tokens=(3, 3, 2, 0, 1)))
+    (True, False, False)
+    """
+    if not strings or not all(strings):
+        raise DecodeError("strings", "a stop string is missing or empty", repr(strings), "give at least one character")
+    longest = max(len(string.encode()) for string in strings)  # in bytes: no token that has a text is shorter than one
+
+    def ended(state: DecodeState) -> bool:
+        before, text = _tail(tokenizer, state.output, longest)
+        old = _alike(before, text)
+        return any(string in text[max(0, old - len(string) + 1) :] for string in strings)
+
+    return ended
+
+
+def _tail(tokenizer: Tokenizer, tokens: Tokens, enough: int) -> tuple[str, str]:
+    """The end of a text without its last token, of at least `enough` characters where there are so many, and with it.
+
+    A token is mostly a character or more; where tokens are less, it takes more of them.
+    """
+    size = enough
+    before = _decoded(tokenizer, tokens[-size - 1 : -1])
+    while len(before) < enough and size < len(tokens) - 1:
+        size *= 2
+        before = _decoded(tokenizer, tokens[-size - 1 : -1])
+    return before, _decoded(tokenizer, tokens[-size - 1 :])
+
+
+def _alike(a: str, b: str) -> int:
+    """How many characters both begin with. A character that was half there is not the one that it became."""
+    shorter = min(len(a), len(b))
+    return next((i for i in range(shorter) if a[i] != b[i]), shorter)
+
+
+def _decoded(tokenizer: Tokenizer, tokens: Tokens) -> str:
+    text = tokenizer.decode(list(tokens))
+    assert isinstance(text, str)
+    return text
