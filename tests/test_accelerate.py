@@ -254,7 +254,7 @@ def test_what_cannot_be_accelerated_comes_back_with_a_note(monkeypatch: pytest.M
     vars(odd.get_submodule("model.layers.1.self_attn"))["scaling"] = 0.1
     noted(odd, "logits would differ")
     noted(evolve(NAMED["mamba"], dtype=torch.float32).build(), "MambaForCausalLM")  # it looks at weights
-    monkeypatch.setattr(build, "can_pack", lambda dtype: False)
+    monkeypatch.setattr(build, "has_layers", lambda dtype: False)
     noted(tiny_gpt2().float(), "no faster linear layers")
 
 
@@ -294,6 +294,25 @@ def test_without_the_private_operations_the_family_is_still_read_by_its_own_pass
     fast = accelerate.fast(model)
     assert isinstance(fast, Llama)
     assert isinstance(fast.weights.head, linear.Plain)
+
+
+def test_without_products_in_half_precision_layers_are_computed_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "can_pack", lambda dtype: dtype == torch.float32)
+    model = tiny_llama(dtype=torch.bfloat16)
+    fast, steady = accelerate.fast(model), accelerate.bit_for_bit(model)
+    for made in (fast, steady):
+        assert isinstance(made, Llama)
+        assert isinstance(made.weights.head, linear.Widened)
+    assert accelerate.check(steady, lengths=(7,), passes=(2, 8)).equal
+    assert isinstance(accelerate.fast(tiny_gpt2().half()).get_submodule("transformer.h.0.mlp.c_fc"), Replaced)
+
+    generator = torch.Generator().manual_seed(0)
+    weight, bias, x = (torch.randn(shape, generator=generator).bfloat16() for shape in ((48, 32), (48,), (3, 32)))
+    exact = F.linear(x.double(), weight.double(), bias.double())
+    for make in (linear.fast_linear, linear.steady_linear):
+        rounded = make(weight, bias)(x)
+        assert rounded.dtype == torch.bfloat16
+        assert ((rounded - exact).abs() <= 2**-8 * exact.abs() + 1e-6).all()  # rounded once
 
 
 @pytest.mark.parametrize("broken", [AttributeError("no such op"), RuntimeError("not here"), None])

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from specflow.accelerate.any_model import is_linear, with_linears, without_weights
 from specflow.accelerate.check import arbitrary_text, check
 from specflow.accelerate.family import strangeness, weights_of
-from specflow.accelerate.linear import TOKENS, MakeLinear, can_pack, fast_linear, int8_linear, steady_linear
+from specflow.accelerate.linear import TOKENS, MakeLinear, fast_linear, has_layers, int8_linear, steady_linear
 from specflow.accelerate.llama import Llama, Shapes
 from specflow.errors import DecodeError
 from specflow.kv_cache import BLOCK
@@ -79,8 +79,8 @@ def bit_for_bit(model: Module, given: Given = Given.KEPT) -> Module:
     if reason is not None:
         raise _refusal(reason)
     dtype = _dtype(model)
-    if not can_pack(dtype):
-        raise _refusal(f"oneDNN has no prepacked layers in {dtype} here")
+    if dtype not in (torch.float32, torch.bfloat16) or not has_layers(dtype):
+        raise _refusal(f"there are no such layers in {dtype} here")
     made = Llama(cast(PreTrainedModel, model).config, weights_of(model, dtype, steady_linear), FIXED)
     report = check(made, lengths=(40,), passes=(2, 3, 8))
     reason = _disagreement(model, made, TOLERANCES) if report.equal else str(report)
@@ -104,7 +104,7 @@ def _fast(model: Module, given: Given) -> Module:
     dtype = _dtype(model)
     if strangeness(model) is None:
         return Llama(cast(PreTrainedModel, model).config, weights_of(model, dtype, fast_linear), FREE)
-    if not can_pack(dtype):
+    if not has_layers(dtype):
         raise DecodeError("model", "there are no faster linear layers here", dtype, "use fp32 or bf16")
     made = with_linears(model, fast_linear)
     return without_weights(made) if given is Given.TAKEN else made

@@ -66,6 +66,20 @@ class Packed:
 
 @final
 @frozen(eq=False)
+class Widened:
+    """A layer of half precision computed in fp32 and rounded once, for processors that have no products in half.
+
+    As fast as the layer in fp32, which there is up to ten times as fast as torch's own in half, and takes its memory.
+    """
+
+    single: Linear
+
+    def __call__(self, x: Tensor, /) -> Tensor:
+        return self.single(x.float()).to(x.dtype)
+
+
+@final
+@frozen(eq=False)
 class Summed:
     """A linear layer as a sum over equal parts of its input, added in this order: W₁x₁ + W₂x₂ + …"""
 
@@ -111,7 +125,9 @@ class Int8:
 
 def fast_linear(weight: Tensor, bias: Tensor | None) -> Linear:
     """The fastest layer there is here for this dtype."""
-    return Packed.of(weight, bias) if can_pack(weight.dtype) else Plain(weight, bias)
+    if can_pack(weight.dtype):
+        return Packed.of(weight, bias)
+    return _widened(weight, bias, Packed.of) if can_widen(weight.dtype) else Plain(weight, bias)
 
 
 def int8_linear(weight: Tensor, bias: Tensor | None) -> Linear:
@@ -128,6 +144,8 @@ def steady_linear(weight: Tensor, bias: Tensor | None) -> Linear:
     oneDNN cuts a long inner dimension in ways that depend on the number of rows, so it is cut here, into as few equal
     parts as it takes. `DecodeError` where no number of parts helps.
     """
+    if can_widen(weight.dtype):
+        return _widened(weight, bias, steady_linear)
     out, inner = weight.shape
     parts = steady_parts(out, inner, weight.dtype, torch.get_num_threads(), Packed.of)
     first, *rest = weight.chunk(parts, dim=1)
@@ -176,6 +194,20 @@ def can_pack(dtype: torch.dtype) -> bool:
     if dtype not in (torch.float32, torch.bfloat16):
         return False
     return is_right(Packed.of, dtype, 2**-6 if dtype == torch.bfloat16 else 1e-5)
+
+
+def has_layers(dtype: torch.dtype) -> bool:
+    """Whether there are layers of ours in this dtype here."""
+    return can_pack(dtype) or can_widen(dtype)
+
+
+def can_widen(dtype: torch.dtype) -> bool:
+    """Whether layers in this half precision are computed in fp32 here, for want of anything faster."""
+    return dtype in (torch.float16, torch.bfloat16) and not can_pack(dtype) and can_pack(torch.float32)
+
+
+def _widened(weight: Tensor, bias: Tensor | None, make: MakeLinear) -> Widened:
+    return Widened(make(weight.float(), None if bias is None else bias.float()))
 
 
 @cache
