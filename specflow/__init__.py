@@ -48,6 +48,12 @@ from specflow.loop import unfold as unfold
 from specflow.lossy import Lossy as Lossy
 from specflow.lossy import LossyStep as LossyStep
 from specflow.lossy import accept_loss as accept_loss
+from specflow.margins import Audit as Audit
+from specflow.margins import Margins as Margins
+from specflow.margins import audit as audit
+from specflow.near_ties import OneByOne as OneByOne
+from specflow.near_ties import RescoreNearTies as RescoreNearTies
+from specflow.near_ties import margins_of as margins_of
 from specflow.predictor import CachedPredictor as CachedPredictor
 from specflow.predictor import Limits as Limits
 from specflow.predictor import Prunable as Prunable

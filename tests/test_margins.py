@@ -1,0 +1,203 @@
+"""Margins are recorded and audited, and near-ties are decided by a pass over one token."""
+
+from __future__ import annotations
+
+from math import inf
+from typing import final
+
+import pytest
+import torch
+from attrs import define, field
+from torch import Tensor
+
+from specflow import (
+    CachedPredictor,
+    DecodeError,
+    Dice,
+    Fixed,
+    GreedyProcessor,
+    Margins,
+    MultinomialProcessor,
+    OneByOne,
+    PointMass,
+    Predictor,
+    Proposal,
+    RescoreNearTies,
+    SuffixDrafter,
+    Tokens,
+    UncachedPredictor,
+    audit,
+    autoregressive_step,
+    margins_of,
+    run,
+    speculative_step,
+    start,
+)
+from specflow.testing import certify
+from tests.toys import VOCABULARY, oracle, tiny_llama
+
+PROMPT = (3, 4, 5, 3, 4)
+NEW = 40
+BELOW = 0.3
+
+
+def text_of(step_target: Predictor, new: int = NEW) -> Tokens:
+    step = autoregressive_step(step_target, GreedyProcessor(), Dice())
+    return run(step, start(PROMPT, new).unwrap()).state.output
+
+
+def test_margins_of_rows() -> None:
+    assert margins_of(torch.tensor([[1.0, 4.0, 3.5], [2.0, 2.0, 0.0], [0.0, -inf, -inf]])) == [0.5, 0.0, inf]
+    assert margins_of(torch.zeros(2, 1)) == [inf, inf]
+    assert margins_of(torch.tensor([[20.0, 20.125]], dtype=torch.bfloat16)) == [0.125]
+
+
+def test_a_decode_records_the_margin_of_each_token_it_emits() -> None:
+    """Through drafts as without them: rows behind a refusal or a stop are not recorded."""
+    model = tiny_llama()
+    truth = UncachedPredictor(model)
+    text = PROMPT + text_of(truth)
+    stop = text[-3]
+    for drafts in (0, 4):
+        recorder = Margins()
+        target = CachedPredictor(model)
+        step = speculative_step(
+            lambda tokens: (Proposal(token, PointMass(token)) for token in (*text[len(tokens) :][:2], 0, 0)),
+            target,
+            GreedyProcessor(),
+            Dice(),
+            Fixed(max(1, drafts)),
+            observe=recorder,
+        )
+        end = run(step, start(PROMPT, NEW, [stop]).unwrap()).state
+        expected = margins_of(truth(end.tokens[:-1], len(end.output)))
+        assert recorder.recorded == pytest.approx(expected, abs=1e-9)
+
+
+def test_an_audit_of_the_models_own_text_finds_nothing() -> None:
+    model = tiny_llama()
+    text = (*PROMPT, *oracle(PROMPT, model, NEW))
+    report = audit(text, model, len(PROMPT))
+    assert (report.tokens, report.differences, report.first) == (NEW, (), None)
+    assert str(report) == f"all {NEW} tokens are greedy"
+
+
+def test_an_audit_names_the_first_token_that_is_not_greedy_and_its_margin() -> None:
+    model = tiny_llama()
+    text = (*PROMPT, *oracle(PROMPT, model, NEW))
+    wrong = (text[12] + 1) % VOCABULARY
+    changed = (*text[:12], wrong, *text[13:])
+    report = audit(changed, model, len(PROMPT))
+    assert report.first is not None
+    assert (report.first.position, report.first.token, report.first.best) == (12, wrong, text[12])
+    assert report.first.margin == pytest.approx(margins_of(UncachedPredictor(model)(text[:12], 1))[0], abs=1e-9)
+    assert f"the first is {wrong} at position 12, where {text[12]} is best" in str(report)
+
+
+@pytest.mark.parametrize("prompt", [0, 6, -1])
+def test_an_audit_wants_a_prompt_within_the_text(prompt: int) -> None:
+    with pytest.raises(DecodeError, match="the prompt is not within the text of 5 tokens"):
+        audit(PROMPT, tiny_llama(), prompt)
+
+
+def test_an_audit_refuses_tokens_outside_the_vocabulary_before_the_model_runs() -> None:
+    with pytest.raises(DecodeError, match="outside the vocabulary"):
+        audit((1, VOCABULARY), tiny_llama(), 1)
+
+
+@final
+@define(eq=False)
+class Counted:
+    """A predictor that remembers how it was asked."""
+
+    predictor: Predictor
+    asked: list[tuple[int, int]] = field(factory=list)
+
+    def __call__(self, tokens: Tokens, last: int, /) -> Tensor:
+        self.asked.append((len(tokens), last))
+        return self.predictor(tokens, last)
+
+
+def test_one_by_one_is_the_same_function_and_reads_each_token_alone() -> None:
+    model = tiny_llama()
+    truth, counted = UncachedPredictor(model), Counted(CachedPredictor(model))
+    predict = OneByOne(counted, len(PROMPT))
+    text = (*PROMPT, *text_of(truth))
+    other = (*text[:9], 1, 2, 3)
+    for tokens, last in ((text[:9], 1), (text[:9], 1), (text[:14], 3), (other, 2), (text[:20], 1), (text[:4], 2)):
+        assert torch.allclose(predict(tokens, last), truth(tokens, last), atol=1e-9)
+    assert {last for _, last in counted.asked} == {1}
+    lengths = [length for length, _ in counted.asked]
+    assert lengths[:6] == [5, 6, 7, 8, 9, 9]  # asked again, it reads the last token again
+    assert lengths[6:11] == [10, 11, 12, 13, 14]
+    assert lengths[11:14] == [10, 11, 12]  # the other text parts behind nine tokens
+    assert lengths[14:25] == [*range(10, 21)]
+
+
+@final
+@define(eq=False)
+class Rounding:
+    """A model whose passes over several tokens are off by up to `BELOW` / 2 in each logit, as rounding has it."""
+
+    model: Predictor
+
+    def __call__(self, tokens: Tokens, last: int, /) -> Tensor:
+        logits = self.model(tokens, last)
+        if last == 1:
+            return logits
+        generator = torch.Generator().manual_seed(len(tokens) * 100 + last)
+        return logits + (torch.rand(logits.shape, generator=generator, dtype=logits.dtype) - 0.5) * BELOW
+
+
+def flat(tokens: Tokens, last: int, /) -> Tensor:
+    """A tiny llama whose logits lie so near to each other that rounding often decides."""
+    logits: Tensor = UncachedPredictor(FLAT)(tokens, last) / 6
+    return logits
+
+
+FLAT = tiny_llama()
+
+
+def test_near_ties_are_decided_by_passes_over_one_token() -> None:
+    expected = text_of(flat)
+    target, single = Rounding(flat), Counted(flat)
+
+    def drafted(predict: Predictor) -> Tokens:
+        step = speculative_step(
+            lambda tokens: (Proposal(token, PointMass(token)) for token in expected[len(tokens) - len(PROMPT) :]),
+            predict,
+            GreedyProcessor(),
+            Dice(),
+            Fixed(6),
+        )
+        return run(step, start(PROMPT, NEW).unwrap()).state.output
+
+    assert drafted(target) != expected
+    assert drafted(RescoreNearTies(target, single, BELOW)) == expected
+    near = sum(margin < BELOW for margin in margins_of(flat((*PROMPT, *expected)[:-1], NEW)))
+    assert 0 < near < NEW
+    assert 0 < len(single.asked) < NEW
+
+
+def test_rows_behind_a_draft_that_is_not_the_best_token_are_not_asked_for() -> None:
+    single = Counted(lambda tokens, last: torch.tensor([[0.0, 0.1]]))
+    near = RescoreNearTies(lambda tokens, last: torch.zeros(last, 2), single, 0.5)
+    assert near((0, 0, 1), 3).tolist() == [[0.0, pytest.approx(0.1)], [0.0, 0.0], [0.0, 0.0]]
+    assert single.asked == [(1, 1)]
+
+
+def test_what_is_rescored_keeps_the_law() -> None:
+    """On every branch: in exact arithmetic the target's rows and the single ones are the same."""
+    certificate = certify(
+        lambda world: speculative_step(
+            SuffixDrafter(), RescoreNearTies(world.target, world.target, 1.0), world.processor, world.rng
+        )
+    )
+    assert certificate.distance < 1e-12
+
+
+def test_sampling_through_near_ties_runs() -> None:
+    step = speculative_step(
+        SuffixDrafter(), RescoreNearTies(flat, flat, BELOW), MultinomialProcessor(1.0), Dice(torch.Generator())
+    )
+    assert len(run(step, start(PROMPT, NEW).unwrap()).state.output) == NEW
