@@ -20,5 +20,15 @@ from specflow.testing.enumeration import Law as Law
 from specflow.testing.enumeration import Noise as Noise
 from specflow.testing.enumeration import branches as branches
 from specflow.testing.enumeration import exact_law as exact_law
+from specflow.testing.laws import LAW_CASES as LAW_CASES
+from specflow.testing.laws import LawError as LawError
+from specflow.testing.laws import Memo as Memo
+from specflow.testing.laws import drafting_nothing_is_autoregressive as drafting_nothing_is_autoregressive
+from specflow.testing.laws import memo_is_invisible as memo_is_invisible
+from specflow.testing.laws import observing_is_identity as observing_is_identity
+from specflow.testing.laws import pruning_is_identity as pruning_is_identity
+from specflow.testing.laws import states_are_values as states_are_values
+from specflow.testing.laws import statistics_add_up as statistics_add_up
+from specflow.testing.laws import steps_are_atomic as steps_are_atomic
 from specflow.testing.tables import HiddenProcessor as HiddenProcessor
 from specflow.testing.tables import TableModel as TableModel

@@ -1,0 +1,290 @@
+"""Laws that decoders and their parts keep, each a check to run on your own: on every branch of small models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Final, Protocol, TypeAlias, final
+
+from attrs import define, evolve, field, frozen
+from torch import Tensor
+
+from specflow.distribution import Distribution
+from specflow.drafters.combine import propose_nothing
+from specflow.loop import unfold
+from specflow.predictor import Prunable
+from specflow.random import Randomness, Sampling
+from specflow.stages.observe import Observer, unobserved
+from specflow.state import Committed, DecodeState, Drafter, Finished, Predictor, Step, Tally, Tokens
+from specflow.testing.certificate import CASES, SEEDED_CASES, Case, Ending, World, autoregressive, same_law
+from specflow.testing.conformance import conformance
+
+LAW_CASES: Final = (CASES[0], CASES[1], CASES[3], CASES[7], CASES[14])
+"""The cases that laws are checked on, unless others are given: some with and without stops, sampled and greedy."""
+
+REPLAYED_CASES: Final = tuple(case for case in LAW_CASES if case in SEEDED_CASES)
+
+Outcome: TypeAlias = DecodeState | Finished
+
+
+@final
+class LawError(AssertionError):
+    """A law that does not hold, and where."""
+
+
+class Memo(Prunable, Protocol):
+    """A predictor that remembers what it read."""
+
+    def __call__(self, tokens: Tokens, last: int, /) -> Tensor:
+        """Logits [last, V] behind each of the last `last` prefixes of `tokens`."""
+        ...
+
+
+def statistics_add_up(compose: Callable[[World], Step], *, cases: Iterable[Case] = LAW_CASES) -> None:
+    """A step counts itself, and one token more than it accepted drafts, unless the text was cut behind a draft.
+
+    steps(text) = number of steps; tokens(step) = accepted(step) + 1, or accepted(step) in the last step; accepted ≤
+    drafted, for each source. `LawError` shows the step.
+
+    >>> from specflow import autoregressive_step
+    >>> statistics_add_up(lambda world: autoregressive_step(world.target, world.processor, world.rng))
+    """
+
+    def checked(world: World) -> bool:
+        before = world.start
+        for outcome in unfold(compose(world), before):
+            after = outcome.state if isinstance(outcome, Finished) else outcome
+            new, accepted = len(after.tokens) - len(before.tokens), after.tally.accepted - before.tally.accepted
+            right = (accepted, accepted + 1) if isinstance(outcome, Finished) else (accepted + 1,)
+            if after.tally.steps != before.tally.steps + 1 or new not in right:
+                raise LawError(f"statistics do not add up: {new} new tokens, from {before.tally} to {after.tally}")
+            if any(count.accepted > count.drafted for _, count in after.tally.sources):
+                raise LawError(f"more drafts were accepted than drafted: {after.tally}")
+            before = after
+        return True
+
+    for case in cases:
+        case.law(checked)
+
+
+def states_are_values(compose: Callable[[World], Step], *, cases: Iterable[Case] = REPLAYED_CASES) -> None:
+    """Stepping an old state again, whatever came after it, gives the same outcome under the same randomness.
+
+    For decoders that learn nothing; one that teaches a storage teaches it again. `LawError` shows both outcomes. The
+    cases must draw through the randomness of the world, as all but `HiddenProcessor` do.
+
+    >>> from specflow import LLMDrafter, speculative_step
+    >>> states_are_values(
+    ...     lambda world: speculative_step(
+    ...         LLMDrafter(world.drafter, world.processor, world.rng), world.target, world.processor, world.rng
+    ...     )
+    ... )
+    """
+
+    def checked(world: World) -> bool:
+        tape = _Tape(world.rng)
+        noise = _Tape(_WithoutDecisions(world.noise))
+        step = compose(evolve(world, rng=tape, noise=noise))
+        states, outcomes, marks = [world.start], [], [(0, 0)]
+        for outcome in unfold(step, world.start):
+            outcomes.append(outcome)
+            marks.append((len(tape.answers), len(noise.answers)))
+            if isinstance(outcome, DecodeState):
+                states.append(outcome)
+        for i in reversed(range(len(states))):
+            tape.play(marks[i][0], marks[i + 1][0])
+            noise.play(marks[i][1], marks[i + 1][1])
+            again = step(states[i])
+            if again != outcomes[i] or not (tape.is_over and noise.is_over):
+                raise LawError(f"a state stepped again gave another outcome: first {outcomes[i]}, then {again}")
+        return True
+
+    for case in cases:
+        case.law(checked)
+
+
+def steps_are_atomic(compose: Callable[[World], Step], *, cases: Iterable[Case] = LAW_CASES) -> None:
+    """A step that fails has not happened: tried again, it gives texts and statistics of the same law.
+
+    The target, and then the drafter, raises once, at each of its first calls in turn, and the state that the step
+    failed on is stepped again. `ExactnessError` shows what became of it.
+
+    >>> from specflow import autoregressive_step
+    >>> steps_are_atomic(lambda world: autoregressive_step(world.target, world.processor, world.rng))
+    """
+    cases = tuple(cases)
+
+    def undisturbed(world: World) -> tuple[Ending, Tally]:
+        return _persistent(compose(world), world.start)
+
+    for call in range(3):
+
+        def without_target(world: World, call: int = call) -> tuple[Ending, Tally]:
+            return _persistent(compose(evolve(world, target=_Failing(world.target, call))), world.start)
+
+        def without_drafter(world: World, call: int = call) -> tuple[Ending, Tally]:
+            return _persistent(compose(evolve(world, drafter=_Failing(world.drafter, call))), world.start)
+
+        same_law(without_target, undisturbed, cases)
+        same_law(without_drafter, undisturbed, cases)
+
+
+def observing_is_identity(compose: Callable[[World, Observer], Step], *, cases: Iterable[Case] = LAW_CASES) -> None:
+    """With an observer the outcomes of all steps have the law that they have without, and it sees each of them once.
+
+    `ExactnessError` shows outcomes whose probability changed, `LawError` what was not seen.
+
+    >>> from specflow import autoregressive_step
+    >>> observing_is_identity(
+    ...     lambda world, observe: autoregressive_step(world.target, world.processor, world.rng, observe)
+    ... )
+    """
+
+    def unseen(world: World) -> tuple[Outcome, ...]:
+        return tuple(unfold(compose(world, unobserved), world.start))
+
+    def seen(world: World) -> tuple[Outcome, ...]:
+        states: list[DecodeState] = []
+
+        def look(committed: Committed) -> None:
+            states.append(committed.state)
+
+        outcomes = tuple(unfold(compose(world, look), world.start))
+        stood = [outcome.state if isinstance(outcome, Finished) else outcome for outcome in outcomes]
+        if states != stood:
+            raise LawError(f"the observer did not see what stood: saw {states}, while {stood} stood")
+        return outcomes
+
+    same_law(seen, unseen, cases)
+
+
+def drafting_nothing_is_autoregressive(
+    compose: Callable[[World, Drafter], Step], *, cases: Iterable[Case] = LAW_CASES
+) -> None:
+    """With a drafter that proposes nothing, text and ending have the law of autoregressive decoding, a step a token.
+
+    `ExactnessError` shows the text, the steps and the drafts whose probability is wrong.
+
+    >>> from specflow import speculative_step
+    >>> drafting_nothing_is_autoregressive(
+    ...     lambda world, drafter: speculative_step(drafter, world.target, world.processor, world.rng)
+    ... )
+    """
+
+    def ours(world: World) -> tuple[Ending, int, int]:
+        ending, tally = _persistent(compose(world, propose_nothing), world.start)
+        return ending, tally.steps, tally.drafted
+
+    def reference(world: World) -> tuple[Ending, int, int]:
+        ending = autoregressive(world, world.rng)
+        return ending, len(ending.text), 0
+
+    same_law(ours, reference, cases)
+
+
+def memo_is_invisible(memo: Predictor, fresh: Predictor, vocab_size: int, *, tolerance: float, seed: int = 0) -> None:
+    """Whatever was read before, a memo answers as `fresh` does, which remembers nothing.
+
+    `LawError` has `conformance`'s report: where, after which move, and by how much they differ.
+
+    >>> from specflow.testing import TableModel
+    >>> memo_is_invisible(TableModel(4, 1), TableModel(4, 1), 4, tolerance=0.0)
+    """
+    report = conformance(memo, fresh, vocab_size, tolerance=tolerance, seed=seed)
+    if not report.holds:
+        raise LawError(f"the memo shows: {report}")
+
+
+def pruning_is_identity(memo: Memo, fresh: Predictor, vocab_size: int, *, tolerance: float, seed: int = 0) -> None:
+    """Whatever it was told to forget, a memo answers as `fresh` does. `LawError` has `conformance`'s report.
+
+    >>> from specflow import CachedPredictor, UncachedPredictor
+    >>> from transformers import GPT2Config, GPT2LMHeadModel
+    >>> model = GPT2LMHeadModel(GPT2Config(vocab_size=32, n_positions=64, n_embd=8, n_layer=1, n_head=2)).double()
+    >>> pruning_is_identity(CachedPredictor(model), UncachedPredictor(model), 32, tolerance=1e-9)
+    """
+    report = conformance(memo, fresh, vocab_size, tolerance=tolerance, seed=seed, prune=memo.prune)
+    if not report.holds:
+        raise LawError(f"pruning shows: {report}")
+
+
+class _Interruption(Exception):  # noqa: N818 - it is no error
+    """What a provider raises to see what is left of a step."""
+
+
+@final
+@define(eq=False)
+class _Failing:
+    """A predictor that raises once, at one of its calls, after it has done its work."""
+
+    predictor: Predictor
+    call: int
+
+    def __call__(self, tokens: Tokens, last: int, /) -> Tensor:
+        logits = self.predictor(tokens, last)
+        self.call -= 1
+        if self.call == -1:
+            raise _Interruption
+        return logits
+
+
+def _persistent(step: Step, state: DecodeState) -> tuple[Ending, Tally]:
+    """The end of a decode that tries again what was interrupted."""
+    outcome: Outcome = state
+    while isinstance(outcome, DecodeState):
+        if len(outcome.tokens) < len(state.tokens):
+            raise LawError(f"the text became shorter: {outcome}")
+        state = outcome
+        try:
+            outcome = step(state)
+        except _Interruption:
+            continue
+    return Ending.of(outcome), outcome.state.tally
+
+
+@final
+@frozen(eq=False)
+class _WithoutDecisions:
+    """Noise that belongs to a position, for a tape."""
+
+    noise: Sampling
+
+    def draw(self, law: Distribution, position: int, /) -> int:
+        return self.noise.draw(law, position)
+
+    def accept(self, probability: float, /) -> bool:
+        raise LawError("noise that belongs to a position takes no decisions")
+
+
+@final
+@define(eq=False)
+class _Tape:
+    """Randomness that is recorded, and can be played again."""
+
+    rng: Randomness
+    answers: list[int] = field(factory=list)
+    _at: int | None = None
+    _end: int = 0
+
+    def draw(self, law: Distribution, position: int, /) -> int:
+        return self._answered(lambda: self.rng.draw(law, position))
+
+    def accept(self, probability: float, /) -> bool:
+        return bool(self._answered(lambda: int(self.rng.accept(probability))))
+
+    def play(self, start: int, end: int) -> None:
+        """Give the answers from `start` to `end` again."""
+        self._at, self._end = start, end
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all that was to be played has been asked for."""
+        return self._at == self._end
+
+    def _answered(self, ask: Callable[[], int]) -> int:
+        if self._at is None:
+            self.answers.append(ask())
+            return self.answers[-1]
+        if self.is_over:
+            raise LawError("a state stepped again took more randomness than the first time")
+        self._at += 1
+        return self.answers[self._at - 1]
