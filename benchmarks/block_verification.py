@@ -91,7 +91,13 @@ def main() -> None:
     print("| gamma | drafts | accepted by token rejection | by block | difference, ± standard error |")
     print("|---|---|---|---|---|")
     for gamma in options.gammas:
-        pairs = [pair for text, prompt in texts for pair in both_rules(target, drafter, processor, text, prompt, gamma)]
+        pairs = [
+            pair
+            for text, prompt in texts
+            for pair in both_rules(
+                target, drafter, processor, text, sorted([*range(prompt, len(text))] * options.drafts), gamma
+            )
+        ]
         more = [block - tokens for tokens, block in pairs]
         print(
             f"| {gamma} | {len(pairs)} | {fmean(tokens for tokens, _ in pairs):.3f} | "
