@@ -21,18 +21,20 @@ from specflow import (
     GreedyBlockDrafter,
     GreedyProcessor,
     LLMDrafter,
+    LogitsProcessor,
     MultinomialProcessor,
     Processor,
     SampledBlockDrafter,
     SharedNoise,
     SuffixDrafter,
     run,
+    speculative_generate,
     start,
 )
 from specflow.stages import Adjust, Draft, MatchSamples, RejectTokens, VerifyBlock, advance, commit
 from specflow.state import Adjusted, Verified
 from tests.far import COPIES, Remote
-from tests.toys import disturbed, tiny_llama
+from tests.toys import disturbed, passes_of, tiny_llama
 
 PROMPT: Final = [3, 4, 5, 3, 4]
 NEW: Final = 40
@@ -134,7 +136,24 @@ def refused(processor: Processor, broken: int) -> str:
     return "nothing"
 
 
+def generated(processor: LogitsProcessor) -> dict[str, object]:
+    """The copies of `speculative_generate`, and the target's passes, once it has found out how the models are fed."""
+    drafter, target = Remote(disturbed(MODEL, 1, 0.05)), Remote(MODEL)
+
+    def text() -> list[int]:
+        output, _ = speculative_generate(
+            PROMPT, drafter, target, None, GAMMA, logits_processor=processor, eos_tokens_id=[], use_cache=True
+        )
+        return output
+
+    text()
+    COPIES.clear()
+    fed, again = passes_of(target), text()
+    return {"copies": len(COPIES), "passes": len(fed), "text": again}
+
+
 if __name__ == "__main__":
     found: dict[str, object] = {name: decoded(name) for name in NAMES}
     found["refused"] = [refused(processor, who) for processor in (GREEDY, SAMPLING) for who in (0, 1)]
+    found["generated"] = [generated(processor) for processor in (GREEDY, SAMPLING)]
     print(json.dumps(found))

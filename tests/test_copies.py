@@ -89,6 +89,13 @@ def test_what_is_decoded_on_a_device_is_what_is_decoded_on_the_host(copies: dict
     assert list(run(step, start([3, 4, 5, 3, 4], 40).unwrap()).state.output) == copies["seed-coupled"]["text"]
 
 
+def test_the_function_of_the_spec_drafts_by_blocks_on_a_device(copies: dict[str, Any]) -> None:
+    greedy, sampled = copies["generated"]
+    assert greedy["text"] == oracle([3, 4, 5, 3, 4], tiny_llama(3), 40)
+    assert 10 < greedy["copies"] <= 2 * greedy["passes"]
+    assert 10 < sampled["copies"] <= 3 * sampled["passes"]
+
+
 def test_logits_on_a_device_that_are_not_finite_are_noticed_where_a_token_of_them_arrives(
     copies: dict[str, Any],
 ) -> None:
