@@ -10,6 +10,7 @@ from specflow.distribution import Categorical as Categorical
 from specflow.distribution import Distribution as Distribution
 from specflow.distribution import PointMass as PointMass
 from specflow.distribution import max_fn as max_fn
+from specflow.drafters import GreedyBlockDrafter as GreedyBlockDrafter
 from specflow.drafters import GuessingNGramDrafter as GuessingNGramDrafter
 from specflow.drafters import INgramStorage as INgramStorage
 from specflow.drafters import LLMDrafter as LLMDrafter
@@ -17,6 +18,7 @@ from specflow.drafters import NGramDrafter as NGramDrafter
 from specflow.drafters import NGramStorage as NGramStorage
 from specflow.drafters import OneLevelNGramStorage as OneLevelNGramStorage
 from specflow.drafters import PromptLookup as PromptLookup
+from specflow.drafters import SampledBlockDrafter as SampledBlockDrafter
 from specflow.drafters import SuffixDrafter as SuffixDrafter
 from specflow.drafters import at_most as at_most
 from specflow.drafters import first_of as first_of
@@ -67,6 +69,8 @@ from specflow.processors import NucleusProcessor as NucleusProcessor
 from specflow.processors import Processor as Processor
 from specflow.processors import TopKNucleusProcessor as TopKNucleusProcessor
 from specflow.processors import TopKProcessor as TopKProcessor
+from specflow.random import DeviceRandomness as DeviceRandomness
+from specflow.random import DeviceSampling as DeviceSampling
 from specflow.random import Dice as Dice
 from specflow.random import Randomness as Randomness
 from specflow.random import Sampling as Sampling

@@ -24,8 +24,9 @@ from transformers import Cache, PreTrainedModel
 from specflow.caching import is_plain
 from specflow.errors import DecodeError, unwrap
 from specflow.feeding import ANY_PIECES, ONE_BY_ONE, Reader
+from specflow.finite import finite
 from specflow.loop import start
-from specflow.predictor import finite, limits_of
+from specflow.predictor import limits_of
 from specflow.stages.observe import Tokenizer
 from specflow.state import DecodeState, Finished, Reason, Request, Tally, Tokens
 

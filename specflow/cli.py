@@ -19,6 +19,7 @@ from specflow import bench
 from specflow.drafters import LLMDrafter, NGramDrafter, NGramStorage, PromptLookup, SuffixDrafter, propose_nothing
 from specflow.errors import DecodeError, unwrap
 from specflow.gamma import EGAG, SVIP, AdaEDL, Fixed, Heuristic, StopAfter, Unsure
+from specflow.gamma_cost import CostAware, CostMeter
 from specflow.loop import shared_vocabulary, start, unfold
 from specflow.models import SMOLLM2, DType, Loaded, load, smollm2_is_converted
 from specflow.predictor import CachedPredictor, fitted, limits_of
@@ -32,16 +33,26 @@ from specflow.processors import (
 )
 from specflow.random import Dice, Randomness
 from specflow.stages import Condition, UpdateNgram, never, stop_string
-from specflow.state import DecodeState, Drafter, GammaPolicy, Step
+from specflow.state import DecodeState, Drafter, GammaPolicy, Predictor, Step
 from specflow.steps import ngram_step, speculative_step
 
 
 @final
 @frozen(eq=False)
+class Pacing:
+    """A gamma policy, and the predictor that it wants the target to be read through: for most the target itself."""
+
+    gamma: GammaPolicy
+    watched: Callable[[Predictor], Predictor] = lambda target: target
+
+
+@final
+@frozen(eq=False)
 class Parts:
-    """What a step is composed of, but for its drafter."""
+    """What a step is composed of, but for its drafter. `target` is read through `read`."""
 
     target: CachedPredictor
+    read: Predictor
     processor: LogitsProcessor
     rng: Randomness
     gamma: GammaPolicy
@@ -52,7 +63,7 @@ class Parts:
 
 def _with(drafter: Drafter) -> Callable[[Parts], Step]:
     return lambda parts: speculative_step(
-        drafter, parts.target, parts.processor, parts.rng, parts.gamma, (parts.target,), until=parts.until
+        drafter, parts.read, parts.processor, parts.rng, parts.gamma, (parts.target,), until=parts.until
     )
 
 
@@ -61,7 +72,7 @@ def _with_ngrams(parts: Parts) -> Step:
     storage.initialize(parts.state.tokens)
     drafter, update = NGramDrafter(storage), UpdateNgram(storage)
     return ngram_step(
-        drafter, parts.target, parts.processor, parts.rng, update, parts.gamma, (parts.target,), until=parts.until
+        drafter, parts.read, parts.processor, parts.rng, update, parts.gamma, (parts.target,), until=parts.until
     )
 
 
@@ -70,7 +81,7 @@ def _with_model(model: Module, vocab_size: int | None) -> Callable[[Parts], Step
     fit = predictor if vocab_size is None else fitted(predictor, vocab_size)
     return lambda parts: speculative_step(
         LLMDrafter(fit, parts.processor, parts.rng, known.context, known.vocab_size),
-        parts.target,
+        parts.read,
         parts.processor,
         parts.rng,
         parts.gamma,
@@ -87,13 +98,20 @@ DRAFTERS: Final[Mapping[str, Callable[[Parts], Step]]] = {
 }
 """The drafters that need no model and no training."""
 
-POLICIES: Final[Mapping[str, Callable[[int, float], GammaPolicy]]] = {
-    "fixed": lambda gamma, temperature: Fixed(gamma),
-    "heuristic": lambda gamma, temperature: Heuristic(min(5, gamma), gamma),
-    "egag": lambda gamma, temperature: EGAG(gamma_max=gamma, temperature=temperature),
-    "confidence": lambda gamma, temperature: StopAfter(Unsure(temperature=temperature), Fixed(gamma)),
-    "svip": lambda gamma, temperature: StopAfter(SVIP(temperature=temperature), Fixed(gamma)),
-    "adaedl": lambda gamma, temperature: StopAfter(AdaEDL(temperature=temperature), Fixed(gamma)),
+
+def _cost_aware(gamma: int, temperature: float) -> Pacing:
+    meter = CostMeter()
+    return Pacing(CostAware(meter, gamma), meter.timed)
+
+
+POLICIES: Final[Mapping[str, Callable[[int, float], Pacing]]] = {
+    "fixed": lambda gamma, temperature: Pacing(Fixed(gamma)),
+    "heuristic": lambda gamma, temperature: Pacing(Heuristic(min(5, gamma), gamma)),
+    "egag": lambda gamma, temperature: Pacing(EGAG(gamma_max=gamma, temperature=temperature)),
+    "confidence": lambda gamma, temperature: Pacing(StopAfter(Unsure(temperature=temperature), Fixed(gamma))),
+    "svip": lambda gamma, temperature: Pacing(StopAfter(SVIP(temperature=temperature), Fixed(gamma))),
+    "adaedl": lambda gamma, temperature: Pacing(StopAfter(AdaEDL(temperature=temperature), Fixed(gamma))),
+    "cost": _cost_aware,
 }
 """Gamma policies that draft at most `gamma` tokens."""
 
@@ -142,7 +160,12 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--dtype", choices=("float32", "bfloat16", "float64"), default="float32")
     generate.add_argument("--drafter", choices=tuple(DRAFTERS), default="suffix", help="what proposes tokens (suffix)")
     generate.add_argument("--draft-model", metavar="MODEL", help="let a smaller model with the same tokenizer draft")
-    generate.add_argument("--policy", choices=tuple(POLICIES), default="fixed", help="how many tokens to draft (fixed)")
+    generate.add_argument(
+        "--policy",
+        choices=tuple(POLICIES),
+        default="fixed",
+        help="how many tokens to draft (fixed); cost measures what passes and drafts take and picks the fastest",
+    )
     generate.add_argument("--gamma", type=int, default=10, metavar="N", help="the most tokens drafted a step (10)")
     generate.add_argument("--sample", action="store_true", help="sample; the options below imply it")
     generate.add_argument("--temperature", type=float, metavar="T", help="1.0 unless given")
@@ -169,11 +192,13 @@ def _generate(options: Options) -> Result[int, DecodeError]:
         logging.disable_progress_bar()
     return Result.do(
         _stream(
-            compose(Parts(CachedPredictor(loaded.model), processor, rng, gamma, until, loaded, state)), state, loaded
+            compose(Parts(target, pacing.watched(target), processor, rng, pacing.gamma, until, loaded, state)),
+            state,
+            loaded,
         )
         for rng in _dice(options.seed)
         for processor in _processor(options)
-        for gamma in _policy(options, processor.temperature)
+        for pacing in _pacing(options, processor.temperature)
         for loaded in load(options.model, options.dtype)
         for state in _started(options, loaded)
         for until in _until(options.stop, loaded)
@@ -207,7 +232,7 @@ def _processor(options: Options) -> LogitsProcessor:
 
 
 @safe(exceptions=(DecodeError,))
-def _policy(options: Options, temperature: float) -> GammaPolicy:
+def _pacing(options: Options, temperature: float) -> Pacing:
     return POLICIES[options.policy](options.gamma, temperature)
 
 

@@ -78,8 +78,10 @@ class Categorical:
 
     def residual(self, q: Known) -> Categorical:
         """norm(max(0, p - q)): what is left of p once q has had its chance. Where p = q this is p."""
-        rest = max_fn(q.taken_from(self.probs))
-        return Categorical(rest) if rest.any() else self
+        rest = q.taken_from(self.probs).clamp(min=0)
+        total = rest.sum()
+        # Not an `if`: on a device it would wait.
+        return Categorical(torch.where(total > 0, rest / total, self.probs))
 
     def taken_from(self, probs: Tensor) -> Tensor:
         """probs - q as [V], on the device of `probs`."""

@@ -8,20 +8,22 @@ import torch
 from returns.result import Result
 from torch.nn import Module
 
+from specflow.drafters.block import GreedyBlockDrafter, SampledBlockDrafter
 from specflow.drafters.combine import propose_nothing
 from specflow.drafters.llm import LLMDrafter
 from specflow.drafters.ngram import GuessingNGramDrafter, NGramDrafter
 from specflow.drafters.storage import INgramStorage
 from specflow.errors import DecodeError, unwrap
+from specflow.finite import is_near
 from specflow.gamma import EGAG, Fixed
 from specflow.loop import once, run, shared_vocabulary, start
 from specflow.lossy import accept_loss
 from specflow.predictor import CachedPredictor, Limits, UncachedPredictor, fitted, limits_of
-from specflow.processors import GreedyProcessor, LogitsProcessor
+from specflow.processors import GreedyProcessor, LogitsProcessor, MultinomialProcessor
 from specflow.random import Dice
 from specflow.stages.ngram import UpdateNgram
 from specflow.stages.observe import Observer, Show, Tokenizer, unobserved
-from specflow.state import DecodeState, GammaPolicy
+from specflow.state import DecodeState, Drafter, GammaPolicy
 from specflow.steps import autoregressive_step, lossy_unadjusted_step, ngram_step, speculative_step
 
 
@@ -70,12 +72,14 @@ def speculative_generate(
 
     Greedy text equals `autoregressive_generate`'s token for token (fp32, fp64); sampled text has the target's law.
     `skip_sample_adjustment=True` is lossy: it draws from p where the residual is due.
+    On a device, with `use_cache`, the drafter drafts by blocks, so that each draft is copied to the host once.
     `use_egag` drafts between `gamma_min` and `gamma_max` tokens (`gamma` where that is None), as `EGAG` has it.
     `first_target` decodes the first token without a draft. `tokenizer` gives `debug` its texts.
     Sampling follows torch's default generator. Nothing is padded, so `pad_token_id` has no effect.
     `DecodeError` (a `ValueError`) for input that cannot be decoded, before a model runs.
     Source: Leviathan et al. 2211.17192; Chen et al. 2302.01318.
     """
+    most = gamma
     policy: GammaPolicy = Fixed(gamma)
     if use_egag:
         most = gamma if gamma_max is None else gamma_max
@@ -85,14 +89,7 @@ def speculative_generate(
 
     rng, observe = Dice(), _observer(debug, tokenizer)
     target_predictor, drafter_predictor = _predictor(target, use_cache), _predictor(drafter, use_cache)
-    known = limits_of(drafter)
-    draft = LLMDrafter(
-        drafter_predictor if vocab_size is None else fitted(drafter_predictor, vocab_size),
-        logits_processor,
-        rng,
-        known.context,
-        None if known.vocab_size == vocab_size else known.vocab_size,
-    )
+    draft = _model_drafter(drafter_predictor, logits_processor, rng, vocab_size, most)
     memos = (drafter_predictor, target_predictor)
     if skip_sample_adjustment:
         step = accept_loss(
@@ -167,6 +164,31 @@ def _started(inputs: Sequence[int], target: Module, max_gen_len: int, eos_tokens
 
 def _predictor(model: Module, use_cache: bool) -> CachedPredictor | UncachedPredictor:
     return CachedPredictor(model) if use_cache else UncachedPredictor(model)
+
+
+def _model_drafter(
+    predictor: CachedPredictor | UncachedPredictor,
+    processor: LogitsProcessor,
+    rng: Dice,
+    vocab_size: int | None,
+    ahead: int,
+) -> Drafter:
+    """A model as drafter: by blocks on a device, where each copy to the host would wait for it, else token by token."""
+    known = limits_of(predictor.model)
+    other = None if known.vocab_size == vocab_size else vocab_size
+    parameter = next(predictor.model.parameters(), None)
+    if isinstance(predictor, CachedPredictor) and parameter is not None and not is_near(parameter):
+        if type(processor) is GreedyProcessor:
+            return GreedyBlockDrafter(predictor, ahead, other)
+        if type(processor).sample is MultinomialProcessor.sample:
+            return SampledBlockDrafter(predictor, processor, rng, ahead, other)
+    return LLMDrafter(
+        predictor if vocab_size is None else fitted(predictor, vocab_size),
+        processor,
+        rng,
+        known.context,
+        None if other is None else known.vocab_size,
+    )
 
 
 def _observer(debug: bool, tokenizer: Tokenizer | None) -> Observer:

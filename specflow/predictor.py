@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from math import inf, isfinite
-from typing import Final, Protocol, final
+from math import inf
+from typing import Final, Protocol, TypeAlias, final
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +17,12 @@ from transformers import PreTrainedConfig
 from specflow.caching import LossyCache, Past, capacity, common_prefix, is_empty, is_plain
 from specflow.errors import DecodeError
 from specflow.feeding import AFRESH, ANY_PIECES, Feeding, Reader
+from specflow.finite import arrived, finite, is_near, on_arrival
 from specflow.kv_cache import KVCache
 from specflow.state import Predictor, Tokens
+
+Choose: TypeAlias = Callable[[Tensor, int], Tensor]
+"""(logits [V], position) → the id [] of the token that shall stand there, on the device of the logits."""
 
 REREAD: Final = 32
 """How many tokens may be read again with the next draft before they get a pass of their own."""
@@ -73,7 +77,8 @@ class CachedPredictor:
 
     `make_cache` makes the cache to start from; by default the model makes its own. `DecodeError` where a text outgrows
     a cache of fixed size, where such a cache changes the logits and is no `LossyCache`, where the model gives no
-    logits, or logits that are not finite, naming the position.
+    logits, or logits that are not finite, naming the position. On a device nothing is copied to look for those: they
+    are noticed where a token that was chosen from them arrives (`specflow.finite`).
     """
 
     model: Module
@@ -105,7 +110,32 @@ class CachedPredictor:
     def __call__(self, tokens: Tokens, last: int, /) -> Tensor:
         """Logits [last, V] behind each of the last `last` prefixes of `tokens`."""
         rows = [self._predict(text, wanted) for text, wanted in self._reader.readings(tokens, last)]
-        return finite(rows[0] if len(rows) == 1 else torch.cat(rows), len(tokens))
+        return _checked(rows[0] if len(rows) == 1 else torch.cat(rows), len(tokens))
+
+    def read_ahead(self, tokens: Tokens, most: int, choose: Choose) -> Tokens:
+        """`most` ≥ 1 tokens that follow, each chosen from the logits behind those before it, and copied all at once.
+
+        Fewer where a cache of fixed size, or a "longrope" edge, does not let as many be read; and one where the model
+        cannot be fed one token at a time over its cache. `DecodeError` as in a call.
+        """
+        row = self._predict(tokens, 1)[0]
+        rows, ids = [row], [choose(row, len(tokens))]
+        past, self._past, self._tokens = self._past, None, ()
+        if past is not None and self.feeding is not None and self.feeding.least == 1:
+            room, edge = capacity(past.cache), self._reader.edge
+            ends = [end for end in (room, edge) if end is not None and end >= len(tokens)]
+            for length in range(len(tokens) + 1, min([len(tokens) + most - 1, *ends]) + 1):
+                if past.needs_marks and not past.is_marked:
+                    past.mark()
+                logits, cache = self._reader.read(ids[-1].reshape(1, 1), past.cache, past.length, 1)
+                past.extend(cache, length)
+                rows.append(logits[0, 0])
+                ids.append(choose(rows[-1], length))
+        sent: list[int] = on_arrival(torch.stack(ids), torch.stack(rows)).tolist()
+        chosen = tuple(arrived(sent, len(tokens) - 1))
+        if past is not None:
+            self._past, self._tokens = past, tokens + chosen[:-1]
+        return chosen
 
     def prune(self, tokens: Tokens, /) -> None:
         """Forget what is not a prefix of `tokens`, if that costs nothing."""
@@ -210,7 +240,7 @@ class UncachedPredictor:
         """Logits [last, V] behind each of the last `last` prefixes of `tokens`."""
         readings = self._reader.readings(tokens, last)
         rows = [self._reader.read_afresh(self._reader.ids([text]), wanted)[0] for text, wanted in readings]
-        return finite(rows[0] if len(rows) == 1 else torch.cat(rows), len(tokens))
+        return _checked(rows[0] if len(rows) == 1 else torch.cat(rows), len(tokens))
 
     def prune(self, tokens: Tokens, /) -> None:
         """Nothing is remembered, so there is nothing to forget."""
@@ -226,28 +256,16 @@ def fitted(predictor: Predictor, vocab_size: int) -> Predictor:
     tensor([[0., 0., 0., -inf]])
     """
 
-    def fit(tokens: Tokens, last: int) -> Tensor:
-        logits = predictor(tokens, last)
-        return F.pad(logits[:, :vocab_size], (0, max(0, vocab_size - logits.shape[-1])), value=-inf)
-
-    return fit
+    return lambda tokens, last: fit(predictor(tokens, last), vocab_size)
 
 
-def finite(logits: Tensor, end: int) -> Tensor:
-    """`logits` [k, V] themselves; `DecodeError` where a row holds a NaN or +∞ or nothing but -∞.
+def fit(logits: Tensor, vocab_size: int) -> Tensor:
+    """`logits` [..., V] over a vocabulary of `vocab_size`."""
+    return F.pad(logits[..., :vocab_size], (0, max(0, vocab_size - logits.shape[-1])), value=-inf)
 
-    `end` is the length of the text that the last row follows.
-    """
-    good = [isfinite(largest) for largest in logits.amax(dim=-1).tolist()]
-    if not all(good):
-        position = end - len(logits) + good.index(False)
-        raise DecodeError(
-            "model",
-            "the model's logits are not finite",
-            f"NaN or infinity behind the token at position {position}",
-            "check the weights and the dtype",
-        )
-    return logits
+
+def _checked(logits: Tensor, end: int) -> Tensor:
+    return finite(logits, end) if is_near(logits) else logits
 
 
 def _none() -> None:

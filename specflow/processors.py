@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from specflow.distribution import BlackBox, Categorical, Distribution, PointMass
 from specflow.errors import DecodeError
+from specflow.finite import arrived, finite, is_near, on_arrival
 from specflow.state import Tokens
 
 
@@ -20,7 +21,11 @@ class Processor(Protocol):
     """Turns a model's logits into the laws that tokens are drawn from."""
 
     def laws(self, tokens: Tokens, logits: Tensor, /) -> tuple[Distribution, ...]:
-        """The law behind each row of `logits` [k, V]; row k - 1 follows all of `tokens`, row k - 2 all but the last."""
+        """The law behind each row of `logits` [k, V]; row k - 1 follows all of `tokens`, row k - 2 all but the last.
+
+        Logits on a device have not been looked at: where tokens are chosen from them here, `specflow.finite.finite`
+        refuses those that are not finite.
+        """
         ...
 
 
@@ -66,10 +71,12 @@ class LogitsProcessor(ABC):
             # The argmax of the logits: their softmax may round two of them to one number.
             untouched = kind._process is GreedyProcessor._process and kind.__call__ is LogitsProcessor.__call__
             scores = logits if untouched else self(logits)
-            return tuple([PointMass(token) for token in _argmax(scores)])
+            return tuple([PointMass(token) for token in _argmax(scores, len(tokens))])
         probs = self(logits)
         if kind.sample is MultinomialProcessor.sample:
             return tuple([Categorical(row) for row in probs.unbind()])
+        if not is_near(logits):
+            finite(logits, len(tokens))  # nobody knows what a sampler makes of them
         return tuple([BlackBox(row, self.sample) for row in probs.unbind()])
 
 
@@ -157,12 +164,14 @@ class TopKNucleusProcessor(MultinomialProcessor):
         return _keep_nucleus(_keep_top_k(logits, self.top_k), self.temperature, self.top_p)
 
 
-def _argmax(scores: Tensor) -> list[int]:
-    """The index of the largest score in each row [k, V], the first of equals."""
+def _argmax(scores: Tensor, end: int) -> list[int]:
+    """The index of the largest score in each row [k, V], the first of equals; `end` is the length of the text."""
     wide = scores.detach().to(torch.promote_types(scores.dtype, torch.float32))
-    # On a CPU numpy takes a quarter of torch's time, and torch takes four times as long again in bf16.
-    best: list[int] = (wide.numpy() if wide.device.type == "cpu" else wide).argmax(-1).tolist()
-    return best
+    if is_near(wide):
+        # numpy takes a quarter of torch's time, and torch takes four times as long again in bf16.
+        best: list[int] = wide.numpy().argmax(-1).tolist()
+        return best
+    return arrived(on_arrival(wide.argmax(-1), wide).tolist(), end - len(wide))
 
 
 def _checked_top_k(top_k: int) -> int:

@@ -7,8 +7,10 @@ from typing import Protocol, final
 
 import torch
 from attrs import frozen
+from torch import Tensor
 
 from specflow.distribution import BlackBox, Categorical, Distribution, PointMass
+from specflow.finite import arrived, is_near, on_arrival
 
 
 class Sampling(Protocol):
@@ -16,6 +18,14 @@ class Sampling(Protocol):
 
     def draw(self, law: Distribution, position: int, /) -> int:
         """One token of the law."""
+        ...
+
+
+class DeviceSampling(Protocol):
+    """Draws tokens where their law is."""
+
+    def draw_there(self, probs: Tensor, position: int, /) -> Tensor:
+        """One token of the law `probs` [V], as an id [] on its device. Nothing is copied to the host."""
         ...
 
 
@@ -27,12 +37,17 @@ class Randomness(Sampling, Protocol):
         ...
 
 
+class DeviceRandomness(Randomness, DeviceSampling, Protocol):
+    """`Randomness` that draws on the host and on a device."""
+
+
 @final
 @frozen(eq=False)
 class Dice:
     """Randomness from a torch generator; from torch's default one, which `torch.manual_seed` governs, when None.
 
-    Certain outcomes (a point mass, a probability of 0 or 1) consume nothing.
+    Certain outcomes (a point mass, a probability of 0 or 1) consume nothing. A law on a device is drawn from there, by
+    argmax(p / e) with e exponential, and only the token is copied. A generator on the CPU makes its noise on the CPU.
 
     >>> dice = Dice(torch.Generator().manual_seed(0))
     >>> dice.draw(PointMass(3), 0), dice.accept(1.0), dice.accept(0.0)
@@ -47,11 +62,17 @@ class Dice:
             case PointMass(token):
                 return token
             case Categorical(probs):
-                if self.generator is not None and self.generator.device != probs.device:
-                    probs = probs.to(self.generator.device)
-                return int(torch.multinomial(probs, 1, generator=self.generator))
+                if is_near(probs) and (self.generator is None or self.generator.device == probs.device):
+                    return int(torch.multinomial(probs, 1, generator=self.generator))
+                return _brought(self.draw_there(probs, position), probs, position)
             case BlackBox():
                 return law.draw()
+
+    def draw_there(self, probs: Tensor, position: int, /) -> Tensor:
+        """One token of `probs` [V], as an id [] on its device."""
+        there = probs.device if self.generator is None else self.generator.device
+        noise = torch.empty(probs.shape, dtype=probs.dtype, device=there).exponential_(generator=self.generator)
+        return (probs / noise.to(probs.device)).argmax()
 
     def accept(self, probability: float, /) -> bool:
         """u < probability, with u uniform on [0, 1), 53 bits of it: never true at 0, always at 1."""
@@ -84,9 +105,20 @@ class SharedNoise:
             case PointMass(token):
                 return token
             case Categorical(probs):
-                key = blake2b(f"{self.seed}/{position}".encode(), digest_size=8).digest()
-                generator = torch.Generator().manual_seed(int.from_bytes(key[:7], "big"))
-                noise = torch.empty(probs.shape[-1]).exponential_(generator=generator)
-                return int((probs / noise.to(probs.device)).argmax())
+                return _brought(self.draw_there(probs, position), probs, position)
             case BlackBox():
                 return law.draw()
+
+    def draw_there(self, probs: Tensor, position: int, /) -> Tensor:
+        """One token of `probs` [V], as an id [] on its device."""
+        key = blake2b(f"{self.seed}/{position}".encode(), digest_size=8).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(key[:7], "big"))
+        noise = torch.empty(probs.shape[-1]).exponential_(generator=generator)
+        return (probs / noise.to(probs.device)).argmax()
+
+
+def _brought(token: Tensor, probs: Tensor, position: int) -> int:
+    """The id on the host, in one copy; `DecodeError` if the law is none, as its logits were not finite."""
+    if is_near(token):
+        return int(token)
+    return arrived([int(on_arrival(token, probs))], position - 1)[0]

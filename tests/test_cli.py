@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from specflow import DecodeState, Finished, Step, autoregressive_generate, cli, unfold
+from specflow import CostMeter, DecodeState, Finished, Step, autoregressive_generate, cli, unfold
 from specflow.models import Loaded
 from tests.toys import tiny_llama
 
@@ -44,7 +44,7 @@ def test_every_drafter_gives_the_same_answer(drafter: str, smollm2: Loaded, caps
     assert ("acceptance 0/0" in captured.err) is (drafter == "none")
 
 
-@pytest.mark.parametrize("policy", ["fixed", "heuristic", "egag", "confidence", "svip", "adaedl"])
+@pytest.mark.parametrize("policy", ["fixed", "heuristic", "egag", "confidence", "svip", "adaedl", "cost"])
 def test_a_model_drafts_under_every_policy(
     policy: str, smollm2: Loaded, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -57,6 +57,31 @@ def test_a_model_drafts_under_every_policy(
     captured = capsys.readouterr()
     assert captured.out == expected
     assert "= 100%" in captured.err
+
+
+@pytest.mark.parametrize("drafter", ["none", "ngram", "lookup", "suffix"])
+def test_the_cost_aware_policy_times_the_target_that_decodes(
+    drafter: str, smollm2: Loaded, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It knows what a pass over one token takes, or it could not choose; and the text is the target's."""
+    meters: list[CostMeter] = []
+
+    def noted() -> CostMeter:
+        meters.append(CostMeter())
+        return meters[-1]
+
+    monkeypatch.setattr(cli, "CostMeter", noted)
+    prompt = "Repeat this twice: one two three four five six."
+    arguments = ["generate", prompt, "--max-new-tokens", "24", "--drafter", drafter]
+    assert cli.main([*arguments, "--drafter", "none"]) == 0
+    expected = capsys.readouterr().out
+    assert cli.main([*arguments, "--policy", "cost", "--gamma", "3"]) == 0
+    assert capsys.readouterr().out == expected
+    (meter,) = meters
+    costs = meter.seconds(4)
+    assert costs is not None
+    assert costs[0] > 0
+    assert len(costs) <= 4
 
 
 def test_a_draft_model_with_another_vocabulary_is_refused(
@@ -84,6 +109,7 @@ def test_a_seed_makes_sampling_repeatable(smollm2: Loaded, capsys: pytest.Captur
         (["a", "--top-p", "1.5"], "top_p is outside (0, 1]: received 1.5; use 1.0"),
         (["a", "--top-k", "0"], "top_k is below 1: received 0; keep at least one token"),
         (["a", "--gamma", "0"], "gamma is below 1: received 0; draft at least one token"),
+        (["a", "--gamma", "0", "--policy", "cost"], "the largest gamma is below 1: received 0; draft at least one"),
         (["a", "--model", "./no/such/folder"], "the model cannot be loaded"),
     ],
 )

@@ -1,5 +1,7 @@
 """Drafters: interchangeable providers of proposals."""
 
+from specflow.drafters.block import GreedyBlockDrafter as GreedyBlockDrafter
+from specflow.drafters.block import SampledBlockDrafter as SampledBlockDrafter
 from specflow.drafters.combine import at_most as at_most
 from specflow.drafters.combine import first_of as first_of
 from specflow.drafters.combine import longest as longest

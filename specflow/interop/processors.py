@@ -16,6 +16,7 @@ from transformers import LogitsProcessorList
 from specflow.caching import common_prefix
 from specflow.distribution import Categorical, Distribution, PointMass
 from specflow.errors import DecodeError
+from specflow.finite import finite, is_near
 from specflow.state import Tokens
 
 REMEMBERED: Final = 64
@@ -78,6 +79,8 @@ class ProcessorList:
 
     def laws(self, tokens: Tokens, logits: Tensor, /) -> tuple[Distribution, ...]:
         """The law behind each row of `logits` [k, V]; row k - 1 follows all of `tokens`."""
+        if not is_near(logits):
+            finite(logits, len(tokens))  # logits on a device have not been looked at
         first = len(tokens) - len(logits) + 1
         ids = torch.tensor(self.before + tokens, device=logits.device).expand(self.batch, -1)
         state, laws = self._state_before(tokens, first), []

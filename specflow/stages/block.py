@@ -10,6 +10,7 @@ from attrs import frozen
 from specflow.distribution import BlackBox, Categorical, Distribution, Known, PointMass
 from specflow.processors import Processor
 from specflow.random import Randomness
+from specflow.stages.probabilities import probabilities
 from specflow.stages.verify import Judgement, RejectTokens, judged
 from specflow.state import Drafted, Predictor, Proposal, Verified
 
@@ -41,10 +42,10 @@ class VerifyBlock:
 
     def judge(self, proposals: Sequence[Proposal], laws: Sequence[Distribution], start: int, /) -> Judgement:
         """The rule alone, on laws that are already there."""
-        block = _known(proposals, laws)
+        block, of = _known(proposals, laws), probabilities(proposals, laws, start)
         weights = [1.0]
         for draft, p, q in block:
-            weights.append(_weight(weights[-1], p.of(draft.token), q.of(draft.token)))
+            weights.append(_weight(weights[-1], of(p, draft.token), of(q, draft.token)))
         end = len(block)
         if self.rng.accept(weights[end]):
             one_by_one = RejectTokens(self.target, self.processor, self.rng)

@@ -10,6 +10,7 @@ from attrs import frozen
 from specflow.distribution import BlackBox, Distribution, PointMass
 from specflow.processors import Processor
 from specflow.random import Randomness, Sampling
+from specflow.stages.probabilities import Probability, probabilities
 from specflow.state import Drafted, Predictor, Proposal, Verified
 
 Judgement: TypeAlias = tuple[int, Distribution]
@@ -50,18 +51,19 @@ class RejectTokens:
 
     def judge(self, proposals: Sequence[Proposal], laws: Sequence[Distribution], start: int, /) -> Judgement:
         """The rule alone, on laws that are already there."""
+        of = probabilities(proposals, laws, start)
         for i, draft in enumerate(proposals):
-            correction = self._refusal(draft, laws[i], start + i)
+            correction = self._refusal(draft, laws[i], start + i, of)
             if correction is not None:
                 return i, correction
         return len(proposals), laws[-1]
 
-    def _refusal(self, draft: Proposal, p: Distribution, position: int) -> Distribution | None:
+    def _refusal(self, draft: Proposal, p: Distribution, position: int, of: Probability) -> Distribution | None:
         """None if the draft stands, else the law of the token in its place."""
         q = draft.q
         if isinstance(p, BlackBox) or isinstance(q, BlackBox):
             return _mismatch(draft, p, position, self.rng)
-        likely, drafted = p.of(draft.token), q.of(draft.token)
+        likely, drafted = of(p, draft.token), of(q, draft.token)
         if likely > 0 and (likely >= drafted or self.rng.accept(likely / drafted)):
             return None
         return p.residual(q)

@@ -11,6 +11,7 @@ from typing import Generic, final
 
 import torch
 from attrs import define, evolve, field, frozen
+from torch import Tensor
 from typing_extensions import TypeVar
 
 from specflow.distribution import BlackBox, Categorical, Distribution, PointMass
@@ -56,6 +57,10 @@ class Branch:
                 return possible[self.choose([p / total for _, p in possible])][0]
             case BlackBox():
                 return law.draw()
+
+    def draw_there(self, probs: Tensor, position: int, /) -> Tensor:
+        """`draw`, as an id [] on the device of `probs` [V]."""
+        return torch.tensor(self.draw(Categorical(probs), position), device=probs.device)
 
     def accept(self, probability: float, /) -> bool:
         """Both answers, with their probabilities; a certain one is no choice."""
@@ -116,6 +121,10 @@ class Noise:
                 return token
             case BlackBox():
                 return law.draw()
+
+    def draw_there(self, probs: Tensor, position: int, /) -> Tensor:
+        """`draw`, as an id [] on the device of `probs` [V]."""
+        return torch.tensor(self.draw(Categorical(probs), position), device=probs.device)
 
 
 @final

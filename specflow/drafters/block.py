@@ -1,0 +1,100 @@
+"""A language model on a device as drafter: it drafts a block of tokens there, and their ids are copied once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import final
+
+from attrs import field, frozen
+from torch import Tensor
+
+from specflow.distribution import Categorical, PointMass
+from specflow.errors import at_least_one
+from specflow.predictor import CachedPredictor, Choose, fit
+from specflow.processors import LogitsProcessor
+from specflow.random import DeviceSampling
+from specflow.state import Proposal, Tokens
+
+
+@final
+@frozen
+class GreedyBlockDrafter:
+    """Drafts a model's most probable tokens, `ahead` of them at once, with one copy from the device for all.
+
+    `LLMDrafter` with a `GreedyProcessor` proposes the same and copies each token, so that the device waits for the host
+    in between. Here all are drafted before the first is proposed: those that the gamma policy leaves are wasted. Under
+    a processor that samples its drafts are exact too, but accepted less often than those of `SampledBlockDrafter`.
+
+    `vocab_size` is the target's vocabulary, None where the drafter has the same. The draft ends where the drafter's
+    own limits end, and for a model that is not fed one token at a time over its cache behind the first. ahead ≥ 1,
+    else `DecodeError`.
+
+    >>> from transformers import GPT2Config, GPT2LMHeadModel
+    >>> model = GPT2LMHeadModel(GPT2Config(vocab_size=32, n_positions=64, n_embd=8, n_layer=1, n_head=2))
+    >>> len(list(GreedyBlockDrafter(CachedPredictor(model), ahead=3)((5, 6, 7))))
+    3
+    """
+
+    predictor: CachedPredictor
+    ahead: int = field(default=5, validator=at_least_one)
+    vocab_size: int | None = None
+    source: str = "llm"
+
+    def __call__(self, tokens: Tokens, /) -> Iterator[Proposal[PointMass]]:
+        rows: list[Tensor] = []
+
+        def choose(logits: Tensor, position: int) -> Tensor:
+            rows.append(_fitted(logits, self.vocab_size))
+            return rows[-1].argmax()
+
+        for token, row in zip(_drafted(self.predictor, tokens, self.ahead, self.vocab_size, choose), rows, strict=True):
+            yield Proposal(token, PointMass(token), self.source, row)
+
+
+@final
+@frozen
+class SampledBlockDrafter:
+    """Drafts samples of a model, `ahead` of them at once, with one copy from the device for all ids.
+
+    Else it is as `GreedyBlockDrafter`. The laws q that the drafts are drawn from, the processor's probabilities, stay
+    on the device. A processor's own `sample` is not used.
+
+    >>> from transformers import GPT2Config, GPT2LMHeadModel
+    >>> from specflow import Dice, TopKProcessor
+    >>> model = GPT2LMHeadModel(GPT2Config(vocab_size=32, n_positions=64, n_embd=8, n_layer=1, n_head=2))
+    >>> drafter = SampledBlockDrafter(CachedPredictor(model), TopKProcessor(1.0, top_k=4), Dice(), ahead=3)
+    >>> [int(proposal.q.probs.count_nonzero()) for proposal in drafter((5, 6, 7))]
+    [4, 4, 4]
+    """
+
+    predictor: CachedPredictor
+    processor: LogitsProcessor
+    rng: DeviceSampling
+    ahead: int = field(default=5, validator=at_least_one)
+    vocab_size: int | None = None
+    source: str = "llm"
+
+    def __call__(self, tokens: Tokens, /) -> Iterator[Proposal[Categorical]]:
+        rows: list[Tensor] = []
+        laws: list[Categorical] = []
+
+        def choose(logits: Tensor, position: int) -> Tensor:
+            rows.append(_fitted(logits, self.vocab_size))
+            laws.append(Categorical(self.processor(rows[-1])))
+            return self.rng.draw_there(laws[-1].probs, position)
+
+        drafted = _drafted(self.predictor, tokens, self.ahead, self.vocab_size, choose)
+        for token, q, row in zip(drafted, laws, rows, strict=True):
+            yield Proposal(token, q, self.source, row)
+
+
+def _drafted(predictor: CachedPredictor, tokens: Tokens, ahead: int, vocab_size: int | None, choose: Choose) -> Tokens:
+    limits = predictor.limits
+    if vocab_size is not None and limits.vocab_size is not None and max(tokens) >= limits.vocab_size:
+        return ()
+    most = ahead if limits.context is None else min(ahead, limits.context - len(tokens) + 1)
+    return predictor.read_ahead(tokens, most, choose) if most > 0 else ()
+
+
+def _fitted(logits: Tensor, vocab_size: int | None) -> Tensor:
+    return logits if vocab_size is None else fit(logits, vocab_size)

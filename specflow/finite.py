@@ -1,0 +1,64 @@
+"""Logits that are not finite are refused, and noticing them never waits for a device.
+
+On the host every row is looked at as it comes. On a device looking would be a copy to the host of its own; there a
+row is noticed when the first number made of it arrives, which `on_arrival` arranges: an id of `NOTICED` in place of a
+token. A row of which no number ever arrives, such as one behind a refused draft, is not text and not noticed.
+"""
+
+from __future__ import annotations
+
+from math import isfinite
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from specflow.errors import DecodeError
+
+NOTICED: Final = -1
+"""Arrives from a device in place of a token that was chosen from a row which is not finite."""
+
+
+def is_near(tensor: Tensor) -> bool:
+    """Whether the numbers are on the host, where looking at them costs no copy."""
+    return tensor.device.type == "cpu"
+
+
+def finite(logits: Tensor, end: int) -> Tensor:
+    """`logits` [k, V] themselves; `DecodeError` where a row holds a NaN or +∞ or nothing but -∞.
+
+    `end` is the length of the text that the last row follows.
+    """
+    good = [isfinite(largest) for largest in logits.amax(dim=-1).tolist()]
+    if not all(good):
+        raise not_finite(end - len(logits) + good.index(False))
+    return logits
+
+
+def on_arrival(ids: Tensor, rows: Tensor) -> Tensor:
+    """`ids` [...], chosen from `rows` [..., V] of logits or of probabilities, to be copied; nothing waits here.
+
+    >>> on_arrival(torch.tensor([1, 0]), torch.tensor([[0.0, 2.0], [torch.nan, 1.0]]))
+    tensor([ 1, -1])
+    """
+    return torch.where(rows.amax(dim=-1).isfinite(), ids, NOTICED)
+
+
+def arrived(ids: list[int], start: int) -> list[int]:
+    """What `on_arrival` sent, on the host; `DecodeError` if a row was not finite.
+
+    `start` is the position behind which the first of them was chosen.
+    """
+    if NOTICED in ids:
+        raise not_finite(start + ids.index(NOTICED))
+    return ids
+
+
+def not_finite(position: int) -> DecodeError:
+    """The error that names the token behind which the logits are not finite."""
+    return DecodeError(
+        "model",
+        "the model's logits are not finite",
+        f"NaN or infinity behind the token at position {position}",
+        "check the weights and the dtype",
+    )

@@ -1,0 +1,159 @@
+"""Decodes on the device of `tests.far`, and prints how often each draft and each verification copied to the host."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Final
+
+import torch
+from returns.pipeline import flow
+
+from specflow import (
+    CachedPredictor,
+    DecodeError,
+    DecodeState,
+    Dice,
+    Drafted,
+    Drafter,
+    Finished,
+    Fixed,
+    GreedyBlockDrafter,
+    GreedyProcessor,
+    LLMDrafter,
+    LogitsProcessor,
+    MultinomialProcessor,
+    Processor,
+    SampledBlockDrafter,
+    SharedNoise,
+    SuffixDrafter,
+    run,
+    speculative_generate,
+    start,
+)
+from specflow.stages import Adjust, Draft, MatchSamples, RejectTokens, VerifyBlock, advance, commit
+from specflow.state import Adjusted, Verified
+from tests.far import COPIES, Remote
+from tests.toys import disturbed, passes_of, tiny_llama
+
+PROMPT: Final = [3, 4, 5, 3, 4]
+NEW: Final = 40
+GAMMA: Final = 4
+MODEL: Final = tiny_llama(3)
+GREEDY: Final = GreedyProcessor()
+SAMPLING: Final = MultinomialProcessor(1.0)
+
+
+def counted(draft: Draft, verify: Callable[[Drafted], Verified], adjust: Adjust) -> dict[str, object]:
+    """The copies of each step but the first, in which the models find out how they are fed."""
+    drafts: list[int] = []
+    verifications: list[int] = []
+
+    def drafting(state: DecodeState) -> Drafted:
+        COPIES.clear()
+        drafted = draft(state)
+        drafts.append(len(COPIES))
+        return drafted
+
+    def verifying(drafted: Drafted) -> Adjusted:
+        COPIES.clear()
+        adjusted = adjust(verify(drafted))
+        verifications.append(len(COPIES))
+        return adjusted
+
+    def step(state: DecodeState) -> DecodeState | Finished:
+        return flow(state, drafting, verifying, commit, advance)
+
+    end = run(step, start(PROMPT, NEW).unwrap()).state
+    return {
+        "drafts": drafts[1:],
+        "verifications": verifications[1:],
+        "text": list(end.output),
+        "drafted": end.tally.drafted,
+        "accepted": end.tally.accepted,
+    }
+
+
+def decoded(name: str) -> dict[str, object]:
+    """What one decoder copies."""
+    target, model = CachedPredictor(Remote(MODEL)), CachedPredictor(Remote(disturbed(MODEL, 1, 0.05)))
+    dice, noise = Dice(torch.Generator().manual_seed(7)), SharedNoise(7)
+    greedy, sampled = GreedyBlockDrafter(model, GAMMA), SampledBlockDrafter(model, SAMPLING, dice, GAMMA)
+
+    def rejecting(drafter: Drafter, processor: Processor) -> dict[str, object]:
+        return counted(Draft(drafter, Fixed(GAMMA)), RejectTokens(target, processor, dice), Adjust(dice))
+
+    decoders: dict[str, Callable[[], dict[str, object]]] = {
+        "greedy, by blocks": lambda: rejecting(greedy, GREEDY),
+        "greedy, token by token": lambda: rejecting(LLMDrafter(model, GREEDY, dice), GREEDY),
+        "greedy, suffix": lambda: rejecting(SuffixDrafter(), GREEDY),
+        "sampled, by blocks": lambda: rejecting(sampled, SAMPLING),
+        "sampled, from greedy blocks": lambda: rejecting(greedy, SAMPLING),
+        "sampled, token by token": lambda: rejecting(LLMDrafter(model, SAMPLING, dice), SAMPLING),
+        "sampled, suffix": lambda: rejecting(SuffixDrafter(), SAMPLING),
+        "sampled, block verification": lambda: counted(
+            Draft(sampled, Fixed(GAMMA)), VerifyBlock(target, SAMPLING, dice), Adjust(dice)
+        ),
+        "seed-coupled": lambda: counted(
+            Draft(SampledBlockDrafter(model, SAMPLING, noise, GAMMA), Fixed(GAMMA)),
+            MatchSamples(target, SAMPLING, noise),
+            Adjust(noise),
+        ),
+    }
+    return decoders[name]()
+
+
+NAMES: Final = (
+    "greedy, by blocks",
+    "greedy, token by token",
+    "greedy, suffix",
+    "sampled, by blocks",
+    "sampled, from greedy blocks",
+    "sampled, token by token",
+    "sampled, suffix",
+    "sampled, block verification",
+    "seed-coupled",
+)
+
+
+def refused(processor: Processor, broken: int) -> str:
+    """What is said when the target (0) or the drafter (1) computes NaN from the second step on."""
+    models = tiny_llama(3), tiny_llama(3)
+    dice = Dice(torch.Generator().manual_seed(7))
+    target, model = [CachedPredictor(Remote(model)) for model in models]
+    drafter: Drafter = GreedyBlockDrafter(model, GAMMA)
+    if isinstance(processor, MultinomialProcessor):
+        drafter = SampledBlockDrafter(model, processor, dice, GAMMA)
+    draft, verify, adjust = Draft(drafter, Fixed(GAMMA)), RejectTokens(target, processor, dice), Adjust(dice)
+    outcome = flow(start(PROMPT, NEW).unwrap(), draft, verify, adjust, commit, advance)
+    assert isinstance(outcome, DecodeState)
+    with torch.no_grad():
+        dict(models[broken].named_parameters())["lm_head.weight"].fill_(torch.nan)
+    try:
+        flow(outcome, draft, verify, adjust)
+    except DecodeError as error:
+        return str(error).replace(f"position {len(outcome.tokens) - 1}", "the last position")
+    return "nothing"
+
+
+def generated(processor: LogitsProcessor) -> dict[str, object]:
+    """The copies of `speculative_generate`, and the target's passes, once it has found out how the models are fed."""
+    drafter, target = Remote(disturbed(MODEL, 1, 0.05)), Remote(MODEL)
+
+    def text() -> list[int]:
+        output, _ = speculative_generate(
+            PROMPT, drafter, target, None, GAMMA, logits_processor=processor, eos_tokens_id=[], use_cache=True
+        )
+        return output
+
+    text()
+    COPIES.clear()
+    fed, again = passes_of(target), text()
+    return {"copies": len(COPIES), "passes": len(fed), "text": again}
+
+
+if __name__ == "__main__":
+    found: dict[str, object] = {name: decoded(name) for name in NAMES}
+    found["refused"] = [refused(processor, who) for processor in (GREEDY, SAMPLING) for who in (0, 1)]
+    found["generated"] = [generated(processor) for processor in (GREEDY, SAMPLING)]
+    print(json.dumps(found))
