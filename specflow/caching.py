@@ -46,7 +46,10 @@ RECORD: Final = 128
 """How many tokens beyond its window a sliding layer records at least, so that it can be cropped by as many."""
 
 NEAR: Final = 64
-"""How near the end two texts are looked at token by token."""
+"""How near the end two texts are looked at first."""
+
+PIECE: Final = 1024
+"""How many tokens of two texts are compared at once."""
 
 # Exact types: a subclass may keep what cropping does not reach.
 OF_LAYERS: Final = (DynamicCache, StaticCache, QuantizedCache)  # nothing but their layers changes
@@ -307,21 +310,38 @@ def _record(layer: DynamicSlidingWindowLayer) -> None:
         layer.keys, layer.values = layer.keys[..., -most:, :], layer.values[..., -most:, :]
 
 
+def parting(a: Sequence[int], b: Sequence[int]) -> int:
+    """Where a and b are seen to part when the last `NEAR` tokens of the shorter are looked at: at or behind the place.
+
+    What they share is no longer than this, and it costs the same however long they are.
+
+    >>> parting((1, 2, 3, 4), (1, 2, 9)), parting((1, 2), (1, 2, 3))
+    (2, 2)
+    """
+    top = min(len(a), len(b))
+    low = max(0, top - NEAR)
+    return low + _agreeing(a[low:top], b[low:top])
+
+
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     """How many tokens a and b share from their beginnings on.
 
-    Two texts mostly part near the end, or one begins the other, so that one comparison in C settles all before that.
+    Where one may begin the other, one comparison in C settles it, and only the longer is copied. Else they are compared
+    piece by piece, as a piece is copied into memory that is at hand.
 
     >>> common_prefix((1, 2, 3, 4), (1, 2, 9)), common_prefix((1,), (2,)), common_prefix((1, 2), (1, 2))
     (2, 0, 2)
     """
     top = min(len(a), len(b))
-    if top and a[top - 1] == b[top - 1] and a[:top] == b[:top]:
+    if parting(a, b) == top and a[:top] == b[:top]:
         return top
-    low = max(0, top - NEAR)
-    if a[:low] != b[:low]:
-        low, high = 0, low  # the prefixes of length `low` agree, those of length `high` do not
-        while high - low > NEAR:
-            middle = (low + high) // 2
-            low, high = (middle, high) if a[low:middle] == b[low:middle] else (low, middle)
-    return low + sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a[low:top], b[low:top], strict=True)))
+    for low in range(0, top, PIECE):
+        shared = _agreeing(a[low : low + PIECE], b[low : low + PIECE])
+        if shared < PIECE:
+            return low + shared
+    return top
+
+
+def _agreeing(a: Sequence[int], b: Sequence[int]) -> int:
+    """`common_prefix` of two short texts."""
+    return len(a) if a == b else sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))

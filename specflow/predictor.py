@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import Module
 from transformers import PreTrainedConfig
 
-from specflow.caching import LossyCache, Past, capacity, common_prefix, is_empty, is_plain
+from specflow.caching import LossyCache, Past, capacity, common_prefix, is_empty, is_plain, parting
 from specflow.errors import DecodeError
 from specflow.feeding import AFRESH, ANY_PIECES, Feeding, Reader
 from specflow.kv_cache import KVCache
@@ -108,27 +108,30 @@ class CachedPredictor:
         return finite(rows[0] if len(rows) == 1 else torch.cat(rows), len(tokens))
 
     def prune(self, tokens: Tokens, /) -> None:
-        """Forget what is not a prefix of `tokens`, if that costs nothing."""
+        """Forget what is seen not to be a prefix of `tokens`, if that costs nothing.
+
+        Only the end is looked at, where drafts were refused: the next reading compares the whole text.
+        """
         if self._past is None:
             return
+        keep = parting(self._tokens, tokens)
         if self._past.needs_marks:
-            self._past.thin(common_prefix(self._tokens, tokens))
+            self._past.thin(keep)
         else:
-            self._go_back(tokens, len(tokens))
+            self._go_back(keep)
 
     def _predict(self, tokens: Tokens, last: int) -> Tensor:
         if self.feeding == AFRESH:
             return self._read_afresh(tokens, last)
         new = max(last, 1 if self.feeding is None else self.feeding.least)
-        self._go_back(tokens, len(tokens) - new)
+        same_side = self._reader.is_far(tokens) == self._is_far
+        self._go_back(min(common_prefix(self._tokens, tokens), len(tokens) - new) if same_side else 0)
         if self._goes_back and len(tokens) - len(self._tokens) > new + REREAD:
             self._read(tokens[:-new], 1)
         return self._read(tokens, last)
 
-    def _go_back(self, tokens: Tokens, most: int) -> None:
-        """Take the memo back to a prefix of `tokens` that is no longer than `most`."""
-        same_side = self._reader.is_far(tokens) == self._is_far
-        keep = min(common_prefix(self._tokens, tokens), most) if same_side else 0
+    def _go_back(self, keep: int) -> None:
+        """Take the memo back to at most `keep` tokens."""
         if self._past is None or keep == len(self._tokens):
             return
         self._goes_back = self._past.needs_marks

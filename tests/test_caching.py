@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 from transformers import DynamicCache, StaticCache
 from transformers.cache_utils import DynamicLayer
 
 from specflow import DecodeError, prune_cache
-from specflow.caching import common_prefix
+from specflow.caching import NEAR, PIECE, common_prefix, parting
 from tests.toys import tiny_llama
 
 MODEL = tiny_llama()
@@ -94,3 +94,16 @@ def naive_common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
 def test_common_prefix(a: list[int], b: list[int], shared: int) -> None:
     for left, right in ((a, b), (a, a[:shared] + b), (a, a)):
         assert common_prefix(left, right) == naive_common_prefix(left, right)
+
+
+@given(st.integers(0, 3 * PIECE), st.integers(0, 2 * NEAR), st.integers(0, 2 * NEAR), st.booleans())
+@example(2 * PIECE, 0, 1, False)
+@example(PIECE, 1, 1, False)
+def test_common_prefix_of_long_texts(shared: int, more: int, others: int, twice: bool) -> None:
+    beginning = tuple(i % 7 for i in range(shared))
+    a, b = beginning + (8,) * more, beginning + (9,) * others
+    if twice:  # they part once, and end alike
+        a, b = (*a, *range(NEAR)), (*b, *range(NEAR))
+    for left, right in ((a, b), (b, a)):
+        common = naive_common_prefix(left, right)
+        assert common_prefix(left, right) == common <= parting(left, right) <= min(len(left), len(right))
