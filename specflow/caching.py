@@ -7,9 +7,8 @@ has lost what came before, so it goes back to a mark: a copy of just that layer,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from copy import copy, deepcopy
-from itertools import takewhile
 from math import inf
 from typing import Final, final, overload
 
@@ -44,12 +43,6 @@ MARKS: Final = 16
 
 RECORD: Final = 128
 """How many tokens beyond its window a sliding layer records at least, so that it can be cropped by as many."""
-
-NEAR: Final = 64
-"""How near the end two texts are looked at first."""
-
-PIECE: Final = 1024
-"""How many tokens of two texts are compared at once."""
 
 # Exact types: a subclass may keep what cropping does not reach.
 OF_LAYERS: Final = (DynamicCache, StaticCache, QuantizedCache)  # nothing but their layers changes
@@ -308,40 +301,3 @@ def _record(layer: DynamicSlidingWindowLayer) -> None:
     most = layer.sliding_window - 1 + RECORD
     if layer.keys is not None and layer.values is not None and layer.keys.shape[-2] > most + RECORD:
         layer.keys, layer.values = layer.keys[..., -most:, :], layer.values[..., -most:, :]
-
-
-def parting(a: Sequence[int], b: Sequence[int]) -> int:
-    """Where a and b are seen to part when the last `NEAR` tokens of the shorter are looked at: at or behind the place.
-
-    What they share is no longer than this, and it costs the same however long they are.
-
-    >>> parting((1, 2, 3, 4), (1, 2, 9)), parting((1, 2), (1, 2, 3))
-    (2, 2)
-    """
-    top = min(len(a), len(b))
-    low = max(0, top - NEAR)
-    return low + _agreeing(a[low:top], b[low:top])
-
-
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens a and b share from their beginnings on.
-
-    Where one may begin the other, one comparison in C settles it, and only the longer is copied. Else they are compared
-    piece by piece, as a piece is copied into memory that is at hand.
-
-    >>> common_prefix((1, 2, 3, 4), (1, 2, 9)), common_prefix((1,), (2,)), common_prefix((1, 2), (1, 2))
-    (2, 0, 2)
-    """
-    top = min(len(a), len(b))
-    if parting(a, b) == top and a[:top] == b[:top]:
-        return top
-    for low in range(0, top, PIECE):
-        shared = _agreeing(a[low : low + PIECE], b[low : low + PIECE])
-        if shared < PIECE:
-            return low + shared
-    return top
-
-
-def _agreeing(a: Sequence[int], b: Sequence[int]) -> int:
-    """`common_prefix` of two short texts."""
-    return len(a) if a == b else sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))

@@ -14,10 +14,11 @@ from torch import Tensor
 from torch.nn import Module
 from transformers import PreTrainedConfig
 
-from specflow.caching import LossyCache, Past, capacity, common_prefix, is_empty, is_plain, parting
+from specflow.caching import LossyCache, Past, capacity, is_empty, is_plain
 from specflow.errors import DecodeError
 from specflow.feeding import AFRESH, ANY_PIECES, Feeding, Reader
 from specflow.kv_cache import KVCache
+from specflow.prefix import begins, common_prefix, parting
 from specflow.state import Predictor, Tokens
 
 REREAD: Final = 32
@@ -81,7 +82,7 @@ class CachedPredictor:
     _reader: Reader = field(init=False, repr=False)
     _make: Callable[[], object | None] = field(init=False, repr=False)
     feeding: Feeding | None = field(init=False, default=None)
-    _tokens: Tokens = field(init=False, default=(), repr=False)
+    _tokens: list[int] = field(init=False, factory=list, repr=False)
     _past: Past | None = field(init=False, default=None, repr=False)
     _goes_back: bool = field(init=False, default=False, repr=False)
     _is_far: bool = field(init=False, default=False, repr=False)
@@ -124,21 +125,26 @@ class CachedPredictor:
         if self.feeding == AFRESH:
             return self._read_afresh(tokens, last)
         new = max(last, 1 if self.feeding is None else self.feeding.least)
-        same_side = self._reader.is_far(tokens) == self._is_far
-        self._go_back(min(common_prefix(self._tokens, tokens), len(tokens) - new) if same_side else 0)
+        self._go_back(min(self._covers(tokens), len(tokens) - new))
         if self._goes_back and len(tokens) - len(self._tokens) > new + REREAD:
             self._read(tokens[:-new], 1)
         return self._read(tokens, last)
+
+    def _covers(self, tokens: Tokens) -> int:
+        """How many of the first of `tokens` the memo covers."""
+        if self._reader.is_far(tokens) != self._is_far:
+            return 0
+        return len(self._tokens) if begins(self._tokens, tokens) else common_prefix(self._tokens, tokens)
 
     def _go_back(self, keep: int) -> None:
         """Take the memo back to at most `keep` tokens."""
         if self._past is None or keep == len(self._tokens):
             return
-        self._goes_back = self._past.needs_marks
-        if self._past.go_back(keep):
-            self._tokens = self._tokens[: self._past.length]
-        else:
-            self._past, self._tokens = None, ()
+        past, known = self._past, self._tokens
+        self._past, self._tokens, self._goes_back = None, [], past.needs_marks
+        if past.go_back(keep):
+            del known[past.length :]
+            self._past, self._tokens = past, known
 
     def _read(self, tokens: Tokens, last: int) -> Tensor:
         """Read `tokens`, whose beginning the memo covers, in the pieces that the model can be fed."""
@@ -154,7 +160,7 @@ class CachedPredictor:
             remedy = "make a larger cache, or start from `limits`"
             raise DecodeError("make_cache", f"the text outgrows a cache of {room} tokens", len(tokens), remedy)
         # Emptied first: an exception or Ctrl-C inside the model must not leave a cache that covers who knows what.
-        self._past, self._tokens = None, ()
+        known, self._past, self._tokens = self._tokens, None, []
         if past.length and past.needs_marks and (last > 1 or self._goes_back or not past.is_marked):
             past.mark()
         logits, cache = self._reader.read(self._reader.ids([tokens[past.length :]]), past.cache, past.length, last)
@@ -163,8 +169,9 @@ class CachedPredictor:
             if self.feeding == AFRESH:
                 return self._read_afresh(tokens, last)
         if cache is not None:
+            known += tokens[past.length :]
             past.extend(cache, len(tokens))
-            self._past, self._tokens, self._is_far = past, tokens, self._reader.is_far(tokens)
+            self._past, self._tokens, self._is_far = past, known, self._reader.is_far(tokens)
         return logits[0]
 
     def _read_afresh(self, tokens: Tokens, last: int) -> Tensor:

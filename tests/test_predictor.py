@@ -26,7 +26,7 @@ from specflow import (
     speculative_step,
     start,
 )
-from specflow.caching import NEAR
+from specflow.prefix import NEAR
 from tests.toys import Unrunnable, disturbed, oracle, passes_of, tiny_gpt2, tiny_llama
 
 

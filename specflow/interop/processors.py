@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn import Module
 from transformers import LogitsProcessorList
 
-from specflow.caching import common_prefix
 from specflow.distribution import Categorical, Distribution, PointMass
 from specflow.errors import DecodeError
+from specflow.prefix import common_prefix
 from specflow.state import Tokens
 
 REMEMBERED: Final = 64
