@@ -270,6 +270,7 @@ ARCHITECTURES: Final = (
             layer_types=["chunked_attention", "full_attention"],
             no_rope_layers=[1, 0],
         ),
+        SINGLE,  # its rotations are complex numbers of fp32
     ),
     Architecture("ministral", _config(sliding_window=WINDOW, head_dim=8)),
     Architecture("mistral", _config(sliding_window=WINDOW)),
