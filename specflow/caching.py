@@ -135,6 +135,11 @@ def is_empty(cache: object) -> bool:
     )
 
 
+def offloads(cache: object) -> bool:
+    """Whether a cache keeps its layers on the CPU while they are not used, which transformers does from CUDA alone."""
+    return isinstance(cache, Cache) and cache.offloading
+
+
 def capacity(cache: object) -> int | None:
     """How many tokens a cache of fixed size takes; None where there is no limit."""
     sizes = [

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import Module
 from transformers import PreTrainedConfig
 
-from specflow.caching import LossyCache, Past, capacity, is_empty, is_plain
+from specflow.caching import LossyCache, Past, capacity, is_empty, is_plain, offloads
 from specflow.errors import DecodeError
 from specflow.feeding import AFRESH, ANY_PIECES, Feeding, Reader
 from specflow.kv_cache import KVCache
@@ -73,8 +73,8 @@ class CachedPredictor:
     model that can only be read from the beginning is read so each time.
 
     `make_cache` makes the cache to start from; by default the model makes its own. `DecodeError` where a text outgrows
-    a cache of fixed size, where such a cache changes the logits and is no `LossyCache`, where the model gives no
-    logits, or logits that are not finite, naming the position.
+    a cache of fixed size, where such a cache changes the logits and is no `LossyCache`, where it offloads from
+    anything but CUDA, where the model gives no logits, or logits that are not finite, naming the position.
     """
 
     model: Module
@@ -202,6 +202,9 @@ class CachedPredictor:
             raise DecodeError(
                 "make_cache", "a new cache is not empty", type(cache).__name__, "make another cache at each call"
             )
+        if offloads(cache) and self._reader.device.type != "cuda":
+            happened, remedy = "transformers offloads a cache only from CUDA", "make it without offloading"
+            raise DecodeError("make_cache", happened, f"a model on {self._reader.device.type}", remedy)
         return cache
 
 
