@@ -8,9 +8,10 @@ from __future__ import annotations
 import gc
 import tracemalloc
 from collections.abc import Callable, Iterator
+from itertools import islice
 from statistics import median
 from time import perf_counter
-from typing import Final
+from typing import Final, TypeAlias
 
 import torch
 from attrs import define
@@ -37,11 +38,12 @@ from specflow.drafters import SuffixDrafter
 from specflow.predictor import Prunable
 
 LENGTHS: Final = (1024, 4096, 16384, 32768)
-STEPS: Final = 24
+TURNS: Final = 15
+STEPS: Final = 3
 
 
 def tiny() -> PreTrainedModel:
-    """A random llama that reads 33k tokens."""
+    """A random llama that reads 34k tokens."""
     torch.manual_seed(0)
     config = AutoConfig.for_model(
         "llama",
@@ -51,7 +53,7 @@ def tiny() -> PreTrainedModel:
         num_hidden_layers=1,
         num_attention_heads=2,
         num_key_value_heads=1,
-        max_position_embeddings=33000,
+        max_position_embeddings=34000,
     )
     model = AutoModelForCausalLM.from_config(config)
     model.eval()
@@ -105,35 +107,57 @@ def llm(target: CachedPredictor, watch: Watch) -> Step:
     watch(model)
     drafter = CachedPredictor(model)
     memos: tuple[Prunable, ...] = (drafter, target)
-    draft = LLMDrafter(drafter, GreedyProcessor(), Dice(), 33000)
+    draft = LLMDrafter(drafter, GreedyProcessor(), Dice(), 34000)
     return speculative_step(draft, target, GreedyProcessor(), Dice(), Fixed(5), memos)
 
 
-def cost(build: Callable[[CachedPredictor, Watch], Step], length: int) -> tuple[float, float, float]:
-    """Milliseconds a step of specflow's own and of the model's, and KiB that Python keeps besides tensors."""
+Build: TypeAlias = Callable[[CachedPredictor, Watch], Step]
+
+
+def text(length: int) -> DecodeState:
+    """A random text with room for 400 more tokens."""
+    return start(torch.randint(0, 256, (length,), generator=torch.Generator().manual_seed(1)).tolist(), 400).unwrap()
+
+
+def decoding(build: Build, length: int) -> Iterator[tuple[float, float]]:
+    """Reads a text, then yields for each step the milliseconds of specflow's own and of the models'."""
     model, watch = tiny(), Watch()
     watch(model)
-    step = build(CachedPredictor(model), watch)
-    prompt = torch.randint(0, 256, (length,), generator=torch.Generator().manual_seed(1)).tolist()
-    own, models = [], []
-    state: DecodeState = start(prompt, 400).unwrap()
-    outcomes = unfold(step, state)
-    next(outcomes)  # reads the prompt
-    for _ in range(STEPS):
-        watch.seconds = 0.0
-        begun = perf_counter()
+    outcomes = unfold(build(CachedPredictor(model), watch), text(length))
+    next(outcomes)
+    while True:
+        watch.seconds, begun = 0.0, perf_counter()
         next(outcomes)
-        own.append(perf_counter() - begun - watch.seconds)
-        models.append(watch.seconds)
+        taken = perf_counter() - begun
+        yield 1e3 * (taken - watch.seconds), 1e3 * watch.seconds
+
+
+def costs(build: Build) -> list[tuple[float, float]]:
+    """The medians for each length. The lengths take turns, so that a busy machine is as busy for each of them.
+
+    What a turn before has driven out of the processor's caches is read again in the first step, which does not count.
+    """
+    decodings = [decoding(build, length) for length in LENGTHS]
+    steps: list[list[tuple[float, float]]] = [[] for _ in LENGTHS]
+    for _ in range(TURNS):
+        for taken, one in zip(steps, decodings, strict=True):
+            taken.extend(islice(one, STEPS + 1))
+            del taken[-STEPS - 1]
+    return [(median([own for own, _ in taken]), median([models for _, models in taken])) for taken in steps]
+
+
+def kept(build: Build, length: int) -> float:
+    """KiB that Python keeps besides tensors."""
+    model = tiny()
     gc.collect()
     tracemalloc.start()
-    step = build(CachedPredictor(model), watch)
-    outcomes = unfold(step, start(prompt, 400).unwrap())
-    for _ in range(STEPS):
+    step = build(CachedPredictor(model), Watch())
+    outcomes = unfold(step, text(length))
+    for _ in range(TURNS):
         next(outcomes)
-    kept, _ = tracemalloc.get_traced_memory()
+    size, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    return 1e3 * median(own), 1e3 * median(models), kept / 1024
+    return size / 1024
 
 
 def main() -> None:
@@ -141,9 +165,8 @@ def main() -> None:
     torch.set_num_threads(1)
     print(f"{'':16}{'tokens':>8}{'specflow, ms':>14}{'model, ms':>12}{'kept, KiB':>12}")
     for build in (autoregressive, refused, suffix, llm):
-        for length in LENGTHS:
-            own, models, kept = cost(build, length)
-            print(f"{build.__name__:16}{length:8}{own:14.3f}{models:12.2f}{kept:12.0f}")
+        for length, (own, models) in zip(LENGTHS, costs(build), strict=True):
+            print(f"{build.__name__:16}{length:8}{own:14.3f}{models:12.2f}{kept(build, length):12.0f}")
 
 
 if __name__ == "__main__":

@@ -7,9 +7,8 @@ has lost what came before, so it goes back to a mark: a copy of just that layer,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from copy import copy, deepcopy
-from itertools import takewhile
 from math import inf
 from typing import Final, final, overload
 
@@ -44,9 +43,6 @@ MARKS: Final = 16
 
 RECORD: Final = 128
 """How many tokens beyond its window a sliding layer records at least, so that it can be cropped by as many."""
-
-NEAR: Final = 64
-"""How near the end two texts are looked at token by token."""
 
 # Exact types: a subclass may keep what cropping does not reach.
 OF_LAYERS: Final = (DynamicCache, StaticCache, QuantizedCache)  # nothing but their layers changes
@@ -137,6 +133,11 @@ def is_empty(cache: object) -> bool:
         for layer in _layers(cache) or ()
         if not isinstance(layer, DummyLayer)
     )
+
+
+def offloads(cache: object) -> bool:
+    """Whether a cache keeps its layers on the CPU while they are not used, which transformers does from CUDA alone."""
+    return isinstance(cache, Cache) and cache.offloading
 
 
 def capacity(cache: object) -> int | None:
@@ -305,23 +306,3 @@ def _record(layer: DynamicSlidingWindowLayer) -> None:
     most = layer.sliding_window - 1 + RECORD
     if layer.keys is not None and layer.values is not None and layer.keys.shape[-2] > most + RECORD:
         layer.keys, layer.values = layer.keys[..., -most:, :], layer.values[..., -most:, :]
-
-
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens a and b share from their beginnings on.
-
-    Two texts mostly part near the end, or one begins the other, so that one comparison in C settles all before that.
-
-    >>> common_prefix((1, 2, 3, 4), (1, 2, 9)), common_prefix((1,), (2,)), common_prefix((1, 2), (1, 2))
-    (2, 0, 2)
-    """
-    top = min(len(a), len(b))
-    if top and a[top - 1] == b[top - 1] and a[:top] == b[:top]:
-        return top
-    low = max(0, top - NEAR)
-    if a[:low] != b[:low]:
-        low, high = 0, low  # the prefixes of length `low` agree, those of length `high` do not
-        while high - low > NEAR:
-            middle = (low + high) // 2
-            low, high = (middle, high) if a[low:middle] == b[low:middle] else (low, middle)
-    return low + sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a[low:top], b[low:top], strict=True)))

@@ -131,7 +131,13 @@ class Reader:
 
     def ids(self, tokens: Sequence[Tokens]) -> Tensor:
         """The texts as ids [B, k], where the model wants them."""
-        return torch.tensor(tokens, device=_device(self.model))
+        return torch.tensor(tokens, device=self.device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model wants its ids: where its first parameter is, for a dispatched model its embedding."""
+        parameter = next(self.model.parameters(), None)
+        return torch.device("cpu") if parameter is None else parameter.device
 
     def read(self, ids: Tensor, cache: object | None, covered: int, last: int) -> tuple[Tensor, object | None]:
         """Logits [B, last, V] of texts whose first `covered` tokens `cache` covers and which `ids` [B, k] end.
@@ -157,7 +163,7 @@ class Reader:
 
     def own_feeding(self, make_cache: Callable[[], object | None], vocab_size: int, room: int) -> Feeding:
         """`feeding` over the model's own caches. A model is tried once for each dtype and kind of device."""
-        found, place = _FOUND.setdefault(self.model, {}), (_dtype(self.model), _device(self.model).type)
+        found, place = _FOUND.setdefault(self.model, {}), (_dtype(self.model), self.device.type)
         if place not in found:
             found[place] = self.feeding(make_cache, vocab_size, room)
         return found[place]
@@ -244,12 +250,6 @@ def _edge(model: Module) -> int | None:
 def _dtype(model: Module) -> torch.dtype:
     """What the model computes in; its logits may come in a finer dtype."""
     return next((parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()), torch.float32)
-
-
-def _device(model: Module) -> torch.device:
-    """Where the model wants its ids: where its first parameter is, which for a dispatched model is its embedding."""
-    parameter = next(model.parameters(), None)
-    return torch.device("cpu") if parameter is None else parameter.device
 
 
 @contextmanager

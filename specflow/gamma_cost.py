@@ -13,9 +13,9 @@ from typing import Final, TypeAlias, final
 from attrs import define, evolve, field, frozen
 from torch import Tensor
 
-from specflow.caching import common_prefix
 from specflow.distribution import PointMass
 from specflow.errors import DecodeError
+from specflow.prefix import common_prefix
 from specflow.state import DecodeState, Pace, Predictor, Proposal, Tokens
 
 Clock: TypeAlias = Callable[[], float]

@@ -9,8 +9,8 @@ import torch
 from attrs import define, field, frozen
 from torch import Tensor
 
-from specflow.caching import common_prefix
 from specflow.distribution import PointMass
+from specflow.prefix import common_prefix
 from specflow.processors import GreedyProcessor
 from specflow.state import Predictor, Tokens
 

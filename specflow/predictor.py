@@ -14,11 +14,12 @@ from torch import Tensor
 from torch.nn import Module
 from transformers import PreTrainedConfig
 
-from specflow.caching import LossyCache, Past, capacity, common_prefix, is_empty, is_plain
+from specflow.caching import LossyCache, Past, capacity, is_empty, is_plain, offloads
 from specflow.errors import DecodeError
 from specflow.feeding import AFRESH, ANY_PIECES, Feeding, Reader
 from specflow.finite import arrived, finite, is_near, on_arrival
 from specflow.kv_cache import KVCache
+from specflow.prefix import begins, common_prefix, parting
 from specflow.state import Predictor, Tokens
 
 Choose: TypeAlias = Callable[[Tensor, int], Tensor]
@@ -76,9 +77,10 @@ class CachedPredictor:
     model that can only be read from the beginning is read so each time.
 
     `make_cache` makes the cache to start from; by default the model makes its own. `DecodeError` where a text outgrows
-    a cache of fixed size, where such a cache changes the logits and is no `LossyCache`, where the model gives no
-    logits, or logits that are not finite, naming the position. On a device nothing is copied to look for those: they
-    are noticed where a token that was chosen from them arrives (`specflow.finite`).
+    a cache of fixed size, where such a cache changes the logits and is no `LossyCache`, where it offloads from
+    anything but CUDA, where the model gives no logits, or logits that are not finite, naming the position. On a device
+    nothing is copied to look for those: they are noticed where a token that was chosen from them arrives
+    (`specflow.finite`).
     """
 
     model: Module
@@ -86,7 +88,7 @@ class CachedPredictor:
     _reader: Reader = field(init=False, repr=False)
     _make: Callable[[], object | None] = field(init=False, repr=False)
     feeding: Feeding | None = field(init=False, default=None)
-    _tokens: Tokens = field(init=False, default=(), repr=False)
+    _tokens: list[int] = field(init=False, factory=list, repr=False)
     _past: Past | None = field(init=False, default=None, repr=False)
     _goes_back: bool = field(init=False, default=False, repr=False)
     _is_far: bool = field(init=False, default=False, repr=False)
@@ -120,7 +122,8 @@ class CachedPredictor:
         """
         row = self._predict(tokens, 1)[0]
         rows, ids = [row], [choose(row, len(tokens))]
-        past, self._past, self._tokens = self._past, None, ()
+        past, known = self._past, self._tokens
+        self._past, self._tokens = None, []
         if past is not None and self.feeding is not None and self.feeding.least == 1:
             room, edge = capacity(past.cache), self._reader.edge
             ends = [end for end in (room, edge) if end is not None and end >= len(tokens)]
@@ -134,38 +137,46 @@ class CachedPredictor:
         sent: list[int] = on_arrival(torch.stack(ids), torch.stack(rows)).tolist()
         chosen = tuple(arrived(sent, len(tokens) - 1))
         if past is not None:
-            self._past, self._tokens = past, tokens + chosen[:-1]
+            self._past, self._tokens = past, known + list(chosen[:-1])
         return chosen
 
     def prune(self, tokens: Tokens, /) -> None:
-        """Forget what is not a prefix of `tokens`, if that costs nothing."""
+        """Forget what is seen not to be a prefix of `tokens`, if that costs nothing.
+
+        Only the end is looked at, where drafts were refused: the next reading compares the whole text.
+        """
         if self._past is None:
             return
+        keep = parting(self._tokens, tokens)
         if self._past.needs_marks:
-            self._past.thin(common_prefix(self._tokens, tokens))
+            self._past.thin(keep)
         else:
-            self._go_back(tokens, len(tokens))
+            self._go_back(keep)
 
     def _predict(self, tokens: Tokens, last: int) -> Tensor:
         if self.feeding == AFRESH:
             return self._read_afresh(tokens, last)
         new = max(last, 1 if self.feeding is None else self.feeding.least)
-        self._go_back(tokens, len(tokens) - new)
+        self._go_back(min(self._covers(tokens), len(tokens) - new))
         if self._goes_back and len(tokens) - len(self._tokens) > new + REREAD:
             self._read(tokens[:-new], 1)
         return self._read(tokens, last)
 
-    def _go_back(self, tokens: Tokens, most: int) -> None:
-        """Take the memo back to a prefix of `tokens` that is no longer than `most`."""
-        same_side = self._reader.is_far(tokens) == self._is_far
-        keep = min(common_prefix(self._tokens, tokens), most) if same_side else 0
+    def _covers(self, tokens: Tokens) -> int:
+        """How many of the first of `tokens` the memo covers."""
+        if self._reader.is_far(tokens) != self._is_far:
+            return 0
+        return len(self._tokens) if begins(self._tokens, tokens) else common_prefix(self._tokens, tokens)
+
+    def _go_back(self, keep: int) -> None:
+        """Take the memo back to at most `keep` tokens."""
         if self._past is None or keep == len(self._tokens):
             return
-        self._goes_back = self._past.needs_marks
-        if self._past.go_back(keep):
-            self._tokens = self._tokens[: self._past.length]
-        else:
-            self._past, self._tokens = None, ()
+        past, known = self._past, self._tokens
+        self._past, self._tokens, self._goes_back = None, [], past.needs_marks
+        if past.go_back(keep):
+            del known[past.length :]
+            self._past, self._tokens = past, known
 
     def _read(self, tokens: Tokens, last: int) -> Tensor:
         """Read `tokens`, whose beginning the memo covers, in the pieces that the model can be fed."""
@@ -181,7 +192,7 @@ class CachedPredictor:
             remedy = "make a larger cache, or start from `limits`"
             raise DecodeError("make_cache", f"the text outgrows a cache of {room} tokens", len(tokens), remedy)
         # Emptied first: an exception or Ctrl-C inside the model must not leave a cache that covers who knows what.
-        self._past, self._tokens = None, ()
+        known, self._past, self._tokens = self._tokens, None, []
         if past.length and past.needs_marks and (last > 1 or self._goes_back or not past.is_marked):
             past.mark()
         logits, cache = self._reader.read(self._reader.ids([tokens[past.length :]]), past.cache, past.length, last)
@@ -190,8 +201,9 @@ class CachedPredictor:
             if self.feeding == AFRESH:
                 return self._read_afresh(tokens, last)
         if cache is not None:
+            known += tokens[past.length :]
             past.extend(cache, len(tokens))
-            self._past, self._tokens, self._is_far = past, tokens, self._reader.is_far(tokens)
+            self._past, self._tokens, self._is_far = past, known, self._reader.is_far(tokens)
         return logits[0]
 
     def _read_afresh(self, tokens: Tokens, last: int) -> Tensor:
@@ -222,6 +234,9 @@ class CachedPredictor:
             raise DecodeError(
                 "make_cache", "a new cache is not empty", type(cache).__name__, "make another cache at each call"
             )
+        if offloads(cache) and self._reader.device.type != "cuda":
+            happened, remedy = "transformers offloads a cache only from CUDA", "make it without offloading"
+            raise DecodeError("make_cache", happened, f"a model on {self._reader.device.type}", remedy)
         return cache
 
 

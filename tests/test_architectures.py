@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,39 +9,27 @@ from transformers.utils import logging
 
 from specflow import (
     CachedPredictor,
-    CertainDrafter,
     Dice,
-    Drafter,
     Fixed,
     GreedyProcessor,
     LLMDrafter,
-    PointMass,
-    Proposal,
+    NGramDrafter,
+    NGramStorage,
     Step,
-    Tokens,
+    SuffixDrafter,
     autoregressive_step,
+    ngram_step,
     run,
     speculative_step,
     start,
 )
+from specflow.stages import UpdateNgram
 from specflow.testing import model_conformance
 from tests.architectures import ARCHITECTURES, NONE, WINDOW, Architecture
-from tests.toys import oracle
+from tests.toys import VOCABULARY, oracle
 
 PROMPT = (5, 9, 5, 9, 7, 3, 5, 9, 7, 3, 5)
 NEW = 14
-
-
-def lookup(order: int) -> CertainDrafter:
-    """Drafts what followed the last `order` tokens when they were last seen."""
-
-    def draft(tokens: Tokens) -> Iterator[Proposal[PointMass]]:
-        for end in reversed(range(order, len(tokens))):
-            if tokens[end - order : end] == tokens[-order:]:
-                yield from [Proposal(token, PointMass(token), f"lookup {order}") for token in tokens[end:]]
-                return
-
-    return draft
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda architecture: architecture.kind)
@@ -56,15 +43,21 @@ def test_architecture(architecture: Architecture) -> None:
     assert predictor.feeding.name == architecture.feeding
 
     expected = oracle(PROMPT, model, NEW)
-    drafter = CachedPredictor(architecture.build(noise=0.05))
-    drafters: tuple[Drafter, ...] = (LLMDrafter(drafter, GreedyProcessor(), Dice()), lookup(1), lookup(3))
-    steps: list[Step] = [autoregressive_step(predictor, GreedyProcessor(), Dice())]
-    steps += [
-        speculative_step(drafter, predictor, GreedyProcessor(), Dice(), Fixed(4), (predictor,)) for drafter in drafters
-    ]
-    for step in steps:
+    greedy, dice, gamma, prune = GreedyProcessor(), Dice(), Fixed(4), (predictor,)
+    llm = LLMDrafter(CachedPredictor(architecture.build(noise=0.05)), greedy, dice)
+    storage = NGramStorage(3, VOCABULARY)
+    storage.initialize(PROMPT)
+    ngram, update = NGramDrafter(storage), UpdateNgram(storage)
+    steps: dict[str, Step] = {
+        "autoregressive": autoregressive_step(predictor, greedy, dice),
+        "llm": speculative_step(llm, predictor, greedy, dice, gamma, prune),
+        "ngram": ngram_step(ngram, predictor, greedy, dice, update, gamma, prune),
+        "suffix": speculative_step(SuffixDrafter(), predictor, greedy, dice, gamma, prune),
+    }
+    for name, step in steps.items():
         state = run(step, start(PROMPT, NEW).unwrap()).state
-        assert list(state.output) == expected
+        assert list(state.output) == expected, name
+        assert bool(state.tally.drafted) == (name != "autoregressive"), name
 
 
 def test_at_least_forty_architectures_are_tried_and_what_is_not_simple_has_its_reason() -> None:

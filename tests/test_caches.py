@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 
 import pytest
 import torch
@@ -14,6 +13,7 @@ from transformers import (
     AutoModelForCausalLM,
     DynamicCache,
     GPT2Config,
+    PreTrainedConfig,
     PreTrainedModel,
     QuantizedCache,
     StaticCache,
@@ -161,15 +161,7 @@ def test_the_same_cache_handed_out_twice_is_refused() -> None:
         other((1, 2, 3), 1)
 
 
-@pytest.mark.parametrize(
-    "backend",
-    [
-        "fp8",
-        pytest.param(
-            "quanto", marks=pytest.mark.skipif(not find_spec("optimum"), reason="optimum-quanto is not installed")
-        ),
-    ],
-)
+@pytest.mark.parametrize("backend", ["fp8", "quanto"])
 def test_a_quantized_cache_is_used_only_where_it_is_called_lossy(backend: str) -> None:
     model = tiny_llama(dtype=torch.float32)
     sizes: dict[str, int] = {} if backend == "fp8" else {"q_group_size": 8, "residual_length": 8}
@@ -189,6 +181,23 @@ def test_a_quantized_cache_is_used_only_where_it_is_called_lossy(backend: str) -
         Dice(),
     )
     assert len(run(step, start(PROMPT, 20).unwrap()).state.output) == 20
+
+
+def offloaded(config: PreTrainedConfig) -> list[Callable[[], object]]:
+    return [
+        lambda: DynamicCache(config=config, offloading=True),
+        lambda: StaticCache(config, max_cache_len=40, offloading=True),
+    ]
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["dynamic", "static"])
+def test_an_offloaded_cache_is_refused_where_there_is_nothing_to_offload_from(which: int) -> None:
+    model = tiny_llama()
+    predictor = CachedPredictor(model, offloaded(model.config)[which])
+    counted = Counted(model)
+    with pytest.raises(DecodeError, match="only from CUDA: received a model on cpu; make it without offloading"):
+        predictor(PROMPT, 1)
+    assert counted.passes == []
 
 
 def test_a_sliding_window_records_what_a_draft_may_take_back_and_not_much_more() -> None:

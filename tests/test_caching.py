@@ -1,19 +1,14 @@
-"""`prune_cache`, and the common prefix that the memo goes back to."""
+"""`prune_cache`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 from transformers import DynamicCache, StaticCache
 from transformers.cache_utils import DynamicLayer
 
 from specflow import DecodeError, prune_cache
-from specflow.caching import common_prefix
 from tests.toys import tiny_llama
 
 MODEL = tiny_llama()
@@ -84,13 +79,3 @@ def test_a_cache_that_cannot_go_back_is_refused() -> None:
         DecodeError, match="cannot go back and stay as it was: received StaticCache; read the text again"
     ):
         prune_cache(cache, 2)  # type: ignore[call-overload]
-
-
-def naive_common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-
-
-@given(st.lists(st.integers(0, 1), max_size=40), st.lists(st.integers(0, 1), max_size=40), st.integers(0, 40))
-def test_common_prefix(a: list[int], b: list[int], shared: int) -> None:
-    for left, right in ((a, b), (a, a[:shared] + b), (a, a)):
-        assert common_prefix(left, right) == naive_common_prefix(left, right)

@@ -26,6 +26,7 @@ from specflow import (
     speculative_step,
     start,
 )
+from specflow.prefix import NEAR
 from tests.toys import Unrunnable, disturbed, oracle, passes_of, tiny_gpt2, tiny_llama
 
 
@@ -102,9 +103,20 @@ def test_pruning_frees_what_was_refused() -> None:
     predict, fed = CachedPredictor(model), passes_of(model)
     predict((3, 4, 5, 6, 7), 1)
     predict.prune((3, 4, 9))
+    assert predict._past is not None
+    assert predict._past.length == 2
     predict((3, 4), 1)
     predict((3, 4, 5), 1)
     assert fed == [5, 1, 1]
+
+
+def test_a_text_that_parts_where_pruning_does_not_look_is_read_rightly() -> None:
+    model = tiny_llama()
+    predict, afresh = CachedPredictor(model), UncachedPredictor(model)
+    end = tuple(i % 5 for i in range(NEAR))
+    predict((3, 4, *end, 6), 1)
+    predict.prune((3, 9, *end, 7))
+    torch.testing.assert_close(predict((3, 9, *end, 7), 1), afresh((3, 9, *end, 7), 1), rtol=0, atol=1e-11)
 
 
 def test_an_interrupted_pass_leaves_no_wrong_memo() -> None:

@@ -172,7 +172,7 @@ def test_what_a_decode_leaves_is_what_the_text_alone_leaves(
 def assert_memos_hold_nothing_else(decoder: Decoder, tokens: Tokens) -> None:
     """The memos cover the text and nothing that was cut, and answer as a fresh reading does."""
     for memo, model in ((decoder.target, TARGET), (decoder.small, SMALL)):
-        assert memo._tokens == tokens[: len(memo._tokens)]
+        assert tuple(memo._tokens) == tokens[: len(memo._tokens)]
         assert torch.allclose(memo((*tokens, 7), 1), UncachedPredictor(model)((*tokens, 7), 1), atol=1e-9)
 
 

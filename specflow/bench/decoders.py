@@ -80,7 +80,7 @@ def _with_ngrams(context: Context, target: Predictor, gamma: GammaPolicy) -> Ste
 
 
 def _with_memory() -> Composer:
-    """The text's own repetitions first, and where there are none, what was said in all texts so far, warm-up included."""
+    """The text's own repetitions first; where there are none, what was said in all texts so far, warm-up included."""
     kept: list[NGramStorage] = []
 
     def compose(context: Context, target: Predictor, gamma: GammaPolicy) -> Step:
@@ -102,7 +102,7 @@ DRAFTERS: Final[Mapping[str, tuple[Callable[[], Composer], int]]] = {
     "ngram": (lambda: _with_ngrams, 5),
     "memory": (_with_memory, 20),
 }
-"""Our drafters, each in a step, and the gamma they get where none is named. A decoder keeps its composer for all texts."""
+"""Our drafters, each in a step, and the gamma they get where none is named. A composer serves all texts of a decoder."""
 
 _ASSISTED: Final = frozenset({"llm", "hf-assistant"})
 
@@ -130,7 +130,7 @@ def decoder(label: str, models: Models) -> Result[Decoder, DecodeError]:
     """The decoder named `[model/]name[@γ]` or `[model/]module:function`, or why it cannot run here.
 
     `autoregressive`; a drafter of ours: `suffix`, `suffix@10`, or `suffix@cost`, which is `CostAware`, and likewise
-    `lookup`, `suffix+lookup` (the longer draft), `ngram`, `memory`, `llm`; `generate`, `hf-lookup@10`, `hf-lookup-3@10`,
+    `lookup`, `suffix+lookup` (the longer draft), `ngram`, `memory`, `llm`; `generate`, `hf-lookup@10`, `hf-lookup-3`,
     `hf-assistant` of transformers. A function is a `Compose`: it takes a `Context` and gives a `Step`. What a
     cost-aware γ learns, and what `memory` remembers, is kept from text to text.
     """

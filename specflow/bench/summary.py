@@ -12,7 +12,7 @@ import torch
 from attrs import frozen
 
 from specflow.bench.measure import Round, Run
-from specflow.caching import common_prefix
+from specflow.prefix import common_prefix
 from specflow.state import Tokens
 
 Rate: TypeAlias = Callable[[Run], float | None]

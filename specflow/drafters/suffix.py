@@ -11,6 +11,7 @@ from attrs import Attribute, define, field
 
 from specflow.distribution import PointMass
 from specflow.errors import DecodeError, at_least_one
+from specflow.prefix import begins
 from specflow.state import Proposal, Tokens
 
 TEXTS: Final = 4
@@ -91,7 +92,7 @@ class SuffixDrafter:
 
     def _take(self, tokens: Tokens) -> _Automaton:
         for automaton in self._memos:
-            if automaton.begins(tokens):
+            if begins(automaton.text, tokens):
                 self._memos.remove(automaton)
                 return automaton
         return _Automaton()
@@ -108,7 +109,7 @@ class _Automaton:
     Source: Blumer et al., The smallest automaton recognizing the subwords of a text, 1985; `ends` is ours.
     """
 
-    text: Tokens = ()
+    text: list[int] = field(factory=list)
     match: Match = NO_MATCH
     _whole: int = 0
     _lengths: list[int] = field(factory=lambda: [0])
@@ -116,15 +117,11 @@ class _Automaton:
     _ends: list[int] = field(factory=lambda: [0])
     _edges: list[dict[int, int]] = field(factory=lambda: [{}])
 
-    def begins(self, tokens: Tokens) -> bool:
-        """Whether `tokens` begin with this text."""
-        return tokens[: len(self.text)] == self.text
-
     def extend(self, tokens: Tokens) -> None:
         """Grow to `tokens`, which begin with this text."""
         for position in range(len(self.text), len(tokens)):
             self._append(tokens[position], position + 1)
-        self.text = tokens
+        self.text += tokens[len(self.text) :]
 
     def _append(self, token: int, length: int) -> None:
         links, ends, edges = self._links, self._ends, self._edges

@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.nn import Module
 from transformers import LogitsProcessorList
 
-from specflow.caching import common_prefix
 from specflow.distribution import Categorical, Distribution, PointMass
 from specflow.errors import DecodeError
 from specflow.finite import finite, is_near
+from specflow.prefix import common_prefix
 from specflow.state import Tokens
 
 REMEMBERED: Final = 64

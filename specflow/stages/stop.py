@@ -33,6 +33,8 @@ class StopWhen:
     condition: Condition
 
     def __call__(self, adjusted: Adjusted, /) -> Adjusted:
+        if self.condition is never:  # else each new token would copy the whole text for it
+            return adjusted
         state = adjusted.verified.drafted.state
         for end in range(1, min(len(adjusted.tokens), state.room) + 1):
             if self.condition(evolve(state, tokens=state.tokens + adjusted.tokens[:end])):

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Final, Protocol, TypeAlias, final
 
+import torch
 from attrs import define, evolve, field, frozen
 from torch import Tensor
 
-from specflow.distribution import Distribution
+from specflow.distribution import Categorical, Distribution
 from specflow.drafters.combine import propose_nothing
 from specflow.loop import unfold
 from specflow.predictor import Prunable
@@ -267,6 +268,9 @@ class _Tape:
 
     def draw(self, law: Distribution, position: int, /) -> int:
         return self._answered(lambda: self.rng.draw(law, position))
+
+    def draw_there(self, probs: Tensor, position: int, /) -> Tensor:
+        return torch.tensor(self.draw(Categorical(probs), position), device=probs.device)
 
     def accept(self, probability: float, /) -> bool:
         return bool(self._answered(lambda: int(self.rng.accept(probability))))
