@@ -175,6 +175,10 @@ def test_every_decoder_writes_the_oracles_text_and_its_counts_fit() -> None:
         "suffix",
         "suffix@cost",
         "lookup@4",
+        "suffix+lookup",
+        "suffix+lookup@cost",
+        "memory@4",
+        "memory@cost",
         "ngram",
         "llm@cost",
         "generate",
@@ -210,6 +214,28 @@ def test_every_decoder_writes_the_oracles_text_and_its_counts_fit() -> None:
     report = build(plan, runs, "autoregressive", (), {})
     assert list(report.identities) == list(labels[1:])
     assert all((one.equal, one.compared) == (3, 3) for one in report.identities.values())
+
+
+def test_a_memory_is_kept_from_text_to_text_and_each_decoder_has_its_own() -> None:
+    model = tiny_llama(3)
+    plan = evolve(plan_of(model, "memory", "ngram", repeats=2), prompts=PROMPTS[1:2])
+    first, second = [[run for run in measure(plan) if run.repeat == repeat] for repeat in (0, 1)]
+    accepted = {run.decoder: sum(one.accepted for one in run.rounds) for run in first}
+    again = {run.decoder: sum(one.accepted for one in run.rounds) for run in second}
+    assert again["memory"] > accepted["memory"] + 5  # it has said this before
+    assert again["ngram"] == accepted["ngram"]
+    fresh = list(measure(evolve(plan_of(model, "memory"), prompts=PROMPTS[1:2])))
+    assert [one.accepted for one in fresh[0].rounds] == [
+        one.accepted for run in first if run.decoder == "memory" for one in run.rounds
+    ]
+
+
+def test_the_longer_draft_is_taken() -> None:
+    """In a text that repeats itself the suffix goes on for 20 tokens, a lookup for 10."""
+    model = tiny_llama(3)
+    runs = list(measure(plan_of(model, "suffix", "lookup", "suffix+lookup")))
+    drafted = {run.decoder: run.rounds[0].drafted for run in runs if run.question_id == 1}
+    assert drafted["suffix+lookup"] == max(drafted["suffix"], drafted["lookup"]) > min(drafted.values())
 
 
 def test_a_model_that_drafts_for_itself_drafts() -> None:
@@ -538,6 +564,26 @@ def test_other_models_are_made_by_a_function(saved: str, tmp_path: Path, monkeyp
     written = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
     assert written["identities"]["twin/autoregressive"]["equal"] == 3
     assert set(written["costs"]) == {"model", "twin"}
+
+
+@pytest.mark.parametrize("made", ["fast", "bit_for_bit"])
+def test_accelerated_models_are_targets_too(saved: str, made: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(saved).parent)
+    arguments = ["bench", "--model", saved, "--prompts", "prompts.jsonl", "--max-new-tokens", "8", "--json", "out.json"]
+    arguments += ["--also", f"made=specflow.accelerate:{made}"]
+    assert main([*arguments, "--decoders", "autoregressive", "made/suffix@cost", "made/autoregressive"]) == 0
+    written = json.loads((Path(saved).parent / "out.json").read_text(encoding="utf-8"))
+    assert written["absent"] == []
+    assert [written["identities"][f"made/{name}"]["equal"] for name in ("suffix@cost", "autoregressive")] == [3, 3]
+    assert set(written["costs"]) == {"model", "made"}
+
+
+def test_the_help_names_decoders_and_shows_how_to_accelerate(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["bench", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--also fast=specflow.accelerate:fast --decoders autoregressive fast/suffix@cost" in text
+    assert all(name in text.replace(" ", "") for name in ("suffix+lookup", "memory", "hf-lookup-3"))
 
 
 def test_sampling_is_seeded_by_the_prompt_and_claims_no_identity() -> None:

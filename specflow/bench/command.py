@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.nn import Module
 
-from specflow.bench.decoders import Decoder, Models, decoder, imported
+from specflow.bench.decoders import NAMES, Decoder, Models, decoder, imported
 from specflow.bench.measure import Plan, Run, measure, warmed_up
 from specflow.bench.prompts import OWN_PROMPTS, read_prompts, spread
 from specflow.bench.report import Absent, build, facts_of, show, to_json
@@ -23,7 +23,7 @@ from specflow.errors import DecodeError, unwrap
 from specflow.models import SMOLLM2, DType, load
 from specflow.processors import GreedyProcessor, MultinomialProcessor
 
-DECODERS: Final = ("autoregressive", "suffix@cost", "generate", "hf-lookup@10")
+USUAL: Final = ("autoregressive", "suffix@cost", "generate", "hf-lookup@10")
 
 PIPED: Final = 130
 """The width of the tables where they go to a file and not to a terminal."""
@@ -37,9 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--decoders",
         nargs="+",
-        default=list(DECODERS),
+        default=list(USUAL),
         metavar="NAME",
-        help="[model/]name[@gamma] or [model/]module:function",
+        help=f"[model/]name[@gamma] or [model/]module:function; names: {', '.join(NAMES)}",
     )
     parser.add_argument(
         "--baseline", metavar="NAME", help="the decoder that others are divided by (default: the first)"
@@ -53,7 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="NAME=module:function",
-        help="more targets, made from the model by a function",
+        help="more targets, made from the model by a function: --also fast=specflow.accelerate:fast "
+        "--decoders autoregressive fast/suffix@cost",
     )
     parser.add_argument(
         "--prompts",

@@ -16,7 +16,16 @@ from transformers import PreTrainedModel
 from specflow.bench import peers
 from specflow.bench.context import Compose, Context, Prepare, composed
 from specflow.bench.stopwatch import clock_for
-from specflow.drafters import LLMDrafter, NGramDrafter, NGramStorage, PromptLookup, SuffixDrafter
+from specflow.drafters import (
+    LLMDrafter,
+    NGramDrafter,
+    NGramStorage,
+    PromptLookup,
+    SuffixDrafter,
+    at_most,
+    first_of,
+    longest,
+)
 from specflow.errors import DecodeError
 from specflow.gamma import Fixed
 from specflow.gamma_cost import CostAware, CostMeter
@@ -59,20 +68,44 @@ def _model(context: Context) -> Drafter:
     )
 
 
+def _storage(context: Context) -> NGramStorage:
+    return NGramStorage(4, limits_of(context.model).vocab_size or len(context.tokenizer))
+
+
 def _with_ngrams(context: Context, target: Predictor, gamma: GammaPolicy) -> Step:
-    storage = NGramStorage(4, limits_of(context.model).vocab_size or len(context.tokenizer))
+    storage = _storage(context)
     storage.initialize(context.prompt)
     drafter, update = context.timed(NGramDrafter(storage)), UpdateNgram(storage)
     return ngram_step(drafter, target, context.processor, context.rng, update, gamma, prune=(context.target,))
 
 
-DRAFTERS: Final[Mapping[str, tuple[Composer, int]]] = {
-    "llm": (_with(_model), 5),
-    "suffix": (_with(lambda context: SuffixDrafter()), 20),
-    "lookup": (_with(lambda context: PromptLookup()), 10),
-    "ngram": (_with_ngrams, 5),
+def _with_memory() -> Composer:
+    """The text's own repetitions first, then what all texts so far have said, that of the warm-up included."""
+    kept: list[NGramStorage] = []
+
+    def compose(context: Context, target: Predictor, gamma: GammaPolicy) -> Step:
+        if not kept:
+            kept.append(_storage(context))
+        (storage,) = kept
+        drafter = context.timed(first_of(SuffixDrafter(), at_most(5, NGramDrafter(storage, source="memory"))))
+        update = UpdateNgram(storage, filler_top_k=1)
+        return ngram_step(drafter, target, context.processor, context.rng, update, gamma, prune=(context.target,))
+
+    return compose
+
+
+DRAFTERS: Final[Mapping[str, tuple[Callable[[], Composer], int]]] = {
+    "llm": (lambda: _with(_model), 5),
+    "suffix": (lambda: _with(lambda context: SuffixDrafter()), 20),
+    "lookup": (lambda: _with(lambda context: PromptLookup()), 10),
+    "suffix+lookup": (lambda: _with(lambda context: longest(SuffixDrafter(), PromptLookup())), 20),
+    "ngram": (lambda: _with_ngrams, 5),
+    "memory": (_with_memory, 20),
 }
-"""Our drafters, each in a step, and the gamma they get where none is named."""
+"""Our drafters, each in a step, and the gamma they get where none is named. One composer serves all texts."""
+
+NAMES: Final = ("autoregressive", *DRAFTERS, *PEERS)
+"""The decoders that have a name."""
 
 _ASSISTED: Final = frozenset({"llm", "hf-assistant"})
 
@@ -99,9 +132,10 @@ class Models:
 def decoder(label: str, models: Models) -> Result[Decoder, DecodeError]:
     """The decoder named `[model/]name[@γ]` or `[model/]module:function`, or why it cannot run here.
 
-    `autoregressive`; a drafter of ours: `suffix`, `suffix@10`, or `suffix@cost`, which is `CostAware`; `generate`,
-    `hf-lookup@10`, `hf-lookup-3@10`, `hf-assistant` of transformers. A function is a `Compose`: it takes a `Context`
-    and gives a `Step`. What a cost-aware γ learns it keeps from text to text.
+    `autoregressive`; a drafter of ours: `suffix`, `suffix@10`, or `suffix@cost`, which is `CostAware`, and likewise
+    `lookup`, `suffix+lookup` (the longer draft), `ngram`, `memory`, `llm`; `generate`, `hf-lookup@10`,
+    `hf-lookup-3@10`, `hf-assistant` of transformers. A function is a `Compose`: it takes a `Context` and gives a
+    `Step`. What a cost-aware γ learns, and what `memory` remembers, is kept from text to text.
     """
     variant, _, name = label.rpartition("/")
     if variant not in models.targets:
@@ -115,7 +149,7 @@ def decoder(label: str, models: Models) -> Result[Decoder, DecodeError]:
 def _prepare(name: str, model: Module, assistant: Module | None) -> Result[Prepare, DecodeError]:
     if ":" in name:
         return imported(name).map(lambda function: composed(cast(Compose, function)))
-    parts = re.fullmatch(r"(?P<base>[a-z0-9-]+)(@(?P<gamma>[1-9]\d*|cost))?", name)
+    parts = re.fullmatch(r"(?P<base>[a-z0-9+-]+)(@(?P<gamma>[1-9]\d*|cost))?", name)
     base, gamma = (parts["base"], parts["gamma"]) if parts else (name, None)
     refusal = _refusal(base, gamma, model, assistant)
     if refusal is not None:
@@ -123,7 +157,8 @@ def _prepare(name: str, model: Module, assistant: Module | None) -> Result[Prepa
     if base in PEERS:
         return Success(PEERS[base](None if gamma is None else int(gamma)))
     if base in DRAFTERS:
-        composer, usual = DRAFTERS[base]
+        make, usual = DRAFTERS[base]
+        composer = make()
         if gamma == "cost":
             return Success(composed(_cost_aware(composer, model)))
         policy = Fixed(usual if gamma is None else int(gamma))
@@ -132,10 +167,9 @@ def _prepare(name: str, model: Module, assistant: Module | None) -> Result[Prepa
 
 
 def _refusal(base: str, gamma: str | None, model: Module, assistant: Module | None) -> DecodeError | None:
-    known = ("autoregressive", *DRAFTERS, *PEERS)
-    if base not in known or (gamma == "cost" and base not in DRAFTERS):
+    if base not in NAMES or (gamma == "cost" and base not in DRAFTERS):
         name = base if gamma is None else f"{base}@{gamma}"
-        remedy = f"use {', '.join(known)}, or module:function"
+        remedy = f"use {', '.join(NAMES)}, or module:function"
         return DecodeError("decoders", "no decoder has this name", name, remedy)
     if base in _ASSISTED and assistant is None:
         return DecodeError("decoders", "there is no assistant model", base, "name one with --assistant")
