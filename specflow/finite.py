@@ -21,7 +21,7 @@ NOTICED: Final = -1
 
 def is_near(tensor: Tensor) -> bool:
     """Whether the numbers are on the host, where looking at them costs no copy."""
-    return tensor.device.type == "cpu"
+    return tensor.is_cpu
 
 
 def finite(logits: Tensor, end: int) -> Tensor:

@@ -46,6 +46,19 @@ class Prunable(Protocol):
         ...
 
 
+class ReadsAhead(Protocol):
+    """A model that goes on by itself for a while, where it is, before anybody on the host looks at what it chose."""
+
+    @property
+    def limits(self) -> Limits:
+        """What a text can take."""
+        ...
+
+    def read_ahead(self, tokens: Tokens, most: int, choose: Choose, /) -> Tokens:
+        """Up to `most` tokens that follow, each chosen from the logits behind those before it."""
+        ...
+
+
 def limits_of(model: Module) -> Limits:
     """The limits in a transformers config; a module without a config has none that we know of.
 
@@ -114,7 +127,7 @@ class CachedPredictor:
         rows = [self._predict(text, wanted) for text, wanted in self._reader.readings(tokens, last)]
         return _checked(rows[0] if len(rows) == 1 else torch.cat(rows), len(tokens))
 
-    def read_ahead(self, tokens: Tokens, most: int, choose: Choose) -> Tokens:
+    def read_ahead(self, tokens: Tokens, most: int, choose: Choose, /) -> Tokens:
         """`most` ≥ 1 tokens that follow, each chosen from the logits behind those before it, and copied all at once.
 
         Fewer where a cache of fixed size, or a "longrope" edge, does not let as many be read; and one where the model

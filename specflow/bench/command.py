@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.nn import Module
 
-from specflow.bench.decoders import DRAFTERS, PEERS, Decoder, Models, decoder, imported
+from specflow.bench.decoders import NAMES, Decoder, Models, decoder, imported
 from specflow.bench.measure import Plan, Run, measure, warmed_up
 from specflow.bench.prompts import OWN_PROMPTS, read_prompts, spread
 from specflow.bench.report import Absent, build, facts_of, show, to_json
@@ -39,8 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=list(USUAL),
         metavar="NAME",
-        help="[model/]name[@gamma] or [model/]module:function; names: autoregressive, "
-        + ", ".join((*DRAFTERS, *PEERS)),
+        help=f"[model/]name[@gamma] or [model/]module:function; names: {', '.join(NAMES)}",
     )
     parser.add_argument(
         "--baseline", metavar="NAME", help="the decoder that others are divided by (default: the first)"

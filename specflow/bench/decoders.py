@@ -80,7 +80,7 @@ def _with_ngrams(context: Context, target: Predictor, gamma: GammaPolicy) -> Ste
 
 
 def _with_memory() -> Composer:
-    """The text's own repetitions first; where there are none, what was said in all texts so far, warm-up included."""
+    """The text's own repetitions first, then what all texts so far have said, that of the warm-up included."""
     kept: list[NGramStorage] = []
 
     def compose(context: Context, target: Predictor, gamma: GammaPolicy) -> Step:
@@ -102,7 +102,10 @@ DRAFTERS: Final[Mapping[str, tuple[Callable[[], Composer], int]]] = {
     "ngram": (lambda: _with_ngrams, 5),
     "memory": (_with_memory, 20),
 }
-"""Our drafters, each in a step, and the gamma they get where none is named. A composer serves all texts of a decoder."""
+"""Our drafters, each in a step, and the gamma they get where none is named. One composer serves all texts."""
+
+NAMES: Final = ("autoregressive", *DRAFTERS, *PEERS)
+"""The decoders that have a name."""
 
 _ASSISTED: Final = frozenset({"llm", "hf-assistant"})
 
@@ -130,9 +133,9 @@ def decoder(label: str, models: Models) -> Result[Decoder, DecodeError]:
     """The decoder named `[model/]name[@γ]` or `[model/]module:function`, or why it cannot run here.
 
     `autoregressive`; a drafter of ours: `suffix`, `suffix@10`, or `suffix@cost`, which is `CostAware`, and likewise
-    `lookup`, `suffix+lookup` (the longer draft), `ngram`, `memory`, `llm`; `generate`, `hf-lookup@10`, `hf-lookup-3`,
-    `hf-assistant` of transformers. A function is a `Compose`: it takes a `Context` and gives a `Step`. What a
-    cost-aware γ learns, and what `memory` remembers, is kept from text to text.
+    `lookup`, `suffix+lookup` (the longer draft), `ngram`, `memory`, `llm`; `generate`, `hf-lookup@10`,
+    `hf-lookup-3@10`, `hf-assistant` of transformers. A function is a `Compose`: it takes a `Context` and gives a
+    `Step`. What a cost-aware γ learns, and what `memory` remembers, is kept from text to text.
     """
     variant, _, name = label.rpartition("/")
     if variant not in models.targets:
@@ -164,10 +167,9 @@ def _prepare(name: str, model: Module, assistant: Module | None) -> Result[Prepa
 
 
 def _refusal(base: str, gamma: str | None, model: Module, assistant: Module | None) -> DecodeError | None:
-    known = ("autoregressive", *DRAFTERS, *PEERS)
-    if base not in known or (gamma == "cost" and base not in DRAFTERS):
+    if base not in NAMES or (gamma == "cost" and base not in DRAFTERS):
         name = base if gamma is None else f"{base}@{gamma}"
-        remedy = f"use {', '.join(known)}, or module:function"
+        remedy = f"use {', '.join(NAMES)}, or module:function"
         return DecodeError("decoders", "no decoder has this name", name, remedy)
     if base in _ASSISTED and assistant is None:
         return DecodeError("decoders", "there is no assistant model", base, "name one with --assistant")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from specflow.distribution import Categorical, PointMass
 from specflow.errors import at_least_one
-from specflow.predictor import CachedPredictor, Choose, fit
+from specflow.predictor import Choose, ReadsAhead, fit
 from specflow.processors import LogitsProcessor
 from specflow.random import DeviceSampling
 from specflow.state import Proposal, Tokens
@@ -29,13 +29,17 @@ class GreedyBlockDrafter:
     own limits end, and for a model that is not fed one token at a time over its cache behind the first. ahead ≥ 1,
     else `DecodeError`.
 
-    >>> from transformers import GPT2Config, GPT2LMHeadModel
-    >>> model = GPT2LMHeadModel(GPT2Config(vocab_size=32, n_positions=64, n_embd=8, n_layer=1, n_head=2))
-    >>> len(list(GreedyBlockDrafter(CachedPredictor(model), ahead=3)((5, 6, 7))))
-    3
+    >>> import torch
+    >>> from specflow import Limits
+    >>> class Counting:  # in real life a CachedPredictor
+    ...     limits = Limits(vocab_size=16, context=9)
+    ...     def read_ahead(self, tokens, most, choose, /):
+    ...         return tuple([int(choose(torch.eye(16)[len(tokens) + i], len(tokens) + i)) for i in range(most)])
+    >>> [[draft.token for draft in GreedyBlockDrafter(Counting(), ahead=3)(range(k))] for k in (5, 8)]
+    [[5, 6, 7], [8, 9]]
     """
 
-    predictor: CachedPredictor
+    predictor: ReadsAhead
     ahead: int = field(default=5, validator=at_least_one)
     vocab_size: int | None = None
     source: str = "llm"
@@ -59,15 +63,19 @@ class SampledBlockDrafter:
     Else it is as `GreedyBlockDrafter`. The laws q that the drafts are drawn from, the processor's probabilities, stay
     on the device. A processor's own `sample` is not used.
 
-    >>> from transformers import GPT2Config, GPT2LMHeadModel
     >>> from specflow import Dice, TopKProcessor
-    >>> model = GPT2LMHeadModel(GPT2Config(vocab_size=32, n_positions=64, n_embd=8, n_layer=1, n_head=2))
-    >>> drafter = SampledBlockDrafter(CachedPredictor(model), TopKProcessor(1.0, top_k=4), Dice(), ahead=3)
-    >>> [int(proposal.q.probs.count_nonzero()) for proposal in drafter((5, 6, 7))]
-    [4, 4, 4]
+    >>> import torch
+    >>> from specflow import Limits
+    >>> class Counting:  # in real life a CachedPredictor
+    ...     limits = Limits(vocab_size=16)
+    ...     def read_ahead(self, tokens, most, choose, /):
+    ...         return tuple([int(choose(torch.eye(16)[len(tokens) + i], len(tokens) + i)) for i in range(most)])
+    >>> drafter = SampledBlockDrafter(Counting(), TopKProcessor(1.0, top_k=1), Dice(), ahead=3)
+    >>> [(draft.token, draft.q.of(draft.token)) for draft in drafter((0, 1, 2))]
+    [(3, 1.0), (4, 1.0), (5, 1.0)]
     """
 
-    predictor: CachedPredictor
+    predictor: ReadsAhead
     processor: LogitsProcessor
     rng: DeviceSampling
     ahead: int = field(default=5, validator=at_least_one)
@@ -88,7 +96,7 @@ class SampledBlockDrafter:
             yield Proposal(token, q, self.source, row)
 
 
-def _drafted(predictor: CachedPredictor, tokens: Tokens, ahead: int, vocab_size: int | None, choose: Choose) -> Tokens:
+def _drafted(predictor: ReadsAhead, tokens: Tokens, ahead: int, vocab_size: int | None, choose: Choose) -> Tokens:
     limits = predictor.limits
     if vocab_size is not None and limits.vocab_size is not None and max(tokens) >= limits.vocab_size:
         return ()
