@@ -64,9 +64,11 @@ class RescoreNearTies:
 
     def __call__(self, tokens: Tokens, last: int, /) -> Tensor:
         """Logits [last, V] behind each of the last `last` prefixes of `tokens`."""
-        rows, greedy = list(self.target(tokens, last).unbind()), GreedyProcessor()
-        for i, end in enumerate(range(len(tokens) - last + 1, len(tokens) + 1)):
-            if margins_of(rows[i][None])[0] < self.below:
+        logits, greedy = self.target(tokens, last), GreedyProcessor()
+        rows = list(logits.unbind())
+        for i, margin in enumerate(margins_of(logits)):
+            end = len(tokens) - last + 1 + i
+            if margin < self.below:
                 rows[i] = self.single(tokens[:end], 1)[0]
             if end < len(tokens) and greedy.laws(tokens[:end], rows[i][None]) != (PointMass(tokens[end]),):
                 break
