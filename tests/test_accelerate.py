@@ -296,23 +296,71 @@ def test_without_the_private_operations_the_family_is_still_read_by_its_own_pass
     assert isinstance(fast.weights.head, linear.Plain)
 
 
-def test_without_products_in_half_precision_layers_are_computed_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("halves", "fast_kind", "steady_kind"),
+    [
+        (True, linear.Half, linear.Padded | linear.Half),
+        (False, linear.Packed, linear.Packed | linear.Summed),
+    ],
+)
+def test_without_products_in_half_precision_a_model_is_computed_in_fp32(
+    dtype: torch.dtype, halves: bool, fast_kind: type, steady_kind: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(linear, "can_pack", lambda dtype: dtype == torch.float32)
-    model = tiny_llama(dtype=torch.bfloat16)
-    fast, steady = accelerate.fast(model), accelerate.bit_for_bit(model)
-    for made in (fast, steady):
+    monkeypatch.setattr(linear, "can_halve", lambda: halves)
+    model = tiny_llama(dtype=dtype)
+    exact = tiny_llama(dtype=dtype).float()
+    text = tuple(range(20))
+    for make, kind in ((accelerate.fast, fast_kind), (accelerate.bit_for_bit, steady_kind)):
+        made = make(model)
         assert isinstance(made, Llama)
-        assert isinstance(made.weights.head, linear.Widened)
-    assert accelerate.check(steady, lengths=(7,), passes=(2, 8)).equal
-    assert isinstance(accelerate.fast(tiny_gpt2().half()).get_submodule("transformer.h.0.mlp.c_fc"), Replaced)
+        assert isinstance(made.weights.head, kind)
+        assert (CachedPredictor(made)(text, 20) - CachedPredictor(exact)(text, 20)).abs().max() < 1e-4
+    assert accelerate.check(accelerate.bit_for_bit(model), lengths=(7, 130), passes=(2, 3, 8, 31)).equal
 
+    gpt2 = tiny_gpt2().to(dtype)
+    other = accelerate.fast(gpt2)
+    assert isinstance(other.get_submodule("transformer.h.0.mlp.c_fc"), Replaced)
+    assert CachedPredictor(other)(text, 1).dtype == dtype
+
+
+def test_weights_that_fp16_holds_are_kept_in_it() -> None:
+    """Half the memory to read, and within fp32's own rounding, whatever the weights' size."""
     generator = torch.Generator().manual_seed(0)
-    weight, bias, x = (torch.randn(shape, generator=generator).bfloat16() for shape in ((48, 32), (48,), (3, 32)))
-    exact = F.linear(x.double(), weight.double(), bias.double())
-    for make in (linear.fast_linear, linear.steady_linear):
-        rounded = make(weight, bias)(x)
-        assert rounded.dtype == torch.bfloat16
-        assert ((rounded - exact).abs() <= 2**-8 * exact.abs() + 1e-6).all()  # rounded once
+    weight, x, bias = (torch.randn(shape, generator=generator) for shape in ((48, 32), (5, 32), (48,)))
+    for scale in (1.0, 2.0**-16, 2.0**-40, 2.0**30):
+        for rounded in ((weight * scale).bfloat16(), (weight * scale).bfloat16().float()):
+            layer = linear.fast_linear(rounded, (bias * scale).bfloat16().to(rounded.dtype))
+            if linear.computing(rounded.dtype) != torch.float32:
+                continue  # this processor has products in bf16
+            assert isinstance(layer, linear.Half)
+            exact = F.linear(x.double(), rounded.double(), (bias * scale).bfloat16().double())
+            assert (layer(x) - exact).abs().max() <= 1e-6 * exact.abs().max()
+
+
+def test_weights_that_fp16_cannot_hold_are_not_kept_in_it() -> None:
+    weight = torch.randn(48, 32, generator=torch.Generator().manual_seed(0))
+    assert linear.exact_in_half(weight) is None
+    assert linear.exact_in_half(torch.zeros(2, 2)) is None
+    assert linear.exact_in_half(torch.tensor([[1.0, torch.inf]])) is None
+    assert linear.exact_in_half(torch.tensor([[1.0, torch.nan]])) is None
+    assert linear.exact_in_half(torch.tensor([[1.0, 2.0**-40]])) is None  # too far apart
+    assert linear.exact_in_half(torch.tensor([[1.0, 2.0**-38]])) == 2.0**14
+    assert not isinstance(linear.fast_linear(weight, None), linear.Half)
+    with pytest.raises(ValueError, match="cannot hold"):
+        linear.Half.of(weight, None)
+
+
+@pytest.mark.skipif(not linear.can_halve(), reason="this build of torch has no layers with weights in fp16")
+@pytest.mark.parametrize(("out", "inner"), [(48, 32), (33, 7), (576, 1536), (3072, 576)])
+def test_layers_in_fp16_are_padded_until_rows_do_not_depend_on_their_number(out: int, inner: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+    layer = linear.steady_linear(torch.randn(out, inner, generator=generator).half().float(), None)
+    assert isinstance(layer, linear.Half | linear.Padded)
+    x = torch.randn(linear.TOKENS, inner, generator=generator)
+    alone = torch.cat([layer(row[None]) for row in x])
+    assert all(torch.equal(layer(x[:count]), alone[:count]) for count in range(1, linear.TOKENS + 1))
 
 
 @pytest.mark.parametrize("broken", [AttributeError("no such op"), RuntimeError("not here"), None])
@@ -382,10 +430,10 @@ def test_borders_of_the_keys_and_of_the_passes(sliding_window: int | None, dtype
 
 
 def test_passes_over_the_real_model_are_equal_bit_for_bit(steady_fp32: Module, steady_bf16: Module) -> None:
-    for steady, dtype in ((steady_fp32, "torch.float32"), (steady_bf16, "torch.bfloat16")):
+    for steady, dtype in ((steady_fp32, torch.float32), (steady_bf16, torch.bfloat16)):
         report = accelerate.check(steady, lengths=(40, 500), passes=(2, 5, 11, 32))
         assert report.equal, report
-        assert report.dtype == dtype
+        assert report.dtype == str(linear.computing(dtype))
         assert "equal bit for bit" in str(report)
 
 

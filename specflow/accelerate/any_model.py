@@ -11,7 +11,7 @@ from torch.nn import Module, Parameter
 from transformers.pytorch_utils import Conv1D
 from typing_extensions import override
 
-from specflow.accelerate.linear import Linear, MakeLinear
+from specflow.accelerate.linear import Linear, MakeLinear, computing
 
 
 @final
@@ -24,13 +24,15 @@ class Replaced(Module):
     def __init__(self, linear: Linear, weight: Parameter, bias: Parameter | None) -> None:
         super().__init__()
         self._linear = linear
+        self._dtype = computing(weight.dtype)
         self.weight: Parameter | None = weight
         self.bias = bias
 
     @override
     def forward(self, x: Tensor) -> Tensor:
-        """x [..., in] → [..., out]."""
-        return self._linear(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
+        """x [..., in] → [..., out], both in the model's dtype."""
+        rows = x.reshape(-1, x.shape[-1]).to(self._dtype)
+        return self._linear(rows).to(x.dtype).view(*x.shape[:-1], -1)
 
 
 def with_linears(model: Module, make: MakeLinear) -> Module:

@@ -100,7 +100,7 @@ class Llama(Module):
         self.weights = weights
         self.shapes = shapes
         self.embedding = Parameter(weights.embedding, requires_grad=False)
-        self._angles = _Angles(weights.rotary, weights.embedding[:0])
+        self._angles = _Angles(weights.rotary, weights.before_head[:0])
         self.eval()
 
     @override
@@ -121,7 +121,7 @@ class Llama(Module):
         if cache is None:
             weights = self.weights
             shape = (len(weights.layers), 2, weights.kv_heads, 0, weights.size)
-            cache = KVCache(weights.embedding.new_empty(shape))
+            cache = KVCache(weights.before_head.new_empty(shape))
         cache.reserve(cache.length + input_ids.shape[1])
         with torch.no_grad():
             hidden = torch.cat([self._read(ids, cache) for ids in torch.split(input_ids[0], self.shapes.tokens)])
@@ -145,7 +145,7 @@ class Llama(Module):
             for window in {layer.window for layer in weights.layers}
         }
         room = cache.buffer[:, :, :, start:end].permute(0, 3, 1, 2, 4).unbind()
-        x = F.embedding(ids, self.embedding)
+        x = F.embedding(ids, self.embedding).to(weights.before_head.dtype)
         for i, layer in enumerate(weights.layers):
             qkv = layer.qkv(_rms_norm(x, layer.before_attention, epsilon)).view(k, -1, size)
             qk = qkv[:, : heads + kv_heads]
