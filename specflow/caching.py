@@ -29,9 +29,10 @@ from transformers.cache_utils import (
     StaticLayer,
     StaticSlidingWindowLayer,
 )
+from typing_extensions import override
 
 from specflow.errors import DecodeError
-from specflow.kv_cache import KVCache
+from specflow.kv_cache import BLOCK, KVCache
 
 TupleCache = tuple[tuple[Tensor, ...], ...]
 """One (keys, values) pair a layer, each [batch, heads, tokens, size]."""
@@ -44,9 +45,51 @@ MARKS: Final = 16
 RECORD: Final = 128
 """How many tokens beyond its window a sliding layer records at least, so that it can be cropped by as many."""
 
+
+@final
+class Roomy(DynamicLayer):
+    """transformers' growing layer, in a buffer that doubles: a pass writes its own rows and copies no others.
+
+    transformers' own copies all rows in every pass. What lies behind the rows that are held are forgotten tokens. A
+    layer that is one of transformers' kinds is what transformers' models take, hence the inheritance.
+    """
+
+    room: tuple[Tensor, Tensor]
+
+    @classmethod
+    def of(cls, layer: DynamicLayer) -> Roomy:
+        """A layer that holds what the given one holds, and will write elsewhere."""
+        roomy = cls()
+        vars(roomy).update(vars(layer), room=(layer.keys, layer.values))
+        return roomy
+
+    @override
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *arguments: object, **named: object
+    ) -> tuple[Tensor, Tensor]:
+        """All keys and values, the new ones [batch, heads, k, size] among them."""
+        if not self.is_initialized or self.keys is None or self.values is None:
+            return super().update(key_states, value_states)
+        held, new = self.keys.shape[-2], key_states.shape[-2]
+        if held + new > self.room[0].shape[-2] or self.keys.data_ptr() != self.room[0].data_ptr():
+            self.room = _wider(self.keys, held + new), _wider(self.values, held + new)
+        for room, states in zip(self.room, (key_states, value_states), strict=True):
+            room[..., held : held + new, :] = states
+        self.keys, self.values = (room[..., : held + new, :] for room in self.room)
+        return self.keys, self.values
+
+
+def _wider(rows: Tensor, length: int) -> Tensor:
+    """A tensor with the same rows [..., n, size] and room for at least `length` and for twice as many."""
+    capacity = -(-max(length, 2 * rows.shape[-2]) // BLOCK) * BLOCK
+    room = rows.new_empty(*rows.shape[:-2], capacity, rows.shape[-1])
+    room[..., : rows.shape[-2], :] = rows
+    return room
+
+
 # Exact types: a subclass may keep what cropping does not reach.
 OF_LAYERS: Final = (DynamicCache, StaticCache, QuantizedCache)  # nothing but their layers changes
-ROW_PER_TOKEN: Final = (DynamicLayer, DynamicIndexedLayer, StaticLayer, StaticIndexedLayer, DummyLayer)
+ROW_PER_TOKEN: Final = (Roomy, DynamicLayer, DynamicIndexedLayer, StaticLayer, StaticIndexedLayer, DummyLayer)
 REBINDING: Final = (QuantoQuantizedLayer, HQQQuantizedLayer, Fp8QuantizedLayer)  # no tensor is written in place
 
 
@@ -102,7 +145,7 @@ def _refuse_more_than(held: int, discard: int) -> None:
 
 def _sheds(layer: Layer, discard: int) -> bool:
     """Whether a copy of this layer can be cropped while the layer stays as it is."""
-    return isinstance(layer, DynamicLayer | DummyLayer) and discard <= _spare(layer)
+    return isinstance(layer, DynamicLayer | DummyLayer) and type(layer) is not Roomy and discard <= _spare(layer)
 
 
 @final
@@ -211,9 +254,12 @@ class Past:
         """Cover what the model has just read."""
         self.cache, self.length = cache, length
         self._rows_at = self._rows_at | {length} if _is_tuple_of_rows(cache, length) else frozenset()
-        for layer in _layers(cache) or ():
+        layers = _layers(cache) or []
+        for i, layer in enumerate(layers):
             if type(layer) is DynamicSlidingWindowLayer:
                 _record(layer)
+            if type(layer) is DynamicLayer and layer.is_initialized:
+                layers[i] = Roomy.of(layer)
 
     @property
     def _spare(self) -> float:

@@ -1,4 +1,4 @@
-"""`prune_cache`."""
+"""`prune_cache`, and the layers that a memo writes in place."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from transformers import DynamicCache, StaticCache
 from transformers.cache_utils import DynamicLayer
 
 from specflow import DecodeError, prune_cache
+from specflow.caching import Past, Roomy
+from specflow.kv_cache import BLOCK
 from tests.toys import tiny_llama
 
 MODEL = tiny_llama()
@@ -79,3 +81,49 @@ def test_a_cache_that_cannot_go_back_is_refused() -> None:
         DecodeError, match="cannot go back and stay as it was: received StaticCache; read the text again"
     ):
         prune_cache(cache, 2)  # type: ignore[call-overload]
+
+
+def over(cache: DynamicCache, length: int, *, read: int) -> Tensor:
+    """Logits behind `length` tokens of which the last `read` are new to the cache."""
+    ids = torch.arange(length)[None, -read:] % 60
+    logits: Tensor = MODEL(ids, cache=cache, use_cache=True).logits
+    return logits[0, -1]
+
+
+def test_a_past_writes_new_rows_in_place_and_computes_the_same_bits() -> None:
+    plain, cache = DynamicCache(config=MODEL.config), DynamicCache(config=MODEL.config)
+    past = Past(cache, 0)
+    places = set()
+    for length, read, back in ((10, 10, 0), (11, 1, 3), (12, 4, 0), (100, 88, 99), (5, 4, 0), (6, 1, 0)):
+        assert torch.equal(over(plain, length, read=read), over(cache, length, read=read))
+        past.extend(cache, length)
+        places.add(rows(cache)[0].data_ptr())
+        for layer in plain.layers:
+            layer.crop(-back)
+        assert past.go_back(length - back)
+    assert all(type(layer) is Roomy for layer in cache.layers)
+    assert len(places) == 2  # the tensor that the model made, and the buffer
+    assert all(torch.equal(a, b) for a, b in zip(rows(cache), rows(plain), strict=True))
+
+
+def test_a_buffer_that_is_full_doubles() -> None:
+    layer = DynamicLayer()
+    states = torch.arange(5.0).expand(1, 2, 5, 5).mT
+    layer.update(states, states)
+    roomy = Roomy.of(layer)
+    keys = values = states
+    for _ in range(BLOCK):
+        keys, values = roomy.update(states, -states)
+    expected = torch.cat([states] * (BLOCK + 1), dim=-2)
+    assert torch.equal(keys, expected)
+    assert torch.equal(values[..., 5:, :], -expected[..., 5:, :])
+    assert roomy.room[0].shape[-2] == 8 * BLOCK
+    roomy.reset()
+    assert roomy.update(states, states)[0].shape == states.shape
+
+
+def test_a_cache_that_is_written_in_place_is_not_pruned_by_sharing() -> None:
+    cache = filled()
+    Past(cache, 0).extend(cache, 6)
+    with pytest.raises(DecodeError, match="received Roomy"):
+        prune_cache(cache, 1)

@@ -15,9 +15,19 @@ from torch.nn import Module, Parameter
 from transformers import PreTrainedModel
 
 from specflow.accelerate.any_model import is_linear, with_linears, without_weights
+from specflow.accelerate.captured import Captured, cuda_graph
 from specflow.accelerate.check import arbitrary_text, check
 from specflow.accelerate.family import strangeness, weights_of
-from specflow.accelerate.linear import TOKENS, MakeLinear, fast_linear, has_layers, int8_linear, steady_linear
+from specflow.accelerate.linear import (
+    TOKENS,
+    MakeLinear,
+    Plain,
+    computing,
+    fast_linear,
+    has_layers,
+    int8_linear,
+    steady_linear,
+)
 from specflow.accelerate.llama import Llama, Shapes
 from specflow.errors import DecodeError
 from specflow.kv_cache import BLOCK
@@ -52,17 +62,19 @@ class NotAccelerated(UserWarning):
 
 
 def fast(model: Module, given: Given = Given.KEPT) -> Module:
-    """A model that computes what `model` computes, in less time on a CPU.
+    """A model that computes what `model` computes, in less time.
 
     It is called as `model` is, wherever specflow takes a model. The llama family (`family.MODELS`) gets a forward pass
-    of its own, which reads one text at a time and keeps it in a `KVCache`; other models get faster linear layers.
+    of its own, which reads one text at a time and keeps it in a `KVCache`; on CUDA its short passes are captured as
+    graphs (`Captured`; not yet measured). Other models get faster linear layers, on a CPU.
     Logits differ by rounding (docs/acceleration.md has the numbers). Some weights are shared, so `model` must not be
     trained or converted afterwards.
 
     Made once and compared with `model` on a short text. Where that fails or differs, or on another device, the answer
     is `model` itself, untouched, and a `NotAccelerated` warning that says why: nothing is left to fail in a decode.
     """
-    return _or_given(model, lambda: _fast(model, given), TOLERANCES, given)
+    device = "cuda" if _devices(model) == ["cuda"] else "cpu"
+    return _or_given(model, lambda: _fast(model, given), TOLERANCES, given, device)
 
 
 def bit_for_bit(model: Module, given: Given = Given.KEPT) -> Module:
@@ -81,7 +93,7 @@ def bit_for_bit(model: Module, given: Given = Given.KEPT) -> Module:
     dtype = _dtype(model)
     if not has_layers(dtype):
         raise _refusal(f"there are no such layers in {dtype} here")
-    made = Llama(cast(PreTrainedModel, model).config, weights_of(model, dtype, steady_linear), FIXED)
+    made = _llama(model, dtype, computing(dtype), steady_linear, FIXED)
     report = check(made, lengths=(40,), passes=(2, 3, 8))
     reason = _disagreement(model, made, TOLERANCES) if report.equal else str(report)
     if reason is not None:
@@ -102,8 +114,13 @@ def lossy_int8(model: Module) -> Module:
 
 def _fast(model: Module, given: Given) -> Module:
     dtype = _dtype(model)
-    if strangeness(model) is None:
-        return Llama(cast(PreTrainedModel, model).config, weights_of(model, dtype, fast_linear), FREE)
+    strange = strangeness(model)
+    if _devices(model) == ["cuda"]:
+        if strange is not None:
+            raise DecodeError("model", "on CUDA only the llama family is accelerated", strange, "use it as it is")
+        return Captured(_llama(model, dtype, dtype, Plain, FREE), cuda_graph)
+    if strange is None:
+        return _llama(model, dtype, computing(dtype), fast_linear, FREE)
     if not has_layers(dtype):
         raise DecodeError("model", "there are no faster linear layers here", dtype, "use fp32 or bf16")
     made = with_linears(model, fast_linear)
@@ -112,15 +129,23 @@ def _fast(model: Module, given: Given) -> Module:
 
 def _in_bf16(model: Module, make: MakeLinear) -> Module:
     if strangeness(model) is None:
-        return Llama(cast(PreTrainedModel, model).config, weights_of(model, torch.bfloat16, make), FREE)
+        return _llama(model, torch.bfloat16, computing(torch.bfloat16), make, FREE)
     return with_linears(deepcopy(model).to(torch.bfloat16), make)
 
 
+def _llama(model: Module, rounded: torch.dtype, computed: torch.dtype, make: MakeLinear, shapes: Shapes) -> Llama:
+    return Llama(cast(PreTrainedModel, model).config, weights_of(model, rounded, computed, make), shapes)
+
+
 def _or_given(
-    model: Module, make: Callable[[], Module], tolerances: Mapping[torch.dtype, float], given: Given
+    model: Module,
+    make: Callable[[], Module],
+    tolerances: Mapping[torch.dtype, float],
+    given: Given,
+    device: str = "cpu",
 ) -> Module:
     """What `make` makes, if it is right; else the given model and a note."""
-    reason = _beyond_reach(model)
+    reason = _beyond_reach(model, device)
     if reason is None:
         try:
             made = make()
@@ -135,11 +160,11 @@ def _or_given(
     return model
 
 
-def _beyond_reach(model: Module) -> str | None:
-    """Why nothing can be made of the model, whatever it is."""
-    devices = {parameter.device.type for parameter in model.parameters()}
-    if devices != {"cpu"}:
-        return f"its weights are on {', '.join(sorted(devices)) or 'no device'}, not on the CPU"
+def _beyond_reach(model: Module, device: str = "cpu") -> str | None:
+    """Why nothing can be made of the model on this device, whatever it is."""
+    devices = _devices(model)
+    if devices != [device]:
+        return f"its weights are on {', '.join(devices) or 'no device'}, not on the {device.upper()}"
     if _dtype(model) not in TOLERANCES:
         return f"its weights are in {_dtype(model)}"
     if any(
@@ -147,6 +172,10 @@ def _beyond_reach(model: Module) -> str | None:
     ):
         return "it has hooks, which see or change what its layers do"
     return None
+
+
+def _devices(model: Module) -> list[str]:
+    return sorted({parameter.device.type for parameter in model.parameters()})
 
 
 def _dtype(model: Module) -> torch.dtype:

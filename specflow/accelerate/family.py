@@ -13,7 +13,7 @@ from torch.nn import Module
 from transformers import PreTrainedModel
 
 from specflow.accelerate.any_model import weight_and_bias
-from specflow.accelerate.linear import Linear, MakeLinear, computing
+from specflow.accelerate.linear import Linear, MakeLinear
 from specflow.accelerate.llama import Layer, Rotary, Weights
 
 MODELS: Final = frozenset(
@@ -64,13 +64,13 @@ def _strange(model: Module) -> Iterator[str]:
         yield f"its rotary embedding ({rotary}) depends on the length of the text"
 
 
-def weights_of(model: Module, rounded: torch.dtype, make: MakeLinear) -> Weights:
-    """The weights of a model that is not strange, rounded to a dtype, for a pass that is `computing` in another."""
+def weights_of(model: Module, rounded: torch.dtype, computed: torch.dtype, make: MakeLinear) -> Weights:
+    """The weights of a model that is not strange, rounded to one dtype, for a pass that is computed in another."""
     layers = [*model.get_submodule("model.layers").children()]
     embedding = model.get_parameter("model.embed_tokens.weight").detach().to(rounded)
     rotary = cast(Rotary, model.get_submodule("model.rotary_emb"))
-    dtype = computing(rounded)
-    size = rotary(torch.empty(0, dtype=dtype), torch.zeros(1, 1, dtype=torch.long))[0].shape[-1]
+    first = torch.zeros(1, 1, dtype=torch.long, device=embedding.device)
+    size = rotary(embedding.new_empty(0, dtype=computed), first)[0].shape[-1]
     heads, kv_heads = (len(layers[0].get_parameter(f"self_attn.{name}_proj.weight")) // size for name in "qk")
 
     def joined(*modules: Module) -> Linear:
@@ -79,7 +79,7 @@ def weights_of(model: Module, rounded: torch.dtype, make: MakeLinear) -> Weights
         return make(torch.cat(weights).to(rounded), torch.cat(present).to(rounded) if present else None)
 
     def norm(name: str, within: Module) -> Tensor:
-        weight = within.get_parameter(f"{name}.weight").detach().to(rounded).to(dtype)
+        weight = within.get_parameter(f"{name}.weight").detach().to(rounded).to(computed)
         return torch.cat((weight, weight))
 
     def layer(module: Module, window: int | None) -> Layer:
@@ -100,7 +100,9 @@ def weights_of(model: Module, rounded: torch.dtype, make: MakeLinear) -> Weights
     def qk_norm(module: Module) -> Tensor | None:
         if "q_norm" not in dict(module.get_submodule("self_attn").named_children()):
             return None
-        q, k = (module.get_parameter(f"self_attn.{name}_norm.weight").detach().to(rounded).to(dtype) for name in "qk")
+        q, k = (
+            module.get_parameter(f"self_attn.{name}_norm.weight").detach().to(rounded).to(computed) for name in "qk"
+        )
         return torch.cat((q.expand(heads, -1), k.expand(kv_heads, -1)))
 
     return Weights(

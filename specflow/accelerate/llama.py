@@ -5,7 +5,7 @@ Source: Touvron et al. 2302.13971; grouped queries: Ainslie et al. 2305.13245; r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import inf
 from typing import Final, Protocol, final
 
@@ -66,6 +66,11 @@ class Weights:
     size: int
     epsilon: float
 
+    @property
+    def windows(self) -> set[int | None]:
+        """The windows that its layers have."""
+        return {layer.window for layer in self.layers}
+
 
 @final
 @frozen
@@ -100,7 +105,7 @@ class Llama(Module):
         self.weights = weights
         self.shapes = shapes
         self.embedding = Parameter(weights.embedding, requires_grad=False)
-        self._angles = _Angles(weights.rotary, weights.before_head[:0])
+        self.angles = Angles(weights.rotary, weights.before_head[:0])
         self.eval()
 
     @override
@@ -126,7 +131,7 @@ class Llama(Module):
         with torch.no_grad():
             hidden = torch.cat([self._read(ids, cache) for ids in torch.split(input_ids[0], self.shapes.tokens)])
             kept = torch.split(hidden[-logits_to_keep:], self.shapes.tokens)
-            logits = torch.cat([self._logits(rows) for rows in kept])
+            logits = torch.cat([logits_of(self.weights, rows) for rows in kept])
         return Output(logits[None], cache if use_cache else None)
 
     @override
@@ -136,32 +141,42 @@ class Llama(Module):
 
     def _read(self, ids: Tensor, cache: KVCache) -> Tensor:
         """The hidden states [k, hidden] of ids [k] that follow what the cache covers."""
-        weights, epsilon, k = self.weights, self.weights.epsilon, len(ids)
-        heads, kv_heads, size = weights.heads, weights.kv_heads, weights.size
-        start, end = cache.length, cache.length + k
-        angles = self._angles.between(start, end)
-        sights = {
-            window: _Sight.of(cache, k, window, heads // kv_heads, self.shapes)
-            for window in {layer.window for layer in weights.layers}
-        }
+        start, end, keys, device = cache.length, cache.length + len(ids), self.shapes.keys, ids.device
+        positions = torch.arange(start, end, device=device)
+        sights = {}
+        for window in self.weights.windows:
+            nearest = 0 if window is None else max(0, start + 1 - window)
+            first, last = nearest // keys * keys, -(-end // keys) * keys
+            seen = torch.arange(first, last, device=device)
+            mask = None if len(ids) == 1 and (first, last) == (nearest, end) else hiding(positions, seen, window)
+            sights[window] = Sight.of(cache.buffer[:, :, :, first:last], mask, self.weights, len(ids), self.shapes.rows)
         room = cache.buffer[:, :, :, start:end].permute(0, 3, 1, 2, 4).unbind()
-        x = F.embedding(ids, self.embedding).to(weights.before_head.dtype)
-        for i, layer in enumerate(weights.layers):
-            qkv = layer.qkv(_rms_norm(x, layer.before_attention, epsilon)).view(k, -1, size)
-            qk = qkv[:, : heads + kv_heads]
-            if layer.qk_norm is not None:
-                qk.copy_(_normalised(qk, epsilon)).mul_(layer.qk_norm)
-            if layer.rotary:
-                _rotate(qk, angles)
-            room[i].copy_(qkv[:, heads:].view(k, 2, kv_heads, size))
-            x = layer.out(sights[layer.window].attend(qkv[:, :heads], i)).add_(x)
-            gate, up = layer.gate_up(_rms_norm(x, layer.before_mlp, epsilon)).chunk(2, dim=-1)
-            x = layer.down(_silu(gate).mul_(up)).add_(x)
+        place = Place(self.angles.between(start, end), lambda i, new: room[i].copy_(new), sights)
         cache.length = end
-        return x
+        return read(self.weights, ids, place)
 
-    def _logits(self, hidden: Tensor) -> Tensor:
-        return self.weights.head(_rms_norm(hidden, self.weights.before_head, self.weights.epsilon))
+
+def read(weights: Weights, ids: Tensor, place: Place) -> Tensor:
+    """The hidden states [k, hidden] of ids [k] that stand in a place."""
+    epsilon, k, heads, kv_heads, size = weights.epsilon, len(ids), weights.heads, weights.kv_heads, weights.size
+    x = F.embedding(ids, weights.embedding).to(weights.before_head.dtype)
+    for i, layer in enumerate(weights.layers):
+        qkv = layer.qkv(_rms_norm(x, layer.before_attention, epsilon)).view(k, -1, size)
+        qk = qkv[:, : heads + kv_heads]
+        if layer.qk_norm is not None:
+            qk.copy_(_normalised(qk, epsilon)).mul_(layer.qk_norm)
+        if layer.rotary:
+            _rotate(qk, place.angles)
+        place.write(i, qkv[:, heads:].view(k, 2, kv_heads, size))
+        x = layer.out(place.sights[layer.window].attend(qkv[:, :heads], i)).add_(x)
+        gate, up = layer.gate_up(_rms_norm(x, layer.before_mlp, epsilon)).chunk(2, dim=-1)
+        x = layer.down(_silu(gate).mul_(up)).add_(x)
+    return x
+
+
+def logits_of(weights: Weights, hidden: Tensor) -> Tensor:
+    """Logits [k, V] behind hidden states [k, hidden]."""
+    return weights.head(_rms_norm(hidden, weights.before_head, weights.epsilon))
 
 
 def _rms_norm(x: Tensor, twice: Tensor, epsilon: float) -> Tensor:
@@ -199,7 +214,20 @@ def _silu(gate: Tensor) -> Tensor:
 
 @final
 @frozen(eq=False)
-class _Sight:
+class Place:
+    """Where the tokens of a pass stand: their rotary angles, how their keys and values are written, and what they see.
+
+    `write(layer, new)` takes keys and values [k, 2, heads, size]. There is a sight for each of the model's windows.
+    """
+
+    angles: tuple[Tensor, Tensor]
+    write: Callable[[int, Tensor], object]
+    sights: Mapping[int | None, Sight]
+
+
+@final
+@frozen(eq=False)
+class Sight:
     """What the tokens of a pass see: each layer's keys and values [1, heads, n, size], less what the `mask` hides.
 
     The queries that share a key head are rows of one attention, so that no key is repeated: `slots` [heads, k, group,
@@ -214,22 +242,17 @@ class _Sight:
     mask: Tensor | None
 
     @classmethod
-    def of(cls, cache: KVCache, k: int, window: int | None, group: int, shapes: Shapes) -> _Sight:
-        """The sight of the k tokens behind those that the cache covers."""
-        start, end = cache.length, cache.length + k
-        nearest = 0 if window is None else max(0, start + 1 - window)
-        first, last = nearest // shapes.keys * shapes.keys, -(-end // shapes.keys) * shapes.keys
-        keys, values = cache.buffer[:, :, None, :, first:last].unbind(1)
-        heads, size = keys.shape[2], keys.shape[4]
-        padding = -k * group % shapes.rows
-        rows = keys.new_zeros(1, heads, k * group + padding, size)
-        slots = rows[0, :, : k * group].view(heads, k, group, size)
+    def of(cls, seen: Tensor, hidden: Tensor | None, weights: Weights, k: int, multiple: int) -> Sight:
+        """The sight of k tokens over keys and values [layers, 2, heads, n, size], less what is `hidden` [k, n].
+
+        The rows are padded to a `multiple`."""
+        keys, values = seen[:, :, None].unbind(1)
+        group = weights.heads // weights.kv_heads
+        padding = -k * group % multiple
+        rows = keys.new_zeros(1, weights.kv_heads, k * group + padding, weights.size)
+        slots = rows[0, :, : k * group].view(weights.kv_heads, k, group, weights.size)
         mask = None
-        if k > 1 or (first, last) != (nearest, end):
-            queries, positions = torch.arange(start, end)[:, None], torch.arange(first, last)
-            hidden = positions > queries
-            if window is not None:
-                hidden |= positions <= queries - window
+        if hidden is not None:
             mask = keys.new_zeros(hidden.shape).masked_fill_(hidden, -inf).repeat_interleave(group, dim=0)
             mask = F.pad(mask, (0, 0, 0, padding))
         return cls(keys.unbind(), values.unbind(), rows, slots, mask)
@@ -242,9 +265,15 @@ class _Sight:
         return seen[0, :, : k * group].view(heads, k, group, size).transpose(0, 1).reshape(k, -1)
 
 
+def hiding(positions: Tensor, seen: Tensor, window: int | None) -> Tensor:
+    """Which of the keys at the positions `seen` [n] are hidden from the tokens at `positions` [k], as [k, n]."""
+    hidden = seen > positions[:, None]
+    return hidden if window is None else hidden | (seen <= positions[:, None] - window)
+
+
 @final
 @define(eq=False)
-class _Angles:
+class Angles:
     """cos and sin of the positions seen so far, from the model's own rotary embedding; sin with rotation's sign."""
 
     rotary: Rotary
@@ -262,7 +291,7 @@ class _Angles:
         return self._cos[start:end], self._sin[start:end]
 
     def _grow(self, positions: int) -> None:
-        cos, sin = self.rotary(self.like, torch.arange(positions)[None])
+        cos, sin = self.rotary(self.like, torch.arange(positions, device=self.like.device)[None])
         lower, upper = sin[0, :, None].chunk(2, dim=-1)
         self._cos, self._sin = cos[0, :, None], torch.cat((-lower, upper), dim=-1)
 

@@ -1,0 +1,157 @@
+"""Short passes of a llama, captured once as graphs of kernels and repeated without Python between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, TypeAlias, final
+from weakref import ref
+
+import torch
+from attrs import define, field
+from torch import Tensor
+from torch.nn import Module
+from typing_extensions import override
+
+from specflow.accelerate.llama import Llama, Output, Place, Sight, hiding, logits_of, read
+from specflow.kv_cache import KVCache
+
+Work: TypeAlias = Callable[[], Tensor]
+"""Some work on tensors that stay where they are, and what comes out."""
+
+Capture: TypeAlias = Callable[[Work], Work]
+"""What captures the work and returns what repeats it: the same kernels, from and to the same memory.
+
+It may do the work once or more, with the data that are there when it is asked."""
+
+PASSES: Final = (1, 2, 4, 8, 16, 32)
+"""The lengths of captured passes: a pass is filled up to the next of them, and longer ones are not captured."""
+
+
+@final
+class Captured(Module):
+    """A llama whose passes over up to 32 tokens are captured, for a device that waits for Python between kernels.
+
+    A captured pass repeats the same kernels over the same memory, so everything that changes is data: the ids and the
+    position are tensors, and each query sees the whole buffer behind a mask. What a pass computes for the tokens it is
+    filled up with lies behind the text and is forgotten, as after a rollback. A graph belongs to the buffer it was
+    captured over; when a text is given up, the next one that fits takes over its buffer, and the graphs.
+
+    Source: CUDA graphs as torch offers them. Not yet measured on a device: the tests run it on a CPU, over a tape that
+    repeats recorded operations in place as a graph does.
+    """
+
+    def __init__(self, eager: Llama, capture: Capture) -> None:
+        super().__init__()
+        self.config = eager.config
+        self.eager = eager
+        self._capture = capture
+        self._tracks: list[_Track] = []
+        self.eval()
+
+    @override
+    def forward(
+        self, input_ids: Tensor, cache: KVCache | None = None, use_cache: bool = True, logits_to_keep: int = 0
+    ) -> Output:
+        """As `Llama`; in a short pass over a cache the logits are computed for all tokens."""
+        k = input_ids.shape[-1]
+        size = next((size for size in PASSES if size >= k), None)
+        if cache is None or size is None or len(input_ids) != 1 or k == 0:
+            output: Output = self.eager(input_ids, cache=cache, use_cache=use_cache, logits_to_keep=logits_to_keep)
+            return output
+        with torch.no_grad():
+            logits = self._track(cache, cache.length + size).run(input_ids[0], cache.length, size)
+        cache.length += k
+        return Output(logits[None, -logits_to_keep:], cache if use_cache else None)
+
+    def _track(self, cache: KVCache, length: int) -> _Track:
+        """The track of this cache, which then has room for `length` tokens: its own, a free one, or a new one."""
+        cache.reserve(length)
+        own = next((track for track in self._tracks if track.is_of(cache)), None)
+        if own is not None:
+            return own
+        free = next((track for track in self._tracks if track.is_free and track.room >= cache.buffer.shape[3]), None)
+        if free is None:
+            free = _Track(self.eager, self._capture, cache.buffer)
+            self._tracks.append(free)
+        free.take(cache)
+        return free
+
+
+@final
+@define(eq=False)
+class _Track:
+    """A buffer for one text, and the passes that were captured over it."""
+
+    model: Llama
+    capture: Capture
+    buffer: Tensor
+    _owner: Callable[[], KVCache | None] = field(default=lambda: None, init=False)
+    _ids: Tensor = field(init=False)
+    _start: Tensor = field(init=False)
+    _angles: tuple[Tensor, Tensor] = field(init=False)
+    _passes: dict[int, Work] = field(factory=dict, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._ids = torch.zeros(max(PASSES), dtype=torch.long, device=self.buffer.device)
+        self._start = torch.zeros((), dtype=torch.long, device=self.buffer.device)
+        self._angles = self.model.angles.between(0, self.room)
+
+    @property
+    def room(self) -> int:
+        """How many tokens the buffer takes."""
+        return self.buffer.shape[3]
+
+    @property
+    def is_free(self) -> bool:
+        """Whether no text needs the buffer: the one that was here is gone, or has moved on."""
+        owner = self._owner()
+        return owner is None or owner.buffer is not self.buffer
+
+    def is_of(self, cache: KVCache) -> bool:
+        """Whether this is where the cache is."""
+        return self._owner() is cache and cache.buffer is self.buffer
+
+    def take(self, cache: KVCache) -> None:
+        """Move a text here."""
+        if cache.buffer is not self.buffer:
+            self.buffer[:, :, :, : cache.length] = cache.buffer[:, :, :, : cache.length]
+        cache.buffer, self._owner = self.buffer, ref(cache)
+
+    def run(self, ids: Tensor, start: int, size: int) -> Tensor:
+        """Logits [k, V] of ids [k] behind `start` tokens, in a captured pass over `size` tokens."""
+        self._ids[: len(ids)] = ids
+        self._start.fill_(start)
+        if size not in self._passes:
+            self._passes[size] = self.capture(lambda: self._pass(size))
+        return self._passes[size]()[: len(ids)].clone()
+
+    def _pass(self, size: int) -> Tensor:
+        weights = self.model.weights
+        positions = self._start + torch.arange(size, device=self.buffer.device)
+        seen = torch.arange(self.room, device=self.buffer.device)
+        cos, sin = self._angles
+        rows = self.buffer.permute(0, 3, 1, 2, 4).unbind()
+        sights = {
+            window: Sight.of(self.buffer, hiding(positions, seen, window), weights, size, self.model.shapes.rows)
+            for window in weights.windows
+        }
+        place = Place((cos[positions], sin[positions]), lambda i, new: rows[i].index_copy_(0, positions, new), sights)
+        return logits_of(weights, read(weights, self._ids[:size], place))
+
+
+def cuda_graph(work: Work) -> Work:
+    """Capture work as a CUDA graph, once it has run on a stream of its own, as torch asks."""
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call] # of torch
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        work()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output = work()
+
+    def repeat() -> Tensor:
+        graph.replay()
+        return output
+
+    return repeat

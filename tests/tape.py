@@ -1,0 +1,106 @@
+"""A tape that repeats recorded operations in place, on a CPU: what a CUDA graph does, and all that it does.
+
+Whatever Python decided at the recording is on the tape for good: a length that became a number, a tensor that was
+made anew. A read of a value, which a graph cannot hold, is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import final
+
+import torch
+from attrs import define, field
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from typing_extensions import override
+
+from specflow.accelerate.captured import Work
+
+
+@final
+@define(eq=False)
+class Tape:
+    """The operations of some work, each with the tensors that it reads and those that it wrote."""
+
+    steps: list[Callable[[], None]] = field(factory=list)
+
+    def replay(self) -> None:
+        """Every operation again, from and to the same memory."""
+        for step in self.steps:
+            step()
+
+
+@final
+class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call] # of torch
+    """While it is entered, all operations go on the tape, too."""
+
+    def __init__(self, tape: Tape) -> None:
+        super().__init__()  # type: ignore[no-untyped-call] # of torch
+        self.tape = tape
+
+    @override
+    def __torch_dispatch__(
+        self,
+        func: torch._ops.OpOverload,
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
+        assert func is not torch.ops.aten._local_scalar_dense.default, "a graph cannot wait for a value"
+        named = dict(kwargs or {})
+        made: object = func(*args, **named)
+        if func.is_view:
+            return made  # of memory that stays where it is
+        in_place = func._schema.is_mutable
+
+        def again() -> None:
+            now: object = func(*args, **named)
+            for old, new in () if in_place else zip(_tensors(made), _tensors(now), strict=True):
+                old.copy_(new)
+
+        self.tape.steps.append(again)
+        return made
+
+
+def on_tape(work: Work) -> Work:
+    """A `Capture` for the CPU."""
+    tape = Tape()
+    with Recording(tape):
+        output = work()
+
+    def repeat() -> Tensor:
+        tape.replay()
+        return output
+
+    return repeat
+
+
+def _tensors(made: object) -> Iterator[Tensor]:
+    if isinstance(made, Tensor):
+        yield made
+    elif isinstance(made, tuple | list):
+        for part in made:
+            yield from _tensors(part)
+
+
+@final
+class FakeStream:
+    """A stream on which work is merely done."""
+
+    def wait_stream(self, other: FakeStream) -> None:
+        """There is only one."""
+
+
+@contextmanager
+def recording_into(tape: Tape) -> Iterator[None]:
+    """`torch.cuda.graph`, for a tape: what is done within is recorded. (A graph would not do it.)"""
+    with Recording(tape):
+        yield
+
+
+@contextmanager
+def on_stream(stream: FakeStream) -> Iterator[None]:
+    """`torch.cuda.stream`, where there is only one."""
+    yield

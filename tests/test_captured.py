@@ -1,0 +1,120 @@
+"""Passes captured once and repeated: the numbers of the given model, at every place and in every text."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import pytest
+import torch
+from attrs import evolve
+from transformers import PreTrainedModel
+
+from specflow import CachedPredictor, UncachedPredictor, autoregressive_generate, speculative_generate
+from specflow.accelerate import build, fast
+from specflow.accelerate.build import FREE, NotAccelerated
+from specflow.accelerate.captured import PASSES, Capture, Captured, Work, cuda_graph
+from specflow.accelerate.family import weights_of
+from specflow.accelerate.linear import Plain
+from specflow.accelerate.llama import Llama
+from specflow.kv_cache import BLOCK, KVCache
+from specflow.testing import conformance
+from tests.architectures import ARCHITECTURES, WINDOW, Architecture
+from tests.tape import FakeStream, Tape, on_stream, on_tape, recording_into
+from tests.toys import VOCABULARY, tiny_gpt2, tiny_llama
+
+NAMED: Final[dict[str, Architecture]] = {architecture.kind: architecture for architecture in ARCHITECTURES}
+
+
+def captured(model: PreTrainedModel, capture: Capture = on_tape) -> Captured:
+    """The model, its passes on tape."""
+    return Captured(Llama(model.config, weights_of(model, model.dtype, model.dtype, Plain), FREE), capture)
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen3", "cwm", "smollm3"])
+def test_captured_passes_compute_what_the_given_model_computes(name: str) -> None:
+    model = evolve(NAMED[name], dtype=torch.float64).build()
+    predictor = CachedPredictor(captured(model))
+    report = conformance(
+        predictor, UncachedPredictor(model), VOCABULARY, tolerance=1e-9, longest=5 * WINDOW, prune=predictor.prune
+    )
+    assert report.holds, report
+
+
+def test_a_pass_is_captured_once_and_repeated_at_other_places() -> None:
+    captures: list[int] = []
+
+    def counting(work: Work) -> Work:
+        captures.append(1)
+        return on_tape(work)
+
+    model = tiny_llama()
+    predict, fresh = CachedPredictor(captured(model, counting)), UncachedPredictor(model)
+    text = tuple(i % VOCABULARY for i in range(60))
+    predict(text[:20], 1)
+    for end, last in ((21, 1), (22, 1), (23, 1), (26, 3), (30, 4), (29, 2), (33, 3), (57, 24)):
+        assert (predict(text[:end], last) - fresh(text[:end], last)).abs().max() < 1e-9
+    assert len(captures) == len({1, 2, 4, 32})
+
+
+def test_longer_passes_are_not_captured_and_buffers_grow() -> None:
+    model = tiny_llama(context=4 * BLOCK)
+    predict, fresh = CachedPredictor(captured(model)), UncachedPredictor(model)
+    text = tuple(i * 7 % VOCABULARY for i in range(BLOCK + 200))
+    for end in (BLOCK - 3, BLOCK - 2, BLOCK + 2, BLOCK + 2 + max(PASSES) + 1, BLOCK + 60, BLOCK + 61):
+        assert (predict(text[:end], 1) - fresh(text[:end], 1)).abs().max() < 1e-9
+
+
+def test_a_text_takes_over_the_buffer_and_the_passes_of_one_that_is_gone() -> None:
+    model = tiny_llama()
+    made = captured(model)
+    predictors = [CachedPredictor(made), CachedPredictor(made)]
+    texts = tuple(range(20)), tuple(range(20, 0, -1))
+    fresh = UncachedPredictor(model)
+    for end in range(10, 20):  # in turns: neither may read what the other wrote
+        for i, text in enumerate(texts):
+            assert (predictors[i](text[:end], 1) - fresh(text[:end], 1)).abs().max() < 1e-9
+    assert len(made._tracks) == 2
+    predictors[0] = CachedPredictor(made)  # the first of them is gone
+    for end in range(10, 20):
+        for i, text in enumerate(texts):
+            assert (predictors[i](text[:end], 1) - fresh(text[:end], 1)).abs().max() < 1e-9
+    assert len(made._tracks) == 2
+
+
+def test_the_last_logits_that_are_wanted_and_a_cache_that_is_not() -> None:
+    made = captured(tiny_llama())
+    ids = torch.arange(12)[None]
+    cache = made(ids[:, :5]).cache
+    assert isinstance(cache, KVCache)
+    whole = made(ids).logits
+    kept = made(ids[:, 5:], cache=cache, use_cache=False, logits_to_keep=3)
+    assert kept.cache is None
+    assert cache.length == 12
+    assert kept.logits.shape == (1, 3, whole.shape[-1])
+    assert (kept.logits - whole[:, -3:]).abs().max() < 1e-9
+    before = kept.logits.clone()
+    cache.rollback(5)
+    made(ids[:, :7] + 1, cache=cache)
+    assert torch.equal(kept.logits, before)  # what was handed out is not written again
+
+
+def test_speculation_over_captured_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole way that a model on CUDA goes, with a stream, a graph and a device that are the CPU's."""
+    monkeypatch.setattr(torch.cuda, "Stream", FakeStream)
+    monkeypatch.setattr(torch.cuda, "current_stream", FakeStream)
+    monkeypatch.setattr(torch.cuda, "stream", on_stream)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Tape)
+    monkeypatch.setattr(torch.cuda, "graph", recording_into)
+    monkeypatch.setattr(build, "_devices", lambda model: ["cuda"])
+    model, drafter = tiny_llama(), tiny_llama(seed=1)
+    made = fast(model)
+    assert isinstance(made, Captured)
+    assert made._capture is cuda_graph
+    prompt = [5, 9, 7, 3]
+    expected = autoregressive_generate(prompt, model, 40)
+    assert autoregressive_generate(prompt, made, 40, use_cache=True) == expected
+    assert speculative_generate(prompt, fast(drafter), made, max_gen_len=40, use_cache=True)[0] == expected
+
+    other = tiny_gpt2()
+    with pytest.warns(NotAccelerated, match="only the llama family"):
+        assert fast(other) is other
