@@ -80,8 +80,8 @@ def fast(model: Module, given: Given = Given.KEPT) -> Module:
 def bit_for_bit(model: Module, given: Given = Given.KEPT) -> Module:
     """A model of the llama family whose logits are equal bit for bit however a text is cut into passes.
 
-    A pass over k tokens, k passes over one, and passes after a rollback give the same bits, in fp32 and in bf16, the
-    prompt included, as long as `torch.get_num_threads()` stays. So greedy speculation with any drafter is greedy
+    A pass over k tokens, k passes over one, and passes after a rollback give the same bits, in fp32, bf16 and fp16,
+    the prompt included, as long as `torch.get_num_threads()` stays. So greedy speculation with any drafter is greedy
     decoding token for token, in bf16 too, and so is sampling by seed. A little slower than `fast`.
 
     `DecodeError` for models outside the family, for other dtypes and devices, and where a short `check` finds a
