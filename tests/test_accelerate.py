@@ -297,30 +297,23 @@ def test_without_the_private_operations_the_family_is_still_read_by_its_own_pass
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(
-    ("halves", "fast_kind", "steady_kind"),
-    [
-        (True, linear.Half, linear.Padded | linear.Half),
-        (False, linear.Packed, linear.Packed | linear.Summed),
-    ],
-)
+@pytest.mark.parametrize(("halves", "kind"), [(True, linear.Half), (False, linear.Packed)])
 def test_without_products_in_half_precision_a_model_is_computed_in_fp32(
-    dtype: torch.dtype, halves: bool, fast_kind: type, steady_kind: type, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, halves: bool, kind: type, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(linear, "can_pack", lambda dtype: dtype == torch.float32)
     monkeypatch.setattr(linear, "can_halve", lambda: halves)
     model = tiny_llama(dtype=dtype)
     exact = tiny_llama(dtype=dtype).float()
     text = tuple(range(20))
-    for make, kind in ((accelerate.fast, fast_kind), (accelerate.bit_for_bit, steady_kind)):
-        made = make(model)
-        assert isinstance(made, Llama)
-        assert isinstance(made.weights.head, kind)
+    fast, steady = accelerate.fast(model), accelerate.bit_for_bit(model)
+    for made in (fast, steady):
         assert (CachedPredictor(made)(text, 20) - CachedPredictor(exact)(text, 20)).abs().max() < 1e-4
-    assert accelerate.check(accelerate.bit_for_bit(model), lengths=(7, 130), passes=(2, 3, 8, 31)).equal
+    assert isinstance(fast, Llama)
+    assert isinstance(fast.weights.head, kind)
+    assert accelerate.check(steady, lengths=(7, 90), passes=(2, 3, 8, 31)).equal
 
-    gpt2 = tiny_gpt2().to(dtype)
-    other = accelerate.fast(gpt2)
+    other = accelerate.fast(tiny_gpt2().to(dtype))
     assert isinstance(other.get_submodule("transformer.h.0.mlp.c_fc"), Replaced)
     assert CachedPredictor(other)(text, 1).dtype == dtype
 
@@ -357,10 +350,21 @@ def test_weights_that_fp16_cannot_hold_are_not_kept_in_it() -> None:
 def test_layers_in_fp16_are_padded_until_rows_do_not_depend_on_their_number(out: int, inner: int) -> None:
     generator = torch.Generator().manual_seed(1)
     layer = linear.steady_linear(torch.randn(out, inner, generator=generator).half().float(), None)
-    assert isinstance(layer, linear.Half | linear.Padded)
+    rows = linear.steady_rows(out, inner, torch.get_num_threads())
+    assert layer.rows == rows if isinstance(layer, linear.Padded) else rows is None
     x = torch.randn(linear.TOKENS, inner, generator=generator)
     alone = torch.cat([layer(row[None]) for row in x])
     assert all(torch.equal(layer(x[:count]), alone[:count]) for count in range(1, linear.TOKENS + 1))
+
+
+@pytest.mark.skipif(not linear.can_pack(torch.float32), reason="this build of torch has no packed layers in fp32")
+def test_layers_whose_rows_no_padding_makes_alike_are_laid_out_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "steady_rows", lambda out, inner, threads: None)
+    generator = torch.Generator().manual_seed(1)
+    weight, bias, x = (torch.randn(shape, generator=generator).half().float() for shape in ((48, 32), (48,), (5, 32)))
+    layer = linear.steady_linear(weight, bias)
+    assert isinstance(layer, linear.Packed | linear.Summed)
+    torch.testing.assert_close(layer(x), F.linear(x, weight, bias))
 
 
 @pytest.mark.parametrize("broken", [AttributeError("no such op"), RuntimeError("not here"), None])

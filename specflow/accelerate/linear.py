@@ -178,15 +178,15 @@ def int8_linear(weight: Tensor, bias: Tensor | None) -> Linear:
 def steady_linear(weight: Tensor, bias: Tensor | None) -> Linear:
     """A layer that computes a row alike, bit for bit, however many rows there are, up to `TOKENS`.
 
-    FBGEMM's kernels add in an order of their own for each small number of rows, so those are padded. oneDNN cuts a long
-    inner dimension in ways that depend on the number of rows, so it is cut here, into as few equal parts as it takes.
-    `DecodeError` where neither helps.
+    FBGEMM's kernels add in an order of their own for each small number of rows, so those are padded, where that helps.
+    oneDNN cuts a long inner dimension in ways that depend on the number of rows, so it is cut here, into as few equal
+    parts as it takes. `DecodeError` where no number of parts helps.
     """
     out, inner = weight.shape
     dtype, threads = computing(weight.dtype), torch.get_num_threads()
-    if suits_half(weight):
-        rows = steady_rows(out, inner, threads)
-        return Half.of(weight, bias) if rows == 1 else Padded(Half.of(weight, bias), rows)
+    rows = steady_rows(out, inner, threads) if suits_half(weight) else None
+    if rows is not None:
+        return Padded(Half.of(weight, bias), rows)
     parts = steady_parts(out, inner, dtype, threads, Packed.of)
     first, *rest = weight.to(dtype).chunk(parts, dim=1)
     layers = (Packed.of(first, None if bias is None else bias.to(dtype)), *[Packed.of(part, None) for part in rest])
@@ -194,19 +194,19 @@ def steady_linear(weight: Tensor, bias: Tensor | None) -> Linear:
 
 
 @cache
-def steady_rows(out: int, inner: int, threads: int) -> int:
-    """To multiples of how many rows a `Half` layer must be padded, found out by trying.
+def steady_rows(out: int, inner: int, threads: int) -> int | None:
+    """To multiples of how many rows a `Half` layer must be padded, found out by trying; None if none of them helps.
 
     `threads` is how many torch has: the answer may depend on it.
     """
-    for rows in (1, 2, 3, 4, 6, 8, 12):
+    for rows in (1, 2, 3, 4, 6, 8, 12, 14, 16):
 
         def make(weight: Tensor, bias: Tensor | None, rows: int = rows) -> Linear:
             return Padded(Half.of(weight.half(), bias), rows)
 
         if _is_steady(out, inner, torch.float32, make):
             return rows
-    raise _unsteady(f"a layer in fp16 from {inner} to {out} on {threads} threads")
+    return None
 
 
 @cache
@@ -218,12 +218,9 @@ def steady_parts(out: int, inner: int, dtype: torch.dtype, threads: int, make: M
     for parts in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32):
         if inner % parts == 0 and _is_steady(out, inner // parts, dtype, make):
             return parts
-    raise _unsteady(f"a {dtype} layer from {inner} to {out} on {threads} threads")
-
-
-def _unsteady(received: str) -> DecodeError:
+    received = f"a {dtype} layer from {inner} to {out} on {threads} threads"
     happened = "no layout of a linear layer gives the same bits for one token and for many"
-    return DecodeError("model", happened, received, "use accelerate.fast, and fp32 for equal texts")
+    raise DecodeError("model", happened, received, "use accelerate.fast, and fp32 for equal texts")
 
 
 def _is_steady(out: int, inner: int, dtype: torch.dtype, make: MakeLinear) -> bool:
