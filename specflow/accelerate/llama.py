@@ -5,7 +5,7 @@ Source: Touvron et al. 2302.13971; grouped queries: Ainslie et al. 2305.13245; r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from math import inf
 from typing import Final, Protocol, final
 
@@ -245,7 +245,8 @@ class Sight:
     def of(cls, seen: Tensor, hidden: Tensor | None, weights: Weights, k: int, multiple: int) -> Sight:
         """The sight of k tokens over keys and values [layers, 2, heads, n, size], less what is `hidden` [k, n].
 
-        The rows are padded to a `multiple`."""
+        The rows are padded to a `multiple`.
+        """
         keys, values = seen[:, :, None].unbind(1)
         group = weights.heads // weights.kv_heads
         padding = -k * group % multiple
@@ -294,13 +295,3 @@ class Angles:
         cos, sin = self.rotary(self.like, torch.arange(positions, device=self.like.device)[None])
         lower, upper = sin[0, :, None].chunk(2, dim=-1)
         self._cos, self._sin = cos[0, :, None], torch.cat((-lower, upper), dim=-1)
-
-
-def doubled(weight: Tensor) -> Tensor:
-    """A norm's weight [n] as `_rms_norm` wants it, [2n]."""
-    return torch.cat((weight, weight)).detach()
-
-
-def joined(parts: Sequence[Tensor]) -> Tensor:
-    """Weights or biases one below the other."""
-    return torch.cat(list(parts)).detach()

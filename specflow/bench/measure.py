@@ -111,7 +111,7 @@ def warmed_up(plan: Plan, decoder: Decoder) -> Result[Decoder, DecodeError]:
     )
     try:
         return opening.map(lambda state: run_one(plan, decoder, prompt, state, 0)).map(lambda run: decoder)
-    except (DecodeError, ValueError, RuntimeError, NotImplementedError) as error:
+    except (DecodeError, ValueError, RuntimeError) as error:
         return Failure(DecodeError("decoders", f"it failed in the warm-up ({error})", decoder.label, "see the cause"))
 
 
