@@ -71,8 +71,7 @@ class Half:
     """A linear layer over fp32 whose weights are kept in fp16, by FBGEMM: half the memory to read, the same numbers.
 
     y = (x · (W · scale)ᵀ + bias · scale) / scale, with a power of two for a scale, so that bf16 weights, too, are kept
-    exactly. Twice as fast as the layer in fp32 for one token, up to ten times as fast as torch's own in bf16 for many,
-    on a processor without bf16 instructions.
+    exactly. docs/acceleration.md tells what that is worth on a processor without bf16 instructions.
     """
 
     packed: torch.ScriptObject
