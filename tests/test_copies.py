@@ -64,7 +64,7 @@ def copies() -> dict[str, Any]:
         ("sampled, from greedy blocks", 1, 2),
         ("sampled, token by token", 4, 2),
         ("sampled, suffix", 0, 2),
-        ("sampled, block verification", 1, 6),  # the mass left over at each prefix too
+        ("sampled, block verification", 1, 3),  # the masses left over behind all prefixes too
         ("seed-coupled", 1, 5),  # one for each position up to the one that differs
     ],
 )

@@ -131,6 +131,21 @@ def test_what_no_draft_can_be_is_refused_by_every_rule() -> None:
             assert {accepted for _, (accepted, _) in judgements} == {0}
 
 
+def test_a_block_may_run_into_a_target_that_is_certain() -> None:
+    """A weight between 0 and 1 in front of a point mass: a processor may know one token for sure and not another."""
+    likely = Categorical(torch.tensor([0.75, 0.25], dtype=torch.float64))
+    unlikely = Categorical(torch.tensor([0.25, 0.75], dtype=torch.float64))
+    laws: list[Distribution] = [unlikely, PointMass(1), unlikely]
+
+    def text(branch: Branch) -> Tokens:
+        proposals = [Proposal(branch.draw(likely, 1), likely), Proposal(branch.draw(likely, 2), likely)]
+        accepted, correction = by_blocks(branch)(proposals, laws, 1)
+        tokens = [*[proposal.token for proposal in proposals[:accepted]], branch.draw(correction, 1 + accepted)]
+        return tuple([*tokens, *[branch.draw(law, 2) for law in laws[len(tokens) : 2]]][:2])
+
+    assert exact_law(text).distance(Law({(0, 1): 0.25, (1, 1): 0.75}, 1)) < 1e-14
+
+
 def test_equal_laws_accept_everything() -> None:
     p = Categorical(torch.tensor([0.2, 0.8]))
     for verify in (by_tokens, by_blocks):

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeAlias, final
 
+import torch
 from attrs import frozen
+from torch import Tensor
 
 from specflow.distribution import BlackBox, Categorical, Distribution, Known, PointMass
 from specflow.processors import Processor
@@ -51,12 +53,11 @@ class VerifyBlock:
             one_by_one = RejectTokens(self.target, self.processor, self.rng)
             more, correction = one_by_one.judge(proposals[end:], laws[end:], start + end)
             return end + more, correction
-        for i in reversed(range(end)):
-            _, p, q = block[i]
-            mass, rest = _left_over(weights[i], p, q)
-            if i == 0 or (mass > 0 and self.rng.accept(mass / (mass + 1.0 - weights[i]))):
-                return i, rest
-        raise AssertionError("the empty draft always passes, with weight 1")
+        masses = _masses(weights, block)
+        for i in reversed(range(1, end)):
+            if masses[i] > 0 and self.rng.accept(masses[i] / (masses[i] + 1.0 - weights[i])):
+                return i, _left_over(weights[i], masses[i], block[i])
+        return 0, _left_over(weights[0], masses[0], block[0])  # the empty draft always passes, with weight 1
 
 
 def _known(proposals: Sequence[Proposal], laws: Sequence[Distribution]) -> list[_Pair]:
@@ -75,12 +76,26 @@ def _weight(before: float, likely: float, drafted: float) -> float:
     return min(1.0, scaled / drafted) if scaled < drafted else float(scaled > 0)
 
 
-def _left_over(weight: float, p: Known, q: Known) -> tuple[float, Known]:
-    """The mass Z of max(0, w·p - q), and the law it makes; p where it has no mass."""
+def _masses(weights: Sequence[float], block: Sequence[_Pair]) -> list[float]:
+    """The mass Z of max(0, w·p - q) behind each prefix but the whole draft, from a device all in one copy."""
+    masses = [_mass(weight, p, q) for weight, (_, p, q) in zip(weights, block)]  # noqa: B905 - the whole draft's is left
+    numbers: list[float] = torch.stack([mass.to(masses[0].device) for mass in masses]).tolist()
+    return numbers
+
+
+def _mass(weight: float, p: Known, q: Known) -> Tensor:
     match p:
         case PointMass(token):
-            return max(0.0, weight - q.of(token)), p
+            return torch.tensor(max(0.0, weight - q.of(token)), dtype=torch.float64)
         case Categorical(probs):
-            rest = q.taken_from(weight * probs).clamp(min=0)
-            mass = float(rest.sum())
-            return mass, Categorical(rest / mass) if mass > 0 else p
+            return _rest(weight, probs, q).sum()
+
+
+def _left_over(weight: float, mass: float, pair: _Pair) -> Known:
+    """The law that max(0, w·p - q) makes; p where it has no mass."""
+    _, p, q = pair
+    return Categorical(_rest(weight, p.probs, q) / mass) if mass > 0 and isinstance(p, Categorical) else p
+
+
+def _rest(weight: float, probs: Tensor, q: Known) -> Tensor:
+    return q.taken_from(weight * probs).clamp(min=0)
