@@ -1,4 +1,4 @@
-"""The suffix drafter against a brute-force search, over texts that grow, roll back and take turns."""
+"""The suffix drafter against brute force, over texts that are edited, grow, roll back and take turns."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from typing_extensions import override
 
 from specflow import DecodeError, PointMass, SuffixDrafter, Tokens
-from specflow.drafters.suffix import NO_MATCH, Match
+from specflow.drafters.suffix import FORGIVEN, NO_MATCH, Match
 
 
 def matches(tokens: Tokens) -> list[Match]:
@@ -25,6 +25,31 @@ def matches(tokens: Tokens) -> list[Match]:
         if found:
             return found
     return [NO_MATCH]
+
+
+def followed(tokens: Tokens) -> tuple[int, int, int]:
+    """The place that is copied, how many tokens it foretold in a row, and what it was worth before; found step by step.
+
+    Nothing is copied from place 0.
+    """
+    place, run, before = 0, 0, 0
+    common = [0] * len(tokens)  # common[e]: how many tokens before place e are as those before this one
+    for n, token in enumerate(tokens, 1):
+        worth = run + before // FORGIVEN
+        if place and tokens[place] == token:
+            place, run = place + 1, run + 1
+        elif place and run == 0 and tokens[place - 1] == token:
+            run = 1
+        elif place and place + 2 < n and tokens[place + 1] == token:
+            place, run, before = place + 2, 1, worth
+        else:
+            place, run, before = (place + 1 if place and worth else 0), 0, worth
+        for e in range(n - 1, 0, -1):
+            common[e] = common[e - 1] + 1 if tokens[e - 1] == token else 0
+        longest = max(common[1:n], default=0)
+        if not place or longest > run + before // FORGIVEN:
+            place, run, before = (max(e for e in range(1, n) if common[e] == longest) if longest else 0), longest, 0
+    return place, run, before
 
 
 def continuation(tokens: Tokens, end: int, k: int) -> list[int]:
@@ -40,10 +65,11 @@ def drafted(drafter: SuffixDrafter, tokens: Tokens) -> list[int]:
 
 
 def expected(tokens: Tokens, most: int, factor: int, offset: int, shortest: int) -> list[int]:
-    length, end = matches(tokens)[0]
-    if length < shortest:
+    place, run, before = followed(tokens)
+    worth = run + before // FORGIVEN
+    if not place or worth < shortest:
         return []
-    return continuation(tokens, end, max(0, min(most, factor * length + offset)))
+    return continuation(tokens, place, max(0, min(most, factor * worth + offset)))
 
 
 texts = st.integers(1, 4).flatmap(lambda vocabulary: st.lists(st.integers(0, vocabulary - 1), min_size=1, max_size=30))
@@ -59,11 +85,45 @@ def test_the_longest_match_and_the_latest_of_them(text: list[int]) -> None:
 
 
 @settings(max_examples=1000)
-@given(texts, st.integers(1, 12), st.integers(0, 4), st.integers(-3, 5), st.integers(1, 4))
+@given(texts, st.integers(1, 12), st.integers(0, 4), st.integers(-3, 5), st.integers(0, 4))
 def test_the_draft_is_what_followed(text: list[int], most: int, factor: int, offset: int, shortest: int) -> None:
     tokens = tuple(text)
     drafter = SuffixDrafter(most, factor, offset, shortest)
     assert drafted(drafter, tokens) == expected(tokens, most, factor, offset, shortest)
+
+
+edits = st.lists(st.tuples(st.integers(0, 40), st.sampled_from(["replace", "insert", "leave out"]), st.integers(0, 60)))
+
+
+@settings(max_examples=1000)
+@given(st.integers(2, 40), edits, st.integers(0, 4), st.integers(0, 5), st.integers(0, 4))
+def test_an_edited_copy(length: int, changes: list[tuple[int, str, int]], factor: int, offset: int, low: int) -> None:
+    copy = list(range(length))
+    for at, change, token in changes:
+        copy[at : at if change == "insert" else at + 1] = [] if change == "leave out" else [token]
+    tokens, drafter = (*range(length), *copy), SuffixDrafter(12, factor, offset, low)
+    for end in range(length, len(tokens) + 1):
+        assert drafted(drafter, tokens[:end]) == expected(tokens[:end], 12, factor, offset, low)
+
+
+@pytest.mark.parametrize(
+    ("text", "draft"),
+    [
+        ((*range(20), *range(9), 70), [10, 11]),  # 9 is replaced
+        ((*range(20), *range(9), 70, 9), [10, 11]),  # or not: 70 was inserted
+        ((*range(20), *range(9), 10), [11, 12]),  # 9 is left out
+        ((*range(20), *range(9), 5), [10, 11]),  # what replaces it occurred before; a copy of 9 tokens is worth 1
+        ((*range(20), *range(1, 9), 5), [10, 11]),
+        ((*range(20), *range(2, 9), 5), [6, 7]),  # one of 7 is worth nothing
+        ((*range(20), *range(9), 5, 6), [7, 8]),  # a longer match ends the copy
+        ((*range(20), *range(9), 70, 71), [11, 12]),  # 9 is worth 1 when it is refused, and goes on
+        ((*range(20), *range(9), 70, 71, 72), []),  # then it is worth nothing, and does not
+        ((*range(20), 3, 70), [5, 6]),  # where nothing else is known, any copy goes on,
+        ((*range(20), 3, 70, 71), []),  # once
+    ],
+)
+def test_a_refused_copy_goes_on(text: Tokens, draft: list[int]) -> None:
+    assert drafted(SuffixDrafter(most=2, shortest=0), text) == draft
 
 
 moves = st.tuples(st.integers(0, 6), st.integers(0, 12), st.lists(st.integers(0, 2), max_size=6))
@@ -99,6 +159,22 @@ def test_the_draft_grows_with_the_match() -> None:
     tokens = (*range(20), 50, *range(8))
     lengths = [len(drafted(SuffixDrafter(12, 2, 1), (*tokens[: 21 + m],))) for m in range(1, 9)]
     assert lengths == [3, 5, 7, 9, 11, 12, 12, 12]
+
+
+def test_the_draft_grows_with_what_the_copy_is_worth() -> None:
+    """16 tokens before the refusal are worth 2; those behind it one each."""
+    tokens = (*range(40), *range(16), 70, *range(17, 20))
+    lengths = [len(drafted(SuffixDrafter(12, 2, 1), tokens[:end])) for end in range(57, 61)]
+    assert lengths == [5, 7, 9, 11]
+    assert drafted(SuffixDrafter(factor=1, offset=0), (1, 2) * 8 + (2,)) == [2, 2]  # a 1 is left out behind 14 tokens
+
+
+def test_a_copy_worth_less_than_the_shortest_match_is_not_used() -> None:
+    tokens = (*range(20), *range(16), 70)
+    assert [drafted(SuffixDrafter(most=1, shortest=m), tokens) for m in (1, 2, 3)] == [[17], [17], []]
+    tokens = (*range(20), *range(7), 70)
+    assert [drafted(SuffixDrafter(most=1, shortest=m), tokens) for m in (0, 1)] == [[8], []]
+    assert drafted(SuffixDrafter(shortest=0), (1, 2, 3)) == []
 
 
 def test_proposals_are_certain_and_named() -> None:
@@ -155,7 +231,7 @@ def test_a_text_that_grew_is_not_read_again() -> None:
     "wrong",
     [
         lambda: SuffixDrafter(most=0),
-        lambda: SuffixDrafter(shortest=0),
+        lambda: SuffixDrafter(shortest=-1),
         lambda: SuffixDrafter(factor=float("nan")),
         lambda: SuffixDrafter(offset=float("inf")),
     ],

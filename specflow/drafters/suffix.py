@@ -1,4 +1,4 @@
-"""Suffix drafting: what followed the last time that the text ended like this."""
+"""Suffix drafting: what followed the last time that the text ended like this, or almost like this."""
 
 from __future__ import annotations
 
@@ -22,6 +22,10 @@ NESTED: Final = 32
 itself more often than that; there an older occurrence may stand for the latest one."""
 
 
+FORGIVEN: Final = 8
+"""A copy that was refused is worth one token for so many that it was worth before."""
+
+
 class Match(NamedTuple):
     """The longest ending of a text that occurred in it before: its length, and where that occurrence ended.
 
@@ -35,9 +39,46 @@ class Match(NamedTuple):
 NO_MATCH: Final = Match(0, 0)
 
 
+class Copy(NamedTuple):
+    """An earlier place that the text repeats, `tokens[end]` next: `run` tokens since it was last refused, if it was.
+
+    `before` is what it was worth when it was refused, 0 where it never was.
+    """
+
+    end: int
+    run: int
+    before: int = 0
+
+    @property
+    def worth(self) -> int:
+        """The length of a match that is as good."""
+        return self.run + self.before // FORGIVEN
+
+    def behind(self, tokens: Tokens, position: int) -> Copy:
+        """The same copy one token on, behind `tokens[position]`, which it foretold or not."""
+        if self == NO_COPY:
+            return self
+        end, token = self.end, tokens[position]
+        if tokens[end] == token:
+            return Copy(end + 1, self.run + 1, self.before)
+        if self.run == 0 and tokens[end - 1] == token:  # what was refused comes now: a token had been inserted
+            return Copy(end, 1, self.before)
+        if end + 1 < position and tokens[end + 1] == token:  # what was refused is left out
+            return Copy(end + 2, 1, self.worth)
+        return Copy(end + 1, 0, self.worth) if self.worth else NO_COPY
+
+
+NO_COPY: Final = Copy(0, 0)
+
+
 def _finite(instance: object, attribute: Attribute[float], value: float) -> None:
     if not isfinite(value):
         raise DecodeError(attribute.name, f"{attribute.name} is not a finite number", value, "give a finite number")
+
+
+def _not_negative(instance: object, attribute: Attribute[int], value: int) -> None:
+    if value < 0:
+        raise DecodeError(attribute.name, f"{attribute.name} is negative", value, "give 0 or more")
 
 
 @final
@@ -45,35 +86,44 @@ def _finite(instance: object, attribute: Attribute[float], value: float) -> None
 class SuffixDrafter:
     """Drafts what followed the latest earlier occurrence of the longest ending of the text that has one.
 
-    With a match of m tokens it proposes min(most, ⌊factor·m + offset⌋) of them: a long match is worth a long draft.
-    Where the copy runs into the end of the text it goes on with itself, so that a loop is continued. Matches shorter
-    than `shortest` are not used.
+    A copy that is refused at a token is not lost: it goes on behind the token that came instead, or that was inserted,
+    or behind one that was left out, as in an edited text. The tokens w that it was worth before count as ⌊w / 8⌋ then,
+    and those that it foretells again as one each, so that it is worth m of them; it is followed as long as no match has
+    more than m tokens.
+
+    With a match of m tokens, or a copy worth as much, it proposes min(most, ⌊factor·m + offset⌋): a long match is worth
+    a long draft. Where the copy runs into the end of the text it goes on with itself, so that a loop is continued.
+    Matches shorter than `shortest` are not used, nor copies worth less; with 0, a copy worth nothing is, where the text
+    has no match.
 
     It is a pure function of the text. A suffix automaton of the last few texts is kept as a memo: a text that grew
-    costs O(1) amortised a token, another one is read once. `most` and `shortest` are at least 1, factor and offset
-    finite, else `DecodeError`.
+    costs O(1) amortised a token, another one is read once. `most` is at least 1, `shortest` at least 0, factor and
+    offset finite, else `DecodeError`.
     Source: suffix decoding (Oliaro et al. 2411.04975, section 4), whose tree of counts to a fixed depth is replaced by
-    the longest match of any length and its latest occurrence.
+    the longest match of any length and its latest occurrence. Going on behind a refused token is ours.
 
     >>> [proposal.token for proposal in SuffixDrafter(factor=1, offset=0)((5, 1, 2, 3, 9, 1, 2))]
     [3, 9]
+    >>> edited = (*range(20), *range(9), 70)  # 70 has replaced 9
+    >>> [proposal.token for proposal in SuffixDrafter(most=3)(edited)]
+    [10, 11, 12]
     """
 
     most: int = field(default=20, validator=at_least_one)
     factor: float = field(default=2.0, validator=_finite)
     offset: float = field(default=3.0, validator=_finite)
-    shortest: int = field(default=1, validator=at_least_one)
+    shortest: int = field(default=1, validator=_not_negative)
     source: str = "suffix"
     _memos: list[_Automaton] = field(init=False, factory=list, repr=False)
     _lock: Lock = field(init=False, factory=Lock, repr=False)
 
     def __call__(self, tokens: Tokens, /) -> Iterator[Proposal[PointMass]]:
-        length, end = self.match(tokens)
-        if length < self.shortest:
+        copy = self._read(tokens)[1]
+        if copy == NO_COPY or copy.worth < self.shortest:
             return
-        period = len(tokens) - end
-        for i in range(min(self.most, floor(self.factor * length + self.offset))):
-            token = tokens[end + i % period]
+        period = len(tokens) - copy.end
+        for i in range(min(self.most, floor(self.factor * copy.worth + self.offset))):
+            token = tokens[copy.end + i % period]
             yield Proposal(token, PointMass(token), self.source)
 
     def match(self, tokens: Tokens) -> Match:
@@ -82,13 +132,16 @@ class SuffixDrafter:
         >>> SuffixDrafter().match((1, 2, 7, 1, 2, 8, 1, 2))
         Match(length=2, end=5)
         """
+        return self._read(tokens)[0]
+
+    def _read(self, tokens: Tokens) -> tuple[Match, Copy]:
         # A memo is out of the list while it grows: an interruption loses it, and another thread never meets it.
         with self._lock:
             automaton = self._take(tokens)
-        automaton.extend(tokens)
+        read = automaton.extend(tokens)
         with self._lock:
             self._memos[:] = [automaton, *self._memos[: TEXTS - 1]]
-        return automaton.match
+        return read
 
     def _take(self, tokens: Tokens) -> _Automaton:
         for automaton in self._memos:
@@ -111,17 +164,21 @@ class _Automaton:
 
     text: list[int] = field(factory=list)
     match: Match = NO_MATCH
+    copy: Copy = NO_COPY
     _whole: int = 0
     _lengths: list[int] = field(factory=lambda: [0])
     _links: list[int] = field(factory=lambda: [-1])
     _ends: list[int] = field(factory=lambda: [0])
     _edges: list[dict[int, int]] = field(factory=lambda: [{}])
 
-    def extend(self, tokens: Tokens) -> None:
-        """Grow to `tokens`, which begin with this text."""
+    def extend(self, tokens: Tokens) -> tuple[Match, Copy]:
+        """Grow to `tokens`, which begin with this text. The longest match, and the copy to follow."""
         for position in range(len(self.text), len(tokens)):
             self._append(tokens[position], position + 1)
+            copy = self.copy.behind(tokens, position)
+            self.copy = copy if copy.worth >= self.match.length else Copy(self.match.end, self.match.length)
         self.text += tokens[len(self.text) :]
+        return self.match, self.copy
 
     def _append(self, token: int, length: int) -> None:
         links, ends, edges = self._links, self._ends, self._edges
