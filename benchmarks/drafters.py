@@ -4,6 +4,7 @@
     python -m benchmarks.drafters replay question.jsonl --texts texts.json
     python -m benchmarks.drafters remember others.jsonl memory.safetensors --texts others.json
     python -m benchmarks.drafters replay question.jsonl --texts texts.json --memory memory.safetensors
+    python -m benchmarks.drafters edits question.jsonl
 
 `cost` times one call of each drafter, the context having grown by a step, beside transformers' prompt lookup.
 
@@ -14,12 +15,18 @@ format of Spec-Bench: a JSON object a line with `category` and `turns`, of which
 than 1024 tokens the last 1024 are read.
 
 `remember` saves an n-gram storage of the model's texts, and with `--memory` the drafters know them.
+
+`edits` does the same as `replay` for a model that edits its prompt without a fault. Every text is an edited question of
+at least 100 words and at most 1024 tokens: one of its words in 20 is another one, or its three most frequent words are
+renamed throughout, or one word in 50 is replaced, one inserted and one left out.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from random import Random
@@ -40,8 +47,10 @@ from specflow import (
     GreedyProcessor,
     NGramDrafter,
     NGramStorage,
+    PointMass,
     Predictor,
     PromptLookup,
+    Proposal,
     Step,
     SuffixDrafter,
     Tally,
@@ -130,6 +139,19 @@ def drafting(drafter: Drafter) -> Decoder:
     return lambda text, target: speculative_step(drafter, target, GreedyProcessor(), Dice(), EVERYTHING)
 
 
+def without_refused_copies() -> Drafter:
+    """`SuffixDrafter`, if each refused copy were lost: what followed the longest match, and nothing where none is."""
+    suffix = SuffixDrafter()
+
+    def draft(tokens: Tokens, /) -> Iterator[Proposal[PointMass]]:
+        length, end = suffix.match(tokens)
+        for i in range(min(20, 2 * length + 3) if length else 0):
+            token = tokens[end + i % (len(tokens) - end)]
+            yield Proposal(token, PointMass(token), "suffix")
+
+    return draft
+
+
 def nasd(n: int, gamma: int) -> Decoder:
     """NASD that starts anew with each text. Of a known text only what is emitted can be learned: no filler."""
 
@@ -152,10 +174,15 @@ def with_long_memory(storage: NGramStorage) -> Drafter:
     return first_of(SuffixDrafter(factor=0, offset=20), at_most(10, NGramDrafter(storage, source="memory")))
 
 
-def learning() -> Decoder:
+def with_memory_and_refused_copies(storage: NGramStorage) -> Drafter:
+    """The same, and where the storage remembers nothing either, copies that are worth nothing."""
+    return first_of(with_memory(storage), SuffixDrafter(shortest=0))
+
+
+def learning(remembering: Callable[[NGramStorage], Drafter]) -> Decoder:
     """A memory that begins empty and learns each text while it is decoded, for those that come later."""
     storage = NGramStorage(4, VOCABULARY)
-    drafter, update = with_memory(storage), UpdateNgram(storage, filler_top_k=1)
+    drafter, update = remembering(storage), UpdateNgram(storage, filler_top_k=1)
     return lambda text, target: ngram_step(drafter, target, GreedyProcessor(), Dice(), update, EVERYTHING)
 
 
@@ -172,17 +199,27 @@ def knowing_the_others(texts: Sequence[Text]) -> Decoder:
     return decoder
 
 
+def editors() -> dict[str, Decoder]:
+    """The rows of the table that `edits` prints, which are among those of `replay`."""
+    return {
+        "lookup, n ≤ 3, 10 tokens": drafting(PromptLookup(3, 10)),
+        "NASD, n = 4, gamma 10": nasd(4, 10),
+        "suffix": drafting(SuffixDrafter()),
+        "suffix, shortest = 0": drafting(SuffixDrafter(shortest=0)),
+        "suffix, refused copies lost": drafting(without_refused_copies()),
+        "suffix, always 10": drafting(SuffixDrafter(factor=0, offset=10)),
+        "suffix, always 20": drafting(SuffixDrafter(factor=0, offset=20)),
+        "suffix, shortest = 0, always 20": drafting(SuffixDrafter(factor=0, offset=20, shortest=0)),
+    }
+
+
 def decoders(texts: Sequence[Text], memory: Path | None) -> dict[str, Decoder]:
     """The rows of the table that `replay` prints."""
     rows = {
         "lookup, transformers' defaults": drafting(PromptLookup()),
-        "lookup, n ≤ 3, 10 tokens": drafting(PromptLookup(3, 10)),
         "NASD, n = 3, gamma 5": nasd(3, 5),
-        "NASD, n = 4, gamma 10": nasd(4, 10),
-        "suffix": drafting(SuffixDrafter()),
+        **editors(),
         "suffix, always 5": drafting(SuffixDrafter(factor=0, offset=5)),
-        "suffix, always 10": drafting(SuffixDrafter(factor=0, offset=10)),
-        "suffix, always 20": drafting(SuffixDrafter(factor=0, offset=20)),
         "suffix, always 40": drafting(SuffixDrafter(most=40, factor=0, offset=40)),
         "suffix, m + 4": drafting(SuffixDrafter(factor=1, offset=4)),
         "suffix, 4m + 2": drafting(SuffixDrafter(factor=4, offset=2)),
@@ -190,7 +227,8 @@ def decoders(texts: Sequence[Text], memory: Path | None) -> dict[str, Decoder]:
         "longest(suffix, lookup)": drafting(longest(SuffixDrafter(), PromptLookup())),
         "first_of(suffix of 2, lookup)": drafting(first_of(SuffixDrafter(shortest=2), PromptLookup())),
         "then(suffix, suffix)": drafting(then(SuffixDrafter(), SuffixDrafter())),
-        "suffix, memory that learns": learning(),
+        "suffix, memory that learns": learning(with_memory),
+        "the same, else refused copies": learning(with_memory_and_refused_copies),
         "suffix, memory of the others": knowing_the_others(texts),
     }
     if memory is not None:
@@ -211,12 +249,12 @@ def replayed(decoder: Decoder, text: Text) -> Tally:
     return state.tally
 
 
-def replay(texts: Sequence[Text], memory: Path | None) -> None:
+def replay(texts: Sequence[Text], rows: dict[str, Decoder]) -> None:
     """Print tokens per target pass of each decoder, in all and for each category, and drafts per pass."""
     groups = ["chat" if text["category"] in CHAT else text["category"] for text in texts]
     names = ["all", *dict.fromkeys(groups)]
     print(f"{'tokens per target pass':30}", *(f"{name[:9]:>9}" for name in names), f"{'drafts':>9}")
-    for label, decoder in decoders(texts, memory).items():
+    for label, decoder in rows.items():
         tallies = [replayed(decoder, text) for text in texts]
         row = []
         for name in names:
@@ -224,6 +262,46 @@ def replay(texts: Sequence[Text], memory: Path | None) -> None:
             row.append(sum(len(texts[i]["output"]) for i in chosen) / sum(tallies[i].steps for i in chosen))
         total = sum(tallies, Tally())
         print(f"{label:30}", *(f"{value:9.3f}" for value in row), f"{total.drafted / total.steps:9.1f}", flush=True)
+
+
+def renamed(words: list[str], names: Sequence[str], random: Random) -> list[str]:
+    """The three most frequent words of four letters or more have other names."""
+    frequent = Counter(word for word in words if len(word) > 3 and word.isalpha()).most_common(3)
+    new = dict(zip((word for word, _ in frequent), random.sample(names, 3), strict=False))
+    return [new.get(word, word) for word in words]
+
+
+def changed(words: list[str], names: Sequence[str], random: Random, *, replaced: float, moved: float) -> list[str]:
+    """A share `replaced` of the words is replaced; a share `moved` is inserted, and another one left out."""
+    text: list[str] = []
+    for word in words:
+        chance = random.random() if word.isalpha() else 1.0
+        if chance < moved:
+            text += [random.choice(names), " ", word]
+        elif chance >= 2 * moved:
+            text.append(random.choice(names) if chance < 2 * moved + replaced else word)
+    return text
+
+
+def edited(questions: Sequence[Question]) -> list[Text]:
+    """Each question of 100 words or more that a prompt holds whole, edited in three ways, each a text behind it."""
+    loaded, random = load("smollm2").unwrap(), Random(0)
+    long = [question["turns"][0] for question in questions if len(question["turns"][0].split()) >= 100]
+    asked = [question for question in long if len(loaded.chat(question)) <= PROMPT_TOKENS]
+    names = sorted({word for question in asked for word in question.split() if len(word) > 3 and word.isalpha()})
+    texts: list[Text] = []
+    for question in asked:
+        words = re.split(r"(\W+)", question)
+        versions = {
+            "replaced": changed(words, names, random, replaced=0.05, moved=0.0),
+            "renamed": renamed(words, names, random),
+            "edited": changed(words, names, random, replaced=0.02, moved=0.02),
+        }
+        for category, version in versions.items():
+            output = loaded.tokenizer("".join(version)).input_ids[: 2 * NEW_TOKENS]
+            prompt = list(loaded.chat(question))
+            texts.append(Text(category=category, asked=question, prompt=prompt, output=output))
+    return texts
 
 
 def remember(texts: Sequence[Text], path: Path) -> None:
@@ -289,15 +367,19 @@ def main() -> None:
     memory.add_argument("prompts", type=Path)
     memory.add_argument("storage", type=Path)
     memory.add_argument("--texts", type=Path, default=Path(gettempdir()) / "specflow-greedy-texts.json")
+    editing = commands.add_parser("edits", help="tokens per target pass, of a model that edits its prompt")
+    editing.add_argument("prompts", type=Path)
     arguments = parser.parse_args()
     match arguments.command:
         case "cost":
             cost(arguments.contexts, arguments.calls)
+        case "edits":
+            replay(edited(read_questions(arguments.prompts, 1)), editors())
         case "remember":
             remember(greedy_texts(read_questions(arguments.prompts, 1), arguments.texts), arguments.storage)
         case _:
             texts = greedy_texts(read_questions(arguments.prompts, arguments.every), arguments.texts)
-            replay(texts, arguments.memory)
+            replay(texts, decoders(texts, arguments.memory))
 
 
 if __name__ == "__main__":
