@@ -1,0 +1,77 @@
+"""Cost-aware gamma where drafting can only lose: on a real model, beside the loop that does not draft.
+
+    python -m benchmarks.adversaries --count 6 > random.jsonl
+    specflow bench --prompts random.jsonl --repeats 3 \\
+      --decoders autoregressive suffix@cost lookup@cost benchmarks.adversaries:wrong benchmarks.adversaries:dear
+
+The first command writes prompts of random words, in the format of Spec-Bench. `wrong` drafts tokens that are refused,
+`dear` does so after thinking for a while. Each text meets its drafter anew: nothing is known of it from other texts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from random import Random
+from time import sleep
+from typing import Final
+
+from specflow import Drafter, PointMass, Proposal, Step, Tokens, speculative_step
+from specflow.bench import Context, read_prompts
+from specflow.gamma_cost import CostAware, CostMeter
+
+MOST: Final = 10
+"""How many tokens the adversaries offer to draft in a step."""
+
+THINKING: Final = 0.01
+"""Seconds that `dear` thinks about each token: a third of a pass of SmolLM2, or all of it, as machines go."""
+
+WORDS: Final = 200
+"""How many words a prompt has."""
+
+
+def always(token: int, tokens: Tokens) -> Iterator[Proposal[PointMass]]:
+    """The same token again and again."""
+    return (Proposal(token, PointMass(token), "wrong") for _ in range(MOST))
+
+
+def slowly(proposals: Iterator[Proposal[PointMass]]) -> Iterator[Proposal[PointMass]]:
+    """The same proposals, each thought about."""
+    for proposal in proposals:
+        sleep(THINKING)
+        yield proposal
+
+
+def cost_aware(context: Context, drafter: Drafter) -> Step:
+    """A step with a cost-aware gamma that has seen no text before."""
+    meter = CostMeter()
+    target, policy = meter.timed(context.target), CostAware(meter)
+    return speculative_step(context.timed(drafter), target, context.processor, context.rng, policy, (context.target,))
+
+
+def wrong(context: Context) -> Step:
+    """Drafts a token that no model writes behind words: the last one of its vocabulary."""
+    token = len(context.tokenizer) - 1
+    return cost_aware(context, lambda tokens: always(token, tokens))
+
+
+def dear(context: Context) -> Step:
+    """The same, and takes its time for it."""
+    token = len(context.tokenizer) - 1
+    return cost_aware(context, lambda tokens: slowly(always(token, tokens)))
+
+
+def main() -> None:
+    """Print prompts of random words."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--count", type=int, default=6, help="how many prompts")
+    random = Random(0)
+    words = sorted({word for prompt in read_prompts().unwrap() for word in prompt.text.split() if word.isalpha()})
+    for number in range(parser.parse_args().count):
+        text = " ".join(random.choices(words, k=WORDS))
+        print(json.dumps({"question_id": number, "category": "random words", "turns": [text]}))
+
+
+if __name__ == "__main__":
+    main()
