@@ -1,8 +1,8 @@
 """Cost-aware gamma where drafting can only lose: on a real model, beside the loop that does not draft.
 
     python -m benchmarks.adversaries --count 6 > random.jsonl
-    specflow bench --prompts random.jsonl --repeats 3 \\
-      --decoders autoregressive suffix@cost lookup@cost benchmarks.adversaries:wrong benchmarks.adversaries:dear
+    specflow bench --prompts random.jsonl \\
+      --decoders autoregressive suffix@cost benchmarks.adversaries:wrong benchmarks.adversaries:dear
 
 The first command writes prompts of random words, in the format of Spec-Bench. `wrong` drafts tokens that are refused,
 `dear` does so after thinking for a while. Each text meets its drafter anew: nothing is known of it from other texts.
@@ -63,13 +63,13 @@ def dear(context: Context) -> Step:
 
 
 def main() -> None:
-    """Print prompts of random words."""
+    """Print prompts of random words, which a model answers at some length."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--count", type=int, default=6, help="how many prompts")
     random = Random(0)
     words = sorted({word for prompt in read_prompts().unwrap() for word in prompt.text.split() if word.isalpha()})
     for number in range(parser.parse_args().count):
-        text = " ".join(random.choices(words, k=WORDS))
+        text = "Write a long story with these words: " + " ".join(random.choices(words, k=WORDS))
         print(json.dumps({"question_id": number, "category": "random words", "turns": [text]}))
 
 

@@ -340,9 +340,8 @@ def test_weights_that_fp16_cannot_hold_are_not_kept_in_it() -> None:
     assert linear.exact_in_half(torch.tensor([[1.0, torch.nan]])) is None
     assert linear.exact_in_half(torch.tensor([[1.0, 2.0**-40]])) is None  # too far apart
     assert linear.exact_in_half(torch.tensor([[1.0, 2.0**-38]])) == 2.0**14
+    assert linear.half_linear(weight, None) is None
     assert not isinstance(linear.fast_linear(weight, None), linear.Half)
-    with pytest.raises(ValueError, match="cannot hold"):
-        linear.Half.of(weight, None)
 
 
 @pytest.mark.skipif(not linear.can_halve(), reason="this build of torch has no layers with weights in fp16")

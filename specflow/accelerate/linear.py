@@ -78,11 +78,8 @@ class Half:
     scale: float
 
     @classmethod
-    def of(cls, weight: Tensor, bias: Tensor | None) -> Half:
-        """The layer of a weight [out, in], which is copied. `ValueError` where fp16 cannot hold it exactly."""
-        scale = exact_in_half(weight)
-        if scale is None:
-            raise ValueError("fp16 cannot hold these weights exactly")
+    def of(cls, weight: Tensor, bias: Tensor | None, scale: float = 1.0) -> Half:
+        """The layer of a weight [out, in], which is copied, and which is exact in fp16 times `scale`."""
         packed: torch.ScriptObject = torch.ops.quantized.linear_prepack_fp16(
             (weight.float() * scale).contiguous(), None if bias is None else bias.float() * scale
         )
@@ -160,9 +157,9 @@ def computing(dtype: torch.dtype) -> torch.dtype:
 
 def fast_linear(weight: Tensor, bias: Tensor | None) -> Linear:
     """The fastest layer there is here, over `computing(weight.dtype)`."""
-    dtype = computing(weight.dtype)
-    if suits_half(weight):
-        return Half.of(weight, bias)
+    half, dtype = half_linear(weight, bias), computing(weight.dtype)
+    if half is not None:
+        return half
     return (Packed.of if can_pack(dtype) else Plain)(weight.to(dtype), None if bias is None else bias.to(dtype))
 
 
@@ -183,9 +180,10 @@ def steady_linear(weight: Tensor, bias: Tensor | None) -> Linear:
     """
     out, inner = weight.shape
     dtype, threads = computing(weight.dtype), torch.get_num_threads()
-    rows = steady_rows(out, inner, threads) if suits_half(weight) else None
-    if rows is not None:
-        return Padded(Half.of(weight, bias), rows)
+    half = half_linear(weight, bias)
+    rows = None if half is None else steady_rows(out, inner, threads)
+    if half is not None and rows is not None:
+        return Padded(half, rows)
     parts = steady_parts(out, inner, dtype, threads, Packed.of)
     first, *rest = weight.to(dtype).chunk(parts, dim=1)
     layers = (Packed.of(first, None if bias is None else bias.to(dtype)), *[Packed.of(part, None) for part in rest])
@@ -257,9 +255,10 @@ def can_halve() -> bool:
     return is_right(lambda weight, bias: Half.of(weight.half(), bias), torch.float32, 2**-9)
 
 
-def suits_half(weight: Tensor) -> bool:
-    """Whether a layer of this weight is best kept in fp16: computed in fp32, and losing nothing."""
-    return computing(weight.dtype) == torch.float32 and can_halve() and exact_in_half(weight) is not None
+def half_linear(weight: Tensor, bias: Tensor | None) -> Half | None:
+    """A layer kept in fp16, where it is computed in fp32 and loses nothing; None elsewhere."""
+    scale = exact_in_half(weight) if computing(weight.dtype) == torch.float32 and can_halve() else None
+    return None if scale is None else Half.of(weight, bias, scale)
 
 
 def exact_in_half(weight: Tensor) -> float | None:

@@ -261,9 +261,14 @@ class Sight:
     def attend(self, queries: Tensor, layer: int) -> Tensor:
         """softmax(q · kᵀ / √size) · v of queries [k, heads · group, size], as [k, heads · group · size]."""
         heads, k, group, size = self.slots.shape
+        if self.rows.shape[2] == group:  # one token's queries are the rows as they lie
+            return self._seen(queries.view(1, heads, group, size), layer).reshape(1, -1)
         self.slots.copy_(queries.view(k, heads, group, size).transpose(0, 1))
-        seen = F.scaled_dot_product_attention(self.rows, self.keys[layer], self.values[layer], attn_mask=self.mask)
-        return seen[0, :, : k * group].view(heads, k, group, size).transpose(0, 1).reshape(k, -1)
+        seen = self._seen(self.rows, layer)[0, :, : k * group]
+        return seen.view(heads, k, group, size).transpose(0, 1).reshape(k, -1)
+
+    def _seen(self, rows: Tensor, layer: int) -> Tensor:
+        return F.scaled_dot_product_attention(rows, self.keys[layer], self.values[layer], attn_mask=self.mask)
 
 
 def hiding(positions: Tensor, seen: Tensor, window: int | None) -> Tensor:
