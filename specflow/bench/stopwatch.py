@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import perf_counter
-from typing import TypeAlias, final
+from typing import TypeAlias, TypeVar, final
 
 import torch
 from attrs import define, field, frozen
@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.nn import Module
 
 from specflow.state import Drafter, Proposal, Tokens
+
+T = TypeVar("T")
 
 Clock: TypeAlias = Callable[[], float]
 """Seconds since some moment."""
@@ -80,22 +82,20 @@ class Stopwatch:
         """The same drafter; the time inside it is added to `drafting`."""
 
         def stream(tokens: Tokens) -> Iterator[Proposal]:
-            with self._drafting():
-                proposals = drafter(tokens)
+            proposals = self._drafting(lambda: drafter(tokens))
             while True:
-                with self._drafting():
-                    proposal = next(proposals, None)
+                proposal = self._drafting(lambda: next(proposals, None))
                 if proposal is None:
                     return
                 yield proposal
 
         return stream
 
-    @contextmanager
-    def _drafting(self) -> Iterator[None]:
+    def _drafting(self, work: Callable[[], T]) -> T:
+        # Not a context manager: its own time, at each proposal, would count as specflow's.
         began, self._inside = self.clock(), True
         try:
-            yield
+            return work()
         finally:
             self._inside = False
             self.drafting += self.clock() - began
