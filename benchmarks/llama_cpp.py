@@ -33,11 +33,13 @@ from specflow import (
     Finished,
     Fixed,
     GreedyProcessor,
+    LLMDrafter,
     Step,
     SuffixDrafter,
     Tokens,
     accelerate,
     autoregressive_step,
+    first_of,
     speculative_step,
     start,
     unfold,
@@ -92,6 +94,18 @@ def plain(target: CachedPredictor) -> Step:
 def suffix(target: CachedPredictor) -> Step:
     """Drafts from the text itself."""
     return speculative_step(SuffixDrafter(), target, GreedyProcessor(), Dice(), Fixed(10), prune=(target,))
+
+
+def itself(drafter: Module) -> Callable[[CachedPredictor], Step]:
+    """Drafts what follows a long match in the text, and elsewhere what a copy of the model in lower precision says."""
+    greedy, dice = GreedyProcessor(), Dice()
+
+    def make_step(target: CachedPredictor) -> Step:
+        small = CachedPredictor(drafter)
+        draft = first_of(SuffixDrafter(shortest=4), LLMDrafter(small, greedy, dice))
+        return speculative_step(draft, target, greedy, dice, Fixed(8), prune=(target, small))
+
+    return make_step
 
 
 def llama_cpp(path: Path, draft: int) -> Stream:
@@ -167,6 +181,7 @@ def main() -> None:
             "llama.cpp, lookup": llama_cpp(path, 10),
             "fast": stepping(plain, fast),
             "fast + suffix": stepping(suffix, fast),
+            "fast + suffix, int8 copy": stepping(itself(accelerate.lossy_int8(loaded.model)), fast),
         }
         print(f"SmolLM2-135M, {dtype}, {torch.get_num_threads()} threads, {len(prompts)} prompts")
         measure(streams, prompts, options.new)
