@@ -17,7 +17,7 @@ from random import Random
 from time import sleep
 from typing import Final
 
-from specflow import Drafter, PointMass, Proposal, Step, Tokens, speculative_step
+from specflow import Drafter, PointMass, Proposal, Step, speculative_step
 from specflow.bench import Context, read_prompts
 from specflow.gamma_cost import CostAware, CostMeter
 
@@ -31,7 +31,7 @@ WORDS: Final = 200
 """How many words a prompt has."""
 
 
-def always(token: int, tokens: Tokens) -> Iterator[Proposal[PointMass]]:
+def always(token: int) -> Iterator[Proposal[PointMass]]:
     """The same token again and again."""
     return (Proposal(token, PointMass(token), "wrong") for _ in range(MOST))
 
@@ -53,13 +53,13 @@ def cost_aware(context: Context, drafter: Drafter) -> Step:
 def wrong(context: Context) -> Step:
     """Drafts a token that no model writes behind words: the last one of its vocabulary."""
     token = len(context.tokenizer) - 1
-    return cost_aware(context, lambda tokens: always(token, tokens))
+    return cost_aware(context, lambda tokens: always(token))
 
 
 def dear(context: Context) -> Step:
     """The same, and takes its time for it."""
     token = len(context.tokenizer) - 1
-    return cost_aware(context, lambda tokens: slowly(always(token, tokens)))
+    return cost_aware(context, lambda tokens: slowly(always(token)))
 
 
 def main() -> None:
