@@ -7,7 +7,7 @@ has lost what came before, so it goes back to a mark: a copy of just that layer,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import copy, deepcopy
 from math import inf
 from typing import Final, final, overload
@@ -77,6 +77,15 @@ class Roomy(DynamicLayer):
             room[..., held : held + new, :] = states
         self.keys, self.values = (room[..., : held + new, :] for room in self.room)
         return self.keys, self.values
+
+    def keep(self, start: int, rows: Sequence[int]) -> None:
+        """Keep the first `start` rows and, of those behind them, only `rows`, counted from there."""
+        if not self.is_initialized or self.keys is None or self.values is None:
+            return
+        if list(rows) != list(range(len(rows))):
+            for held in (self.keys, self.values):
+                held[..., start : start + len(rows), :] = held[..., [start + row for row in rows], :]
+        self.crop(start + len(rows) - self.keys.shape[-2])
 
 
 def _wider(rows: Tensor, length: int) -> Tensor:
@@ -260,6 +269,23 @@ class Past:
                 _record(layer)
             if type(layer) is DynamicLayer and layer.is_initialized:
                 layers[i] = Roomy.of(layer)
+
+    @property
+    def holds_rows(self) -> bool:
+        """Whether all of the cache is rows in the order they were read in, any of which can be kept: see `keep`."""
+        layers = _layers(self.cache)
+        if layers is not None:
+            return all(type(layer) in (Roomy, DummyLayer) for layer in layers)
+        return isinstance(self.cache, KVCache)
+
+    def keep(self, start: int, rows: Sequence[int]) -> None:
+        """Cover the first `start` tokens and, of those behind them, only the `rows`, counted from there, in order."""
+        if isinstance(self.cache, KVCache):
+            self.cache.keep(start, rows)
+        for layer in _layers(self.cache) or ():
+            if isinstance(layer, Roomy):
+                layer.keep(start, rows)
+        self.length = start + len(rows)
 
     @property
     def _spare(self) -> float:

@@ -20,7 +20,8 @@ from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
 from specflow.caching import Past
 from specflow.errors import DecodeError
-from specflow.state import Tokens
+from specflow.state import TEXT, Node, Tokens
+from specflow.trees import depths, lineage, path_to
 
 CACHE_NAMES: Final = ("cache", "past_key_values", "cache_params", "state")
 """What models call their cache, as argument and as output: transformers' name, its older ones, and RWKV's."""
@@ -83,6 +84,8 @@ SHORTEST: Final = 8
 
 _FOUND: Final[WeakKeyDictionary[Module, dict[tuple[torch.dtype, str], Feeding]]] = WeakKeyDictionary()
 
+_TREES: Final[WeakKeyDictionary[Module, dict[tuple[torch.dtype, str], bool]]] = WeakKeyDictionary()
+
 
 class Call(Protocol):
     """What a model is to us: something that is called with ids [1, k]."""
@@ -99,6 +102,8 @@ class Reader:
     _call: Call = field(repr=False)
     cache_name: str | None
     takes_positions: bool
+    takes_mask: bool
+    takes_parents: bool
     keeps_logits: bool
     is_of_transformers: bool
     edge: int | None
@@ -115,6 +120,8 @@ class Reader:
             model,
             next((name for name in CACHE_NAMES if name in names), None),
             "position_ids" in names,
+            "attention_mask" in names,
+            "parents" in names,
             "logits_to_keep" in names,
             isinstance(whole, PreTrainedModel),
             _edge(model),
@@ -139,14 +146,22 @@ class Reader:
         parameter = next(self.model.parameters(), None)
         return torch.device("cpu") if parameter is None else parameter.device
 
-    def read(self, ids: Tensor, cache: object | None, covered: int, last: int) -> tuple[Tensor, object | None]:
+    def read(
+        self, ids: Tensor, cache: object | None, covered: int, last: int, parents: Sequence[int] | None = None
+    ) -> tuple[Tensor, object | None]:
         """Logits [B, last, V] of texts whose first `covered` tokens `cache` covers and which `ids` [B, k] end.
 
-        And the cache that covers all of them; None from a model that keeps it to itself.
+        And the cache that covers all of them; None from a model that keeps it to itself. With `parents` the ids are a
+        tree behind what is covered, and so is what the cache then covers.
         """
         assert self.cache_name is not None
         arguments: dict[str, object] = {self.cache_name: cache, "use_cache": True}
-        if self.takes_positions and covered:
+        if parents is not None and self.takes_parents:
+            arguments["parents"] = parents
+        elif parents is not None:
+            arguments["position_ids"] = covered + torch.tensor([depths(parents)], device=ids.device)
+            arguments["attention_mask"] = self._mask(covered, parents)
+        elif self.takes_positions and covered:
             # As `generate` does. Most models count from what their cache covers, a few (Bamba) from 0.
             arguments["position_ids"] = torch.arange(covered, covered + ids.shape[1], device=ids.device)[None]
         output = self._run(ids, last, arguments)
@@ -160,6 +175,11 @@ class Reader:
         """transformers' own cache for this model; None where there is no config to make it from."""
         config = getattr(self.model, "config", None)
         return DynamicCache(config=config) if isinstance(config, PreTrainedConfig) else None
+
+    @property
+    def _takes_masks(self) -> bool:
+        """Whether transformers' models are told so what each token sees, and where it stands."""
+        return self.is_of_transformers and self.takes_positions and self.takes_mask
 
     def own_feeding(self, make_cache: Callable[[], object | None], vocab_size: int, room: int) -> Feeding:
         """`feeding` over the model's own caches. A model is tried once for each dtype and kind of device."""
@@ -193,7 +213,7 @@ class Reader:
             if errors.get(ANY_PIECES, inf) <= rounding:
                 break
         best = min(errors.values(), default=inf)
-        if best > {torch.float16: 0.03, torch.bfloat16: 0.1}.get(dtype, 1e-4):
+        if best > _bound(dtype):
             return AFRESH
         return next(feeding for feeding, error in errors.items() if error <= max(rounding, 10 * best))
 
@@ -212,6 +232,47 @@ class Reader:
         extend(last.flip(1))
         assert past.go_back(covered)
         return torch.cat([*rows, extend(last)], dim=1)
+
+    def reads_trees(self, vocab_size: int) -> bool:
+        """Whether the model reads a tree in one pass as it reads the paths of it: tried once for each dtype and device.
+
+        A text of 7 tokens and a tree of 9 behind it, then a token behind one of its paths, which the cache keeps. The
+        logits are compared with those of fresh passes, within the bounds of `feeding`.
+        """
+        if self.edge is not None or not (self.takes_parents or self._takes_masks):
+            return False
+        found, place = _TREES.setdefault(self.model, {}), (_dtype(self.model), self.device.type)
+        if place not in found:
+            found[place] = self._try_trees(vocab_size)
+        return found[place]
+
+    def _try_trees(self, vocab_size: int) -> bool:
+        parents, kept = (TEXT, TEXT, 0, 1, 1, 3, 2, 5, TEXT), (1, 3, 5)
+        tokens = Random(1).choices(range(vocab_size), k=17)
+        text, drafted, behind = tuple(tokens[:7]), tokens[7:16], tokens[16]
+        nodes = [Node(token, parent) for token, parent in zip(drafted, parents, strict=True)]
+        try:
+            _, cache = self.read(self.ids([text]), None, 0, 1)
+            past = Past(None, 0)
+            past.extend(cache, len(text))
+            logits, cache = self.read(self.ids([tuple(drafted)]), past.cache, len(text), len(nodes), parents)
+            past.extend(cache, len(text) + len(nodes))
+            past.keep(len(text), kept)
+            row, _ = self.read(self.ids([(behind,)]), past.cache, past.length, 1)
+        except Exception:  # whatever a model raises here says that it cannot read trees
+            return False
+        paths = [*[path_to(nodes, i) for i in range(len(nodes))], [*kept, 9]]
+        texts = [text + tuple([tokens[7 + i] for i in path]) for path in paths]
+        truth = torch.cat([self.read_afresh(self.ids([path]), 1)[0] for path in texts])
+        return _error(torch.cat([logits[0], row[0]]), truth) <= _bound(_dtype(self.model))
+
+    def _mask(self, covered: int, parents: Sequence[int]) -> Tensor:
+        """What each token of a tree must not see, as the smallest number [1, 1, k, covered + k], 0 elsewhere."""
+        dtype, k = _dtype(self.model), len(parents)
+        mask = torch.zeros(1, 1, k, covered + k, dtype=dtype, device=self.device)
+        hidden = torch.from_numpy(~lineage(parents)).to(self.device)
+        mask[..., covered:].masked_fill_(hidden, torch.finfo(dtype).min)
+        return mask
 
     def _run(self, ids: Tensor, last: int, arguments: dict[str, object]) -> object:
         if self.keeps_logits:
@@ -235,6 +296,11 @@ def _error(logits: Tensor, truth: Tensor) -> float:
     """The largest difference, relative to the largest logit. Equal infinities differ by nothing, NaN by ∞."""
     apart = torch.where(logits == truth, 0.0, (logits - truth).abs()).nan_to_num(nan=inf, posinf=inf)
     return float(apart.max() / truth[truth.isfinite()].abs().max())
+
+
+def _bound(dtype: torch.dtype) -> float:
+    """The largest error of a model that reads rightly."""
+    return {torch.float16: 0.03, torch.bfloat16: 0.1}.get(dtype, 1e-4)
 
 
 def _edge(model: Module) -> int | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from itertools import islice
 from math import floor, isfinite, sqrt
-from typing import TypeAlias, final
+from typing import TypeAlias, TypeVar, final
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,8 @@ from attrs import field, frozen
 from specflow.distribution import BlackBox, Categorical, Known, PointMass, normalised_entropy
 from specflow.errors import DecodeError
 from specflow.state import DecodeState, GammaPolicy, Pace, Proposal
+
+T = TypeVar("T")
 
 Stop: TypeAlias = Callable[[Proposal], bool]
 """Whether to draft nothing behind this proposal, which is kept: what was paid for is verified.
@@ -49,6 +51,8 @@ def drafter_law(proposal: Proposal, temperature: float = 1.0) -> Known:
 class Fixed:
     """The same γ at each step: up to `gamma` proposals, fewer where the stream ends. γ ≥ 1, else `DecodeError`.
 
+    It never looks at what it takes, so that it is a policy for the nodes of a tree too.
+
     >>> from specflow.state import Request
     >>> state = DecodeState(Request((1,), 9), (1,))
     >>> stream = (Proposal(token, PointMass(token)) for token in (4, 5, 6))
@@ -58,7 +62,7 @@ class Fixed:
 
     gamma: int = field(default=5, validator=_at_least_one)
 
-    def __call__(self, stream: Iterator[Proposal], state: DecodeState, /) -> tuple[tuple[Proposal, ...], Pace]:
+    def __call__(self, stream: Iterator[T], state: DecodeState, /) -> tuple[tuple[T, ...], Pace]:
         return tuple(islice(stream, self.gamma)), state.pace
 
 

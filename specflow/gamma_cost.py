@@ -16,7 +16,7 @@ from torch import Tensor
 from specflow.distribution import PointMass
 from specflow.errors import DecodeError
 from specflow.prefix import common_prefix
-from specflow.state import DecodeState, Pace, Predictor, Proposal, Tokens
+from specflow.state import DecodeState, Node, Pace, Predictor, Proposal, Tokens, TreePredictor
 
 Clock: TypeAlias = Callable[[], float]
 """Seconds since some moment. On a GPU it must wait for the device first."""
@@ -66,7 +66,7 @@ DOUBT: Final = 0.5
 
 @final
 @define(eq=False)
-class _Durations:
+class Durations:
     """The last few durations of one thing, and the number of the pass that the newest belongs to."""
 
     estimate: float = 0.0
@@ -100,7 +100,7 @@ class CostMeter:
 
     clock: Clock = perf_counter
     _passes: int = field(init=False, default=0)
-    _noted: dict[int, _Durations] = field(init=False, factory=dict, repr=False)
+    _noted: dict[int, Durations] = field(init=False, factory=dict, repr=False)
 
     def timed(self, target: Predictor) -> Predictor:
         """`target`, timed. What it answers is its own."""
@@ -119,10 +119,28 @@ class CostMeter:
 
         return predict
 
+    def timed_tree(self, target: TreePredictor) -> TreePredictor:
+        """The same for a predictor of trees: a pass over n nodes reads n + 1 tokens."""
+        read: Tokens = ()
+        ahead = 0
+
+        def predict(tokens: Tokens, nodes: Sequence[Node]) -> Tensor:
+            nonlocal read, ahead
+            new = len(tokens) - common_prefix(read, tokens)
+            began = self.clock()
+            logits = target(tokens, nodes)
+            seconds = self.clock() - began
+            if new <= ahead + 1:
+                self.note(len(nodes) + 1, seconds)
+            read, ahead = tokens, len(nodes)
+            return logits
+
+        return predict
+
     def note(self, k: int, seconds: float) -> None:
         """A pass over k tokens took `seconds`."""
         self._passes += 1
-        self._noted.setdefault(k, _Durations()).note(seconds, self._passes)
+        self._noted.setdefault(k, Durations()).note(seconds, self._passes)
 
     @property
     def stale(self) -> bool:
@@ -177,9 +195,9 @@ def untold(choice: Choice) -> None:
 class _Drafting:
     """What drafts take: the first of a text (the drafter reads the prompt), the first of a step, and all others."""
 
-    _meeting: _Durations = field(factory=_Durations)
-    _first: _Durations = field(factory=_Durations)
-    _other: _Durations = field(factory=_Durations)
+    _meeting: Durations = field(factory=Durations)
+    _first: Durations = field(factory=Durations)
+    _other: Durations = field(factory=Durations)
 
     def note(self, position: int, met: bool, seconds: float) -> None:
         kind = self._other if position else self._first if met else self._meeting

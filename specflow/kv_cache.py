@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final, final
 
 from attrs import define, field
@@ -39,6 +40,25 @@ class KVCache:
             remedy = f"give a number from 0 to {self.length}"
             raise DecodeError("length", f"the cache holds {self.length} tokens", length, remedy)
         self.length = length
+
+    def keep(self, start: int, rows: Sequence[int]) -> None:
+        """Keep the first `start` tokens and, of those behind them, only the `rows`, counted from there, in order.
+
+        So a branch is taken out of a tree whose nodes were read in one pass. `DecodeError` where there are none such.
+
+        >>> import torch
+        >>> cache = KVCache(torch.arange(5.0).reshape(1, 1, 1, 5, 1).repeat(1, 2, 1, 1, 1), length=5)
+        >>> cache.keep(2, [0, 2])
+        >>> cache.length, cache.buffer[0, 0, 0, : cache.length, 0].tolist()
+        (4, [0.0, 1.0, 2.0, 4.0])
+        """
+        held = self.length - start
+        if start < 0 or not all(0 <= row < held for row in rows):
+            happened = f"the cache holds {self.length} tokens, {held} of them behind the first {start}"
+            raise DecodeError("rows", happened, list(rows), "give rows that are there")
+        if list(rows) != list(range(len(rows))):
+            self.buffer[:, :, :, start : start + len(rows)] = self.buffer[:, :, :, [start + row for row in rows]]
+        self.length = start + len(rows)
 
     def reserve(self, length: int) -> None:
         """Make room for `length` tokens."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import inf
 from typing import Final, Protocol, TypeAlias, final
 
@@ -20,7 +20,8 @@ from specflow.feeding import AFRESH, ANY_PIECES, Feeding, Reader
 from specflow.finite import arrived, finite, is_near, on_arrival
 from specflow.kv_cache import KVCache
 from specflow.prefix import begins, common_prefix, parting
-from specflow.state import Predictor, Tokens
+from specflow.state import Node, Predictor, Tokens
+from specflow.trees import path_along, path_by_path
 
 Choose: TypeAlias = Callable[[Tensor, int], Tensor]
 """(logits [V], position) → the id [] of the token that shall stand there, on the device of the logits."""
@@ -102,7 +103,9 @@ class CachedPredictor:
     _make: Callable[[], object | None] = field(init=False, repr=False)
     feeding: Feeding | None = field(init=False, default=None)
     _tokens: list[int] = field(init=False, factory=list, repr=False)
+    _tree: tuple[Node, ...] = field(init=False, default=(), repr=False)
     _past: Past | None = field(init=False, default=None, repr=False)
+    _vocab_size: int | None = field(init=False, default=None, repr=False)
     _goes_back: bool = field(init=False, default=False, repr=False)
     _is_far: bool = field(init=False, default=False, repr=False)
 
@@ -153,11 +156,37 @@ class CachedPredictor:
             self._past, self._tokens = past, known + list(chosen[:-1])
         return chosen
 
+    def read_tree(self, tokens: Tokens, nodes: Sequence[Node], /) -> Tensor:
+        """Logits [n + 1, V] behind `tokens`, and behind them and the path down to each of the n nodes.
+
+        In one pass where the model can be told what each token sees, which is tried at the first reading; else, and
+        over caches that are more than rows of keys and values, path by path. Its rows are those of a call.
+        """
+        if nodes and self.feeding is None and len(tokens) > 1:
+            self._predict(tokens[:-1], 1)
+        if not nodes or not self._reads_trees:
+            return path_by_path(self)(tokens, nodes)
+        self._settle(tokens)
+        self._go_back(min(self._covers(tokens), len(tokens) - 1))
+        if len(tokens) - len(self._tokens) > 1 + REREAD:
+            self._read(tokens[:-1], 1)
+        known, past = self._tokens, self._past
+        assert past is not None
+        self._past, self._tokens = None, []
+        piece = tokens[past.length :]
+        ids = self._reader.ids([piece + tuple([node.token for node in nodes])])
+        parents = [*range(-1, len(piece) - 1), *[len(piece) + node.parent for node in nodes]]
+        logits, cache = self._reader.read(ids, past.cache, past.length, len(nodes) + 1, parents)
+        past.extend(cache, len(tokens) + len(nodes))
+        self._past, self._tokens, self._tree = past, known + list(piece), tuple(nodes)
+        return _checked(logits[0], len(tokens))
+
     def prune(self, tokens: Tokens, /) -> None:
         """Forget what is seen not to be a prefix of `tokens`, if that costs nothing.
 
         Only the end is looked at, where drafts were refused: the next reading compares the whole text.
         """
+        self._settle(tokens)
         if self._past is None:
             return
         keep = parting(self._tokens, tokens)
@@ -169,11 +198,30 @@ class CachedPredictor:
     def _predict(self, tokens: Tokens, last: int) -> Tensor:
         if self.feeding == AFRESH:
             return self._read_afresh(tokens, last)
+        self._settle(tokens)
         new = max(last, 1 if self.feeding is None else self.feeding.least)
         self._go_back(min(self._covers(tokens), len(tokens) - new))
         if self._goes_back and len(tokens) - len(self._tokens) > new + REREAD:
             self._read(tokens[:-new], 1)
         return self._read(tokens, last)
+
+    @property
+    def _reads_trees(self) -> bool:
+        """Whether the cache, as it is now, can take a tree, and the model read it."""
+        if self.feeding != ANY_PIECES or self._past is None or not self._past.holds_rows or self._vocab_size is None:
+            return False
+        return self._reader.reads_trees(self._vocab_size)
+
+    def _settle(self, tokens: Tokens) -> None:
+        """Of the tree that was read last, keep the path that `tokens` took."""
+        nodes, self._tree = self._tree, ()
+        if not nodes or self._past is None:
+            return
+        past, known = self._past, self._tokens
+        self._past, self._tokens = None, []
+        path = path_along(nodes, tokens[len(known) :]) if begins(known, tokens) else []
+        past.keep(len(known), path)
+        self._past, self._tokens = past, known + [nodes[i].token for i in path]
 
     def _covers(self, tokens: Tokens) -> int:
         """How many of the first of `tokens` the memo covers."""
@@ -210,6 +258,7 @@ class CachedPredictor:
             past.mark()
         logits, cache = self._reader.read(self._reader.ids([tokens[past.length :]]), past.cache, past.length, last)
         if self.feeding is None:
+            self._vocab_size = logits.shape[-1]
             self.feeding = self._found_out(cache, logits.shape[-1])
             if self.feeding == AFRESH:
                 return self._read_afresh(tokens, last)
@@ -269,6 +318,10 @@ class UncachedPredictor:
         readings = self._reader.readings(tokens, last)
         rows = [self._reader.read_afresh(self._reader.ids([text]), wanted)[0] for text, wanted in readings]
         return _checked(rows[0] if len(rows) == 1 else torch.cat(rows), len(tokens))
+
+    def read_tree(self, tokens: Tokens, nodes: Sequence[Node], /) -> Tensor:
+        """Logits [n + 1, V] behind `tokens` and behind each node, path by path."""
+        return path_by_path(self)(tokens, nodes)
 
     def prune(self, tokens: Tokens, /) -> None:
         """Nothing is remembered, so there is nothing to forget."""

@@ -6,9 +6,9 @@ same one twice is always allowed. Whatever a provider remembers (a KV cache, n-g
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
-from typing import Generic, TypeAlias, final
+from typing import Final, Generic, TypeAlias, final
 
 from attrs import field, frozen
 from torch import Tensor
@@ -136,15 +136,50 @@ class Proposal(Generic[Q]):
 @final
 @frozen(eq=False)
 class Drafted:
-    """What is proposed: γ = len(proposals) tokens that would follow `state.tokens`."""
+    """What is proposed: γ = len(proposals) tokens that would follow `state.tokens`.
+
+    `beside` is what was proposed in other branches of a tree than these, and refused with them.
+    """
 
     state: DecodeState
     proposals: tuple[Proposal, ...]
+    beside: tuple[Proposal, ...] = ()
 
     @property
     def tokens(self) -> Tokens:
         """The drafted tokens."""
         return tuple([proposal.token for proposal in self.proposals])
+
+
+TEXT: Final = -1
+"""The parent of a node that follows the text itself."""
+
+
+@final
+@frozen
+class Node:
+    """One drafted token of a tree: it follows the node number `parent`, or the text itself.
+
+    `chance` is the drafter's guess at the probability that the target takes the whole path down to here; tree policies
+    read it. Nodes are certain, as a lookup is: they were not drawn.
+
+    >>> Node(7), Node(8, parent=0, chance=0.5)
+    (Node(token=7, parent=-1, chance=1.0, source='draft'), Node(token=8, parent=0, chance=0.5, source='draft'))
+    """
+
+    token: int
+    parent: int = TEXT
+    chance: float = 1.0
+    source: str = "draft"
+
+
+@final
+@frozen
+class DraftedTree:
+    """What is proposed as a tree: several ways in which `state.tokens` may go on. A node comes behind its parent."""
+
+    state: DecodeState
+    nodes: tuple[Node, ...]
 
 
 @final
@@ -229,6 +264,17 @@ Drafter: TypeAlias = Callable[[Tokens], Iterator[Proposal]]
 
 CertainDrafter: TypeAlias = Callable[[Tokens], Iterator[Proposal[PointMass]]]
 """A drafter whose every proposal is certain: a table, a lookup, a greedy model. Any `CertainDrafter` is a `Drafter`."""
+
+TreePredictor: TypeAlias = Callable[[Tokens, Sequence[Node]], Tensor]
+"""(tokens, nodes) → logits [n + 1, V] of what follows the tokens, and the tokens and the path down to each node.
+
+A pure function: its rows are those of a `Predictor`."""
+
+TreeDrafter: TypeAlias = Callable[[Tokens], Iterator[Node]]
+"""tokens → a lazy stream of nodes, each behind its parent, the likeliest first. Any beginning of it is a tree."""
+
+TreePolicy: TypeAlias = Callable[[Iterator[Node], DecodeState], tuple[tuple[Node, ...], Pace]]
+"""(stream, state) → the nodes taken from the beginning of the stream, and the pace to carry on."""
 
 GammaPolicy: TypeAlias = Callable[[Iterator[Proposal], DecodeState], tuple[tuple[Proposal, ...], Pace]]
 """(stream, state) → the proposals taken from the stream, and the pace to carry on.

@@ -22,8 +22,20 @@ from specflow.stages.ngram import UpdateNgram
 from specflow.stages.observe import Observer, unobserved
 from specflow.stages.prune import PruneCache
 from specflow.stages.stop import Condition, StopWhen, never
+from specflow.stages.tree import DraftTree, VerifyTree
 from specflow.stages.verify import MatchSamples, RejectTokens
-from specflow.state import Adjusted, DecodeState, Drafter, Finished, GammaPolicy, Predictor, Step
+from specflow.state import (
+    Adjusted,
+    DecodeState,
+    Drafter,
+    Finished,
+    GammaPolicy,
+    Predictor,
+    Step,
+    TreeDrafter,
+    TreePolicy,
+    TreePredictor,
+)
 
 
 def autoregressive_step(
@@ -88,6 +100,26 @@ def seed_coupled_step(
     Source: Daliri et al. 2408.07978.
     """
     draft, verify, adjust = Draft(drafter, gamma), MatchSamples(target, processor, noise), Adjust(noise)
+    stop, forget = StopWhen(until), PruneCache(tuple(prune))
+    return lambda state: flow(state, draft, verify, adjust, stop, commit, tap(observe), forget, advance)
+
+
+def tree_step(
+    drafter: TreeDrafter,
+    target: TreePredictor,
+    processor: Processor,
+    rng: Sampling,
+    gamma: TreePolicy = Fixed(8),
+    prune: Iterable[Prunable] = (),
+    observe: Observer = unobserved,
+    until: Condition = never,
+) -> Step:
+    """Draft a tree, let the target take a path through it, adjust, commit, prune. Lossless.
+
+    `target` is a predictor's `read_tree`, or `path_by_path` over any predictor. With `SharedNoise` as `rng` the text of
+    a seed is that of `autoregressive_step` with it. Source: Miao et al. 2305.09781 (SpecInfer).
+    """
+    draft, verify, adjust = DraftTree(drafter, gamma), VerifyTree(target, processor, rng), Adjust(rng)
     stop, forget = StopWhen(until), PruneCache(tuple(prune))
     return lambda state: flow(state, draft, verify, adjust, stop, commit, tap(observe), forget, advance)
 

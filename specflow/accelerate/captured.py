@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, TypeAlias, final
 from weakref import ref
 
@@ -50,13 +50,20 @@ class Captured(Module):
 
     @override
     def forward(
-        self, input_ids: Tensor, cache: KVCache | None = None, use_cache: bool = True, logits_to_keep: int = 0
+        self,
+        input_ids: Tensor,
+        cache: KVCache | None = None,
+        use_cache: bool = True,
+        logits_to_keep: int = 0,
+        parents: Sequence[int] | None = None,
     ) -> Output:
-        """As `Llama`; in a short pass over a cache the logits are computed for all tokens."""
+        """As `Llama`; in a short pass over a cache the logits are computed for all tokens. Trees are not captured."""
         k = input_ids.shape[-1]
         size = next((size for size in PASSES if size >= k), None)
-        if cache is None or size is None or len(input_ids) != 1 or k == 0:
-            output: Output = self.eager(input_ids, cache=cache, use_cache=use_cache, logits_to_keep=logits_to_keep)
+        if cache is None or size is None or len(input_ids) != 1 or k == 0 or parents is not None:
+            output: Output = self.eager(
+                input_ids, cache=cache, use_cache=use_cache, logits_to_keep=logits_to_keep, parents=parents
+            )
             return output
         with torch.no_grad():
             logits = self._track(cache, cache.length + size).run(input_ids[0], cache.length, size)

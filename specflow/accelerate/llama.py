@@ -5,7 +5,7 @@ Source: Touvron et al. 2302.13971; grouped queries: Ainslie et al. 2305.13245; r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from math import inf
 from typing import Final, Protocol, final
 
@@ -20,6 +20,7 @@ from typing_extensions import override
 from specflow.accelerate.linear import Linear
 from specflow.errors import DecodeError
 from specflow.kv_cache import KVCache
+from specflow.trees import depths, lineage
 
 ELEMENTS: Final = 32768
 """An elementwise operation over more elements than this is cut among threads, anywhere, in the middle of a row too."""
@@ -115,10 +116,13 @@ class Llama(Module):
         cache: KVCache | None = None,
         use_cache: bool = True,
         logits_to_keep: int = 0,
+        parents: Sequence[int] | None = None,
     ) -> Output:
         """Logits [1, n, V] behind the last n = `logits_to_keep` (0: all) of the ids [1, k], which follow the cache.
 
-        The cache is written in place and returned; without one a new one is made. `DecodeError` for more than one text.
+        The cache is written in place and returned; without one a new one is made. With `parents` the ids are a tree:
+        each follows that one of them, or with -1 the cache, and sees its ancestors alone. `DecodeError` for more than
+        one text, and for a tree where passes are to be equal bit for bit: its order of adding would be another.
         """
         if input_ids.dim() != 2 or input_ids.shape[0] != 1:
             received = f"ids of shape {list(input_ids.shape)}"
@@ -129,7 +133,10 @@ class Llama(Module):
             cache = KVCache(weights.before_head.new_empty(shape))
         cache.reserve(cache.length + input_ids.shape[1])
         with torch.no_grad():
-            hidden = torch.cat([self._read(ids, cache) for ids in torch.split(input_ids[0], self.shapes.tokens)])
+            if parents is None:
+                hidden = torch.cat([self._read(ids, cache) for ids in torch.split(input_ids[0], self.shapes.tokens)])
+            else:
+                hidden = self._read(input_ids[0], cache, self._tree(parents, cache.length))
             kept = torch.split(hidden[-logits_to_keep:], self.shapes.tokens)
             logits = torch.cat([logits_of(self.weights, rows) for rows in kept])
         return Output(logits[None], cache if use_cache else None)
@@ -139,21 +146,45 @@ class Llama(Module):
         remedy = "convert the given model and accelerate that"
         raise DecodeError("model", "an accelerated model stays where and as it was made", "a conversion", remedy)
 
-    def _read(self, ids: Tensor, cache: KVCache) -> Tensor:
-        """The hidden states [k, hidden] of ids [k] that follow what the cache covers."""
+    def _tree(self, parents: Sequence[int], start: int) -> Tree:
+        if self.shapes.keys > 1:
+            remedy = "read its paths one by one"
+            raise DecodeError("parents", "a tree is not read bit for bit as its paths are", len(parents), remedy)
+        device = self.embedding.device
+        positions = start + torch.tensor(depths(parents), device=device)
+        return Tree(positions, torch.from_numpy(~lineage(parents)).to(device))
+
+    def _read(self, ids: Tensor, cache: KVCache, tree: Tree | None = None) -> Tensor:
+        """The hidden states [k, hidden] of ids [k] that follow what the cache covers, one by one or as a tree."""
         start, end, keys, device = cache.length, cache.length + len(ids), self.shapes.keys, ids.device
-        positions = torch.arange(start, end, device=device)
+        positions = torch.arange(start, end, device=device) if tree is None else tree.positions
         sights = {}
         for window in self.weights.windows:
             nearest = 0 if window is None else max(0, start + 1 - window)
             first, last = nearest // keys * keys, -(-end // keys) * keys
             seen = torch.arange(first, last, device=device)
+            if tree is not None:
+                seen = torch.cat((seen[: start - first], positions))
             mask = None if len(ids) == 1 and (first, last) == (nearest, end) else hiding(positions, seen, window)
+            if tree is not None and mask is not None:
+                mask[:, start - first :] |= tree.hidden
             sights[window] = Sight.of(cache.buffer[:, :, :, first:last], mask, self.weights, len(ids), self.shapes.rows)
         room = cache.buffer[:, :, :, start:end].permute(0, 3, 1, 2, 4).unbind()
-        place = Place(self.angles.between(start, end), lambda i, new: room[i].copy_(new), sights)
+        angles = self.angles.between(start, end)
+        if tree is not None:
+            angles = angles[0][positions - start], angles[1][positions - start]
+        place = Place(angles, lambda i, new: room[i].copy_(new), sights)
         cache.length = end
         return read(self.weights, ids, place)
+
+
+@final
+@frozen(eq=False)
+class Tree:
+    """Where each of the k tokens of a tree stands, `positions` [k], and which of them it must not see, [k, k]."""
+
+    positions: Tensor
+    hidden: Tensor
 
 
 def read(weights: Weights, ids: Tensor, place: Place) -> Tensor:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol, TypeAlias, final
+from collections.abc import Callable, Iterator
+from typing import Protocol, TypeAlias, TypeVar, final
 
 from attrs import frozen
 from torch.nn import Module
@@ -14,7 +14,9 @@ from specflow.loop import unfold
 from specflow.predictor import CachedPredictor
 from specflow.processors import LogitsProcessor
 from specflow.random import Randomness
-from specflow.state import Count, DecodeState, Drafter, Finished, Step, Tally, Tokens
+from specflow.state import Count, DecodeState, Finished, Step, Tally, Tokens
+
+T = TypeVar("T")
 
 
 @final
@@ -34,7 +36,7 @@ class Context:
     assistant: Module | None
     stopwatch: Stopwatch
 
-    def timed(self, drafter: Drafter) -> Drafter:
+    def timed(self, drafter: Callable[[Tokens], Iterator[T]]) -> Callable[[Tokens], Iterator[T]]:
         """The same drafter, its time reported as drafting. That of a drafter left bare counts as specflow's own."""
         return self.stopwatch.timed(drafter)
 

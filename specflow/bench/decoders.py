@@ -17,7 +17,9 @@ from specflow.bench import peers
 from specflow.bench.context import Compose, Context, Prepare, composed
 from specflow.bench.stopwatch import clock_for
 from specflow.drafters import (
+    Bigrams,
     LLMDrafter,
+    LookupTree,
     NGramDrafter,
     NGramStorage,
     PromptLookup,
@@ -29,10 +31,11 @@ from specflow.drafters import (
 from specflow.errors import DecodeError
 from specflow.gamma import Fixed
 from specflow.gamma_cost import CostAware, CostMeter
+from specflow.gamma_tree import CostAwareTree
 from specflow.predictor import CachedPredictor, fitted, limits_of
 from specflow.stages import UpdateNgram
 from specflow.state import Drafter, GammaPolicy, Predictor, Step
-from specflow.steps import autoregressive_step, ngram_step, speculative_step
+from specflow.steps import autoregressive_step, ngram_step, speculative_step, tree_step
 
 Composer: TypeAlias = Callable[[Context, Predictor, GammaPolicy], Step]
 """A decoder that leaves open how many tokens it drafts, and through which predictor it reads the target."""
@@ -94,15 +97,56 @@ def _with_memory() -> Composer:
     return compose
 
 
-DRAFTERS: Final[Mapping[str, tuple[Callable[[], Composer], int]]] = {
-    "llm": (lambda: _with(_model), 5),
-    "suffix": (lambda: _with(lambda context: SuffixDrafter()), 20),
-    "lookup": (lambda: _with(lambda context: PromptLookup()), 10),
-    "suffix+lookup": (lambda: _with(lambda context: longest(SuffixDrafter(), PromptLookup())), 20),
-    "ngram": (lambda: _with_ngrams, 5),
-    "memory": (_with_memory, 20),
+def _bigrams(context: Context) -> Bigrams:
+    vocab_size = limits_of(context.model).vocab_size or len(context.tokenizer)
+    before = tuple(context.tokenizer("\n\n...").input_ids) or context.prompt[:1]
+    return Bigrams.of(CachedPredictor(context.model).read_tree, before, vocab_size, min(8, vocab_size))
+
+
+def _tree(gamma: str | None, model: Module) -> Compose:
+    """Trees of what the text repeats and of the target's own bigrams, which it is asked for once."""
+    kept: list[Bigrams] = []
+    meter = CostMeter(clock_for(model))
+    cost_aware = CostAwareTree(meter)
+
+    def compose(context: Context) -> Step:
+        if not kept:
+            kept.append(_bigrams(context))
+        (bigrams,) = kept
+        target = context.target.read_tree
+        drafter = context.timed(LookupTree(bigrams))
+        timed, policy = (meter.timed_tree(target), cost_aware) if gamma == "cost" else (target, Fixed(int(gamma or 8)))
+        return tree_step(drafter, timed, context.processor, context.rng, policy, prune=(context.target,))
+
+    return compose
+
+
+Make: TypeAlias = Callable[[str | None, Module], Compose]
+"""(γ: a number, "cost", or None for the usual; the model) → a decoder. One serves all texts."""
+
+
+def _chain(make: Callable[[], Composer], usual: int) -> Make:
+    def of(gamma: str | None, model: Module) -> Compose:
+        composer, meter = make(), CostMeter(clock_for(model))
+        if gamma == "cost":
+            cost_aware = CostAware(meter)
+            return lambda context: composer(context, meter.timed(context.target), cost_aware)
+        fixed = Fixed(int(gamma or usual))
+        return lambda context: composer(context, context.target, fixed)
+
+    return of
+
+
+DRAFTERS: Final[Mapping[str, Make]] = {
+    "llm": _chain(lambda: _with(_model), 5),
+    "suffix": _chain(lambda: _with(lambda context: SuffixDrafter()), 20),
+    "lookup": _chain(lambda: _with(lambda context: PromptLookup()), 10),
+    "suffix+lookup": _chain(lambda: _with(lambda context: longest(SuffixDrafter(), PromptLookup())), 20),
+    "ngram": _chain(lambda: _with_ngrams, 5),
+    "memory": _chain(_with_memory, 20),
+    "tree": _tree,
 }
-"""Our drafters, each in a step, and the gamma they get where none is named. One composer serves all texts."""
+"""Our drafters, each in a step."""
 
 NAMES: Final = ("autoregressive", *DRAFTERS, *PEERS)
 """The decoders that have a name."""
@@ -133,9 +177,10 @@ def decoder(label: str, models: Models) -> Result[Decoder, DecodeError]:
     """The decoder named `[model/]name[@γ]` or `[model/]module:function`, or why it cannot run here.
 
     `autoregressive`; a drafter of ours: `suffix`, `suffix@10`, or `suffix@cost`, which is `CostAware`, and likewise
-    `lookup`, `suffix+lookup` (the longer draft), `ngram`, `memory`, `llm`; `generate`, `hf-lookup@10`,
-    `hf-lookup-3@10`, `hf-assistant` of transformers. A function is a `Compose`: it takes a `Context` and gives a
-    `Step`. What a cost-aware γ learns, and what `memory` remembers, is kept from text to text.
+    `lookup`, `suffix+lookup` (the longer draft), `ngram`, `memory`, `llm`, and `tree` with γ nodes; `generate`,
+    `hf-lookup@10`, `hf-lookup-3@10`, `hf-assistant` of transformers. A function is a `Compose`: it takes a `Context`
+    and gives a `Step`. What a cost-aware γ learns, what `memory` remembers, and what `tree` asked the target, is kept
+    from text to text.
     """
     variant, _, name = label.rpartition("/")
     if variant not in models.targets:
@@ -157,12 +202,7 @@ def _prepare(name: str, model: Module, assistant: Module | None) -> Result[Prepa
     if base in PEERS:
         return Success(PEERS[base](None if gamma is None else int(gamma)))
     if base in DRAFTERS:
-        make, usual = DRAFTERS[base]
-        composer = make()
-        if gamma == "cost":
-            return Success(composed(_cost_aware(composer, model)))
-        policy = Fixed(usual if gamma is None else int(gamma))
-        return Success(composed(lambda context: composer(context, context.target, policy)))
+        return Success(composed(DRAFTERS[base](gamma, model)))
     return Success(composed(_autoregressive))
 
 
@@ -181,12 +221,6 @@ def _refusal(base: str, gamma: str | None, model: Module, assistant: Module | No
 
 def _autoregressive(context: Context) -> Step:
     return autoregressive_step(context.target, context.processor, context.rng)
-
-
-def _cost_aware(composer: Composer, model: Module) -> Compose:
-    meter = CostMeter(clock_for(model))
-    policy = CostAware(meter)
-    return lambda context: composer(context, meter.timed(context.target), policy)
 
 
 def imported(path: str) -> Result[Callable[..., object], DecodeError]:

@@ -12,7 +12,7 @@ from attrs import define, field, frozen
 from torch import Tensor
 from torch.nn import Module
 
-from specflow.state import Drafter, Proposal, Tokens
+from specflow.state import Tokens
 
 T = TypeVar("T")
 
@@ -78,10 +78,10 @@ class Stopwatch:
         with _each_call(assistant, self.clock, report):
             yield
 
-    def timed(self, drafter: Drafter) -> Drafter:
-        """The same drafter; the time inside it is added to `drafting`."""
+    def timed(self, drafter: Callable[[Tokens], Iterator[T]]) -> Callable[[Tokens], Iterator[T]]:
+        """The same drafter, of chains or of trees; the time inside it is added to `drafting`."""
 
-        def stream(tokens: Tokens) -> Iterator[Proposal]:
+        def stream(tokens: Tokens) -> Iterator[T]:
             proposals = self._drafting(lambda: drafter(tokens))
             while True:
                 proposal = self._drafting(lambda: next(proposals, None))

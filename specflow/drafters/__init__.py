@@ -1,5 +1,6 @@
 """Drafters: interchangeable providers of proposals."""
 
+from specflow.drafters.bigrams import Bigrams as Bigrams
 from specflow.drafters.block import GreedyBlockDrafter as GreedyBlockDrafter
 from specflow.drafters.block import SampledBlockDrafter as SampledBlockDrafter
 from specflow.drafters.combine import at_most as at_most
@@ -15,3 +16,5 @@ from specflow.drafters.storage import INgramStorage as INgramStorage
 from specflow.drafters.storage import NGramStorage as NGramStorage
 from specflow.drafters.storage import OneLevelNGramStorage as OneLevelNGramStorage
 from specflow.drafters.suffix import SuffixDrafter as SuffixDrafter
+from specflow.drafters.tree import LookupTree as LookupTree
+from specflow.drafters.tree import as_tree as as_tree

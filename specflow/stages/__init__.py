@@ -16,6 +16,8 @@ from specflow.stages.stop import Condition as Condition
 from specflow.stages.stop import StopWhen as StopWhen
 from specflow.stages.stop import never as never
 from specflow.stages.stop import stop_string as stop_string
+from specflow.stages.tree import DraftTree as DraftTree
+from specflow.stages.tree import VerifyTree as VerifyTree
 from specflow.stages.typical import LossyTypicalAcceptance as LossyTypicalAcceptance
 from specflow.stages.verify import MatchSamples as MatchSamples
 from specflow.stages.verify import RejectTokens as RejectTokens

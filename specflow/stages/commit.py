@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 
 from attrs import evolve
 
-from specflow.state import Adjusted, Committed, Count, DecodeState, Finished, Proposal, Reason, Tally
+from specflow.state import Adjusted, Committed, Count, DecodeState, Drafted, Finished, Reason, Tally
 
 
 def commit(adjusted: Adjusted) -> Committed:
     """The text after this step, cut at the earliest stop token or at the limit, with the statistics of what was kept.
 
-    A stop beats the limit where both fall on one token. Drafts behind the cut are neither drafted nor accepted: the
-    statistics are those of a decode that ended there.
+    A stop beats the limit where both fall on one token. Drafts behind the cut, or in other branches than the
+    one that is cut, are neither drafted nor accepted: the statistics are those of a decode that ended there.
     """
     drafted = adjusted.verified.drafted
     state = drafted.state
@@ -26,7 +25,7 @@ def commit(adjusted: Adjusted) -> Committed:
         new, reason = new[: stop + 1], Reason.STOP
     elif reason is None and len(new) == state.room:
         reason = Reason.LIMIT
-    tally = state.tally + _tally(drafted.proposals, adjusted.verified.accepted, len(new))
+    tally = state.tally + _tally(drafted, adjusted.verified.accepted, len(new))
     return Committed(adjusted, evolve(state, tokens=state.tokens + new, tally=tally), reason)
 
 
@@ -35,10 +34,11 @@ def advance(committed: Committed) -> DecodeState | Finished:
     return committed.state if committed.reason is None else Finished(committed.state, committed.reason)
 
 
-def _tally(proposals: Sequence[Proposal], accepted: int, kept: int) -> Tally:
-    if not proposals:
+def _tally(drafted: Drafted, accepted: int, kept: int) -> Tally:
+    proposals = drafted.proposals
+    judged = proposals[:kept] if kept <= accepted else proposals + drafted.beside
+    if not judged:
         return Tally(1)
-    judged = proposals[:kept] if kept <= accepted else proposals
-    drafted = Counter(proposal.source for proposal in judged)
+    count = Counter(proposal.source for proposal in judged)
     taken = Counter(proposal.source for proposal in judged[:accepted])
-    return Tally(1, tuple(sorted((name, Count(count, taken[name])) for name, count in drafted.items())))
+    return Tally(1, tuple(sorted((name, Count(number, taken[name])) for name, number in count.items())))

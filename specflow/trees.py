@@ -1,0 +1,97 @@
+"""Trees of drafts: how their nodes hang together, and how any predictor reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from specflow.state import TEXT, Node, Predictor, Tokens, TreePredictor
+
+
+def path_to(nodes: Sequence[Node], node: int) -> list[int]:
+    """The numbers of the nodes from the text down to `node`, itself included.
+
+    >>> path_to((Node(5), Node(6), Node(7, parent=0)), 2)
+    [0, 2]
+    """
+    path = []
+    while node != TEXT:
+        path.append(node)
+        node = nodes[node].parent
+    return path[::-1]
+
+
+def path_along(nodes: Sequence[Node], tokens: Tokens) -> list[int]:
+    """The numbers of the nodes that `tokens` follow from the text on, as far as there are any.
+
+    >>> path_along((Node(5), Node(6), Node(7, parent=0)), (5, 7, 9))
+    [0, 2]
+    """
+    number = {(node.parent, node.token): i for i, node in enumerate(nodes)}
+    path: list[int] = []
+    for token in tokens:
+        following = number.get((path[-1] if path else TEXT, token))
+        if following is None:
+            break
+        path.append(following)
+    return path
+
+
+def leaves(nodes: Sequence[Node]) -> list[int]:
+    """The nodes that no other follows.
+
+    >>> leaves((Node(5), Node(6), Node(7, parent=0)))
+    [1, 2]
+    """
+    inner = {node.parent for node in nodes}
+    return [i for i in range(len(nodes)) if i not in inner]
+
+
+def depths(parents: Sequence[int]) -> list[int]:
+    """How many ancestors each node has.
+
+    >>> depths([TEXT, 0, 1, 0, TEXT])
+    [0, 1, 2, 1, 0]
+    """
+    found: list[int] = []
+    for parent in parents:
+        found.append(0 if parent == TEXT else found[parent] + 1)
+    return found
+
+
+def lineage(parents: Sequence[int]) -> NDArray[numpy.bool_]:
+    """Which nodes each node sees, [n, n]: its ancestors and itself.
+
+    >>> lineage([TEXT, TEXT, 0]).astype(int).tolist()
+    [[1, 0, 0], [0, 1, 0], [1, 0, 1]]
+    """
+    seen = numpy.eye(len(parents), dtype=numpy.bool_)
+    for i, parent in enumerate(parents):
+        if parent != TEXT:
+            seen[i] |= seen[parent]
+    return seen
+
+
+def path_by_path(predictor: Predictor) -> TreePredictor:
+    """Any predictor reads a tree: each path from the text down to a leaf, one after the other.
+
+    It tells what a tree's logits are, and serves the models that cannot read a tree in one pass.
+
+    >>> sums = lambda tokens, last: torch.tensor(tokens).cumsum(0)[-last:, None]
+    >>> path_by_path(sums)((1, 1), (Node(5), Node(6), Node(7, parent=0)))[:, 0].tolist()
+    [2, 7, 8, 14]
+    """
+
+    def read(tokens: Tokens, nodes: Sequence[Node]) -> Tensor:
+        rows: dict[int, Tensor] = {}
+        for leaf in leaves(nodes) or [TEXT]:
+            path = path_to(nodes, leaf)
+            drafted = tuple([nodes[i].token for i in path])
+            rows |= zip((TEXT, *path), predictor(tokens + drafted, len(path) + 1), strict=True)
+        return torch.stack([rows[i] for i in range(TEXT, len(nodes))])
+
+    return read
