@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy
 import torch
+from attrs import evolve
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -49,6 +50,26 @@ def leaves(nodes: Sequence[Node]) -> list[int]:
     """
     inner = {node.parent for node in nodes}
     return [i for i in range(len(nodes)) if i not in inner]
+
+
+def preorder(nodes: Sequence[Node]) -> tuple[Node, ...]:
+    """The same tree, each node followed by all that is below it, its first child first.
+
+    So the likeliest path lies together, if the likeliest child comes first.
+
+    >>> [node.token for node in preorder((Node(5), Node(6), Node(7, parent=0)))]
+    [5, 7, 6]
+    """
+    children: dict[int, list[int]] = {}
+    for i, node in enumerate(nodes):
+        children.setdefault(node.parent, []).append(i)
+    number = {TEXT: TEXT}
+    waiting = children.get(TEXT, [])[::-1]
+    while waiting:
+        i = waiting.pop()
+        number[i] = len(number) - 1
+        waiting += children.get(i, [])[::-1]
+    return tuple([evolve(nodes[i], parent=number[nodes[i].parent]) for i in number if i != TEXT])
 
 
 def depths(parents: Sequence[int]) -> list[int]:

@@ -122,7 +122,7 @@ def _tree(gamma: str | None, model: Module) -> Compose:
 
 
 Make: TypeAlias = Callable[[str | None, Module], Compose]
-"""(γ: a number, "cost", or None for the usual; the model) → a decoder. One serves all texts."""
+"""(a gamma: a number, "cost", or None for the usual; the model) → a decoder. One serves all texts."""
 
 
 def _chain(make: Callable[[], Composer], usual: int) -> Make:
