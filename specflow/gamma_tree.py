@@ -9,10 +9,13 @@ from typing import Final, NamedTuple, final
 from attrs import define, field
 
 from specflow.errors import at_least_one
-from specflow.gamma_cost import ADVANCE, DOUBT, LOSS, Choice, CostMeter, Durations, untold
+from specflow.gamma_cost import DOUBT, LOSS, Choice, CostMeter, Durations, untold
 from specflow.state import DecodeState, Node, Pace
 
-TRUST: Final = 8.0
+ADVANCE: Final = 2.0
+"""How many passes a text may lose to trees before it has gained anything."""
+
+TRUST: Final = 4.0
 """For how many tokens a drafter's chances are believed before the text has told what they are worth."""
 
 
@@ -35,10 +38,10 @@ class CostAwareTree:
     """A tree policy: the first n nodes with n maximising (1 + w Σ chance) / (seconds of a pass over n + 1 tokens).
 
     Σ is over the n nodes: a node's chance is the probability that one more token is taken. w corrects the drafter's
-    chances by what came of them in this text, (given + 8) / (promised + 8) in tokens. `meter` tells what passes take
+    chances by what came of them in this text, (given + 4) / (promised + 4) in tokens. `meter` tells what passes take
     here, and must time the target: `meter.timed_tree(target)`. n = 0 is a step of autoregressive decoding. A text may
-    lose one pass, and 1.5 % of a pass for each token, to trees that were not taken; larger trees than that pays for are
-    left alone. What drafting takes is measured and counted too.
+    lose two passes, and 1.5 % of a pass for each token, to trees that were not taken; larger trees than that pays for
+    are left alone. What drafting takes is measured and counted too.
 
     `most` ≥ 1 nodes, else `DecodeError`. `tell` hears each `Choice`. Lossless like any policy: nodes are certain.
     Source: Chen et al. 2402.12374 (Sequoia), section 3.2, whose tree of one shape for a machine is chosen anew here for

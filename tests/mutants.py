@@ -23,6 +23,7 @@ from specflow import (
     DecodeState,
     Distribution,
     Drafted,
+    DraftedTree,
     Drafter,
     Finished,
     GreedyProcessor,
@@ -30,6 +31,7 @@ from specflow import (
     LLMDrafter,
     MultinomialProcessor,
     NGramStorage,
+    Node,
     Pace,
     PointMass,
     Proposal,
@@ -43,12 +45,14 @@ from specflow import (
     lossy_unadjusted_step,
     max_fn,
     ngram_step,
+    path_by_path,
     run,
     speculative_step,
 )
 from specflow.drafters import propose_nothing
-from specflow.stages import Adjust, Draft, LossyTypicalAcceptance, RejectTokens, UpdateNgram, advance, commit
+from specflow.stages import Adjust, Draft, DraftTree, LossyTypicalAcceptance, RejectTokens, UpdateNgram, advance, commit
 from specflow.stages.verify import Judgement, Rule, judged
+from specflow.state import TEXT
 from specflow.testing import Case, Ending, ExactnessError, World, certify, same_law
 
 
@@ -62,6 +66,15 @@ def guesses(tokens: Tokens) -> Iterator[Proposal[PointMass]]:
     while True:
         tokens = (*tokens, len(tokens) % 2)
         yield Proposal(tokens[-1], PointMass(tokens[-1]))
+
+
+def bush(tokens: Tokens) -> Iterator[Node]:
+    """A tree drafter without a die: both 0 and 1 behind the text, and behind each of them the token that comes next."""
+    first = len(tokens) % 2
+    yield Node(first)
+    yield Node(1 - first)
+    yield Node(1 - first, 0)
+    yield Node(first, 1)
 
 
 def apart(drafter: Drafter) -> Drafter:
@@ -129,6 +142,52 @@ def greedy_by_softmax(world: World) -> Step:
     draft, adjust = Draft(LLMDrafter(world.drafter, SoftmaxLaws(), Argmax())), Adjust(Argmax())
     verify = RejectTokens(world.target, SoftmaxLaws(), world.rng)
     return lambda state: flow(state, draft, verify, adjust, commit, advance)
+
+
+# Trees
+
+
+def tree_by(world: World, choose: Callable[[Distribution, Sequence[int], int], int | None]) -> Step:
+    """The usual step over `bush`; `choose` takes p, the siblings' tokens and their position, and says which stands."""
+    read, draft, adjust = path_by_path(world.target), DraftTree(bush), Adjust(world.rng)
+
+    def verify(drafted: DraftedTree) -> Verified:
+        text, nodes = drafted.state.tokens, drafted.nodes
+        logits = read(text, nodes)
+        path, laws = [TEXT], list[Distribution]()
+        while True:
+            tokens = text + tuple([nodes[i].token for i in path[1:]])
+            laws += world.processor.laws(tokens, logits[path[-1] + 1][None])
+            below = [i for i, node in enumerate(nodes) if node.parent == path[-1]]
+            chosen = choose(laws[-1], [nodes[i].token for i in below], len(tokens)) if below else None
+            if chosen is None:
+                break
+            path.append(below[chosen])
+        proposals = [Proposal(nodes[i].token, PointMass(nodes[i].token)) for i in path[1:]]
+        way = logits[[i + 1 for i in path]]
+        return Verified(Drafted(drafted.state, tuple(proposals)), len(proposals), laws[-1], tuple(laws), way)
+
+    return lambda state: flow(state, draft, verify, adjust, commit, advance)
+
+
+def siblings_judged_one_by_one(world: World) -> Step:
+    """Each sibling stands with probability p(x), as if none had been refused before it."""
+
+    def choose(p: Distribution, siblings: Sequence[int], position: int) -> int | None:
+        accepted = [i for i, x in enumerate(siblings) if world.rng.accept(float(dense(p)[x]))]
+        return accepted[0] if accepted else None
+
+    return tree_by(world, choose)
+
+
+def redraw_behind_a_tree(world: World) -> Step:
+    """The target's sample is no child, and another one is drawn in its place."""
+
+    def choose(p: Distribution, siblings: Sequence[int], position: int) -> int | None:
+        sample = world.rng.draw(p, position)
+        return siblings.index(sample) if sample in siblings else None
+
+    return tree_by(world, choose)
 
 
 # Verification
@@ -411,6 +470,8 @@ def text_of(compose: Callable[[World], Step]) -> Callable[[Case], object]:
 
 MUTANTS: Final = (
     Mutant("greedy by softmax: p and q are softmaxes, choices argmax", text_of(greedy_by_softmax), GREEDY),
+    Mutant("siblings of a tree judged one by one by p", text_of(siblings_judged_one_by_one)),
+    Mutant("a tree that redraws where the sample is no child", text_of(redraw_behind_a_tree)),
     Mutant("n-gram drafting that redraws from p after a miss", text_of(redraw_after_a_miss)),
     Mutant("a wrong residual: p without the draft, though it was sampled", text_of(residual_of_a_point_mass)),
     Mutant("`u <= p/q` at p = 0, `u` one of the 2²⁴ numbers of `torch.rand`", text_of(less_or_equal)),

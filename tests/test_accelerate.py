@@ -21,6 +21,7 @@ from specflow import (
     GreedyProcessor,
     LLMDrafter,
     MultinomialProcessor,
+    Node,
     PointMass,
     Proposal,
     SharedNoise,
@@ -42,9 +43,9 @@ from specflow.accelerate.llama import Llama
 from specflow.kv_cache import KVCache
 from specflow.models import Loaded, load
 from specflow.stages import Adjust, Draft, MatchSamples, advance, commit
-from specflow.testing import conformance
+from specflow.testing import conformance, through_trees
 from tests.architectures import ARCHITECTURES, WINDOW, Architecture
-from tests.toys import VOCABULARY, oracle, tiny_gpt2, tiny_llama
+from tests.toys import VOCABULARY, oracle, passes_of, tiny_gpt2, tiny_llama
 
 NAMED: Final = {architecture.kind: architecture for architecture in ARCHITECTURES}
 
@@ -130,6 +131,14 @@ def test_the_family_computes_what_the_given_model_computes(name: str, dtype: tor
         predictor, UncachedPredictor(model), VOCABULARY, tolerance=tolerance, longest=5 * WINDOW, prune=predictor.prune
     )
     assert report.holds, report
+    trees = through_trees(predictor.read_tree, VOCABULARY)
+    report = conformance(
+        trees, UncachedPredictor(model), VOCABULARY, tolerance=tolerance, longest=5 * WINDOW, prune=predictor.prune
+    )
+    assert report.holds, report
+    passes = passes_of(fast)
+    predictor.read_tree((1, 2, 3), [Node(5), Node(6), Node(7, 0)])
+    assert len(passes) == 1
     assert limits_of(fast) == limits_of(model)
 
 

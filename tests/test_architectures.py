@@ -13,18 +13,21 @@ from specflow import (
     Fixed,
     GreedyProcessor,
     LLMDrafter,
+    LookupTree,
     NGramDrafter,
     NGramStorage,
     Step,
     SuffixDrafter,
+    UncachedPredictor,
     autoregressive_step,
     ngram_step,
     run,
     speculative_step,
     start,
+    tree_step,
 )
 from specflow.stages import UpdateNgram
-from specflow.testing import model_conformance
+from specflow.testing import conformance, model_conformance, through_trees
 from tests.architectures import ARCHITECTURES, NONE, WINDOW, Architecture
 from tests.toys import VOCABULARY, oracle
 
@@ -42,6 +45,13 @@ def test_architecture(architecture: Architecture) -> None:
     assert predictor.feeding is not None
     assert predictor.feeding.name == architecture.feeding
 
+    trees, fresh = CachedPredictor(model), UncachedPredictor(model)
+    paths = through_trees(trees.read_tree, VOCABULARY)
+    report = conformance(
+        paths, fresh, VOCABULARY, tolerance=report.tolerance, steps=15, longest=5 * WINDOW, prune=trees.prune
+    )
+    assert report.holds, report
+
     expected = oracle(PROMPT, model, NEW)
     greedy, dice, gamma, prune = GreedyProcessor(), Dice(), Fixed(4), (predictor,)
     llm = LLMDrafter(CachedPredictor(architecture.build(noise=0.05)), greedy, dice)
@@ -53,6 +63,7 @@ def test_architecture(architecture: Architecture) -> None:
         "llm": speculative_step(llm, predictor, greedy, dice, gamma, prune),
         "ngram": ngram_step(ngram, predictor, greedy, dice, update, gamma, prune),
         "suffix": speculative_step(SuffixDrafter(), predictor, greedy, dice, gamma, prune),
+        "tree": tree_step(LookupTree(), predictor.read_tree, greedy, dice, gamma, prune),
     }
     for name, step in steps.items():
         state = run(step, start(PROMPT, NEW).unwrap()).state

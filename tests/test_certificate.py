@@ -24,16 +24,22 @@ from specflow import (
     GuessingNGramDrafter,
     INgramStorage,
     LLMDrafter,
+    LookupTree,
     NGramDrafter,
     NGramStorage,
     OneLevelNGramStorage,
     Proposal,
+    Sampling,
     Step,
     Tokens,
+    TreeDrafter,
+    as_tree,
     autoregressive_step,
     once,
+    path_by_path,
     seed_coupled_step,
     speculative_step,
+    tree_step,
 )
 from specflow.drafters import PromptLookup, SuffixDrafter, at_most, first_of, longest, propose_nothing, then
 from specflow.stages import (
@@ -61,7 +67,7 @@ from specflow.testing import (
     certify_seed,
     exact_law,
 )
-from tests.mutants import MUTANTS, Mutant, apart, contents_of, guesses, learning, samples, table
+from tests.mutants import MUTANTS, Mutant, apart, bush, contents_of, guesses, learning, samples, table
 
 DOCS = Path(__file__).parent.parent / "docs" / "certificate.md"
 
@@ -108,6 +114,10 @@ def coupled(world: World, drafter: Drafter, gamma: GammaPolicy = Fixed()) -> Ste
 def sharing(world: World) -> LLMDrafter:
     """The small model as drafter, drawing from the noise that the target draws from."""
     return LLMDrafter(world.drafter, world.processor, world.noise)
+
+
+def by_trees(world: World, rng: Sampling, gamma: int = 4, drafter: TreeDrafter = bush) -> Step:
+    return tree_step(drafter, path_by_path(world.target), world.processor, rng, Fixed(gamma))
 
 
 def by_turns(world: World) -> Drafter:
@@ -178,6 +188,10 @@ DECODERS: dict[str, Callable[[World], Step]] = {
     "suffix, else a model": lambda w: rejecting(w, first_of(SuffixDrafter(shortest=2), samples(w))),
     "suffix, then a model, block verification": lambda w: by_blocks(w, then(SuffixDrafter(most=1), samples(w))),
     "the first token from the target": lambda w: once(plain(w), rejecting(w, samples(w), Fixed(2))),
+    "a tree": lambda w: by_trees(w, w.rng),
+    "a tree of one node": lambda w: by_trees(w, w.rng, 1),
+    "a tree that is a chain": lambda w: by_trees(w, w.rng, 3, as_tree(guesses)),
+    "a tree of lookups": lambda w: by_trees(w, w.rng, 4, LookupTree()),
 }
 """One line for each decoder, each certified on every case."""
 
@@ -193,6 +207,7 @@ COUPLED: dict[str, Callable[[World], Step]] = {
     "n-gram storage": lambda w: coupled(w, apart(NGramDrafter(fresh(w)))),
     "suffix, then a model": lambda w: coupled(w, then(SuffixDrafter(most=1), sharing(w))),
     "the first token from the target": lambda w: once(coupled(w, propose_nothing), coupled(w, sharing(w), Fixed(2))),
+    "a tree": lambda w: by_trees(w, w.noise),
 }
 """One line for each decoder whose text depends on the seed alone."""
 
@@ -243,7 +258,7 @@ def test_a_condition_ends_the_text_where_it_would_end_without_drafts() -> None:
 
 
 def test_a_mistake_is_shown_with_both_probabilities() -> None:
-    (mutant,) = (mutant for mutant in MUTANTS if "redraws" in mutant.mistake)
+    (mutant,) = (mutant for mutant in MUTANTS if "redraws from p" in mutant.mistake)
     with pytest.raises(ExactnessError) as refused:
         mutant.check(Case(2, (0,), 4, seed=15))
     error = refused.value

@@ -37,8 +37,10 @@ from specflow import (
     lossy_unadjusted_step,
     ngram_step,
     once,
+    path_by_path,
     seed_coupled_step,
     speculative_step,
+    tree_step,
 )
 from specflow.stages import Adjust, Draft, Observer, RejectTokens, UpdateNgram, VerifyBlock, advance, commit, unobserved
 from specflow.testing import (
@@ -54,7 +56,7 @@ from specflow.testing import (
     statistics_add_up,
     steps_are_atomic,
 )
-from tests.mutants import apart, samples
+from tests.mutants import apart, bush, samples
 from tests.toys import VOCABULARY, tiny_llama
 
 
@@ -97,6 +99,7 @@ DECODERS: Mapping[str, Callable[[World], Step]] = {
     "seed-coupled": lambda world: seed_coupled_step(
         LLMDrafter(world.drafter, world.processor, world.noise), world.target, world.processor, world.noise, Fixed(2)
     ),
+    "tree": lambda world: tree_step(bush, path_by_path(world.target), world.processor, world.rng, Fixed(4)),
     "first token alone": lambda world: once(alone(world), speculative(world, samples(world))),
     "lossy": lambda world: accept_loss(
         lossy_unadjusted_step(samples(world), world.target, world.processor, world.rng, Fixed(2))

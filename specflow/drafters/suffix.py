@@ -118,7 +118,7 @@ class SuffixDrafter:
     _lock: Lock = field(init=False, factory=Lock, repr=False)
 
     def __call__(self, tokens: Tokens, /) -> Iterator[Proposal[PointMass]]:
-        copy = self._read(tokens)[1]
+        copy = self.copy(tokens)
         if copy == NO_COPY or copy.worth < self.shortest:
             return
         period = len(tokens) - copy.end
@@ -133,6 +133,14 @@ class SuffixDrafter:
         Match(length=2, end=5)
         """
         return self._read(tokens)[0]
+
+    def copy(self, tokens: Tokens) -> Copy:
+        """The earlier place that is followed: the longest match, or a refused copy that is worth as much.
+
+        >>> SuffixDrafter().copy((1, 2, 7, 1, 2, 8, 1, 2)).end
+        5
+        """
+        return self._read(tokens)[1]
 
     def _read(self, tokens: Tokens) -> tuple[Match, Copy]:
         # A memo is out of the list while it grows: an interruption loses it, and another thread never meets it.

@@ -12,6 +12,7 @@ from attrs import field, frozen
 from numpy.typing import NDArray
 
 from specflow.drafters.bigrams import Bigrams
+from specflow.drafters.suffix import SuffixDrafter
 from specflow.errors import at_least_one
 from specflow.state import TEXT, CertainDrafter, Node, Tokens, TreeDrafter
 
@@ -47,13 +48,16 @@ class LookupTree:
     """Drafts what followed earlier occurrences of the text's end, and the target's own bigrams, the likeliest first.
 
     A node's followers are the up to `branches` different tokens that came behind the longest matches of the text and
-    the path so far, and those of `bigrams` behind its token. With a longest match of m tokens the first of them is
-    guessed to be taken with c = (m - 0.6) / (m + 1.2), the i-th other one with (1 - c) / 2^(i+2), and a bigram of
-    probability p with p (1 - c) / 2, or p where there is no match; a token that is both has the sum. A node's chance is
-    the product down its path, so that a stream of nodes in this order has the most expected tokens for each number of
-    nodes, as far as the guesses are right. They were fitted to what SmolLM2-135M accepts.
+    the path so far, and those of `bigrams` behind its token. The copy that `SuffixDrafter` would follow is the first of
+    the text's own matches, so that edited texts are copied across their edits.
 
-    A pure function of the text, which it reads at each call. `branches` ≥ 1, else `DecodeError`.
+    With a longest match of m tokens the first follower is guessed to be taken with c = (m - 0.6) / (m + 1.2), the i-th
+    other one with (1 - c) / 2^(i+2), and a bigram of probability p with p (1 - c) / 2, or p where there is no match; a
+    token that is both has the sum. A node's chance is the product down its path, so that a stream of nodes in this
+    order has the most expected tokens for each number of nodes, as far as the guesses are right. They were fitted to
+    what SmolLM2-135M accepts.
+
+    A pure function of the text, which it looks through at each call. `branches` ≥ 1, else `DecodeError`.
     Source: trees of several sources that are scored: Hu et al. 2411.10666 (SAM decoding) and Luo et al. 2408.08696
     (token recycling) for the parts; the scores are ours.
 
@@ -64,6 +68,7 @@ class LookupTree:
 
     bigrams: Bigrams | None = None
     branches: int = field(default=4, validator=at_least_one)
+    _suffix: SuffixDrafter = field(init=False, factory=SuffixDrafter, repr=False)
 
     def __call__(self, tokens: Tokens, /) -> Iterator[Node]:
         text = numpy.array(tokens)
@@ -74,7 +79,9 @@ class LookupTree:
             for token, (share, source) in self._followers(tokens, path, places).items():
                 heappush(waiting, _Candidate(-chance * share, next(order), token, parent, source, path, places))
 
-        wait(TEXT, (), _matches(text), 1.0)
+        copy = self._suffix.copy(tokens)
+        matches = [place for place in _matches(text) if place.end != copy.end]
+        wait(TEXT, (), [Place(copy.end, copy.worth), *matches] if copy.worth else matches, 1.0)
         for number in count():
             if not waiting:
                 return

@@ -16,7 +16,7 @@ from torch.nn import Module
 from typing_extensions import override
 
 from specflow.predictor import CachedPredictor, Limits, limits_of
-from specflow.state import Predictor, Tokens
+from specflow.state import TEXT, Node, Predictor, Tokens, TreePredictor
 
 
 class Move(Enum):
@@ -152,6 +152,33 @@ def model_conformance(
         longest=longest if limits.context is None else min(longest, limits.context),
         prune=memo.prune,
     )
+
+
+def through_trees(target: TreePredictor, vocab_size: int, *, seed: int = 0) -> Predictor:
+    """What a predictor of trees says along one path of each tree, the others being made by chance: for `conformance`.
+
+    >>> from specflow import path_by_path
+    >>> logits = lambda tokens, last: torch.tensor(tokens).cumsum(0)[-last:, None]
+    >>> through_trees(path_by_path(logits), 4)((1, 2, 3), 2).tolist()
+    [[3], [6]]
+    """
+    random = Random(seed)
+
+    def predict(tokens: Tokens, last: int) -> Tensor:
+        text, path = tokens[: len(tokens) - last + 1], tokens[len(tokens) - last + 1 :]
+        nodes: list[Node] = []
+        wanted = [TEXT]
+        for token in path:
+            for _ in range(random.randrange(3)):
+                other = random.randrange(vocab_size - 1)
+                nodes.append(
+                    Node(other + (other >= token), random.choice((wanted[-1], random.randrange(-1, len(nodes)))))
+                )
+            nodes.append(Node(token, wanted[-1]))
+            wanted.append(len(nodes) - 1)
+        return target(text, nodes)[[i + 1 for i in wanted]]
+
+    return predict
 
 
 def _vocabulary(limits: Limits, fresh: Predictor) -> int:
