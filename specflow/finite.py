@@ -31,6 +31,8 @@ def finite(logits: Tensor, end: int) -> Tensor:
 
     `end` is the length of the text that the last row follows.
     """
+    if is_near(logits) and isfinite(logits.sum(dtype=torch.promote_types(logits.dtype, torch.float32))):
+        return logits  # a sum that is finite has nothing else in it
     largest = single(logits).max(axis=-1) if is_near(logits) else logits.amax(dim=-1)
     good = [isfinite(number) for number in largest.tolist()]
     if not all(good):
@@ -46,6 +48,22 @@ def single(logits: Tensor) -> NDArray[floating]:
     """
     array: NDArray[floating] = logits.detach().to(torch.promote_types(logits.dtype, torch.float32)).numpy()
     return array
+
+
+def argmax(rows: Tensor) -> list[int]:
+    """The index of the largest number in each row [k, V] on the host, the first of equals.
+
+    >>> argmax(torch.tensor([[0.5, 2.0, 2.0], [-1.0, -3.0, -2.0]], dtype=torch.bfloat16))
+    [1, 0]
+    """
+    if rows.dtype in (torch.bfloat16, torch.float16):
+        # Positive numbers are in the order of their bits, all negative ones below them: a quarter of the time.
+        bits = rows.detach().view(torch.int16).numpy()
+        best: list[int] = bits.argmax(-1).tolist()
+        if all(bits[row, token] > 0 for row, token in enumerate(best)):
+            return best
+    found: list[int] = single(rows).argmax(-1).tolist()
+    return found
 
 
 def on_arrival(ids: Tensor, rows: Tensor) -> Tensor:

@@ -39,7 +39,8 @@ def parting(a: Sequence[int], b: Sequence[int]) -> int:
     """
     top = min(len(a), len(b))
     low = max(0, top - NEAR)
-    return low + _shared(a[low:top], b[low:top])
+    x, y = list(a[low:top]), list(b[low:top])
+    return top if x == y else low + _shared(x, y)
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

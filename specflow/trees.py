@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy
 import torch
-from attrs import evolve
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -69,7 +68,8 @@ def preorder(nodes: Sequence[Node]) -> tuple[Node, ...]:
         i = waiting.pop()
         number[i] = len(number) - 1
         waiting += children.get(i, [])[::-1]
-    return tuple([evolve(nodes[i], parent=number[nodes[i].parent]) for i in number if i != TEXT])
+    ordered = [nodes[i] for i in number if i != TEXT]
+    return tuple([Node(node.token, number[node.parent], node.chance, node.source) for node in ordered])
 
 
 def depths(parents: Sequence[int]) -> list[int]:
