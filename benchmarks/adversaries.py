@@ -2,10 +2,12 @@
 
     python -m benchmarks.adversaries --count 6 > random.jsonl
     specflow bench --prompts random.jsonl \\
-      --decoders autoregressive suffix@cost benchmarks.adversaries:wrong benchmarks.adversaries:dear
+      --decoders autoregressive suffix@cost benchmarks.adversaries:wrong benchmarks.adversaries:dear \
+      benchmarks.adversaries:wrong_tree
 
 The first command writes prompts of random words, in the format of Spec-Bench. `wrong` drafts tokens that are refused,
-`dear` does so after thinking for a while. Each text meets its drafter anew: nothing is known of it from other texts.
+`dear` does so after thinking for a while, and `wrong_tree` drafts trees of them. Each text meets its drafter anew:
+nothing is known of it from other texts.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from random import Random
 from time import sleep
 from typing import Final
 
-from specflow import Drafter, PointMass, Proposal, Step, speculative_step
+from specflow import CostAwareTree, Drafter, Node, PointMass, Proposal, Step, speculative_step, tree_step
 from specflow.bench import Context, read_prompts
 from specflow.gamma_cost import CostAware, CostMeter
 
@@ -60,6 +62,16 @@ def dear(context: Context) -> Step:
     """The same, and takes its time for it."""
     token = len(context.tokenizer) - 1
     return cost_aware(context, lambda tokens: slowly(always(token)))
+
+
+def wrong_tree(context: Context) -> Step:
+    """Drafts trees of such tokens, and is sure of them."""
+    last = len(context.tokenizer) - 1
+    nodes = [Node(last - i % 2, i // 2 - 1, 0.9 ** (1 + i // 2), "wrong") for i in range(MOST)]
+    meter = CostMeter()
+    target, policy = meter.timed_tree(context.target.read_tree), CostAwareTree(meter)
+    drafter = context.timed(lambda tokens: iter(nodes))
+    return tree_step(drafter, target, context.processor, context.rng, policy, (context.target,))
 
 
 def main() -> None:

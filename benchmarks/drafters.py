@@ -4,6 +4,7 @@
     python -m benchmarks.drafters replay question.jsonl --texts texts.json
     python -m benchmarks.drafters remember others.jsonl memory.safetensors --texts others.json
     python -m benchmarks.drafters replay question.jsonl --texts texts.json --memory memory.safetensors
+    python -m benchmarks.drafters replay question.jsonl --texts texts.json --bigrams bigrams.safetensors
     python -m benchmarks.drafters edits question.jsonl
 
 `cost` times one call of each drafter, the context having grown by a step, beside transformers' prompt lookup.
@@ -14,7 +15,8 @@ drafter drafts into them through the real step, with a table of the text in the 
 format of Spec-Bench: a JSON object a line with `category` and `turns`, of which the first is asked. Of a prompt of more
 than 1024 tokens the last 1024 are read.
 
-`remember` saves an n-gram storage of the model's texts, and with `--memory` the drafters know them.
+`remember` saves an n-gram storage of the model's texts, and with `--memory` the drafters know them. With `--bigrams`
+trees know the model's bigrams; the model is asked for them where the file is not there.
 
 `edits` does the same as `replay` for a model that edits its prompt without a fault. Every text is an edited question of
 at least 100 words and at most 1024 tokens: one of its words in 20 is another one, or its three most frequent words are
@@ -40,11 +42,13 @@ from torch import Tensor
 from transformers.generation.candidate_generator import PromptLookupCandidateGenerator
 
 from specflow import (
+    Bigrams,
     CachedPredictor,
     Dice,
     Drafter,
     Fixed,
     GreedyProcessor,
+    LookupTree,
     NGramDrafter,
     NGramStorage,
     PointMass,
@@ -55,15 +59,20 @@ from specflow import (
     SuffixDrafter,
     Tally,
     Tokens,
+    TreeDrafter,
+    accelerate,
+    as_chain,
     at_most,
     autoregressive_step,
     first_of,
     longest,
     ngram_step,
+    path_by_path,
     run,
     speculative_step,
     start,
     then,
+    tree_step,
 )
 from specflow.models import load
 from specflow.stages import UpdateNgram
@@ -139,6 +148,24 @@ def drafting(drafter: Drafter) -> Decoder:
     return lambda text, target: speculative_step(drafter, target, GreedyProcessor(), Dice(), EVERYTHING)
 
 
+def planting(drafter: TreeDrafter, nodes: int) -> Decoder:
+    """Speculative decoding with trees of so many nodes."""
+
+    def decoder(text: Text, target: Predictor) -> Step:
+        return tree_step(drafter, path_by_path(target), GreedyProcessor(), Dice(), Fixed(nodes))
+
+    return decoder
+
+
+def bigrams_in(path: Path) -> Bigrams:
+    """The table in a file, which is made where it is not there."""
+    if not path.exists():
+        loaded = load("smollm2", "float32").unwrap()
+        target = CachedPredictor(accelerate.fast(loaded.model))
+        Bigrams.of(target.read_tree, tuple(loaded.tokenizer("\n\n...").input_ids), VOCABULARY).save(path)
+    return Bigrams.load(path)
+
+
 def without_refused_copies() -> Drafter:
     """`SuffixDrafter`, if each refused copy were lost: what followed the longest match, and nothing where none is."""
     suffix = SuffixDrafter()
@@ -210,10 +237,13 @@ def editors() -> dict[str, Decoder]:
         "suffix, always 10": drafting(SuffixDrafter(factor=0, offset=10)),
         "suffix, always 20": drafting(SuffixDrafter(factor=0, offset=20)),
         "suffix, shortest = 0, always 20": drafting(SuffixDrafter(factor=0, offset=20, shortest=0)),
+        "tree, 4 nodes": planting(LookupTree(), 4),
+        "tree, 10 nodes": planting(LookupTree(), 10),
+        "tree, 20 nodes": planting(LookupTree(), 20),
     }
 
 
-def decoders(texts: Sequence[Text], memory: Path | None) -> dict[str, Decoder]:
+def decoders(texts: Sequence[Text], memory: Path | None, bigrams: Path | None) -> dict[str, Decoder]:
     """The rows of the table that `replay` prints."""
     rows = {
         "lookup, transformers' defaults": drafting(PromptLookup()),
@@ -237,6 +267,10 @@ def decoders(texts: Sequence[Text], memory: Path | None) -> dict[str, Decoder]:
         rows["memory alone"] = drafting(at_most(5, NGramDrafter(storage)))
         rows["suffix, memory"] = drafting(with_memory(storage))
         rows["suffix, memory, long drafts"] = drafting(with_long_memory(storage))
+    if bigrams is not None:
+        known = bigrams_in(bigrams)
+        rows["likeliest path, bigrams"] = drafting(as_chain(LookupTree(known)))
+        rows |= {f"tree and bigrams, {n} nodes": planting(LookupTree(known), n) for n in (3, 4, 6, 8, 10, 16, 32)}
     return rows
 
 
@@ -363,6 +397,7 @@ def main() -> None:
     worth.add_argument("--texts", type=Path, default=Path(gettempdir()) / "specflow-greedy-texts.json")
     worth.add_argument("--every", type=int, default=1, help="take every n-th prompt")
     worth.add_argument("--memory", type=Path, help="a saved NGramStorage with n = 4 to draft from as well")
+    worth.add_argument("--bigrams", type=Path, help="a saved Bigrams for trees, made where it is not there")
     memory = commands.add_parser("remember", help="save a storage of the greedy texts of a file of prompts")
     memory.add_argument("prompts", type=Path)
     memory.add_argument("storage", type=Path)
@@ -379,7 +414,7 @@ def main() -> None:
             remember(greedy_texts(read_questions(arguments.prompts, 1), arguments.texts), arguments.storage)
         case _:
             texts = greedy_texts(read_questions(arguments.prompts, arguments.every), arguments.texts)
-            replay(texts, decoders(texts, arguments.memory))
+            replay(texts, decoders(texts, arguments.memory, arguments.bigrams))
 
 
 if __name__ == "__main__":

@@ -28,12 +28,14 @@ from torch.nn import Module
 
 from benchmarks.accelerate import prompts_of
 from specflow import (
+    Bigrams,
     CachedPredictor,
     Dice,
     Finished,
     Fixed,
     GreedyProcessor,
     LLMDrafter,
+    LookupTree,
     Step,
     SuffixDrafter,
     Tokens,
@@ -42,6 +44,7 @@ from specflow import (
     first_of,
     speculative_step,
     start,
+    tree_step,
     unfold,
 )
 from specflow.models import DType, load
@@ -94,6 +97,12 @@ def plain(target: CachedPredictor) -> Step:
 def suffix(target: CachedPredictor) -> Step:
     """Drafts from the text itself."""
     return speculative_step(SuffixDrafter(), target, GreedyProcessor(), Dice(), Fixed(10), prune=(target,))
+
+
+def planted(bigrams: Bigrams) -> Callable[[CachedPredictor], Step]:
+    """Drafts trees from the text itself and the model's own bigrams."""
+    drafter, greedy, dice = LookupTree(bigrams), GreedyProcessor(), Dice()
+    return lambda target: tree_step(drafter, target.read_tree, greedy, dice, Fixed(5), prune=(target,))
 
 
 def itself(drafter: Module) -> Callable[[CachedPredictor], Step]:
@@ -174,6 +183,8 @@ def main() -> None:
     assert spec.submodule_search_locations
     source = next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
     fast = accelerate.fast(loaded.model)
+    before, vocab_size = tuple(loaded.tokenizer("\n\n...").input_ids), len(loaded.tokenizer)
+    bigrams = Bigrams.of(CachedPredictor(fast).read_tree, before, vocab_size)
     with TemporaryDirectory() as home:
         path = dequantized(source, PRECISIONS[options.dtype], Path(home) / "model.gguf")
         streams = {
@@ -181,6 +192,7 @@ def main() -> None:
             "llama.cpp, lookup": llama_cpp(path, 10),
             "fast": stepping(plain, fast),
             "fast + suffix": stepping(suffix, fast),
+            "fast + trees": stepping(planted(bigrams), fast),
             "fast + suffix, int8 copy": stepping(itself(accelerate.lossy_int8(loaded.model)), fast),
         }
         print(f"SmolLM2-135M, {dtype}, {torch.get_num_threads()} threads, {len(prompts)} prompts")

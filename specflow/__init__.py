@@ -22,6 +22,7 @@ from specflow.drafters import OneLevelNGramStorage as OneLevelNGramStorage
 from specflow.drafters import PromptLookup as PromptLookup
 from specflow.drafters import SampledBlockDrafter as SampledBlockDrafter
 from specflow.drafters import SuffixDrafter as SuffixDrafter
+from specflow.drafters import as_chain as as_chain
 from specflow.drafters import as_tree as as_tree
 from specflow.drafters import at_most as at_most
 from specflow.drafters import first_of as first_of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Final
+from typing import Final, TypeVar
 
 import torch
 from returns.pipeline import flow
@@ -14,7 +14,6 @@ from specflow import (
     DecodeError,
     DecodeState,
     Dice,
-    Drafted,
     Drafter,
     Finished,
     Fixed,
@@ -22,19 +21,34 @@ from specflow import (
     GreedyProcessor,
     LLMDrafter,
     LogitsProcessor,
+    LookupTree,
     MultinomialProcessor,
     Processor,
     SampledBlockDrafter,
     SharedNoise,
     SuffixDrafter,
+    TreeDrafter,
+    as_tree,
     run,
     speculative_generate,
     start,
 )
-from specflow.stages import Adjust, Draft, MatchSamples, RejectTokens, VerifyBlock, advance, commit
+from specflow.stages import (
+    Adjust,
+    Draft,
+    DraftTree,
+    MatchSamples,
+    RejectTokens,
+    VerifyBlock,
+    VerifyTree,
+    advance,
+    commit,
+)
 from specflow.state import Adjusted, Verified
 from tests.far import COPIES, Remote
 from tests.toys import disturbed, passes_of, tiny_llama
+
+T = TypeVar("T")
 
 PROMPT: Final = [3, 4, 5, 3, 4]
 NEW: Final = 40
@@ -44,18 +58,18 @@ GREEDY: Final = GreedyProcessor()
 SAMPLING: Final = MultinomialProcessor(1.0)
 
 
-def counted(draft: Draft, verify: Callable[[Drafted], Verified], adjust: Adjust) -> dict[str, object]:
+def counted(draft: Callable[[DecodeState], T], verify: Callable[[T], Verified], adjust: Adjust) -> dict[str, object]:
     """The copies of each step but the first, in which the models find out how they are fed."""
     drafts: list[int] = []
     verifications: list[int] = []
 
-    def drafting(state: DecodeState) -> Drafted:
+    def drafting(state: DecodeState) -> T:
         COPIES.clear()
         drafted = draft(state)
         drafts.append(len(COPIES))
         return drafted
 
-    def verifying(drafted: Drafted) -> Adjusted:
+    def verifying(drafted: T) -> Adjusted:
         COPIES.clear()
         adjusted = adjust(verify(drafted))
         verifications.append(len(COPIES))
@@ -83,10 +97,15 @@ def decoded(name: str) -> dict[str, object]:
     def rejecting(drafter: Drafter, processor: Processor) -> dict[str, object]:
         return counted(Draft(drafter, Fixed(GAMMA)), RejectTokens(target, processor, dice), Adjust(dice))
 
+    def planting(drafter: TreeDrafter) -> dict[str, object]:
+        return counted(DraftTree(drafter, Fixed(GAMMA)), VerifyTree(target.read_tree, GREEDY, dice), Adjust(dice))
+
     decoders: dict[str, Callable[[], dict[str, object]]] = {
         "greedy, by blocks": lambda: rejecting(greedy, GREEDY),
         "greedy, token by token": lambda: rejecting(LLMDrafter(model, GREEDY, dice), GREEDY),
         "greedy, suffix": lambda: rejecting(SuffixDrafter(), GREEDY),
+        "greedy, a tree without branches": lambda: planting(as_tree(SuffixDrafter())),
+        "greedy, a tree": lambda: planting(LookupTree()),
         "sampled, by blocks": lambda: rejecting(sampled, SAMPLING),
         "sampled, from greedy blocks": lambda: rejecting(greedy, SAMPLING),
         "sampled, token by token": lambda: rejecting(LLMDrafter(model, SAMPLING, dice), SAMPLING),
@@ -107,6 +126,8 @@ NAMES: Final = (
     "greedy, by blocks",
     "greedy, token by token",
     "greedy, suffix",
+    "greedy, a tree without branches",
+    "greedy, a tree",
     "sampled, by blocks",
     "sampled, from greedy blocks",
     "sampled, token by token",

@@ -9,7 +9,20 @@ import torch
 from attrs import evolve
 from transformers import PreTrainedModel
 
-from specflow import CachedPredictor, UncachedPredictor, autoregressive_generate, speculative_generate
+from specflow import (
+    CachedPredictor,
+    Dice,
+    GreedyProcessor,
+    LookupTree,
+    Node,
+    UncachedPredictor,
+    autoregressive_generate,
+    path_by_path,
+    run,
+    speculative_generate,
+    start,
+    tree_step,
+)
 from specflow.accelerate import build, fast
 from specflow.accelerate.build import FREE, NotAccelerated
 from specflow.accelerate.captured import PASSES, Capture, Captured, Work, cuda_graph
@@ -17,7 +30,7 @@ from specflow.accelerate.family import weights_of
 from specflow.accelerate.linear import Plain
 from specflow.accelerate.llama import Llama
 from specflow.kv_cache import BLOCK, KVCache
-from specflow.testing import conformance
+from specflow.testing import conformance, through_trees
 from tests.architectures import ARCHITECTURES, WINDOW, Architecture
 from tests.tape import FakeStream, Tape, on_stream, on_tape, recording_into
 from tests.toys import VOCABULARY, tiny_gpt2, tiny_llama
@@ -38,6 +51,28 @@ def test_captured_passes_compute_what_the_given_model_computes(name: str) -> Non
         predictor, UncachedPredictor(model), VOCABULARY, tolerance=1e-9, longest=5 * WINDOW, prune=predictor.prune
     )
     assert report.holds, report
+    trees = through_trees(predictor.read_tree, VOCABULARY)
+    report = conformance(
+        trees, UncachedPredictor(model), VOCABULARY, tolerance=1e-9, longest=5 * WINDOW, prune=predictor.prune
+    )
+    assert report.holds, report
+
+
+def test_trees_of_any_shape_are_repetitions_of_one_pass() -> None:
+    captures: list[int] = []
+
+    def counting(work: Work) -> Work:
+        captures.append(1)
+        return on_tape(work)
+
+    model = tiny_llama()
+    predictor, truth = CachedPredictor(captured(model, counting)), path_by_path(UncachedPredictor(model))
+    predictor.read_tree((1, 2, 3), (Node(4),))
+    captures.clear()
+    for nodes in ((Node(4), Node(5), Node(6)), (Node(4), Node(5, 0), Node(6, 0)), (Node(4), Node(5, 0), Node(6, 1))):
+        for tokens in ((1, 2, 3), (1, 2, 3, 4, 6), (1, 2, 3, 4, 6, 6)):
+            assert (predictor.read_tree(tokens, nodes) - truth(tokens, nodes)).abs().max() < 1e-9
+    assert len(captures) <= 1  # the trial of the model has taken a pass over 4 tokens or not
 
 
 def test_a_pass_is_captured_once_and_repeated_at_other_places() -> None:
@@ -114,6 +149,9 @@ def test_speculation_over_captured_passes(monkeypatch: pytest.MonkeyPatch) -> No
     expected = autoregressive_generate(prompt, model, 40)
     assert autoregressive_generate(prompt, made, 40, use_cache=True) == expected
     assert speculative_generate(prompt, fast(drafter), made, max_gen_len=40, use_cache=True)[0] == expected
+    predictor = CachedPredictor(made)
+    step = tree_step(LookupTree(), predictor.read_tree, GreedyProcessor(), Dice(), prune=(predictor,))
+    assert list(run(step, start(prompt, 40).unwrap()).state.output) == expected
 
     other = tiny_gpt2()
     with pytest.warns(NotAccelerated, match="only the llama family"):

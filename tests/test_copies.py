@@ -60,6 +60,8 @@ def copies() -> dict[str, Any]:
         ("greedy, by blocks", 1, 1),
         ("greedy, token by token", 4, 1),
         ("greedy, suffix", 0, 1),
+        ("greedy, a tree without branches", 0, 1),
+        ("greedy, a tree", 0, 2),  # once more where the target leaves the likeliest path for another
         ("sampled, by blocks", 1, 2),  # the probabilities of the drafts, and the token behind them
         ("sampled, from greedy blocks", 1, 2),
         ("sampled, token by token", 4, 2),

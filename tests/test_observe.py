@@ -102,6 +102,18 @@ def test_a_bonus_and_a_token_without_a_draft() -> None:
     assert "drawn     4 'e'" in token
 
 
+def test_other_branches_of_a_tree_are_shown_as_such() -> None:
+    state = DecodeState(Request((1, 2), 9), (1, 2))
+    path, beside = Proposal(3, PointMass(3), "toy"), Proposal(5, PointMass(5), "bush")
+    verified = Verified(Drafted(state, (path,), (beside,)), 1, HALF, (HALF, HALF), torch.zeros(2, 10))
+    heading, accepted, other, token = shown(commit(Adjusted(verified, (3, 4))))
+    assert "gamma 2  accepted 1/2" in heading
+    assert accepted.startswith(GREEN)
+    assert other.startswith(DIM)
+    assert "beside    5 'f'  bush" in other
+    assert "bonus     4 'e'" in token
+
+
 def test_what_a_stop_or_the_limit_drops_is_not_shown_as_accepted() -> None:
     heading, first, second, third = shown(a_step(3, (3, 9, 3, 5), HALF, HALF))
     assert "accepted 2/3  ends: stop token" in heading

@@ -22,6 +22,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from specflow import (
     Bigrams,
     CachedPredictor,
+    CertainDrafter,
     Count,
     DecodeError,
     DecodeState,
@@ -40,6 +41,7 @@ from specflow import (
     Tokens,
     TreeDrafter,
     UncachedPredictor,
+    as_chain,
     as_tree,
     autoregressive_step,
     path_by_path,
@@ -421,6 +423,27 @@ def test_a_token_that_both_know_has_both_chances() -> None:
     assert copied.token == both.token == 2
     assert both.chance == pytest.approx(copied.chance + (1 - copied.chance) / 2 * 0.5)
     assert both.source == "suffix"
+
+
+@given(texts)
+def test_a_chain_as_a_tree_as_a_chain_is_the_chain(tokens: Tokens) -> None:
+    def drafted(drafter: CertainDrafter) -> list[tuple[int, str]]:
+        return [(proposal.token, proposal.source) for proposal in drafter(tokens)]
+
+    assert drafted(as_chain(as_tree(SuffixDrafter()))) == drafted(SuffixDrafter())
+
+
+def test_the_likeliest_path_is_drafted_as_long_as_it_is_likely() -> None:
+    nodes = (
+        Node(5, chance=0.5),
+        Node(6, chance=0.4),
+        Node(7, 1, 0.3),
+        Node(8, 0, 0.2),
+        Node(9, 3, 0.1),
+        Node(3, 4, 0.05),
+    )
+    for least, path in ((0.1, [5, 8, 9]), (0.15, [5, 8]), (0.45, [5]), (0.6, [])):
+        assert [proposal.token for proposal in as_chain(lambda tokens: iter(nodes), least)((1,))] == path
 
 
 def test_branches_are_at_least_one() -> None:

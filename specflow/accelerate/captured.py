@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from specflow.accelerate.llama import Llama, Output, Place, Sight, hiding, logits_of, read
 from specflow.kv_cache import KVCache
+from specflow.trees import depths, lineage
 
 Work: TypeAlias = Callable[[], Tensor]
 """Some work on tensors that stay where they are, and what comes out."""
@@ -31,9 +32,10 @@ PASSES: Final = (1, 2, 4, 8, 16, 32)
 class Captured(Module):
     """A llama whose passes over up to 32 tokens are captured, for a device that waits for Python between kernels.
 
-    A captured pass repeats the same kernels over the same memory, so everything that changes is data: the ids and the
-    position are tensors, and each query sees the whole buffer behind a mask. What a pass computes for the tokens it is
-    filled up with lies behind the text and is forgotten, as after a rollback. A graph belongs to the buffer it was
+    A captured pass repeats the same kernels over the same memory, so everything that changes is data: the ids, the
+    position and the shape of a tree are tensors (a text is a tree without branches), and each query sees the whole
+    buffer behind a mask. What a pass computes for the tokens it is filled up with lies behind the text and is
+    forgotten, as after a rollback. A graph belongs to the buffer it was
     captured over; when a text is given up, the next one that fits takes over its buffer, and the graphs.
 
     Source: CUDA graphs as torch offers them. Not yet measured on a device: the tests run it on a CPU, over a tape that
@@ -57,16 +59,16 @@ class Captured(Module):
         logits_to_keep: int = 0,
         parents: Sequence[int] | None = None,
     ) -> Output:
-        """As `Llama`; in a short pass over a cache the logits are computed for all tokens. Trees are not captured."""
+        """As `Llama`; in a short pass over a cache the logits are computed for all tokens."""
         k = input_ids.shape[-1]
         size = next((size for size in PASSES if size >= k), None)
-        if cache is None or size is None or len(input_ids) != 1 or k == 0 or parents is not None:
+        if cache is None or size is None or len(input_ids) != 1 or k == 0:
             output: Output = self.eager(
                 input_ids, cache=cache, use_cache=use_cache, logits_to_keep=logits_to_keep, parents=parents
             )
             return output
         with torch.no_grad():
-            logits = self._track(cache, cache.length + size).run(input_ids[0], cache.length, size)
+            logits = self._track(cache, cache.length + size).run(input_ids[0], cache.length, size, parents)
         cache.length += k
         return Output(logits[None, -logits_to_keep:], cache if use_cache else None)
 
@@ -95,11 +97,16 @@ class _Track:
     _owner: Callable[[], KVCache | None] = field(default=lambda: None, init=False)
     _ids: Tensor = field(init=False)
     _start: Tensor = field(init=False)
+    _parents: list[int] = field(factory=list, init=False)
+    _depths: Tensor = field(init=False)
+    _hidden: Tensor = field(init=False)
     _angles: tuple[Tensor, Tensor] = field(init=False)
     _passes: dict[int, Work] = field(factory=dict, init=False)
 
     def __attrs_post_init__(self) -> None:
         self._ids = torch.zeros(max(PASSES), dtype=torch.long, device=self.buffer.device)
+        self._depths = torch.zeros_like(self._ids)
+        self._hidden = torch.zeros(max(PASSES), max(PASSES), dtype=torch.bool, device=self.buffer.device)
         self._start = torch.zeros((), dtype=torch.long, device=self.buffer.device)
         self._angles = self.model.angles.between(0, self.room)
 
@@ -124,25 +131,39 @@ class _Track:
             self.buffer[:, :, :, : cache.length] = cache.buffer[:, :, :, : cache.length]
         cache.buffer, self._owner = self.buffer, ref(cache)
 
-    def run(self, ids: Tensor, start: int, size: int) -> Tensor:
+    def run(self, ids: Tensor, start: int, size: int, parents: Sequence[int] | None) -> Tensor:
         """Logits [k, V] of ids [k] behind `start` tokens, in a captured pass over `size` tokens."""
         self._ids[: len(ids)] = ids
         self._start.fill_(start)
+        self._arrange(range(-1, len(ids) - 1) if parents is None else parents)
         if size not in self._passes:
             self._passes[size] = self.capture(lambda: self._pass(size))
         return self._passes[size]()[: len(ids)].clone()
 
+    def _arrange(self, parents: Sequence[int]) -> None:
+        """Take the shape of a tree, with the tokens that a pass is filled up with in a row behind its last."""
+        whole = [*parents, *range(len(parents) - 1, max(PASSES) - 1)]
+        if whole != self._parents:
+            self._parents = whole
+            self._depths.copy_(torch.tensor(depths(whole)))
+            self._hidden.copy_(torch.from_numpy(~lineage(whole)))
+
     def _pass(self, size: int) -> Tensor:
-        weights = self.model.weights
-        positions = self._start + torch.arange(size, device=self.buffer.device)
-        seen = torch.arange(self.room, device=self.buffer.device)
+        weights, device = self.model.weights, self.buffer.device
+        positions = self._start + self._depths[:size]
+        slots = self._start + torch.arange(size, device=device)
+        seen = torch.arange(self.room, device=device).index_copy(0, slots, positions)
+        beside = torch.zeros(size, self.room, dtype=torch.bool, device=device)
+        beside.index_copy_(1, slots, self._hidden[:size, :size])
         cos, sin = self._angles
         rows = self.buffer.permute(0, 3, 1, 2, 4).unbind()
         sights = {
-            window: Sight.of(self.buffer, hiding(positions, seen, window), weights, size, self.model.shapes.rows)
+            window: Sight.of(
+                self.buffer, hiding(positions, seen, window) | beside, weights, size, self.model.shapes.rows
+            )
             for window in weights.windows
         }
-        place = Place((cos[positions], sin[positions]), lambda i, new: rows[i].index_copy_(0, positions, new), sights)
+        place = Place((cos[positions], sin[positions]), lambda i, new: rows[i].index_copy_(0, slots, new), sights)
         return logits_of(weights, read(weights, self._ids[:size], place))
 
 

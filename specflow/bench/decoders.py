@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Final, TypeAlias, cast, final
+from weakref import WeakKeyDictionary
 
 from attrs import frozen
 from returns.result import Failure, Result, Success
@@ -97,24 +98,27 @@ def _with_memory() -> Composer:
     return compose
 
 
+_BIGRAMS: Final[WeakKeyDictionary[Module, Bigrams]] = WeakKeyDictionary()
+
+
 def _bigrams(context: Context) -> Bigrams:
-    vocab_size = limits_of(context.model).vocab_size or len(context.tokenizer)
-    before = tuple(context.tokenizer("\n\n...").input_ids) or context.prompt[:1]
-    return Bigrams.of(CachedPredictor(context.model).read_tree, before, vocab_size, min(8, vocab_size))
+    """The model's own bigrams, for which it is asked once."""
+    model = context.model
+    if model not in _BIGRAMS:
+        vocab_size = limits_of(model).vocab_size or len(context.tokenizer)
+        before = tuple(context.tokenizer("\n\n...").input_ids) or context.prompt[:1]
+        _BIGRAMS[model] = Bigrams.of(CachedPredictor(model).read_tree, before, vocab_size, min(8, vocab_size))
+    return _BIGRAMS[model]
 
 
 def _tree(gamma: str | None, model: Module) -> Compose:
-    """Trees of what the text repeats and of the target's own bigrams, which it is asked for once."""
-    kept: list[Bigrams] = []
+    """Trees of what the text repeats and of the target's own bigrams."""
     meter = CostMeter(clock_for(model))
     cost_aware = CostAwareTree(meter)
 
     def compose(context: Context) -> Step:
-        if not kept:
-            kept.append(_bigrams(context))
-        (bigrams,) = kept
         target = context.target.read_tree
-        drafter = context.timed(LookupTree(bigrams))
+        drafter = context.timed(LookupTree(_bigrams(context)))
         timed, policy = (meter.timed_tree(target), cost_aware) if gamma == "cost" else (target, Fixed(int(gamma or 8)))
         return tree_step(drafter, timed, context.processor, context.rng, policy, prune=(context.target,))
 

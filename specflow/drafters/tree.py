@@ -11,10 +11,11 @@ import numpy
 from attrs import field, frozen
 from numpy.typing import NDArray
 
+from specflow.distribution import PointMass
 from specflow.drafters.bigrams import Bigrams
 from specflow.drafters.suffix import SuffixDrafter
 from specflow.errors import at_least_one
-from specflow.state import TEXT, CertainDrafter, Node, Tokens, TreeDrafter
+from specflow.state import TEXT, CertainDrafter, Node, Proposal, Tokens, TreeDrafter
 
 PLACES: Final = 64
 """How many earlier occurrences of a token are looked at, the latest."""
@@ -149,5 +150,27 @@ def as_tree(drafter: CertainDrafter) -> TreeDrafter:
     def draft(tokens: Tokens, /) -> Iterator[Node]:
         for i, proposal in enumerate(drafter(tokens)):
             yield Node(proposal.token, i - 1, source=proposal.source)
+
+    return draft
+
+
+def as_chain(drafter: TreeDrafter, least: float = 0.1) -> CertainDrafter:
+    """The likeliest path of a tree, as long as its chance is at least `least`: for models that cannot read trees.
+
+    as_chain(as_tree(d)) drafts what d drafts.
+
+    >>> stream = lambda tokens: iter((Node(5, chance=0.5), Node(6, chance=0.4), Node(7, 1, 0.3), Node(8, 0, 0.2)))
+    >>> [proposal.token for proposal in as_chain(stream)((1,))]
+    [5, 8]
+    """
+
+    def draft(tokens: Tokens, /) -> Iterator[Proposal[PointMass]]:
+        end = TEXT
+        for number, node in enumerate(drafter(tokens)):
+            if node.chance < least:
+                return
+            if node.parent == end:
+                end = number
+                yield Proposal(node.token, PointMass(node.token), node.source)
 
     return draft

@@ -33,9 +33,10 @@ def unobserved(committed: Committed) -> None:
 class Show:
     """Prints a step: position, γ, how many were accepted, and each draft with its text, q, p/q and verdict.
 
-    Accepted drafts are green, the refused one red, those behind it or behind a stop dim, and the token that the target
-    adds (bonus, corrected, or drawn without a draft) is cyan; colours only on a terminal. It is an `Observer`: give it
-    to a prebuilt step, or write `tap(Show(tokenizer))` behind `commit` in a step of your own.
+    Accepted drafts are green, the refused one red, those behind it or behind a stop or in other branches of a tree dim,
+    and the token that the target adds (bonus, corrected, or drawn without a draft) is cyan; colours only on a terminal.
+    It is an `Observer`: give it to a prebuilt step, or write `tap(Show(tokenizer))` behind `commit` in a step of your
+    own.
     Law: observing is the identity, so a decode with and without it emits the same tokens.
 
     >>> import torch
@@ -56,11 +57,14 @@ class Show:
 
     def _lines(self, committed: Committed) -> Iterator[Text]:
         verified = committed.adjusted.verified
-        proposals, kept = verified.drafted.proposals, len(committed.tokens)
+        proposals, beside, kept = verified.drafted.proposals, verified.drafted.beside, len(committed.tokens)
+        gamma = len(proposals) + len(beside)
         position, accepted = len(committed.before.tokens), min(verified.accepted, kept)
         ending = f"  ends: {committed.reason.value}" if committed.reason else ""
-        yield Text(f"position {position}  gamma {len(proposals)}  accepted {accepted}/{len(proposals)}{ending}", "bold")
+        yield Text(f"position {position}  gamma {gamma}  accepted {accepted}/{gamma}{ending}", "bold")
         yield from self._drafts(verified, kept)
+        for proposal in beside:
+            yield Text(f"  {'beside':<10}{self._named((proposal.token,))}  {proposal.source}", style="dim")
         if kept > verified.accepted:
             kind = "corrected" if verified.accepted < len(proposals) else "bonus" if proposals else "drawn"
             yield Text(f"  {kind:<10}{self._named(committed.tokens[-1:])}", "cyan")

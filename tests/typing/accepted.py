@@ -21,10 +21,13 @@ from specflow import (
     Dice,
     Distribution,
     Drafted,
+    DraftedTree,
     Drafter,
     Finished,
+    Fixed,
     GreedyProcessor,
     MultinomialProcessor,
+    Node,
     Pace,
     PointMass,
     Predictor,
@@ -32,15 +35,28 @@ from specflow import (
     SharedNoise,
     Step,
     Tokens,
+    TreeDrafter,
     Verified,
+    as_tree,
     autoregressive_generate,
     max_fn,
+    path_by_path,
     run,
     speculative_generate,
     start,
     unfold,
 )
-from specflow.stages import Adjust, Draft, MatchSamples, PruneCache, RejectTokens, advance, commit
+from specflow.stages import (
+    Adjust,
+    Draft,
+    DraftTree,
+    MatchSamples,
+    PruneCache,
+    RejectTokens,
+    VerifyTree,
+    advance,
+    commit,
+)
 from tests.toys import tiny_llama
 
 
@@ -74,6 +90,22 @@ def stages_in_a_row(target: Predictor, state: DecodeState) -> None:
     assert_type(unfold(step, state), Iterator[DecodeState | Finished])
     coupled = MatchSamples(target, MultinomialProcessor(1.0), SharedNoise(3))
     assert_type(flow(state, draft, coupled, Adjust(SharedNoise(3))), Adjusted)
+
+
+def bush(tokens: Tokens) -> Iterator[Node]:
+    yield Node(tokens[-1])
+    yield Node(tokens[0], chance=0.1)
+
+
+def trees_in_a_row(target: CachedPredictor, state: DecodeState) -> None:
+    draft, adjust = DraftTree(bush, Fixed(3)), Adjust(SharedNoise(3))
+    verify = VerifyTree(target.read_tree, GreedyProcessor(), SharedNoise(3))
+    assert_type(flow(state, draft), DraftedTree)
+    assert_type(flow(state, draft, verify), Verified)
+    assert_type(flow(state, draft, verify, adjust, commit, tap(show), advance), DecodeState | Finished)
+    assert_type(path_by_path(target)((1,), (Node(2),)), Tensor)
+    tree: TreeDrafter = as_tree(repeat_last)
+    print(tree)
 
 
 def every_certain_drafter_is_a_drafter() -> None:

@@ -8,7 +8,10 @@ from returns.functions import tap
 from returns.pipeline import flow
 
 from specflow import (
+    EGAG,
     Adjusted,
+    CachedPredictor,
+    Categorical,
     Committed,
     DecodeState,
     Dice,
@@ -16,6 +19,7 @@ from specflow import (
     Drafter,
     Fixed,
     GreedyProcessor,
+    Node,
     PointMass,
     Predictor,
     Proposal,
@@ -23,17 +27,20 @@ from specflow import (
     Step,
     Tokens,
     Verified,
+    as_tree,
     run,
     start,
 )
 from specflow.stages import (
     Adjust,
     Draft,
+    DraftTree,
     MatchSamples,
     PruneCache,
     RejectTokens,
     Show,
     StopWhen,
+    VerifyTree,
     advance,
     commit,
     draft_nothing,
@@ -79,6 +86,26 @@ def wrong_parts(target: Predictor) -> None:
     Draft(lambda tokens: iter(()), policy_that_returns_a_number)  # type: ignore[arg-type]
     RejectTokens(target, GreedyProcessor(), SharedNoise(1))  # type: ignore[arg-type]
     MatchSamples(lambda tokens: None, GreedyProcessor(), SharedNoise(1))  # type: ignore[arg-type, misc]
+
+
+def bush(tokens: Tokens) -> Iterator[Node]:
+    yield Node(tokens[-1])
+
+
+def drawn(tokens: Tokens) -> Iterator[Proposal[Categorical]]:
+    raise NotImplementedError
+
+
+def trees_are_not_chains(target: CachedPredictor, chain: Drafter, state: DecodeState) -> None:
+    reject = RejectTokens(target, GreedyProcessor(), Dice())
+    verify = VerifyTree(target.read_tree, GreedyProcessor(), Dice())
+    flow(state, DraftTree(bush), reject)  # type: ignore[arg-type]
+    flow(state, Draft(chain), verify)  # type: ignore[arg-type]
+    DraftTree(chain)  # type: ignore[arg-type]
+    Draft(bush)  # type: ignore[arg-type]
+    DraftTree(bush, EGAG())  # type: ignore[arg-type]
+    VerifyTree(target, GreedyProcessor(), Dice())  # type: ignore[arg-type]
+    as_tree(drawn)  # type: ignore[arg-type]
 
 
 def values_do_not_change(state: DecodeState, drafted: Drafted, verified: Verified, committed: Committed) -> None:
