@@ -213,13 +213,13 @@ class CachedPredictor:
         return self._reader.reads_trees(self._vocab_size)
 
     def _settle(self, tokens: Tokens) -> None:
-        """Of the tree that was read last, keep the path that `tokens` took."""
+        """Of the tree that was read last, keep the path that `tokens` took. Whether they begin alike is seen later."""
         nodes, self._tree = self._tree, ()
         if not nodes or self._past is None:
             return
         past, known = self._past, self._tokens
         self._past, self._tokens = None, []
-        path = path_along(nodes, tokens[len(known) :]) if begins(known, tokens) else []
+        path = path_along(nodes, tokens[len(known) :])
         past.keep(len(known), path)
         self._past, self._tokens = past, known + [nodes[i].token for i in path]
 

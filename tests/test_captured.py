@@ -33,7 +33,7 @@ from specflow.kv_cache import BLOCK, KVCache
 from specflow.testing import conformance, through_trees
 from tests.architectures import ARCHITECTURES, WINDOW, Architecture
 from tests.tape import FakeStream, Tape, on_stream, on_tape, recording_into
-from tests.toys import VOCABULARY, tiny_gpt2, tiny_llama
+from tests.toys import VOCABULARY, passes_of, tiny_gpt2, tiny_llama
 
 NAMED: Final[dict[str, Architecture]] = {architecture.kind: architecture for architecture in ARCHITECTURES}
 
@@ -66,13 +66,17 @@ def test_trees_of_any_shape_are_repetitions_of_one_pass() -> None:
         return on_tape(work)
 
     model = tiny_llama()
-    predictor, truth = CachedPredictor(captured(model, counting)), path_by_path(UncachedPredictor(model))
-    predictor.read_tree((1, 2, 3), (Node(4),))
+    made = captured(model, counting)
+    predictor, truth = CachedPredictor(made), path_by_path(UncachedPredictor(model))
+    predictor.read_tree((1, 2, 3), (Node(4),))  # the model is tried
     captures.clear()
+    passes = passes_of(made)
     for nodes in ((Node(4), Node(5), Node(6)), (Node(4), Node(5, 0), Node(6, 0)), (Node(4), Node(5, 0), Node(6, 1))):
         for tokens in ((1, 2, 3), (1, 2, 3, 4, 6), (1, 2, 3, 4, 6, 6)):
             assert (predictor.read_tree(tokens, nodes) - truth(tokens, nodes)).abs().max() < 1e-9
-    assert len(captures) <= 1  # the trial of the model has taken a pass over 4 tokens or not
+    assert set(passes) == {4}
+    assert len(passes) == 9
+    assert len(captures) <= 1  # the trial may have taken a pass over 4 tokens before
 
 
 def test_a_pass_is_captured_once_and_repeated_at_other_places() -> None:

@@ -429,6 +429,12 @@ def test_bigrams_are_drafted_where_nothing_matches() -> None:
     assert list(LookupTree()((0,))) == []
 
 
+def test_behind_a_bigram_the_text_is_looked_through_again() -> None:
+    nodes = list(islice(LookupTree(TABLE)((3, 7, 0)), 40))
+    (three,) = [i for i, node in enumerate(nodes) if (node.token, node.parent) == (3, TEXT)]
+    assert any((node.token, node.parent, node.source) == (7, three, "suffix") for node in nodes)
+
+
 def test_a_token_that_both_know_has_both_chances() -> None:
     copied, both = next(LookupTree()((1, 2, 1))), next(LookupTree(TABLE)((1, 2, 1)))
     assert copied.token == both.token == 2
