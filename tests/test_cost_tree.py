@@ -161,7 +161,7 @@ def test_a_meter_notes_the_passes_over_trees_and_not_those_over_prompts() -> Non
     hand = Hand()
 
     def target(tokens: Tokens, nodes: Sequence[Node]) -> Tensor:
-        hand.now += 1 + len(nodes)
+        hand.now += 1 + len(nodes) + (50 if tokens[0] > 1 else 0)
         return torch.zeros(len(nodes) + 1, 4)
 
     meter = CostMeter(hand)
@@ -172,7 +172,8 @@ def test_a_meter_notes_the_passes_over_trees_and_not_those_over_prompts() -> Non
     for tokens, nodes in (((1, 2, 3, 3, 5, 8), ()), ((1, 2, 3, 3, 5, 8, 9), ()), ((1, 2, 3, 3, 5, 8, 9, 1), tree)):
         read(tokens, nodes)
     assert meter.seconds(4) == pytest.approx([1.0, 2.0, 3.0, 4.0])
-    read((1, 2, 3, 3, 5, 8, 9, 1, 7, 7, 7, 7, 7, 7, 7), ())  # more than the tree could have given: it is read anew
+    for first in (2, 3, 4):  # other texts: their prompts are read
+        read((first, 7, 7, 7, 7, 7, 7), ())
     assert meter.seconds(4) == pytest.approx([1.0, 2.0, 3.0, 4.0])
 
 
