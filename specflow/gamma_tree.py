@@ -9,11 +9,14 @@ from typing import Final, NamedTuple, final
 from attrs import define, field
 
 from specflow.errors import at_least_one
-from specflow.gamma_cost import DOUBT, LOSS, Choice, CostMeter, Durations, untold
+from specflow.gamma_cost import DOUBT, Choice, CostMeter, Durations, untold
 from specflow.state import DecodeState, Node, Pace
 
-ADVANCE: Final = 2.0
+ADVANCE: Final = 1.5
 """How many passes a text may lose to trees before it has gained anything."""
+
+LOSS: Final = 0.01
+"""How much of a pass it may lose beside for each token."""
 
 TRUST: Final = 4.0
 """For how many tokens a drafter's chances are believed before the text has told what they are worth."""
@@ -40,8 +43,8 @@ class CostAwareTree:
     Σ is over the n nodes: a node's chance is the probability that one more token is taken. w corrects the drafter's
     chances by what came of them in this text, (given + 4) / (promised + 4) in tokens. `meter` tells what passes take
     here, and must time the target: `meter.timed_tree(target)`. n = 0 is a step of autoregressive decoding. A text may
-    lose two passes, and 1.5 % of a pass for each token, to trees that were not taken; larger trees than that pays for
-    are left alone. What drafting takes is measured and counted too.
+    lose 1.5 passes, and 1 % of a pass for each token, to trees that were not taken; larger trees than that pays for are
+    left alone. What drafting takes is measured and counted too.
 
     `most` ≥ 1 nodes, else `DecodeError`. `tell` hears each `Choice`. Lossless like any policy: nodes are certain.
     Source: Chen et al. 2402.12374 (Sequoia), section 3.2, whose tree of one shape for a machine is chosen anew here for

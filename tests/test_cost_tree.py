@@ -28,8 +28,8 @@ from specflow import (
     tree_step,
     unfold,
 )
-from specflow.gamma_cost import LOSS, Choice
-from specflow.gamma_tree import ADVANCE
+from specflow.gamma_cost import Choice
+from specflow.gamma_tree import ADVANCE, LOSS
 from tests.test_cost_aware import CLIFF, FLAT, STEEP, Hand, curve
 
 MACHINES = {"flat": FLAT, "cliff": CLIFF, "steep": STEEP}
