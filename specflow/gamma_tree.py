@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import accumulate, islice
+from itertools import accumulate, islice, takewhile
 from typing import Final, NamedTuple, final
 
 from attrs import define, field
@@ -44,7 +44,7 @@ class CostAwareTree:
     chances by what came of them in this text, (given + 4) / (promised + 4) in tokens. `meter` tells what passes take
     here, and must time the target: `meter.timed_tree(target)`. n = 0 is a step of autoregressive decoding. A text may
     lose 1.5 passes, and 1 % of a pass for each token, to trees that were not taken; larger trees than that pays for are
-    left alone. What drafting takes is measured and counted too.
+    left alone. What drafting takes is measured and counted too, and ended when a text cannot afford more.
 
     `most` ≥ 1 nodes, else `DecodeError`. `tell` hears each `Choice`. Lossless like any policy: nodes are certain.
     Source: Chen et al. 2402.12374 (Sequoia), section 3.2, whose tree of one shape for a machine is chosen anew here for
@@ -71,7 +71,8 @@ class CostAwareTree:
         if costs is None or self._drafting.estimate > credit:
             return (), (len(state.tokens), 0, 0.0, 0.0, *text)
         began = self.meter.clock()
-        nodes, tokens, seconds, best = self._weighed(stream, costs, text.worth, credit)
+        in_time = takewhile(lambda node: self.meter.clock() - began <= credit, stream)
+        nodes, tokens, seconds, best = self._weighed(in_time, costs, text.worth, credit)
         self._drafting.note((self.meter.clock() - began) / max(1, len(nodes)))
         self.tell(Choice(len(state.tokens), len(nodes), best, tuple(tokens), tuple(seconds), text.lost))
         promised = (tokens[best] - 1) / text.worth
