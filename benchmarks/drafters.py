@@ -161,8 +161,10 @@ def bigrams_in(path: Path) -> Bigrams:
     """The table in a file, which is made where it is not there."""
     if not path.exists():
         loaded = load("smollm2", "float32").unwrap()
-        target = CachedPredictor(accelerate.fast(loaded.model))
-        Bigrams.of(target.read_tree, tuple(loaded.tokenizer("\n\n...").input_ids), VOCABULARY).save(path)
+        target, before = CachedPredictor(accelerate.fast(loaded.model)), tuple(loaded.tokenizer("\n\n...").input_ids)
+        began = perf_counter()
+        Bigrams.of(target.read_tree, before, VOCABULARY).save(path)
+        print(f"the target was asked for its bigrams in {perf_counter() - began:.0f} s", flush=True)
     return Bigrams.load(path)
 
 
