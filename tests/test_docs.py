@@ -40,6 +40,7 @@ def test_the_readme_decoder_is_short() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_examples_in_the_docs_run(page: Path) -> None:
+def test_examples_in_the_docs_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # they may write files
     failed, _ = doctest.testfile(str(page), module_relative=False)
     assert failed == 0
