@@ -46,9 +46,10 @@ class CostAwareTree:
     lose 1.5 passes, and 1 % of a pass for each token, to trees that were not taken; larger trees than that pays for are
     left alone. What drafting takes is measured and counted too, and ended when a text cannot afford more.
 
-    `most` ≥ 1 nodes, else `DecodeError`. `tell` hears each `Choice`. Lossless like any policy: nodes are certain.
-    Source: Chen et al. 2402.12374 (Sequoia), section 3.2, whose tree of one shape for a machine is chosen anew here for
-    each text and place.
+    `most` ≥ 1 nodes, else `DecodeError`. `tell` hears each `Choice`; it promises nothing where the drafter was not
+    asked. Lossless like any policy: nodes are certain.
+    Source: Chen et al. 2402.12374 (Sequoia), its hardware-aware tree optimizer, whose one tree for a machine is chosen
+    anew here for each text and place.
 
     >>> from specflow.state import Request
     >>> meter = CostMeter()
@@ -69,6 +70,7 @@ class CostAwareTree:
         text = _settled(state, costs)
         credit = 0.0 if costs is None else costs[0] * (ADVANCE + LOSS * len(state.output)) - text.lost
         if costs is None or self._drafting.estimate > credit:
+            self.tell(Choice(len(state.tokens), 0, 0, (), (), text.lost))
             return (), (len(state.tokens), 0, 0.0, 0.0, *text)
         began = self.meter.clock()
         in_time = takewhile(lambda node: self.meter.clock() - began <= credit, stream)

@@ -133,11 +133,12 @@ def test_nothing_is_drafted_before_a_pass_over_one_token_is_known() -> None:
         asked.append(1)
         yield Node(1)
 
-    meter = CostMeter()
+    told: list[Choice] = []
     state = DecodeState(Request((1,), 99), (1,))
-    nodes, pace = CostAwareTree(meter)(stream(), state)
+    nodes, pace = CostAwareTree(CostMeter(), tell=told.append)(stream(), state)
     assert nodes == ()
     assert asked == []
+    assert told == [Choice(1, 0, 0, (), (), 0.0)]
     assert pace[:2] == (1, 0)
 
 
