@@ -31,14 +31,26 @@ def path_along(nodes: Sequence[Node], tokens: Tokens) -> list[int]:
     >>> path_along((Node(5), Node(6), Node(7, parent=0)), (5, 7, 9))
     [0, 2]
     """
-    number = {(node.parent, node.token): i for i, node in enumerate(nodes)}
+    children = children_of(nodes)
     path: list[int] = []
     for token in tokens:
-        following = number.get((path[-1] if path else TEXT, token))
+        following = children.get(path[-1] if path else TEXT, {}).get(token)
         if following is None:
             break
         path.append(following)
     return path
+
+
+def children_of(nodes: Sequence[Node]) -> dict[int, dict[int, int]]:
+    """parent → token → node, the first of equals; only parents that have children are there.
+
+    >>> children_of((Node(5), Node(6), Node(7, parent=0)))
+    {-1: {5: 0, 6: 1}, 0: {7: 2}}
+    """
+    children: dict[int, dict[int, int]] = {}
+    for i, node in enumerate(nodes):
+        children.setdefault(node.parent, {}).setdefault(node.token, i)
+    return children
 
 
 def leaves(nodes: Sequence[Node]) -> list[int]:

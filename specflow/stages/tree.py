@@ -25,7 +25,7 @@ from specflow.state import (
     TreePredictor,
     Verified,
 )
-from specflow.trees import preorder
+from specflow.trees import children_of, preorder
 
 
 @final
@@ -68,7 +68,7 @@ class VerifyTree:
     def __call__(self, drafted: DraftedTree, /) -> Verified:
         text, nodes = drafted.state.tokens, drafted.nodes
         logits = self.target(text, nodes)
-        children = _children(nodes)
+        children = children_of(nodes)
         known: dict[int, Distribution] = {}
         here, path = TEXT, list[int]()
         while True:
@@ -91,14 +91,6 @@ class VerifyTree:
         taken = Drafted(drafted.state, _proposals(nodes, path), _proposals(nodes, beside))
         laws = tuple([known[i] for i in way])
         return Verified(taken, len(path), correction, laws, _rows(logits, way))
-
-
-def _children(nodes: Sequence[Node]) -> dict[int, dict[int, int]]:
-    """parent → token → node, the first of equals."""
-    children: dict[int, dict[int, int]] = {}
-    for i, node in enumerate(nodes):
-        children.setdefault(node.parent, {}).setdefault(node.token, i)
-    return children
 
 
 def _trunk(children: Mapping[int, Mapping[int, int]], here: int) -> list[int]:
