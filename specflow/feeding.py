@@ -102,7 +102,8 @@ class Reader:
     _call: Call = field(repr=False)
     cache_name: str | None
     takes_positions: bool
-    takes_mask: bool
+    takes_masks: bool
+    """Whether it is one of transformers' models that are told so what each token sees, and where it stands."""
     takes_parents: bool
     keeps_logits: bool
     is_of_transformers: bool
@@ -120,7 +121,7 @@ class Reader:
             model,
             next((name for name in CACHE_NAMES if name in names), None),
             "position_ids" in names,
-            "attention_mask" in names,
+            isinstance(whole, PreTrainedModel) and {"position_ids", "attention_mask"} <= set(names),
             "parents" in names,
             "logits_to_keep" in names,
             isinstance(whole, PreTrainedModel),
@@ -175,11 +176,6 @@ class Reader:
         """transformers' own cache for this model; None where there is no config to make it from."""
         config = getattr(self.model, "config", None)
         return DynamicCache(config=config) if isinstance(config, PreTrainedConfig) else None
-
-    @property
-    def _takes_masks(self) -> bool:
-        """Whether transformers' models are told so what each token sees, and where it stands."""
-        return self.is_of_transformers and self.takes_positions and self.takes_mask
 
     def own_feeding(self, make_cache: Callable[[], object | None], vocab_size: int, room: int) -> Feeding:
         """`feeding` over the model's own caches. A model is tried once for each dtype and kind of device."""
@@ -239,7 +235,7 @@ class Reader:
         A text of 7 tokens and a tree of 9 behind it, then a token behind one of its paths, which the cache keeps. The
         logits are compared with those of fresh passes, within the bounds of `feeding`.
         """
-        if self.edge is not None or not (self.takes_parents or self._takes_masks):
+        if self.edge is not None or not (self.takes_parents or self.takes_masks):
             return False
         found, place = _TREES.setdefault(self.model, {}), (_dtype(self.model), self.device.type)
         if place not in found:
