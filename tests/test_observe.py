@@ -111,7 +111,9 @@ def test_other_branches_of_a_tree_are_shown_as_such() -> None:
     assert accepted.startswith(GREEN)
     assert other.startswith(DIM)
     assert "beside    5 'f'  bush" in other
-    assert "bonus     4 'e'" in token
+    assert "bonus     4 'e'" in token  # behind a leaf
+    left = evolve(verified, correction=PointMass(4))
+    assert "corrected 4 'e'" in shown(commit(Adjusted(left, (3, 4))))[-1]  # its children were refused
 
 
 def test_what_a_stop_or_the_limit_drops_is_not_shown_as_accepted() -> None:

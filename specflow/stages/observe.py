@@ -66,7 +66,8 @@ class Show:
         for proposal in beside:
             yield Text(f"  {'beside':<10}{self._named((proposal.token,))}  {proposal.source}", style="dim")
         if kept > verified.accepted:
-            kind = "corrected" if verified.accepted < len(proposals) else "bonus" if proposals else "drawn"
+            refused = verified.accepted < len(proposals) or (beside and verified.correction is not verified.laws[-1])
+            kind = "corrected" if refused else "bonus" if gamma else "drawn"
             yield Text(f"  {kind:<10}{self._named(committed.tokens[-1:])}", "cyan")
 
     def _drafts(self, verified: Verified, kept: int) -> Iterator[Text]:
