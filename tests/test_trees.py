@@ -394,6 +394,7 @@ def test_a_lookup_tree_is_a_tree_and_the_likeliest_come_first(tokens: Tokens, dr
             nodes[parent].chance if parent >= 0 else 1
         )
     assert nodes == list(islice(drafter(tokens), 40))
+    assert drafter == LookupTree(drafter.bigrams, drafter.branches)
 
 
 @given(texts)

@@ -69,7 +69,7 @@ class LookupTree:
 
     bigrams: Bigrams | None = None
     branches: int = field(default=4, validator=at_least_one)
-    _suffix: SuffixDrafter = field(init=False, factory=SuffixDrafter, repr=False)
+    _suffix: SuffixDrafter = field(init=False, factory=SuffixDrafter, eq=False, repr=False)
 
     def __call__(self, tokens: Tokens, /) -> Iterator[Node]:
         text = numpy.array(tokens)
