@@ -35,8 +35,8 @@ class Captured(Module):
     A captured pass repeats the same kernels over the same memory, so everything that changes is data: the ids, the
     position and the shape of a tree are tensors (a text is a tree without branches), and each query sees the whole
     buffer behind a mask. What a pass computes for the tokens it is filled up with lies behind the text and is
-    forgotten, as after a rollback. A graph belongs to the buffer it was
-    captured over; when a text is given up, the next one that fits takes over its buffer, and the graphs.
+    forgotten, as after a rollback. A graph belongs to the buffer it was captured over; when a text is given up, the
+    next one that fits takes over its buffer, and the graphs.
 
     Source: CUDA graphs as torch offers them. Not yet measured on a device: the tests run it on a CPU, over a tape that
     repeats recorded operations in place as a graph does.
