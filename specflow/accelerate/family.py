@@ -73,18 +73,23 @@ def weights_of(model: Module, rounded: torch.dtype, computed: torch.dtype, make:
     size = rotary(embedding.new_empty(0, dtype=computed), first)[0].shape[-1]
     heads, kv_heads = (len(layers[0].get_parameter(f"self_attn.{name}_proj.weight")) // size for name in "qk")
 
-    def joined(*modules: Module) -> Linear:
-        weights, biases = zip(*map(weight_and_bias, modules), strict=True)
+    def joined(*parts: tuple[Tensor, Tensor | None]) -> Linear:
+        weights, biases = zip(*parts, strict=True)
         present = [bias for bias in biases if bias is not None]
         return make(torch.cat(weights).to(rounded), torch.cat(present).to(rounded) if present else None)
+
+    def by_member(rows: Tensor) -> Tensor:
+        return rows.reshape(kv_heads, heads // kv_heads, size, -1).transpose(0, 1).reshape(rows.shape)
 
     def norm(name: str, within: Module) -> Tensor:
         weight = within.get_parameter(f"{name}.weight").detach().to(rounded).to(computed)
         return torch.cat((weight, weight))
 
     def layer(module: Module, window: int | None) -> Layer:
-        q, k, v, out = (module.get_submodule(f"self_attn.{name}_proj") for name in "qkvo")
-        gate, up, down = (module.get_submodule(f"mlp.{name}_proj") for name in ("gate", "up", "down"))
+        q, k, v, out = (weight_and_bias(module.get_submodule(f"self_attn.{name}_proj")) for name in "qkvo")
+        gate, up, down = (weight_and_bias(module.get_submodule(f"mlp.{name}_proj")) for name in ("gate", "up", "down"))
+        q = by_member(q[0]), None if q[1] is None else by_member(q[1])
+        out = by_member(out[0].T).T, out[1]
         return Layer(
             before_attention=norm("input_layernorm", module),
             qkv=joined(q, k, v),
@@ -109,7 +114,7 @@ def weights_of(model: Module, rounded: torch.dtype, computed: torch.dtype, make:
         embedding=embedding,
         layers=tuple([layer(module, window) for module, window in zip(layers, _windows(model), strict=True)]),
         before_head=norm("norm", model.get_submodule("model")),
-        head=joined(model.get_submodule("lm_head")),
+        head=joined(weight_and_bias(model.get_submodule("lm_head"))),
         rotary=rotary,
         heads=heads,
         kv_heads=kv_heads,

@@ -55,7 +55,11 @@ class Layer:
 @final
 @frozen(eq=False)
 class Weights:
-    """A model of the llama family: `heads` query heads share `kv_heads` key and value heads, each of `size`."""
+    """A model of the llama family: `heads` query heads share `kv_heads` key and value heads, each of `size`.
+
+    The first `kv_heads` query heads are the first that share each key head, and so on: in this order attention gives
+    what the next layer reads, as it lies.
+    """
 
     embedding: Tensor
     layers: tuple[Layer, ...]
@@ -236,11 +240,10 @@ def _rotate(qk: Tensor, angles: tuple[Tensor, Tensor]) -> None:
 
 
 def _silu(gate: Tensor) -> Tensor:
-    """x · sigmoid(x) of [k, n] in place, in pieces that are not cut within a row."""
-    pieces = (gate,) if gate.numel() <= ELEMENTS else torch.split(gate, max(1, ELEMENTS // gate.shape[-1]))
-    for rows in pieces:
-        F.silu(rows, inplace=True)
-    return gate
+    """x · sigmoid(x) of [k, n], in pieces that are not cut within a row."""
+    if gate.numel() <= ELEMENTS:
+        return F.silu(gate)
+    return torch.cat([F.silu(rows) for rows in torch.split(gate, max(1, ELEMENTS // gate.shape[-1]))])
 
 
 @final
@@ -261,7 +264,7 @@ class Place:
 class Sight:
     """What the tokens of a pass see: each layer's keys and values [1, heads, n, size], less what the `mask` hides.
 
-    The queries that share a key head are rows of one attention, so that no key is repeated: `slots` [heads, k, group,
+    The queries that share a key head are rows of one attention, so that no key is repeated: `slots` [k, group, heads,
     size] are the places for them in `rows` [1, heads, k · group and padding, size]. The mask [rows, n] is 0 or -∞; None
     hides nothing.
     """
@@ -282,7 +285,7 @@ class Sight:
         group = weights.heads // weights.kv_heads
         padding = -k * group % multiple
         rows = keys.new_zeros(1, weights.kv_heads, k * group + padding, weights.size)
-        slots = rows[0, :, : k * group].view(weights.kv_heads, k, group, weights.size)
+        slots = rows[0, :, : k * group].view(weights.kv_heads, k, group, weights.size).permute(1, 2, 0, 3)
         mask = None
         if hidden is not None:
             mask = keys.new_zeros(hidden.shape).masked_fill_(hidden, -inf).repeat_interleave(group, dim=0)
@@ -290,16 +293,17 @@ class Sight:
         return cls(keys.unbind(), values.unbind(), rows, slots, mask)
 
     def attend(self, queries: Tensor, layer: int) -> Tensor:
-        """softmax(q · kᵀ / √size) · v of queries [k, heads · group, size], as [k, heads · group · size]."""
-        heads, k, group, size = self.slots.shape
+        """softmax(q · kᵀ / √size) · v of queries [k, group · heads, size], as [k, group · heads · size]."""
+        k, group, heads, size = self.slots.shape
         if self.rows.shape[2] == group:  # one token's queries are the rows as they lie
-            return self._seen(queries.view(1, heads, group, size), layer).reshape(1, -1)
-        self.slots.copy_(queries.view(k, heads, group, size).transpose(0, 1))
-        seen = self._seen(self.rows, layer)[0, :, : k * group]
-        return seen.view(heads, k, group, size).transpose(0, 1).reshape(k, -1)
+            rows = queries.view(1, group, heads, size).transpose(1, 2)
+            return self._seen(rows, layer).reshape(1, -1)
+        self.slots.copy_(queries.view(k, group, heads, size))
+        return self._seen(self.rows, layer)[:, : k * group].reshape(k, -1)
 
     def _seen(self, rows: Tensor, layer: int) -> Tensor:
-        return F.scaled_dot_product_attention(rows, self.keys[layer], self.values[layer], attn_mask=self.mask)
+        seen = F.scaled_dot_product_attention(rows, self.keys[layer], self.values[layer], attn_mask=self.mask)
+        return seen.transpose(1, 2)
 
 
 def hiding(positions: Tensor, seen: Tensor, window: int | None) -> Tensor:
