@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from random import Random
 
@@ -51,6 +51,7 @@ from specflow import (
 )
 from specflow.accelerate import bit_for_bit, fast
 from specflow.caching import Roomy
+from specflow.drafters.tree import LONGEST
 from specflow.kv_cache import KVCache
 from specflow.stages import DraftTree, VerifyTree
 from specflow.state import TEXT
@@ -406,6 +407,32 @@ def test_the_first_branch_is_the_copy_that_a_suffix_drafter_follows(tokens: Toke
         assert node.chance == pytest.approx((copy.worth - 0.6) / (copy.worth + 1.2))
     else:
         assert node is None or tokens[-1] in tokens[:-1]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_branches_are_what_followed_the_longest_matches_the_latest_first(seed: int) -> None:
+    tokens = tuple(Random(seed).choices(range(2 + seed % 5), k=40))
+
+    def common(end: int) -> int:
+        alike = takewhile(lambda back: tokens[end - 1 - back] == tokens[-1 - back], range(min(end, LONGEST)))
+        return sum(1 for _ in alike)
+
+    copy = SuffixDrafter().copy(tokens)
+    ends = [end for end in range(1, len(tokens)) if common(end) and end != copy.end]
+    ends = [copy.end] * (copy.worth > 0) + sorted(ends, key=lambda end: (-common(end), -end))
+    nodes = islice(LookupTree(branches=8)(tokens), 60)
+    first = [node.token for node in nodes if node.parent == TEXT]
+    assert first == [*dict.fromkeys(tokens[end] for end in ends)][: len(first)]
+    assert bool(first) == bool(ends)
+
+
+def test_a_stream_is_of_its_own_text_whatever_is_read_meanwhile() -> None:
+    tokens, drafter = (5, 6, 7, 5, 4, 5), LookupTree(TABLE)
+    alone = list(islice(LookupTree(TABLE)(tokens), 30))
+    stream = drafter(tokens)
+    first = next(stream)
+    next(drafter((*tokens, 0, 1, 2, 3, 0, 2, 1, 5)))
+    assert [first, *islice(stream, 29)] == alone
 
 
 def test_edited_texts_are_copied_across_their_edits() -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
 from math import floor, isfinite
 from threading import Lock
 from typing import Final, NamedTuple, final
@@ -71,6 +72,28 @@ class Copy(NamedTuple):
 NO_COPY: Final = Copy(0, 0)
 
 
+class Reading(NamedTuple):
+    """What there is to know of the first `length` tokens of a text that may have grown since.
+
+    The longest `match` of their ending, the `copy` to follow, and behind which positions each token was.
+    """
+
+    length: int
+    match: Match
+    copy: Copy
+    places: Mapping[int, Sequence[int]]
+
+    def latest(self, token: int, most: int) -> Sequence[int]:
+        """Where occurrences of a token ended, at most so many, the latest first.
+
+        >>> SuffixDrafter().read((5, 6, 5, 7)).latest(5, 10)
+        [3, 1]
+        """
+        ends = self.places.get(token, ())
+        last = bisect_right(ends, self.length)
+        return ends[max(0, last - most) : last][::-1]
+
+
 def _finite(instance: object, attribute: Attribute[float], value: float) -> None:
     if not isfinite(value):
         raise DecodeError(attribute.name, f"{attribute.name} is not a finite number", value, "give a finite number")
@@ -132,7 +155,7 @@ class SuffixDrafter:
         >>> SuffixDrafter().match((1, 2, 7, 1, 2, 8, 1, 2))
         Match(length=2, end=5)
         """
-        return self._read(tokens)[0]
+        return self.read(tokens).match
 
     def copy(self, tokens: Tokens) -> Copy:
         """The earlier place that is followed: the longest match, or a refused copy that is worth as much.
@@ -140,9 +163,10 @@ class SuffixDrafter:
         >>> SuffixDrafter().copy((1, 2, 7, 1, 2, 8, 1, 2)).end
         5
         """
-        return self._read(tokens)[1]
+        return self.read(tokens).copy
 
-    def _read(self, tokens: Tokens) -> tuple[Match, Copy]:
+    def read(self, tokens: Tokens) -> Reading:
+        """Match, copy and the places of each token, for drafters that look further."""
         # A memo is out of the list while it grows: an interruption loses it, and another thread never meets it.
         with self._lock:
             automaton = self._take(tokens)
@@ -173,20 +197,22 @@ class _Automaton:
     text: list[int] = field(factory=list)
     match: Match = NO_MATCH
     copy: Copy = NO_COPY
+    places: dict[int, list[int]] = field(factory=dict)
     _whole: int = 0
     _lengths: list[int] = field(factory=lambda: [0])
     _links: list[int] = field(factory=lambda: [-1])
     _ends: list[int] = field(factory=lambda: [0])
     _edges: list[dict[int, int]] = field(factory=lambda: [{}])
 
-    def extend(self, tokens: Tokens) -> tuple[Match, Copy]:
-        """Grow to `tokens`, which begin with this text. The longest match, and the copy to follow."""
+    def extend(self, tokens: Tokens) -> Reading:
+        """Grow to `tokens`, which begin with this text."""
         for position in range(len(self.text), len(tokens)):
             self._append(tokens[position], position + 1)
+            self.places.setdefault(tokens[position], []).append(position + 1)
             copy = self.copy.behind(tokens, position)
             self.copy = copy if copy.worth >= self.match.length else Copy(self.match.end, self.match.length)
         self.text += tokens[len(self.text) :]
-        return self.match, self.copy
+        return Reading(len(tokens), self.match, self.copy, self.places)
 
     def _append(self, token: int, length: int) -> None:
         links, ends, edges = self._links, self._ends, self._edges

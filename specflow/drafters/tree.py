@@ -7,13 +7,11 @@ from heapq import heappop, heappush
 from itertools import count
 from typing import Final, NamedTuple, final
 
-import numpy
 from attrs import field, frozen
-from numpy.typing import NDArray
 
 from specflow.distribution import PointMass
 from specflow.drafters.bigrams import Bigrams
-from specflow.drafters.suffix import SuffixDrafter
+from specflow.drafters.suffix import Reading, SuffixDrafter
 from specflow.errors import at_least_one
 from specflow.state import TEXT, CertainDrafter, Node, Proposal, Tokens, TreeDrafter
 
@@ -58,7 +56,8 @@ class LookupTree:
     order has the most expected tokens for each number of nodes, as far as the guesses are right. They were fitted to
     what SmolLM2-135M accepts.
 
-    A pure function of the text, which it looks through at each call. `branches` ≥ 1, else `DecodeError`.
+    A pure function of the text, over a memo of the last few texts as `SuffixDrafter` has it. `branches` ≥ 1, else
+    `DecodeError`.
     Source: trees of several sources that are scored: Hu et al. 2411.10666 (SAM decoding) and Luo et al. 2408.08696
     (token recycling) for the parts; the scores are ours.
 
@@ -72,7 +71,7 @@ class LookupTree:
     _suffix: SuffixDrafter = field(init=False, factory=SuffixDrafter, eq=False, repr=False)
 
     def __call__(self, tokens: Tokens, /) -> Iterator[Node]:
-        text = numpy.array(tokens)
+        text = self._suffix.read(tokens)
         order = count()
         waiting: list[_Candidate] = []
 
@@ -80,8 +79,8 @@ class LookupTree:
             for token, (share, source) in self._followers(tokens, path, places).items():
                 heappush(waiting, _Candidate(-chance * share, next(order), token, parent, source, path, places))
 
-        copy = self._suffix.copy(tokens)
-        matches = [place for place in _matches(text) if place.end != copy.end]
+        copy = text.copy
+        matches = [place for place in _matches(tokens, text) if place.end != copy.end]
         wait(TEXT, (), [Place(copy.end, copy.worth), *matches] if copy.worth else matches, 1.0)
         for number in count():
             if not waiting:
@@ -118,25 +117,20 @@ def _at(tokens: Tokens, path: Tokens, position: int) -> int:
     return tokens[position] if position < len(tokens) else path[position - len(tokens)]
 
 
-def _occurrences(text: NDArray[numpy.integer], token: int) -> list[Place]:
+def _occurrences(text: Reading, token: int) -> list[Place]:
     """Where a token was before, the latest first."""
-    ends = numpy.flatnonzero(text == token)[-PLACES:] + 1
-    return [Place(end, 1) for end in reversed(ends.tolist())]
+    return [Place(end, 1) for end in text.latest(token, PLACES)]
 
 
-def _matches(text: NDArray[numpy.integer]) -> list[Place]:
+def _matches(tokens: Tokens, text: Reading) -> list[Place]:
     """Where the end of the text was before, the longest match first, and of equals the latest."""
-    ends = numpy.flatnonzero(text[:-1] == text[-1])[-PLACES:][::-1] + 1
-    lengths = numpy.ones_like(ends)
-    alive = numpy.arange(len(ends))
-    for length in range(1, min(LONGEST, len(text) - 1)):
-        alive = alive[ends[alive] > length]
-        alive = alive[text[ends[alive] - length - 1] == text[-length - 1]]
-        if not len(alive):
-            break
-        lengths[alive] += 1
-    best = numpy.argsort(-lengths, kind="stable")
-    return [Place(end, length) for end, length in zip(ends[best].tolist(), lengths[best].tolist(), strict=True)]
+    places = []
+    for end in text.latest(tokens[-1], PLACES + 1)[1:]:  # the latest is the text's end itself
+        length = 1
+        while length < min(end, LONGEST) and tokens[end - 1 - length] == tokens[-1 - length]:
+            length += 1
+        places.append(Place(end, length))
+    return sorted(places, key=lambda place: -place.length)
 
 
 def as_tree(drafter: CertainDrafter) -> TreeDrafter:
