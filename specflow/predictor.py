@@ -106,6 +106,7 @@ class CachedPredictor:
     _tree: tuple[Node, ...] = field(init=False, default=(), repr=False)
     _past: Past | None = field(init=False, default=None, repr=False)
     _vocab_size: int | None = field(init=False, default=None, repr=False)
+    _takes_trees: bool | None = field(init=False, default=None, repr=False)
     _goes_back: bool = field(init=False, default=False, repr=False)
     _is_far: bool = field(init=False, default=False, repr=False)
 
@@ -210,7 +211,9 @@ class CachedPredictor:
         """Whether the cache, as it is now, can take a tree, and the model read it."""
         if self.feeding != ANY_PIECES or self._past is None or not self._past.holds_rows or self._vocab_size is None:
             return False
-        return self._reader.reads_trees(self._vocab_size)
+        if self._takes_trees is None:
+            self._takes_trees = self._reader.reads_trees(self._vocab_size)
+        return self._takes_trees
 
     def _settle(self, tokens: Tokens) -> None:
         """Of the tree that was read last, keep the path that `tokens` took. Whether they begin alike is seen later."""
