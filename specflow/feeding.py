@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 import torch
 from attrs import field, frozen
 from torch import Tensor
-from torch.nn import Module
+from torch.nn import Module, Parameter
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
 from specflow.caching import Past
@@ -109,6 +109,7 @@ class Reader:
     is_of_transformers: bool
     edge: int | None
     """The longest text that is read with the short frequencies of a "longrope"; longer ones are read otherwise."""
+    _first: Parameter | None = field(repr=False)
 
     @classmethod
     def of(cls, model: Module) -> Reader:
@@ -126,6 +127,7 @@ class Reader:
             "logits_to_keep" in names,
             isinstance(whole, PreTrainedModel),
             _edge(model),
+            next(model.parameters(), None),
         )
 
     def is_far(self, tokens: Tokens) -> bool:
@@ -144,8 +146,7 @@ class Reader:
     @property
     def device(self) -> torch.device:
         """Where the model wants its ids: where its first parameter is, for a dispatched model its embedding."""
-        parameter = next(self.model.parameters(), None)
-        return torch.device("cpu") if parameter is None else parameter.device
+        return torch.device("cpu") if self._first is None else self._first.device
 
     def read(
         self, ids: Tensor, cache: object | None, covered: int, last: int, parents: Sequence[int] | None = None
