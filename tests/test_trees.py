@@ -188,6 +188,15 @@ def test_a_tree_is_read_in_one_pass_and_its_path_is_not_read_again() -> None:
     assert passes == [1 + 6, 1 + 2, 1]
 
 
+def test_a_model_is_tried_with_the_prompt_and_not_in_a_pass_that_is_timed() -> None:
+    model = tiny_llama()
+    predictor = CachedPredictor(model)
+    predictor.read_tree((1, 2, 3, 4), ())
+    passes = passes_of(model)
+    predictor.read_tree((1, 2, 3, 4, 5), TREE)
+    assert passes == [1 + 6]
+
+
 def test_a_long_text_is_read_before_its_tree() -> None:
     model = tiny_llama()
     predictor, text = CachedPredictor(model), tuple(range(60))
