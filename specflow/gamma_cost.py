@@ -88,8 +88,9 @@ class CostMeter:
     """What this machine takes for a target pass over k new tokens, measured while decoding.
 
     `timed(target)` is the same predictor, its passes noted by how many tokens they had to read; what reads a prompt is
-    not noted. An estimate is the lower median of the last few, so that a stall moves nothing. Costs need not grow with
-    k: each k stands for itself, and one that was never timed lies on the line between its neighbours.
+    not noted. An estimate is the lower median of the last few, so that a stall moves nothing; of a length that was
+    timed once it is at most k passes over one token. Costs need not grow with k: each k stands for itself, and one that
+    was never timed lies on the line between its neighbours.
 
     >>> meter = CostMeter()
     >>> for k, seconds in ((1, 2.0), (1, 9.0), (5, 4.0)):
@@ -152,16 +153,23 @@ class CostMeter:
 
         None until a single token was timed twice.
         """
-        known = sorted([(k, each) for k, each in self._noted.items() if self._passes - each.newest < HORIZON])
-        if not known or known[0][0] != 1 or known[0][1].count < 2:
+        single = self._noted.get(1)
+        if single is None or single.count < 2 or self._passes - single.newest >= HORIZON:
             return None
+        known = sorted(
+            [
+                (k, min(each.estimate, k * single.estimate) if each.count == 1 else each.estimate)
+                for k, each in self._noted.items()
+                if self._passes - each.newest < HORIZON
+            ]
+        )
         costs, i = [], 0
         for k in range(1, min(most, 2 * known[-1][0]) + 1):
             if i + 1 < len(known) and known[i + 1][0] <= k:
                 i += 1
-            below, cost = known[i][0], known[i][1].estimate
+            below, cost = known[i]
             if i + 1 < len(known):
-                above, higher = known[i + 1][0], known[i + 1][1].estimate
+                above, higher = known[i + 1]
                 costs.append(cost + (higher - cost) * (k - below) / (above - below))
             else:
                 costs.append(cost * (1 + SLOPE * (k - below)))

@@ -294,9 +294,12 @@ def test_the_meter() -> None:
     meter.note(1, 9.0)
     assert meter.seconds(3) == pytest.approx([1.0, 1.01])  # up to twice what was timed
     meter.note(3, 5.0)
+    assert meter.seconds(4) == pytest.approx([1.0, 2.0, 3.0, 3.03])  # timed once, it may have been a stall
+    meter.note(3, 5.0)
     assert meter.seconds(4) == pytest.approx([1.0, 3.0, 5.0, 5.05])
     assert len(meter.seconds(17) or ()) == 6
-    meter.note(2, 8.0)  # costs need not grow
+    for _ in range(2):
+        meter.note(2, 8.0)  # costs need not grow
     assert meter.seconds(4) == pytest.approx([1.0, 8.0, 5.0, 5.05])
     for _ in range(20):
         meter.note(1, 2.0)
