@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from time import perf_counter
-from typing import Final, final
+from typing import Final, TypeAlias, final
 
 import torch
 from attrs import fields, frozen
@@ -16,10 +17,22 @@ from transformers import TextStreamer
 from transformers.utils import logging
 
 from specflow import bench
-from specflow.drafters import LLMDrafter, NGramDrafter, NGramStorage, PromptLookup, SuffixDrafter, propose_nothing
+from specflow.accelerate import Given, bit_for_bit, fast
+from specflow.drafters import (
+    Bigrams,
+    LLMDrafter,
+    LookupTree,
+    NGramDrafter,
+    NGramStorage,
+    PromptLookup,
+    SuffixDrafter,
+    propose_nothing,
+)
+from specflow.drafters.bigrams import TELLS_NOTHING
 from specflow.errors import DecodeError, unwrap
 from specflow.gamma import EGAG, SVIP, AdaEDL, Fixed, Heuristic, StopAfter, Unsure
 from specflow.gamma_cost import CostAware, CostMeter
+from specflow.gamma_tree import CostAwareTree
 from specflow.loop import shared_vocabulary, start, unfold
 from specflow.models import SMOLLM2, DType, Loaded, load, smollm2_is_converted
 from specflow.predictor import CachedPredictor, fitted, limits_of
@@ -33,8 +46,8 @@ from specflow.processors import (
 )
 from specflow.random import Dice, Randomness
 from specflow.stages import Condition, UpdateNgram, never, stop_string
-from specflow.state import DecodeState, Drafter, GammaPolicy, Predictor, Step
-from specflow.steps import ngram_step, speculative_step
+from specflow.state import DecodeState, Drafter, GammaPolicy, Predictor, Step, TreePolicy, TreePredictor
+from specflow.steps import ngram_step, speculative_step, tree_step
 
 
 @final
@@ -48,60 +61,21 @@ class Pacing:
 
 @final
 @frozen(eq=False)
-class Parts:
-    """What a step is composed of, but for its drafter. `target` is read through `read`."""
+class TreePacing:
+    """The same for trees."""
 
-    target: CachedPredictor
-    read: Predictor
-    processor: LogitsProcessor
-    rng: Randomness
-    gamma: GammaPolicy
-    until: Condition
-    loaded: Loaded
-    state: DecodeState
-
-
-def _with(drafter: Drafter) -> Callable[[Parts], Step]:
-    return lambda parts: speculative_step(
-        drafter, parts.read, parts.processor, parts.rng, parts.gamma, (parts.target,), until=parts.until
-    )
-
-
-def _with_ngrams(parts: Parts) -> Step:
-    storage = NGramStorage(4, parts.loaded.model.config.vocab_size)
-    storage.initialize(parts.state.tokens)
-    drafter, update = NGramDrafter(storage), UpdateNgram(storage)
-    return ngram_step(
-        drafter, parts.read, parts.processor, parts.rng, update, parts.gamma, (parts.target,), until=parts.until
-    )
-
-
-def _with_model(model: Module, vocab_size: int | None) -> Callable[[Parts], Step]:
-    known, predictor = limits_of(model), CachedPredictor(model)
-    fit = predictor if vocab_size is None else fitted(predictor, vocab_size)
-    return lambda parts: speculative_step(
-        LLMDrafter(fit, parts.processor, parts.rng, known.context, known.vocab_size),
-        parts.read,
-        parts.processor,
-        parts.rng,
-        parts.gamma,
-        prune=(predictor, parts.target),
-        until=parts.until,
-    )
-
-
-DRAFTERS: Final[Mapping[str, Callable[[Parts], Step]]] = {
-    "none": _with(propose_nothing),
-    "ngram": _with_ngrams,
-    "lookup": _with(PromptLookup()),
-    "suffix": _with(SuffixDrafter()),
-}
-"""The drafters that need no model and no training."""
+    gamma: TreePolicy
+    watched: Callable[[TreePredictor], TreePredictor] = lambda target: target
 
 
 def _cost_aware(gamma: int, temperature: float) -> Pacing:
     meter = CostMeter()
     return Pacing(CostAware(meter, gamma), meter.timed)
+
+
+def _cost_aware_tree(gamma: int) -> TreePacing:
+    meter = CostMeter()
+    return TreePacing(CostAwareTree(meter, gamma), meter.timed_tree)
 
 
 POLICIES: Final[Mapping[str, Callable[[int, float], Pacing]]] = {
@@ -115,6 +89,104 @@ POLICIES: Final[Mapping[str, Callable[[int, float], Pacing]]] = {
 }
 """Gamma policies that draft at most `gamma` tokens."""
 
+TREE_POLICIES: Final[Mapping[str, Callable[[int], TreePacing]]] = {
+    "fixed": lambda gamma: TreePacing(Fixed(gamma)),
+    "cost": _cost_aware_tree,
+}
+"""Tree policies that draft at most `gamma` nodes."""
+
+
+@final
+@frozen(eq=False)
+class Parts:
+    """What any step here is composed of."""
+
+    target: CachedPredictor
+    processor: LogitsProcessor
+    rng: Randomness
+    until: Condition
+    loaded: Loaded
+    state: DecodeState
+
+
+Compose: TypeAlias = Callable[[Parts], Step]
+
+
+def _with(drafter: Drafter, pacing: Pacing) -> Compose:
+    return lambda parts: speculative_step(
+        drafter, pacing.watched(parts.target), parts.processor, parts.rng, pacing.gamma, (parts.target,),
+        until=parts.until,
+    )  # fmt: skip
+
+
+def _with_ngrams(pacing: Pacing) -> Compose:
+    def compose(parts: Parts) -> Step:
+        storage = NGramStorage(4, parts.loaded.model.config.vocab_size)
+        storage.initialize(parts.state.tokens)
+        drafter, update, target = NGramDrafter(storage), UpdateNgram(storage), pacing.watched(parts.target)
+        return ngram_step(
+            drafter, target, parts.processor, parts.rng, update, pacing.gamma, (parts.target,), until=parts.until
+        )
+
+    return compose
+
+
+def _with_model(model: Module, vocab_size: int | None, pacing: Pacing) -> Compose:
+    known, predictor = limits_of(model), CachedPredictor(model)
+    fit = predictor if vocab_size is None else fitted(predictor, vocab_size)
+    return lambda parts: speculative_step(
+        LLMDrafter(fit, parts.processor, parts.rng, known.context, known.vocab_size),
+        pacing.watched(parts.target),
+        parts.processor,
+        parts.rng,
+        pacing.gamma,
+        prune=(predictor, parts.target),
+        until=parts.until,
+    )
+
+
+def _with_trees(path: Path | None, pacing: TreePacing) -> Compose:
+    def compose(parts: Parts) -> Step:
+        drafter = LookupTree(None if path is None else _bigrams(path, parts))
+        target = pacing.watched(parts.target.read_tree)
+        return tree_step(drafter, target, parts.processor, parts.rng, pacing.gamma, (parts.target,), until=parts.until)
+
+    return compose
+
+
+def _bigrams(path: Path, parts: Parts) -> Bigrams:
+    """The table in the file; where there is none, the target is asked, and its answers are kept there."""
+    vocab_size = parts.loaded.model.config.vocab_size
+    if not path.exists():
+        print(f"asking the model for its bigrams, which are kept in {path}", file=sys.stderr)
+        before = tuple(parts.loaded.tokenizer(TELLS_NOTHING).input_ids) or parts.state.tokens[:1]
+        Bigrams.of(parts.target.read_tree, before, vocab_size, min(8, vocab_size)).save(path)
+    bigrams = Bigrams.load(path)
+    if len(bigrams.tokens) != vocab_size:
+        remedy = "give the table of this model, or the name of a new file"
+        received = f"a table of {len(bigrams.tokens)} tokens for {vocab_size}"
+        raise DecodeError("bigrams", "the table is of another vocabulary", received, remedy)
+    return bigrams
+
+
+DRAFTERS: Final[Mapping[str, Callable[[Pacing], Compose]]] = {
+    "none": lambda pacing: _with(propose_nothing, pacing),
+    "ngram": _with_ngrams,
+    "lookup": lambda pacing: _with(PromptLookup(), pacing),
+    "suffix": lambda pacing: _with(SuffixDrafter(), pacing),
+}
+"""The drafters that need no model and no training."""
+
+TREE: Final = "tree"
+"""The drafter whose drafts are trees."""
+
+ACCELERATE: Final[Mapping[str, Callable[[Module], Module]]] = {
+    "no": lambda model: model,
+    "fast": lambda model: fast(model, Given.TAKEN),
+    "bit-for-bit": lambda model: bit_for_bit(model, Given.TAKEN),
+}
+"""What becomes of the target before it decodes."""
+
 
 @final
 @frozen
@@ -126,7 +198,9 @@ class Options:
     raw: bool
     max_new_tokens: int
     dtype: DType
+    accelerate: str
     drafter: str
+    bigrams: Path | None
     draft_model: str | None
     policy: str
     gamma: int
@@ -158,7 +232,21 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--raw", action="store_true", help="continue the prompt itself, without the chat template")
     generate.add_argument("--max-new-tokens", type=int, default=256, metavar="N")
     generate.add_argument("--dtype", choices=("float32", "bfloat16", "float64"), default="float32")
-    generate.add_argument("--drafter", choices=tuple(DRAFTERS), default="suffix", help="what proposes tokens (suffix)")
+    generate.add_argument(
+        "--accelerate",
+        choices=tuple(ACCELERATE),
+        default="no",
+        help="decode with an accelerated model (docs/acceleration.md)",
+    )
+    generate.add_argument(
+        "--drafter", choices=(*DRAFTERS, TREE), default="suffix", help="what proposes tokens (suffix)"
+    )
+    generate.add_argument(
+        "--bigrams",
+        type=Path,
+        metavar="FILE",
+        help="let --drafter tree know the model's own bigrams; it is asked for them once, and FILE keeps them",
+    )
     generate.add_argument("--draft-model", metavar="MODEL", help="let a smaller model with the same tokenizer draft")
     generate.add_argument(
         "--policy",
@@ -191,19 +279,16 @@ def _generate(options: Options) -> Result[int, DecodeError]:
     if options.model == SMOLLM2 and smollm2_is_converted():
         logging.disable_progress_bar()
     return Result.do(
-        _stream(
-            compose(Parts(target, pacing.watched(target), processor, rng, pacing.gamma, until, loaded, state)),
-            state,
-            loaded,
-        )
+        _stream(step, state, loaded)
         for rng in _dice(options.seed)
         for processor in _processor(options)
-        for pacing in _pacing(options, processor.temperature)
+        for pace in _pace(options, processor.temperature)
         for loaded in load(options.model, options.dtype)
         for state in _started(options, loaded)
         for until in _until(options.stop, loaded)
-        for compose in _drafter(options, loaded)
-        for target in Success(CachedPredictor(loaded.model))
+        for compose in pace(loaded)
+        for target in _target(options, loaded)
+        for step in _composed(compose, Parts(target, processor, rng, until, loaded, state))
     )
 
 
@@ -232,18 +317,38 @@ def _processor(options: Options) -> LogitsProcessor:
 
 
 @safe(exceptions=(DecodeError,))
-def _pacing(options: Options, temperature: float) -> Pacing:
-    return POLICIES[options.policy](options.gamma, temperature)
-
-
-def _drafter(options: Options, target: Loaded) -> Result[Callable[[Parts], Step], DecodeError]:
+def _pace(options: Options, temperature: float) -> Callable[[Loaded], Result[Compose, DecodeError]]:
+    """How drafts are made and paced, once the target is loaded; nonsense is refused before."""
+    if options.draft_model is None and options.drafter == TREE:
+        if options.policy not in TREE_POLICIES:
+            remedy = f"use {' or '.join(TREE_POLICIES)}"
+            raise DecodeError("policy", "this policy paces chains of drafts, not trees", options.policy, remedy)
+        if options.bigrams is not None and (options.bigrams.is_dir() or not options.bigrams.parent.is_dir()):
+            raise DecodeError("bigrams", "no file can be kept there", str(options.bigrams), "name a file in a folder")
+        planted = _with_trees(options.bigrams, TREE_POLICIES[options.policy](options.gamma))
+        return lambda target: Success(planted)
+    if options.bigrams is not None:
+        raise DecodeError("bigrams", "only trees are drafted from bigrams", options.drafter, f"add --drafter {TREE}")
+    pacing = POLICIES[options.policy](options.gamma, temperature)
     if options.draft_model is None:
-        return Success(DRAFTERS[options.drafter])
-    return Result.do(
-        _with_model(drafter.model, vocab_size)
-        for drafter in load(options.draft_model, options.dtype)
+        composed = DRAFTERS[options.drafter](pacing)
+        return lambda target: Success(composed)
+    name = options.draft_model
+    return lambda target: Result.do(
+        _with_model(drafter.model, vocab_size, pacing)
+        for drafter in load(name, options.dtype)
         for vocab_size in shared_vocabulary(limits_of(target.model), limits_of(drafter.model))
     )
+
+
+@safe(exceptions=(DecodeError,))
+def _target(options: Options, loaded: Loaded) -> CachedPredictor:
+    return CachedPredictor(ACCELERATE[options.accelerate](loaded.model))
+
+
+@safe(exceptions=(DecodeError,))
+def _composed(compose: Compose, parts: Parts) -> Step:
+    return compose(parts)
 
 
 def _started(options: Options, loaded: Loaded) -> Result[DecodeState, DecodeError]:

@@ -7,10 +7,23 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy
 import pytest
+from torch.nn import Module
 from transformers import AutoTokenizer
 
-from specflow import CostMeter, DecodeState, Finished, Step, autoregressive_generate, cli, unfold
+from specflow import (
+    Bigrams,
+    CachedPredictor,
+    CostMeter,
+    DecodeState,
+    Finished,
+    Step,
+    autoregressive_generate,
+    cli,
+    unfold,
+)
+from specflow.accelerate.llama import Llama
 from specflow.models import Loaded
 from tests.toys import tiny_llama
 
@@ -33,7 +46,7 @@ def test_it_answers_and_ends_with_one_line(smollm2: Loaded) -> None:
     assert "steps, acceptance" in result.stderr
 
 
-@pytest.mark.parametrize("drafter", ["none", "ngram", "lookup", "suffix"])
+@pytest.mark.parametrize("drafter", ["none", "ngram", "lookup", "suffix", "tree"])
 def test_every_drafter_gives_the_same_answer(drafter: str, smollm2: Loaded, capsys: pytest.CaptureFixture[str]) -> None:
     prompt = "Repeat this twice: one two three four five six."
     assert cli.main(["generate", prompt, "--max-new-tokens", "24", "--drafter", drafter]) == 0
@@ -59,7 +72,7 @@ def test_a_model_drafts_under_every_policy(
     assert "= 100%" in captured.err
 
 
-@pytest.mark.parametrize("drafter", ["none", "ngram", "lookup", "suffix"])
+@pytest.mark.parametrize("drafter", ["none", "ngram", "lookup", "suffix", "tree"])
 def test_the_cost_aware_policy_times_the_target_that_decodes(
     drafter: str, smollm2: Loaded, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -82,6 +95,61 @@ def test_the_cost_aware_policy_times_the_target_that_decodes(
     assert costs is not None
     assert costs[0] > 0
     assert len(costs) <= 4
+
+
+@pytest.mark.parametrize("how", ["fast", "bit-for-bit"])
+def test_an_accelerated_model_gives_the_same_answer(
+    how: str, smollm2: Loaded, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    targets: list[Module] = []
+
+    def noted(model: Module) -> CachedPredictor:
+        targets.append(model)
+        return CachedPredictor(model)
+
+    monkeypatch.setattr(cli, "CachedPredictor", noted)
+    prompt = "Repeat this twice: one two three four five six."
+    assert cli.main(["generate", prompt, "--max-new-tokens", "24", "--accelerate", how]) == 0
+    eos = list(smollm2.stop)
+    expected = autoregressive_generate(list(smollm2.chat(prompt)), smollm2.model, 24, eos_tokens_id=eos, use_cache=True)
+    answer = smollm2.tokenizer.decode(expected, skip_special_tokens=True)
+    assert capsys.readouterr().out.strip() == answer.strip()
+    (target,) = targets
+    assert isinstance(target, Llama)
+    assert (target.shapes.keys > 1) is (how == "bit-for-bit")
+
+
+@pytest.fixture
+def toy(smollm2: Loaded, tmp_path: Path) -> str:
+    """The path of a tiny model with a tokenizer."""
+    tiny_llama(vocab_size=49152).save_pretrained(tmp_path / "toy")
+    smollm2.tokenizer.save_pretrained(tmp_path / "toy")
+    return str(tmp_path / "toy")
+
+
+def test_bigrams_are_asked_for_once_and_kept(toy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["generate", "hello", "--model", toy, "--max-new-tokens", "9", "--dtype", "float64"]
+    assert cli.main([*arguments, "--drafter", "none"]) == 0
+    expected = capsys.readouterr().out
+    arguments += ["--drafter", "tree", "--gamma", "3", "--bigrams", str(tmp_path / "bigrams")]
+    assert cli.main(arguments) == 0
+    first = capsys.readouterr()
+    assert cli.main(arguments) == 0
+    second = capsys.readouterr()
+    assert first.out == second.out == expected
+    assert f"asking the model for its bigrams, which are kept in {tmp_path / 'bigrams'}\n[9 tokens" in first.err
+    assert "asking" not in second.err
+    assert "acceptance 0/0" not in second.err
+
+
+def test_bigrams_of_another_vocabulary_are_refused(
+    toy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "bigrams"
+    Bigrams(numpy.array([[1], [0]]), numpy.array([[0.5], [0.5]])).save(path)
+    assert cli.main(["generate", "hello", "--model", toy, "--drafter", "tree", "--bigrams", str(path)]) == 2
+    error = "specflow: the table is of another vocabulary: received a table of 2 tokens for 49152; "
+    assert error in capsys.readouterr().err
 
 
 def test_a_draft_model_with_another_vocabulary_is_refused(
@@ -111,6 +179,14 @@ def test_a_seed_makes_sampling_repeatable(smollm2: Loaded, capsys: pytest.Captur
         (["a", "--gamma", "0"], "gamma is below 1: received 0; draft at least one token"),
         (["a", "--gamma", "0", "--policy", "cost"], "the largest gamma is below 1: received 0; draft at least one"),
         (["a", "--model", "./no/such/folder"], "the model cannot be loaded"),
+        (
+            ["a", "--drafter", "tree", "--policy", "svip"],
+            "paces chains of drafts, not trees: received svip; use fixed or",
+        ),
+        (["a", "--drafter", "tree", "--gamma", "0"], "gamma is below 1: received 0; draft at least one token"),
+        (["a", "--bigrams", "b"], "only trees are drafted from bigrams: received suffix; add --drafter tree"),
+        (["a", "--drafter", "tree", "--bigrams", "no/such/b"], "no file can be kept there: received no/such/b; name"),
+        (["a", "--drafter", "tree", "--bigrams", "."], "no file can be kept there: received .; name a file"),
     ],
 )
 def test_what_cannot_be_decoded_is_one_sentence(

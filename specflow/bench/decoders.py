@@ -29,6 +29,7 @@ from specflow.drafters import (
     first_of,
     longest,
 )
+from specflow.drafters.bigrams import TELLS_NOTHING
 from specflow.errors import DecodeError
 from specflow.gamma import Fixed
 from specflow.gamma_cost import CostAware, CostMeter
@@ -106,7 +107,7 @@ def _bigrams(context: Context) -> Bigrams:
     model = context.model
     if model not in _BIGRAMS:
         vocab_size = limits_of(model).vocab_size or len(context.tokenizer)
-        before = tuple(context.tokenizer("\n\n...").input_ids) or context.prompt[:1]
+        before = tuple(context.tokenizer(TELLS_NOTHING).input_ids) or context.prompt[:1]
         _BIGRAMS[model] = Bigrams.of(CachedPredictor(model).read_tree, before, vocab_size, min(8, vocab_size))
     return _BIGRAMS[model]
 

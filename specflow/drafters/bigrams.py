@@ -21,6 +21,9 @@ from specflow.state import Node, Tokens, TreePredictor
 TOGETHER: Final = 127
 """How many tokens are asked about in one pass; with the token before them they fill an accelerated model's pass."""
 
+TELLS_NOTHING: Final = "\n\n..."
+"""A text behind which a model can be asked what follows a token: it says nothing of what comes."""
+
 FORMAT: Final = "specflow bigrams 1"
 
 
@@ -30,8 +33,8 @@ class Bigrams:
     """For each token of the vocabulary its k most probable followers, in order: `tokens` and `chances`, each [V, k].
 
     `Bigrams.of(target, before, vocab_size)` asks a model once, in V / 127 passes over trees: what follows each token
-    behind the tokens `before`? Those should tell nothing, as "\\n\\n..." does. For SmolLM2-135M it takes a minute or
-    less, and 3 MB; `save` keeps it for the next time. No text is needed, and nothing is trained.
+    behind the tokens `before`? Those should tell nothing, as `TELLS_NOTHING` does. For SmolLM2-135M it takes a minute
+    or less, and 3 MB; `save` keeps it for the next time. No text is needed, and nothing is trained.
 
     `DecodeError` where the two tables are not of one shape [V, k], k ≥ 1, or name tokens outside [0, V).
     Source: Stewart et al. 2411.03786 (The N-Grammys), the model-derived bigram.
