@@ -156,7 +156,7 @@ class _Track:
         beside = torch.zeros(size, self.room, dtype=torch.bool, device=device)
         beside.index_copy_(1, slots, self._hidden[:size, :size])
         cos, sin = self._angles
-        rows = self.buffer.permute(0, 3, 1, 2, 4).unbind()
+        rows = self.buffer.flatten(1, 2).transpose(1, 2).unbind()
         sights = {
             window: Sight.of(
                 self.buffer, hiding(positions, seen, window) | beside, weights, size, self.model.shapes.rows

@@ -35,7 +35,7 @@ class Rotary(Protocol):
 @final
 @frozen(eq=False)
 class Layer:
-    """One layer. The norms' weights are doubled, as `_rms_norm` wants them.
+    """One layer. The norms' weights are doubled, as `Stream.normed` wants them.
 
     `qk_norm` [query and key heads, size] is there where queries and keys are normalised. `window` is how many tokens a
     query sees, itself included; None is all.
@@ -173,7 +173,7 @@ class Llama(Module):
             if tree is not None and mask is not None:
                 mask[:, start - first :] |= tree.hidden
             sights[window] = Sight.of(cache.buffer[:, :, :, first:last], mask, self.weights, len(ids), self.shapes.rows)
-        room = cache.buffer[:, :, :, start:end].permute(0, 3, 1, 2, 4).unbind()
+        room = cache.buffer.flatten(1, 2)[:, :, start:end].transpose(1, 2).unbind()
         angles = self.angles.between(start, end)
         if tree is not None:
             angles = angles[0][positions - start], angles[1][positions - start]
@@ -194,36 +194,54 @@ class Tree:
 def read(weights: Weights, ids: Tensor, place: Place) -> Tensor:
     """The hidden states [k, hidden] of ids [k] that stand in a place."""
     epsilon, k, heads, kv_heads, size = weights.epsilon, len(ids), weights.heads, weights.kv_heads, weights.size
-    x = F.embedding(ids, weights.embedding).to(weights.before_head.dtype)
+    stream = Stream.of(F.embedding(ids, weights.embedding).to(weights.before_head.dtype), epsilon)
     for i, layer in enumerate(weights.layers):
-        qkv = layer.qkv(_rms_norm(x, layer.before_attention, epsilon)).view(k, -1, size)
+        qkv = layer.qkv(stream.normed(layer.before_attention)).view(k, -1, size)
         qk = qkv[:, : heads + kv_heads]
         if layer.qk_norm is not None:
             qk.copy_(_normalised(qk, epsilon)).mul_(layer.qk_norm)
         if layer.rotary:
             _rotate(qk, place.angles)
-        place.write(i, qkv[:, heads:].view(k, 2, kv_heads, size))
-        x = layer.out(place.sights[layer.window].attend(qkv[:, :heads], i)).add_(x)
-        gate, up = layer.gate_up(_rms_norm(x, layer.before_mlp, epsilon)).chunk(2, dim=-1)
-        x = layer.down(_silu(gate).mul_(up)).add_(x)
-    return x
+        place.write(i, qkv[:, heads:])
+        stream.x.add_(layer.out(place.sights[layer.window].attend(qkv[:, :heads], i)))
+        gate, up = layer.gate_up(stream.normed(layer.before_mlp)).chunk(2, dim=-1)
+        stream.x.add_(layer.down(_silu(gate).mul_(up)))
+    return stream.x
 
 
 def logits_of(weights: Weights, hidden: Tensor) -> Tensor:
     """Logits [k, V] behind hidden states [k, hidden]."""
-    return weights.head(_rms_norm(hidden, weights.before_head, weights.epsilon))
+    return weights.head(Stream.of(hidden, weights.epsilon).normed(weights.before_head))
 
 
-def _rms_norm(x: Tensor, twice: Tensor, epsilon: float) -> Tensor:
-    """x / √(mean(x²) + ε) · weight over rows [k, n], with the weight given twice, [2n].
+@final
+@frozen(eq=False)
+class Stream:
+    """The residual stream `x` [k, n] of a pass, with room for -x beside it, [k, 2n]: see `normed`."""
 
-    Computed as the layer norm of [x, -x], whose mean is 0 and whose variance is mean(x²): one kernel, a row at a time,
-    in half the time of the ten kernels behind `F.rms_norm`.
-    """
-    n = x.shape[-1]
-    if x.dtype == torch.float64:
-        return _normalised(x, epsilon).mul_(twice[:n])
-    return torch.layer_norm(torch.cat((x, -x), dim=-1), twice.shape, twice, None, epsilon)[:, :n]
+    x: Tensor
+    minus: Tensor
+    both: Tensor
+    epsilon: float
+
+    @classmethod
+    def of(cls, x: Tensor, epsilon: float) -> Stream:
+        """A stream that begins with x, which is copied."""
+        both = torch.cat((x, x), dim=-1)
+        x, minus = both.chunk(2, dim=-1)
+        return cls(x, minus, both, epsilon)
+
+    def normed(self, twice: Tensor) -> Tensor:
+        """x / √(mean(x²) + ε) · weight over rows, with the weight given twice, [2n].
+
+        Computed as the layer norm of [x, -x], whose mean is 0 and whose variance is mean(x²): one kernel, a row at a
+        time, in half the time of the ten kernels behind `F.rms_norm`.
+        """
+        n = self.x.shape[-1]
+        if self.x.dtype == torch.float64:
+            return _normalised(self.x, self.epsilon).mul_(twice[:n])
+        torch.neg(self.x, out=self.minus)
+        return torch.layer_norm(self.both, twice.shape, twice, None, self.epsilon)[:, :n]
 
 
 def _normalised(x: Tensor, epsilon: float) -> Tensor:
@@ -251,7 +269,7 @@ def _silu(gate: Tensor) -> Tensor:
 class Place:
     """Where the tokens of a pass stand: their rotary angles, how their keys and values are written, and what they see.
 
-    `write(layer, new)` takes keys and values [k, 2, heads, size]. There is a sight for each of the model's windows.
+    `write(layer, new)` takes keys and values [k, 2 · heads, size]. There is a sight for each of the model's windows.
     """
 
     angles: tuple[Tensor, Tensor]
