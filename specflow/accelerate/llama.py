@@ -302,13 +302,13 @@ class Sight:
         keys, values = seen[:, :, None].unbind(1)
         group = weights.heads // weights.kv_heads
         padding = -k * group % multiple
-        rows = keys.new_zeros(1, weights.kv_heads, k * group + padding, weights.size)
-        slots = rows[0, :, : k * group].view(weights.kv_heads, k, group, weights.size).permute(1, 2, 0, 3)
+        rows = keys.new_zeros(1, k * group + padding, weights.kv_heads, weights.size)
+        slots = rows[0, : k * group].view(k, group, weights.kv_heads, weights.size)
         mask = None
         if hidden is not None:
             mask = keys.new_zeros(hidden.shape).masked_fill_(hidden, -inf).repeat_interleave(group, dim=0)
             mask = F.pad(mask, (0, 0, 0, padding))
-        return cls(keys.unbind(), values.unbind(), rows, slots, mask)
+        return cls(keys.unbind(), values.unbind(), rows.transpose(1, 2), slots, mask)
 
     def attend(self, queries: Tensor, layer: int) -> Tensor:
         """softmax(q · kᵀ / √size) · v of queries [k, group · heads, size], as [k, group · heads · size]."""
