@@ -145,22 +145,27 @@ def _with_model(model: Module, vocab_size: int | None, pacing: Pacing) -> Compos
     )
 
 
-def _with_trees(path: Path | None, pacing: TreePacing) -> Compose:
-    def compose(parts: Parts) -> Step:
-        drafter = LookupTree(None if path is None else _bigrams(path, parts))
-        target = pacing.watched(parts.target.read_tree)
-        return tree_step(drafter, target, parts.processor, parts.rng, pacing.gamma, (parts.target,), until=parts.until)
+@safe(exceptions=(DecodeError,))
+def _with_trees(path: Path | None, pacing: TreePacing, loaded: Loaded) -> Compose:
+    drafter = LookupTree(None if path is None else _bigrams(path, loaded))
+    return lambda parts: tree_step(
+        drafter,
+        pacing.watched(parts.target.read_tree),
+        parts.processor,
+        parts.rng,
+        pacing.gamma,
+        prune=(parts.target,),
+        until=parts.until,
+    )
 
-    return compose
 
-
-def _bigrams(path: Path, parts: Parts) -> Bigrams:
-    """The table in the file; where there is none, the target is asked, and its answers are kept there."""
-    vocab_size = parts.loaded.model.config.vocab_size
+def _bigrams(path: Path, loaded: Loaded) -> Bigrams:
+    """The table in the file; where there is none, the model is asked, and its answers are kept there."""
+    vocab_size = loaded.model.config.vocab_size
     if not path.exists():
-        print(f"asking the model for its bigrams, which are kept in {path}", file=sys.stderr)
-        before = tuple(parts.loaded.tokenizer(TELLS_NOTHING).input_ids) or parts.state.tokens[:1]
-        Bigrams.of(parts.target.read_tree, before, vocab_size, min(8, vocab_size)).save(path)
+        print(f"asking the model for its bigrams, once; they are kept in {path}", file=sys.stderr)
+        before, predictor = tuple(loaded.tokenizer(TELLS_NOTHING).input_ids), CachedPredictor(loaded.model)
+        Bigrams.of(predictor.read_tree, before, vocab_size, min(8, vocab_size)).save(path)
     bigrams = Bigrams.load(path)
     if len(bigrams.tokens) != vocab_size:
         remedy = "give the table of this model, or the name of a new file"
@@ -220,7 +225,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return run(parsed)
     except DecodeError as error:  # a value where the decode starts, an exception from a model that breaks down later
         print(f"specflow: {error}", file=sys.stderr)
-    return 2
+        return 2
+    except KeyboardInterrupt:
+        return 130
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -279,7 +286,7 @@ def _generate(options: Options) -> Result[int, DecodeError]:
     if options.model == SMOLLM2 and smollm2_is_converted():
         logging.disable_progress_bar()
     return Result.do(
-        _stream(step, state, loaded)
+        _stream(compose(Parts(target, processor, rng, until, loaded, state)), state, loaded)
         for rng in _dice(options.seed)
         for processor in _processor(options)
         for pace in _pace(options, processor.temperature)
@@ -288,7 +295,6 @@ def _generate(options: Options) -> Result[int, DecodeError]:
         for until in _until(options.stop, loaded)
         for compose in pace(loaded)
         for target in _target(options, loaded)
-        for step in _composed(compose, Parts(target, processor, rng, until, loaded, state))
     )
 
 
@@ -325,10 +331,11 @@ def _pace(options: Options, temperature: float) -> Callable[[Loaded], Result[Com
             raise DecodeError("policy", "this policy paces chains of drafts, not trees", options.policy, remedy)
         if options.bigrams is not None and (options.bigrams.is_dir() or not options.bigrams.parent.is_dir()):
             raise DecodeError("bigrams", "no file can be kept there", str(options.bigrams), "name a file in a folder")
-        planted = _with_trees(options.bigrams, TREE_POLICIES[options.policy](options.gamma))
-        return lambda target: Success(planted)
+        tree_pacing = TREE_POLICIES[options.policy](options.gamma)
+        return lambda target: _with_trees(options.bigrams, tree_pacing, target)
     if options.bigrams is not None:
-        raise DecodeError("bigrams", "only trees are drafted from bigrams", options.drafter, f"add --drafter {TREE}")
+        received = options.draft_model or options.drafter
+        raise DecodeError("bigrams", "only trees are drafted from bigrams", received, f"use --drafter {TREE}")
     pacing = POLICIES[options.policy](options.gamma, temperature)
     if options.draft_model is None:
         composed = DRAFTERS[options.drafter](pacing)
@@ -344,11 +351,6 @@ def _pace(options: Options, temperature: float) -> Callable[[Loaded], Result[Com
 @safe(exceptions=(DecodeError,))
 def _target(options: Options, loaded: Loaded) -> CachedPredictor:
     return CachedPredictor(ACCELERATE[options.accelerate](loaded.model))
-
-
-@safe(exceptions=(DecodeError,))
-def _composed(compose: Compose, parts: Parts) -> Step:
-    return compose(parts)
 
 
 def _started(options: Options, loaded: Loaded) -> Result[DecodeState, DecodeError]:

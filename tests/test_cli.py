@@ -137,7 +137,7 @@ def test_bigrams_are_asked_for_once_and_kept(toy: str, tmp_path: Path, capsys: p
     assert cli.main(arguments) == 0
     second = capsys.readouterr()
     assert first.out == second.out == expected
-    assert f"asking the model for its bigrams, which are kept in {tmp_path / 'bigrams'}\n[9 tokens" in first.err
+    assert f"asking the model for its bigrams, once; they are kept in {tmp_path / 'bigrams'}\n[9 tokens" in first.err
     assert "asking" not in second.err
     assert "acceptance 0/0" not in second.err
 
@@ -184,7 +184,7 @@ def test_a_seed_makes_sampling_repeatable(smollm2: Loaded, capsys: pytest.Captur
             "paces chains of drafts, not trees: received svip; use fixed or",
         ),
         (["a", "--drafter", "tree", "--gamma", "0"], "gamma is below 1: received 0; draft at least one token"),
-        (["a", "--bigrams", "b"], "only trees are drafted from bigrams: received suffix; add --drafter tree"),
+        (["a", "--bigrams", "b"], "only trees are drafted from bigrams: received suffix; use --drafter tree"),
         (["a", "--drafter", "tree", "--bigrams", "no/such/b"], "no file can be kept there: received no/such/b; name"),
         (["a", "--drafter", "tree", "--bigrams", "."], "no file can be kept there: received .; name a file"),
     ],
