@@ -2,7 +2,7 @@
 
     python -m benchmarks.adversaries --count 6 > random.jsonl
     specflow bench --prompts random.jsonl \\
-      --decoders autoregressive suffix@cost benchmarks.adversaries:wrong benchmarks.adversaries:dear \
+      --decoders autoregressive suffix@cost benchmarks.adversaries:wrong benchmarks.adversaries:dear \\
       benchmarks.adversaries:wrong_tree
 
 The first command writes prompts of random words, in the format of Spec-Bench. `wrong` drafts tokens that are refused,
