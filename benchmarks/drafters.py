@@ -74,7 +74,6 @@ from specflow import (
     then,
     tree_step,
 )
-from specflow.drafters.bigrams import TELLS_NOTHING
 from specflow.models import load
 from specflow.stages import UpdateNgram
 
@@ -162,12 +161,8 @@ def bigrams_in(path: Path) -> Bigrams:
     """The table in a file, which is made where it is not there."""
     if not path.exists():
         loaded = load("smollm2", "float32").unwrap()
-        target, before = (
-            CachedPredictor(accelerate.fast(loaded.model)),
-            tuple(loaded.tokenizer(TELLS_NOTHING).input_ids),
-        )
         began = perf_counter()
-        Bigrams.of(target.read_tree, before, VOCABULARY).save(path)
+        Bigrams.of_model(accelerate.fast(loaded.model), loaded.tokenizer).save(path)
         print(f"the target was asked for its bigrams in {perf_counter() - began:.0f} s", flush=True)
     return Bigrams.load(path)
 

@@ -47,7 +47,6 @@ from specflow import (
     tree_step,
     unfold,
 )
-from specflow.drafters.bigrams import TELLS_NOTHING
 from specflow.models import DType, load
 
 Stream: TypeAlias = Callable[[Tokens], Iterator[int]]
@@ -184,8 +183,7 @@ def main() -> None:
     assert spec.submodule_search_locations
     source = next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
     fast = accelerate.fast(loaded.model)
-    before, vocab_size = tuple(loaded.tokenizer(TELLS_NOTHING).input_ids), len(loaded.tokenizer)
-    bigrams = Bigrams.of(CachedPredictor(fast).read_tree, before, vocab_size)
+    bigrams = Bigrams.of_model(fast, loaded.tokenizer)
     with TemporaryDirectory() as home:
         path = dequantized(source, PRECISIONS[options.dtype], Path(home) / "model.gguf")
         streams = {

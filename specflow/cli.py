@@ -28,7 +28,6 @@ from specflow.drafters import (
     SuffixDrafter,
     propose_nothing,
 )
-from specflow.drafters.bigrams import TELLS_NOTHING
 from specflow.errors import DecodeError, unwrap
 from specflow.gamma import EGAG, SVIP, AdaEDL, Fixed, Heuristic, StopAfter, Unsure
 from specflow.gamma_cost import CostAware, CostMeter
@@ -164,8 +163,7 @@ def _bigrams(path: Path, loaded: Loaded) -> Bigrams:
     vocab_size = loaded.model.config.vocab_size
     if not path.exists():
         print(f"asking the model for its bigrams, once; they are kept in {path}", file=sys.stderr)
-        before, predictor = tuple(loaded.tokenizer(TELLS_NOTHING).input_ids), CachedPredictor(loaded.model)
-        Bigrams.of(predictor.read_tree, before, vocab_size, min(8, vocab_size)).save(path)
+        Bigrams.of_model(loaded.model, loaded.tokenizer).save(path)
     bigrams = Bigrams.load(path)
     if len(bigrams.tokens) != vocab_size:
         remedy = "give the table of this model, or the name of a new file"

@@ -29,7 +29,6 @@ from specflow.drafters import (
     first_of,
     longest,
 )
-from specflow.drafters.bigrams import TELLS_NOTHING
 from specflow.errors import DecodeError
 from specflow.gamma import Fixed
 from specflow.gamma_cost import CostAware, CostMeter
@@ -104,12 +103,9 @@ _BIGRAMS: Final[WeakKeyDictionary[Module, Bigrams]] = WeakKeyDictionary()
 
 def _bigrams(context: Context) -> Bigrams:
     """The model's own bigrams, for which it is asked once."""
-    model = context.model
-    if model not in _BIGRAMS:
-        vocab_size = limits_of(model).vocab_size or len(context.tokenizer)
-        before = tuple(context.tokenizer(TELLS_NOTHING).input_ids) or context.prompt[:1]
-        _BIGRAMS[model] = Bigrams.of(CachedPredictor(model).read_tree, before, vocab_size, min(8, vocab_size))
-    return _BIGRAMS[model]
+    if context.model not in _BIGRAMS:
+        _BIGRAMS[context.model] = Bigrams.of_model(context.model, context.tokenizer)
+    return _BIGRAMS[context.model]
 
 
 def _tree(gamma: str | None, model: Module) -> Compose:
