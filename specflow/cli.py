@@ -111,11 +111,19 @@ class Parts:
 Compose: TypeAlias = Callable[[Parts], Step]
 
 
-def _with(drafter: Drafter, pacing: Pacing) -> Compose:
-    return lambda parts: speculative_step(
-        drafter, pacing.watched(parts.target), parts.processor, parts.rng, pacing.gamma, (parts.target,),
-        until=parts.until,
-    )  # fmt: skip
+def _with(drafter: Drafter) -> Callable[[Pacing], Compose]:
+    def paced(pacing: Pacing) -> Compose:
+        return lambda parts: speculative_step(
+            drafter,
+            pacing.watched(parts.target),
+            parts.processor,
+            parts.rng,
+            pacing.gamma,
+            prune=(parts.target,),
+            until=parts.until,
+        )
+
+    return paced
 
 
 def _with_ngrams(pacing: Pacing) -> Compose:
@@ -172,25 +180,6 @@ def _bigrams(path: Path, loaded: Loaded) -> Bigrams:
     return bigrams
 
 
-DRAFTERS: Final[Mapping[str, Callable[[Pacing], Compose]]] = {
-    "none": lambda pacing: _with(propose_nothing, pacing),
-    "ngram": _with_ngrams,
-    "lookup": lambda pacing: _with(PromptLookup(), pacing),
-    "suffix": lambda pacing: _with(SuffixDrafter(), pacing),
-}
-"""The drafters that need no model and no training."""
-
-TREE: Final = "tree"
-"""The drafter whose drafts are trees."""
-
-ACCELERATE: Final[Mapping[str, Callable[[Module], Module]]] = {
-    "no": lambda model: model,
-    "fast": lambda model: fast(model, Given.TAKEN),
-    "bit-for-bit": lambda model: bit_for_bit(model, Given.TAKEN),
-}
-"""What becomes of the target before it decodes."""
-
-
 @final
 @frozen
 class Options:
@@ -213,6 +202,73 @@ class Options:
     top_p: float | None
     seed: int | None
     stop: Sequence[str]
+
+
+Drafting: TypeAlias = Callable[[Loaded], Result[Compose, DecodeError]]
+"""How drafts are made for a target, once that is loaded."""
+
+Draft: TypeAlias = Callable[[Options, float], Drafting]
+"""(options, temperature) → drafting; `DecodeError` for options that do not go together."""
+
+
+def _chains(make: Callable[[Pacing], Compose]) -> Draft:
+    """A drafter of chains."""
+
+    def drafting(options: Options, temperature: float) -> Drafting:
+        compose = make(_pacing(options, temperature))
+        return lambda target: Success(compose)
+
+    return drafting
+
+
+def _model(name: str) -> Draft:
+    """A smaller model that drafts chains."""
+
+    def drafting(options: Options, temperature: float) -> Drafting:
+        pacing = _pacing(options, temperature)
+        return lambda target: Result.do(
+            _with_model(drafter.model, vocab_size, pacing)
+            for drafter in load(name, options.dtype)
+            for vocab_size in shared_vocabulary(limits_of(target.model), limits_of(drafter.model))
+        )
+
+    return drafting
+
+
+def _trees(options: Options, temperature: float) -> Drafting:
+    """Trees, from the text and the target's bigrams."""
+    path = options.bigrams
+    if options.policy not in TREE_POLICIES:
+        remedy = f"use {' or '.join(TREE_POLICIES)}"
+        raise DecodeError("policy", "this policy paces chains of drafts, not trees", options.policy, remedy)
+    if path is not None and (path.is_dir() or not path.parent.is_dir()):
+        raise DecodeError("bigrams", "no file can be kept there", str(path), "name a file in a folder")
+    pacing = TREE_POLICIES[options.policy](options.gamma)
+    return lambda target: _with_trees(path, pacing, target)
+
+
+def _pacing(options: Options, temperature: float) -> Pacing:
+    if options.bigrams is not None:
+        received = options.draft_model or options.drafter
+        raise DecodeError("bigrams", "only trees are drafted from bigrams", received, "use --drafter tree")
+    return POLICIES[options.policy](options.gamma, temperature)
+
+
+DRAFTERS: Final[Mapping[str, Draft]] = {
+    "none": _chains(_with(propose_nothing)),
+    "ngram": _chains(_with_ngrams),
+    "lookup": _chains(_with(PromptLookup())),
+    "suffix": _chains(_with(SuffixDrafter())),
+    "tree": _trees,
+}
+"""The drafters that need no other model and no training."""
+
+ACCELERATE: Final[Mapping[str, Callable[[Module], Module]]] = {
+    "no": lambda model: model,
+    "fast": lambda model: fast(model, Given.TAKEN),
+    "bit-for-bit": lambda model: bit_for_bit(model, Given.TAKEN),
+}
+"""What becomes of the target before it decodes."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -243,9 +299,7 @@ def _parser() -> argparse.ArgumentParser:
         default="no",
         help="decode with an accelerated model (docs/acceleration.md)",
     )
-    generate.add_argument(
-        "--drafter", choices=(*DRAFTERS, TREE), default="suffix", help="what proposes tokens (suffix)"
-    )
+    generate.add_argument("--drafter", choices=tuple(DRAFTERS), default="suffix", help="what proposes tokens (suffix)")
     generate.add_argument(
         "--bigrams",
         type=Path,
@@ -287,11 +341,11 @@ def _generate(options: Options) -> Result[int, DecodeError]:
         _stream(compose(Parts(target, processor, rng, until, loaded, state)), state, loaded)
         for rng in _dice(options.seed)
         for processor in _processor(options)
-        for pace in _pace(options, processor.temperature)
+        for drafting in _drafting(options, processor.temperature)
         for loaded in load(options.model, options.dtype)
         for state in _started(options, loaded)
         for until in _until(options.stop, loaded)
-        for compose in pace(loaded)
+        for compose in drafting(loaded)
         for target in _target(options, loaded)
     )
 
@@ -321,29 +375,9 @@ def _processor(options: Options) -> LogitsProcessor:
 
 
 @safe(exceptions=(DecodeError,))
-def _pace(options: Options, temperature: float) -> Callable[[Loaded], Result[Compose, DecodeError]]:
-    """How drafts are made and paced, once the target is loaded; nonsense is refused before."""
-    if options.draft_model is None and options.drafter == TREE:
-        if options.policy not in TREE_POLICIES:
-            remedy = f"use {' or '.join(TREE_POLICIES)}"
-            raise DecodeError("policy", "this policy paces chains of drafts, not trees", options.policy, remedy)
-        if options.bigrams is not None and (options.bigrams.is_dir() or not options.bigrams.parent.is_dir()):
-            raise DecodeError("bigrams", "no file can be kept there", str(options.bigrams), "name a file in a folder")
-        tree_pacing = TREE_POLICIES[options.policy](options.gamma)
-        return lambda target: _with_trees(options.bigrams, tree_pacing, target)
-    if options.bigrams is not None:
-        received = options.draft_model or options.drafter
-        raise DecodeError("bigrams", "only trees are drafted from bigrams", received, f"use --drafter {TREE}")
-    pacing = POLICIES[options.policy](options.gamma, temperature)
-    if options.draft_model is None:
-        composed = DRAFTERS[options.drafter](pacing)
-        return lambda target: Success(composed)
-    name = options.draft_model
-    return lambda target: Result.do(
-        _with_model(drafter.model, vocab_size, pacing)
-        for drafter in load(name, options.dtype)
-        for vocab_size in shared_vocabulary(limits_of(target.model), limits_of(drafter.model))
-    )
+def _drafting(options: Options, temperature: float) -> Drafting:
+    make = DRAFTERS[options.drafter] if options.draft_model is None else _model(options.draft_model)
+    return make(options, temperature)
 
 
 @safe(exceptions=(DecodeError,))

@@ -232,6 +232,15 @@ def test_ctrl_c_keeps_what_was_said(
     assert captured.out.strip()
 
 
+def test_ctrl_c_before_the_first_token(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(name: str, dtype: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("specflow.cli.load", interrupted)
+    assert cli.main(["generate", "hello"]) == 130
+    assert capsys.readouterr().out == ""
+
+
 def test_a_local_path_is_a_model_too(smollm2: Loaded, tmp_path: Path) -> None:
     tiny_llama(vocab_size=49152).save_pretrained(tmp_path)
     smollm2.tokenizer.save_pretrained(tmp_path)

@@ -78,7 +78,7 @@ def weights_of(model: Module, rounded: torch.dtype, computed: torch.dtype, make:
         present = [bias for bias in biases if bias is not None]
         return make(torch.cat(weights).to(rounded), torch.cat(present).to(rounded) if present else None)
 
-    def by_member(rows: Tensor) -> Tensor:
+    def by_member(rows: Tensor) -> Tensor:  # the order of query heads that `Weights` wants
         return rows.reshape(kv_heads, heads // kv_heads, size, -1).transpose(0, 1).reshape(rows.shape)
 
     def norm(name: str, within: Module) -> Tensor:

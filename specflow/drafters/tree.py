@@ -126,8 +126,8 @@ def _matches(tokens: Tokens, text: Reading) -> list[Place]:
     """Where the end of the text was before, the longest match first, and of equals the latest."""
     places = []
     for end in text.latest(tokens[-1], PLACES + 1)[1:]:  # the latest is the text's end itself
-        length = 1
-        while length < min(end, LONGEST) and tokens[end - 1 - length] == tokens[-1 - length]:
+        length, longest = 1, min(end, LONGEST)
+        while length < longest and tokens[end - 1 - length] == tokens[-1 - length]:
             length += 1
         places.append(Place(end, length))
     return sorted(places, key=lambda place: -place.length)
