@@ -74,7 +74,7 @@ from specflow import (
     then,
     tree_step,
 )
-from specflow.models import load
+from specflow.models import bigrams_of, load
 from specflow.stages import UpdateNgram
 
 NEW_TOKENS: Final = 128
@@ -162,7 +162,7 @@ def bigrams_in(path: Path) -> Bigrams:
     if not path.exists():
         loaded = load("smollm2", "float32").unwrap()
         began = perf_counter()
-        Bigrams.of_model(accelerate.fast(loaded.model), loaded.tokenizer).save(path)
+        bigrams_of(accelerate.fast(loaded.model), loaded.tokenizer).save(path)
         print(f"the target was asked for its bigrams in {perf_counter() - began:.0f} s", flush=True)
     return Bigrams.load(path)
 

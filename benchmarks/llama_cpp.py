@@ -47,7 +47,7 @@ from specflow import (
     tree_step,
     unfold,
 )
-from specflow.models import DType, load
+from specflow.models import DType, bigrams_of, load
 
 Stream: TypeAlias = Callable[[Tokens], Iterator[int]]
 """prompt → the tokens that follow, as they stand."""
@@ -183,7 +183,7 @@ def main() -> None:
     assert spec.submodule_search_locations
     source = next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
     fast = accelerate.fast(loaded.model)
-    bigrams = Bigrams.of_model(fast, loaded.tokenizer)
+    bigrams = bigrams_of(fast, loaded.tokenizer)
     with TemporaryDirectory() as home:
         path = dequantized(source, PRECISIONS[options.dtype], Path(home) / "model.gguf")
         streams = {

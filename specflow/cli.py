@@ -33,7 +33,7 @@ from specflow.gamma import EGAG, SVIP, AdaEDL, Fixed, Heuristic, StopAfter, Unsu
 from specflow.gamma_cost import CostAware, CostMeter
 from specflow.gamma_tree import CostAwareTree
 from specflow.loop import shared_vocabulary, start, unfold
-from specflow.models import SMOLLM2, DType, Loaded, load, smollm2_is_converted
+from specflow.models import SMOLLM2, DType, Loaded, bigrams_of, load, smollm2_is_converted
 from specflow.predictor import CachedPredictor, fitted, limits_of
 from specflow.processors import (
     GreedyProcessor,
@@ -171,7 +171,7 @@ def _bigrams(path: Path, loaded: Loaded) -> Bigrams:
     vocab_size = loaded.model.config.vocab_size
     if not path.exists():
         print(f"asking the model for its bigrams, once; they are kept in {path}", file=sys.stderr)
-        Bigrams.of_model(loaded.model, loaded.tokenizer).save(path)
+        bigrams_of(loaded.model, loaded.tokenizer).save(path)
     bigrams = Bigrams.load(path)
     if len(bigrams.tokens) != vocab_size:
         remedy = "give the table of this model, or the name of a new file"

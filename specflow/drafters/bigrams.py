@@ -12,20 +12,14 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from torch import Tensor
-from torch.nn import Module
 from torch.nn.functional import softmax
-from transformers import PreTrainedTokenizerBase
 
 from specflow.drafters.storage_file import write
 from specflow.errors import DecodeError
-from specflow.predictor import CachedPredictor, limits_of
 from specflow.state import Node, Tokens, TreePredictor
 
 TOGETHER: Final = 127
 """How many tokens are asked about in one pass; with the token before them they fill an accelerated model's pass."""
-
-TELLS_NOTHING: Final = "\n\n..."
-"""A text behind which a model can be asked what follows a token: it says nothing of what comes."""
 
 FORMAT: Final = "specflow bigrams 1"
 
@@ -36,9 +30,9 @@ class Bigrams:
     """For each token of the vocabulary its k most probable followers, in order: `tokens` and `chances`, each [V, k].
 
     `Bigrams.of(target, before, vocab_size)` asks a model once, in V / 127 passes over trees: what follows each token
-    behind the tokens `before`? Those should tell nothing, as `TELLS_NOTHING` does; `Bigrams.of_model(model, tokenizer)`
-    asks behind that. For SmolLM2-135M it takes a minute or two, and 3 MB; `save` keeps it for the next time. No text is
-    needed, and nothing is trained.
+    behind the tokens `before`? Those should tell nothing, as `specflow.models.bigrams_of` chooses them. For
+    SmolLM2-135M it takes a minute or two, and 3 MB; `save` keeps it for the next time. No text is needed, and nothing
+    is trained.
 
     `DecodeError` where the two tables are not of one shape [V, k], k ≥ 1, or name tokens outside [0, V).
     Source: Stewart et al. 2411.03786 (The N-Grammys), the model-derived bigram.
@@ -68,16 +62,6 @@ class Bigrams:
         parts = [_asked(target, before, range(i, min(i + TOGETHER, vocab_size)), k) for i in starts]
         tokens, chances = zip(*parts, strict=True)
         return cls(torch.cat(tokens).numpy(), torch.cat(chances).numpy())
-
-    @classmethod
-    def of_model(cls, model: Module, tokenizer: PreTrainedTokenizerBase) -> Bigrams:
-        """What a model finds most probable behind `TELLS_NOTHING` and each token, up to 8 followers.
-
-        Quick where a predictor reads trees of it in one pass. A tokenizer that knows none of that text gives token 0.
-        """
-        before = tuple(tokenizer(TELLS_NOTHING).input_ids) or (0,)
-        vocab_size = limits_of(model).vocab_size or len(tokenizer)
-        return cls.of(CachedPredictor(model).read_tree, before, vocab_size, min(8, vocab_size))
 
     def behind(self, token: int) -> list[tuple[int, float]]:
         """The followers of a token and their probabilities, the most probable first."""
