@@ -74,8 +74,6 @@ from specflow.processors import NucleusProcessor as NucleusProcessor
 from specflow.processors import Processor as Processor
 from specflow.processors import TopKNucleusProcessor as TopKNucleusProcessor
 from specflow.processors import TopKProcessor as TopKProcessor
-from specflow.random import DeviceRandomness as DeviceRandomness
-from specflow.random import DeviceSampling as DeviceSampling
 from specflow.random import Dice as Dice
 from specflow.random import Randomness as Randomness
 from specflow.random import Sampling as Sampling

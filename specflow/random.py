@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from typing import Protocol, final
 
@@ -20,10 +21,6 @@ class Sampling(Protocol):
         """One token of the law."""
         ...
 
-
-class DeviceSampling(Protocol):
-    """Draws tokens where their law is."""
-
     def draw_there(self, probs: Tensor, position: int, /) -> Tensor:
         """One token of the law `probs` [V], as an id [] on its device. Nothing is copied to the host."""
         ...
@@ -35,10 +32,6 @@ class Randomness(Sampling, Protocol):
     def accept(self, probability: float, /) -> bool:
         """True with the given probability, which may exceed 1."""
         ...
-
-
-class DeviceRandomness(Randomness, DeviceSampling, Protocol):
-    """`Randomness` that draws on the host and on a device."""
 
 
 @final
@@ -115,6 +108,24 @@ class SharedNoise:
         generator = torch.Generator().manual_seed(int.from_bytes(key[:7], "big"))
         noise = torch.empty(probs.shape[-1]).exponential_(generator=generator)
         return (probs / noise.to(probs.device)).argmax()
+
+
+def draws(rng: Sampling, laws: Sequence[Distribution], start: int) -> Iterator[int]:
+    """One token of each law in turn, the first at position `start`.
+
+    On the host each is drawn when it is asked for. On a device all are drawn at the first one, and copied at once:
+    what is not asked for was drawn for nothing, which changes no law. `DecodeError` at a law that is none.
+
+    >>> list(draws(Dice(), [PointMass(3), Categorical(torch.tensor([0.0, 1.0]))], 5))
+    [3, 1]
+    """
+    far = [(i, law.probs) for i, law in enumerate(laws) if isinstance(law, Categorical) and not is_near(law.probs)]
+    sent: dict[int, int] = {}
+    if far:
+        ids = torch.stack([on_arrival(rng.draw_there(probs, start + i), probs) for i, probs in far])
+        sent = dict(zip([i for i, _ in far], ids.tolist(), strict=True))
+    for i, law in enumerate(laws):
+        yield arrived([sent[i]], start + i - 1)[0] if i in sent else rng.draw(law, start + i)
 
 
 def _brought(token: Tensor, probs: Tensor, position: int) -> int:

@@ -25,6 +25,7 @@ from specflow import (
     MultinomialProcessor,
     Processor,
     SampledBlockDrafter,
+    Sampling,
     SharedNoise,
     SuffixDrafter,
     TreeDrafter,
@@ -56,6 +57,8 @@ GAMMA: Final = 4
 MODEL: Final = tiny_llama(3)
 GREEDY: Final = GreedyProcessor()
 SAMPLING: Final = MultinomialProcessor(1.0)
+SHARP: Final = MultinomialProcessor(0.1)
+"""What it samples repeats itself, so that a lookup is right at times."""
 
 
 def counted(draft: Callable[[DecodeState], T], verify: Callable[[T], Verified], adjust: Adjust) -> dict[str, object]:
@@ -97,15 +100,15 @@ def decoded(name: str) -> dict[str, object]:
     def rejecting(drafter: Drafter, processor: Processor) -> dict[str, object]:
         return counted(Draft(drafter, Fixed(GAMMA)), RejectTokens(target, processor, dice), Adjust(dice))
 
-    def planting(drafter: TreeDrafter) -> dict[str, object]:
-        return counted(DraftTree(drafter, Fixed(GAMMA)), VerifyTree(target.read_tree, GREEDY, dice), Adjust(dice))
+    def planting(drafter: TreeDrafter, processor: Processor, rng: Sampling) -> dict[str, object]:
+        return counted(DraftTree(drafter, Fixed(GAMMA)), VerifyTree(target.read_tree, processor, rng), Adjust(rng))
 
     decoders: dict[str, Callable[[], dict[str, object]]] = {
         "greedy, by blocks": lambda: rejecting(greedy, GREEDY),
         "greedy, token by token": lambda: rejecting(LLMDrafter(model, GREEDY, dice), GREEDY),
         "greedy, suffix": lambda: rejecting(SuffixDrafter(), GREEDY),
-        "greedy, a tree without branches": lambda: planting(as_tree(SuffixDrafter())),
-        "greedy, a tree": lambda: planting(LookupTree()),
+        "greedy, a tree without branches": lambda: planting(as_tree(SuffixDrafter()), GREEDY, dice),
+        "greedy, a tree": lambda: planting(LookupTree(), GREEDY, dice),
         "sampled, by blocks": lambda: rejecting(sampled, SAMPLING),
         "sampled, from greedy blocks": lambda: rejecting(greedy, SAMPLING),
         "sampled, token by token": lambda: rejecting(LLMDrafter(model, SAMPLING, dice), SAMPLING),
@@ -118,6 +121,7 @@ def decoded(name: str) -> dict[str, object]:
             MatchSamples(target, SAMPLING, noise),
             Adjust(noise),
         ),
+        "seed-coupled, a tree": lambda: planting(LookupTree(), SHARP, noise),
     }
     return decoders[name]()
 
@@ -134,6 +138,7 @@ NAMES: Final = (
     "sampled, suffix",
     "sampled, block verification",
     "seed-coupled",
+    "seed-coupled, a tree",
 )
 
 

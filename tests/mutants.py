@@ -137,6 +137,10 @@ class Argmax:
         """The most probable token."""
         return int(dense(law).argmax())
 
+    def draw_there(self, probs: Tensor, position: int, /) -> Tensor:
+        """`draw`, where the law is."""
+        return probs.argmax()
+
 
 def greedy_by_softmax(world: World) -> Step:
     draft, adjust = Draft(LLMDrafter(world.drafter, SoftmaxLaws(), Argmax())), Adjust(Argmax())
@@ -225,6 +229,10 @@ class LessOrEqual:
     def draw(self, law: Distribution, position: int, /) -> int:
         """One token of the law."""
         return self.rng.draw(law, position)
+
+    def draw_there(self, probs: Tensor, position: int, /) -> Tensor:
+        """`draw`, where the law is."""
+        return self.rng.draw_there(probs, position)
 
     def accept(self, probability: float, /) -> bool:
         """True with the given probability, except that 0 is not impossible."""

@@ -266,6 +266,9 @@ class Branch:
         assert isinstance(law, Categorical)
         return self._choose(law.probs.tolist())
 
+    def draw_there(self, probs: torch.Tensor, position: int, /) -> torch.Tensor:
+        return torch.tensor(self.draw(Categorical(probs), position))
+
     def accept(self, probability: float, /) -> bool:
         return self._choose([min(probability, 1.0), max(0.0, 1.0 - probability)]) == 0
 

@@ -30,6 +30,7 @@ from specflow import (
     SharedNoise,
     Step,
     Tokens,
+    autoregressive_step,
     run,
     seed_coupled_step,
     speculative_step,
@@ -67,7 +68,8 @@ def copies() -> dict[str, Any]:
         ("sampled, token by token", 4, 2),
         ("sampled, suffix", 0, 2),
         ("sampled, block verification", 1, 3),  # the masses left over behind all prefixes too
-        ("seed-coupled", 1, 5),  # one for each position up to the one that differs
+        ("seed-coupled", 1, 2),  # the target's samples, and the token behind them where all are the drafts
+        ("seed-coupled, a tree", 0, 3),  # the samples of two paths, and the token behind them
     ],
 )
 def test_copies_to_the_host(copies: dict[str, Any], name: str, draft: int, verification: int) -> None:
@@ -89,6 +91,8 @@ def test_what_is_decoded_on_a_device_is_what_is_decoded_on_the_host(copies: dict
     drafter = SampledBlockDrafter(CachedPredictor(disturbed(model, 1, 0.05)), sampling, noise, 4)
     step = seed_coupled_step(drafter, CachedPredictor(model), sampling, noise, Fixed(4))
     assert list(run(step, start([3, 4, 5, 3, 4], 40).unwrap()).state.output) == copies["seed-coupled"]["text"]
+    step = autoregressive_step(CachedPredictor(model), MultinomialProcessor(0.1), noise)
+    assert list(run(step, start([3, 4, 5, 3, 4], 40).unwrap()).state.output) == copies["seed-coupled, a tree"]["text"]
 
 
 def test_the_function_of_the_spec_drafts_by_blocks_on_a_device(copies: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from specflow.distribution import Categorical, PointMass
 from specflow.errors import at_least_one
 from specflow.predictor import Choose, ReadsAhead, fit
 from specflow.processors import LogitsProcessor
-from specflow.random import DeviceSampling
+from specflow.random import Sampling
 from specflow.state import Proposal, Tokens
 
 
@@ -77,7 +77,7 @@ class SampledBlockDrafter:
 
     predictor: ReadsAhead
     processor: LogitsProcessor
-    rng: DeviceSampling
+    rng: Sampling
     ahead: int = field(default=5, validator=at_least_one)
     vocab_size: int | None = None
     source: str = "llm"

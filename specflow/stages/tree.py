@@ -12,7 +12,7 @@ from specflow.distribution import Distribution, PointMass
 from specflow.errors import DecodeError
 from specflow.gamma import Fixed
 from specflow.processors import Processor
-from specflow.random import Sampling
+from specflow.random import Sampling, draws
 from specflow.state import (
     TEXT,
     DecodeState,
@@ -56,7 +56,7 @@ class VerifyTree:
     depends on the seed alone. What comes out is the path that was taken, as if it alone had been drafted; the other
     nodes are `beside` it.
 
-    Laws are made along the likeliest path, and anew where the target leaves it.
+    Laws are made along the likeliest path, and anew where the target leaves it; so are the samples, on a device.
     Source: Miao et al. 2305.09781 (SpecInfer), section 4, its token tree and naive sampling, which for certain drafts
     accepts as often as any rule. For drafts that were drawn, their multi-step rule would accept more.
     """
@@ -70,6 +70,7 @@ class VerifyTree:
         logits = self.target(text, nodes)
         children = children_of(nodes)
         known: dict[int, Distribution] = {}
+        samples: Iterator[int] = iter(())
         here, path = TEXT, list[int]()
         while True:
             if here not in known:
@@ -77,10 +78,11 @@ class VerifyTree:
                 ahead = [nodes[i].token for i in (*path, *trunk[1:])]
                 laws = self.processor.laws((*text, *ahead), _rows(logits, trunk))
                 known |= zip(trunk, laws, strict=True)
+                samples = draws(self.rng, laws[:-1], len(text) + len(path))
             correction = known[here]
             if here not in children:
                 break
-            sample = self.rng.draw(correction, len(text) + len(path))
+            sample = next(samples)
             if sample not in children[here]:
                 correction = PointMass(sample)
                 break

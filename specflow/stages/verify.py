@@ -9,7 +9,7 @@ from attrs import frozen
 
 from specflow.distribution import BlackBox, Distribution, PointMass
 from specflow.processors import Processor
-from specflow.random import Randomness, Sampling
+from specflow.random import Randomness, Sampling, draws
 from specflow.stages.probabilities import Probability, probabilities
 from specflow.state import Drafted, Predictor, Proposal, Verified
 
@@ -62,7 +62,8 @@ class RejectTokens:
         """None if the draft stands, else the law of the token in its place."""
         q = draft.q
         if isinstance(p, BlackBox) or isinstance(q, BlackBox):
-            return _mismatch(draft, p, position, self.rng)
+            sample = self.rng.draw(p, position)
+            return None if sample == draft.token else PointMass(sample)
         likely, drafted = of(p, draft.token), of(q, draft.token)
         if likely > 0 and (likely >= drafted or self.rng.accept(likely / drafted)):
             return None
@@ -89,14 +90,8 @@ class MatchSamples:
 
     def judge(self, proposals: Sequence[Proposal], laws: Sequence[Distribution], start: int, /) -> Judgement:
         """The rule alone, on laws that are already there."""
-        for i, draft in enumerate(proposals):
-            correction = _mismatch(draft, laws[i], start + i, self.rng)
-            if correction is not None:
-                return i, correction
+        samples = draws(self.rng, laws[:-1], start)
+        for i, (draft, sample) in enumerate(zip(proposals, samples, strict=True)):
+            if sample != draft.token:
+                return i, PointMass(sample)
         return len(proposals), laws[-1]
-
-
-def _mismatch(draft: Proposal, p: Distribution, position: int, rng: Sampling) -> PointMass | None:
-    """None if the target's sample is the draft, else that sample, to be emitted in its place."""
-    sample = rng.draw(p, position)
-    return None if sample == draft.token else PointMass(sample)

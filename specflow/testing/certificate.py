@@ -18,7 +18,7 @@ from specflow.processors import (
     TopKNucleusProcessor,
     TopKProcessor,
 )
-from specflow.random import DeviceRandomness, Sampling
+from specflow.random import Randomness, Sampling
 from specflow.stages.stop import Condition, never
 from specflow.state import DecodeState, Finished, Predictor, Reason, Request, Step, Tokens
 from specflow.testing.enumeration import Branch, Law, Noise, exact_law
@@ -60,7 +60,7 @@ class World:
     target: Predictor
     drafter: Predictor
     processor: Processor
-    rng: DeviceRandomness
+    rng: Randomness
     noise: Sampling
 
 

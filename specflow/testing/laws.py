@@ -250,6 +250,9 @@ class _WithoutDecisions:
     def draw(self, law: Distribution, position: int, /) -> int:
         return self.noise.draw(law, position)
 
+    def draw_there(self, probs: Tensor, position: int, /) -> Tensor:
+        return self.noise.draw_there(probs, position)
+
     def accept(self, probability: float, /) -> bool:
         raise LawError("noise that belongs to a position takes no decisions")
 
