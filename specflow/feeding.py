@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import accumulate
 from math import inf
 from random import Random
@@ -22,6 +22,7 @@ from specflow.caching import Past
 from specflow.errors import DecodeError
 from specflow.state import TEXT, Node, Tokens
 from specflow.trees import depths, lineage, path_to
+from specflow.untracked import Untracked, untracked
 
 CACHE_NAMES: Final = ("cache", "past_key_values", "cache_params", "state")
 """What models call their cache, as argument and as output: transformers' name, its older ones, and RWKV's."""
@@ -110,6 +111,7 @@ class Reader:
     edge: int | None
     """The longest text that is read with the short frequencies of a "longrope"; longer ones are read otherwise."""
     _first: Parameter | None = field(repr=False)
+    _untracked: Untracked = field(repr=False)
 
     @classmethod
     def of(cls, model: Module) -> Reader:
@@ -128,6 +130,7 @@ class Reader:
             isinstance(whole, PreTrainedModel),
             _edge(model),
             next(model.parameters(), None),
+            untracked(model),
         )
 
     def is_far(self, tokens: Tokens) -> bool:
@@ -274,7 +277,7 @@ class Reader:
     def _run(self, ids: Tensor, last: int, arguments: dict[str, object]) -> object:
         if self.keeps_logits:
             arguments["logits_to_keep"] = last
-        with torch.no_grad(), _evaluating(self.model):
+        with torch.no_grad(), self._untracked(ids.shape[-1]), _evaluating(self.model):
             return self._call(ids, **arguments)
 
     def _logits(self, output: object, last: int) -> Tensor:
@@ -286,7 +289,7 @@ class Reader:
                 type(output).__name__,
                 "give a model with a language-model head, such as AutoModelForCausalLM loads",
             )
-        return logits[:, -last:]
+        return logits if logits.shape[1] == last else logits[:, -last:]
 
 
 def _error(logits: Tensor, truth: Tensor) -> float:
@@ -315,10 +318,13 @@ def _dtype(model: Module) -> torch.dtype:
     return next((parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()), torch.float32)
 
 
-@contextmanager
-def _evaluating(model: Module) -> Iterator[None]:
+def _evaluating(model: Module) -> AbstractContextManager[None]:
     """The model in evaluation mode, as dropout would make it a random function; its modes are put back afterwards."""
-    training = [module for module in model.modules() if module.training] if model.training else []
+    return _not_training([module for module in model.modules() if module.training]) if model.training else nullcontext()
+
+
+@contextmanager
+def _not_training(training: Sequence[Module]) -> Iterator[None]:
     for module in training:
         module.training = False
     try:

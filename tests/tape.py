@@ -50,6 +50,9 @@ class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call] # of torch
     ) -> object:
         assert func is not torch.ops.aten._local_scalar_dense.default, "a graph cannot wait for a value"
         named = dict(kwargs or {})
+        if func.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd):
+            with self:  # without autograd these arrive whole; what they are made of goes on the tape
+                return func.decompose(*args, **named)
         made: object = func(*args, **named)
         if func.is_view:
             return made  # of memory that stays where it is

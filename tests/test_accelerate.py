@@ -169,6 +169,16 @@ def test_a_longer_text_than_the_first_buffers_and_angles() -> None:
         assert (predict(text[:length], last) - truth(text[:length], last)).abs().max() < 1e-9
 
 
+def test_what_a_pass_leaves_behind_are_ordinary_tensors() -> None:
+    model, cache = accelerate.fast(tiny_llama(context=2048)), None
+    assert isinstance(model, Llama)
+    for length in (3, 1, 700, 1):
+        output = model(torch.zeros(1, length, dtype=torch.long), cache=cache)
+        cache = output.cache
+        kept = [output.logits, cache.buffer, *model.angles.between(0, 1)]
+        assert not any(tensor.is_inference() for tensor in kept)
+
+
 def test_the_real_model(smollm2: Loaded) -> None:
     fast = accelerate.fast(smollm2.model)
     prompt = smollm2.chat("Write a haiku about autumn leaves.")

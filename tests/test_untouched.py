@@ -8,6 +8,8 @@ from hashlib import sha256
 
 import pytest
 import torch
+from torch import Tensor
+from torch.nn import Module, Parameter
 from transformers import (
     GenerationConfig,
     LogitsProcessorList,
@@ -15,6 +17,8 @@ from transformers import (
     RepetitionPenaltyLogitsProcessor,
     StaticCache,
 )
+from transformers.modeling_outputs import CausalLMOutput
+from typing_extensions import override
 
 from specflow import (
     CachedPredictor,
@@ -22,6 +26,7 @@ from specflow import (
     GreedyProcessor,
     LLMDrafter,
     MultinomialProcessor,
+    UncachedPredictor,
     autoregressive_generate,
     run,
     speculative_generate,
@@ -118,3 +123,55 @@ def test_a_tokenizer_is_as_it_was(smollm2: Loaded) -> None:
         debug=True,
     )
     assert (pickle.dumps(smollm2.tokenizer), smollm2.tokenizer.chat_template) == before
+
+
+def skips(key: str) -> bool:
+    """Whether torch skips what it does under this key now."""
+    return torch._C._dispatch_tls_is_dispatch_key_excluded(getattr(torch._C.DispatchKey, key))
+
+
+class Keeping(Module):
+    """A model that keeps a tensor which it made in a pass, as some rotary embeddings do, and tells what it sees."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = Parameter(weight)
+        self.kept = torch.zeros(0)
+        self.skips_autograd = self.skips_views = self.folds = False
+
+    @override
+    def forward(self, input_ids: Tensor) -> CausalLMOutput:
+        self.skips_autograd, self.skips_views = map(skips, ("AutogradFunctionality", "ADInplaceOrView"))
+        self.folds = self.weight.t().requires_grad
+        self.kept = self.weight.detach().square()
+        return CausalLMOutput(logits=(self.weight * self.kept)[input_ids])
+
+
+def test_what_a_model_keeps_from_a_pass_can_be_trained_on() -> None:
+    model = Keeping(torch.randn(16, 16, generator=torch.Generator().manual_seed(0)))
+    logits = UncachedPredictor(model)((3,), 1)
+    assert (model.skips_autograd, model.skips_views) == (True, True)
+    assert not skips("AutogradFunctionality") | skips("ADInplaceOrView")
+    model.kept.mul_(2.0)
+    logits.add_(1.0)
+    (gradient,) = torch.autograd.grad((model.weight * model.kept).sum(), [model.weight])
+    torch.testing.assert_close(gradient, 2.0 * model.weight.detach().square())
+
+
+def test_a_pass_over_several_tokens_copies_no_weights() -> None:
+    """torch would copy a weight whose view does not require a gradient, for rows that do not lie together."""
+    model = Keeping(torch.randn(16, 16))
+    UncachedPredictor(model)((3, 4, 5), 2)
+    assert (model.skips_autograd, model.skips_views, model.folds) == (True, False, True)
+
+
+class Sharded(Parameter):
+    """A weight that is no plain tensor."""
+
+
+def test_weights_that_are_no_plain_tensors_keep_autograd() -> None:
+    model = Keeping(torch.randn(16, 16, generator=torch.Generator().manual_seed(0)))
+    expected = UncachedPredictor(model)((3,), 1)
+    model.weight = Sharded(model.weight.detach())
+    assert UncachedPredictor(model)((3,), 1).equal(expected)
+    assert (model.skips_autograd, model.skips_views) == (False, False)

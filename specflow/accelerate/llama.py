@@ -136,14 +136,14 @@ class Llama(Module):
             shape = (len(weights.layers), 2, weights.kv_heads, 0, weights.size)
             cache = KVCache(weights.before_head.new_empty(shape))
         cache.reserve(cache.length + input_ids.shape[1])
-        with torch.no_grad():
+        with torch.inference_mode():
             if parents is None:
                 hidden = torch.cat([self._read(ids, cache) for ids in torch.split(input_ids[0], self.shapes.tokens)])
             else:
                 hidden = self._read(input_ids[0], cache, self._tree(parents, cache.length))
             kept = torch.split(hidden[-logits_to_keep:], self.shapes.tokens)
-            logits = torch.cat([logits_of(self.weights, rows) for rows in kept])
-        return Output(logits[None], cache if use_cache else None)
+            logits = [logits_of(self.weights, rows) for rows in kept]
+        return Output(torch.cat(logits)[None], cache if use_cache else None)
 
     @override
     def _apply(self, *arguments: object, **named: object) -> Llama:
@@ -350,6 +350,7 @@ class Angles:
         return self._cos[start:end], self._sin[start:end]
 
     def _grow(self, positions: int) -> None:
-        cos, sin = self.rotary(self.like, torch.arange(positions, device=self.like.device)[None])
-        lower, upper = sin[0, :, None].chunk(2, dim=-1)
-        self._cos, self._sin = cos[0, :, None], torch.cat((-lower, upper), dim=-1)
+        with torch.inference_mode(mode=False), torch.no_grad():
+            cos, sin = self.rotary(self.like, torch.arange(positions, device=self.like.device)[None])
+            lower, upper = sin[0, :, None].chunk(2, dim=-1)
+            self._cos, self._sin = cos[0, :, None], torch.cat((-lower, upper), dim=-1)
