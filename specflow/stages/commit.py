@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 from attrs import evolve
 
 from specflow.state import Adjusted, Committed, Count, DecodeState, Drafted, Finished, Reason, Tally
@@ -37,8 +35,6 @@ def advance(committed: Committed) -> DecodeState | Finished:
 def _tally(drafted: Drafted, accepted: int, kept: int) -> Tally:
     proposals = drafted.proposals
     judged = proposals[:kept] if kept <= accepted else proposals + drafted.beside
-    if not judged:
-        return Tally(1)
-    count = Counter(proposal.source for proposal in judged)
-    taken = Counter(proposal.source for proposal in judged[:accepted])
-    return Tally(1, tuple(sorted((name, Count(number, taken[name])) for name, number in count.items())))
+    sources = [proposal.source for proposal in judged]
+    taken = sources[:accepted]
+    return Tally(1, tuple([(name, Count(sources.count(name), taken.count(name))) for name in sorted(set(sources))]))
