@@ -136,6 +136,7 @@ class Llama(Module):
             shape = (len(weights.layers), 2, weights.kv_heads, 0, weights.size)
             cache = KVCache(weights.before_head.new_empty(shape))
         cache.reserve(cache.length + input_ids.shape[1])
+        # What outlives the pass, the cache, the angles and the logits, is made outside of this mode.
         with torch.inference_mode():
             if parents is None:
                 hidden = torch.cat([self._read(ids, cache) for ids in torch.split(input_ids[0], self.shapes.tokens)])
