@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from math import isfinite
-from typing import Protocol
+from typing import Protocol, final
 
 import torch
 import torch.nn.functional as F
+from attrs import define, field
 from torch import Tensor
 from typing_extensions import override
 
@@ -17,11 +19,54 @@ from specflow.finite import argmax, arrived, finite, is_near, on_arrival
 from specflow.state import Tokens
 
 
+class Laws(Protocol):
+    """The laws behind each row of logits, in order. A tuple is one: all of its laws are made already."""
+
+    def __len__(self) -> int:
+        """How many rows there were."""
+        ...
+
+    def __getitem__(self, row: int, /) -> Distribution:
+        """The law behind this row."""
+        ...
+
+
+@final
+@define(eq=False)
+class Lazily:
+    """Laws that are made when they are asked for, each behind all those before it, and each once.
+
+    It is what a processor returns that cannot be asked about just any text: whoever judges drafts asks for the law
+    behind a draft only once the draft stands, so that the processor hears of no text that its own laws make impossible.
+
+    >>> laws = Lazily(3, lambda row: PointMass(7 + row))
+    >>> laws[1], laws.made
+    (PointMass(token=8), [PointMass(token=7), PointMass(token=8)])
+    """
+
+    rows: int
+    make: Callable[[int], Distribution]
+    made: list[Distribution] = field(factory=list, init=False)
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def __getitem__(self, row: int, /) -> Distribution:
+        if not 0 <= row < self.rows:
+            raise IndexError(row)
+        while len(self.made) <= row:
+            self.made.append(self.make(len(self.made)))
+        return self.made[row]
+
+
 class Processor(Protocol):
     """Turns a model's logits into the laws that tokens are drawn from."""
 
-    def laws(self, tokens: Tokens, logits: Tensor, /) -> tuple[Distribution, ...]:
+    def laws(self, tokens: Tokens, logits: Tensor, /) -> Laws:
         """The law behind each row of `logits` [k, V]; row k - 1 follows all of `tokens`, row k - 2 all but the last.
+
+        A processor that is total, one that has a law behind any text, makes them all at once, as a tuple. Any other
+        makes them `Lazily`.
 
         Logits on a device have not been looked at: where tokens are chosen from them here, `specflow.finite.finite`
         refuses those that are not finite.

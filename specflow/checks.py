@@ -1,0 +1,174 @@
+"""What a value may be. A check refuses anything else with a `DecodeError` that names the parameter, never otherwise.
+
+Values of numpy's number types are taken for what they plainly mean; bools and tensors are no numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import inf, isfinite
+from numbers import Integral, Real
+from typing import TypeAlias
+
+from attrs import Attribute
+
+from specflow.errors import DecodeError
+
+Check: TypeAlias = Callable[[str, object], None]
+"""(the parameter's name, the value) → nothing, or a `DecodeError`."""
+
+Validator: TypeAlias = Callable[[object, "Attribute[object]", object], None]
+"""The same for a field of attrs."""
+
+
+def shown(value: object) -> str:
+    """A value in an error's sentence: on one line, and not endless.
+
+    >>> shown("a" * 200)[-5:], shown(None)
+    ('aa...', 'None')
+    """
+    line = " ".join(repr(value).split())
+    return line if len(line) <= 80 else line[:77] + "..."
+
+
+def valid(check: Check) -> Validator:
+    """A check as a validator of attrs.
+
+    >>> from attrs import field, frozen
+    >>> @frozen
+    ... class Draft:
+    ...     gamma: int = field(validator=valid(whole(1, "draft at least one token")))
+    >>> Draft(0)
+    Traceback (most recent call last):
+    specflow.errors.DecodeError: gamma is below 1: received 0; draft at least one token.
+    """
+
+    def validate(instance: object, attribute: Attribute[object], value: object) -> None:
+        check(attribute.name.lstrip("_"), value)
+
+    return validate
+
+
+def whole(least: int, remedy: str, most: int | None = None) -> Check:
+    """A whole number from `least` on, up to `most` where that is given.
+
+    >>> whole(1, "draft at least one token")("gamma", 2.5)
+    Traceback (most recent call last):
+    specflow.errors.DecodeError: gamma is not a whole number: received 2.5; draft at least one token.
+    """
+
+    def check(name: str, value: object) -> None:
+        if not isinstance(value, Integral) or isinstance(value, bool):
+            raise DecodeError(name, f"{name} is not a whole number", shown(value), remedy)
+        if int(value) < least:
+            raise DecodeError(name, f"{name} is below {least}", value, remedy)
+        if most is not None and int(value) > most:
+            raise DecodeError(name, f"{name} is above {most}", value, remedy)
+
+    return check
+
+
+def number(happened: str, remedy: str, holds: Callable[[float], bool] = isfinite) -> Check:
+    """A number for which `holds` is true; `happened` says of any other value what it is not.
+
+    >>> number("h is not a finite number", "use 0.3")("h", float("nan"))
+    Traceback (most recent call last):
+    specflow.errors.DecodeError: h is not a finite number: received nan; use 0.3.
+    """
+
+    def check(name: str, value: object) -> None:
+        if not isinstance(value, Real) or isinstance(value, bool):
+            raise DecodeError(name, happened, shown(value), remedy)
+        if not holds(float(value)):
+            raise DecodeError(name, happened, value, remedy)
+
+    return check
+
+
+def temperature(name: str, value: object) -> None:
+    """A temperature that logits can be divided by: from 1e-30 to 1e30. What is nearer to 0 is greedy.
+
+    >>> temperature("temperature", 0)
+    Traceback (most recent call last):
+    specflow.errors.DecodeError: temperature is not a positive number: received 0; use GreedyProcessor() for a \
+temperature of 0.
+    """
+    remedy = "use GreedyProcessor() for a temperature of 0"
+    number(f"{name} is not a positive number", remedy, lambda t: 0 < t < inf)(name, value)
+    number(f"{name} is too near to 0", remedy, lambda t: t >= 1e-30)(name, value)
+    number(f"{name} is beyond 1e30", "use a smaller one", lambda t: t <= 1e30)(name, value)
+
+
+def calls(what: str, remedy: str) -> Check:
+    """Something that can be called, such as "a drafter".
+
+    >>> calls("a drafter", "give a function of tokens")("drafter", None)
+    Traceback (most recent call last):
+    specflow.errors.DecodeError: drafter cannot be called as a drafter is: received None; give a function of tokens.
+    """
+
+    def check(name: str, value: object) -> None:
+        if not callable(value) or isinstance(value, type):
+            raise DecodeError(name, f"{name} cannot be called as {what} is", shown(value), remedy)
+
+    return check
+
+
+def does(what: str, remedy: str, *methods: str) -> Check:
+    """Something that has these methods.
+
+    >>> does("a storage", "give an NGramStorage", "learn")("storage", [1])
+    Traceback (most recent call last):
+    specflow.errors.DecodeError: storage is not a storage: received a list; give an NGramStorage.
+    """
+
+    def check(name: str, value: object) -> None:
+        if isinstance(value, type) or not all(callable(getattr(value, method, None)) for method in methods):
+            raise DecodeError(name, f"{name} is not {what}", f"a {type(value).__name__}", remedy)
+
+    return check
+
+
+def a(kind: type, remedy: str) -> Check:
+    """A value of this kind.
+
+    >>> a(str, "give a text")("source", 3)
+    Traceback (most recent call last):
+    specflow.errors.DecodeError: source is not a str: received 3; give a text.
+    """
+
+    def check(name: str, value: object) -> None:
+        if not isinstance(value, kind):
+            raise DecodeError(name, f"{name} is not a {kind.__name__}", shown(value), remedy)
+
+    return check
+
+
+def each(check: Check) -> Check:
+    """A tuple or a list whose every value passes the check.
+
+    >>> each(a(str, "give texts"))("strings", ("a", 3))
+    Traceback (most recent call last):
+    specflow.errors.DecodeError: strings is not a str: received 3; give texts.
+    """
+
+    def check_all(name: str, value: object) -> None:
+        if not isinstance(value, tuple | list):
+            raise DecodeError(name, f"{name} is not a tuple or a list", shown(value), "give several in a tuple")
+        for one in value:
+            check(name, one)
+
+    return check_all
+
+
+def or_none(check: Check) -> Check:
+    """None, or what passes the check.
+
+    >>> or_none(a(str, "give a text"))("source", None)
+    """
+
+    def check_some(name: str, value: object) -> None:
+        if value is not None:
+            check(name, value)
+
+    return check_some
