@@ -23,12 +23,14 @@ from transformers import Cache, PreTrainedModel
 
 from specflow.caching import is_plain
 from specflow.errors import DecodeError, unwrap
-from specflow.feeding import ANY_PIECES, ONE_BY_ONE, Reader
 from specflow.finite import finite
 from specflow.loop import start
-from specflow.predictor import limits_of
+from specflow.predictor import limits_of, read_afresh
+from specflow.reader import Reader, context_of
 from specflow.stages.observe import Tokenizer
 from specflow.state import DecodeState, Finished, Reason, Request, Tally, Tokens
+from specflow.trial import Trials
+from specflow.watch import Look
 
 BeamPredictor: TypeAlias = Callable[[tuple[Tokens, ...]], Tensor]
 """B texts of one length → logits [B, V] of what follows each. A pure function of tokens."""
@@ -255,51 +257,63 @@ class CachedBeamPredictor:
 
     `predict(texts)` gives logits [B, V]. Where each text is one of the texts before and one more token, the rows of the
     cache are picked as the texts' parents are; anything else is read from the beginning, one text at a time. So is
-    everything by a model whose cache is not keys and values of attention alone, or that takes none.
+    everything by a model whose cache is not keys and values of attention alone, that takes none, or that was found not
+    to read rightly over it, one token at a time (`specflow.trial`).
     Law: the cache never changes a result (exactly in exact arithmetic, within rounding in floats).
+
+    Threads may share it, one pass at a time; searches in turns read their texts again. What was read is forgotten when
+    the model has changed, as in `CachedPredictor`.
     """
 
     model: Module
     _reader: Reader = field(init=False, repr=False)
-    _follows: bool | None = field(init=False, default=None, repr=False)
+    _trials: Trials = field(init=False, repr=False)
+    _seen: Look | None = field(init=False, default=None, repr=False)
     _rows: dict[Tokens, int] = field(init=False, factory=dict, repr=False)
     _cache: Cache | None = field(init=False, default=None, repr=False)
 
     def __attrs_post_init__(self) -> None:
         self._reader = Reader.of(self.model)
+        self._trials = Trials(self._reader, room=lambda: context_of(self.model))
 
     def __call__(self, texts: tuple[Tokens, ...], /) -> Tensor:
         """Logits [B, V] of what follows each of the texts, which have one length."""
-        parents, cache = [self._rows.get(text[:-1]) for text in texts], self._cache
-        # Emptied first: an exception inside the model must not leave a cache that covers who knows what.
-        self._rows, self._cache = {}, None
-        logits = self._read(texts, [row for row in parents if row is not None], cache)[:, 0]
+        with self._reader.guard:
+            look = self._reader.watch.look()
+            if self._seen is None or not self._seen.same(look):
+                self._rows, self._seen = {}, look
+                self._trials.meet(look)
+            parents, cache = [self._rows.get(text[:-1]) for text in texts], self._cache
+            # Emptied first: an exception inside the model must not leave a cache that covers who knows what.
+            self._rows, self._cache = {}, None
+            for text in texts:
+                self._reader.refuse_strange(text)
+            logits = self._read(texts, [row for row in parents if row is not None], cache)
         for row in logits:
             finite(row[None], len(texts[0]))
         return logits
 
     def _read(self, texts: tuple[Tokens, ...], parents: list[int], cache: Cache | None) -> Tensor:
-        """Logits [B, 1, V] of texts whose parents have these rows in `cache`, if it has them all."""
-        reader, covered = self._reader, len(texts[0]) - 1
-        if cache is not None and len(parents) == len(texts) and reader.is_far(texts[0]) == reader.is_far(texts[0][:-1]):
-            cache.reorder_cache(torch.tensor(parents))
-            logits, after = reader.read(reader.ids([text[-1:] for text in texts]), cache, covered, 1)
-        elif len(texts) == 1 and reader.cache_name is not None:
-            logits, after = reader.read(reader.ids(texts), None, 0, 1)
-        else:
-            return torch.cat([reader.read_afresh(reader.ids([text]), 1) for text in texts])
-        if isinstance(after, Cache) and self._may_follow(after, logits.shape[-1]):
-            self._rows, self._cache = {text: row for row, text in enumerate(texts)}, after
-        return logits
+        """Logits [B, V] of texts whose parents have these rows in `cache`, if it has them all."""
+        reader, trials, length = self._reader, self._trials, len(texts[0])
+        stretch = trials.stretch(length)
+        told, follows = stretch.feeding.told, stretch.feeding.most > 0 and stretch.feeding.least == 1
+        if cache is not None and follows and len(parents) == len(texts) and length > 1:
+            if trials.region(length) == trials.region(length - 1):
+                cache.reorder_cache(torch.tensor(parents))
+                ids = reader.ids([text[-1:] for text in texts])
+                logits, after = reader.read(ids, cache, length - 1, 1, told=told)
+                return self._kept(texts, logits[:, 0], after)
+        if len(texts) == 1 and follows:
+            logits, after = reader.read(reader.ids(texts), None, 0, 1, told=told)
+            return self._kept(texts, logits[:, 0], after)
+        return torch.cat([read_afresh(reader, text, 1, stretch) for text in texts])
 
-    def _may_follow(self, cache: Cache, vocab_size: int) -> bool:
-        """Whether the model reads rightly one token at a time over a cache whose rows are picked. Found out once."""
-        if self._follows is None:
-            self._follows = is_plain(cache) and (
-                isinstance(self.model, PreTrainedModel)
-                or self._reader.feeding(lambda: None, vocab_size) in (ANY_PIECES, ONE_BY_ONE)
-            )
-        return self._follows
+    def _kept(self, texts: tuple[Tokens, ...], logits: Tensor, cache: object | None) -> Tensor:
+        """The logits, once the cache is kept for the next texts, if its rows can be picked."""
+        if isinstance(cache, Cache) and is_plain(cache):
+            self._rows, self._cache = {text: row for row, text in enumerate(texts)}, cache
+        return logits
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from math import inf
 from typing import Final, Protocol, TypeAlias, final
 
@@ -12,16 +13,17 @@ import torch.nn.functional as F
 from attrs import define, field, frozen
 from torch import Tensor
 from torch.nn import Module
-from transformers import PreTrainedConfig
 
-from specflow.caching import LossyCache, Past, capacity, is_empty, is_plain, offloads
+from specflow.caching import LossyCache, Past, capacity, is_empty, offloads
+from specflow.checks import a, calls, or_none, shown, valid, whole
 from specflow.errors import DecodeError
-from specflow.feeding import AFRESH, ANY_PIECES, Feeding, Reader
 from specflow.finite import arrived, finite, is_near, on_arrival
-from specflow.kv_cache import KVCache
-from specflow.prefix import begins, common_prefix, parting
+from specflow.prefix import NEAR, begins, common_prefix, parting
+from specflow.reader import Reader, context_of, vocabulary_of
 from specflow.state import Node, Predictor, Tokens
 from specflow.trees import path_along, path_by_path
+from specflow.trial import ANY_PIECES, FEEDINGS, Feeding, Stretch, Trials
+from specflow.watch import Look
 
 Choose: TypeAlias = Callable[[Tensor, int], Tensor]
 """(logits [V], position) → the id [] of the token that shall stand there, on the device of the logits."""
@@ -61,19 +63,54 @@ class ReadsAhead(Protocol):
 
 
 def limits_of(model: Module) -> Limits:
-    """The limits in a transformers config; a module without a config has none that we know of.
+    """What a model tells of its limits; a module without a config or embeddings has none that we know of.
+
+    `DecodeError` for what is no module.
 
     >>> limits_of(torch.nn.Linear(2, 2))
     Limits(vocab_size=None, context=None)
     """
-    config = getattr(model, "config", None)
-    text = config.get_text_config(decoder=True) if isinstance(config, PreTrainedConfig) else config
-    vocab_size = getattr(text, "vocab_size", None)
-    context = getattr(text, "max_position_embeddings", None)
-    return Limits(
-        vocab_size if isinstance(vocab_size, int) and vocab_size > 0 else None,
-        context if isinstance(context, int) and context > 0 else None,
-    )
+    a(Module, "load a model, with specflow.models.load")("model", model)
+    return Limits(vocabulary_of(model), context_of(model))
+
+
+@final
+@define(eq=False)
+class _Memo:
+    """What was read of one text: a cache, and what it covers.
+
+    The last `ahead` of its tokens were drafts when they were read, and so is the `tree` behind them.
+    """
+
+    past: Past
+    region: int
+    tokens: list[int] = field(factory=list)
+    ahead: int = 0
+    tree: tuple[Node, ...] = ()
+
+    def covers(self, tokens: Tokens) -> int:
+        """How many of the first of `tokens` it covers."""
+        return len(self.tokens) if begins(self.tokens, tokens) else common_prefix(self.tokens, tokens)
+
+    def settle(self, tokens: Tokens) -> None:
+        """Of the tree that was read last, keep the path that `tokens` took. Whether they begin alike is seen later."""
+        if self.tree:
+            path = path_along(self.tree, tokens[len(self.tokens) :])
+            self.past.keep(len(self.tokens), path)
+            self.tokens += [self.tree[i].token for i in path]
+            self.tree = ()
+
+    def goes_on(self, covered: int) -> bool:
+        """Whether a text that shares the first `covered` tokens goes on with this one: only drafts would be forgotten."""
+        return len(self.tokens) - covered <= max(NEAR, self.ahead)
+
+    def go_back(self, keep: int) -> bool:
+        """Cover at most `keep` tokens; whether there was a way to do it."""
+        if keep >= len(self.tokens):
+            return True
+        went = self.past.go_back(keep)
+        del self.tokens[self.past.length :]
+        return went
 
 
 @final
@@ -82,220 +119,271 @@ class CachedPredictor:
     """A model with a memo: it feeds the model only what its cache does not cover.
 
     `predict(tokens, last)` gives logits [last, V], on the model's device, of what follows each of the last `last`
-    prefixes of `tokens`. The cache is kept from call to call; what differs from `tokens` is dropped, the rest is fed.
-    Law: a memo never changes a result (exactly in exact arithmetic, within rounding in floats). A pass that fails or is
-    interrupted leaves an empty memo, never a wrong one. The model, its config and its mode stay as they were.
+    prefixes of `tokens`. Law: a memo never changes a result (exactly in exact arithmetic, within rounding in floats);
+    it is that of a fresh pass over that prefix alone, or an error. The model, its config and its mode stay as they
+    were.
 
-    Where a cache cannot be cropped, it goes back to a mark, and what has been accepted since then is read again
-    together with the next draft. How the model can be fed is found out at the first reading and kept as `feeding`; a
-    model that can only be read from the beginning is read so each time.
+    How a model can be fed is tried before it reads its first text, once for a model object (`specflow.trial`); one that
+    can only be read from the beginning is read so each time. Where a cache cannot be cropped, it goes back to a mark,
+    and what has been accepted since then is read again together with the next draft.
 
-    `make_cache` makes the cache to start from; by default the model makes its own. `DecodeError` where a text outgrows
-    a cache of fixed size, where such a cache changes the logits and is no `LossyCache`, where it offloads from
-    anything but CUDA, where the model gives no logits, or logits that are not finite, naming the position. On a device
-    nothing is copied to look for those: they are noticed where a token that was chosen from them arrives
-    (`specflow.finite`).
+    The caches of up to `memos` texts are kept, the least recently used one is dropped, so that texts in turns are not
+    read again; each takes its memory. Any number of threads may share a predictor: the model's own lock lets one of
+    them in at a time, whatever predictor it comes through. A pass that fails or is interrupted loses its cache and
+    never leaves a wrong one.
+
+    What was read is forgotten when the model has changed, as far as `specflow.watch.Watch` sees it: written weights,
+    another adapter, dtype or device. After any other change (weights written through `.data`, say) call `forget`.
+
+    `make_cache` makes the cache to start from; by default the model makes its own. `DecodeError` for what is no model
+    that reads ids alone and is a function of them, for ids that it does not have, where a text outgrows a cache of
+    fixed size, where such a cache changes the logits and is no `LossyCache`, where it offloads from anything but CUDA,
+    where the model gives no logits, or logits that are not finite, naming the position. On a device nothing is copied
+    to look for those: they are noticed where a token that was chosen from them arrives (`specflow.finite`).
     """
 
     model: Module
-    make_cache: Callable[[], object] | None = None
+    make_cache: Callable[[], object] | None = field(
+        default=None, validator=valid(or_none(calls("a maker of caches", "give a function that makes a cache")))
+    )
+    memos: int = field(default=4, validator=valid(whole(1, "keep the cache of one text at least")))
     _reader: Reader = field(init=False, repr=False)
-    _make: Callable[[], object | None] = field(init=False, repr=False)
-    feeding: Feeding | None = field(init=False, default=None)
-    _tokens: list[int] = field(init=False, factory=list, repr=False)
-    _tree: tuple[Node, ...] = field(init=False, default=(), repr=False)
-    _past: Past | None = field(init=False, default=None, repr=False)
-    _vocab_size: int | None = field(init=False, default=None, repr=False)
-    _takes_trees: bool | None = field(init=False, default=None, repr=False)
+    _trials: Trials = field(init=False, repr=False)
+    _kept: list[_Memo] = field(init=False, factory=list, repr=False)
+    _seen: Look | None = field(init=False, default=None, repr=False)
+    _makes_none: bool = field(init=False, default=False, repr=False)
     _goes_back: bool = field(init=False, default=False, repr=False)
-    _is_far: bool = field(init=False, default=False, repr=False)
+    _room: int | None = field(init=False, default=None, repr=False)
 
     def __attrs_post_init__(self) -> None:
         self._reader = Reader.of(self.model)
-        self._make = self.make_cache or _none
-        if self._reader.cache_name is None:
-            self.feeding = AFRESH
-            if self.make_cache is not None:
-                name, remedy = type(self.model).__name__, "leave make_cache out"
-                raise DecodeError("make_cache", "the model takes no cache", name, remedy)
+        takes_none = self._reader.cache_name is None
+        if takes_none and self.make_cache is not None:
+            name, remedy = type(self.model).__name__, "leave make_cache out"
+            raise DecodeError("make_cache", "the model takes no cache", name, remedy)
+        own = self.make_cache is None or isinstance(self.make_cache, LossyCache)
+        self._trials = Trials(
+            self._reader,
+            None if own else self._new_cache,
+            () if takes_none else FEEDINGS,
+            lambda: self.limits.context,
+        )
 
     @property
     def limits(self) -> Limits:
         """What a text over this memo can take: the model's own limits, and the room in a cache of fixed size."""
         model = limits_of(self.model)
-        sizes = [model.context, capacity(self._new_cache() if self._past is None else self._past.cache)]
+        sizes = [model.context, self._capacity()]
         return Limits(model.vocab_size, min((size for size in sizes if size is not None), default=None))
+
+    @property
+    def feeding(self) -> Feeding:
+        """How the model is fed a short text. It is tried, if it was not yet."""
+        with self._reader.guard:
+            self._meet()
+            return self._trials.stretch(1).feeding
 
     def __call__(self, tokens: Tokens, last: int, /) -> Tensor:
         """Logits [last, V] behind each of the last `last` prefixes of `tokens`."""
-        rows = [self._predict(text, wanted) for text, wanted in self._reader.readings(tokens, last)]
+        refuse_no_rows(tokens, last)
+        with self._reader.guard:
+            self._meet()
+            rows = [self._rows(tokens[:end], wanted) for end, wanted in self._trials.parts(len(tokens), last)]
         return _checked(rows[0] if len(rows) == 1 else torch.cat(rows), len(tokens))
+
+    def forget(self) -> None:
+        """Forget all that was read, after a change of the model that cannot be noticed."""
+        with self._reader.guard:
+            self._kept.clear()
+            self._seen = None
 
     def read_ahead(self, tokens: Tokens, most: int, choose: Choose, /) -> Tokens:
         """`most` ≥ 1 tokens that follow, each chosen from the logits behind those before it, and copied all at once.
 
-        Fewer where a cache of fixed size, or a "longrope" edge, does not let as many be read; and one where the model
-        cannot be fed one token at a time over its cache. `DecodeError` as in a call.
+        Fewer where a cache of fixed size, or a horizon of the model, does not let as many be read; and one where the
+        model cannot be fed one token at a time over its cache. `DecodeError` as in a call.
         """
-        row = self._predict(tokens, 1)[0]
-        rows, ids = [row], [choose(row, len(tokens))]
-        past, known = self._past, self._tokens
-        self._past, self._tokens = None, []
-        if past is not None and self.feeding is not None and self.feeding.least == 1:
-            room, edge = capacity(past.cache), self._reader.edge
-            ends = [end for end in (room, edge) if end is not None and end >= len(tokens)]
-            for length in range(len(tokens) + 1, min([len(tokens) + most - 1, *ends]) + 1):
-                if past.needs_marks and not past.is_marked:
-                    past.mark()
-                logits, cache = self._reader.read(ids[-1].reshape(1, 1), past.cache, past.length, 1)
-                past.extend(cache, length)
-                rows.append(logits[0, 0])
-                ids.append(choose(rows[-1], length))
-        sent: list[int] = on_arrival(torch.stack(ids), torch.stack(rows)).tolist()
-        chosen = tuple(arrived(sent, len(tokens) - 1))
-        if past is not None:
-            self._past, self._tokens = past, known + list(chosen[:-1])
+        refuse_no_rows(tokens, 1)
+        with self._reader.guard:
+            self._meet()
+            row = self._rows(tokens, 1)[0]
+            rows, ids = [row], [choose(row, len(tokens))]
+            feeding = self._trials.stretch(len(tokens)).feeding
+            memo = self._taken(tokens, 0) if feeding.most and feeding.least == 1 and most > 1 else None
+            if memo is not None:
+                for length in range(len(tokens) + 1, self._furthest(tokens, most) + 1):
+                    logits = self._extend(memo, ids[-1].reshape(1, 1), length, 1, feeding)
+                    rows.append(logits[0])
+                    ids.append(choose(rows[-1], length))
+            sent: list[int] = on_arrival(torch.stack(ids), torch.stack(rows)).tolist()
+            chosen = tuple(arrived(sent, len(tokens) - 1))
+            if memo is not None:
+                memo.tokens += chosen[:-1]
+                self._put_back(memo)
         return chosen
 
     def read_tree(self, tokens: Tokens, nodes: Sequence[Node], /) -> Tensor:
         """Logits [n + 1, V] behind `tokens`, and behind them and the path down to each of the n nodes.
 
-        In one pass where the model can be told what each token sees, which is tried at the first reading; else, and
+        In one pass where the model can be told what each token sees, which is tried with the first tree; else, and
         over caches that are more than rows of keys and values, path by path. Its rows are those of a call.
         """
-        if nodes and self.feeding is None and len(tokens) > 1:
-            self._predict(tokens[:-1], 1)
-        if not nodes or not self._reads_trees():
-            rows = path_by_path(self)(tokens, nodes)
-            self._reads_trees()  # tried now, with the prompt, and not in a pass that somebody times
-            return rows
-        self._settle(tokens)
-        self._go_back(min(self._covers(tokens), len(tokens) - 1))
-        if len(tokens) - len(self._tokens) > 1 + REREAD:
-            self._read(tokens[:-1], 1)
-        known, past = self._tokens, self._past
-        assert past is not None
-        self._past, self._tokens = None, []
-        piece = tokens[past.length :]
-        ids = self._reader.ids([piece + tuple([node.token for node in nodes])])
-        parents = [*range(-1, len(piece) - 1), *[len(piece) + node.parent for node in nodes]]
-        logits, cache = self._reader.read(ids, past.cache, past.length, len(nodes) + 1, parents)
-        past.extend(cache, len(tokens) + len(nodes))
-        self._past, self._tokens, self._tree = past, known + list(piece), tuple(nodes)
+        refuse_no_rows(tokens, 1)
+        with self._reader.guard:
+            self._meet()
+            if not nodes or len(tokens) == 1 or not self._may_read_trees(len(tokens) + len(nodes)):
+                rows = path_by_path(self)(tokens, nodes)
+                self._may_read_trees(len(tokens) + 1)  # tried now, with the prompt, and not in a pass that is timed
+                return rows
+            self._reader.refuse_strange([node.token for node in nodes])
+            memo = self._taken(tokens)
+            if memo is None or len(tokens) - len(memo.tokens) > 1 + REREAD:
+                if memo is not None:
+                    self._put_back(memo)
+                self._rows(tokens[:-1], 1)
+                memo = self._taken(tokens)
+            if memo is None or not memo.past.holds_rows:
+                if memo is not None:
+                    self._put_back(memo)
+                return path_by_path(self)(tokens, nodes)
+            piece = tokens[memo.past.length :]
+            self._reader.refuse_strange(piece)
+            ids = self._reader.ids([piece + tuple([node.token for node in nodes])])
+            parents = [*range(-1, len(piece) - 1), *[len(piece) + node.parent for node in nodes]]
+            logits, cache = self._reader.read(ids, memo.past.cache, memo.past.length, len(nodes) + 1, parents)
+            memo.past.extend(cache, len(tokens) + len(nodes))
+            memo.tokens += piece
+            memo.ahead, memo.tree = 0, tuple(nodes)
+            self._put_back(memo)
         return _checked(logits[0], len(tokens))
 
     def prune(self, tokens: Tokens, /) -> None:
-        """Forget what is seen not to be a prefix of `tokens`, if that costs nothing.
+        """Forget what is seen not to be a prefix of `tokens`, if that costs nothing; other texts stay as they are.
 
         Only the end is looked at, where drafts were refused: the next reading compares the whole text.
         """
-        self._settle(tokens)
-        if self._past is None:
-            return
-        keep = parting(self._tokens, tokens)
-        if self._past.needs_marks:
-            self._past.thin(keep)
-        else:
-            self._go_back(keep)
+        with self._reader.guard:
+            memo = next(iter(self._kept), None)
+            if memo is None:
+                return
+            memo.settle(tokens)
+            keep = parting(memo.tokens, tokens)
+            if not memo.goes_on(keep):  # another text's
+                return
+            if memo.past.needs_marks:
+                memo.past.thin(keep)
+            elif not memo.go_back(keep):
+                self._kept.remove(memo)
 
-    def _predict(self, tokens: Tokens, last: int) -> Tensor:
-        if self.feeding == AFRESH:
-            return self._read_afresh(tokens, last)
-        self._settle(tokens)
-        new = max(last, 1 if self.feeding is None else self.feeding.least)
-        self._go_back(min(self._covers(tokens), len(tokens) - new))
-        if self._goes_back and len(tokens) - len(self._tokens) > new + REREAD:
-            self._read(tokens[:-new], 1)
-        return self._read(tokens, last)
+    def _meet(self) -> None:
+        """Forget what was read of another model than this now is."""
+        look = self._reader.watch.look()
+        if self._seen is None or not self._seen.same(look):
+            self._kept.clear()
+            self._seen = look
+            self._trials.meet(look)
 
-    def _reads_trees(self) -> bool:
-        """Whether the cache, as it is now, can take a tree, and the model read it."""
-        if self.feeding != ANY_PIECES or self._past is None or not self._past.holds_rows or self._vocab_size is None:
-            return False
-        if self._takes_trees is None:
-            self._takes_trees = self._reader.reads_trees(self._vocab_size)
-        return self._takes_trees
+    def _rows(self, tokens: Tokens, last: int) -> Tensor:
+        """Logits [last, V] of rows that lie in one region of the model."""
+        stretch = self._trials.stretch(len(tokens))
+        if not stretch.feeding.most:
+            return read_afresh(self._reader, tokens, last, stretch)
+        new = max(last, stretch.feeding.least)
+        memo = self._taken(tokens, new)
+        if memo is None:
+            memo = _Memo(Past(self._new_cache(), 0), self._trials.region(len(tokens)))
+        before = len(tokens) - new
+        if self._goes_back and before - len(memo.tokens) > REREAD and self._trials.region(before) == memo.region:
+            self._read(memo, tokens[:before], 1, stretch.feeding)
+        rows = self._read(memo, tokens, last, stretch.feeding)
+        self._put_back(memo)
+        return rows
 
-    def _settle(self, tokens: Tokens) -> None:
-        """Of the tree that was read last, keep the path that `tokens` took. Whether they begin alike is seen later."""
-        nodes, self._tree = self._tree, ()
-        if not nodes or self._past is None:
-            return
-        past, known = self._past, self._tokens
-        self._past, self._tokens = None, []
-        path = path_along(nodes, tokens[len(known) :])
-        past.keep(len(known), path)
-        self._past, self._tokens = past, known + [nodes[i].token for i in path]
-
-    def _covers(self, tokens: Tokens) -> int:
-        """How many of the first of `tokens` the memo covers."""
-        if self._reader.is_far(tokens) != self._is_far:
-            return 0
-        return len(self._tokens) if begins(self._tokens, tokens) else common_prefix(self._tokens, tokens)
-
-    def _go_back(self, keep: int) -> None:
-        """Take the memo back to at most `keep` tokens."""
-        if self._past is None or keep == len(self._tokens):
-            return
-        past, known = self._past, self._tokens
-        self._past, self._tokens, self._goes_back = None, [], past.needs_marks
-        if past.go_back(keep):
-            del known[past.length :]
-            self._past, self._tokens = past, known
-
-    def _read(self, tokens: Tokens, last: int) -> Tensor:
+    def _read(self, memo: _Memo, tokens: Tokens, last: int, feeding: Feeding) -> Tensor:
         """Read `tokens`, whose beginning the memo covers, in the pieces that the model can be fed."""
-        feeding = ANY_PIECES if self.feeding is None else self.feeding
-        ends = feeding.ends(len(self._tokens), len(tokens), last)
-        rows = [self._read_on(tokens[:end], min(last, end - len(self._tokens))) for end in ends]
+        self._refuse_beyond_room(len(tokens))
+        self._reader.refuse_strange(tokens[len(memo.tokens) :])
+        rows = []
+        for end in feeding.ends(len(memo.tokens), len(tokens), last):
+            piece = tokens[len(memo.tokens) : end]
+            rows.append(self._extend(memo, self._reader.ids([piece]), end, min(last, len(piece)), feeding))
+            memo.tokens += piece
+        memo.ahead = last - 1
         return torch.cat(rows)[-last:] if len(rows) > 1 else rows[0]
 
-    def _read_on(self, tokens: Tokens, last: int) -> Tensor:
-        past = Past(self._new_cache(), 0) if self._past is None else self._past
-        room = capacity(past.cache)
-        if room is not None and len(tokens) > room:
-            remedy = "make a larger cache, or start from `limits`"
-            raise DecodeError("make_cache", f"the text outgrows a cache of {room} tokens", len(tokens), remedy)
-        # Emptied first: an exception or Ctrl-C inside the model must not leave a cache that covers who knows what.
-        known, self._past, self._tokens = self._tokens, None, []
+    def _extend(self, memo: _Memo, ids: Tensor, end: int, last: int, feeding: Feeding) -> Tensor:
+        """Logits [last, V] of the text of `end` tokens that `ids` [1, k] end."""
+        past = memo.past
         if past.length and past.needs_marks and (last > 1 or self._goes_back or not past.is_marked):
             past.mark()
-        logits, cache = self._reader.read(self._reader.ids([tokens[past.length :]]), past.cache, past.length, last)
-        if self.feeding is None:
-            self._vocab_size = logits.shape[-1]
-            self.feeding = self._found_out(cache, logits.shape[-1])
-            if self.feeding == AFRESH:
-                return self._read_afresh(tokens, last)
-        if cache is not None:
-            known += tokens[past.length :]
-            past.extend(cache, len(tokens))
-            self._past, self._tokens, self._is_far = past, known, self._reader.is_far(tokens)
+        logits, cache = self._reader.read(ids, past.cache, past.length, last, told=feeding.told)
+        if cache is None and past.cache is None:  # a few models keep the cache that they make to themselves
+            self._makes_none = True
+            past.extend(self._new_cache(), 0)
+            return self._extend(memo, ids, end, last, feeding)
+        past.extend(cache, end)
         return logits[0]
 
-    def _read_afresh(self, tokens: Tokens, last: int) -> Tensor:
-        return self._reader.read_afresh(self._reader.ids([tokens]), last)[0]
+    def _taken(self, tokens: Tokens, new: int = 1) -> _Memo | None:
+        """The memo that covers most of a text, taken out, and back to all but its last `new` tokens at least.
 
-    def _found_out(self, cache: object | None, vocab_size: int) -> Feeding:
-        """How the model can be fed, now that it has read its first tokens into `cache`."""
-        attends = isinstance(cache, KVCache) or (self._reader.is_of_transformers and is_plain(cache))
-        if attends or isinstance(self.make_cache, LossyCache):
-            return ANY_PIECES
-        if self.make_cache is None:
-            if cache is None:
-                self._make = self._reader.default_cache  # a few models keep the cache that they make to themselves
-            return self._reader.own_feeding(self._new_cache, vocab_size, self.limits.context or sys.maxsize)
-        feeding = self._reader.feeding(self._new_cache, vocab_size, self.limits.context or sys.maxsize)
-        if feeding == AFRESH:
-            raise DecodeError(
-                "make_cache",
-                "the model's logits over this cache are not those of a fresh pass",
-                type(cache).__name__,
-                "let the model make its own cache, or name this one a LossyCache",
-            )
-        return feeding
+        Where more than the drafts of a step would be forgotten of it, it is another text's, which goes on with a copy.
+        It is put back when a pass has succeeded: an exception or Ctrl-C inside the model must not leave a cache that
+        covers who knows what.
+        """
+        region = self._trials.region(len(tokens))
+        best, most = None, 0
+        for memo in self._kept:
+            if memo.region == region:
+                memo.settle(tokens)
+                covered = memo.covers(tokens)
+                if covered > most:
+                    best, most = memo, covered
+                if most + NEAR >= max(len(tokens), len(memo.tokens)):
+                    break
+        if best is None:
+            return None
+        is_dropped_next = len(self._kept) == self.memos and best is self._kept[-1]
+        if best.goes_on(most) or is_dropped_next:
+            self._kept.remove(best)
+        else:
+            best = deepcopy(best)
+        keep = min(most, len(tokens) - new)
+        self._goes_back = self._goes_back or (keep < len(best.tokens) and best.past.needs_marks)
+        return best if best.go_back(keep) else None
+
+    def _put_back(self, memo: _Memo) -> None:
+        if memo.tokens:
+            self._kept.insert(0, memo)
+            del self._kept[self.memos :]
+
+    def _furthest(self, tokens: Tokens, most: int) -> int:
+        """How long a text may become that is read on by itself from `tokens`."""
+        further = [end for end in (self._capacity(), *self._trials.horizons) if end is not None and end >= len(tokens)]
+        return min([len(tokens) + most - 1, *further])
+
+    def _may_read_trees(self, length: int) -> bool:
+        """Whether the model reads trees; its cache must hold rows, too."""
+        if self._trials.stretch(length).feeding != ANY_PIECES or isinstance(self.make_cache, LossyCache):
+            return False
+        return self._trials.reads_trees(length)
+
+    def _refuse_beyond_room(self, length: int) -> None:
+        room = self._capacity()
+        if room is not None and length > room:
+            remedy = "make a larger cache, or start from `limits`"
+            raise DecodeError("make_cache", f"the text outgrows a cache of {room} tokens", length, remedy)
+
+    def _capacity(self) -> int | None:
+        """The room in the caches that are made here, which have one size."""
+        if self.make_cache is not None and self._room is None:
+            self._room = capacity(self._new_cache()) or sys.maxsize
+        return None if self._room == sys.maxsize else self._room
 
     def _new_cache(self) -> object | None:
-        cache = self._make()
+        if self.make_cache is None:
+            return self._reader.default_cache() if self._makes_none else None
+        cache = self.make_cache()
         if not is_empty(cache):
             raise DecodeError(
                 "make_cache", "a new cache is not empty", type(cache).__name__, "make another cache at each call"
@@ -309,18 +397,29 @@ class CachedPredictor:
 @final
 @frozen(eq=False)
 class UncachedPredictor:
-    """A model without a memo: it reads the whole text each time. The same function as `CachedPredictor`, slower."""
+    """A model without a memo: it reads the whole text each time. The same function as `CachedPredictor`, slower.
+
+    It remembers nothing, so that threads may share it, one pass at a time. `DecodeError` as in `CachedPredictor`.
+    """
 
     model: Module
     _reader: Reader = field(init=False, repr=False)
+    _trials: Trials = field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        object.__setattr__(self, "_reader", Reader.of(self.model))
+        reader = Reader.of(self.model)
+        object.__setattr__(self, "_reader", reader)
+        object.__setattr__(self, "_trials", Trials(reader, None, (), lambda: context_of(self.model)))
 
     def __call__(self, tokens: Tokens, last: int, /) -> Tensor:
         """Logits [last, V] behind each of the last `last` prefixes of `tokens`."""
-        readings = self._reader.readings(tokens, last)
-        rows = [self._reader.read_afresh(self._reader.ids([text]), wanted)[0] for text, wanted in readings]
+        refuse_no_rows(tokens, last)
+        reader, trials = self._reader, self._trials
+        reader.refuse_strange(tokens)
+        with reader.guard:
+            trials.meet(reader.watch.look())
+            parts = trials.parts(len(tokens), last)
+            rows = [read_afresh(reader, tokens[:end], wanted, trials.stretch(end)) for end, wanted in parts]
         return _checked(rows[0] if len(rows) == 1 else torch.cat(rows), len(tokens))
 
     def read_tree(self, tokens: Tokens, nodes: Sequence[Node], /) -> Tensor:
@@ -329,6 +428,27 @@ class UncachedPredictor:
 
     def prune(self, tokens: Tokens, /) -> None:
         """Nothing is remembered, so there is nothing to forget."""
+
+
+def read_afresh(reader: Reader, tokens: Tokens, last: int, stretch: Stretch) -> Tensor:
+    """Logits [last, V] by passes over whole texts: one where its rows are right together, else one for each row."""
+    if stretch.feeding.together:
+        return reader.read_afresh(reader.ids([tokens]), last)[0]
+    rows = []
+    for end in range(len(tokens) - last + 1, len(tokens) + 1):
+        if stretch.forgetful:
+            reader.read_afresh(reader.ids([tokens[:1]]), 1)
+        rows.append(reader.read_afresh(reader.ids([tokens[:end]]), 1)[0])
+    return torch.cat(rows)
+
+
+def refuse_no_rows(tokens: Tokens, last: int) -> None:
+    """`DecodeError` unless there are `last` prefixes of `tokens`, which hold a token at least."""
+    if not isinstance(tokens, tuple):
+        raise DecodeError("tokens", "the text is no tuple of ids", shown(tokens), "give tuple(ids)")
+    if type(last) is not int or not 1 <= last <= len(tokens):
+        remedy = "ask for the rows behind one prefix at least, and behind no empty one"
+        raise DecodeError("last", f"there are not so many prefixes of {len(tokens)} tokens", shown(last), remedy)
 
 
 def fitted(predictor: Predictor, vocab_size: int) -> Predictor:
@@ -351,7 +471,3 @@ def fit(logits: Tensor, vocab_size: int) -> Tensor:
 
 def _checked(logits: Tensor, end: int) -> Tensor:
     return finite(logits, end) if is_near(logits) else logits
-
-
-def _none() -> None:
-    """No cache: the model makes its own."""

@@ -53,6 +53,7 @@ class Counted(Module):
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
+        CachedPredictor(model)(PROMPT, 1)
         self.passes: list[int] = []
         model.register_forward_pre_hook(lambda module, inputs: self.passes.append(inputs[0].shape[1]))
 
@@ -207,8 +208,7 @@ def test_a_sliding_window_records_what_a_draft_may_take_back_and_not_much_more()
     longest = 0
     for end in range(1, 240):
         predictor(text[:end], 1)
-        past = predictor._past
-        assert past is not None
+        past = predictor._kept[0].past
         assert isinstance(past.cache, DynamicCache)
         (layer, _) = past.cache.layers
         assert isinstance(layer, DynamicSlidingWindowLayer)
@@ -263,8 +263,7 @@ def test_a_cache_of_tuples_is_cropped_where_it_has_rows_and_marked_where_it_has_
     assert predictor.feeding.name == "any pieces"
     for end in (5, 6, 7):  # at 6 tokens the transposed tensors look like rows, too
         predictor(PROMPT[:end], 1)
-        assert predictor._past is not None
-        assert predictor._past.needs_marks == transposed or end == 5
+        assert predictor._kept[0].past.needs_marks == transposed or end == 5
 
 
 class Faulty(Module):

@@ -103,8 +103,7 @@ def test_pruning_frees_what_was_refused() -> None:
     predict, fed = CachedPredictor(model), passes_of(model)
     predict((3, 4, 5, 6, 7), 1)
     predict.prune((3, 4, 9))
-    assert predict._past is not None
-    assert predict._past.length == 2
+    assert predict._kept[0].past.length == 2
     predict((3, 4), 1)
     predict((3, 4, 5), 1)
     assert fed == [5, 1, 1]

@@ -1,0 +1,275 @@
+"""How one model is called: what it takes, where it is, and what is refused before it runs."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from threading import Lock, RLock
+from typing import Final, Protocol, cast, final
+from weakref import WeakKeyDictionary
+
+import torch
+from attrs import field, frozen
+from torch import Tensor
+from torch.nn import Module
+from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
+
+from specflow.checks import shown
+from specflow.errors import DecodeError
+from specflow.state import Tokens
+from specflow.trees import depths, lineage
+from specflow.untracked import Untracked, untracked
+from specflow.watch import Watch
+
+CACHE_NAMES: Final = ("cache", "past_key_values", "cache_params", "state")
+"""What models call their cache, as argument and as output: transformers' name, its older ones, and RWKV's."""
+
+
+class Call(Protocol):
+    """What a model is to us: something that is called with ids [1, k]."""
+
+    def __call__(self, input_ids: Tensor, /, **kwargs: object) -> object: ...
+
+
+class _Guard(Protocol):
+    """A lock that one thread may take several times."""
+
+    def __enter__(self) -> bool: ...
+    def __exit__(self, *raised: object) -> None: ...
+
+
+_GUARDS: Final[WeakKeyDictionary[Module, _Guard]] = WeakKeyDictionary()
+_GUARDING: Final = Lock()
+
+
+@final
+@frozen(eq=False)
+class Reader:
+    """How one model is called: the name of its cache argument, and what else it can be told.
+
+    `guard` is the model's own lock: one thread at a time puts it into evaluation mode and runs it. `DecodeError` for
+    what is no model that reads ids alone: no module, a class, an encoder-decoder, weights that are nowhere.
+    """
+
+    model: Module = field(repr=False)
+    _call: Call = field(repr=False)
+    cache_name: str | None
+    takes_positions: bool
+    takes_masks: bool
+    """Whether it is one of transformers' models that are told so what each token sees, and where it stands."""
+    takes_parents: bool
+    keeps_logits: bool
+    vocab_size: int | None
+    """How many ids the model both reads and writes; None where it does not tell."""
+    watch: Watch = field(repr=False)
+    guard: _Guard = field(repr=False)
+    _place: torch.device | None = field(repr=False)
+    _untracked: Untracked = field(repr=False)
+
+    @classmethod
+    def of(cls, model: Module) -> Reader:
+        """Reads the signature of the model's forward, or of the model that torch.compile or an adapter (PEFT) wraps."""
+        _refuse_what_is_no_model(model)
+        whole = getattr(model, "_orig_mod", model)
+        inner = cast(Module, getattr(whole, "get_base_model", lambda: whole)())
+        names = inspect.signature(inner.forward).parameters
+        config = getattr(model, "config", None)
+        if getattr(config, "is_encoder_decoder", False):
+            happened, remedy = "the model is an encoder-decoder", "give a decoder-only model"
+            raise DecodeError("model", happened, type(inner).__name__, remedy)
+        return cls(
+            model,
+            model,
+            next((name for name in CACHE_NAMES if name in names), None),
+            "position_ids" in names,
+            isinstance(whole, PreTrainedModel) and {"position_ids", "attention_mask"} <= set(names),
+            "parents" in names,
+            "logits_to_keep" in names,
+            vocabulary_of(model),
+            Watch(model),
+            _guard_of(inner),
+            _place(model),
+            untracked(model),
+        )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the model computes in."""
+        return self.watch.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model wants its ids: where its first parameter is, for a dispatched model its embedding."""
+        if self._place is not None:
+            return self._place
+        first = next(self.model.parameters(), None)
+        return torch.device("cpu") if first is None else first.device
+
+    def ids(self, tokens: Sequence[Tokens]) -> Tensor:
+        """The texts as ids [B, k], where the model wants them."""
+        return torch.tensor(tokens, device=self.device)
+
+    def refuse_strange(self, tokens: Sequence[int]) -> None:
+        """`DecodeError` for ids that the model does not have."""
+        for token in (min(tokens, default=0), max(tokens, default=0)):
+            if token < 0 or (self.vocab_size is not None and token >= self.vocab_size):
+                size = "the vocabulary" if self.vocab_size is None else f"the vocabulary of {self.vocab_size}"
+                remedy = "use the tokenizer that belongs to the model"
+                raise DecodeError("tokens", f"a token id is outside {size}", token, remedy)
+
+    def read(
+        self,
+        ids: Tensor,
+        cache: object | None,
+        covered: int,
+        last: int,
+        parents: Sequence[int] | None = None,
+        *,
+        told: bool = True,
+    ) -> tuple[Tensor, object | None]:
+        """Logits [B, last, V] of texts whose first `covered` tokens `cache` covers and which `ids` [B, k] end.
+
+        And the cache that covers all of them; None from a model that keeps it to itself. With `parents` the ids are a
+        tree behind what is covered, and so is what the cache then covers. The model is `told` its positions, or counts
+        them itself.
+        """
+        assert self.cache_name is not None
+        arguments: dict[str, object] = {self.cache_name: cache, "use_cache": True}
+        if parents is not None and self.takes_parents:
+            arguments["parents"] = parents
+        elif parents is not None:
+            arguments["position_ids"] = covered + torch.tensor([depths(parents)], device=ids.device)
+            arguments["attention_mask"] = self._mask(covered, parents)
+        elif self.takes_positions and covered and told:
+            # As `generate` does. Most models count from what their cache covers, a few (Bamba) from 0.
+            arguments["position_ids"] = torch.arange(covered, covered + ids.shape[1], device=ids.device)[None]
+        output = self._run(ids, last, arguments)
+        return _logits(output, last), getattr(output, self.cache_name, cache)
+
+    def read_afresh(self, ids: Tensor, last: int) -> Tensor:
+        """Logits [B, last, V] of whole texts."""
+        return _logits(self._run(ids, last, {} if self.cache_name is None else {"use_cache": False}), last)
+
+    def default_cache(self) -> object | None:
+        """transformers' own cache for this model; None where there is no config to make it from."""
+        config = getattr(self.model, "config", None)
+        return DynamicCache(config=config) if isinstance(config, PreTrainedConfig) else None
+
+    def _mask(self, covered: int, parents: Sequence[int]) -> Tensor:
+        """What each token of a tree must not see, as the smallest number [1, 1, k, covered + k], 0 elsewhere."""
+        dtype, k = self.dtype, len(parents)
+        mask = torch.zeros(1, 1, k, covered + k, dtype=dtype, device=self.device)
+        hidden = torch.from_numpy(~lineage(parents)).to(self.device)
+        mask[..., covered:].masked_fill_(hidden, torch.finfo(dtype).min)
+        return mask
+
+    def _run(self, ids: Tensor, last: int, arguments: dict[str, object]) -> object:
+        if self.keeps_logits:
+            arguments["logits_to_keep"] = last
+        with self.guard, torch.no_grad(), self._untracked(ids.shape[-1]), _evaluating(self.watch):
+            try:
+                return self._call(ids, **arguments)
+            except IndexError as error:
+                happened = f"the model has no embedding for one of {ids.shape[-1]} tokens or their positions ({error})"
+                received, remedy = f"ids up to {int(ids.max())}", "shorten the text, or use the model's own tokenizer"
+                raise DecodeError("model", happened, received, remedy) from error
+
+
+def vocabulary_of(model: Module) -> int | None:
+    """How many ids a model both reads and writes, as its embeddings have it, or else its config; None where neither does.
+
+    >>> vocabulary_of(torch.nn.Linear(2, 2))
+    """
+    sizes = [_size(model, "get_input_embeddings", "num_embeddings"), _size(model, "get_output_embeddings", "out_features")]
+    known = [size for size in sizes if size is not None]
+    if known:
+        return min(known)
+    config = getattr(model, "config", None)
+    text = config.get_text_config(decoder=True) if isinstance(config, PreTrainedConfig) else config
+    size = getattr(text, "vocab_size", None)
+    return size if isinstance(size, int) and size > 0 else None
+
+
+def context_of(model: Module) -> int | None:
+    """The most tokens that a model reads, as its config has it; None where that does not tell.
+
+    Where positions are counted from behind a padding row of their table (RoBERTa), that many fewer.
+    """
+    config = getattr(model, "config", None)
+    text = config.get_text_config(decoder=True) if isinstance(config, PreTrainedConfig) else config
+    context = getattr(text, "max_position_embeddings", None)
+    if not isinstance(context, int) or context <= 0:
+        return None
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Embedding) and "position" in name and module.padding_idx is not None:
+            return min(context, module.num_embeddings - module.padding_idx - 1)
+    return context
+
+
+def _size(model: Module, getter: str, attribute: str) -> int | None:
+    try:
+        size = getattr(getattr(model, getter)(), attribute, None)
+    except (AttributeError, NotImplementedError):
+        return None
+    return size if isinstance(size, int) and size > 0 else None
+
+
+def _refuse_what_is_no_model(model: object) -> None:
+    if not isinstance(model, Module):
+        raise DecodeError("model", "the model is no torch module", shown(model), "load one, with specflow.models.load")
+    first = next(model.parameters(), None)
+    if first is not None and first.is_meta and _place(model) is None:
+        remedy = "load it with its weights, or offload it by accelerate"
+        raise DecodeError("model", "the model has no weights", "parameters on the meta device", remedy)
+
+
+def _place(model: Module) -> torch.device | None:
+    """Where accelerate runs a model whose first weights are offloaded; None for any other."""
+    first = next(model.parameters(), None)
+    if first is None or not first.is_meta:
+        return None
+    for module in model.modules():
+        hook = vars(module).get("_hf_hook")
+        for each in (hook, *getattr(hook, "hooks", ())):
+            place = getattr(each, "execution_device", None)
+            if place is not None:
+                return torch.device(place)
+    return None
+
+
+def _guard_of(model: Module) -> _Guard:
+    with _GUARDING:
+        return _GUARDS.setdefault(model, RLock())
+
+
+def _evaluating(watch: Watch) -> AbstractContextManager[None]:
+    """The model in evaluation mode, as dropout would make it a random function; its modes are put back afterwards."""
+    training = watch.training
+    return _not_training(training) if training else nullcontext()
+
+
+@contextmanager
+def _not_training(training: Sequence[Module]) -> Iterator[None]:
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _logits(output: object, last: int) -> Tensor:
+    logits = getattr(output, "logits", None)
+    if not isinstance(logits, Tensor):
+        raise DecodeError(
+            "model",
+            "the model's call returned no logits",
+            type(output).__name__,
+            "give a model with a language-model head, such as AutoModelForCausalLM loads",
+        )
+    if logits.dim() != 3 or logits.shape[1] < last or not logits.is_floating_point():
+        received = f"{list(logits.shape)} of {logits.dtype}"
+        raise DecodeError("model", "the model's logits are not [batch, tokens, V]", received, "give a language model")
+    return logits if logits.shape[1] == last else logits[:, -last:]

@@ -1,0 +1,156 @@
+"""Noticing that a model is no longer what it was when its cache was filled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from operator import attrgetter, is_
+from typing import Final, cast, final
+
+import torch
+from attrs import define, field, frozen
+from torch import Tensor
+from torch.nn import Module
+
+_version: Final[Callable[[Tensor], int]] = attrgetter("_version")
+
+
+@final
+@frozen(eq=False)
+class _Slots:
+    """Where modules keep their children or tensors: they are asked again at each look, as they may hold others by then."""
+
+    dicts: tuple[dict[str, object], ...]
+    names: tuple[str, ...]
+
+    @classmethod
+    def of(cls, slots: Iterable[tuple[Mapping[str, object], str]]) -> _Slots:
+        pairs = [(cast(dict[str, object], kept), name) for kept, name in slots]
+        return cls(tuple([kept for kept, _ in pairs]), tuple([name for _, name in pairs]))
+
+    def held(self) -> tuple[object, ...]:
+        return tuple(map(dict.get, self.dicts, self.names))
+
+
+@final
+@frozen(eq=False)
+class Look:
+    """What a model was at one moment: its modules, its tensors and their versions, its adapters and its settings."""
+
+    held: tuple[object, ...]
+    written: tuple[int, ...]
+    hooks: int
+    kind: tuple[object, ...]
+
+    def same(self, other: Look) -> bool:
+        """Whether nothing that is looked at has changed."""
+        return (
+            self.written == other.written
+            and self.hooks == other.hooks
+            and self.kind == other.kind
+            and (self.held is other.held or _identical(self.held, other.held))
+        )
+
+
+@final
+@define(eq=False)
+class Watch:
+    """Looks at a model between its passes, for some 100 µs where there are 400 modules and 270 tensors.
+
+    Noticed: weights that were written to (an optimizer's step, `load_state_dict`), that were replaced, moved or cast;
+    modules that were added or replaced; adapters that were switched, merged or scaled; hooks that were added or
+    removed; another implementation of attention; autocast. Not noticed: what is written through `.data` or from
+    outside of torch, what modules keep beside their parameters and persistent buffers, weights that are offloaded.
+
+    >>> model = torch.nn.Linear(2, 2)
+    >>> watch = Watch(model)
+    >>> before = watch.look()
+    >>> with torch.no_grad():
+    ...     _ = model.weight.mul_(2)
+    >>> before.same(watch.look()), watch.look().same(watch.look())
+    (False, True)
+    """
+
+    model: Module
+    modules: tuple[Module, ...] = field(init=False)
+    _slots: _Slots = field(init=False)
+    _held: tuple[object, ...] = field(init=False)
+    _tensors: tuple[Tensor, ...] = field(init=False)
+    _hooks: tuple[Mapping[int, object], ...] = field(init=False)
+    _tuners: tuple[Module, ...] = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._walk()
+
+    def look(self) -> Look:
+        """What the model is now."""
+        held = self._slots.held()
+        if not _identical(held, self._held):
+            self._walk()
+        return Look(self._held, self._written(), sum(map(len, self._hooks)), self._kind())
+
+    @property
+    def training(self) -> list[Module]:
+        """The modules that are in training mode, whatever the mode of those that hold them."""
+        return [module for module in self.modules if module.training]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the model computes in; its logits may come in a finer dtype."""
+        return next((tensor.dtype for tensor in self._tensors if tensor.is_floating_point()), torch.float32)
+
+    def _walk(self) -> None:
+        modules = self.modules = tuple(self.model.modules())
+        children = [(module._modules, name) for module in modules for name in module._modules]
+        weights = [(module._parameters, name) for module in modules for name in module._parameters]
+        buffers = [
+            (module._buffers, name)
+            for module in modules
+            for name in module._buffers
+            if name not in module._non_persistent_buffers_set
+        ]
+        # What is offloaded comes and goes with each pass.
+        tensors = [(kept, name) for kept, name in (*weights, *buffers) if not _is_away(kept[name])]
+        self._slots = _Slots.of([*children, *tensors])
+        self._held = self._slots.held()
+        self._tensors = tuple([held for held in self._held[len(children) :] if isinstance(held, Tensor)])
+        self._hooks = tuple([hooks for m in modules for hooks in (m._forward_hooks, m._forward_pre_hooks)])
+        self._tuners = tuple([module for module in modules if "_active_adapter" in vars(module)])
+
+    def _written(self) -> tuple[int, ...]:
+        """How often each tensor was written to, and where it lies."""
+        try:
+            return (*map(_version, self._tensors), *map(Tensor.data_ptr, self._tensors))
+        except (RuntimeError, NotImplementedError):  # made in inference mode, or of a kind without version or place
+            return ()
+
+    def _kind(self) -> tuple[object, ...]:
+        """The implementation of attention, the adapters, autocast: what other passes may be made of."""
+        own = vars(self.model)
+        return (
+            getattr(own.get("config"), "_attn_implementation", None),
+            own.get("forward"),  # what PEFT replaces while an adapter of prompts is disabled
+            str(own.get("active_adapter")),
+            tuple([_adapted(tuner) for tuner in self._tuners]),
+            torch.is_autocast_enabled("cpu"),
+            torch.is_autocast_enabled("cuda"),
+        )
+
+
+def _is_away(tensor: Tensor | None) -> bool:
+    return tensor is not None and tensor.is_meta
+
+
+def _identical(a: tuple[object, ...], b: tuple[object, ...]) -> bool:
+    return len(a) == len(b) and all(map(is_, a, b))
+
+
+def _adapted(tuner: Module) -> tuple[object, ...]:
+    """Which adapters a layer of PEFT or of transformers applies, which are merged into its weights, and how strongly."""
+    state = vars(tuner)
+    scaling = state.get("scaling")
+    return (
+        str(state.get("_active_adapter")),
+        state.get("_disable_adapters"),
+        str(state.get("merged_adapters")),
+        tuple(scaling.values()) if isinstance(scaling, dict) else None,
+    )
