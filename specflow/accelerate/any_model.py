@@ -1,4 +1,4 @@
-"""Any other model: a copy that shares everything with it but the linear layers."""
+"""Any other model: a copy of it with linear layers of ours."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 from typing_extensions import override
 
 from specflow.accelerate.linear import Linear, MakeLinear, computing
+from specflow.errors import DecodeError
 
 
 @final
@@ -36,9 +37,15 @@ class Replaced(Module):
 
 
 def with_linears(model: Module, make: MakeLinear) -> Module:
-    """A copy of `model` whose linear layers are made by `make`. All its other weights are shared with `model`."""
-    shared: dict[int, object] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    copy = deepcopy(model, shared)
+    """A copy of `model` whose linear layers are made by `make`, in evaluation mode. `DecodeError` where it has none.
+
+    It shares nothing with `model` but the linear weights themselves, which few models look at.
+    """
+    linear = [module.get_parameter("weight") for module in model.modules() if is_linear(module)]
+    if not linear:
+        remedy = "use it as it is"
+        raise DecodeError("model", "none of its layers is a plain linear layer", type(model).__name__, remedy)
+    copy = deepcopy(model, {id(weight): weight for weight in linear}).eval()
     for parent in list(copy.modules()):
         for name, child in parent.named_children():
             if is_linear(child):
@@ -56,8 +63,8 @@ def without_weights(copy: Module) -> Module:
 
 
 def is_linear(module: Module) -> bool:
-    """Whether this is a linear layer and nothing more."""
-    return type(module) is TorchLinear or type(module) is Conv1D
+    """Whether this is a linear layer and nothing more, of weights that are plain tensors."""
+    return (type(module) is TorchLinear or type(module) is Conv1D) and type(module.weight) is Parameter
 
 
 def weight_and_bias(module: Module) -> tuple[Tensor, Tensor | None]:
