@@ -39,19 +39,22 @@ class Replaced(Module):
 def with_linears(model: Module, make: MakeLinear) -> Module:
     """A copy of `model` whose linear layers are made by `make`, in evaluation mode. `DecodeError` where it has none.
 
-    It shares nothing with `model` but the linear weights themselves, which few models look at.
+    It shares nothing with `model` but the linear weights themselves, which few models look at, and of these none that is
+    an embedding, too.
     """
-    linear = [module.get_parameter("weight") for module in model.modules() if is_linear(module)]
+    linear = [weight for module in model.modules() if is_linear(module) for weight in module.parameters(recurse=False)]
     if not linear:
         remedy = "use it as it is"
         raise DecodeError("model", "none of its layers is a plain linear layer", type(model).__name__, remedy)
-    copy = deepcopy(model, {id(weight): weight for weight in linear}).eval()
+    others = [module.parameters(recurse=False) for module in model.modules() if not is_linear(module)]
+    elsewhere = {id(weight) for weights in others for weight in weights}
+    copy = deepcopy(model, {id(weight): weight for weight in linear if id(weight) not in elsewhere})
     for parent in list(copy.modules()):
         for name, child in parent.named_children():
             if is_linear(child):
                 own = dict(child.named_parameters(recurse=False))
                 setattr(parent, name, Replaced(make(*weight_and_bias(child)), own["weight"], own.get("bias")))
-    return copy
+    return copy.eval()
 
 
 def without_weights(copy: Module) -> Module:

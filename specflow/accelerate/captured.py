@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from threading import Lock
 from typing import Final, TypeAlias, final
 from weakref import ref
@@ -73,6 +74,9 @@ class Captured(Module):
             logits = self._track(cache, cache.length + size).run(input_ids[0], cache.length, size, parents)
         cache.length += k
         return Output(logits[None, -logits_to_keep:], cache if use_cache else None)
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Captured:
+        return Captured(deepcopy(self.eager, memo), self._capture)  # graphs cannot be copied: captured anew
 
     def _track(self, cache: KVCache, length: int) -> _Track:
         """The track of this cache, which then has room for `length` tokens: its own, a free one, or a new one."""

@@ -8,7 +8,7 @@ from typing import Final, final
 import torch
 from attrs import field, frozen
 from torch import Tensor
-from torch.nn import Module
+from torch.nn import Embedding, Module
 from transformers import PreTrainedModel
 from typing_extensions import override
 
@@ -116,7 +116,8 @@ def ids_of(model: Module) -> int | None:
 
     >>> ids_of(torch.nn.Linear(2, 2))
     """
-    weight = getattr(model.get_input_embeddings(), "weight", None) if isinstance(model, PreTrainedModel) else None
+    first = next((module for module in model.modules() if isinstance(module, Embedding)), None)
+    weight = getattr(model.get_input_embeddings() if isinstance(model, PreTrainedModel) else first, "weight", None)
     return len(weight) if isinstance(weight, Tensor) else limits_of(model).vocab_size
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from attrs import define, field, frozen
 from torch import Tensor
-from torch.nn import Module, Parameter
+from torch.nn import Embedding, Module
 from transformers import PreTrainedConfig
 from typing_extensions import override
 
@@ -110,7 +110,7 @@ class Llama(Module):
         self.config = config
         self.weights = weights
         self.shapes = shapes
-        self.embedding = Parameter(weights.embedding, requires_grad=False)
+        self.embedding = Embedding.from_pretrained(weights.embedding)
         self.angles = Angles(weights.rotary, weights.before_head[:0])
         self.eval()
 
@@ -161,7 +161,7 @@ class Llama(Module):
         if self.shapes.keys > 1:
             remedy = "read its paths one by one"
             raise DecodeError("parents", "a tree is not read bit for bit as its paths are", len(parents), remedy)
-        device = self.embedding.device
+        device = self.embedding.weight.device
         positions = start + torch.tensor(depths(parents), device=device)
         return Tree(positions, torch.from_numpy(~lineage(parents)).to(device))
 

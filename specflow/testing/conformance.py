@@ -14,9 +14,10 @@ import torch
 from attrs import frozen
 from torch import Tensor
 from torch.nn import Module
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 from typing_extensions import override
 
+from specflow.accelerate.check import ids_of
 from specflow.errors import DecodeError
 from specflow.predictor import CachedPredictor, limits_of
 from specflow.state import TEXT, Node, Predictor, Tokens, TreePredictor
@@ -247,11 +248,7 @@ def _pass(model: Module, tokens: Tokens) -> Tensor:
 
 def _vocabulary(model: Module) -> int:
     """How many ids the model reads: its embedding says, whatever its config or its head do."""
-    if isinstance(model, PreTrainedModel):
-        weight = getattr(model.get_input_embeddings(), "weight", None)
-        if isinstance(weight, Tensor):
-            return len(weight)
-    stated = limits_of(model).vocab_size
+    stated = ids_of(model)
     return _pass(_copied(model).eval(), (0,)).shape[-1] if stated is None else stated
 
 
