@@ -105,8 +105,8 @@ def conformance(
 
     The law: predictor(tokens, last) = fresh(tokens, last) whatever was read before. The script, which `seed` decides,
     reads on, drafts token by token, verifies drafts and accepts or rejects them, leaves its text for another and comes
-    back, and has two conversations in turns. Texts have at most `longest` tokens; where something depends on the length
-    (a window, a capacity), go past it. One token in eight is one of `often`, such as the ids of padding and of ends.
+    back, and has two conversations in turns, a new one and one that nears `longest`, the most tokens of a text: where
+    something depends on the length (a window, a capacity), go past it by some 24. One token in eight is one of `often`, such as the ids of padding and of ends.
     `prune`, where given, is told the text that stands after some of the drafts.
 
     >>> logits = lambda tokens, last: torch.arange(len(tokens) - last, len(tokens))[:, None] + torch.zeros(1, 4)
@@ -301,8 +301,9 @@ def _script(
         ids = [random.randrange(vocab_size) for _ in range(random.randint(least, most))]
         return tuple([random.choice(often) if often and random.random() < 1 / 8 else token for token in ids])
 
-    text, other = some(min(8, longest)), some(min(8, longest))
-    old = [text]
+    text = some(min(8, longest))
+    other = some(max(1, longest - 8), max(1, longest - 8 - BEYOND))  # near the last edge, to go past it a little at a time
+    old = [text, other]
     yield Move.READ, text, 1
     while True:
         move = random.choice(list(Move))
