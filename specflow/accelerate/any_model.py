@@ -39,8 +39,8 @@ class Replaced(Module):
 def with_linears(model: Module, make: MakeLinear) -> Module:
     """A copy of `model` whose linear layers are made by `make`, in evaluation mode. `DecodeError` where it has none.
 
-    It shares nothing with `model` but the linear weights themselves, which few models look at, and of these none that is
-    an embedding, too.
+    It shares nothing with `model` but the linear weights themselves, which few models look at, and of these none that
+    is an embedding, too.
     """
     linear = [weight for module in model.modules() if is_linear(module) for weight in module.parameters(recurse=False)]
     if not linear:

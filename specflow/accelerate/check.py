@@ -98,14 +98,13 @@ def check(model: Module, lengths: Iterable[int] = LENGTHS, passes: Iterable[int]
     return Report(dtype, torch.get_num_threads(), lengths, passes, compared, tuple(differing))
 
 
-def _counts(name: str, values: Iterable[int]) -> tuple[int, ...]:
+def _counts(name: str, values: object) -> tuple[int, ...]:
     """Numbers of tokens, at least one of them."""
     remedy = "give numbers of tokens, such as (1, 40)"
-    if not isinstance(values, Iterable) or isinstance(values, str | bytes):
-        raise DecodeError(name, f"{name} is not several numbers", shown(values), remedy)
-    numbers = values.tolist() if isinstance(values, Tensor) else values
-    if not isinstance(numbers, Iterable) or not (counts := tuple(numbers)):
-        raise DecodeError(name, f"{name} is empty, or one number", shown(values), remedy)
+    numbers: object = values.tolist() if isinstance(values, Tensor) else values
+    counts = tuple(numbers) if isinstance(numbers, Iterable) and not isinstance(numbers, str | bytes) else ()
+    if not counts:
+        raise DecodeError(name, f"{name} is not one number or more", shown(values), remedy)
     for count in counts:
         whole(1, remedy)(name, count)
     return tuple(map(int, counts))
@@ -117,7 +116,8 @@ def ids_of(model: Module) -> int | None:
     >>> ids_of(torch.nn.Linear(2, 2))
     """
     first = next((module for module in model.modules() if isinstance(module, Embedding)), None)
-    weight = getattr(model.get_input_embeddings() if isinstance(model, PreTrainedModel) else first, "weight", None)
+    embedding = model.get_input_embeddings() if isinstance(model, PreTrainedModel) else first
+    weight = getattr(embedding, "weight", None)
     return len(weight) if isinstance(weight, Tensor) else limits_of(model).vocab_size
 
 

@@ -78,7 +78,7 @@ def strangeness(model: Module) -> str | None:
     return next(_strange(model), None)
 
 
-def _strange(model: Module) -> Iterator[str]:
+def _strange(model: Module) -> Iterator[str]:  # noqa: PLR0912 - one for each thing that may be odd
     kind = type(model)
     if kind.__name__ not in MODELS or not kind.__module__.startswith("transformers.models."):
         yield f"{kind.__name__} is not known to be of the llama family"

@@ -110,15 +110,15 @@ class Llama(Module):
         self.config = config
         self.weights = weights
         self.shapes = shapes
-        self.embedding = Embedding.from_pretrained(weights.embedding)
+        self.embedding = Embedding(*weights.embedding.shape, _weight=weights.embedding, _freeze=True)
         self.angles = Angles(weights.rotary, weights.before_head[:0])
         self.eval()
 
     @override
     def forward(
         self,
-        input_ids: Tensor,
-        cache: KVCache | None = None,
+        input_ids: object,
+        cache: object = None,
         use_cache: bool = True,
         logits_to_keep: int = 0,
         parents: Sequence[int] | None = None,
@@ -135,7 +135,7 @@ class Llama(Module):
             raise DecodeError("input_ids", "an accelerated model reads one text at a time", received, "give [1, k]")
         if cache is None:
             cache = KVCache(self.weights.before_head.new_empty(self._cache_shape(0)))
-        elif not isinstance(cache, KVCache) or tuple(cache.buffer.shape) != self._cache_shape(cache.buffer.shape[3]):
+        if not isinstance(cache, KVCache) or tuple(cache.buffer.shape) != self._cache_shape(cache.buffer.shape[3]):
             happened, remedy = "the cache is not one of this model's", "pass on what the last call returned, or None"
             raise DecodeError("cache", happened, shown(cache), remedy)
         cache.reserve(cache.length + input_ids.shape[1])

@@ -106,8 +106,8 @@ def conformance(
     The law: predictor(tokens, last) = fresh(tokens, last) whatever was read before. The script, which `seed` decides,
     reads on, drafts token by token, verifies drafts and accepts or rejects them, leaves its text for another and comes
     back, and has two conversations in turns, a new one and one that nears `longest`, the most tokens of a text: where
-    something depends on the length (a window, a capacity), go past it by some 24. One token in eight is one of `often`, such as the ids of padding and of ends.
-    `prune`, where given, is told the text that stands after some of the drafts.
+    something depends on the length (a window, a capacity), go past it by some 24. One token in eight is one of `often`,
+    such as the ids of padding and of ends. `prune`, where given, is told the text that stands after some of the drafts.
 
     >>> logits = lambda tokens, last: torch.arange(len(tokens) - last, len(tokens))[:, None] + torch.zeros(1, 4)
     >>> conformance(logits, logits, 4, tolerance=0.0).holds
@@ -173,10 +173,10 @@ def fresh_passes(model: Module, vocab_size: int, *, longest: int = 64, tolerance
 
     fresh(tokens, last)[i] = copy(model)(tokens[: n - last + 1 + i])[-1], the weights shared, in evaluation mode.
 
-    That is slow, so it is found out first, on a random text of up to `longest` tokens, whether the rows of one long pass
-    are those of the prefixes within `tolerance` (not so where a model looks ahead, or where its frequencies depend on the
-    length), and whether one copy answers alike in another order (not so where a model remembers). Only where they are
-    not is it done row by row, or by a new copy each time. `DecodeError` for a model that cannot be copied.
+    That is slow, so it is found out first, on a random text of up to `longest` tokens, whether the rows of one long
+    pass are those of the prefixes within `tolerance` (not so where a model looks ahead, or where its frequencies depend
+    on the length), and whether one copy answers alike in another order (not so where a model remembers). Only where
+    they are not is it done row by row, or by a new copy each time. `DecodeError` for a model that cannot be copied.
 
     >>> table = torch.nn.Embedding(4, 4)
     >>> fresh_passes(table, 4)((1, 2, 3), 2).shape
@@ -241,8 +241,7 @@ def _pass(model: Module, tokens: Tokens) -> Tensor:
     """Logits [n, V] of one call; models that return no dict return logits first."""
     parameter = next(model.parameters(), torch.empty(0))
     output = model(torch.tensor([tokens], device=parameter.device))
-    first = output[0] if isinstance(output, tuple) else output
-    logits: Tensor = getattr(first, "logits", first)
+    logits: Tensor = output[0] if isinstance(output, tuple) else getattr(output, "logits", output)
     return logits[0]
 
 
@@ -277,12 +276,13 @@ def _longest(model: Module, vocab_size: int) -> int:
 
 
 def _edges(model: Module) -> Iterator[int]:
-    """The lengths in a config behind which a model may read otherwise, the original context of its rotations included."""
+    """The lengths in a config behind which a model may read otherwise: windows, chunks, contexts, original ones too."""
     config = getattr(model, "config", None)
     if not isinstance(config, PreTrainedConfig):
         return
     values = config.get_text_config(decoder=True).to_dict()
-    rope = values.get("rope_parameters") or {}
+    said = values.get("rope_parameters")
+    rope = said if isinstance(said, dict) else {}
     nested = [part for part in rope.values() if isinstance(part, dict)]
     windows = [value for name, value in values.items() if "window" in name or "chunk" in name or "local" in name]
     originals = [part.get("original_max_position_embeddings") for part in (rope, *nested)]
@@ -302,7 +302,9 @@ def _script(
         return tuple([random.choice(often) if often and random.random() < 1 / 8 else token for token in ids])
 
     text = some(min(8, longest))
-    other = some(max(1, longest - 8), max(1, longest - 8 - BEYOND))  # near the last edge, to go past it a little at a time
+    other = some(
+        max(1, longest - 8), max(1, longest - 8 - BEYOND)
+    )  # near the last edge, to go past it a little at a time
     old = [text, other]
     yield Move.READ, text, 1
     while True:
