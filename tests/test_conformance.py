@@ -173,7 +173,7 @@ def test_a_pass_that_is_a_function_of_its_prefixes_is_done_once() -> None:
 
 def test_a_model_that_cannot_be_copied_is_refused() -> None:
     model = Own()
-    vars(model)["lines"] = iter(lambda: 0, 1)  # this kind of iterator cannot be copied
+    vars(model)["lines"] = (line for line in ("", ""))  # a generator cannot be copied
     with pytest.raises(DecodeError, match="cannot be copied"):
         fresh_passes(model, VOCABULARY)
 

@@ -110,7 +110,8 @@ class Llama(Module):
         self.config = config
         self.weights = weights
         self.shapes = shapes
-        self.embedding = Embedding(*weights.embedding.shape, _weight=weights.embedding, _freeze=True)
+        ids, size = weights.embedding.shape
+        self.embedding = Embedding(ids, size, _weight=weights.embedding, _freeze=True)
         self.angles = Angles(weights.rotary, weights.before_head[:0])
         self.eval()
 
