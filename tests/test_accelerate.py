@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
-from typing import Final
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
+from typing import Any, Final, Protocol, cast
 
+import numpy as np
+import peft
 import pytest
 import torch
 import torch.nn.functional as F
 from attrs import evolve
 from torch import Tensor
 from torch.nn import Module
+from transformers import DynamicCache, PreTrainedModel
 
 from specflow import (
     CachedPredictor,
@@ -43,11 +49,17 @@ from specflow.accelerate.llama import Llama
 from specflow.kv_cache import KVCache
 from specflow.models import Loaded, load
 from specflow.stages import Adjust, Draft, MatchSamples, advance, commit
-from specflow.testing import conformance, through_trees
+from specflow.testing import conformance, model_conformance, through_trees
 from tests.architectures import ARCHITECTURES, WINDOW, Architecture
 from tests.toys import VOCABULARY, oracle, passes_of, tiny_gpt2, tiny_llama
 
 NAMED: Final = {architecture.kind: architecture for architecture in ARCHITECTURES}
+
+
+class MakeModel(Protocol):
+    """Makes a tiny model of a seed."""
+
+    def __call__(self, seed: int = 0) -> PreTrainedModel: ...
 
 
 def variant(kind: str, **changes: object) -> Architecture:
@@ -227,9 +239,7 @@ def test_a_model_that_is_taken_over_is_freed_and_says_so(make: object, tied: boo
     truth = UncachedPredictor(model)(text, 4)
     assert callable(make)
     taking = make(model, accelerate.Given.TAKEN)
-    weights = [module.get_parameter("weight") for module in model.modules() if is_linear(module)]
-    assert len(weights) == 15
-    assert sum(weight.numel() for weight in weights) == 0
+    assert sum(weight.numel() for weight in model.parameters()) == 0
     assert (UncachedPredictor(taking)(text, 4) - truth).abs().max() < 1e-4
     with pytest.raises(DecodeError, match="taken over"):
         UncachedPredictor(model)(text, 4)
@@ -241,15 +251,305 @@ def test_another_model_that_is_taken_over() -> None:
     truth = UncachedPredictor(model)(text, 4)
     taking = accelerate.fast(model, accelerate.Given.TAKEN)
     assert (UncachedPredictor(taking)(text, 4) - truth).abs().max() < 1e-4
-    weights = [module.get_parameter("weight") for module in model.modules() if is_linear(module)]
-    assert len(weights) == 9
-    assert sum(weight.numel() for weight in weights) == 0
+    assert sum(weight.numel() for weight in model.parameters()) == 0
 
 
 def test_an_accelerated_model_is_not_converted_by_accident() -> None:
     fast = accelerate.fast(tiny_llama(dtype=torch.float32))
     with pytest.raises(DecodeError, match="stays"):
         fast.to(torch.bfloat16)
+
+
+@pytest.mark.parametrize("build", [tiny_llama, tiny_gpt2])
+def test_an_accelerated_model_is_a_copy_and_notices_that_its_original_has_changed(build: MakeModel) -> None:
+    """What `.data` hides from every version counter changes nothing; anything else is refused, with the remedy."""
+    text = (5, 9, 7, 3)
+
+    def fresh() -> tuple[PreTrainedModel, Module, Tensor]:
+        model = build().float()
+        fast = accelerate.fast(model)
+        return model, fast, CachedPredictor(fast)(text, 4).clone()
+
+    def step(model: PreTrainedModel) -> None:
+        model.requires_grad_(True)
+        model(torch.tensor([text])).logits.sum().backward()
+        torch.optim.SGD(model.parameters(), 0.1).step()
+
+    def load(model: PreTrainedModel) -> None:
+        model.load_state_dict(build(seed=1).float().state_dict())
+
+    def cast(model: PreTrainedModel) -> None:
+        model.bfloat16()
+
+    for change in (step, load, cast):
+        model, fast, _ = fresh()
+        change(model)
+        with pytest.raises(DecodeError, match="changed since it was accelerated"):
+            CachedPredictor(fast)(text, 4)
+
+    model, fast, before = fresh()
+    for parameter in model.parameters():
+        parameter.data.mul_(-3)
+    for buffer in model.buffers():
+        buffer.mul_(2)
+    assert torch.equal(CachedPredictor(fast)(text, 4), before)
+    model, fast, before = fresh()
+    del model
+    assert torch.equal(CachedPredictor(fast)(text, 4), before)
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # of peft's
+def test_adapters_on_the_given_model() -> None:
+    """What is active when it is accelerated is in the copy; switching and adding adapters afterwards is not."""
+    text, config = (5, 9, 7, 3), peft.LoraConfig(task_type="CAUSAL_LM", r=2, init_lora_weights=False)
+    plain = tiny_llama(dtype=torch.float32)
+    fast, before = accelerate.fast(plain), UncachedPredictor(plain)(text, 4)
+    adapted = peft.get_peft_model(plain, config).eval()
+    truth = UncachedPredictor(adapted)(text, 4)
+    assert (truth - before).abs().max() > 0.1
+    assert (CachedPredictor(fast)(text, 4) - before).abs().max() < 1e-4
+    for given in (adapted, adapted.get_base_model()):
+        assert family.strangeness(given) is not None
+        made = accelerate.fast(given)
+        assert made is not given
+        assert (CachedPredictor(made)(text, 4) - truth).abs().max() < 1e-4
+        adapted.disable_adapter_layers()
+        assert (UncachedPredictor(adapted)(text, 4) - before).abs().max() < 1e-4
+        assert (CachedPredictor(made)(text, 4) - truth).abs().max() < 1e-4
+        adapted.enable_adapter_layers()
+    with pytest.raises(DecodeError, match="not known to be of the llama family"):
+        accelerate.bit_for_bit(adapted)
+
+
+def test_a_model_in_training_and_its_dropout() -> None:
+    """The copy is in evaluation mode, whatever the given model is in and goes into."""
+    for kind in ("llama", "gpt2"):
+        model = evolve(variant(kind, attention_dropout=0.5, attn_pdrop=0.5), dtype=torch.float32).build()
+        truth = UncachedPredictor(model)((5, 9, 7, 3), 4)
+        model.train()
+        fast = accelerate.fast(model)
+        assert not any(module.training for module in fast.modules())
+        for _ in range(2):
+            assert (CachedPredictor(fast)((5, 9, 7, 3), 4) - truth).abs().max() < 1e-4
+        model.activation_checkpointing_enable()  # by hooks
+        with pytest.warns(accelerate.NotAccelerated, match="hooks"):
+            assert accelerate.fast(model) is model
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral, window"])
+def test_two_threads_decode_over_one_accelerated_model(name: str) -> None:
+    """Each text has a cache of its own; all that is shared are weights, and angles, which grow while they are read."""
+    model = evolve(FAMILY[name], dtype=torch.float32).build()
+    texts = [tuple(torch.randint(0, VOCABULARY, (1400,), generator=torch.Generator().manual_seed(i))) for i in range(3)]
+    texts = [tuple(map(int, text)) for text in texts]
+    expected = [UncachedPredictor(model)(text, 3) for text in texts]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for _ in range(2):
+            fast = accelerate.fast(model)  # its angles reach 512
+
+            def work(i: int, fast: Module = fast) -> Tensor:
+                predict = CachedPredictor(fast)
+                return [predict(texts[i][:end], 3) for end in (300, 700, 1300, 1400)][-1]
+
+            with ThreadPoolExecutor(3) as pool:
+                got = list(pool.map(work, range(3)))
+            assert all((ours - theirs).abs().max() < 1e-3 for ours, theirs in zip(got, expected, strict=True))
+    finally:
+        sys.setswitchinterval(interval)
+
+
+# Configs that say odd things
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("llama", {"sliding_window": 30}),
+        ("llama", {"sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"]}),
+        ("seed_oss", {"sliding_window": 30}),
+        ("mistral", {"sliding_window": 30, "layer_types": ["full_attention", "sliding_attention"]}),
+        ("mistral", {"sliding_window": None}),
+        ("qwen2", {"sliding_window": 30}),
+        ("qwen3", {"use_sliding_window": True, "sliding_window": 30, "layer_types": ["full_attention"] * 2}),
+        ("llama", {"pretraining_tp": 2, "final_logit_softcapping": 5.0, "attn_logit_softcapping": 5.0}),
+        ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}),
+        (
+            "llama",
+            {
+                "rope_parameters": {
+                    "rope_type": "longrope",
+                    "rope_theta": 1e4,
+                    "short_factor": [1.0] * 4,
+                    "long_factor": [4.0] * 4,
+                    "original_max_position_embeddings": 16,
+                }
+            },
+        ),
+        ("llama", {"max_position_embeddings": 20}),
+        ("gemma2", {"final_logit_softcapping": 2.0, "attn_logit_softcapping": 2.0}),
+        ("phi3", {"partial_rotary_factor": 0.5}),
+        ("stablelm", {"partial_rotary_factor": 0.25}),
+        ("granite", {"logits_scaling": 3.0, "residual_multiplier": 0.5, "attention_multiplier": 0.2}),
+    ],
+)
+def test_odd_configs(kind: str, changes: Mapping[str, object]) -> None:
+    """The same logits as the given model's fresh passes, at every length up to 60, or the given model and a note."""
+    model = evolve(variant(kind, **changes), dtype=torch.float32).build()
+    text = tuple(torch.randint(0, VOCABULARY, (60,)).tolist())
+    fast = accelerate.fast(model)
+    assert fast is not model
+    truth = torch.empty(0)
+    for read in (1, 4, 15, 29, 31, 47, 60):
+        truth = deepcopy(model)(torch.tensor([text[:read]])).logits[0, -1]
+        assert (deepcopy(fast)(torch.tensor([text[:read]])).logits[0, -1] - truth).abs().max() < 2e-4
+    model.config.sliding_window = 3  # what the config says later changes nothing
+    if isinstance(fast, Llama):
+        assert (fast(torch.tensor([text])).logits[0, -1] - truth).abs().max() < 2e-4
+
+
+def test_parts_that_are_not_transformers_own_are_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Half(type(tiny_llama().get_submodule("model.layers.0.self_attn"))):  # type: ignore[misc] # of a tiny llama
+        def forward(self, *arguments: object, **named: object) -> object:
+            attended, weights = super().forward(*arguments, **named)
+            return attended * (1 if attended.shape[1] < 30 else 0.5), weights
+
+    def attention(model: PreTrainedModel) -> None:
+        model.get_submodule("model.layers.1.self_attn").__class__ = Half
+
+    def not_causal(model: PreTrainedModel) -> None:
+        model.config.is_causal = False
+
+    def not_causal_inside(model: PreTrainedModel) -> None:
+        vars(model.get_submodule("model.layers.1.self_attn"))["is_causal"] = False
+
+    def registered(model: PreTrainedModel) -> None:
+        model.config._attn_implementation = "mine"
+
+    def fewer_layers(model: PreTrainedModel) -> None:
+        model.config.num_hidden_layers = 1
+
+    def head(model: PreTrainedModel) -> None:
+        model.set_output_embeddings(torch.nn.Sequential(model.get_submodule("lm_head")))
+
+    def bounded(model: PreTrainedModel) -> None:
+        model.get_input_embeddings().max_norm = 1.0
+
+    def norms(model: PreTrainedModel) -> None:
+        vars(model.get_submodule("model.norm"))["variance_epsilon"] = 0.1
+
+    class Weight(torch.nn.Parameter):
+        pass
+
+    def quantised(model: PreTrainedModel) -> None:
+        layer = model.get_submodule("model.layers.0.mlp.up_proj")
+        vars(layer)["_parameters"]["weight"] = Weight(layer.get_parameter("weight").data, requires_grad=False)
+
+    for change, because in (
+        (attention, "built of other modules"),
+        (not_causal, "not causal"),
+        (not_causal_inside, "not causal"),
+        (registered, "not one of transformers' own"),
+        (fewer_layers, "another number of layers"),
+        (head, "head is not a plain"),
+        (bounded, "not a plain table"),
+        (norms, "epsilon"),
+        (quantised, "not plain tensors"),
+    ):
+        model = tiny_llama(dtype=torch.float32)
+        assert family.strangeness(model) is None
+        change(model)
+        assert because in (family.strangeness(model) or "")
+        with pytest.raises(DecodeError, match=because):
+            accelerate.bit_for_bit(model)
+        assert is_linear(model.get_submodule("model.layers.0.mlp.up_proj")) == (change is not quantised)
+
+    patched = tiny_llama(dtype=torch.float32)
+    mlp = type(patched.get_submodule("model.layers.0.mlp"))
+    monkeypatch.setattr(mlp, "forward", lambda self, x: self.down_proj(x))
+    assert "built of other modules" in (family.strangeness(patched) or "")
+
+
+def test_a_hook_for_all_modules_is_a_hook() -> None:
+    handle = torch.nn.modules.module.register_module_forward_hook(lambda module, given, output: None)
+    try:
+        with pytest.warns(accelerate.NotAccelerated, match="hooks"):
+            accelerate.fast(tiny_llama(dtype=torch.float32))
+    finally:
+        handle.remove()
+
+
+def test_a_vocabulary_in_the_config_that_is_not_the_embeddings() -> None:
+    for lie in (1000, 3):
+        model = tiny_llama(dtype=torch.float32)
+        model.config.vocab_size = lie
+        assert isinstance(accelerate.fast(model), Llama)
+        assert isinstance(accelerate.bit_for_bit(model), Llama)
+
+
+def test_the_given_model_reads_nothing_that_it_could_remember() -> None:
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+    model = evolve(variant("llama", max_position_embeddings=8, rope_parameters=rope), dtype=torch.float32).build()
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    accelerate.fast(model)
+    assert all(torch.equal(before[name], buffer) for name, buffer in model.named_buffers())
+
+
+# Wrong values
+
+
+@pytest.mark.parametrize("wrong", [None, "smollm2", 3, torch.zeros(2), torch.nn.Linear, [tiny_llama]])
+def test_what_is_no_model_is_refused(wrong: object) -> None:
+    for make in (accelerate.fast, accelerate.bit_for_bit, accelerate.lossy_bf16, accelerate.lossy_int8):
+        with pytest.raises(DecodeError, match="model is not a Module"):
+            make(wrong)  # type: ignore[arg-type] # as a caller without types would
+    with pytest.raises(DecodeError, match="model is not a Module"):
+        accelerate.check(wrong)  # type: ignore[arg-type] # as a caller without types would
+
+
+@pytest.mark.parametrize("wrong", [None, "KEPT", True, 0, accelerate.Given])
+def test_what_is_to_become_of_the_given_model_is_one_of_two(wrong: object) -> None:
+    for make in (accelerate.fast, accelerate.bit_for_bit):
+        with pytest.raises(DecodeError, match="given is not a Given"):
+            make(tiny_llama(), wrong)  # type: ignore[arg-type] # as a caller without types would
+
+
+def test_the_numbers_of_a_check() -> None:
+    model = tiny_llama(context=64)
+    wrongs: tuple[object, ...] = (None, 3, "40", (), [], (0,), (-1,), (1.5,), (True,), (None,))
+    for wrong in (*wrongs, torch.tensor(3), torch.tensor([0.5])):
+        for name in ("lengths", "passes"):
+            with pytest.raises(DecodeError, match=name):
+                accelerate.check(model, **{name: cast(Any, wrong)})
+    with pytest.raises(DecodeError, match="leaves room"):
+        accelerate.check(model, lengths=(60,), passes=(8,))
+    with pytest.raises(DecodeError, match="not there"):
+        accelerate.check(tiny_llama().to("meta"))
+    for right in (range(7, 8), np.array([7]), torch.tensor([7]), {7}, iter([7])):
+        assert accelerate.check(model, lengths=right, passes=(2, 3)).lengths == (7,)
+
+
+def test_calls_of_an_accelerated_model_with_other_things() -> None:
+    fast, other = accelerate.fast(tiny_llama()), accelerate.fast(tiny_llama(layers=3))
+    cache = other(torch.tensor([[1, 2]])).cache
+    for ids in (None, [[1, 2]], torch.tensor(1), torch.tensor([1, 2]), torch.tensor([[1], [2]])):
+        with pytest.raises(DecodeError, match="one text at a time"):
+            fast(ids)
+    for wrong in (cache, DynamicCache(), 3):
+        with pytest.raises(DecodeError, match="not one of this model's"):
+            fast(torch.tensor([[1, 2]]), cache=wrong)
+
+
+def test_what_is_accelerated_is_not_accelerated_again_and_what_has_no_linear_layers_not_at_all() -> None:
+    model = tiny_llama(dtype=torch.float32)
+    for made in (accelerate.fast(model), accelerate.fast(tiny_gpt2().float())):
+        with pytest.warns(accelerate.NotAccelerated, match="accelerated already"):
+            assert accelerate.fast(made) is made
+        report = model_conformance(made, steps=15)
+        assert report.holds, report
+    with pytest.warns(accelerate.NotAccelerated, match="plain linear layer"):
+        accelerate.fast(torch.nn.Embedding(4, 4))
 
 
 # Where it cannot be done

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
+from random import Random
 from typing import Final
 
 import pytest
 import torch
 from attrs import evolve
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from specflow import (
@@ -118,6 +123,39 @@ def test_a_text_takes_over_the_buffer_and_the_passes_of_one_that_is_gone() -> No
         for i, text in enumerate(texts):
             assert (predictors[i](text[:end], 1) - fresh(text[:end], 1)).abs().max() < 1e-9
     assert len(made._tracks) == 2
+
+
+def test_threads_take_turns_over_captured_passes() -> None:
+    """A graph reads and writes one memory: two texts at once, and one that takes over what another leaves."""
+    model = tiny_llama()
+    texts = [tuple(random.choices(range(VOCABULARY), k=30)) for random in map(Random, range(3))]
+    expected = [UncachedPredictor(model)(text, 20) for text in texts]
+    made = captured(model)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+
+    def work(i: int) -> list[Tensor]:
+        found = []
+        for _ in range(3):
+            predict = CachedPredictor(made)
+            predict(texts[i][:10], 1)
+            found.append(torch.cat([predict(texts[i][:end], 1) for end in range(11, 31)]))
+        return found
+
+    try:
+        with ThreadPoolExecutor(3) as pool:
+            for truth, found in zip(expected, pool.map(work, range(3)), strict=True):
+                assert all((rows - truth).abs().max() < 1e-9 for rows in found)
+    finally:
+        sys.setswitchinterval(interval)
+
+
+def test_a_copy_captures_passes_of_its_own() -> None:
+    made = captured(tiny_llama())
+    CachedPredictor(made)((1, 2, 3), 1)
+    other = deepcopy(made)
+    assert other._tracks == []
+    assert torch.equal(CachedPredictor(other)((1, 2, 3), 1), CachedPredictor(made)((1, 2, 3), 1))
 
 
 def test_the_last_logits_that_are_wanted_and_a_cache_that_is_not() -> None:

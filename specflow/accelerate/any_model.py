@@ -1,4 +1,4 @@
-"""Any other model: a copy that shares everything with it but the linear layers."""
+"""Any other model: a copy of it with linear layers of ours."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 from typing_extensions import override
 
 from specflow.accelerate.linear import Linear, MakeLinear, computing
+from specflow.errors import DecodeError
 
 
 @final
@@ -36,15 +37,24 @@ class Replaced(Module):
 
 
 def with_linears(model: Module, make: MakeLinear) -> Module:
-    """A copy of `model` whose linear layers are made by `make`. All its other weights are shared with `model`."""
-    shared: dict[int, object] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    copy = deepcopy(model, shared)
+    """A copy of `model` whose linear layers are made by `make`, in evaluation mode. `DecodeError` where it has none.
+
+    It shares nothing with `model` but the linear weights themselves, which few models look at, and of these none that
+    is an embedding, too.
+    """
+    linear = [weight for module in model.modules() if is_linear(module) for weight in module.parameters(recurse=False)]
+    if not linear:
+        remedy = "use it as it is"
+        raise DecodeError("model", "none of its layers is a plain linear layer", type(model).__name__, remedy)
+    others = [module.parameters(recurse=False) for module in model.modules() if not is_linear(module)]
+    elsewhere = {id(weight) for weights in others for weight in weights}
+    copy = deepcopy(model, {id(weight): weight for weight in linear if id(weight) not in elsewhere})
     for parent in list(copy.modules()):
         for name, child in parent.named_children():
             if is_linear(child):
                 own = dict(child.named_parameters(recurse=False))
                 setattr(parent, name, Replaced(make(*weight_and_bias(child)), own["weight"], own.get("bias")))
-    return copy
+    return copy.eval()
 
 
 def without_weights(copy: Module) -> Module:
@@ -56,8 +66,8 @@ def without_weights(copy: Module) -> Module:
 
 
 def is_linear(module: Module) -> bool:
-    """Whether this is a linear layer and nothing more."""
-    return type(module) is TorchLinear or type(module) is Conv1D
+    """Whether this is a linear layer and nothing more, of weights that are plain tensors."""
+    return (type(module) is TorchLinear or type(module) is Conv1D) and type(module.weight) is Parameter
 
 
 def weight_and_bias(module: Module) -> tuple[Tensor, Tensor | None]:

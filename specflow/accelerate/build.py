@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from enum import Enum
 from itertools import pairwise
 from typing import Final, cast, final
 from warnings import warn
+from weakref import ref
 
 import torch
+from attrs import frozen
 from torch import Tensor
 from torch.nn import Module, Parameter
+from torch.nn.modules import module as everywhere
 from transformers import PreTrainedModel
 
-from specflow.accelerate.any_model import is_linear, with_linears, without_weights
+from specflow.accelerate.any_model import Replaced, with_linears, without_weights
 from specflow.accelerate.captured import Captured, cuda_graph
-from specflow.accelerate.check import arbitrary_text, check
-from specflow.accelerate.family import strangeness, weights_of
+from specflow.accelerate.check import arbitrary_text, check, ids_of
+from specflow.accelerate.family import MODELS, strangeness, weights_of
 from specflow.accelerate.linear import (
     TOKENS,
     MakeLinear,
@@ -29,9 +33,10 @@ from specflow.accelerate.linear import (
     steady_linear,
 )
 from specflow.accelerate.llama import Llama, Shapes
+from specflow.checks import a
 from specflow.errors import DecodeError
 from specflow.kv_cache import BLOCK
-from specflow.predictor import CachedPredictor, limits_of
+from specflow.predictor import CachedPredictor, UncachedPredictor, limits_of
 from specflow.state import Predictor, Tokens
 
 FREE: Final = Shapes(TOKENS, rows=1, keys=1)
@@ -52,8 +57,8 @@ LOSSY: Final = dict.fromkeys(TOLERANCES, 0.25)
 class Given(Enum):
     """What becomes of the model that is given."""
 
-    KEPT = "it stays as it is; its linear weights are then in memory twice"
-    TAKEN = "once copied, its linear weights are freed, and calling it is refused"
+    KEPT = "it stays as it is; its weights are then in memory twice"
+    TAKEN = "once copied, its weights are freed, and calling it is refused"
 
 
 @final
@@ -67,12 +72,15 @@ def fast(model: Module, given: Given = Given.KEPT) -> Module:
     It is called as `model` is, wherever specflow takes a model. The llama family (`family.MODELS`) gets a forward pass
     of its own, which reads one text at a time and keeps it in a `KVCache`; on CUDA its short passes are captured as
     graphs (`Captured`; not yet measured). Other models get faster linear layers, on a CPU.
-    Logits differ by rounding (docs/acceleration.md has the numbers). Some weights are shared, so `model` must not be
-    trained or converted afterwards.
+    Logits differ by rounding (docs/acceleration.md has the numbers). It is a copy of `model` as it is now, in
+    evaluation mode. Where the weights of `model` are updated, moved or converted afterwards, the next call is a
+    `DecodeError`.
 
-    Made once and compared with `model` on a short text. Where that fails or differs, or on another device, the answer
-    is `model` itself, untouched, and a `NotAccelerated` warning that says why: nothing is left to fail in a decode.
+    Made once and compared with `model` on a text that goes past its windows. Where that fails or differs, or on another
+    device, the answer is `model` itself, untouched, and a `NotAccelerated` warning that says why: nothing is left to
+    fail in a decode. `DecodeError` for what is no model.
     """
+    _checked(model, given)
     device = "cuda" if _devices(model) == ["cuda"] else "cpu"
     return _or_given(model, lambda: _fast(model, given), TOLERANCES, given, device)
 
@@ -85,30 +93,40 @@ def bit_for_bit(model: Module, given: Given = Given.KEPT) -> Module:
     decoding token for token, in bf16 too, and so is sampling by seed. A little slower than `fast`.
 
     `DecodeError` for models outside the family, for other dtypes and devices, and where a short `check` finds a
-    difference on this machine: nothing is returned that does not keep the promise.
+    difference on this machine: nothing is returned that does not keep the promise. A copy, as `fast` makes.
     """
+    _checked(model, given)
     reason = _beyond_reach(model) or strangeness(model)
     if reason is not None:
         raise _refusal(reason)
     dtype = _dtype(model)
     if not has_layers(dtype):
         raise _refusal(f"there are no such layers in {dtype} here")
-    made = _llama(model, dtype, computing(dtype), steady_linear, FIXED)
-    report = check(made, lengths=(40,), passes=(2, 3, 8))
-    reason = _disagreement(model, made, TOLERANCES) if report.equal else str(report)
+    try:
+        made = _llama(model, dtype, computing(dtype), steady_linear, FIXED)
+        report = check(made, lengths=(min(40, (limits_of(model).context or 48) - 8),), passes=(2, 3, 8))
+        reason = _disagreement(model, made, TOLERANCES) if report.equal else str(report)
+    except DecodeError:
+        raise
+    except Exception as error:  # of a model whose parts contradict one another, anything
+        raise _refusal(f"{type(error).__name__}: {error}") from error
     if reason is not None:
         raise _refusal(reason)
-    _settle(model, given)
-    return made
+    return _settled(model, made, given)
 
 
 def lossy_bf16(model: Module) -> Module:
-    """A `fast` copy of `model` in bf16, to draft for `model`. Its law is not the model's: no target."""
+    """A `fast` copy of `model` in bf16, to draft for `model`. Its law is not the model's: no target.
+
+    It stays what it is, whatever becomes of `model`: its drafts are then refused more often.
+    """
+    _checked(model, Given.KEPT)
     return _or_given(model, lambda: _in_bf16(model, fast_linear), LOSSY, Given.KEPT)
 
 
 def lossy_int8(model: Module) -> Module:
     """`lossy_bf16` with linear weights of 8 bits: faster still, and further from the model's law."""
+    _checked(model, Given.KEPT)
     return _or_given(model, lambda: _in_bf16(model, int8_linear), LOSSY, Given.KEPT)
 
 
@@ -154,14 +172,15 @@ def _or_given(
             reason = f"{type(error).__name__}: {error}"
         else:
             if reason is None:
-                _settle(model, given)
-                return made
+                return made if tolerances is LOSSY else _settled(model, made, given)
     warn(NotAccelerated(f"{type(model).__name__} is not accelerated: {reason}"), stacklevel=3)
     return model
 
 
 def _beyond_reach(model: Module, device: str = "cpu") -> str | None:
     """Why nothing can be made of the model on this device, whatever it is."""
+    if any(isinstance(module, Llama | Replaced) for module in model.modules()):
+        return "it is accelerated already"
     devices = _devices(model)
     if devices != [device]:
         return f"its weights are on {', '.join(devices) or 'no device'}, not on the {device.upper()}"
@@ -169,7 +188,7 @@ def _beyond_reach(model: Module, device: str = "cpu") -> str | None:
         return f"its weights are in {_dtype(model)}"
     if any(
         module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module) for module in model.modules()
-    ):
+    ) or (everywhere._global_forward_hooks or everywhere._global_forward_pre_hooks):
         return "it has hooks, which see or change what its layers do"
     return None
 
@@ -183,11 +202,18 @@ def _dtype(model: Module) -> torch.dtype:
 
 
 def _disagreement(model: Module, made: Module, tolerances: Mapping[torch.dtype, float]) -> str | None:
-    """How the logits of the two differ on a short text, read in passes of several lengths; None if they do not."""
+    """How the logits of the two differ on a short text, read in passes of several lengths; None if they do not.
+
+    It goes past the model's windows, where they are short. The given model is read afresh, and by a copy, as it may
+    keep something from what it reads.
+    """
     limits = limits_of(model)
-    text = arbitrary_text(min(24, limits.context or 24), limits.vocab_size)
-    cuts = sorted({len(text) // 2, len(text) - 4, len(text) - 1, len(text)} - {0})
-    expected, got = (_logits(CachedPredictor(module), text, cuts) for module in (model, made))
+    length = min(max([24, *[window + 16 for window in _short_windows(model)]]), limits.context or sys.maxsize)
+    text = arbitrary_text(length, ids_of(model))
+    cuts = sorted({cut for cut in (length // 2, length - 4, length - 1, length) if cut > 0})
+    given = deepcopy(model, {id(weight): weight for weight in model.parameters()})
+    expected = UncachedPredictor(given)(text, length).double()
+    got = _logits(CachedPredictor(made), text, cuts)
     off = float((got - expected).abs().max() / expected.abs().max())
     return None if off <= tolerances[_dtype(model)] else f"its logits would differ by {off:.2g} of the largest"
 
@@ -197,13 +223,59 @@ def _logits(predict: Predictor, text: Tokens, cuts: list[int]) -> Tensor:
     return torch.cat(parts).double()
 
 
-def _settle(model: Module, given: Given) -> None:
-    """Make of the given model what was agreed."""
-    if given is Given.TAKEN:
-        for module in model.modules():
-            if is_linear(module):
-                module.weight = Parameter(torch.empty(0), requires_grad=False)
-        vars(model)["forward"] = _taken
+def _short_windows(model: Module) -> list[int]:
+    """The windows of a model of the family that a trial can go past."""
+    if strangeness(model) is not None:
+        return []
+    windows = MODELS[type(model).__name__](cast(PreTrainedModel, model).config)
+    return [window for window in windows if window is not None and window <= BLOCK]
+
+
+def _settled(model: Module, made: Module, given: Given) -> Module:
+    """What was made, once the given model is what was agreed."""
+    if given is Given.KEPT:
+        made.register_forward_pre_hook(Origin.of(model))
+        return made
+    for module in model.modules():
+        for name in module._parameters:
+            module._parameters[name] = Parameter(torch.empty(0), requires_grad=False)
+    vars(model)["forward"] = _taken
+    return made
+
+
+@final
+@frozen(eq=False)
+class Origin:
+    """The weights of a given model as they were, so that what was made of them can tell when they have changed.
+
+    By their versions, which everything counts but writing through `.data`, and by where they lie.
+    """
+
+    weights: tuple[Callable[[], Tensor | None], ...]
+    were: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def of(cls, model: Module) -> Origin:
+        """The weights of a model, which is not kept alive."""
+        weights = [*model.parameters()]
+        return cls(tuple(map(ref, weights)), tuple(map(_version, weights)))
+
+    def __call__(self, module: Module, arguments: object, /) -> None:
+        """`DecodeError` where they are no longer what they were; what is gone has not changed."""
+        for weight, was in zip(self.weights, self.were, strict=True):
+            now = weight()
+            if now is not None and _version(now) != was:
+                happened = "the given model's weights have changed since it was accelerated"
+                raise DecodeError("model", happened, f"weights of shape {list(now.shape)}", "accelerate it again")
+
+
+def _version(weight: Tensor) -> tuple[int, int]:
+    return 0 if weight.is_inference() else weight._version, weight.data_ptr()
+
+
+def _checked(model: object, given: object) -> None:
+    a(Module, "give a model, such as AutoModelForCausalLM loads")("model", model)
+    a(Given, "give Given.KEPT or Given.TAKEN")("given", given)
 
 
 def _taken(*arguments: object, **named: object) -> object:

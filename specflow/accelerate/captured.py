@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
+from threading import Lock
 from typing import Final, TypeAlias, final
 from weakref import ref
 
@@ -36,7 +38,7 @@ class Captured(Module):
     position and the shape of a tree are tensors (a text is a tree without branches), and each query sees the whole
     buffer behind a mask. What a pass computes for the tokens it is filled up with lies behind the text and is
     forgotten, as after a rollback. A graph belongs to the buffer it was captured over; when a text is given up, the
-    next one that fits takes over its buffer, and the graphs.
+    next one that fits takes over its buffer, and the graphs. Threads take turns, as a graph's memory is there once.
 
     Source: CUDA graphs as torch offers them. Not yet measured on a device: the tests run it on a CPU, over a tape that
     repeats recorded operations in place as a graph does.
@@ -48,6 +50,7 @@ class Captured(Module):
         self.eager = eager
         self._capture = capture
         self._tracks: list[_Track] = []
+        self._turn = Lock()
         self.eval()
 
     @override
@@ -67,10 +70,13 @@ class Captured(Module):
                 input_ids, cache=cache, use_cache=use_cache, logits_to_keep=logits_to_keep, parents=parents
             )
             return output
-        with torch.no_grad():
+        with torch.no_grad(), self._turn:
             logits = self._track(cache, cache.length + size).run(input_ids[0], cache.length, size, parents)
         cache.length += k
         return Output(logits[None, -logits_to_keep:], cache if use_cache else None)
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Captured:
+        return Captured(deepcopy(self.eager, memo), self._capture)  # graphs cannot be copied: captured anew
 
     def _track(self, cache: KVCache, length: int) -> _Track:
         """The track of this cache, which then has room for `length` tokens: its own, a free one, or a new one."""

@@ -8,9 +8,12 @@ from typing import Final, final
 import torch
 from attrs import field, frozen
 from torch import Tensor
-from torch.nn import Module
+from torch.nn import Embedding, Module
+from transformers import PreTrainedModel
 from typing_extensions import override
 
+from specflow.checks import a, shown, whole
+from specflow.errors import DecodeError
 from specflow.predictor import CachedPredictor, UncachedPredictor, limits_of
 from specflow.state import Tokens
 
@@ -64,15 +67,23 @@ class Report:
 def check(model: Module, lengths: Iterable[int] = LENGTHS, passes: Iterable[int] = PASSES) -> Report:
     """Compare passes over k tokens with k passes over one, bit for bit, on any model that specflow can call.
 
-    Texts of fixed, arbitrary tokens are used; lengths for which the model's context is too short are left out. The
-    result holds for this machine, this number of threads (`torch.get_num_threads()`) and this build of torch.
+    Texts of fixed, arbitrary tokens are used; lengths for which the model's context is too short are left out, and
+    where that leaves none it is a `DecodeError`. The result holds for this machine, this number of threads
+    (`torch.get_num_threads()`) and this build of torch.
     """
-    passes = tuple(sorted(set(passes)))
-    limits, most = limits_of(model), max(passes)
-    lengths = tuple([length for length in lengths if limits.context is None or length + most <= limits.context])
+    a(Module, "give a model, such as AutoModelForCausalLM loads")("model", model)
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise DecodeError("model", "the model's weights are not there", "weights on meta", "load the model")
+    passes = tuple(sorted(set(_counts("passes", passes))))
+    limits, vocab_size, most = limits_of(model), ids_of(model), max(passes)
+    asked = _counts("lengths", lengths)
+    lengths = tuple([length for length in asked if limits.context is None or length + most <= limits.context])
+    if not lengths:
+        happened = f"no length leaves room for a pass over {most} tokens in a context of {limits.context}"
+        raise DecodeError("lengths", happened, list(asked), "give shorter ones, and shorter passes")
     differing, compared, dtype = [], 0, "no logits"
     for length in lengths:
-        text = arbitrary_text(length + most, limits.vocab_size)
+        text = arbitrary_text(length + most, vocab_size)
         predict = CachedPredictor(model)
         predict(text[:length], 1)
         alone = torch.cat([predict(text[: length + k], 1) for k in range(1, most + 1)])
@@ -85,6 +96,29 @@ def check(model: Module, lengths: Iterable[int] = LENGTHS, passes: Iterable[int]
             if elements:
                 differing.append(Difference(start, k, elements))
     return Report(dtype, torch.get_num_threads(), lengths, passes, compared, tuple(differing))
+
+
+def _counts(name: str, values: object) -> tuple[int, ...]:
+    """Numbers of tokens, at least one of them."""
+    remedy = "give numbers of tokens, such as (1, 40)"
+    numbers: object = values.tolist() if isinstance(values, Tensor) else values
+    counts = tuple(numbers) if isinstance(numbers, Iterable) and not isinstance(numbers, str | bytes) else ()
+    if not counts:
+        raise DecodeError(name, f"{name} is not one number or more", shown(values), remedy)
+    for count in counts:
+        whole(1, remedy)(name, count)
+    return tuple(map(int, counts))
+
+
+def ids_of(model: Module) -> int | None:
+    """How many ids a model reads: its embedding says, whatever its config does. None where neither does.
+
+    >>> ids_of(torch.nn.Linear(2, 2))
+    """
+    first = next((module for module in model.modules() if isinstance(module, Embedding)), None)
+    embedding = model.get_input_embeddings() if isinstance(model, PreTrainedModel) else first
+    weight = getattr(embedding, "weight", None)
+    return len(weight) if isinstance(weight, Tensor) else limits_of(model).vocab_size
 
 
 def arbitrary_text(length: int, vocab_size: int | None) -> Tokens:

@@ -2,24 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Final, Protocol, cast
+from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
+from typing import Final, Protocol, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import Embedding, Module, Parameter
 from torch.nn import Linear as TorchLinear
-from torch.nn import Module
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from specflow.accelerate.any_model import weight_and_bias
 from specflow.accelerate.linear import Linear, MakeLinear
 from specflow.accelerate.llama import Layer, Rotary, Weights
 
-MODELS: Final = frozenset(
-    f"{name}ForCausalLM" for name in ("Cwm", "Llama", "Ministral", "Mistral", "Qwen2", "Qwen3", "SeedOss", "SmolLM3")
-)
-"""transformers' own classes whose forward pass is known to be this one. SmolLM2 is a Llama."""
+Windows: TypeAlias = Callable[[PreTrainedConfig], list[int | None]]
+"""A config → how many tokens each layer's queries see; None is all."""
+
+
+def _no_windows(config: PreTrainedConfig) -> list[int | None]:
+    return [None] * config.num_hidden_layers
+
+
+def _one_window(config: PreTrainedConfig) -> list[int | None]:
+    return [config.sliding_window] * config.num_hidden_layers
+
+
+def _window_in_some(config: PreTrainedConfig) -> list[int | None]:
+    kinds: list[str] = config.layer_types
+    return [config.sliding_window if kind == "sliding_attention" else None for kind in kinds]
+
+
+MODELS: Final[Mapping[str, Windows]] = {
+    "CwmForCausalLM": _window_in_some,
+    "LlamaForCausalLM": _no_windows,
+    "MinistralForCausalLM": _window_in_some,
+    "MistralForCausalLM": _one_window,
+    "Qwen2ForCausalLM": _window_in_some,
+    "Qwen3ForCausalLM": _window_in_some,
+    "SeedOssForCausalLM": _no_windows,
+    "SmolLM3ForCausalLM": _window_in_some,
+}
+"""transformers' own classes whose forward pass is known to be this one, and where they have windows.
+
+SmolLM2 is a Llama. A window that stands in the config of a model which does not look at it is none.
+"""
 
 PROJECTIONS: Final = frozenset(
     {f"self_attn.{name}_proj" for name in "qkvo"} | {f"mlp.{name}_proj" for name in ("gate", "up", "down")}
@@ -34,6 +62,12 @@ SOME: Final = torch.linspace(-4, 4, 9)
 STATIC_ROTARY: Final = frozenset({"default", "linear", "llama3", "yarn"})
 """Rotary embeddings that turn a position alike however long the text is."""
 
+ATTENTIONS: Final = frozenset({"eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"})
+"""transformers' own ways to compute softmax(q · kᵀ / √size) · v. Users register others, which may be anything."""
+
+FOREIGN: Final = ("torch.nn.", "transformers.activations", "transformers.integrations.")
+"""Where the leaves of a model of the family are defined, but for its norms."""
+
 
 class _RMSNorm(Protocol):
     variance_epsilon: float
@@ -44,11 +78,30 @@ def strangeness(model: Module) -> str | None:
     return next(_strange(model), None)
 
 
-def _strange(model: Module) -> Iterator[str]:
+def _strange(model: Module) -> Iterator[str]:  # noqa: PLR0912 - one for each thing that may be odd
     kind = type(model)
     if kind.__name__ not in MODELS or not kind.__module__.startswith("transformers.models."):
         yield f"{kind.__name__} is not known to be of the llama family"
         return
+    config = cast(PreTrainedModel, model).config
+    if not _is_plainly_causal(model, config):
+        yield "its attention is not causal"
+    if config._attn_implementation not in ATTENTIONS:
+        yield f"its attention ({config._attn_implementation}) is not one of transformers' own"
+    if len([*model.get_submodule("model.layers").children()]) != len(MODELS[kind.__name__](config)):
+        yield "its config names another number of layers than it has"
+    other = next((module for module in model.modules() if not _is_of(module, kind)), None)
+    if other is not None:
+        yield f"it is built of other modules ({type(other).__name__})"
+    if type(model.get_submodule("lm_head")) is not TorchLinear:
+        yield "its head is not a plain linear layer"
+    embedding = model.get_submodule("model.embed_tokens")
+    if type(embedding) is not Embedding or embedding.max_norm is not None:
+        yield "its embedding is not a plain table"
+    if any(type(parameter) is not Parameter for parameter in model.parameters()):
+        yield "its weights are not plain tensors"
+    if len({norm.variance_epsilon for norm in cast(Iterator[_RMSNorm], _norms(model))}) > 1:
+        yield "its norms differ in their epsilon"
     for layer in model.get_submodule("model.layers").children():
         leaves = {name for name, module in layer.named_modules() if not any(module.children())}
         if leaves - QK_NORMS != PROJECTIONS | NORMS | {"mlp.act_fn"} or len(leaves & QK_NORMS) == 1:
@@ -64,11 +117,30 @@ def _strange(model: Module) -> Iterator[str]:
         yield f"its rotary embedding ({rotary}) depends on the length of the text"
 
 
+def _is_plainly_causal(model: Module, config: PreTrainedConfig) -> bool:
+    """transformers takes a word for it from the config, for masks, and from each attention, where there is no mask."""
+    said = [getattr(module, "is_causal", True) for module in model.modules()]
+    return bool(getattr(config, "is_causal", True)) and all(said)
+
+
+def _is_of(module: Module, kind: type) -> bool:
+    """Whether this part is one of those that transformers builds this kind of model of, its forward as it came."""
+    home = type(module).__module__
+    return (home == kind.__module__ or home.startswith(FOREIGN)) and type(module).forward.__module__.startswith(
+        (home, *FOREIGN)
+    )
+
+
+def _norms(model: Module) -> Iterator[Module]:
+    return (module for module in model.modules() if hasattr(module, "variance_epsilon"))
+
+
 def weights_of(model: Module, rounded: torch.dtype, computed: torch.dtype, make: MakeLinear) -> Weights:
     """The weights of a model that is not strange, rounded to one dtype, for a pass that is computed in another."""
     layers = [*model.get_submodule("model.layers").children()]
-    embedding = model.get_parameter("model.embed_tokens.weight").detach().to(rounded)
-    rotary = cast(Rotary, model.get_submodule("model.rotary_emb"))
+    windows = MODELS[type(model).__name__](cast(PreTrainedModel, model).config)
+    embedding = model.get_parameter("model.embed_tokens.weight").detach().to(rounded, copy=True)
+    rotary = cast(Rotary, deepcopy(model.get_submodule("model.rotary_emb")))
     first = torch.zeros(1, 1, dtype=torch.long, device=embedding.device)
     size = rotary(embedding.new_empty(0, dtype=computed), first)[0].shape[-1]
     heads, kv_heads = (len(layers[0].get_parameter(f"self_attn.{name}_proj.weight")) // size for name in "qk")
@@ -112,7 +184,7 @@ def weights_of(model: Module, rounded: torch.dtype, computed: torch.dtype, make:
 
     return Weights(
         embedding=embedding,
-        layers=tuple([layer(module, window) for module, window in zip(layers, _windows(model), strict=True)]),
+        layers=tuple([layer(module, window) for module, window in zip(layers, windows, strict=True)]),
         before_head=norm("norm", model.get_submodule("model")),
         head=joined(weight_and_bias(model.get_submodule("lm_head"))),
         rotary=rotary,
@@ -121,12 +193,3 @@ def weights_of(model: Module, rounded: torch.dtype, computed: torch.dtype, make:
         size=size,
         epsilon=cast(_RMSNorm, layers[0].get_submodule("input_layernorm")).variance_epsilon,
     )
-
-
-def _windows(model: Module) -> list[int | None]:
-    """How many tokens each layer's queries see."""
-    config = cast(PreTrainedModel, model).config
-    window: int | None = getattr(config, "sliding_window", None)
-    count = len([*model.get_submodule("model.layers").children()])
-    kinds: list[str] = getattr(config, "layer_types", None) or ["sliding_attention"] * count
-    return [window if kind == "sliding_attention" else None for kind in kinds]

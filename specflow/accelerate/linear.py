@@ -58,7 +58,10 @@ class Packed:
     def of(cls, weight: Tensor, bias: Tensor | None) -> Packed:
         """The layer of a weight [out, in], which is copied."""
         packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), LAYOUT)
-        return cls(packed, bias)
+        return cls(packed, None if bias is None else bias.clone())
+
+    def __deepcopy__(self, memo: object) -> Packed:
+        return self  # what is laid out cannot be copied, and is never written
 
     def __call__(self, x: Tensor, /) -> Tensor:
         product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
@@ -84,6 +87,9 @@ class Half:
             (weight.float() * scale).contiguous(), None if bias is None else bias.float() * scale
         )
         return cls(packed, scale)
+
+    def __deepcopy__(self, memo: object) -> Half:
+        return self  # what is laid out cannot be copied, and is never written
 
     def __call__(self, x: Tensor, /) -> Tensor:
         product: Tensor = torch.ops.quantized.linear_dynamic_fp16(x, self.packed)

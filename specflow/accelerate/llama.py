@@ -13,11 +13,12 @@ import torch
 import torch.nn.functional as F
 from attrs import define, field, frozen
 from torch import Tensor
-from torch.nn import Module, Parameter
+from torch.nn import Embedding, Module
 from transformers import PreTrainedConfig
 from typing_extensions import override
 
 from specflow.accelerate.linear import Linear
+from specflow.checks import shown
 from specflow.errors import DecodeError
 from specflow.kv_cache import KVCache
 from specflow.trees import depths, lineage
@@ -109,15 +110,16 @@ class Llama(Module):
         self.config = config
         self.weights = weights
         self.shapes = shapes
-        self.embedding = Parameter(weights.embedding, requires_grad=False)
+        ids, size = weights.embedding.shape
+        self.embedding = Embedding(ids, size, _weight=weights.embedding, _freeze=True)
         self.angles = Angles(weights.rotary, weights.before_head[:0])
         self.eval()
 
     @override
     def forward(
         self,
-        input_ids: Tensor,
-        cache: KVCache | None = None,
+        input_ids: object,
+        cache: object = None,
         use_cache: bool = True,
         logits_to_keep: int = 0,
         parents: Sequence[int] | None = None,
@@ -126,15 +128,17 @@ class Llama(Module):
 
         The cache is written in place and returned; without one a new one is made. With `parents` the ids are a tree:
         each follows that one of them, or with -1 the cache, and sees its ancestors alone. `DecodeError` for more than
-        one text, and for a tree where passes are to be equal bit for bit: its order of adding would be another.
+        one text, for a cache of another model, and for a tree where passes are to be equal bit for bit: its order of
+        adding would be another. Texts in several threads, each with a cache of its own, do not disturb one another.
         """
-        if input_ids.dim() != 2 or input_ids.shape[0] != 1:
-            received = f"ids of shape {list(input_ids.shape)}"
+        if not isinstance(input_ids, Tensor) or input_ids.dim() != 2 or input_ids.shape[0] != 1:
+            received = f"ids of shape {list(input_ids.shape)}" if isinstance(input_ids, Tensor) else shown(input_ids)
             raise DecodeError("input_ids", "an accelerated model reads one text at a time", received, "give [1, k]")
         if cache is None:
-            weights = self.weights
-            shape = (len(weights.layers), 2, weights.kv_heads, 0, weights.size)
-            cache = KVCache(weights.before_head.new_empty(shape))
+            cache = KVCache(self.weights.before_head.new_empty(self._cache_shape(0)))
+        if not isinstance(cache, KVCache) or tuple(cache.buffer.shape) != self._cache_shape(cache.buffer.shape[3]):
+            happened, remedy = "the cache is not one of this model's", "pass on what the last call returned, or None"
+            raise DecodeError("cache", happened, shown(cache), remedy)
         cache.reserve(cache.length + input_ids.shape[1])
         # What outlives the pass, the cache, the angles and the logits, is made outside of this mode.
         with torch.inference_mode():
@@ -151,11 +155,14 @@ class Llama(Module):
         remedy = "convert the given model and accelerate that"
         raise DecodeError("model", "an accelerated model stays where and as it was made", "a conversion", remedy)
 
+    def _cache_shape(self, capacity: int) -> tuple[int, ...]:
+        return len(self.weights.layers), 2, self.weights.kv_heads, capacity, self.weights.size
+
     def _tree(self, parents: Sequence[int], start: int) -> Tree:
         if self.shapes.keys > 1:
             remedy = "read its paths one by one"
             raise DecodeError("parents", "a tree is not read bit for bit as its paths are", len(parents), remedy)
-        device = self.embedding.device
+        device = self.embedding.weight.device
         positions = start + torch.tensor(depths(parents), device=device)
         return Tree(positions, torch.from_numpy(~lineage(parents)).to(device))
 
@@ -338,20 +345,21 @@ class Angles:
 
     rotary: Rotary
     like: Tensor
-    _cos: Tensor = field(init=False)
-    _sin: Tensor = field(init=False)
+    _table: tuple[Tensor, Tensor] = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self._grow(512)
 
     def between(self, start: int, end: int) -> tuple[Tensor, Tensor]:
         """cos and signed sin, each [end - start, 1, size]."""
-        while end > len(self._cos):
-            self._grow(2 * len(self._cos))
-        return self._cos[start:end], self._sin[start:end]
+        while end > len(self._table[0]):
+            self._grow(2 * len(self._table[0]))
+        cos, sin = self._table
+        return cos[start:end], sin[start:end]
 
     def _grow(self, positions: int) -> None:
         with torch.inference_mode(mode=False), torch.no_grad():
             cos, sin = self.rotary(self.like, torch.arange(positions, device=self.like.device)[None])
             lower, upper = sin[0, :, None].chunk(2, dim=-1)
-            self._cos, self._sin = cos[0, :, None], torch.cat((-lower, upper), dim=-1)
+            # In one assignment: another thread may be reading.
+            self._table = cos[0, :, None], torch.cat((-lower, upper), dim=-1)

@@ -14,6 +14,7 @@ from specflow.testing.conformance import Conformance as Conformance
 from specflow.testing.conformance import Divergence as Divergence
 from specflow.testing.conformance import Move as Move
 from specflow.testing.conformance import conformance as conformance
+from specflow.testing.conformance import fresh_passes as fresh_passes
 from specflow.testing.conformance import model_conformance as model_conformance
 from specflow.testing.conformance import through_trees as through_trees
 from specflow.testing.enumeration import Branch as Branch

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from enum import Enum
 from itertools import islice
 from math import inf
 from random import Random
-from typing import TypeAlias, final
+from typing import Final, TypeAlias, final
 
 import torch
 from attrs import frozen
 from torch import Tensor
 from torch.nn import Module
+from transformers import PreTrainedConfig
 from typing_extensions import override
 
-from specflow.predictor import CachedPredictor, Limits, limits_of
+from specflow.accelerate.check import ids_of
+from specflow.errors import DecodeError
+from specflow.predictor import CachedPredictor, limits_of
 from specflow.state import TEXT, Node, Predictor, Tokens, TreePredictor
 
 
@@ -28,6 +32,7 @@ class Move(Enum):
     REJECT = "reject"
     FORK = "fork"
     RETURN = "return to an old state"
+    TURN = "another conversation's turn"
 
 
 @final
@@ -77,6 +82,12 @@ class Conformance:
 Reading: TypeAlias = tuple[Move, Tokens, int]
 """Why, which text, and how many of its last rows."""
 
+BEYOND: Final = 24
+"""How many tokens a script goes past the last edge that a config names: a window, a chunk, an original context."""
+
+FARTHEST: Final = 512
+"""Edges behind this many tokens are not gone past unless `longest` asks for it: a script reads some hundred texts."""
+
 
 def conformance(
     predictor: Predictor,
@@ -87,14 +98,16 @@ def conformance(
     seed: int = 0,
     steps: int = 60,
     longest: int = 64,
+    often: Tokens = (),
     prune: Callable[[Tokens], object] | None = None,
 ) -> Conformance:
     """Walks `predictor` through a random script of `steps` readings and compares each with `fresh`.
 
     The law: predictor(tokens, last) = fresh(tokens, last) whatever was read before. The script, which `seed` decides,
     reads on, drafts token by token, verifies drafts and accepts or rejects them, leaves its text for another and comes
-    back. Texts have at most `longest` tokens; where something depends on the length (a window, a capacity), go past it.
-    `prune`, where given, is told the text that stands after some of the drafts.
+    back, and has two conversations in turns, a new one and one that nears `longest`, the most tokens of a text: where
+    something depends on the length (a window, a capacity), go past it by some 24. One token in eight is one of `often`,
+    such as the ids of padding and of ends. `prune`, where given, is told the text that stands after some of the drafts.
 
     >>> logits = lambda tokens, last: torch.arange(len(tokens) - last, len(tokens))[:, None] + torch.zeros(1, 4)
     >>> conformance(logits, logits, 4, tolerance=0.0).holds
@@ -103,7 +116,7 @@ def conformance(
     1.0
     """
     rows, largest, divergences = 0, 0.0, []
-    for step, (move, tokens, last) in enumerate(islice(_script(vocab_size, seed, longest, prune), steps)):
+    for step, (move, tokens, last) in enumerate(islice(_script(vocab_size, seed, longest, often, prune), steps)):
         differences = _differences(predictor(tokens, last), fresh(tokens, last))
         rows, largest = rows + last, max(largest, *differences)
         divergences += [
@@ -121,37 +134,70 @@ def model_conformance(
     tolerance: float | None = None,
     seed: int = 0,
     steps: int = 60,
-    longest: int = 64,
+    longest: int | None = None,
 ) -> Conformance:
-    """`conformance` of a model's memo with plain calls of the model, which must be in evaluation mode.
+    """`conformance` of a model's memo with `fresh_passes` of the model, which is compared in evaluation mode.
 
     `predictor` is a `CachedPredictor(model)` unless given. The tolerance is absolute, on logits: 1e-9 for an fp64
-    model, 1e-4 for others. Models that compute parts of themselves in fp32 need fp32's in fp64 too.
+    model, 1e-4 for others. Models that compute parts of themselves in fp32 need fp32's in fp64 too. `longest` is what
+    goes past the windows, chunks and original contexts in the model's config (up to `FARTHEST`) by `BEYOND` tokens, and
+    at least 64, or as many as the model reads at all. Ids of padding, begin and end of the config are often in the
+    texts. `DecodeError` where the predictor refuses the model, or the model cannot be copied.
 
     >>> from transformers import GPT2Config, GPT2LMHeadModel
     >>> model = GPT2LMHeadModel(GPT2Config(vocab_size=32, n_positions=64, n_embd=8, n_layer=1, n_head=2))
     >>> model_conformance(model.double().eval(), steps=20).holds
     True
     """
-    parameter = next(model.parameters(), torch.empty(0))
+    dtype = next((parameter.dtype for parameter in model.parameters()), torch.float32)
+    allowed = tolerance if tolerance is not None else 1e-9 if dtype == torch.float64 else 1e-4
     memo = CachedPredictor(model) if predictor is None else predictor
-    limits = limits_of(model)
-
-    @torch.no_grad()
-    def fresh(tokens: Tokens, last: int) -> Tensor:
-        logits: Tensor = model(torch.tensor([tokens], device=parameter.device)).logits[0, -last:]
-        return logits
-
+    vocab_size, often = _vocabulary(model), _special(model)
+    most = _longest(model, vocab_size) if longest is None else longest
+    fresh = fresh_passes(model, vocab_size, longest=most, tolerance=allowed / 2)
     return conformance(
         memo,
         fresh,
-        _vocabulary(limits, fresh),
-        tolerance=tolerance if tolerance is not None else 1e-9 if parameter.dtype == torch.float64 else 1e-4,
+        vocab_size,
+        tolerance=allowed,
         seed=seed,
         steps=steps,
-        longest=longest if limits.context is None else min(longest, limits.context),
+        longest=most,
+        often=tuple([token for token in often if token < vocab_size]),
         prune=memo.prune,
     )
+
+
+def fresh_passes(model: Module, vocab_size: int, *, longest: int = 64, tolerance: float = 0.0) -> Predictor:
+    """What the model says of each prefix in a pass of its own, by a copy of the model that has read nothing before.
+
+    fresh(tokens, last)[i] = copy(model)(tokens[: n - last + 1 + i])[-1], the weights shared, in evaluation mode.
+
+    That is slow, so it is found out first, on a random text of up to `longest` tokens, whether the rows of one long
+    pass are those of the prefixes within `tolerance` (not so where a model looks ahead, or where its frequencies depend
+    on the length), and whether one copy answers alike in another order (not so where a model remembers). Only where
+    they are not is it done row by row, or by a new copy each time. `DecodeError` for a model that cannot be copied.
+
+    >>> table = torch.nn.Embedding(4, 4)
+    >>> fresh_passes(table, 4)((1, 2, 3), 2).shape
+    torch.Size([2, 4])
+    """
+    copy = _copied(model).eval()
+    text = tuple(Random(0).choices(range(vocab_size), k=longest))
+    lengths = sorted({*range(1, min(8, longest)), *range(8, longest, 5), longest})
+    apart = torch.cat([_pass(_copied(copy), text[:length])[-1:] for length in lengths])
+    again = torch.cat([_pass(copy, text[:length])[-1:] for length in reversed(lengths)]).flip(0)
+    keeps_nothing = max(_differences(again, apart)) <= tolerance
+    pristine = copy if keeps_nothing else _copied(model).eval()
+    whole = _pass(_copied(pristine), text)[[length - longest - 1 for length in lengths]]
+    in_one_pass = max(_differences(whole, apart)) <= tolerance
+
+    def fresh(tokens: Tokens, last: int) -> Tensor:
+        ends = [len(tokens)] if in_one_pass else range(len(tokens) - last + 1, len(tokens) + 1)
+        rows = [_pass(pristine if keeps_nothing else _copied(pristine), tokens[:end]) for end in ends]
+        return rows[0][-last:] if in_one_pass else torch.cat([row[-1:] for row in rows])
+
+    return fresh
 
 
 def through_trees(target: TreePredictor, vocab_size: int, *, seed: int = 0) -> Predictor:
@@ -181,24 +227,90 @@ def through_trees(target: TreePredictor, vocab_size: int, *, seed: int = 0) -> P
     return predict
 
 
-def _vocabulary(limits: Limits, fresh: Predictor) -> int:
-    return fresh((0,), 1).shape[-1] if limits.vocab_size is None else limits.vocab_size
+def _copied(model: Module) -> Module:
+    """The model with all its state, its weights shared."""
+    try:
+        return deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+    except Exception as error:  # of a part that we do not know, anything
+        remedy = "give `conformance` fresh passes of your own"
+        raise DecodeError("model", "the model cannot be copied", f"{type(error).__name__}: {error}", remedy) from error
 
 
-def _script(vocab_size: int, seed: int, longest: int, prune: Callable[[Tokens], object] | None) -> Iterator[Reading]:
+@torch.no_grad()
+def _pass(model: Module, tokens: Tokens) -> Tensor:
+    """Logits [n, V] of one call; models that return no dict return logits first."""
+    parameter = next(model.parameters(), torch.empty(0))
+    output = model(torch.tensor([tokens], device=parameter.device))
+    logits: Tensor = output[0] if isinstance(output, tuple) else getattr(output, "logits", output)
+    return logits[0]
+
+
+def _vocabulary(model: Module) -> int:
+    """How many ids the model reads: its embedding says, whatever its config or its head do."""
+    stated = ids_of(model)
+    return _pass(_copied(model).eval(), (0,)).shape[-1] if stated is None else stated
+
+
+def _special(model: Module) -> Tokens:
+    """The ids of padding, begin and end in the model's config."""
+    config = getattr(model, "config", None)
+    if not isinstance(config, PreTrainedConfig):
+        return ()
+    text = config.get_text_config(decoder=True)
+    found = [getattr(text, f"{name}_token_id", None) for name in ("pad", "bos", "eos")]
+    flat = [token for ids in found for token in (ids if isinstance(ids, list) else [ids])]
+    return tuple([token for token in flat if isinstance(token, int) and token >= 0])
+
+
+def _longest(model: Module, vocab_size: int) -> int:
+    """A length that goes past the edges in the config, as far as the model reads."""
+    edges = [edge for edge in _edges(model) if edge <= FARTHEST]
+    most, context = max([64, *[edge + BEYOND for edge in edges]]), limits_of(model).context
+    if context is None or most <= context:
+        return most
+    try:
+        _pass(_copied(model).eval(), (vocab_size - 1,) * most)
+    except Exception:  # learned positions end; what a model raises behind them is its own affair
+        return context
+    return most
+
+
+def _edges(model: Module) -> Iterator[int]:
+    """The lengths in a config behind which a model may read otherwise: windows, chunks, contexts, original ones too."""
+    config = getattr(model, "config", None)
+    if not isinstance(config, PreTrainedConfig):
+        return
+    values = config.get_text_config(decoder=True).to_dict()
+    said = values.get("rope_parameters")
+    rope = said if isinstance(said, dict) else {}
+    nested = [part for part in rope.values() if isinstance(part, dict)]
+    windows = [value for name, value in values.items() if "window" in name or "chunk" in name or "local" in name]
+    originals = [part.get("original_max_position_embeddings") for part in (rope, *nested)]
+    for edge in (*windows, *originals, values.get("max_position_embeddings")):
+        if isinstance(edge, int) and edge > 1:
+            yield edge
+
+
+def _script(
+    vocab_size: int, seed: int, longest: int, often: Tokens, prune: Callable[[Tokens], object] | None
+) -> Iterator[Reading]:
     """An endless script of readings."""
     random = Random(seed)
 
     def some(most: int, least: int = 1) -> Tokens:
-        return tuple(random.randrange(vocab_size) for _ in range(random.randint(least, most)))
+        ids = [random.randrange(vocab_size) for _ in range(random.randint(least, most))]
+        return tuple([random.choice(often) if often and random.random() < 1 / 8 else token for token in ids])
 
     text = some(min(8, longest))
-    old = [text]
+    other = some(
+        max(1, longest - 8), max(1, longest - 8 - BEYOND)
+    )  # near the last edge, to go past it a little at a time
+    old = [text, other]
     yield Move.READ, text, 1
     while True:
         move = random.choice(list(Move))
         draft = some(5)
-        if len(text) + len(draft) + 1 > longest:
+        if len(text) + len(draft) + 1 > longest and move is not Move.TURN:
             move = Move.RETURN
         match move:
             case Move.READ:
@@ -221,6 +333,9 @@ def _script(vocab_size: int, seed: int, longest: int, prune: Callable[[Tokens], 
             case Move.RETURN:
                 text = random.choice(old)
                 yield move, text, random.randint(1, min(3, len(text)))
+            case Move.TURN:
+                text, other = other, text
+                yield move, text, random.randint(1, min(2, len(text)))
 
 
 def _differences(ours: Tensor, theirs: Tensor) -> list[float]:
