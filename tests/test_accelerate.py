@@ -18,6 +18,7 @@ from attrs import evolve
 from torch import Tensor
 from torch.nn import Module
 from transformers import DynamicCache, PreTrainedModel
+from typing_extensions import override
 
 from specflow import (
     CachedPredictor,
@@ -498,6 +499,7 @@ def test_the_given_model_reads_nothing_that_it_could_remember() -> None:
             self.calls = 0
             self.embedding, self.head = torch.nn.Embedding(VOCABULARY, 8), torch.nn.Linear(8, VOCABULARY)
 
+        @override
         def forward(self, input_ids: Tensor) -> object:
             self.calls += 1
             return SimpleNamespace(logits=self.head(self.embedding(input_ids)))
