@@ -251,26 +251,21 @@ class Origin:
     By their versions, which everything counts but writing through `.data`, and by where they lie.
     """
 
-    weights: tuple[Callable[[], Tensor | None], ...]
-    were: tuple[tuple[int, int], ...]
+    weights: tuple[tuple[Callable[[], Tensor | None], int, int], ...]
 
     @classmethod
     def of(cls, model: Module) -> Origin:
-        """The weights of a model, which is not kept alive."""
-        weights = [*model.parameters()]
-        return cls(tuple(map(ref, weights)), tuple(map(_version, weights)))
+        """The weights of a model, which is not kept alive. Those made in inference mode have no versions."""
+        weights = [weight for weight in model.parameters() if not weight.is_inference()]
+        return cls(tuple([(ref(weight), weight._version, weight.data_ptr()) for weight in weights]))
 
     def __call__(self, module: Module, arguments: object, /) -> None:
         """`DecodeError` where they are no longer what they were; what is gone has not changed."""
-        for weight, was in zip(self.weights, self.were, strict=True):
+        for weight, version, place in self.weights:
             now = weight()
-            if now is not None and _version(now) != was:
+            if now is not None and (now._version != version or now.data_ptr() != place):
                 happened = "the given model's weights have changed since it was accelerated"
                 raise DecodeError("model", happened, f"weights of shape {list(now.shape)}", "accelerate it again")
-
-
-def _version(weight: Tensor) -> tuple[int, int]:
-    return 0 if weight.is_inference() else weight._version, weight.data_ptr()
 
 
 def _checked(model: object, given: object) -> None:
