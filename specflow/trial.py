@@ -157,11 +157,14 @@ class Trials:
     feedings: tuple[Feeding, ...] = FEEDINGS
     room: Callable[[], int | None] = lambda: None
     horizons: tuple[int, ...] = field(init=False)
+    _crosses: bool = field(init=False)
     _private: dict[_Key, _Found] = field(init=False, factory=dict)
     _now: _Found = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.horizons = tuple([horizon for horizon in horizons_of(self.reader.model) if horizon > COVERED])
+        horizons = horizons_of(self.reader.model)
+        self.horizons = tuple([horizon for horizon in horizons if horizon > COVERED])
+        self._crosses = len(self.horizons) < len(horizons)
 
     def meet(self, look: Look) -> None:
         """Answer for the model as it is now."""
@@ -221,8 +224,8 @@ class Trials:
         rounding (8 ε of the dtype, or of fp32), or at most ten times that of the best of them; the first such is taken.
         None is right where all errors are above `error_bound`. A fault that this text does not bring out is not found.
         """
-        room, further = self.room() or sys.maxsize, [horizon for horizon in self.horizons if horizon - over >= SHORTEST]
-        total = min(over + LENGTH, room, *[horizon for horizon in further if horizon > over])
+        further = [horizon for horizon in self.horizons if horizon - over >= SHORTEST and (over or not self._crosses)]
+        total = min([over + LENGTH, self.room() or sys.maxsize, *further])
         if total - over < 2:
             return Stretch(over, EACH_AFRESH, carries=False, forgetful=True)
         ids = self._ids(total)
@@ -379,9 +382,9 @@ def horizons_of(model: Module) -> tuple[int, ...]:
     parts = [rope, *[part for part in rope.values() if isinstance(part, dict)]]
     for part in parts:
         if part.get("rope_type", "default") not in STEADY:
-            made_for = part.get("original_max_position_embeddings", getattr(text, "max_position_embeddings", None))
+            made_for = part.get("original_max_position_embeddings"), getattr(text, "max_position_embeddings", None)
             # "dynamic" frequencies that grew are put back by texts that are shorter than this, not by one as long.
-            sizes += [made_for, made_for - 1] if isinstance(made_for, int) else []
+            sizes += [size - less for size in made_for if isinstance(size, int) for less in (0, 1)]
     return tuple(sorted({size for size in sizes if isinstance(size, int) and not isinstance(size, bool) and size > 0}))
 
 
