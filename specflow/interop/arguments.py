@@ -141,13 +141,16 @@ def _is_nothing(value: object) -> bool:
     return value is None or value is False or (isinstance(value, Sized) and len(value) == 0)
 
 
-def refuse_model(model: PreTrainedModel, length: int) -> None:
-    """`DecodeError` for a model whose text is not that of its passes over the ids; `length` is the longest text."""
-    config = model.config
-    if getattr(config, "is_encoder_decoder", False):
+def refuse_encoder(model: PreTrainedModel) -> None:
+    """`DecodeError` for an encoder-decoder model."""
+    if getattr(model.config, "is_encoder_decoder", False):
         name, remedy = type(model).__name__, "give a decoder, such as AutoModelForCausalLM loads"
         raise DecodeError("model", "an encoder-decoder model cannot be decoded", name, remedy)
-    edge = _dynamic_edge(config)
+
+
+def refuse_model(model: PreTrainedModel, length: int) -> None:
+    """`DecodeError` for a model whose text is not that of its passes over the ids; `length` is the longest text."""
+    edge = _dynamic_edge(model.config)
     if edge is not None and length > edge:
         happened = f'with a rope of type "dynamic", `generate` makes no function of the text behind {edge} tokens'
         raise DecodeError("max_length", happened, length, f"generate up to {edge} tokens, or scale the rope otherwise")
@@ -190,27 +193,38 @@ SHORT: Final = 8
 """How many tokens the trial of `refuse_other_inputs` reads."""
 
 
-def refuse_other_inputs(model: PreTrainedModel, tokens: Tokens, model_kwargs: Mapping[str, object]) -> None:
+def refuse_other_inputs(
+    model: PreTrainedModel, tokens: Tokens, padding: Tokens, model_kwargs: Mapping[str, object]
+) -> None:
     """`DecodeError` if the model, fed as `generate` feeds it, says something else than over the tokens alone.
 
-    Positions that a model counts from elsewhere and token types that it embeds are such inputs. Two short passes, once
-    for each model object and set of arguments.
+    Positions that a model counts from elsewhere, token types that it embeds and padding that it sees are such inputs.
+    Two short passes, once for each model object and set of arguments.
     """
-    short = torch.tensor([tokens[:SHORT]], device=model.device)
-    extra = {name: value for name, value in model_kwargs.items() if isinstance(value, Tensor) and value.numel()}
-    counted = torch.arange(short.shape[1], device=short.device)
-    inputs: dict[str, object] = {
-        name: torch.zeros_like(short) if name.endswith("token_type_ids") else counted.expand(*value.shape[:-2], 1, -1)
-        for name, value in extra.items()
-        if name.endswith(("token_type_ids", "position_ids"))
+    given = {
+        name: value
+        for name, value in model_kwargs.items()
+        if name.endswith(("token_type_ids", "position_ids", "attention_mask")) and isinstance(value, Tensor)
     }
-    found, names = _TRIED.setdefault(model, {}), frozenset(inputs)
-    if inputs and names not in found:
-        fed, alone = (UncachedPredictor(one)(tokens[:SHORT], 1) for one in (_Fed(model, inputs), model))
-        found[names] = _is_near(fed, alone)
-    if inputs and not found[names]:
+    found, names = _TRIED.setdefault(model, {}), frozenset(given)
+    if names not in found:
+        short = tokens[:SHORT]
+        before = padding[:2] if "attention_mask" in given else ()
+        real = torch.tensor([[False] * len(before) + [True] * len(short)], device=model.device)
+        counted = (real.cumsum(dim=1) - 1).clamp(min=0)
+        inputs: dict[str, object] = {
+            name: real.long()
+            if name == "attention_mask"
+            else torch.zeros_like(counted)
+            if name.endswith("token_type_ids")
+            else counted.expand(*value.shape[:-2], 1, -1)
+            for name, value in given.items()
+        }
+        fed, alone = UncachedPredictor(_Fed(model, inputs)), UncachedPredictor(model)
+        found[names] = not given or _is_near(fed(before + short, 1), alone(short, 1))
+    if not found[names]:
         happened = f"the model over the {' and '.join(sorted(names))} of `generate` is not the model over its ids alone"
-        remedy = "leave out what you gave of them; else its own passes say another text than `generate`"
+        remedy = "leave them out; where you gave none, its text in `generate` is not that of its own passes"
         raise DecodeError(min(names), happened, type(model).__name__, remedy)
 
 

@@ -21,6 +21,7 @@ from specflow.interop.arguments import (
     given,
     real_tokens,
     reads,
+    refuse_encoder,
     refuse_given,
     refuse_model,
     refuse_other_inputs,
@@ -103,6 +104,7 @@ class Generate:
     ) -> list[Tensor]:
         """The texts, each with the padding before it."""
         new = _room(model, input_ids, config)
+        refuse_encoder(model)
         refuse_settings(config, model.generation_config)
         real = real_tokens(input_ids, model_kwargs)
         refuse_model(model, int(real.sum(dim=1).max()) + new)
@@ -112,7 +114,7 @@ class Generate:
         states = [unwrap(start(prompt, new)) for prompt in prompts]
         rows = _rows(processors, criteria, padding, input_ids.device)
         if module is model:
-            refuse_other_inputs(model, prompts[0], model_kwargs)
+            refuse_other_inputs(model, prompts[0], next(filter(None, padding), ()), model_kwargs)
         target = CachedPredictor(module) if config.use_cache else UncachedPredictor(module)
         choose = sampled if config.do_sample else most_likely
         steps, ends = [], []
