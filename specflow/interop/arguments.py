@@ -103,7 +103,8 @@ def real_tokens(input_ids: Tensor, model_kwargs: Mapping[str, object]) -> Tensor
 
     `DecodeError` for arguments of the model that say more than that.
     """
-    given = {name: value for name, value in model_kwargs.items() if name not in ("logits_to_keep", "use_cache")}
+    settled = OUTPUTS | {"logits_to_keep", "use_cache"}  # by the config, or by how we read
+    given = {name: value for name, value in model_kwargs.items() if name not in settled}
     if given.pop("inputs_embeds", None) is not None:
         happened = "inputs_embeds cannot be decoded, as the ids are the text"
         raise DecodeError("inputs_embeds", happened, "embeddings", "give input_ids, or a PEFT model for a soft prompt")
@@ -238,11 +239,10 @@ class _Fed(Module):
     @override
     def forward(self, input_ids: Tensor) -> object:
         """The model's output behind the ids and the inputs beside them."""
-        return self.model(
-            **self.model.prepare_inputs_for_generation(
-                input_ids, is_first_iteration=True, use_cache=False, **self.inputs
-            )
+        inputs = self.model.prepare_inputs_for_generation(
+            input_ids, is_first_iteration=True, use_cache=False, **self.inputs
         )
+        return self.model(inputs.pop("input_ids"), **inputs)
 
 
 def _is_near(logits: Tensor, truth: Tensor) -> bool:

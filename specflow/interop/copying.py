@@ -248,9 +248,9 @@ class _Copier:
         for variable in sorted(stored):
             raise self._refusal(f"the function {name} rebinds the global {variable}")
         for attribute, value in function.__dict__.items():
-            if attribute != "__wrapped__":
+            if not _is_reserved(attribute):
                 raise self._refusal(f"the function {name} has an attribute {attribute}")
-            self.fixed(value, f"what {name} wraps")
+            self.fixed(value, f"{attribute} of {name}")
         self._watch(lambda: {f"{name}.{attribute}": value for attribute, value in vars(function).items()})
         for variable, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
             if variable != "__class__":

@@ -78,6 +78,7 @@ class Generate:
     ) -> Tensor | GenerateDecoderOnlyOutput:
         arguments = given()
         with ending(arguments.streamer):
+            new = _room(model, input_ids, generation_config)
             refuse_given(arguments, len(input_ids))
             texts = self._texts(
                 model,
@@ -85,6 +86,7 @@ class Generate:
                 logits_processor,
                 stopping_criteria,
                 generation_config,
+                new,
                 arguments.streamer,
                 model_kwargs,
             )
@@ -99,11 +101,11 @@ class Generate:
         processors: Sequence[Processing],
         criteria: Sequence[Criterion],
         config: tf.GenerationConfig,
+        new: int,
         streamer: Streamer | None,
         model_kwargs: dict[str, object],
     ) -> list[Tensor]:
         """The texts, each with the padding before it."""
-        new = _room(model, input_ids, config)
         refuse_encoder(model)
         refuse_settings(config, model.generation_config)
         real = real_tokens(input_ids, model_kwargs)

@@ -216,6 +216,7 @@ class ProcessorList:
             happened = "a processor keeps a state where no copy of it reaches"
             raise DecodeError("processors", happened, changed, COPIES)
         self._tokens, self._root = prefix, self._root or prefix
+        self._lost = min(self._lost, len(prefix) - 1)
         self._states = {at: state for at, state in self._states.items() if at < len(prefix)}
         self._states |= {len(prefix): before, len(prefix) + 1: after}
         while len(self._states) > REMEMBERED + 2:
@@ -232,7 +233,7 @@ class ProcessorList:
             raise DecodeError("processors", "one list is for one text", f"{len(prefix)} other tokens", remedy)
         known = min(len(prefix), common_prefix(self._tokens, prefix) + 1)
         at = max(length for length in self._states if length <= known)
-        if at < self._lost <= known:
+        if at < min(self._lost, known):
             happened = f"stateful processors cannot go back by more than {REMEMBERED} positions"
             raise DecodeError("processors", happened, f"position {len(prefix)}", "start again from the prompt")
         return self._states[at]
