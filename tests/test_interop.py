@@ -152,15 +152,15 @@ def test_functions_of_the_prefix_can_be_taken_back_anywhere() -> None:
     processor = ProcessorList(LogitsProcessorList([RepetitionPenaltyLogitsProcessor(2.0)]))
     text, logits = tuple(range(5, 60)) * 3, torch.arange(64.0)[None] + 1
     for end in (150, 30, 100, 12):
-        (law,) = processor.laws(text[:end], logits)
-        assert law == PointMass(63)
+        assert processor.laws(text[:end], logits)[0] == PointMass(63)
 
 
 def test_sampled_laws_are_softmaxes_of_the_processed_scores() -> None:
     logits = torch.randn(3, 64, dtype=torch.float64)
     processors = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(1.5)])
     laws = ProcessorList(processors, sampled).laws(PROMPT, logits)
-    for i, law in enumerate(laws):
+    for i in range(len(laws)):
+        law = laws[i]
         ids = torch.tensor([PROMPT[: len(PROMPT) - 2 + i]])
         scores = processors(ids, logits[i][None].float())
         assert torch.equal(law.probs if not isinstance(law, PointMass) else torch.empty(0), scores[0].softmax(-1))

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -50,12 +51,14 @@ def right(tokens: Tokens) -> Iterator[Proposal[PointMass]]:
         yield Proposal(token, PointMass(token))
 
 
-def both(model: PreTrainedModel = LLAMA, ids: Tensor = IDS, **settings: object) -> tuple[list[list[int]], list[list[int]]]:
+Texts = list[list[int]]
+
+
+def both(model: PreTrainedModel = LLAMA, ids: Tensor = IDS, /, **settings: object) -> tuple[Texts, Texts]:
     """What `generate` says, and what it says with us."""
     settings = {**PLAIN, **settings}
-    return model.generate(ids, **settings).tolist(), model.generate(
-        ids, custom_generate=Generate(right), **settings
-    ).tolist()
+    ours = model.generate(ids, custom_generate=Generate(right), **settings)
+    return model.generate(ids, **settings).tolist(), ours.tolist()
 
 
 # A setting that changes what comes out, for each field that is honoured: without us and with us it comes out alike.
@@ -98,7 +101,14 @@ CHANGES: dict[str, dict[str, object]] = {
     "eta_cutoff": {},
 }
 
-SAME_TEXT = {"bos_token_id", "do_sample", "num_return_sequences", "remove_invalid_values", "renormalize_logits", "use_cache"}
+SAME_TEXT = {
+    "bos_token_id",
+    "do_sample",
+    "num_return_sequences",
+    "remove_invalid_values",
+    "renormalize_logits",
+    "use_cache",
+}
 """Settings that change the way to a greedy text, or how many there are, and not the text."""
 
 TRIED_BELOW = {name for name, settings in CHANGES.items() if not settings}
@@ -108,7 +118,7 @@ TRIED_BELOW = {name for name, settings in CHANGES.items() if not settings}
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_what_is_honoured_says_what_it_says_without_us(name: str) -> None:
     ids = IDS[:, :1] if name == "forced_bos_token_id" else IDS
-    theirs, ours = both(ids=ids, **CHANGES[name])
+    theirs, ours = both(LLAMA, ids, **CHANGES[name])
     assert ours == theirs
     others = {other: value for other, value in CHANGES[name].items() if other != name}
     if name not in SAME_TEXT:
@@ -132,7 +142,7 @@ def test_each_warper_draws_from_what_it_leaves(name: str) -> None:
     """The law of one token is softmax(scores), and `generate` tells its scores."""
     model = tiny_llama()
     with torch.no_grad():
-        model.lm_head.weight.mul_(0.2)
+        model.get_parameter("lm_head.weight").mul_(0.2)
     settings = {**PLAIN, "max_new_tokens": 1, "do_sample": True, **WARPERS[name]}
     told = model.generate(IDS, return_dict_in_generate=True, output_scores=True, **settings)
     (scores,) = told.scores
@@ -143,7 +153,10 @@ def test_each_warper_draws_from_what_it_leaves(name: str) -> None:
     assert counts[law == 0].sum() == 0
     assert ((counts / draws - law).abs() < 5 * (law * (1 - law) / draws).sqrt() + 2 / draws).all()
     plain = model.generate(
-        IDS, return_dict_in_generate=True, output_scores=True, **{**settings, **dict.fromkeys(WARPERS[name]), "top_k": 0}
+        IDS,
+        return_dict_in_generate=True,
+        output_scores=True,
+        **{**settings, **dict.fromkeys(WARPERS[name]), "top_k": 0},
     )
     assert not torch.allclose(plain.scores[0].softmax(-1), law, atol=1e-3)
 
@@ -251,7 +264,7 @@ MASK = {"attention_mask": (BATCH > 0).long()}
 
 @pytest.mark.parametrize("pad", [0, 61, None])
 def test_rows_that_end_early_are_padded(pad: int | None) -> None:
-    theirs, ours = both(ids=BATCH, **MASK, pad_token_id=pad, eos_token_id=[4, 5, 6, 7, 8])
+    theirs, ours = both(LLAMA, BATCH, **MASK, pad_token_id=pad, eos_token_id=[4, 5, 6, 7, 8])
     assert ours == theirs
     assert len({row.index(theirs[0][-1]) for row in theirs}) >= 1
 
@@ -260,7 +273,7 @@ def test_rows_without_an_eos_go_on_until_all_have_ended() -> None:
     def at_a_small_token(ids: Tensor, scores: None) -> Tensor:
         return ids[:, -1] < 8
 
-    theirs, ours = both(ids=BATCH, **MASK, stopping_criteria=StoppingCriteriaList([at_a_small_token]))
+    theirs, ours = both(LLAMA, BATCH, **MASK, stopping_criteria=StoppingCriteriaList([at_a_small_token]))
     assert ours == theirs
     assert len(theirs[0]) < 5 + NEW
 
@@ -315,7 +328,9 @@ class Strict:
         return scores
 
 
-@pytest.mark.parametrize("drafter", [right, lambda tokens: (Proposal(tokens[-1], PointMass(tokens[-1])) for _ in "1234")])
+@pytest.mark.parametrize(
+    "drafter", [right, lambda tokens: (Proposal(tokens[-1], PointMass(tokens[-1])) for _ in "1234")]
+)
 def test_a_strict_automaton_hears_of_no_draft_that_it_forbids(drafter: Callable[[Tokens], Iterator[Proposal]]) -> None:
     theirs = LLAMA.generate(IDS, logits_processor=LogitsProcessorList([Strict()]), **PLAIN)
     ours = LLAMA.generate(
@@ -367,7 +382,11 @@ def test_a_streamer_given_to_generate_gets_what_it_gets_without_us() -> None:
     LLAMA.generate(IDS, streamer=ours, custom_generate=Generate(right), **PLAIN)
     assert (ours.values, ours.shapes, ours.ended) == (theirs.values, theirs.shapes, 1)
     behind = Kept()
-    LLAMA.generate(IDS, streamer=behind, custom_generate=lambda *ids, **more: Generate(right)(*ids, **more), **PLAIN)
+
+    def wrapped(*arguments: Any, **more: Any) -> object:  # noqa: ANN401 - what generate gives
+        return Generate(right)(*arguments, **more)
+
+    LLAMA.generate(IDS, streamer=behind, custom_generate=wrapped, **PLAIN)
     assert behind.values == theirs.values
     mine = Kept()
     stream(
@@ -388,7 +407,7 @@ def test_a_streamer_is_ended_after_any_error(error: type[BaseException], where: 
         "drafter": {},
     }
     kept = Kept()
-    drafter = fail if where == "drafter" else None
+    drafter: Any = fail if where == "drafter" else None
     with pytest.raises(error, match="out of memory"):
         LLAMA.generate(IDS, streamer=kept, custom_generate=Generate(drafter), **PLAIN, **settings[where])
     assert kept.ended == 1
@@ -519,7 +538,8 @@ SEEING: dict[str, Callable[[], PreTrainedModel]] = {
 @pytest.mark.parametrize("kind", SEEING)
 def test_the_text_of_a_model_that_sees(kind: str) -> None:
     torch.manual_seed(0)
-    model = SEEING[kind]().double()
+    model = SEEING[kind]()
+    model.to(torch.float64)
     model.eval()
     theirs, ours = both(model, IDS)
     assert ours == theirs
@@ -537,7 +557,7 @@ def test_images_are_refused_by_name() -> None:
     model = SEEING["llava"]()
     model.eval()
     ids = torch.tensor([[5, *[98] * 4, 7]])
-    with pytest.raises(DecodeError, match="pixel_values|mm_encoder_outputs"):
+    with pytest.raises(DecodeError, match=r"pixel_values|mm_encoder_outputs"):
         model.generate(ids, pixel_values=torch.zeros(1, 3, 16, 16), custom_generate=Generate(), **PLAIN)
 
 
@@ -561,7 +581,9 @@ def test_token_types_that_a_model_embeds_are_refused() -> None:
 
 
 def test_an_encoder_decoder_model_is_refused() -> None:
-    config = tf.T5Config(vocab_size=64, d_model=32, d_ff=48, num_layers=1, num_heads=2, d_kv=8, decoder_start_token_id=0)
+    config = tf.T5Config(
+        vocab_size=64, d_model=32, d_ff=48, num_layers=1, num_heads=2, d_kv=8, decoder_start_token_id=0
+    )
     with pytest.raises(DecodeError, match="an encoder-decoder model cannot be decoded"):
         tf.T5ForConditionalGeneration(config).generate(IDS, custom_generate=Generate(), **PLAIN)
 
@@ -582,7 +604,11 @@ def test_a_dynamic_rope_is_refused_beyond_its_context_only() -> None:
 def test_inputs_that_are_prepared_otherwise_are_refused() -> None:
     model = tiny_llama()
     own = model.prepare_inputs_for_generation
-    model.prepare_inputs_for_generation = lambda ids, **more: own(ids, **more)  # type: ignore[method-assign]
+
+    def prepare(ids: Tensor, **more: object) -> object:
+        return own(ids, **more)
+
+    model.prepare_inputs_for_generation = prepare  # type: ignore[method-assign,assignment]
     with pytest.raises(DecodeError, match="prepared in a way of their own"):
         model.generate(IDS, custom_generate=Generate(), **PLAIN)
 
@@ -604,13 +630,16 @@ def test_a_soft_prompt_is_read(kind: str, use_cache: bool) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad:
             nn.init.normal_(parameter, std=0.5)
-    model.double().eval()
+    model.to(torch.float64)
+    model.eval()
     text = list(PROMPT)
     with torch.no_grad():
         for _ in range(8):
             text.append(int(model(input_ids=torch.tensor([text]), use_cache=False).logits[0, -1].argmax()))
     settings = {**PLAIN, "max_new_tokens": 8, "use_cache": use_cache}
-    ours = model.generate(input_ids=IDS, attention_mask=torch.ones_like(IDS), custom_generate=Generate(SuffixDrafter()), **settings)
+    ours = model.generate(
+        input_ids=IDS, attention_mask=torch.ones_like(IDS), custom_generate=Generate(SuffixDrafter()), **settings
+    )
     assert ours[0].tolist() == text
     assert text[len(PROMPT) :] != list(TEXT[:8])
 
@@ -618,7 +647,9 @@ def test_a_soft_prompt_is_read(kind: str, use_cache: bool) -> None:
 def test_sampling_draws_from_the_given_dice() -> None:
     settings = {**PLAIN, "do_sample": True, "top_k": 0}
     texts = [
-        LLAMA.generate(IDS, custom_generate=Generate(rng=Dice(torch.Generator().manual_seed(seed))), **settings).tolist()
+        LLAMA.generate(
+            IDS, custom_generate=Generate(rng=Dice(torch.Generator().manual_seed(seed))), **settings
+        ).tolist()
         for seed in (1, 1, 2)
     ]
     assert texts[0] == texts[1] != texts[2]

@@ -10,10 +10,10 @@ from __future__ import annotations
 import dis
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from enum import Enum
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from logging import Logger
 from types import (
     BuiltinFunctionType,
@@ -58,13 +58,25 @@ ATOMS: Final = frozenset(
 HELD: Final = (ModuleType, PreTrainedTokenizerBase, tokenizers.Tokenizer, Logger, Enum, np.generic)
 """What is shared, and not looked into."""
 
+SHARED: Final = (*HELD, FunctionType, BuiltinFunctionType, type, Module, MappingProxyType)
+"""What is shared, and refused where it keeps a state."""
+
 _Memoised: Final = type(cache(lambda: 0))
 
-LIBRARIES: Final = sys.stdlib_module_names | {"torch", "numpy", "transformers", "tokenizers", "attr", "attrs", "specflow"}
+LIBRARIES: Final = sys.stdlib_module_names | {
+    "torch",
+    "numpy",
+    "transformers",
+    "tokenizers",
+    "attr",
+    "attrs",
+    "specflow",
+}
 """Packages whose functions and classes are taken to keep no state of a text."""
 
 MADE: Final = frozenset(
-    f"__{name}__" for name in "init post_init new repr eq ne hash lt le gt ge replace init_subclass del".split()
+    f"__{name}__"
+    for name in "init post_init new repr eq ne hash lt le gt ge replace init_subclass del".split()  # noqa: SIM905
 )
 """Methods that processing does not call; attrs and dataclasses write some of them."""
 
@@ -147,36 +159,33 @@ class _Copier:
         return self._memo[id(value)]
 
     def _copy(self, value: object, where: str) -> object:
-        match value:
-            case FunctionType() | BuiltinFunctionType() | type() | Module() | MappingProxyType():
-                self.fixed(value, where)
-                return value
-            case MethodType():
-                self._function(value.__func__, where)
-                return MethodType(value.__func__, self.copied(value.__self__, where))
-            case Tensor() | np.ndarray():
-                return self._tried(lambda: deepcopy(value, self._memo), where)
-            case torch.Generator():
-                return self._tried(value.clone_state, where)
-        if isinstance(value, HELD) or self.is_shared(value):
+        if isinstance(value, SHARED) or self.is_shared(value):
+            self.fixed(value, where)
             return value
-        kind = type(value)
-        if kind is list:
-            self._memo[id(value)] = new = list[object]()
-            new += [self.copied(one, where) for one in cast("list[object]", value)]
-            return new
-        if kind is dict:
-            self._memo[id(value)] = table = dict[object, object]()
-            pairs = cast("dict[object, object]", value).items()
-            table |= {self.copied(key, where): self.copied(one, where) for key, one in pairs}
-            return table
-        if kind in (tuple, set, frozenset):
-            return kind([self.copied(one, where) for one in cast("Iterable[object]", value)])
-        self._class(kind)
+        if isinstance(value, MethodType):
+            self.fixed(value.__func__, where)
+            return MethodType(value.__func__, self.copied(value.__self__, where))
+        if isinstance(value, Tensor | np.ndarray):
+            return self._tried(lambda: deepcopy(value, self._memo), where)
+        if isinstance(value, torch.Generator):
+            return self._tried(value.clone_state, where)
+        if type(value) in (list, dict, tuple, set, frozenset):
+            return self._container(value, where)
+        self._class(type(value))
         hook = getattr(value, "__deepcopy__", None)
-        if hook is not None:
-            return self._tried(lambda: hook(self._memo), where)
-        return self._rebuilt(value, where)
+        return self._rebuilt(value, where) if hook is None else self._tried(lambda: hook(self._memo), where)
+
+    def _container(self, value: object, where: str) -> object:
+        if isinstance(value, list):
+            self._memo[id(value)] = items = list[object]()  # before what is in it, which may hold it
+            items += [self.copied(one, where) for one in value]
+            return items
+        if isinstance(value, dict):
+            self._memo[id(value)] = table = dict[object, object]()
+            table |= {self.copied(key, where): self.copied(one, where) for key, one in value.items()}
+            return table
+        assert isinstance(value, tuple | set | frozenset)
+        return type(value)([self.copied(one, where) for one in value])
 
     def _rebuilt(self, value: object, where: str) -> object:
         """By the protocol of pickling, as `deepcopy` does it."""
@@ -202,41 +211,21 @@ class _Copier:
 
     def fixed(self, value: object, where: str) -> None:
         """Refuse a value that is shared with the original and can change."""
-        if type(value) in ATOMS or id(value) in self._fixed:
+        if type(value) in ATOMS or id(value) in self._fixed or self.is_shared(value):
             return
         self._fixed[id(value)] = value
-        match value:
-            case FunctionType():
-                self._function(value, where)
-            case MethodType():
-                self.fixed(value.__self__, where)
-                self._function(value.__func__, where)
-            case BuiltinFunctionType():
-                if not isinstance(value.__self__, ModuleType | type | None):
-                    self.fixed(value.__self__, where)
-            case type():
-                self._class(value)
-            case Module():
-                for module in value.modules():
-                    self._watch(lambda module=module: _of_module(module))  # type: ignore[misc]
-            case tuple() | frozenset():
-                for one in value:
-                    self.fixed(one, where)
-            case MappingProxyType():
-                for one in value.values():
-                    self.fixed(one, where)
-            case staticmethod() | classmethod():
-                self.fixed(value.__func__, where)
-            case property():
-                for function in (value.fget, value.fset):
-                    self.fixed(function, where)
-            case cached_property():
-                self.fixed(value.func, where)
-            case _Memoised():
-                self.fixed(value.__wrapped__, where)
-            case _:
-                if not (isinstance(value, HELD) or self.is_shared(value) or type(value).__module__ == "typing"):
-                    raise self._refusal(f"{where} is a {type(value).__name__}, which can change")
+        inside = _inside(value)
+        for one in inside or ():
+            self.fixed(one, where)
+        if isinstance(value, FunctionType):
+            self._function(value, where)
+        elif isinstance(value, type):
+            self._class(value)
+        elif isinstance(value, Module):
+            for module in value.modules():
+                self._watch(partial(_of_module, module))
+        elif inside is None and not (isinstance(value, HELD) or type(value).__module__ == "typing"):
+            raise self._refusal(f"{where} is a {type(value).__name__}, which can change")
 
     def _function(self, function: FunctionType, where: str) -> None:
         if _is_of_library(function.__module__):
@@ -277,7 +266,7 @@ class _Copier:
                 if name in MADE or (_is_reserved(name) and not is_code):
                     continue
                 self.fixed(value, f"{one.__name__}.{name}")
-            self._watch(lambda one=one: _of_class(one))  # type: ignore[misc]
+            self._watch(partial(_of_class, one))
 
     def _watch(self, look: Callable[[], Seen]) -> None:
         self.watched.append((look, look()))
@@ -293,6 +282,26 @@ class _Copier:
     def _refusal(self, why: str) -> DecodeError:
         happened = f"a processor with a state cannot be copied soundly ({why})"
         return DecodeError("processors", happened, self._name, self.remedy)
+
+
+def _inside(value: object) -> Iterable[object] | None:  # noqa: PLR0911 - one for each kind
+    """What else must not change for a value not to; None where that is not all that there is to know."""
+    match value:
+        case tuple() | frozenset():
+            return value
+        case MappingProxyType():
+            return value.values()
+        case MethodType():
+            return (value.__self__, value.__func__)
+        case BuiltinFunctionType():
+            return () if value.__self__ is None else (value.__self__,)
+        case staticmethod() | classmethod():
+            return (value.__func__,)
+        case property():
+            return (value.fget, value.fset)
+        case cached_property():
+            return (value.func,)
+    return (value.__wrapped__,) if isinstance(value, _Memoised) else None
 
 
 @final
@@ -335,7 +344,9 @@ def _of_module(module: Module) -> Seen:
     """What a module keeps beside its parameters, and how often its buffers were written to."""
     name = type(module).__name__
     parts = {f"{name}.{key}": value for key, value in vars(module).items()}
-    return parts | {f"{name}.{key}, written to": buffer._version for key, buffer in module._buffers.items() if buffer is not None}
+    return parts | {
+        f"{name}.{key}, written to": buffer._version for key, buffer in module._buffers.items() if buffer is not None
+    }
 
 
 def _of_class(kind: type) -> Seen:

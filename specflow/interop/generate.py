@@ -13,14 +13,14 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers.generation import GenerateDecoderOnlyOutput
 
-from specflow.checks import a, calls, does, or_none, valid
+from specflow.checks import a, calls, does, or_none, shown, valid
 from specflow.errors import DecodeError, unwrap
 from specflow.gamma import Fixed
 from specflow.interop.arguments import (
     Asked,
     given,
-    real_tokens,
     reads,
+    real_tokens,
     refuse_encoder,
     refuse_given,
     refuse_model,
@@ -224,7 +224,13 @@ class _InRow:
         if self.batch == 1:
             return self.processor(ids, scores)
         said = self.processor(ids.repeat(self.batch, 1), scores.repeat(self.batch, 1))
-        return said[self.row : self.row + 1] if isinstance(said, Tensor) else said
+        return _rows_of(said, self.row)
+
+
+def _rows_of(said: object, row: int) -> Tensor:
+    if isinstance(said, Tensor):
+        return said[row : row + 1]
+    raise DecodeError("processors", "a processor gave no scores", shown(said), "return scores [batch, vocabulary]")
 
 
 def _in_row(processor: Processing, before: Tokens, device: torch.device, batch: int, row: int) -> _InRow:
@@ -235,9 +241,7 @@ def _in_row(processor: Processing, before: Tokens, device: torch.device, batch: 
     return _InRow(processor, before, device, batch, row)
 
 
-_OF_THE_TEXT: Final = frozenset(
-    {tf.EosTokenCriteria, tf.MaxLengthCriteria, tf.MaxTimeCriteria, tf.StopStringCriteria}
-)
+_OF_THE_TEXT: Final = frozenset({tf.EosTokenCriteria, tf.MaxLengthCriteria, tf.MaxTimeCriteria, tf.StopStringCriteria})
 
 
 def _is_of_the_text(criterion: object) -> bool:

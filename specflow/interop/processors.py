@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final, TypeAlias, final
+from typing import Any, Final, TypeAlias, final
 
 import torch
 import torch.nn.functional as F
@@ -71,9 +71,13 @@ class Stateless:
     [1, 2]
     """
 
-    processor: Callable[..., object] = field(validator=valid(calls("a processor", "give a function")))
+    processor: Callable[..., Any]
 
-    def __call__(self, *arguments: object) -> object:
+    def __attrs_post_init__(self) -> None:
+        refuse_uncallable("processor", self.processor)
+
+    # Whatever the processor says: it stands where the processor stood.
+    def __call__(self, *arguments: object) -> Any:  # noqa: ANN401
         """What the processor says."""
         return self.processor(*arguments)
 
@@ -115,11 +119,14 @@ def parts_of(processors: object) -> tuple[Processing, ...]:
     )
     parts = (processors,) if own_way else tuple(processors)
     for part in parts:
-        calls("a processor", "give LogitsProcessors, or functions of ids and scores")("processors", part)
+        refuse_uncallable("processors", part)
     return parts
 
 
-_CHOOSE: Final = valid(calls("a choice", "give most_likely or sampled"))
+def refuse_uncallable(name: str, part: object) -> None:
+    """`DecodeError` for what cannot be called. Modules and lists that can be are called in `generate` too."""
+    if not callable(part) or isinstance(part, type):
+        raise DecodeError(name, f"{name} cannot be called", shown(part), "give functions of ids and scores")
 
 
 @final
@@ -139,7 +146,9 @@ class InOrder:
     """
 
     processors: Sequence[Processing]
-    choose: Callable[[Tensor], Distribution] = field(default=most_likely, validator=_CHOOSE)
+    choose: Callable[[Tensor], Distribution] = field(
+        default=most_likely, validator=valid(calls("a choice", "give most_likely or sampled"))
+    )
     _parts: tuple[Processing, ...] = field(init=False, repr=False)
     _is_stateless: bool = field(init=False, repr=False)
     _seen: Tokens = field(init=False, default=(), repr=False)
@@ -188,7 +197,9 @@ class ProcessorList:
     """
 
     processors: Sequence[Processing]
-    choose: Callable[[Tensor], Distribution] = field(default=most_likely, validator=_CHOOSE)
+    choose: Callable[[Tensor], Distribution] = field(
+        default=most_likely, validator=valid(calls("a choice", "give most_likely or sampled"))
+    )
     _first: tuple[Processing, ...] = field(init=False, repr=False)
     _is_stateless: bool = field(init=False, repr=False)
     _tokens: Tokens = field(init=False, default=(), repr=False)
@@ -252,7 +263,7 @@ def _laws(
     parts: Sequence[Processing],
     choose: Callable[[Tensor], Distribution],
     tokens: Tokens,
-    logits: Tensor,
+    logits: object,
     make: Callable[[Tensor, Tokens, Tensor], Distribution],
 ) -> Laws:
     if not isinstance(logits, Tensor) or logits.dim() != 2 or not 0 < len(logits) <= len(tokens):
@@ -277,18 +288,21 @@ def _law(
     parts: Iterable[Processing], choose: Callable[[Tensor], Distribution], ids: Tensor, scores: Tensor
 ) -> Distribution:
     """choose(processors(ids, scores)); `DecodeError` where that is none, naming the position and the processors."""
-    position, shape, names = ids.shape[1] - 1, scores.shape, []
+    position, names = ids.shape[1] - 1, []
     for part in parts:
-        scores = part(ids, scores)
         names.append(name_of(part))
-        if not isinstance(scores, Tensor) or scores.shape != shape:
-            received = tuple(scores.shape) if isinstance(scores, Tensor) else shown(scores)
-            happened = f"{names[-1]} gave no scores of shape {tuple(shape)}"
-            raise DecodeError("processors", happened, received, "return scores [batch, vocabulary]")
+        scores = _scores(part(ids, scores), scores.shape, names[-1])
     where = f"nothing but -∞, or NaN, behind the token at position {position}"
     by = ", ".join(names) or "no processor"
     _refuse_none(scores[0], f"the law behind the processors ({by}) is none", where, "leave at least one token a chance")
     return choose(scores[0])
+
+
+def _scores(said: object, shape: torch.Size, name: str) -> Tensor:
+    if isinstance(said, Tensor) and said.shape == shape:
+        return said
+    received = tuple(said.shape) if isinstance(said, Tensor) else shown(said)
+    raise DecodeError("processors", f"{name} gave no scores of shape {tuple(shape)}", received, "return scores [B, V]")
 
 
 def _refuse_none(scores: Tensor, happened: str, received: str, remedy: str) -> None:
@@ -297,7 +311,7 @@ def _refuse_none(scores: Tensor, happened: str, received: str, remedy: str) -> N
         raise DecodeError("processors", happened, received, remedy)
 
 
-def _row(scores: Tensor) -> Tensor:
+def _row(scores: object) -> Tensor:
     if not isinstance(scores, Tensor) or scores.dim() != 1 or len(scores) == 0 or scores.is_meta:
         received = tuple(scores.shape) if isinstance(scores, Tensor) else shown(scores)
         raise DecodeError("scores", "scores are not [V]", received, "give the scores of one position")

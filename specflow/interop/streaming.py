@@ -93,7 +93,8 @@ async def _new_tokens(step: Step, state: DecodeState) -> AsyncGenerator[Tokens, 
 
 async def _next(outcomes: Iterator[DecodeState | Finished]) -> DecodeState | Finished | None:
     """The next outcome, from a thread. A task that is cancelled meanwhile stays until the thread is done with it."""
-    running = asyncio.get_running_loop().run_in_executor(None, copy_context().run, next, outcomes, None)
+    context = copy_context()
+    running = asyncio.get_running_loop().run_in_executor(None, lambda: context.run(lambda: next(outcomes, None)))
     cancelled: asyncio.CancelledError | None = None
     while not running.done():
         try:
@@ -115,14 +116,13 @@ def stops(criteria: Sequence[Callable[..., object]]) -> Callable[[DecodeState], 
     return condition(criteria, (), torch.device("cpu"))
 
 
-def condition(
-    criteria: Sequence[Callable[..., object]], before: Tokens, device: torch.device
-) -> Callable[[DecodeState], bool]:
+def condition(criteria: object, before: Tokens, device: torch.device) -> Callable[[DecodeState], bool]:
     """The same for criteria that see ids on a device, and tokens before the text that the model does not see."""
     if not isinstance(criteria, list | tuple):
         raise DecodeError("criteria", "criteria are not a list", shown(criteria), "give a StoppingCriteriaList")
     for criterion in criteria:
-        calls("a criterion", "give functions of ids and scores")("criteria", criterion)
+        if not callable(criterion):
+            raise DecodeError("criteria", "a criterion cannot be called", shown(criterion), "give functions of ids")
     asked = StoppingCriteriaList(criteria)
     return lambda state: bool(asked(torch.tensor([before + state.tokens], device=device), None).any())
 

@@ -1,4 +1,6 @@
 # The few names of PEFT that the tests and examples use.
+from typing import Any
+
 from torch.nn import Module
 from transformers import PreTrainedModel
 
@@ -8,6 +10,9 @@ class LoraConfig:
 class PromptTuningConfig:
     def __init__(self, *, task_type: str, num_virtual_tokens: int) -> None: ...
 
-class PeftModel(Module): ...
+class PeftModel(Module):
+    # A tensor, or with return_dict_in_generate an output that holds one.
+    def generate(self, **kwargs: object) -> Any: ...
+
 
 def get_peft_model(model: PreTrainedModel, peft_config: LoraConfig | PromptTuningConfig) -> PeftModel: ...
