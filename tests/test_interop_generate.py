@@ -644,6 +644,19 @@ def test_a_soft_prompt_is_read(kind: str, use_cache: bool) -> None:
     assert text[len(PROMPT) :] != list(TEXT[:8])
 
 
+@pytest.mark.skipif(not find_spec("peft"), reason="peft is not installed")
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+def test_an_adapter_for_each_row_is_refused() -> None:
+    import peft  # noqa: PLC0415 - it may not be installed
+
+    model = peft.get_peft_model(tiny_llama(), peft.LoraConfig(task_type="CAUSAL_LM", r=4, init_lora_weights=False))
+    model.eval()
+    settings = {**PLAIN, "input_ids": torch.cat([IDS, IDS]), "adapter_names": ["default", "__base__"]}
+    assert model.generate(**settings)[1].tolist() == [*PROMPT, *TEXT]
+    with pytest.raises(DecodeError, match="adapter_names cannot be honoured"):
+        model.generate(custom_generate=Generate(), **settings)
+
+
 def test_sampling_draws_from_the_given_dice() -> None:
     settings = {**PLAIN, "do_sample": True, "top_k": 0}
     texts = [

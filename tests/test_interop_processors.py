@@ -448,7 +448,7 @@ def test_in_order_refuses_to_go_back_to_fork_and_to_leave_out(then: Tokens) -> N
 
 
 def test_functions_of_the_prefix_go_anywhere() -> None:
-    parts = [
+    parts: list[Function] = [
         RepetitionPenaltyLogitsProcessor(2.0),
         NoRepeatNGramLogitsProcessor(2),
         Stateless(lambda ids, scores: scores),
