@@ -73,16 +73,19 @@ class Feeding:
         return [size for size in sizes[::-1] if size > 0]
 
 
-ANY_PIECES: Final = Feeding("any pieces", trial=(7, 1, 1, 1, 4, 1, 1, 5))
+ANY_PIECES: Final = Feeding("any pieces", trial=(7, *[1] * 10, 4, *[1] * 10, 5))
 """What every model should be able to read, and most do."""
+
+AT_ONCE: Final = Feeding("any pieces", trial=(7, 1, 1, 1, 4, 1, 1, 5))
+"""The same, tried on fewer pieces: whoever reads these within rounding needs no longer trial."""
 
 OWN_POSITIONS: Final = Feeding("any pieces, at positions of its own", trial=ANY_PIECES.trial, told=False)
 """Its positions do not count from 0 (the RoBERTa family as decoders)."""
 
-ONE_BY_ONE: Final = Feeding("one token at a time", most=1, trial=(9, *[1] * 12))
+ONE_BY_ONE: Final = Feeding("one token at a time", most=1, trial=(20, *[1] * 16))
 """Longer pieces ignore the state that they start from (transformers' Mamba, Jamba, Zamba)."""
 
-TWO_OR_MORE: Final = Feeding("two tokens or more", least=2, trial=(3, 2, 4, 2, 2, 5, 3))
+TWO_OR_MORE: Final = Feeding("two tokens or more", least=2, trial=(7, 2, 4, 8, 3, 2, 5, 5))
 """For one token alone the model computes something else (transformers' Zamba 2 and Nemotron-H)."""
 
 AFRESH: Final = Feeding("the whole text afresh", most=0)
@@ -94,14 +97,11 @@ EACH_AFRESH: Final = Feeding("each row afresh", most=0, together=False)
 FEEDINGS: Final = (ANY_PIECES, OWN_POSITIONS, ONE_BY_ONE, TWO_OR_MORE)
 """What is tried over a cache, in this order."""
 
-LENGTH: Final = sum(ANY_PIECES.trial)
-"""How many tokens a model is tried on."""
+LENGTH: Final = sum(AT_ONCE.trial)
+"""How many tokens a model is tried on first."""
 
 SHORTEST: Final = 8
 """How many tokens a text has at least on which faults can be told."""
-
-COVERED: Final = LENGTH // 2
-"""Horizons up to here are crossed by the trial text itself."""
 
 
 @final
@@ -156,18 +156,18 @@ class Trials:
     make: Callable[[], object | None] | None = None
     feedings: tuple[Feeding, ...] = FEEDINGS
     room: Callable[[], int | None] = lambda: None
-    horizons: tuple[int, ...] = field(init=False)
-    _crosses: bool = field(init=False)
+    horizons: tuple[int, ...] = field(init=False, default=())
+    """The lengths beyond which the model is tried anew: all that the first trial does not cross by as much again."""
+    _crosses: bool = field(init=False, default=False)
+    _recurs: bool = field(init=False, default=False)
     _private: dict[_Key, _Found] = field(init=False, factory=dict)
     _now: _Found = field(init=False)
 
-    def __attrs_post_init__(self) -> None:
-        horizons = horizons_of(self.reader.model)
-        self.horizons = tuple([horizon for horizon in horizons if horizon > COVERED])
-        self._crosses = len(self.horizons) < len(horizons)
-
     def meet(self, look: Look) -> None:
         """Answer for the model as it is now."""
+        horizons, crossed = horizons_of(self.reader.model), min(LENGTH, self.room() or LENGTH) // 2
+        self.horizons = tuple([horizon for horizon in horizons if horizon > crossed])
+        self._crosses = len(self.horizons) < len(horizons)
         kept = self._private if self.make else _FOUND.setdefault(self.reader.model, {})
         key = (self.reader.dtype, self.reader.device.type, len(self.feedings), *look.kind)
         found = kept.get(key)
@@ -248,7 +248,7 @@ class Trials:
         if total - over < SHORTEST:
             return Stretch(over, AFRESH, carries=over == 0)
         if over == 0:
-            best = self._best(ids, truth, self.feedings, over)
+            best = self._first(ids, truth, min([sum(ANY_PIECES.trial), self.room() or sys.maxsize, *further]))
             if best is None and self.make is not None:
                 raise DecodeError(
                     "make_cache",
@@ -262,9 +262,32 @@ class Trials:
             return Stretch(over, feedings[0])
         return Stretch(over, self._best(ids, truth, feedings, over) or AFRESH, carries=False)
 
+    def _first(self, ids: Tensor, truth: Tensor, longer: int) -> Feeding | None:
+        """How short texts are fed: tried on one of up to `longer` tokens where the few pieces of `ids` leave a doubt.
+
+        So they do where a cache is more than rows of keys and values: in a state errors add up.
+        """
+        if not self.feedings:
+            return None
+        if self._errors(ids, truth, (AT_ONCE,), 0).get(AT_ONCE, inf) <= self._rounding and not self._recurs:
+            return ANY_PIECES
+        if longer > len(truth):
+            ids = self._ids(longer)
+            truth = self._fresh(ids, longer)
+        return self._best(ids, truth, self.feedings, 0)
+
     def _best(self, ids: Tensor, truth: Tensor, feedings: Sequence[Feeding], start: int) -> Feeding | None:
         """The first feeding that is right from `start` on, where the trial's pieces begin."""
-        rounding = 8 * max(torch.finfo(self.reader.dtype).eps, torch.finfo(torch.float32).eps)
+        errors = self._errors(ids, truth, feedings, start)
+        best = min(errors.values(), default=inf)
+        if best > error_bound(self.reader.dtype):
+            return None
+        return next(feeding for feeding, error in errors.items() if error <= max(self._rounding, 10 * best))
+
+    def _errors(
+        self, ids: Tensor, truth: Tensor, feedings: Sequence[Feeding], start: int
+    ) -> dict[Feeding, float]:
+        """By how much each feeding goes wrong; one that the model refuses is left out."""
         errors: dict[Feeding, float] = {}
         for feeding in feedings:
             try:
@@ -275,12 +298,11 @@ class Trials:
                 continue
             known = min(len(rows), len(truth))
             errors[feeding] = _error(rows[-known:], truth[-known:])
-            if errors.get(ANY_PIECES, inf) <= rounding:
-                break
-        best = min(errors.values(), default=inf)
-        if best > error_bound(self.reader.dtype):
-            return None
-        return next(feeding for feeding, error in errors.items() if error <= max(rounding, 10 * best))
+        return errors
+
+    @property
+    def _rounding(self) -> float:
+        return 8 * max(torch.finfo(self.reader.dtype).eps, torch.finfo(torch.float32).eps)
 
     def _in_pieces(self, ids: Tensor, feeding: Feeding, start: int) -> Tensor:
         """Logits [k, V] of the last rows of `ids` [1, n], with a wrong piece read and taken back before the last one."""
@@ -297,6 +319,7 @@ class Trials:
 
         *before, end = torch.split(ids, sizes, dim=1)
         rows = [extend(piece, piece.shape[1] if i or not start else 1) for i, piece in enumerate(before)]
+        self._recurs = past.needs_marks
         past.mark()
         covered = past.length
         extend(end.flip(1), 1)

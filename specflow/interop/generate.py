@@ -2,50 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Final, final
+from collections.abc import Callable, Sequence
+from typing import Final, TypeAlias, final
 
 import torch
-from attrs import frozen
+import transformers as tf
+from attrs import evolve, field, frozen
 from returns.pipeline import flow
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 from transformers.generation import GenerateDecoderOnlyOutput
 
-from specflow.caching import is_empty
+from specflow.checks import a, calls, does, or_none, shown, valid
 from specflow.errors import DecodeError, unwrap
 from specflow.gamma import Fixed
-from specflow.interop.processors import ProcessorList, most_likely, sampled
-from specflow.interop.streaming import Streamer, stops, stream
+from specflow.interop.arguments import (
+    Asked,
+    given,
+    reads,
+    real_tokens,
+    refuse_encoder,
+    refuse_given,
+    refuse_model,
+    refuse_other_inputs,
+    refuse_settings,
+)
+from specflow.interop.copying import Copies, copies_of
+from specflow.interop.processors import InOrder, Processing, Stateless, fresh, most_likely, parts_of, sampled
+from specflow.interop.streaming import Streamer, condition, ending, put_through
 from specflow.loop import run, start
 from specflow.predictor import CachedPredictor, UncachedPredictor
 from specflow.random import Dice, Randomness
 from specflow.stages import Adjust, Draft, RejectTokens, StopWhen, advance, commit, draft_nothing
-from specflow.state import DecodeState, Drafted, Drafter, Finished, GammaPolicy, Predictor, Step
+from specflow.stages.stop import Condition
+from specflow.state import Adjusted, DecodeState, Drafted, Drafter, GammaPolicy, Predictor, Step, Tokens
 
-HONOURED: Final = frozenset(
-    """
-    bad_words_ids begin_suppress_tokens bos_token_id do_sample encoder_no_repeat_ngram_size encoder_repetition_penalty
-    eos_token_id epsilon_cutoff eta_cutoff exponential_decay_length_penalty forced_bos_token_id forced_eos_token_id
-    max_length max_new_tokens max_time min_length min_new_tokens min_p no_repeat_ngram_size num_return_sequences
-    pad_token_id remove_invalid_values renormalize_logits repetition_penalty return_dict_in_generate sequence_bias
-    stop_strings suppress_tokens temperature token_healing top_h top_k top_p typical_p use_cache watermarking_config
-    """.split()  # noqa: SIM905 - 36 names read best as a paragraph
-)
-"""Fields of a `GenerationConfig` that are done by `generate` before we are called, or by us."""
+Criterion: TypeAlias = Callable[[Tensor, None], object]
 
-INDIFFERENT: Final = frozenset(
-    """
-    assistant_confidence_threshold assistant_lookbehind cache_config decoder_start_token_id disable_compile
-    early_stopping length_penalty max_matching_ngram_size num_assistant_tokens num_assistant_tokens_schedule
-    target_lookbehind transformers_version
-    """.split()  # noqa: SIM905 - the same
-)
-"""Fields that qualify others which are refused when set, or say how fast and not what."""
-
-NEUTRAL: Final = {"num_beams": 1, "num_beam_groups": 1, "guidance_scale": 1.0}
-"""What fields that are refused may be, besides None and False."""
+ONE_TEXT = "generate one text at a time, or name it Stateless where it is a function of the prefix"
+"""The remedy where rows of a batch would share the state of a processor or a criterion."""
 
 
 @final
@@ -53,79 +48,201 @@ NEUTRAL: Final = {"num_beams": 1, "num_beam_groups": 1, "guidance_scale": 1.0}
 class Generate:
     """Speculative decoding for `model.generate(ids, custom_generate=Generate(drafter))`: the text it would have given.
 
-    Logits processors, stopping criteria and the `GenerationConfig` are `generate`'s own, prepared by it; sampling
-    draws from `rng`. A batch, left-padded as `generate` wants it, is decoded row by row. `gamma` and the drafter are
-    specflow's. `generate` keeps its `streamer` argument to itself: give the streamer here.
+    Logits processors, stopping criteria and the `GenerationConfig` are `generate`'s own, prepared by it; a streamer
+    gets what it gets there, and is ended after errors too. Processors and criteria of a single text are the given ones,
+    asked about each prefix of the text once and in order, whatever state they keep. A batch, left-padded as `generate`
+    wants it, is decoded row by row, each with a copy of their state. Sampling draws from `rng`.
 
-    `DecodeError`, before a model runs, for what cannot be honoured, by name: beams, scores and states in the output,
-    guidance by a model, inputs other than ids, caches that were filled before.
+    `DecodeError`, before a token, for what cannot be honoured, by name: beams, scores and states in the output,
+    guidance by a model, assistants, inputs other than ids, caches of the caller's, in a batch also processors and
+    criteria of which there is no sound copy.
     """
 
-    drafter: Drafter | None = None
-    gamma: GammaPolicy = Fixed()
-    rng: Randomness = Dice()
-    streamer: Streamer | None = None
+    drafter: Drafter | None = field(
+        default=None, validator=valid(or_none(calls("a drafter", "give a drafter, or None to draft nothing")))
+    )
+    gamma: GammaPolicy = field(default=Fixed(), validator=valid(calls("a policy", "give a policy, such as Fixed(5)")))
+    rng: Randomness = field(default=Dice(), validator=valid(does("a source of randomness", "give Dice()", "draw")))
+
+    __signature__ = Asked()
 
     def __call__(
         self,
-        model: PreTrainedModel,
+        model: tf.PreTrainedModel,
         input_ids: Tensor,
-        logits_processor: LogitsProcessorList,
-        stopping_criteria: StoppingCriteriaList,
-        generation_config: GenerationConfig,
+        logits_processor: Sequence[Processing],
+        stopping_criteria: Sequence[Criterion],
+        generation_config: tf.GenerationConfig,
+        tokenizer: object = None,
         **model_kwargs: object,
     ) -> Tensor | GenerateDecoderOnlyOutput:
-        _refuse_settings(generation_config)
-        real = _real(input_ids, model_kwargs)
-        if self.streamer is not None and len(input_ids) > 1:
-            raise DecodeError("streamer", "a batch cannot be streamed", f"{len(input_ids)} texts", "generate one text")
-        choose = sampled if generation_config.do_sample else most_likely
-        target = CachedPredictor(model) if generation_config.use_cache else UncachedPredictor(model)
-        assert generation_config.max_length is not None  # `generate` has computed it
-        new = generation_config.max_length - input_ids.shape[1]
-        rows = []
-        for row, (ids, here) in enumerate(zip(input_ids, real, strict=True)):
-            padding = tuple(ids[~here].tolist())
-            processor = ProcessorList(logits_processor, choose, padding, len(input_ids), row)
-            state = unwrap(start(ids[here].tolist(), new))
-            finished = self._run(self._step(target, processor, StopWhen(stops(stopping_criteria, padding))), state)
-            rows.append(torch.tensor(padding + finished.state.tokens, device=input_ids.device))
-        pad = generation_config.pad_token_id
-        sequences = pad_sequence(rows, batch_first=True, padding_value=0 if pad is None else pad)
-        return (
-            GenerateDecoderOnlyOutput(sequences=sequences) if generation_config.return_dict_in_generate else sequences
-        )
+        arguments = given()
+        with ending(arguments.streamer):
+            new = _room(model, input_ids, generation_config)
+            refuse_given(arguments, len(input_ids))
+            texts = self._texts(
+                model,
+                input_ids,
+                logits_processor,
+                stopping_criteria,
+                generation_config,
+                new,
+                arguments.streamer,
+                model_kwargs,
+            )
+        pad = getattr(generation_config, "_pad_token_tensor", None)
+        padded = pad_sequence(texts, batch_first=True, padding_value=0 if pad is None else int(pad))
+        return GenerateDecoderOnlyOutput(sequences=padded) if generation_config.return_dict_in_generate else padded
 
-    def _step(self, target: Predictor, processor: ProcessorList, stop: StopWhen) -> Step:
+    def _texts(
+        self,
+        model: tf.PreTrainedModel,
+        input_ids: Tensor,
+        processors: Sequence[Processing],
+        criteria: Sequence[Criterion],
+        config: tf.GenerationConfig,
+        new: int,
+        streamer: Streamer | None,
+        model_kwargs: dict[str, object],
+    ) -> list[Tensor]:
+        """The texts, each with the padding before it."""
+        refuse_encoder(model)
+        refuse_settings(config, model.generation_config)
+        real = real_tokens(input_ids, model_kwargs)
+        refuse_model(model, int(real.sum(dim=1).max()) + new)
+        module = reads(model)
+        prompts = [tuple(ids[here].tolist()) for ids, here in zip(input_ids, real, strict=True)]
+        padding = [tuple(ids[~here].tolist()) for ids, here in zip(input_ids, real, strict=True)]
+        states = [unwrap(start(prompt, new)) for prompt in prompts]
+        rows = _rows(processors, criteria, padding, input_ids.device)
+        if module is model:
+            refuse_other_inputs(model, prompts[0], next(filter(None, padding), ()), model_kwargs)
+        target = CachedPredictor(module) if config.use_cache else UncachedPredictor(module)
+        choose = sampled if config.do_sample else most_likely
+        steps, ends = [], []
+        for row, state in zip(rows, states, strict=True):
+            steps.append(self._step(target, InOrder(row.processors, choose)))
+            step = _until(steps[-1], StopWhen(row.condition))
+            ends.append(run(step, state) if streamer is None else put_through(step, state, streamer))
+            row.refuse_changes()
+        texts = [end.state for end in ends]
+        if not any(hasattr(criterion, "eos_token_id") for criterion in criteria):
+            # Without an eos, rows that have ended go on in `generate` until all have.
+            most = max(len(before) + len(text.tokens) for before, text in zip(padding, texts, strict=True))
+            longer = [
+                evolve(text, request=evolve(text.request, limit=most - len(before)))
+                for before, text in zip(padding, texts, strict=True)
+            ]
+            texts = [run(_until(step, as_it_is), text).state for step, text in zip(steps, longer, strict=True)]
+        return [
+            torch.tensor(before + text.tokens, device=input_ids.device)
+            for before, text in zip(padding, texts, strict=True)
+        ]
+
+    def _step(self, target: Predictor, processor: InOrder) -> Callable[[DecodeState], Adjusted]:
         draft: Callable[[DecodeState], Drafted] = (
             draft_nothing if self.drafter is None else Draft(self.drafter, self.gamma)
         )
         verify, adjust = RejectTokens(target, processor, self.rng), Adjust(self.rng)
-        return lambda state: flow(state, draft, verify, adjust, stop, commit, advance)
-
-    def _run(self, step: Step, state: DecodeState) -> Finished:
-        return run(step, state) if self.streamer is None else stream(step, state, self.streamer)
+        return lambda state: flow(state, draft, verify, adjust)
 
 
-def _refuse_settings(config: GenerationConfig) -> None:
-    for name, value in config.to_dict().items():
-        known = name in HONOURED or name in INDIFFERENT or name.startswith("_")
-        if not known and value and value != NEUTRAL.get(name):
-            raise DecodeError(name, f"{name} cannot be honoured by a speculative decoder", value, f"leave {name} out")
+def _until(step: Callable[[DecodeState], Adjusted], stop: Callable[[Adjusted], Adjusted]) -> Step:
+    return lambda state: flow(state, step, stop, commit, advance)
 
 
-def _real(input_ids: Tensor, model_kwargs: Mapping[str, object]) -> Tensor:
-    """Which of the ids [B, n] are text: those that the attention mask does not hide, all of them without a mask."""
-    given = {name: value for name, value in model_kwargs.items() if name not in ("logits_to_keep", "use_cache")}
-    mask, positions = given.pop("attention_mask", None), given.pop("position_ids", None)
-    real = mask.bool() if isinstance(mask, Tensor) else torch.ones_like(input_ids, dtype=torch.bool)
-    if real.shape != input_ids.shape or (real[:, :-1] & ~real[:, 1:]).any():
-        raise DecodeError("attention_mask", "the mask is not that of left padding", mask, "pad on the left")
-    if isinstance(positions, Tensor) and not torch.equal(positions * real, (real.cumsum(dim=1) - 1) * real):
-        raise DecodeError("position_ids", "the positions do not count from 0", positions, "leave position_ids out")
-    if not is_empty(given.pop("cache", None)):
-        raise DecodeError("cache", "the cache was filled before", "a cache with tokens", "give the whole text as ids")
-    for name, value in given.items():
-        if value is not None and value is not False:
-            raise DecodeError(name, f"{name} cannot be honoured by a speculative decoder", value, f"leave {name} out")
-    return real
+def as_it_is(adjusted: Adjusted) -> Adjusted:
+    """A stage that stops nothing."""
+    return adjusted
+
+
+def _room(model: object, input_ids: object, config: object) -> int:
+    """How many new tokens were asked for."""
+    a(tf.PreTrainedModel, "call it through model.generate(ids, custom_generate=…)")("model", model)
+    a(Tensor, "give ids [batch, tokens]")("input_ids", input_ids)
+    a(tf.GenerationConfig, "call it through model.generate(ids, custom_generate=…)")("generation_config", config)
+    assert isinstance(input_ids, Tensor)
+    assert isinstance(config, tf.GenerationConfig)
+    if input_ids.dim() != 2 or 0 in input_ids.shape or input_ids.is_floating_point() or input_ids.is_meta:
+        received = f"{input_ids.dtype} of shape {tuple(input_ids.shape)} on {input_ids.device}"
+        raise DecodeError("input_ids", "the prompt is not ids [batch, tokens]", received, "give at least one token")
+    if config.max_length is None:
+        raise DecodeError("max_length", "no length was asked for", None, "give max_new_tokens")
+    return config.max_length - input_ids.shape[1]
+
+
+@final
+@frozen(eq=False)
+class _Row:
+    """What one row of a batch is asked."""
+
+    processors: tuple[Processing, ...]
+    condition: Condition
+    copies: tuple[Copies, ...] = ()
+
+    def refuse_changes(self) -> None:
+        """`DecodeError` if a processor or a criterion has changed what other rows share with it."""
+        for copies in self.copies:
+            changed = copies.changed()
+            if changed is not None:
+                happened = "a processor keeps a state that the rows of a batch would share"
+                raise DecodeError("processors", happened, changed, ONE_TEXT)
+
+
+def _rows(
+    processors: Sequence[Processing], criteria: Sequence[Criterion], padding: Sequence[Tokens], device: torch.device
+) -> list[_Row]:
+    """One text asks the processors and criteria themselves, each row of a batch copies of its own."""
+    parts, batch = parts_of(processors), len(padding)
+    if batch == 1:
+        asked = tuple([_InRow(part, padding[0], device) for part in parts])
+        return [_Row(asked, condition(criteria, padding[0], device))]
+    rows = []
+    for row, before in enumerate(padding):
+        copied, copies = fresh(parts, ONE_TEXT)
+        asked = tuple([_in_row(part, before, device, batch, row) for part in copied])
+        copied_criteria, more_copies = copies_of(criteria, _is_of_the_text, ONE_TEXT)
+        rows.append(_Row(asked, condition(copied_criteria, before, device), (copies, more_copies)))
+    return rows
+
+
+@final
+@frozen(eq=False)
+class _InRow:
+    """A processor of a batch, asked about one of its rows: that row stands in all of them, with the padding before."""
+
+    processor: Processing
+    before: Tokens
+    device: torch.device
+    batch: int = 1
+    row: int = 0
+
+    def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
+        ids, scores = ids.to(self.device), scores.to(self.device)
+        if self.before:
+            ids = torch.cat([torch.tensor([self.before], device=self.device), ids], dim=1)
+        if self.batch == 1:
+            return self.processor(ids, scores)
+        said = self.processor(ids.repeat(self.batch, 1), scores.repeat(self.batch, 1))
+        return _rows_of(said, self.row)
+
+
+def _rows_of(said: object, row: int) -> Tensor:
+    if isinstance(said, Tensor):
+        return said[row : row + 1]
+    raise DecodeError("processors", "a processor gave no scores", shown(said), "return scores [batch, vocabulary]")
+
+
+def _in_row(processor: Processing, before: Tokens, device: torch.device, batch: int, row: int) -> _InRow:
+    """A constraint is a function of the row's number: it is asked about that one only, as `generate` asks it."""
+    if type(processor) is tf.PrefixConstrainedLogitsProcessor:
+        allowed, number = processor._prefix_allowed_tokens_fn, row // processor._num_beams
+        return _InRow(tf.PrefixConstrainedLogitsProcessor(lambda _, ids: allowed(number, ids), 1), before, device)
+    return _InRow(processor, before, device, batch, row)
+
+
+_OF_THE_TEXT: Final = frozenset({tf.EosTokenCriteria, tf.MaxLengthCriteria, tf.MaxTimeCriteria, tf.StopStringCriteria})
+
+
+def _is_of_the_text(criterion: object) -> bool:
+    return isinstance(criterion, Stateless) or type(criterion) in _OF_THE_TEXT

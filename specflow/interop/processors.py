@@ -2,131 +2,317 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from copy import deepcopy
-from typing import Final, final
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, TypeAlias, final
 
 import torch
 import torch.nn.functional as F
-from attrs import define, field
+import transformers as tf
+from attrs import define, field, frozen
 from torch import Tensor
-from torch.nn import Module
-from transformers import LogitsProcessorList
 
+from specflow.checks import calls, shown, valid
 from specflow.distribution import Categorical, Distribution, PointMass
 from specflow.errors import DecodeError
 from specflow.finite import finite, is_near
+from specflow.interop.copying import Copies, copies_of, is_fixed, name_of
 from specflow.prefix import common_prefix
+from specflow.processors import Laws, Lazily
 from specflow.state import Tokens
+
+Processing: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""(ids [1, n], scores [1, V]) → scores [1, V]: what transformers calls a logits processor."""
 
 REMEMBERED: Final = 64
 """How many positions of a text stateful processors can be taken back by."""
 
-STATEFUL: Final = frozenset({"SynthIDTextWatermarkLogitsProcessor", "UnbatchedClassifierFreeGuidanceLogitsProcessor"})
-"""The processors of transformers' own that are not functions of the prefix."""
+TOTAL: Final = frozenset(
+    {
+        tf.EpsilonLogitsWarper,
+        tf.EtaLogitsWarper,
+        tf.ExponentialDecayLengthPenalty,
+        tf.InfNanRemoveLogitsProcessor,
+        tf.LogitNormalization,
+        tf.MinPLogitsWarper,
+        tf.RepetitionPenaltyLogitsProcessor,
+        tf.TemperatureLogitsWarper,
+        tf.TopHLogitsWarper,
+        tf.TopKLogitsWarper,
+        tf.TopPLogitsWarper,
+        tf.TypicalLogitsWarper,
+    }
+)
+"""transformers' processors that are functions of the prefix and leave a law behind any text. A subclass is none."""
+
+OF_THE_PREFIX: Final = TOTAL | {
+    tf.EncoderNoRepeatNGramLogitsProcessor,
+    tf.EncoderRepetitionPenaltyLogitsProcessor,
+    tf.ForcedBOSTokenLogitsProcessor,
+    tf.ForcedEOSTokenLogitsProcessor,
+    tf.MinLengthLogitsProcessor,
+    tf.MinNewTokensLengthLogitsProcessor,
+    tf.NoBadWordsLogitsProcessor,
+    tf.NoRepeatNGramLogitsProcessor,
+    tf.SequenceBiasLogitsProcessor,
+    tf.SuppressTokensAtBeginLogitsProcessor,
+    tf.SuppressTokensLogitsProcessor,
+    tf.WatermarkLogitsProcessor,
+}
+"""Those that are functions of the prefix; behind some texts they may forbid every token."""
+
+
+@final
+@frozen
+class Stateless:
+    """Says of a processor, or of a `prefix_allowed_tokens_fn`, that it is a function of its arguments: never copied.
+
+    >>> table = {5: [1, 2]}
+    >>> Stateless(lambda batch, ids: table[int(ids[-1])])(0, torch.tensor([5]))
+    [1, 2]
+    """
+
+    processor: Callable[..., Any]
+
+    def __attrs_post_init__(self) -> None:
+        refuse_uncallable("processor", self.processor)
+
+    # Whatever the processor says: it stands where the processor stood.
+    def __call__(self, *arguments: object) -> Any:  # noqa: ANN401
+        """What the processor says."""
+        return self.processor(*arguments)
 
 
 def most_likely(scores: Tensor) -> PointMass:
-    """Greedy choice: certainty of the largest of `scores` [V].
+    """Greedy choice: certainty of the largest of `scores` [V]. `DecodeError` where all are -∞ or one is NaN.
 
     >>> most_likely(torch.tensor([0.0, 3.0, 1.0]))
     PointMass(token=1)
     """
+    _refuse_none(_row(scores), "the scores are no law", "no token has a chance", "leave at least one token a chance")
     return PointMass(int(scores.argmax()))
 
 
 def sampled(scores: Tensor) -> Categorical:
-    """Sampling: softmax of `scores` [V].
+    """Sampling: softmax of `scores` [V]. A row that is none gives NaN, which whoever draws from it refuses.
 
     >>> sampled(torch.tensor([0.25, 0.75]).log()).probs
     tensor([0.2500, 0.7500])
     """
-    return Categorical(F.softmax(scores, dim=-1))
+    return Categorical(F.softmax(_row(scores), dim=-1))
+
+
+def is_of_the_prefix(processor: object) -> bool:
+    """Whether a processor is known, or was declared, to be a function of the prefix."""
+    if type(processor) is tf.PrefixConstrainedLogitsProcessor:
+        allowed = processor._prefix_allowed_tokens_fn
+        return isinstance(allowed, Stateless) or is_fixed(allowed)
+    return isinstance(processor, Stateless) or type(processor) in OF_THE_PREFIX
+
+
+def parts_of(processors: object) -> tuple[Processing, ...]:
+    """The processors of a list, in order; of a list that has its own way to call them, that list."""
+    if not isinstance(processors, list | tuple):
+        remedy = "give a LogitsProcessorList"
+        raise DecodeError("processors", "processors are not a list", shown(processors), remedy)
+    own_way = isinstance(processors, tf.LogitsProcessorList) and (
+        type(processors).__call__ is not tf.LogitsProcessorList.__call__
+    )
+    parts = (processors,) if own_way else tuple(processors)
+    for part in parts:
+        refuse_uncallable("processors", part)
+    return parts
+
+
+def refuse_uncallable(name: str, part: object) -> None:
+    """`DecodeError` for what cannot be called. Modules and lists that can be are called in `generate` too."""
+    if not callable(part) or isinstance(part, type):
+        raise DecodeError(name, f"{name} cannot be called", shown(part), "give functions of ids and scores")
+
+
+@final
+@define(eq=False)
+class InOrder:
+    """A `LogitsProcessorList` for one text, asked as `generate` asks it: law = choose(processors(prefix, logits)).
+
+    The processors themselves are called, about each committed prefix once and in order, whatever state they keep and
+    wherever they keep it. Each position is processed in fp32. It costs what it costs in `generate`.
+
+    `DecodeError` where it is asked to go back, or to leave a prefix out; `ProcessorList` can go back.
+
+    >>> from transformers import LogitsProcessorList, SuppressTokensLogitsProcessor
+    >>> never = InOrder(LogitsProcessorList([SuppressTokensLogitsProcessor([1])]))
+    >>> never.laws((5,), torch.tensor([[0.0, 3.0, 1.0]]))[0]
+    PointMass(token=2)
+    """
+
+    processors: Sequence[Processing]
+    choose: Callable[[Tensor], Distribution] = field(
+        default=most_likely, validator=valid(calls("a choice", "give most_likely or sampled"))
+    )
+    _parts: tuple[Processing, ...] = field(init=False, repr=False)
+    _is_stateless: bool = field(init=False, repr=False)
+    _seen: Tokens = field(init=False, default=(), repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._parts = parts_of(self.processors)
+        self._is_stateless = all(map(is_of_the_prefix, self._parts))
+
+    def laws(self, tokens: Tokens, logits: Tensor, /) -> Laws:
+        """The law behind each row of `logits` [k, V], made when it is asked for; row k - 1 follows all of `tokens`."""
+        return _laws(self._parts, self.choose, tokens, logits, self._law)
+
+    def _law(self, ids: Tensor, prefix: Tokens, scores: Tensor) -> Distribution:
+        if not self._is_stateless:
+            self._go_on(prefix)
+        return _law(self._parts, self.choose, ids, scores)
+
+    def _go_on(self, prefix: Tokens) -> None:
+        """To the next prefix. It counts as seen even if the processors fail there: they may have changed by then."""
+        if self._seen and prefix[:-1] != self._seen:
+            happened = "processors in order are asked about each prefix of one text once"
+            received = f"a prefix of {len(prefix)} tokens behind one of {len(self._seen)}"
+            raise DecodeError("processors", happened, received, "make one for each text, or use ProcessorList")
+        self._seen = prefix
 
 
 @final
 @define(eq=False)
 class ProcessorList:
-    """A `LogitsProcessorList` in a decoder: law = choose(processors(prefix, logits)), as `generate` has it.
+    """A `LogitsProcessorList` that can go back: law = choose(processors(prefix, logits)), as `generate` has it.
 
-    Each position is processed in fp32 with exactly the prefix that stands before it, drafts included. transformers'
-    own processors are functions of that prefix. Others may have a state: they are copied at each position, and the
-    copies of refused drafts are dropped, so that the one whose law a token is drawn from has seen exactly the committed
-    prefixes, in order, each once. What was given is not called, only its copies are. One list is for one text and its
-    branches, and for the target or the drafter, not for both.
+    Each position is processed in fp32 with exactly the prefix that stands before it. Processors that are functions of
+    it (transformers' own, but for those with a state, and what is named `Stateless`) are called as they are. Others may
+    have a state: they are copied at each position, and the copies of refused drafts are dropped, so that the one whose
+    law a token is drawn from has seen exactly the prefixes of its text that were asked about, in order, each once. What
+    was given is not called, only its copies are. One list is for one text and its branches, and for the target or the
+    drafter, not for both. Where nothing goes back, `InOrder` copies nothing.
 
-    `before` are tokens that processors see and the model does not, such as padding. Processors that were made for a
-    batch see the text in all of its `batch` rows, and `row` of their answer is taken.
-
-    `DecodeError` for a processor that holds a model or cannot be copied, and for going back by more than 64 positions.
+    `DecodeError` for a processor of which there is no sound copy (state in closures, in attributes of functions or
+    classes, in globals, in what cannot be copied), for another text, and for going back by more than 64 positions.
 
     >>> from transformers import LogitsProcessorList, SuppressTokensLogitsProcessor
     >>> never = ProcessorList(LogitsProcessorList([SuppressTokensLogitsProcessor([1])]))
-    >>> never.laws((5,), torch.tensor([[0.0, 3.0, 1.0]]))
-    (PointMass(token=2),)
+    >>> never.laws((5,), torch.tensor([[0.0, 3.0, 1.0]]))[0]
+    PointMass(token=2)
     """
 
-    processors: LogitsProcessorList
-    choose: Callable[[Tensor], Distribution] = most_likely
-    before: Tokens = ()
-    batch: int = 1
-    row: int = 0
+    processors: Sequence[Processing]
+    choose: Callable[[Tensor], Distribution] = field(
+        default=most_likely, validator=valid(calls("a choice", "give most_likely or sampled"))
+    )
+    _first: tuple[Processing, ...] = field(init=False, repr=False)
+    _is_stateless: bool = field(init=False, repr=False)
     _tokens: Tokens = field(init=False, default=(), repr=False)
-    _states: dict[int, LogitsProcessorList] = field(init=False, factory=dict, repr=False)
+    _root: Tokens = field(init=False, default=(), repr=False)
+    _states: dict[int, tuple[Processing, ...]] = field(init=False, factory=dict, repr=False)
+    _lost: int = field(init=False, default=0, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        _copied(self.processors)  # what cannot be copied is refused before a model runs
+        parts = parts_of(self.processors)
+        self._is_stateless = all(map(is_of_the_prefix, parts))
+        self._first, _ = fresh(parts)  # what cannot be copied is refused before a model runs
 
-    def laws(self, tokens: Tokens, logits: Tensor, /) -> tuple[Distribution, ...]:
-        """The law behind each row of `logits` [k, V]; row k - 1 follows all of `tokens`."""
-        if not is_near(logits):
-            finite(logits, len(tokens))  # logits on a device have not been looked at
-        first = len(tokens) - len(logits) + 1
-        ids = torch.tensor(self.before + tokens, device=logits.device).expand(self.batch, -1)
-        state, laws = self._state_before(tokens, first), []
-        for length, row in enumerate(logits, start=first):
-            self._states[length] = state
-            state = _copied(state)
-            scores = state(ids[:, : len(self.before) + length], row.float().repeat(self.batch, 1))
-            laws.append(self.choose(scores[self.row]))
-        self._states[len(tokens) + 1] = state
-        self._tokens = tokens
-        while len(self._states) > REMEMBERED + len(logits):
-            del self._states[sorted(self._states)[1]]  # the first is the state behind the prompt
-        return tuple(laws)
+    def laws(self, tokens: Tokens, logits: Tensor, /) -> Laws:
+        """The law behind each row of `logits` [k, V], made when it is asked for; row k - 1 follows all of `tokens`."""
+        return _laws(self._first, self.choose, tokens, logits, self._law)
 
-    def _state_before(self, tokens: Tokens, length: int) -> LogitsProcessorList:
-        """The processors as they are when they have seen the prefixes shorter than `length`; what is longer goes."""
-        if all(map(_is_stateless, self.processors)):
-            return self.processors
-        if not min(self._states, default=length) <= length <= common_prefix(self._tokens, tokens) + 1:
-            self._states = {}  # a text that they have not followed from its prompt on is a new one
-        state = self._states.get(length, None if self._states else self.processors)
-        if state is None:
+    def _law(self, ids: Tensor, prefix: Tokens, scores: Tensor) -> Distribution:
+        if self._is_stateless:
+            return _law(self._first, self.choose, ids, scores)
+        before = self._state_before(prefix)
+        after, copies = fresh(before)
+        law = _law(after, self.choose, ids, scores)
+        changed = copies.changed()
+        if changed is not None:
+            happened = "a processor keeps a state where no copy of it reaches"
+            raise DecodeError("processors", happened, changed, COPIES)
+        self._tokens, self._root = prefix, self._root or prefix
+        self._lost = min(self._lost, len(prefix) - 1)
+        self._states = {at: state for at, state in self._states.items() if at < len(prefix)}
+        self._states |= {len(prefix): before, len(prefix) + 1: after}
+        while len(self._states) > REMEMBERED + 2:
+            self._lost = sorted(self._states)[1]  # the first is the state behind the prompt
+            del self._states[self._lost]
+        return law
+
+    def _state_before(self, prefix: Tokens) -> tuple[Processing, ...]:
+        """The processors that have seen what was asked about of the prefixes shorter than this one."""
+        if not self._states:
+            return self._first
+        if prefix[: len(self._root)] != self._root:
+            remedy = "make another list for another text"
+            raise DecodeError("processors", "one list is for one text", f"{len(prefix)} other tokens", remedy)
+        known = min(len(prefix), common_prefix(self._tokens, prefix) + 1)
+        at = max(length for length in self._states if length <= known)
+        if at < min(self._lost, known):
             happened = f"stateful processors cannot go back by more than {REMEMBERED} positions"
-            raise DecodeError("processors", happened, f"position {length}", "start again from the prompt")
-        self._states = {at: kept for at, kept in self._states.items() if at < length}
-        return state
+            raise DecodeError("processors", happened, f"position {len(prefix)}", "start again from the prompt")
+        return self._states[at]
 
 
-def _is_stateless(processor: object) -> bool:
-    kind = type(processor)
-    return kind.__module__.startswith("transformers.") and kind.__name__ not in STATEFUL
+COPIES: Final = "use InOrder where no draft is taken back, or name it Stateless where it is a function of the prefix"
+"""The remedy where a processor cannot be copied."""
 
 
-def _copied(processors: LogitsProcessorList) -> LogitsProcessorList:
-    return LogitsProcessorList(
-        [processor if _is_stateless(processor) else _copy_of(processor) for processor in processors]
-    )
+def fresh(parts: tuple[Processing, ...], remedy: str = COPIES) -> tuple[tuple[Processing, ...], Copies]:
+    """Processors in the same state, which will not change with these."""
+    return copies_of(parts, is_of_the_prefix, remedy)
 
 
-def _copy_of(processor: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    name = type(processor).__name__
-    if any(isinstance(value, Module) for value in vars(processor).values()):
-        remedy = "use processors that hold no model"
-        raise DecodeError("processors", "a processor that runs a model cannot be taken back", name, remedy)
-    try:
-        return deepcopy(processor)
-    except Exception as error:
-        happened = f"a processor with a state cannot be copied ({error})"
-        raise DecodeError("processors", happened, name, "give it a __deepcopy__") from error
+def _laws(
+    parts: Sequence[Processing],
+    choose: Callable[[Tensor], Distribution],
+    tokens: Tokens,
+    logits: object,
+    make: Callable[[Tensor, Tokens, Tensor], Distribution],
+) -> Laws:
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or not 0 < len(logits) <= len(tokens):
+        received = tuple(logits.shape) if isinstance(logits, Tensor) else shown(logits)
+        remedy = "give a row for each of the last k prefixes"
+        raise DecodeError("logits", f"logits are not [k, V] behind a text of {len(tokens)} tokens", received, remedy)
+    if not is_near(logits):
+        finite(logits, len(tokens))  # logits on a device have not been looked at
+    ids = torch.tensor([tokens], device=logits.device)
+    first = len(tokens) - len(logits) + 1
+
+    def law(row: int) -> Distribution:
+        scores = logits[row][None].to(torch.float32, copy=True)  # processors may write to both
+        return make(ids[:, : first + row].clone(), tokens[: first + row], scores)
+
+    if all(type(part) in TOTAL for part in parts):
+        return tuple([law(row) for row in range(len(logits))])
+    return Lazily(len(logits), law)
+
+
+def _law(
+    parts: Iterable[Processing], choose: Callable[[Tensor], Distribution], ids: Tensor, scores: Tensor
+) -> Distribution:
+    """choose(processors(ids, scores)); `DecodeError` where that is none, naming the position and the processors."""
+    position, names = ids.shape[1] - 1, []
+    for part in parts:
+        names.append(name_of(part))
+        scores = _scores(part(ids, scores), scores.shape, names[-1])
+    where = f"nothing but -∞, or NaN, behind the token at position {position}"
+    by = ", ".join(names) or "no processor"
+    _refuse_none(scores[0], f"the law behind the processors ({by}) is none", where, "leave at least one token a chance")
+    return choose(scores[0])
+
+
+def _scores(said: object, shape: torch.Size, name: str) -> Tensor:
+    if isinstance(said, Tensor) and said.shape == shape:
+        return said
+    received = tuple(said.shape) if isinstance(said, Tensor) else shown(said)
+    raise DecodeError("processors", f"{name} gave no scores of shape {tuple(shape)}", received, "return scores [B, V]")
+
+
+def _refuse_none(scores: Tensor, happened: str, received: str, remedy: str) -> None:
+    largest = float(scores.max())
+    if not largest > -torch.inf:
+        raise DecodeError("processors", happened, received, remedy)
+
+
+def _row(scores: object) -> Tensor:
+    if not isinstance(scores, Tensor) or scores.dim() != 1 or len(scores) == 0 or scores.is_meta:
+        received = tuple(scores.shape) if isinstance(scores, Tensor) else shown(scores)
+        raise DecodeError("scores", "scores are not [V]", received, "give the scores of one position")
+    return scores

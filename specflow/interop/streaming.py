@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import copy_context
 from typing import Protocol
 
 import torch
 from torch import Tensor
 from transformers import StoppingCriteriaList
 
+from specflow.checks import a, calls, does, shown
+from specflow.errors import DecodeError
 from specflow.loop import unfold
 from specflow.state import DecodeState, Finished, Step, Tokens
 
@@ -18,35 +22,54 @@ class Streamer(Protocol):
     """What we ask of a streamer; transformers' `TextStreamer` and its relatives are some."""
 
     def put(self, value: Tensor, /) -> object:
-        """Take the prompt, and then the new tokens of each step, as [k]."""
+        """Take the prompt, as [1, n], and then each new token, as [1]: what `generate` puts."""
         ...
 
     def end(self) -> object:
-        """The text has ended."""
+        """The text has ended, or an error has ended it."""
         ...
 
 
 def stream(step: Step, state: DecodeState, streamer: Streamer) -> Finished:
-    """`run(step, state)`, with the text so far and then the new tokens of each step put into `streamer`.
+    """`run(step, state)`, with the text so far and then the new tokens, as they come, put into `streamer`.
 
-    With an asynchronous streamer, run it in a thread: `asyncio.to_thread(stream, step, state, streamer)`.
+    Whatever happens, an error or Ctrl-C, the streamer is ended once. With an asynchronous streamer, run it in a thread:
+    `asyncio.to_thread(stream, step, state, streamer)`.
     """
-    streamer.put(torch.tensor(state.tokens))
+    _check(step, state)
+    does("a streamer", "give a TextStreamer, or anything with put and end", "put", "end")("streamer", streamer)
+    with ending(streamer):
+        streamer.put(torch.tensor([state.tokens]))
+        return put_through(step, state, streamer)
+
+
+@contextmanager
+def ending(streamer: Streamer | None) -> Iterator[None]:
+    """Ends the streamer, if there is one, when the block ends, however that ends."""
+    try:
+        yield
+    finally:
+        if streamer is not None:
+            streamer.end()
+
+
+def put_through(step: Step, state: DecodeState, streamer: Streamer) -> Finished:
+    """`run(step, state)`, with each new token put into `streamer`."""
     outcome: DecodeState | Finished = state
     for outcome in unfold(step, state):
         after = outcome.state if isinstance(outcome, Finished) else outcome
-        if len(after.tokens) > len(state.tokens):
-            streamer.put(torch.tensor(after.tokens[len(state.tokens) :]))
+        for token in after.tokens[len(state.tokens) :]:
+            streamer.put(torch.tensor([token]))
         state = after
-    streamer.end()
     assert isinstance(outcome, Finished)
     return outcome
 
 
-async def new_tokens(step: Step, state: DecodeState) -> AsyncIterator[Tokens]:
+def new_tokens(step: Step, state: DecodeState) -> AsyncGenerator[Tokens, None]:
     """The new tokens of each step, as they come. Each step runs in a thread, so that others can run meanwhile.
 
-    Left early (a `break`, a cancelled task), it takes no further step; one that has begun is finished by its thread.
+    Left early (a `break`, a cancelled task), it takes no further step. Cancelled while a step runs, it waits for the
+    end of that step: when it is gone, nothing of it runs, and its step and predictor can be used again.
 
     >>> from specflow import start
     >>> async def collect():
@@ -55,22 +78,55 @@ async def new_tokens(step: Step, state: DecodeState) -> AsyncIterator[Tokens]:
     >>> asyncio.run(collect())
     [(1,), (2,), (3,)]
     """
+    _check(step, state)
+    return _new_tokens(step, state)
+
+
+async def _new_tokens(step: Step, state: DecodeState) -> AsyncGenerator[Tokens, None]:
     outcomes = unfold(step, state)
-    while (outcome := await asyncio.to_thread(next, outcomes, None)) is not None:
+    while (outcome := await _next(outcomes)) is not None:
         after = outcome.state if isinstance(outcome, Finished) else outcome
         if len(after.tokens) > len(state.tokens):
             yield after.tokens[len(state.tokens) :]
         state = after
 
 
-def stops(criteria: StoppingCriteriaList, before: Tokens = ()) -> Callable[[DecodeState], bool]:
+async def _next(outcomes: Iterator[DecodeState | Finished]) -> DecodeState | Finished | None:
+    """The next outcome, from a thread. A task that is cancelled meanwhile stays until the thread is done with it."""
+    context = copy_context()
+    running = asyncio.get_running_loop().run_in_executor(None, lambda: context.run(lambda: next(outcomes, None)))
+    cancelled: asyncio.CancelledError | None = None
+    while not running.done():
+        try:
+            await asyncio.wait((running,))
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        running.exception()  # looked at: nobody is left whom it could tell anything
+        raise cancelled
+    return running.result()
+
+
+def stops(criteria: Sequence[Callable[..., object]]) -> Callable[[DecodeState], bool]:
     """A `StoppingCriteriaList` as the condition of `stages.StopWhen`.
 
-    Criteria see the ids [1, n] after each committed token, in order, and no scores; so a criterion with a state sees
-    exactly the committed prefixes. `before` are tokens that criteria see and the model does not, such as padding.
+    Criteria see the ids [1, n] after each committed token, in order, and no scores (None, as in `generate`); so a
+    criterion with a state sees exactly the committed prefixes, each once. They are for one text.
     """
+    return condition(criteria, (), torch.device("cpu"))
 
-    def hold(state: DecodeState) -> bool:
-        return bool(criteria(torch.tensor([before + state.tokens]), ()).any())
 
-    return hold
+def condition(criteria: object, before: Tokens, device: torch.device) -> Callable[[DecodeState], bool]:
+    """The same for criteria that see ids on a device, and tokens before the text that the model does not see."""
+    if not isinstance(criteria, list | tuple):
+        raise DecodeError("criteria", "criteria are not a list", shown(criteria), "give a StoppingCriteriaList")
+    for criterion in criteria:
+        if not callable(criterion):
+            raise DecodeError("criteria", "a criterion cannot be called", shown(criterion), "give functions of ids")
+    asked = StoppingCriteriaList(criteria)
+    return lambda state: bool(asked(torch.tensor([before + state.tokens], device=device), None).any())
+
+
+def _check(step: object, state: object) -> None:
+    calls("a step", "give a Step, such as speculative_step makes")("step", step)
+    a(DecodeState, "give what start(…) says")("state", state)

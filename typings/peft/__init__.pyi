@@ -1,4 +1,6 @@
 # The few names of PEFT that the tests and examples use.
+from typing import Any
+
 from torch.nn import Module
 from transformers import PreTrainedModel
 
@@ -17,6 +19,8 @@ class PeftModel(Module):
     def get_base_model(self) -> PreTrainedModel: ...
     def disable_adapter_layers(self) -> None: ...
     def enable_adapter_layers(self) -> None: ...
+    # A tensor, or with return_dict_in_generate an output that holds one.
+    def generate(self, **kwargs: object) -> Any: ...
 
 def get_peft_model(
     model: PreTrainedModel, peft_config: LoraConfig | PromptTuningConfig | PrefixTuningConfig
