@@ -181,7 +181,10 @@ def vocabulary_of(model: Module) -> int | None:
 
     >>> vocabulary_of(torch.nn.Linear(2, 2))
     """
-    sizes = [_size(model, "get_input_embeddings", "num_embeddings"), _size(model, "get_output_embeddings", "out_features")]
+    sizes = [
+        _size(model, "get_input_embeddings", "num_embeddings"),
+        _size(model, "get_output_embeddings", "out_features"),
+    ]
     known = [size for size in sizes if size is not None]
     if known:
         return min(known)

@@ -284,9 +284,7 @@ class Trials:
             return None
         return next(feeding for feeding, error in errors.items() if error <= max(self._rounding, 10 * best))
 
-    def _errors(
-        self, ids: Tensor, truth: Tensor, feedings: Sequence[Feeding], start: int
-    ) -> dict[Feeding, float]:
+    def _errors(self, ids: Tensor, truth: Tensor, feedings: Sequence[Feeding], start: int) -> dict[Feeding, float]:
         """By how much each feeding goes wrong; one that the model refuses is left out."""
         errors: dict[Feeding, float] = {}
         for feeding in feedings:

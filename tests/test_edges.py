@@ -1,0 +1,534 @@
+"""What a predictor returns is what the model's own fresh pass over that prefix returns, or an error says why not."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from types import SimpleNamespace
+from typing import Any
+
+import accelerate
+import peft
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import Module
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+from typing_extensions import override
+
+from specflow import (
+    CachedPredictor,
+    DecodeError,
+    Dice,
+    Fixed,
+    GreedyProcessor,
+    Node,
+    SuffixDrafter,
+    Tokens,
+    UncachedPredictor,
+    autoregressive_generate,
+    autoregressive_step,
+    beam_search_generate,
+    limits_of,
+    run,
+    speculative_generate,
+    speculative_step,
+    start,
+)
+from specflow.interop import new_tokens
+from specflow.state import Finished
+from specflow.trial import horizons_of
+from tests.toys import oracle, passes_of, tiny_gpt2, tiny_llama
+
+TEXT = tuple(torch.randint(3, 64, (60,), generator=torch.Generator().manual_seed(5)).tolist())
+
+
+def made(kind: str, **more: object) -> PreTrainedModel:
+    """A tiny decoder of this kind, with spread-out logits."""
+    torch.manual_seed(0)
+    sizes: dict[str, object] = {
+        "vocab_size": 64,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 128,
+        "initializer_range": 0.3,
+        **more,
+    }
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes))
+    return model.double().eval()
+
+
+def fresh(model: Module, tokens: Tokens, last: int) -> Tensor:
+    """Each row by a pass of its own prefix, by a copy that has read nothing before."""
+    ends = range(len(tokens) - last + 1, len(tokens) + 1)
+    with torch.no_grad():
+        return torch.cat([deepcopy(model)(torch.tensor([tokens[:end]])).logits[0, -1:] for end in ends])
+
+
+def walk(model: Module, pristine: Module, longest: int = 48) -> None:
+    """Reads on, drafts that are refused, trees, and back: all rows are the fresh ones, with a memo and without."""
+    cached, afresh = CachedPredictor(model), UncachedPredictor(model)
+    for predict in (cached, afresh):
+        for end in (3, 14, 13, longest - 6, longest - 5, 20, longest - 2):
+            text = (*TEXT[:end], 7, 9)
+            torch.testing.assert_close(predict(text, 3), fresh(pristine, text, 3), rtol=0, atol=1e-9)
+            rows = predict.read_tree(text, (Node(4), Node(5), Node(6, parent=0)))
+            expected = torch.cat([fresh(pristine, (*text, 4, 6), 3), fresh(pristine, (*text, 5), 1)])
+            torch.testing.assert_close(rows[[0, 1, 3, 2]], expected, rtol=0, atol=1e-9)
+
+
+class FromOne(Module):
+    """Counts positions from 1, as PaliGemma does, unless it is told them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = tiny_gpt2()
+
+    @override
+    def forward(
+        self,
+        input_ids: Tensor,
+        past_key_values: Any = None,
+        position_ids: Tensor | None = None,
+        use_cache: bool = True,
+        logits_to_keep: int = 0,
+    ) -> Any:
+        covered = 0 if past_key_values is None else past_key_values.get_seq_length()
+        if position_ids is None:
+            position_ids = torch.arange(covered + 1, covered + 1 + input_ids.shape[1])[None]
+        return self.inner(
+            input_ids, past_key_values=past_key_values, position_ids=position_ids, use_cache=use_cache
+        )
+
+
+ODD: list[tuple[str, Callable[[], Module], str]] = [
+    ("roberta", lambda: made("roberta", is_decoder=True, pad_token_id=0), "the whole text afresh"),
+    ("positions from 1", lambda: FromOne(), "any pieces, at positions of its own"),
+    ("bert looks ahead", lambda: made("bert"), "each row afresh"),
+    ("dynamic rope", lambda: made("llama", max_position_embeddings=30, rope_parameters=DYNAMIC), "any pieces"),
+    ("dynamic rope, soon", lambda: made("llama", max_position_embeddings=16, rope_parameters=DYNAMIC), "any pieces"),
+    ("a window in the config only", lambda: made("llama", sliding_window=8), "the whole text afresh"),
+    ("a longer one", lambda: made("llama", sliding_window=37), "any pieces"),
+    ("a window that is one", lambda: made("mistral", sliding_window=30), "any pieces"),
+    ("chunks", lambda: made("llama", attention_chunk_size=35), "any pieces"),
+]
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
+
+
+@pytest.mark.parametrize(("build", "feeding"), [case[1:] for case in ODD], ids=[case[0] for case in ODD])
+def test_a_model_is_tried_and_not_believed_by_its_type(build: Callable[[], Module], feeding: str) -> None:
+    model = build()
+    pristine = deepcopy(model)
+    assert CachedPredictor(model).feeding.name == feeding
+    walk(model, pristine)
+
+
+@pytest.mark.parametrize("kind", ["roberta", "camembert", "data2vec-text", "roberta-prelayernorm", "xlm-roberta"])
+def test_positions_that_do_not_count_from_0(kind: str) -> None:
+    model = made(kind, is_decoder=True, pad_token_id=0)
+    plain = oracle(TEXT[:10], model, 12)
+    assert autoregressive_generate(list(TEXT[:10]), model, 12, eos_tokens_id=[], use_cache=True) == plain
+    assert (
+        speculative_generate(list(TEXT[:10]), model, model, max_gen_len=12, eos_tokens_id=[], use_cache=True)[0]
+        == plain
+    )
+    assert beam_search_generate(list(TEXT[:10]), model, 12, 1, 1, eos_tokens_id=[]) == plain
+    assert limits_of(model).context == 127  # the table's first row is the padding's
+
+
+def test_frequencies_that_depend_on_the_length_leave_no_mark() -> None:
+    for seed in range(2):
+        torch.manual_seed(seed)
+        model = made("llama", max_position_embeddings=16, rope_parameters=DYNAMIC)
+        expected = oracle(TEXT[:5], deepcopy(model), 24)
+        target = CachedPredictor(model)
+        step = speculative_step(SuffixDrafter(), target, GreedyProcessor(), Dice(), Fixed(4), prune=(target,))
+        assert list(run(step, start(TEXT[:5], 24).unwrap()).state.output) == expected
+
+
+def test_horizons_are_read_from_the_config() -> None:
+    assert horizons_of(made("llama")) == ()
+    assert horizons_of(made("mistral", sliding_window=30)) == (30,)
+    assert horizons_of(made("llama", max_position_embeddings=30, rope_parameters=DYNAMIC)) == (29, 30)
+    assert horizons_of(nn.Linear(2, 2)) == ()
+
+
+class Own(Module):
+    """A model of a user's: no config, no cache."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.embedding, self.head = nn.Embedding(64, 8).double(), nn.Linear(8, 64).double()
+        self.calls = 0
+
+    @override
+    def forward(self, input_ids: Tensor) -> object:
+        return SimpleNamespace(logits=self.head(self.hidden(input_ids)))
+
+    def hidden(self, input_ids: Tensor) -> Tensor:
+        hidden: Tensor = self.embedding(input_ids)
+        return hidden
+
+
+class Mean(Own):
+    """Looks ahead."""
+
+    @override
+    def hidden(self, input_ids: Tensor) -> Tensor:
+        hidden = super().hidden(input_ids)
+        return hidden + hidden.mean(dim=1, keepdim=True)
+
+
+class Counting(Own):
+    """Keeps a state of its own."""
+
+    @override
+    def hidden(self, input_ids: Tensor) -> Tensor:
+        self.calls += 1
+        return super().hidden(input_ids) * (1 + 0.1 * self.calls)
+
+
+def test_a_model_that_looks_ahead_is_read_row_by_row() -> None:
+    walk(Mean(), Mean())
+
+
+@pytest.mark.parametrize("predictor", [CachedPredictor, UncachedPredictor])
+def test_what_is_no_function_of_the_tokens_is_refused_before_any_text(
+    predictor: Callable[[Module], CachedPredictor | UncachedPredictor],
+) -> None:
+    with pytest.raises(DecodeError, match="depend on what it read before: received Counting; give a function"):
+        predictor(Counting())((1, 2), 1)
+    seq2seq = T5ForConditionalGeneration(T5Config(vocab_size=32, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2))
+    with pytest.raises(DecodeError, match="the model is an encoder-decoder: received T5ForConditionalGeneration"):
+        predictor(seq2seq)
+    with pytest.raises(DecodeError, match="cannot read ids alone .*: received Linear"):
+        predictor(nn.Linear(2, 2))((1, 2), 1)
+    with torch.device("meta"):
+        nowhere = GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=2))
+    with pytest.raises(DecodeError, match="the model has no weights: received parameters on the meta device"):
+        predictor(nowhere)
+    with pytest.raises(DecodeError, match="the model is no torch module: received None"):
+        predictor(None)  # type: ignore[arg-type]
+    with pytest.raises(DecodeError, match="the model is no torch module: received <class"):
+        predictor(GPT2LMHeadModel)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("predictor", [CachedPredictor, UncachedPredictor])
+@pytest.mark.parametrize(
+    ("tokens", "last"),
+    [
+        ((), 1), ((1, 2), 0), ((1, 2), 3), ((1, 2), -1), ((1, 2), 1.0), ((1, 2), None), ((1, 2), True), ([1, 2], 1),
+        (None, 1), ("12", 1), (torch.tensor([1, 2]), 1), ((1, -1), 1), ((1, 64), 1), ((1, 2**40), 1), ((1, "a"), 1),
+        ((1, 1.5), 1), ((1, None), 1), ((1, torch.tensor(2)), 1),
+    ],
+)  # fmt: skip
+def test_texts_that_are_none_are_refused(
+    predictor: Callable[[Module], CachedPredictor | UncachedPredictor], tokens: Any, last: Any
+) -> None:
+    predict = predictor(tiny_llama())
+    with pytest.raises(DecodeError):
+        predict(tokens, last)
+
+
+def test_the_vocabulary_is_what_the_model_reads_and_writes() -> None:
+    model = made("llama")
+    model.lm_head = nn.Linear(32, 90, bias=False).double()  # wider than the embedding
+    assert limits_of(model).vocab_size == 64
+    assert CachedPredictor(model)(TEXT[:9], 2).shape == (2, 90)
+    with pytest.raises(DecodeError, match="outside the vocabulary of 64: received 70"):
+        CachedPredictor(model)((1, 70), 1)
+    model.config.vocab_size = 1000
+    assert limits_of(model).vocab_size == 64
+
+
+def test_a_trial_of_trees_that_failed_does_not_stick() -> None:
+    model = tiny_llama()
+    spoiled, tree = deepcopy(model), (Node(4), Node(5), Node(6, parent=0))
+    hook = spoiled.model.layers[0].register_forward_pre_hook(_refuse_masks, with_kwargs=True)
+    predict = CachedPredictor(spoiled)
+    predict.read_tree(TEXT[:9], tree)
+    fed = passes_of(spoiled)
+    hook.remove()
+    assert torch.allclose(predict.read_tree(TEXT[:10], tree), CachedPredictor(model).read_tree(TEXT[:10], tree))
+    fed.clear()
+    predict.read_tree(TEXT[:11], tree)
+    assert fed == [1 + len(tree)]
+
+
+def _refuse_masks(module: Module, inputs: tuple[object, ...], arguments: dict[str, object]) -> None:
+    mask = arguments.get("attention_mask")
+    if isinstance(mask, Tensor) and mask.dim() == 4 and mask.shape[-1] > mask.shape[-2] > 1:
+        raise RuntimeError("no masks of others, please")
+
+
+def lora(dropout: float = 0.0) -> peft.LoraConfig:
+    return peft.LoraConfig(
+        task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False, lora_dropout=dropout
+    )
+
+
+def adapted() -> Any:
+    torch.manual_seed(1)
+    model: Any = peft.get_peft_model(tiny_llama(), lora())
+    model.add_adapter("b", lora())
+    return model.double().eval()
+
+
+def step_of_an_optimizer(model: Any) -> None:
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(torch.tensor([TEXT[:8]])).logits.square().mean().backward()
+    optimizer.step()
+
+
+def other_weights(model: Any) -> None:
+    model.load_state_dict(tiny_llama(9).state_dict())
+
+
+def assigned_weights(model: Any) -> None:
+    model.load_state_dict(tiny_llama(9).state_dict(), assign=True)
+
+
+def written(model: Any) -> None:
+    with torch.no_grad():
+        model.model.layers[0].self_attn.k_proj.weight.mul_(-1)
+
+
+def swapped(model: Any) -> None:
+    model.model.layers[0].self_attn.k_proj.weight.data = -model.model.layers[0].self_attn.k_proj.weight.data
+
+
+def replaced(model: Any) -> None:
+    model.model.layers[0].self_attn.k_proj.weight = nn.Parameter(-model.model.layers[0].self_attn.k_proj.weight)
+
+
+def another_layer(model: Any) -> None:
+    model.model.layers[0] = tiny_llama(9).model.layers[0]
+
+
+def another_dtype(model: Any) -> None:
+    model.float()
+
+
+def steered(model: Any) -> None:
+    model.model.layers[0].register_forward_hook(lambda module, inputs, output: output + 1.0)
+
+
+def scaled(model: Any) -> None:
+    for module in model.modules():
+        if isinstance(getattr(module, "scaling", None), dict):
+            module.scaling["default"] = 3.0
+
+
+CHANGES: list[tuple[Callable[[], Any], Callable[[Any], object]]] = [
+    (tiny_llama, step_of_an_optimizer),
+    (tiny_llama, other_weights),
+    (tiny_llama, assigned_weights),
+    (tiny_llama, written),
+    (tiny_llama, swapped),
+    (tiny_llama, replaced),
+    (tiny_llama, another_layer),
+    (tiny_llama, another_dtype),
+    (tiny_llama, steered),
+    (adapted, lambda model: model.set_adapter("b")),
+    (adapted, lambda model: model.disable_adapter_layers()),
+    (adapted, lambda model: model.merge_adapter()),
+    (adapted, lambda model: model.delete_adapter("default")),
+    (adapted, scaled),
+]
+
+
+@pytest.mark.parametrize(("build", "change"), CHANGES)
+def test_what_changes_under_a_predictor_is_noticed(build: Callable[[], Any], change: Callable[[Any], object]) -> None:
+    model = build()
+    kept = CachedPredictor(model)
+    before = kept(TEXT[:12], 2)
+    kept.read_tree(TEXT[:12], (Node(4), Node(5)))
+    change(model)
+    after, tree = kept(TEXT[:14], 2), kept.read_tree(TEXT[:15], (Node(4), Node(5)))
+    expected = UncachedPredictor(model)
+    torch.testing.assert_close(after, expected(TEXT[:14], 2), rtol=0, atol=1e-4)
+    torch.testing.assert_close(tree, expected.read_tree(TEXT[:15], (Node(4), Node(5))), rtol=0, atol=1e-4)
+    assert not torch.allclose(before.double(), UncachedPredictor(model)(TEXT[:12], 2).double(), atol=1e-2)
+
+
+def test_what_cannot_be_noticed_is_forgotten_on_demand() -> None:
+    model = tiny_llama()
+    kept = CachedPredictor(model)
+    kept(TEXT[:12], 1)
+    model.model.layers[0].self_attn.k_proj.weight.data.mul_(-1)
+    kept.forget()
+    torch.testing.assert_close(kept(TEXT[:14], 2), UncachedPredictor(model)(TEXT[:14], 2), rtol=0, atol=1e-9)
+
+
+def test_dropout_of_any_submodule_is_off() -> None:
+    model: Any = peft.get_peft_model(tiny_llama(), lora()).eval()
+    model.add_adapter("second", lora(0.5))
+    model.set_adapter("second")
+    model = model.double()
+    assert not model.training
+    modes = [module.training for module in model.modules()]
+    assert any(modes)
+    texts = [autoregressive_generate(list(TEXT[:8]), model, 10, eos_tokens_id=[], use_cache=True) for _ in range(3)]
+    assert [module.training for module in model.modules()] == modes
+    assert texts == [oracle(TEXT[:8], model.eval(), 10)] * 3
+
+
+@contextmanager
+def switching_often() -> Iterator[None]:
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
+
+
+def in_threads(work: Callable[[int], object], count: int) -> list[object]:
+    """What the work of each thread came to: its result, or its exception."""
+    found: list[object] = [None] * count
+
+    def caught(i: int) -> None:
+        try:
+            found[i] = work(i)
+        except Exception as error:
+            found[i] = error
+
+    with switching_often():
+        threads = [threading.Thread(target=caught, args=(i,)) for i in range(count)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    return found
+
+
+def test_the_mode_that_one_thread_puts_back_is_not_anothers() -> None:
+    model = tiny_gpt2().train()
+    wanted = [oracle(TEXT[i : i + 4], tiny_gpt2(), 16) for i in range(3)]
+    texts = in_threads(
+        lambda i: autoregressive_generate(list(TEXT[i : i + 4]), model, 16, eos_tokens_id=[], use_cache=True), 3
+    )
+    assert texts == wanted
+    assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("memos", [1, 2, 4])
+def test_threads_share_a_predictor(memos: int) -> None:
+    model = tiny_llama()
+    target = CachedPredictor(model, memos=memos)
+    step = speculative_step(SuffixDrafter(), target, GreedyProcessor(), Dice(), Fixed(4), prune=(target,))
+    prompts = [TEXT[:9] * 2, TEXT[4:20], TEXT[:9] + TEXT[30:40]]
+
+    def texts(i: int) -> list[Tokens]:
+        return [run(step, start(prompts[i], 16).unwrap()).state.output for _ in range(4)]
+
+    assert in_threads(texts, 3) == [[tuple(oracle(prompt, model, 16))] * 4 for prompt in prompts]
+
+
+def test_asynchronous_decodes_share_a_predictor() -> None:
+    model = tiny_llama()
+    target = CachedPredictor(model)
+    step = autoregressive_step(target, GreedyProcessor(), Dice())
+    prompts = [TEXT[:9], TEXT[4:20], TEXT[30:40]]
+
+    async def text(prompt: Tokens) -> list[int]:
+        return [token async for new in new_tokens(step, start(prompt, 12).unwrap()) for token in new]
+
+    async def texts() -> list[list[int]]:
+        return await asyncio.gather(*map(text, prompts))
+
+    assert asyncio.run(texts()) == [oracle(prompt, model, 12) for prompt in prompts]
+
+
+def test_conversations_in_turns_are_not_read_again() -> None:
+    model = tiny_llama(context=512)
+    fed, predict = passes_of(model), CachedPredictor(model)
+    shared = TEXT * 3
+    texts = [shared + TEXT[i::3] * 4 for i in range(3)]
+    for text in texts:
+        predict(text[:190], 1)
+    fed.clear()
+    for end in range(191, 200):
+        for text in texts:
+            predict(text[:end], 1)
+    assert fed == [1] * 27
+
+
+def test_no_more_memos_are_kept_than_were_asked_for() -> None:
+    predict = CachedPredictor(tiny_llama(context=512), memos=2)
+    for i in range(5):
+        predict(TEXT[i:] * 2, 1)
+        assert len(predict._kept) <= 2
+    predict.forget()
+    assert predict._kept == []
+
+
+@pytest.mark.parametrize("memos", [0, -1, 1.5, None, "2", True])
+def test_the_number_of_memos_is_one_or_more(memos: Any) -> None:
+    with pytest.raises(DecodeError, match="memos is"):
+        CachedPredictor(tiny_llama(), memos=memos)
+
+
+def test_offloaded_models(tmp_path: Any) -> None:
+    model = made("llama")
+    expected = oracle(TEXT[:8], model, 6)
+    on_disk = {"model.embed_tokens": "disk", "model.layers": "cpu", "model.norm": "cpu", "lm_head": "cpu"}
+    model.save_pretrained(tmp_path)
+    mapped = AutoModelForCausalLM.from_pretrained(
+        tmp_path,
+        dtype=torch.float64,
+        device_map={**on_disk, "model.rotary_emb": "cpu"},
+        offload_folder=tmp_path / "off",
+    )
+    off = accelerate.cpu_offload(deepcopy(model), execution_device=torch.device("cpu"))
+    for each in (mapped, off):
+        assert next(each.parameters()).is_meta
+        assert autoregressive_generate(list(TEXT[:8]), each, 6, eos_tokens_id=[]) == expected
+        assert (
+            speculative_generate(list(TEXT[:8]), each, each, 3, max_gen_len=6, eos_tokens_id=[], use_cache=True)[0]
+            == expected
+        )
+        assert beam_search_generate(list(TEXT[:8]), each, 6, 1, 1, eos_tokens_id=[]) == expected
+
+
+def test_soft_prompts_are_read() -> None:
+    for config in (
+        peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4),
+        peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4),
+    ):
+        model: Any = peft.get_peft_model(tiny_llama(), config)
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data.normal_(0, 0.5)
+        model = model.double().eval()
+        expected = oracle(TEXT[:8], model, 8)
+        assert expected != oracle(TEXT[:8], tiny_llama(), 8)
+        assert autoregressive_generate(list(TEXT[:8]), model, 8, eos_tokens_id=[], use_cache=True) == expected
+        assert beam_search_generate(list(TEXT[:8]), model, 8, 1, 1, eos_tokens_id=[]) == expected
+
+
+def test_a_text_longer_than_the_table_of_positions_is_an_error_of_one_sentence() -> None:
+    model = tiny_gpt2(context=16)
+    with pytest.raises(DecodeError, match="the model has no embedding for one of 20 tokens or their positions"):
+        CachedPredictor(model)(TEXT[:20], 1)
+    step = autoregressive_step(CachedPredictor(model), GreedyProcessor(), Dice())
+    end = run(step, start(TEXT[:5], 40, limits=limits_of(model)).unwrap())
+    assert isinstance(end, Finished)
+    assert len(end.state.tokens) == 16
