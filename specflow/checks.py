@@ -31,6 +31,26 @@ def shown(value: object) -> str:
     return line if len(line) <= 80 else line[:77] + "..."
 
 
+def named(part: object) -> str:
+    """What a user calls a part: a function's own name, else that of its type.
+
+    >>> named(shown), named(3)
+    ('shown', 'int')
+    """
+    name = getattr(part, "__qualname__", None)
+    return name if isinstance(name, str) else type(part).__name__
+
+
+def is_id(value: object) -> bool:
+    """Whether a value is a whole number of 0 or more, as a token id is; bools and tensors are none.
+
+    >>> is_id(3), is_id(-1), is_id(True), is_id(3.0)
+    (True, False, False, False)
+    """
+    kind = type(value)
+    return (kind is int or (isinstance(value, Integral) and kind is not bool)) and value >= 0  # type: ignore[operator]
+
+
 def valid(check: Check) -> Validator:
     """A check as a validator of attrs.
 
@@ -49,8 +69,8 @@ def valid(check: Check) -> Validator:
     return validate
 
 
-def whole(least: int, remedy: str, most: int | None = None) -> Check:
-    """A whole number from `least` on, up to `most` where that is given.
+def whole(least: int | None, remedy: str, most: int | None = None) -> Check:
+    """A whole number from `least` on, up to `most` where they are given.
 
     >>> whole(1, "draft at least one token")("gamma", 2.5)
     Traceback (most recent call last):
@@ -60,7 +80,7 @@ def whole(least: int, remedy: str, most: int | None = None) -> Check:
     def check(name: str, value: object) -> None:
         if not isinstance(value, Integral) or isinstance(value, bool):
             raise DecodeError(name, f"{name} is not a whole number", shown(value), remedy)
-        if int(value) < least:
+        if least is not None and int(value) < least:
             raise DecodeError(name, f"{name} is below {least}", value, remedy)
         if most is not None and int(value) > most:
             raise DecodeError(name, f"{name} is above {most}", value, remedy)

@@ -7,8 +7,9 @@ from typing import final
 
 from attrs import frozen
 
+from specflow.asked import laws_of, rows_of
 from specflow.processors import Processor
-from specflow.random import Sampling
+from specflow.random import Sampling, drawn
 from specflow.state import Predictor, Proposal, Tokens
 
 
@@ -33,8 +34,8 @@ class LLMDrafter:
         if self.vocab_size is not None and max(tokens) >= self.vocab_size:
             return
         while self.context is None or len(tokens) <= self.context:
-            logits = self.predictor(tokens, 1)
-            (q,) = self.processor.laws(tokens, logits)
-            token = self.rng.draw(q, len(tokens))
+            logits = rows_of(self.predictor, tokens, 1, "drafter")
+            q = laws_of(self.processor, tokens, logits)[1][0]
+            token = drawn(self.rng, q, len(tokens))
             yield Proposal(token, q, self.source, logits[0])
             tokens += (token,)

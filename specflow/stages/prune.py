@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import final
 
-from attrs import frozen
+from attrs import field, frozen
 
+from specflow.checks import a, does, each, valid
 from specflow.predictor import Prunable
 from specflow.state import Committed
 
@@ -18,9 +19,12 @@ class PruneCache:
     Law: leaving it out never changes a token.
     """
 
-    providers: tuple[Prunable, ...]
+    providers: tuple[Prunable, ...] = field(
+        validator=valid(each(does("a provider that forgets", "give the predictors themselves", "prune")))
+    )
 
     def __call__(self, committed: Committed, /) -> Committed:
+        a(Committed, "put it behind commit")("committed", committed)
         for provider in self.providers:
             provider.prune(committed.state.tokens)
         return committed
