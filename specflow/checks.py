@@ -8,18 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import inf, isfinite
 from numbers import Integral, Real
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from attrs import Attribute
 
 from specflow.errors import DecodeError
 
+T = TypeVar("T")
+
 Check: TypeAlias = Callable[[str, object], None]
 """(the parameter's name, the value) → nothing, or a `DecodeError`."""
-
-Validator: TypeAlias = Callable[[object, "Attribute[object]", object], None]
-"""The same for a field of attrs."""
-
 
 def shown(value: object) -> str:
     """A value in an error's sentence: on one line, and not endless.
@@ -51,7 +49,7 @@ def is_id(value: object) -> bool:
     return (kind is int or (isinstance(value, Integral) and kind is not bool)) and value >= 0  # type: ignore[operator]
 
 
-def valid(check: Check) -> Validator:
+def valid(check: Check) -> Callable[[object, Attribute[T], T], None]:
     """A check as a validator of attrs.
 
     >>> from attrs import field, frozen
@@ -63,14 +61,14 @@ def valid(check: Check) -> Validator:
     specflow.errors.DecodeError: gamma is below 1: received 0; draft at least one token.
     """
 
-    def validate(instance: object, attribute: Attribute[object], value: object) -> None:
+    def validate(instance: object, attribute: Attribute[T], value: T) -> None:
         check(attribute.name.lstrip("_"), value)
 
     return validate
 
 
-def whole(least: int | None, remedy: str, most: int | None = None) -> Check:
-    """A whole number from `least` on, up to `most` where they are given.
+def whole(least: int, remedy: str, most: int | None = None) -> Check:
+    """A whole number from `least` on, up to `most` where that is given.
 
     >>> whole(1, "draft at least one token")("gamma", 2.5)
     Traceback (most recent call last):
@@ -80,7 +78,7 @@ def whole(least: int | None, remedy: str, most: int | None = None) -> Check:
     def check(name: str, value: object) -> None:
         if not isinstance(value, Integral) or isinstance(value, bool):
             raise DecodeError(name, f"{name} is not a whole number", shown(value), remedy)
-        if least is not None and int(value) < least:
+        if int(value) < least:
             raise DecodeError(name, f"{name} is below {least}", value, remedy)
         if most is not None and int(value) > most:
             raise DecodeError(name, f"{name} is above {most}", value, remedy)

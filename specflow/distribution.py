@@ -141,7 +141,7 @@ return one id for each row.
         if not is_id(token) or int(token) >= len(self.probs):  # type: ignore[call-overload] # it is an id
             happened = f"the sampler {named(self.sample)} gives no token of the vocabulary of {len(self.probs)}"
             raise DecodeError("processor", happened, shown(sample), "return one id for each row")
-        return int(token)  # type: ignore[call-overload] # the same
+        return int(token)  # type: ignore[call-overload, no-any-return] # the same
 
 
 Known: TypeAlias = PointMass | Categorical

@@ -57,8 +57,9 @@ def _started(prompt: object, max_new_tokens: object, stop: object, limits: objec
         raise DecodeError("inputs", happened, f"{len(tokens)} tokens", "shorten the prompt")
     remedy = "give 0 or more tokens"
     if not is_id(max_new_tokens):
-        whole(None, remedy)("max_gen_len", max_new_tokens)
-        raise DecodeError("max_gen_len", "the number of new tokens is negative", max_new_tokens, remedy)
+        number = type(max_new_tokens) is not bool and isinstance(max_new_tokens, Integral)
+        what = "negative" if number else "not a whole number"
+        raise DecodeError("max_gen_len", f"the number of new tokens is {what}", shown(max_new_tokens), remedy)
     limit = len(tokens) + int(max_new_tokens)  # type: ignore[call-overload] # it is a whole number
     if limits.context is not None:
         limit = min(limit, limits.context)
@@ -74,10 +75,10 @@ def _ids(name: str, given: object, vocab_size: int | None) -> Tokens:
         given = _listed(name, given)
     tokens = tuple(given)
     for token in tokens:
-        if type(token) is not int and (not isinstance(token, Integral) or isinstance(token, bool)):
+        if type(token) is bool or not isinstance(token, Integral):
             remedy = "give plain ints, such as tokenizer(text).input_ids"
             raise DecodeError(name, "a token id is not an int", shown(token), remedy)
-        if not 0 <= token < (LARGEST if vocab_size is None else vocab_size):
+        if not 0 <= int(token) < (LARGEST if vocab_size is None else vocab_size):
             size = "the vocabulary" if vocab_size is None else f"the vocabulary of {vocab_size}"
             remedy = "use the tokenizer that belongs to the target"
             raise DecodeError(name, f"a token id is outside {size}", token, remedy)

@@ -25,7 +25,8 @@ def margins_of(logits: Tensor) -> list[float]:
     >>> margins_of(torch.tensor([[1.0, 4.0, 3.5], [2.0, 2.0, 0.0]]))
     [0.5, 0.0]
     """
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or not logits.is_floating_point() or logits.is_meta:
+    given: object = logits
+    if not (isinstance(given, Tensor) and given.ndim == 2 and given.is_floating_point() and not given.is_meta):
         raise DecodeError("logits", "logits are no rows", shown(logits), "give floats [k, V]")
     if logits.shape[-1] < 2:
         return [inf] * len(logits)

@@ -120,11 +120,10 @@ class LogitsProcessor(ABC):
 
     def __call__(self, logits: Tensor) -> Tensor:
         """Probabilities of the shape of `logits` [..., V], in at least fp32. The input is never written to."""
-        scores = self._process(_floats("logits", logits).clone())
-        if not isinstance(scores, Tensor) or scores.shape != logits.shape:
+        scores = _floats(type(self).__name__, self._process(_floats("logits", logits).clone()))
+        if scores.shape != logits.shape:
             happened, remedy = f"{type(self).__name__} changes the shape of its logits", "return as many as came"
-            received = list(scores.shape) if isinstance(scores, Tensor) else shown(scores)
-            raise DecodeError("processor", happened, f"{received} for {list(logits.shape)}", remedy)
+            raise DecodeError("processor", happened, f"{list(scores.shape)} for {list(logits.shape)}", remedy)
         if scores.dtype in (torch.float16, torch.bfloat16):
             scores = scores.float()
         return F.softmax(scores / self.temperature, dim=-1)
@@ -264,7 +263,7 @@ def _argmax(scores: Tensor) -> list[int]:
 def _floats(name: str, value: object) -> Tensor:
     if not isinstance(value, Tensor) or not value.is_floating_point() or value.ndim == 0 or value.is_meta:
         what = f"a tensor of {value.dtype} on {value.device}" if isinstance(value, Tensor) else shown(value)
-        raise DecodeError(name, f"{name} are no tensor of floats [..., V]", what, "give what the model returns")
+        raise DecodeError(name, f"{name} gives no tensor of floats [..., V]", what, "give logits or probabilities")
     return value
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from hashlib import blake2b
+from numbers import Integral
 from typing import Protocol, final
 
 import torch
 from attrs import field, frozen
 from torch import Tensor
 
-from specflow.checks import a, is_id, named, or_none, shown, valid, whole
+from specflow.checks import a, is_id, named, or_none, shown, valid
 from specflow.distribution import BlackBox, Categorical, Distribution, PointMass, flaw, lawful, no_law
 from specflow.errors import DecodeError
 from specflow.finite import NOTICED, is_near
@@ -124,6 +125,11 @@ class Dice:
             raise no_law(law, position) from error
 
 
+def _whole(instance: object, attribute: object, seed: object) -> None:
+    if type(seed) is bool or not isinstance(seed, Integral):
+        raise DecodeError("seed", "seed is not a whole number", shown(seed), "give any whole number")
+
+
 @final
 @frozen
 class SharedNoise:
@@ -140,7 +146,7 @@ class SharedNoise:
     True
     """
 
-    seed: int = field(validator=valid(whole(None, "give any whole number")))
+    seed: int = field(validator=_whole)
 
     def draw(self, law: Distribution, position: int, /) -> int:
         """One token; the noise is drawn in fp32 on the CPU. A `BlackBox` draws its own and shares nothing."""
@@ -198,13 +204,13 @@ def draws(rng: Sampling, laws: Laws, start: int, span: range) -> Generator[int, 
 
 def drawn(rng: Sampling, law: Distribution, position: int) -> int:
     """One token of the law; `DecodeError` where what draws gives anything but a token id."""
-    token = rng.draw(law, position)
+    token: object = rng.draw(law, position)
     if type(token) is int and token >= 0:
         return token
-    if isinstance(law, PointMass) and token == law.token:
+    if isinstance(law, PointMass) and token is law.token:
         raise no_law(law, position)
     if is_id(token):
-        return int(token)
+        return int(token)  # type: ignore[call-overload, no-any-return] # it is one
     raise DecodeError("rng", f"{named(rng)} draws what is no token id", shown(token), "return an int, such as int(id)")
 
 

@@ -107,7 +107,9 @@ class DecodeState:
     tally: Tally = Tally()
 
     def __attrs_post_init__(self) -> None:
-        if not isinstance(self.request, Request) or not isinstance(self.tokens, tuple):
+        request: object = self.request
+        tokens: object = self.tokens
+        if not (isinstance(request, Request) and isinstance(tokens, tuple)):
             received = f"{shown(self.request)} and {shown(self.tokens)}"
             raise DecodeError("state", "a state is no request and a tuple of tokens", received, "use `start`")
 

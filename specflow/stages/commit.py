@@ -21,7 +21,8 @@ def commit(adjusted: Adjusted) -> Committed:
     `DecodeError` where a stage made something else of the tokens than ids.
     """
     an_adjustment("adjusted", adjusted)
-    if not isinstance(adjusted.tokens, tuple) or not all(map(is_id, adjusted.tokens)):
+    tokens: object = adjusted.tokens
+    if not (isinstance(tokens, tuple) and all(map(is_id, tokens))):
         happened = "the new tokens are not a tuple of token ids"
         raise DecodeError("adjusted", happened, shown(adjusted.tokens), "leave ints in it")
     drafted = adjusted.verified.drafted

@@ -45,7 +45,8 @@ def judged(drafted: Drafted, target: Predictor, processor: Processor, rule: Rule
     _both(target, processor)
     state, proposals = drafted.state, drafted.proposals
     for proposal in proposals:
-        if not isinstance(proposal, Proposal) or not is_id(proposal.token):
+        draft: object = proposal
+        if not (isinstance(draft, Proposal) and is_id(draft.token)):
             raise DecodeError("drafted", "a draft is no proposal of a token id", shown(proposal), "propose plain ints")
     tokens, start = state.tokens + drafted.tokens, len(state.tokens)
     logits = rows_of(target, tokens, len(proposals) + 1)
@@ -73,8 +74,9 @@ def _both(target: object, processor: object) -> None:
 
 def _made(given: Laws, laws: Laws) -> tuple[Distribution, ...]:
     """The laws that there are by now."""
-    known = given if isinstance(given, tuple) else laws.made if isinstance(laws, Lazily) else laws
-    return tuple(known)
+    if isinstance(given, tuple):
+        return given
+    return tuple(laws.made) if isinstance(laws, Lazily) else ()
 
 
 @final
