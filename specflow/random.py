@@ -204,13 +204,13 @@ def draws(rng: Sampling, laws: Laws, start: int, span: range) -> Generator[int, 
 
 def drawn(rng: Sampling, law: Distribution, position: int) -> int:
     """One token of the law; `DecodeError` where what draws gives anything but a token id."""
-    token: object = rng.draw(law, position)
+    token = rng.draw(law, position)
     if type(token) is int and token >= 0:
         return token
     if isinstance(law, PointMass) and token is law.token:
         raise no_law(law, position)
     if is_id(token):
-        return int(token)  # type: ignore[call-overload, no-any-return] # it is one
+        return int(token)
     raise DecodeError("rng", f"{named(rng)} draws what is no token id", shown(token), "return an int, such as int(id)")
 
 
