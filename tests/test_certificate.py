@@ -284,7 +284,7 @@ def test_what_is_remembered_must_be_built_afresh() -> None:
 
     def forgetful(world: World) -> Step:
         seen.append(1)
-        return rejecting(world, guesses if len(seen) % 2 else propose_nothing)
+        return rejecting(world, samples(world) if len(seen) % 2 else propose_nothing)
 
     with pytest.raises(AssertionError, match="build afresh"):
         certify(forgetful)

@@ -23,7 +23,6 @@ from specflow import (
     DecodeState,
     Dice,
     Distribution,
-    Drafter,
     EachPrefix,
     Fixed,
     GreedyProcessor,
@@ -444,7 +443,6 @@ def test_a_condition_says_true_or_false(answer: Any) -> None:
         decode(autoregressive_step(target, GreedyProcessor(), Dice(), until=lambda state: answer))
     over: Any = lambda state: numpy.True_  # noqa: E731
     assert len(decode(autoregressive_step(target, GreedyProcessor(), Dice(), until=over))) == 1
-    )  # type: ignore[arg-type, return-value]
 
 
 def test_what_draws_gives_an_id() -> None:
@@ -555,7 +553,8 @@ def test_ids_are_ids_in_whatever_row_they_come(given: Any, tokens: Tokens) -> No
 @pytest.mark.parametrize(
     "ids",
     [None, 3, "12", b"12", [1.0], [True], [None], ["1"], [-1], [2**63], [[1, 2]], torch.tensor(1),
-     torch.tensor([[1, 2]]), torch.tensor([1.0]), torch.tensor([True]), torch.zeros(2, dtype=torch.int64, device="meta"), [torch.tensor(1)],
+     torch.tensor([[1, 2]]), torch.tensor([1.0]), torch.tensor([True]),
+     torch.zeros(2, dtype=torch.int64, device="meta"), [torch.tensor(1)],
      numpy.array([[1]]), numpy.array([1.5]), {1: 2}, [numpy.int64(-1)], [10**400]],
     ids=lambda value: f"{value!r}"[:40],
 )  # fmt: skip
