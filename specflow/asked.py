@@ -32,12 +32,17 @@ def looked_at(logits: object, rows: int, predictor: object, end: int, parameter:
         and not logits.is_meta
     ):
         return logits.detach() if logits.requires_grad else logits
+    raise no_rows(logits, rows, predictor, end, parameter)
+
+
+def no_rows(logits: object, rows: int, predictor: object, end: int, parameter: str) -> DecodeError:
+    """The error that names who gave something else than logits [rows, V]."""
     what = shown(logits)
     if isinstance(logits, Tensor):
         what = f"{logits.dtype} of shape {list(logits.shape)} on {logits.device.type}"
     happened = f"the {parameter} {named(predictor)} gives no rows of logits"
     where = f"{what} for a text up to position {end - 1}"
-    raise DecodeError(parameter, happened, where, f"return floats of shape [{rows}, V]")
+    return DecodeError(parameter, happened, where, f"return floats of shape [{rows}, V]")
 
 
 def laws_of(processor: Processor, tokens: Tokens, logits: Tensor) -> tuple[Laws, Laws]:

@@ -20,6 +20,7 @@ T = TypeVar("T")
 Check: TypeAlias = Callable[[str, object], None]
 """(the parameter's name, the value) → nothing, or a `DecodeError`."""
 
+
 def shown(value: object) -> str:
     """A value in an error's sentence: on one line, and not endless.
 

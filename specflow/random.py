@@ -8,7 +8,7 @@ from numbers import Integral
 from typing import Protocol, final
 
 import torch
-from attrs import field, frozen
+from attrs import Attribute, field, frozen
 from torch import Tensor
 
 from specflow.checks import a, is_id, named, or_none, shown, valid
@@ -125,7 +125,8 @@ class Dice:
             raise no_law(law, position) from error
 
 
-def _whole(instance: object, attribute: object, seed: object) -> None:
+def _whole(instance: object, attribute: Attribute[int], value: int) -> None:
+    seed: object = value
     if type(seed) is bool or not isinstance(seed, Integral):
         raise DecodeError("seed", "seed is not a whole number", shown(seed), "give any whole number")
 
@@ -205,12 +206,10 @@ def draws(rng: Sampling, laws: Laws, start: int, span: range) -> Generator[int, 
 def drawn(rng: Sampling, law: Distribution, position: int) -> int:
     """One token of the law; `DecodeError` where what draws gives anything but a token id."""
     token = rng.draw(law, position)
-    if type(token) is int and token >= 0:
-        return token
-    if isinstance(law, PointMass) and token is law.token:
-        raise no_law(law, position)
     if is_id(token):
         return int(token)
+    if isinstance(law, PointMass) and token is law.token:
+        raise no_law(law, position)
     raise DecodeError("rng", f"{named(rng)} draws what is no token id", shown(token), "return an int, such as int(id)")
 
 
