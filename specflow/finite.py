@@ -67,7 +67,7 @@ def argmax(rows: Tensor) -> list[int]:
             return best
     numbers = single(rows)
     found: list[int] = numbers.argmax(-1).tolist()
-    return [token if isfinite(numbers[row, token]) else NOTICED for row, token in enumerate(found)]
+    return [token if isfinite(numbers.item(row, token)) else NOTICED for row, token in enumerate(found)]
 
 
 def on_arrival(ids: Tensor, rows: Tensor) -> Tensor:

@@ -197,7 +197,8 @@ def draws(rng: Sampling, laws: Laws, start: int, span: range) -> Generator[int, 
                     raise no_law(far[asked - 1][1], start + i)
                 yield sent[asked - 1]
             else:
-                yield drawn(rng, laws[i], start + i)
+                law = laws[i]
+                yield law.token if isinstance(law, PointMass) else drawn(rng, law, start + i)
     finally:
         if 0 < asked < len(marks):
             marks[asked - 1]()

@@ -9,8 +9,9 @@ import torch
 from attrs import field, frozen
 from torch import Tensor
 
-from specflow.checks import a, does, valid, whole
+from specflow.checks import does, valid, whole
 from specflow.drafters.storage import INgramStorage
+from specflow.stages.commit import a_commitment
 from specflow.state import Committed
 
 BLOCK: Final = 256
@@ -35,7 +36,7 @@ class UpdateNgram:
     filler_top_k: int = field(default=3, validator=valid(whole(1, "use 1 to learn only what was emitted")))
 
     def __call__(self, committed: Committed, /) -> Committed:
-        a(Committed, "put it behind commit")("committed", committed)
+        a_commitment("committed", committed)
         new = committed.tokens
         followers = [[token] for token in new]
         if self.filler_top_k > 1:

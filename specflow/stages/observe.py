@@ -11,6 +11,7 @@ from rich.text import Text
 
 from specflow.checks import a, does, or_none, valid
 from specflow.distribution import BlackBox, Distribution
+from specflow.stages.commit import a_commitment
 from specflow.state import Committed, Tokens, Verified
 
 Observer: TypeAlias = Callable[[Committed], object]
@@ -57,7 +58,7 @@ class Show:
     )
 
     def __call__(self, committed: Committed, /) -> None:
-        a(Committed, "put it behind commit")("committed", committed)
+        a_commitment("committed", committed)
         for line in self._lines(committed):
             self.console.print(line, soft_wrap=True)
 

@@ -6,8 +6,9 @@ from typing import final
 
 from attrs import field, frozen
 
-from specflow.checks import a, does, each, valid
+from specflow.checks import does, each, valid
 from specflow.predictor import Prunable
+from specflow.stages.commit import a_commitment
 from specflow.state import Committed
 
 
@@ -24,7 +25,7 @@ class PruneCache:
     )
 
     def __call__(self, committed: Committed, /) -> Committed:
-        a(Committed, "put it behind commit")("committed", committed)
+        a_commitment("committed", committed)
         for provider in self.providers:
             provider.prune(committed.state.tokens)
         return committed

@@ -10,6 +10,7 @@ from attrs import evolve, field, frozen
 
 from specflow.checks import a, calls, does, named, shown, valid
 from specflow.errors import DecodeError
+from specflow.stages.commit import an_adjustment
 from specflow.stages.observe import Tokenizer
 from specflow.state import Adjusted, DecodeState, Reason, Tokens
 
@@ -35,7 +36,7 @@ class StopWhen:
     condition: Condition = field(validator=valid(calls("a condition", "give a function of a state")))
 
     def __call__(self, adjusted: Adjusted, /) -> Adjusted:
-        a(Adjusted, "put it between Adjust and commit")("adjusted", adjusted)
+        an_adjustment("adjusted", adjusted)
         if self.condition is never:  # else each new token would copy the whole text for it
             return adjusted
         state = adjusted.verified.drafted.state

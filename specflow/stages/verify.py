@@ -44,14 +44,15 @@ def judged(drafted: Drafted, target: Predictor, processor: Processor, rule: Rule
     a_draft("drafted", drafted)
     _both(target, processor)
     state, proposals = drafted.state, drafted.proposals
-    for proposal in proposals:
-        draft: object = proposal
-        if not (isinstance(draft, Proposal) and is_id(draft.token)):
-            raise DecodeError("drafted", "a draft is no proposal of a token id", shown(proposal), "propose plain ints")
+    drafts: list[object] = [proposal.token if isinstance(proposal, Proposal) else proposal for proposal in proposals]
+    if not all(map(is_id, drafts)):
+        raise DecodeError("drafted", "a draft is no proposal of a token id", shown(drafts), "propose plain ints")
     tokens, start = state.tokens + drafted.tokens, len(state.tokens)
     logits = rows_of(target, tokens, len(proposals) + 1)
+    vocab_size = logits.shape[1]
     for proposal in proposals:
-        fits(proposal.token, proposal.source, logits.shape[1])
+        if proposal.token >= vocab_size:
+            fits(proposal.token, proposal.source, vocab_size)
     given, laws = laws_of(processor, tokens, logits)
     accepted, correction = rule(proposals, laws, start)
     if not is_id(accepted) or accepted > len(proposals):
