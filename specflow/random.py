@@ -197,8 +197,8 @@ def draws(rng: Sampling, laws: Laws, start: int, span: range) -> Generator[int, 
                     raise no_law(far[asked - 1][1], start + i)
                 yield sent[asked - 1]
             else:
-                law = laws[i]
-                yield law.token if isinstance(law, PointMass) else drawn(rng, law, start + i)
+                p = laws[i]
+                yield p.token if isinstance(p, PointMass) else drawn(rng, p, start + i)
     finally:
         if 0 < asked < len(marks):
             marks[asked - 1]()

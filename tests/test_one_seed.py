@@ -96,9 +96,7 @@ def test_a_seed_has_one_text(drafter: str, processor: MultinomialProcessor) -> N
         texts.add(expected)
         for make in POLICIES.values():
             meter, memo, rng = CostMeter(), CachedPredictor(TARGET), dice(seed)
-            step = speculative_step(
-                DRAFTERS[drafter](), meter.timed(memo), processor, rng, make(meter), prune=(memo,)
-            )
+            step = speculative_step(DRAFTERS[drafter](), meter.timed(memo), processor, rng, make(meter), prune=(memo,))
             end = run(step, start(PROMPT, NEW, [7]).unwrap())
             assert end.state.output == expected
             accepted += end.state.tally.accepted

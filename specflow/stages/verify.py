@@ -44,9 +44,8 @@ def judged(drafted: Drafted, target: Predictor, processor: Processor, rule: Rule
     a_draft("drafted", drafted)
     _both(target, processor)
     state, proposals = drafted.state, drafted.proposals
-    drafts: list[object] = [proposal.token if isinstance(proposal, Proposal) else proposal for proposal in proposals]
-    if not all(map(is_id, drafts)):
-        raise DecodeError("drafted", "a draft is no proposal of a token id", shown(drafts), "propose plain ints")
+    if not all(map(_is_draft, proposals)):
+        raise DecodeError("drafted", "a draft is no proposal of a token id", shown(proposals), "propose plain ints")
     tokens, start = state.tokens + drafted.tokens, len(state.tokens)
     logits = rows_of(target, tokens, len(proposals) + 1)
     vocab_size = logits.shape[1]
@@ -66,6 +65,10 @@ def judged(drafted: Drafted, target: Predictor, processor: Processor, rule: Rule
 
 
 a_draft = a(Drafted, "put the stages in order: Draft, a verification stage, Adjust, commit, advance")
+
+
+def _is_draft(value: object) -> bool:
+    return isinstance(value, Proposal) and is_id(value.token)
 
 
 def _both(target: object, processor: object) -> None:
