@@ -10,7 +10,7 @@ from torch.nn import Module
 from typing_extensions import override
 
 from specflow.asked import laws_of
-from specflow.checks import a, whole
+from specflow.checks import a, is_id, shown
 from specflow.distribution import PointMass
 from specflow.errors import DecodeError, unwrap
 from specflow.loop import start
@@ -98,11 +98,10 @@ def audit(tokens: Sequence[int], model: Module, prompt: int) -> Audit:
     all 20 tokens are greedy
     """
     a(Module, "give the model itself")("model", model)
-    whole(1, "give the number of tokens that the text began with")("prompt", prompt)
     state = unwrap(start(tokens, 0, limits=limits_of(model)))
-    if prompt > len(state.tokens):
-        remedy = "give the number of tokens that the text began with"
-        raise DecodeError("prompt", f"the prompt is not within the text of {len(state.tokens)} tokens", prompt, remedy)
+    if not is_id(prompt) or not 1 <= prompt <= len(state.tokens):
+        happened = f"the prompt is not within the text of {len(state.tokens)} tokens"
+        raise DecodeError("prompt", happened, shown(prompt), "give the number of tokens that the text began with")
     predict, greedy, differences = OneByOne(CachedPredictor(model), prompt), GreedyProcessor(), []
     for position in range(prompt, len(state.tokens)):
         before, token = state.tokens[:position], state.tokens[position]
