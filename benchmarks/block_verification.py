@@ -23,8 +23,8 @@ from benchmarks.seed_invariance import first_layers
 from specflow import (
     CachedPredictor,
     Dice,
-    Distribution,
     Drafter,
+    Laws,
     LLMDrafter,
     MultinomialProcessor,
     Predictor,
@@ -53,7 +53,7 @@ Judge: TypeAlias = Callable[[Branch], RejectTokens | VerifyBlock]
 """A rule, on randomness that takes every branch."""
 
 
-def accepted(judge: Judge, drafts: Sequence[Proposal], laws: Sequence[Distribution], start: int) -> float:
+def accepted(judge: Judge, drafts: Sequence[Proposal], laws: Laws, start: int) -> float:
     """The exact expectation of how many of these drafts a rule accepts."""
     return exact_law(lambda branch: judge(branch).judge(drafts, laws, start)[0]).mean(float)
 

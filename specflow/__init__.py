@@ -67,7 +67,10 @@ from specflow.predictor import Prunable as Prunable
 from specflow.predictor import UncachedPredictor as UncachedPredictor
 from specflow.predictor import fitted as fitted
 from specflow.predictor import limits_of as limits_of
+from specflow.processors import EachPrefix as EachPrefix
 from specflow.processors import GreedyProcessor as GreedyProcessor
+from specflow.processors import Laws as Laws
+from specflow.processors import Lazily as Lazily
 from specflow.processors import LogitsProcessor as LogitsProcessor
 from specflow.processors import MultinomialProcessor as MultinomialProcessor
 from specflow.processors import NucleusProcessor as NucleusProcessor

@@ -8,17 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import inf, isfinite
 from numbers import Integral, Real
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from attrs import Attribute
+from torch.nn import Module
 
 from specflow.errors import DecodeError
 
+T = TypeVar("T")
+
 Check: TypeAlias = Callable[[str, object], None]
 """(the parameter's name, the value) → nothing, or a `DecodeError`."""
-
-Validator: TypeAlias = Callable[[object, "Attribute[object]", object], None]
-"""The same for a field of attrs."""
 
 
 def shown(value: object) -> str:
@@ -31,7 +31,27 @@ def shown(value: object) -> str:
     return line if len(line) <= 80 else line[:77] + "..."
 
 
-def valid(check: Check) -> Validator:
+def named(part: object) -> str:
+    """What a user calls a part: a function's own name, else that of its type.
+
+    >>> named(shown), named(3)
+    ('shown', 'int')
+    """
+    name = getattr(part, "__qualname__", None)
+    return name if isinstance(name, str) else type(part).__name__
+
+
+def is_id(value: object) -> bool:
+    """Whether a value is a whole number of 0 or more, as a token id is; bools and tensors are none.
+
+    >>> is_id(3), is_id(-1), is_id(True), is_id(3.0)
+    (True, False, False, False)
+    """
+    kind = type(value)
+    return (kind is int or (isinstance(value, Integral) and kind is not bool)) and value >= 0  # type: ignore[operator]
+
+
+def valid(check: Check) -> Callable[[object, Attribute[T], T], None]:
     """A check as a validator of attrs.
 
     >>> from attrs import field, frozen
@@ -43,7 +63,7 @@ def valid(check: Check) -> Validator:
     specflow.errors.DecodeError: gamma is below 1: received 0; draft at least one token.
     """
 
-    def validate(instance: object, attribute: Attribute[object], value: object) -> None:
+    def validate(instance: object, attribute: Attribute[T], value: T) -> None:
         check(attribute.name.lstrip("_"), value)
 
     return validate
@@ -100,7 +120,7 @@ temperature of 0.
 
 
 def calls(what: str, remedy: str) -> Check:
-    """Something that can be called, such as "a drafter".
+    """Something that can be called, such as "a drafter". A model and a list, transformers' too, are called otherwise.
 
     >>> calls("a drafter", "give a function of tokens")("drafter", None)
     Traceback (most recent call last):
@@ -108,7 +128,7 @@ def calls(what: str, remedy: str) -> Check:
     """
 
     def check(name: str, value: object) -> None:
-        if not callable(value) or isinstance(value, type):
+        if not callable(value) or isinstance(value, type | list | Module):
             raise DecodeError(name, f"{name} cannot be called as {what} is", shown(value), remedy)
 
     return check

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import log
-from typing import TypeAlias, final
+from math import isfinite, isnan, log
+from typing import Final, TypeAlias, final
 
 import torch
 from attrs import field, frozen
 from torch import Tensor
+
+from specflow.checks import is_id, named, shown
+from specflow.errors import DecodeError
+from specflow.finite import not_finite
+
+TOLERANCE: Final = 0.01
+"""How far from 1 a law's probabilities may sum to: what rounding them to 8 bits makes of a long row."""
 
 
 def max_fn(x: Tensor) -> Tensor:
@@ -52,8 +59,19 @@ class PointMass:
     def taken_from(self, probs: Tensor) -> Tensor:
         """probs - q as [V], in a tensor of its own."""
         rest = probs.clone()
-        rest[self.token] -= 1.0
+        if is_id(self.token) and self.token < len(rest):  # else q takes nothing from it
+            rest[self.token] -= 1.0
         return rest
+
+
+@final
+@frozen(eq=False)
+class Origin:
+    """Who made laws, and of what: `logits` [k, V], the first of whose rows made the law of the token at `start`."""
+
+    name: str
+    logits: Tensor = field(repr=False)
+    start: int
 
 
 @final
@@ -61,16 +79,23 @@ class PointMass:
 class Categorical:
     """A law over the vocabulary, `probs` of shape [V], summing to 1. Nothing may write to `probs`.
 
+    `by` tells who made it, once that has been seen to be a law, or will be when it arrives from a device.
+    `DecodeError` for what is no tensor of that shape.
+
     >>> law = Categorical(torch.tensor([0.25, 0.75]))
-    >>> law.of(1), round(law.entropy(), 4)
-    (0.75, 0.5623)
+    >>> law.of(1), law.of(7), round(law.entropy(), 4)
+    (0.75, 0.0, 0.5623)
     """
 
     probs: Tensor
+    by: Origin | None = field(default=None, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        _vector(self.probs)
 
     def of(self, token: int) -> float:
-        """The probability of `token`."""
-        return float(self.probs[token])
+        """The probability of `token`; 0 for one outside the vocabulary."""
+        return float(self.probs[token]) if is_id(token) and token < len(self.probs) else 0.0
 
     def entropy(self) -> float:
         """H = -Σ p log p, in nats; never below 0, whatever the rounding of `probs`."""
@@ -81,7 +106,7 @@ class Categorical:
         rest = q.taken_from(self.probs).clamp(min=0)
         total = rest.sum()
         # Not an `if`: on a device it would wait.
-        return Categorical(torch.where(total > 0, rest / total, self.probs))
+        return Categorical(torch.where(total > 0, rest / total, self.probs), self.by)
 
     def taken_from(self, probs: Tensor) -> Tensor:
         """probs - q as [V], on the device of `probs`."""
@@ -95,14 +120,28 @@ class BlackBox:
 
     `sample` takes [1, V] and returns one token. Verification never asks for the probability of a draft here: it
     draws a token and looks whether it is the draft, which is exact whatever `sample` does.
+
+    >>> BlackBox(torch.tensor([0.25, 0.75]), lambda probs: torch.tensor([[2]])).draw()
+    Traceback (most recent call last):
+    specflow.errors.DecodeError: the sampler <lambda> gives no token of the vocabulary of 2: received tensor([[2]]); \
+return one id for each row.
     """
 
     probs: Tensor
     sample: Callable[[Tensor], Tensor] = field(repr=False)
 
+    def __attrs_post_init__(self) -> None:
+        _vector(self.probs)
+
     def draw(self) -> int:
-        """The sampler's own choice."""
-        return int(self.sample(self.probs[None]))
+        """The sampler's own choice; `DecodeError` where that is not one id of the vocabulary."""
+        sample: object = self.sample(self.probs[None])
+        one = isinstance(sample, Tensor) and sample.numel() == 1 and sample.dtype in _INTEGERS
+        token: object = sample.item() if isinstance(sample, Tensor) and one else sample
+        if not is_id(token) or int(token) >= len(self.probs):  # type: ignore[call-overload] # it is an id
+            happened = f"the sampler {named(self.sample)} gives no token of the vocabulary of {len(self.probs)}"
+            raise DecodeError("processor", happened, shown(sample), "return one id for each row")
+        return int(token)  # type: ignore[call-overload, no-any-return] # the same
 
 
 Known: TypeAlias = PointMass | Categorical
@@ -112,10 +151,71 @@ Distribution: TypeAlias = PointMass | Categorical | BlackBox
 """Anything a token can be drawn from."""
 
 
+_INTEGERS: Final = frozenset({torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8})
+
+
+def _vector(probs: object) -> None:
+    if not isinstance(probs, Tensor) or probs.ndim != 1 or not probs.is_floating_point() or probs.is_meta:
+        what = f"{probs.dtype} of shape {list(probs.shape)}" if isinstance(probs, Tensor) else shown(probs)
+        raise DecodeError("probs", "a law has no row of probabilities", what, "give a tensor of floats [V]")
+
+
+def flaw(law: object, vocab_size: int | None = None) -> str | None:
+    """What it is that makes a law none; None for a law. On a device it waits for the numbers.
+
+    >>> flaw(Categorical(torch.tensor([0.0, 0.0]))), flaw(PointMass(7), vocab_size=4), flaw(PointMass(3), vocab_size=4)
+    ('probabilities that sum to 0', 'certainty of token 7 in a vocabulary of 4', None)
+    """
+    match law:
+        case PointMass(token):
+            inside = vocab_size is None or (is_id(token) and token < vocab_size)
+            where = "" if inside else f" in a vocabulary of {vocab_size}"
+            return None if is_id(token) and inside else f"certainty of token {shown(token)}{where}"
+        case Categorical(probs) | BlackBox(probs) if vocab_size not in (None, len(probs)):
+            return f"{len(probs)} probabilities for a vocabulary of {vocab_size}"
+        case Categorical(probs):
+            return flaw_of_sums(float(probs.sum()), float(probs.amin()) if len(probs) else 0.0)
+        case BlackBox(probs):
+            return "NaN" if isnan(float(probs.sum())) else None  # what its sampler makes of the rest is its own affair
+    return shown(law)
+
+
+def flaw_of_sums(total: float, least: float) -> str | None:
+    """The same of a law whose probabilities have this sum, and this least among them."""
+    if isnan(total) or isnan(least):
+        return "NaN"
+    if least < 0:
+        return f"a probability of {least:.3g}"
+    return None if abs(total - 1) <= TOLERANCE else f"probabilities that sum to {total:.3g}"
+
+
+def lawful(rows: Tensor) -> Tensor:
+    """Which of `rows` [..., V] are laws, as bools [...] on their device; nothing waits for them."""
+    return ((rows.sum(dim=-1) - 1).abs() <= TOLERANCE) & (rows.amin(dim=-1) >= 0)
+
+
+def no_law(law: object, position: int, by: Origin | None = None) -> DecodeError:
+    """The error that names who left no law for the token at `position`: its processor, or the model's own logits."""
+    origin = law.by if by is None and isinstance(law, Categorical) else by
+    size = None
+    if origin is not None:
+        row = origin.logits[position - origin.start]
+        if not isfinite(float(row.amax())):
+            return not_finite(position - 1)
+        size = len(row)
+    what = flaw(law, size) or "NaN"
+    return DecodeError(
+        "processor",
+        "a law is none" if origin is None else f"the law of {origin.name} is none",
+        f"{what} behind the token at position {position - 1}",
+        "leave a token some probability, none a negative one, and let all sum to 1",
+    )
+
+
 def normalised_entropy(probs: Tensor) -> float:
     """H(p) / log V of a law [V]: 0 when certain, 1 when uniform.
 
     >>> round(normalised_entropy(torch.tensor([0.25, 0.25, 0.25, 0.25])), 6)
     1.0
     """
-    return Categorical(probs).entropy() / log(probs.shape[-1])
+    return Categorical(probs).entropy() / log(len(probs)) if len(probs) > 1 else 0.0

@@ -11,14 +11,19 @@ from math import isfinite
 from typing import Final
 
 import torch
-from numpy import floating
+from numpy import floating, uint16
 from numpy.typing import NDArray
 from torch import Tensor
 
 from specflow.errors import DecodeError
 
 NOTICED: Final = -1
-"""Arrives from a device in place of a token that was chosen from a row which is not finite."""
+"""Stands in place of a token that was chosen from a row which is not finite."""
+
+INFINITY: Final = {torch.bfloat16: 0x7F80, torch.float16: 0x7C00}
+"""The bits of +∞; with `SIGN` those of -∞. What is above either is a NaN."""
+
+SIGN: Final = 0x8000
 
 
 def is_near(tensor: Tensor) -> bool:
@@ -48,19 +53,21 @@ def single(logits: Tensor) -> NDArray[floating]:
 
 
 def argmax(rows: Tensor) -> list[int]:
-    """The index of the largest number in each row [k, V] on the host, the first of equals.
+    """The index of the largest number in each row [k, V] on the host, the first of equals; `NOTICED` where it is none.
 
-    >>> argmax(torch.tensor([[0.5, 2.0, 2.0], [-1.0, -3.0, -2.0]], dtype=torch.bfloat16))
-    [1, 0]
+    >>> argmax(torch.tensor([[0.5, 2.0, 2.0], [-1.0, -3.0, -2.0], [0.0, torch.nan, 1.0]], dtype=torch.bfloat16))
+    [1, 0, -1]
     """
     if rows.dtype in (torch.bfloat16, torch.float16):
         # Positive numbers are in the order of their bits, all negative ones below them: a quarter of the time.
-        bits = rows.detach().view(torch.int16).numpy()
+        bits, infinity = rows.detach().view(torch.int16).numpy(), INFINITY[rows.dtype]
         best: list[int] = bits.argmax(-1).tolist()
-        if all(bits[row, token] > 0 for row, token in enumerate(best)):
+        without_sign = all(0 < bits[row, token] < infinity for row, token in enumerate(best))
+        if without_sign and bits.view(uint16).max() <= infinity + SIGN:  # above it are the NaNs with a sign
             return best
-    found: list[int] = single(rows).argmax(-1).tolist()
-    return found
+    numbers = single(rows)
+    found: list[int] = numbers.argmax(-1).tolist()
+    return [token if isfinite(numbers.item(row, token)) else NOTICED for row, token in enumerate(found)]
 
 
 def on_arrival(ids: Tensor, rows: Tensor) -> Tensor:

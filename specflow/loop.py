@@ -3,56 +3,108 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from numbers import Integral
+from typing import Final
 
+import numpy
+import torch
+from numpy.typing import NDArray
 from returns.result import Failure, Result, Success
+from torch import Tensor
 
+from specflow.checks import a, calls, is_id, named, or_none, shown, whole
 from specflow.errors import DecodeError
+from specflow.lossy import Lossy
 from specflow.predictor import Limits
-from specflow.state import DecodeState, Finished, Reason, Request, Step
+from specflow.state import DecodeState, Finished, Reason, Request, Step, Tokens
+
+LARGEST: Final = 2**63
+"""No id is this large: models read ids of 64 bits, one of them for the sign."""
 
 
 def start(
-    prompt: Sequence[int],
+    prompt: Sequence[int] | Tensor | NDArray[numpy.integer],
     max_new_tokens: int,
-    stop: Iterable[int] = (),
+    stop: Iterable[int] | Tensor = (),
     limits: Limits = Limits(),
 ) -> Result[DecodeState, DecodeError]:
     """The state before the first step, or why there cannot be one. Nothing is run.
 
-    The text ends after `max_new_tokens`, after a token in `stop`, or where the model's context is full. Refused: an
-    empty prompt, ids that are not ints or outside the vocabulary, a prompt longer than the context, a negative
-    `max_new_tokens`.
+    The text ends after `max_new_tokens`, after a token in `stop`, or where the model's context is full. Ids may be in a
+    row of whole numbers of torch or numpy too. Refused: an empty prompt, ids that are not ints or outside the
+    vocabulary, a prompt longer than the context, a `max_new_tokens` that is negative or no whole number.
 
     >>> start([5, 6], max_new_tokens=3).unwrap().room
     3
     >>> print(start([], max_new_tokens=3).failure())
     the prompt is empty: received no tokens; give at least one token, such as the model's bos.
     """
-    tokens = tuple(prompt)
-    stops = frozenset(stop)
-    vocabulary = limits.vocab_size
+    try:
+        return Success(_started(prompt, max_new_tokens, stop, limits))
+    except DecodeError as error:
+        return Failure(error)
+
+
+def _started(prompt: object, max_new_tokens: object, stop: object, limits: object) -> DecodeState:
+    limits = _checked(limits, "limits")
+    tokens = _ids("inputs", prompt, limits.vocab_size)
+    stops = frozenset(_ids("eos_tokens_id", stop, limits.vocab_size))
     if not tokens:
         remedy = "give at least one token, such as the model's bos"
-        return Failure(DecodeError("inputs", "the prompt is empty", "no tokens", remedy))
-    for name, ids in (("inputs", tokens), ("eos_tokens_id", stops)):
-        for token in ids:
-            if type(token) is not int:
-                remedy = "give plain ints, such as tokenizer(text).input_ids"
-                return Failure(DecodeError(name, "a token id is not an int", repr(token), remedy))
-            if token < 0 or (vocabulary is not None and token >= vocabulary):
-                size = "the vocabulary" if vocabulary is None else f"the vocabulary of {vocabulary}"
-                remedy = "use the tokenizer that belongs to the target"
-                return Failure(DecodeError(name, f"a token id is outside {size}", token, remedy))
+        raise DecodeError("inputs", "the prompt is empty", "no tokens", remedy)
     if limits.context is not None and len(tokens) > limits.context:
         happened = f"the prompt is longer than the target's context of {limits.context}"
-        return Failure(DecodeError("inputs", happened, f"{len(tokens)} tokens", "shorten the prompt"))
-    if max_new_tokens < 0:
-        remedy = "give 0 or more tokens"
-        return Failure(DecodeError("max_gen_len", "the number of new tokens is negative", max_new_tokens, remedy))
-    limit = len(tokens) + max_new_tokens
-    return Success(
-        DecodeState(Request(tokens, limit if limits.context is None else min(limit, limits.context), stops), tokens)
+        raise DecodeError("inputs", happened, f"{len(tokens)} tokens", "shorten the prompt")
+    remedy = "give 0 or more tokens"
+    if not is_id(max_new_tokens):
+        number = type(max_new_tokens) is not bool and isinstance(max_new_tokens, Integral)
+        what = "negative" if number else "not a whole number"
+        raise DecodeError("max_gen_len", f"the number of new tokens is {what}", shown(max_new_tokens), remedy)
+    limit = len(tokens) + int(max_new_tokens)  # type: ignore[call-overload] # it is a whole number
+    if limits.context is not None:
+        limit = min(limit, limits.context)
+    return DecodeState(Request(tokens, limit, stops, limits.vocab_size), tokens)
+
+
+def _ids(name: str, given: object, vocab_size: int | None) -> Tokens:
+    """Token ids as plain ints, whatever they came in."""
+    if isinstance(given, str | bytes | dict) or not isinstance(given, Iterable):
+        remedy = "give ids in a list, such as tokenizer(text).input_ids"
+        raise DecodeError(name, f"{name} are no token ids", shown(given), remedy)
+    if isinstance(given, Tensor | numpy.ndarray):
+        given = _listed(name, given)
+    tokens = tuple(given)
+    for token in tokens:
+        if type(token) is bool or not isinstance(token, Integral):
+            remedy = "give plain ints, such as tokenizer(text).input_ids"
+            raise DecodeError(name, "a token id is not an int", shown(token), remedy)
+        if not 0 <= int(token) < (LARGEST if vocab_size is None else vocab_size):
+            size = "the vocabulary" if vocab_size is None else f"the vocabulary of {vocab_size}"
+            remedy = "use the tokenizer that belongs to the target"
+            raise DecodeError(name, f"a token id is outside {size}", token, remedy)
+    return tuple(map(int, tokens))
+
+
+def _listed(name: str, given: Tensor | NDArray[numpy.generic]) -> list[object]:
+    """The numbers of a row of ids."""
+    whole_numbers = (
+        not (given.is_floating_point() or given.is_complex() or given.is_meta or given.dtype == torch.bool)
+        if isinstance(given, Tensor)
+        else numpy.issubdtype(given.dtype, numpy.integer)
     )
+    if given.ndim != 1 or not whole_numbers:
+        received = f"{given.dtype} of shape {list(given.shape)}"
+        raise DecodeError(name, f"{name} are no row of ids", received, "give whole numbers of shape [n], one text")
+    numbers: list[object] = given.tolist()
+    return numbers
+
+
+def _checked(limits: object, name: str) -> Limits:
+    a(Limits, "give limits_of(model)")(name, limits)
+    assert isinstance(limits, Limits)
+    or_none(whole(1, "give how many tokens the model knows"))("vocab_size", limits.vocab_size)
+    or_none(whole(1, "give how many tokens the model can read"))("context", limits.context)
+    return limits
 
 
 def shared_vocabulary(target: Limits, drafter: Limits) -> Result[int | None, DecodeError]:
@@ -66,6 +118,10 @@ def shared_vocabulary(target: Limits, drafter: Limits) -> Result[int | None, Dec
     >>> print(shared_vocabulary(Limits(49152), Limits(32000)).failure())
     drafter and target have different vocabularies: received 32000 and 49152; use a drafter with the target's tokenizer.
     """
+    try:
+        target, drafter = _checked(target, "target"), _checked(drafter, "drafter")
+    except DecodeError as error:
+        return Failure(error)
     if target.vocab_size is None or drafter.vocab_size is None:
         return Success(target.vocab_size)
     small, large = sorted((target.vocab_size, drafter.vocab_size))
@@ -80,16 +136,22 @@ def unfold(step: Step, state: DecodeState) -> Iterator[DecodeState | Finished]:
     """Every outcome of repeating `step`, the last one `Finished`: for streaming, and for stepping by hand.
 
     Whatever was yielded stays valid when the iteration is interrupted; `unfold(step, outcome)` goes on from it.
-    A state without room finishes at once and runs nothing.
+    A state without room finishes at once and runs nothing. `DecodeError` for a step that adds nothing to the text, or
+    returns no state.
     """
+    _can_step(step, state)
+    return _outcomes(step, state)
+
+
+def _outcomes(step: Step, state: DecodeState) -> Iterator[DecodeState | Finished]:
     outcome: DecodeState | Finished = state
     while isinstance(outcome, DecodeState):
-        outcome = step(outcome) if outcome.room > 0 else Finished(outcome, Reason.LIMIT)
+        outcome = _longer(step, outcome, step(outcome)) if outcome.room > 0 else Finished(outcome, Reason.LIMIT)
         yield outcome
 
 
 def run(step: Step, state: DecodeState) -> Finished:
-    """The end of the text that begins with `state`."""
+    """The end of the text that begins with `state`. `DecodeError` as in `unfold`."""
     outcome: DecodeState | Finished = state
     for outcome in unfold(step, state):  # noqa: B007 - only the last outcome is wanted
         pass
@@ -99,4 +161,30 @@ def run(step: Step, state: DecodeState) -> Finished:
 
 def once(first: Step, then: Step) -> Step:
     """`first` for the first step of a text, `then` for all others. The spec's `first_target` is one of these."""
+    _is_step("first", first)
+    _is_step("then", then)
     return lambda state: first(state) if state.tally.steps == 0 else then(state)
+
+
+_is_step = calls("a step", "compose one, such as speculative_step(…)")
+
+
+def _can_step(step: object, state: object) -> None:
+    _is_step("step", step)
+    remedy = "give a DecodeState, such as start(prompt, 32).unwrap()"
+    a(DecodeState, remedy)("state", state)
+
+
+def _longer(step: Step, before: DecodeState, outcome: object) -> DecodeState | Finished:
+    """The outcome of a step; refused if a text could go on like this for ever."""
+    remedy = "return the next DecodeState, or Finished"
+    if isinstance(outcome, Lossy):
+        remedy = "make it a step that runs with accept_loss, if its loss is wanted"
+    if not isinstance(outcome, DecodeState | Finished):
+        raise DecodeError("step", f"the step {named(step)} returns no state", shown(outcome), remedy)
+    after = outcome.state if isinstance(outcome, Finished) else outcome
+    new = len(after.tokens) - len(before.tokens)
+    if new < 0 or (new == 0 and outcome is after):
+        received = f"a text of {len(after.tokens)} tokens behind one of {len(before.tokens)}"
+        raise DecodeError("step", f"the step {named(step)} adds nothing", received, "emit at least one token")
+    return outcome

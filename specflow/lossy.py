@@ -8,6 +8,8 @@ from typing import Generic, TypeAlias, final
 from attrs import frozen
 from typing_extensions import TypeVar
 
+from specflow.checks import calls, named, shown
+from specflow.errors import DecodeError
 from specflow.state import DecodeState, Finished, Step
 
 R = TypeVar("R", covariant=True)
@@ -30,6 +32,7 @@ class Lossy(Generic[R]):
 
     def map(self, stages: Callable[[R], U], /) -> Lossy[U]:
         """What the stages make of the record, still marked."""
+        calls("stages", "give a function of the record")("stages", stages)
         return Lossy(stages(self.value))
 
 
@@ -39,4 +42,13 @@ LossyStep: TypeAlias = Callable[[DecodeState], Lossy[DecodeState | Finished]]
 
 def accept_loss(step: LossyStep) -> Step:
     """The same step, for a caller who knows what it is: the one place where a lossy decoder becomes one that runs."""
-    return lambda state: step(state).value
+    calls("a lossy step", "give a LossyStep, such as lossy_unadjusted_step(…)")("step", step)
+
+    def accepted(state: DecodeState) -> DecodeState | Finished:
+        outcome: object = step(state)
+        if not isinstance(outcome, Lossy):
+            remedy = "use the step as it is, if it is lossless"
+            raise DecodeError("step", f"the step {named(step)} returns nothing lossy", shown(outcome), remedy)
+        return outcome.value  # type: ignore[no-any-return] # `run` looks at it
+
+    return accepted

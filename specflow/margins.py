@@ -9,6 +9,8 @@ from attrs import define, field, frozen
 from torch.nn import Module
 from typing_extensions import override
 
+from specflow.asked import laws_of
+from specflow.checks import a, is_id, shown
 from specflow.distribution import PointMass
 from specflow.errors import DecodeError, unwrap
 from specflow.loop import start
@@ -39,6 +41,7 @@ class Margins:
 
     def __call__(self, committed: Committed, /) -> None:
         """Record the margins of this step's tokens."""
+        a(Committed, "give it to a step as its observer")("committed", committed)
         self.recorded += margins_of(committed.adjusted.verified.logits[: len(committed.tokens)])
 
 
@@ -94,15 +97,16 @@ def audit(tokens: Sequence[int], model: Module, prompt: int) -> Audit:
     >>> print(audit(text, model, prompt=2))
     all 20 tokens are greedy
     """
+    a(Module, "give the model itself")("model", model)
     state = unwrap(start(tokens, 0, limits=limits_of(model)))
-    if not 1 <= prompt <= len(tokens):
-        remedy = "give the number of tokens that the text began with"
-        raise DecodeError("prompt", f"the prompt is not within the text of {len(tokens)} tokens", prompt, remedy)
+    if not is_id(prompt) or not 1 <= prompt <= len(state.tokens):
+        happened = f"the prompt is not within the text of {len(state.tokens)} tokens"
+        raise DecodeError("prompt", happened, shown(prompt), "give the number of tokens that the text began with")
     predict, greedy, differences = OneByOne(CachedPredictor(model), prompt), GreedyProcessor(), []
-    for position in range(prompt, len(tokens)):
+    for position in range(prompt, len(state.tokens)):
         before, token = state.tokens[:position], state.tokens[position]
         logits = predict(before, 1)
-        (law,) = greedy.laws(before, logits)
+        law = laws_of(greedy, before, logits)[1][0]
         if law != PointMass(token):
             differences.append(Difference(position, token, Dice().draw(law, position), margins_of(logits)[0]))
-    return Audit(len(tokens) - prompt, tuple(differences))
+    return Audit(len(state.tokens) - prompt, tuple(differences))

@@ -9,7 +9,10 @@ import torch
 from attrs import define, field, frozen
 from torch import Tensor
 
+from specflow.asked import rows_of
+from specflow.checks import calls, number, shown, valid, whole
 from specflow.distribution import PointMass
+from specflow.errors import DecodeError
 from specflow.prefix import common_prefix
 from specflow.processors import GreedyProcessor
 from specflow.state import Predictor, Tokens
@@ -22,11 +25,17 @@ def margins_of(logits: Tensor) -> list[float]:
     >>> margins_of(torch.tensor([[1.0, 4.0, 3.5], [2.0, 2.0, 0.0]]))
     [0.5, 0.0]
     """
+    given: object = logits
+    if not (isinstance(given, Tensor) and given.ndim == 2 and given.is_floating_point() and not given.is_meta):
+        raise DecodeError("logits", "logits are no rows", shown(logits), "give floats [k, V]")
     if logits.shape[-1] < 2:
         return [inf] * len(logits)
     best = logits.topk(2, dim=-1).values.double()
     gaps: list[float] = (best[:, 0] - best[:, 1]).tolist()
     return gaps
+
+
+_is_predictor = valid(calls("a predictor", "give a function of (tokens, last), such as a CachedPredictor"))
 
 
 @final
@@ -58,18 +67,18 @@ class RescoreNearTies:
             [5.0000, 0.0000]])
     """
 
-    target: Predictor
-    single: Predictor
-    below: float
+    target: Predictor = field(validator=_is_predictor)
+    single: Predictor = field(validator=_is_predictor)
+    below: float = field(validator=valid(number("below is no margin", "give a number of 0 or more", lambda x: x >= 0)))
 
     def __call__(self, tokens: Tokens, last: int, /) -> Tensor:
         """Logits [last, V] behind each of the last `last` prefixes of `tokens`."""
-        logits, greedy = self.target(tokens, last), GreedyProcessor()
+        logits, greedy = rows_of(self.target, tokens, last), GreedyProcessor()
         rows = list(logits.unbind())
         for i, margin in enumerate(margins_of(logits)):
             end = len(tokens) - last + 1 + i
             if margin < self.below:
-                rows[i] = self.single(tokens[:end], 1)[0]
+                rows[i] = rows_of(self.single, tokens[:end], 1, "single")[0]
             if end < len(tokens) and greedy.laws(tokens[:end], rows[i][None]) != (PointMass(tokens[end]),):
                 break
         return torch.stack(rows)
@@ -93,14 +102,14 @@ class OneByOne:
     [((1, 2), 1), ((1, 2, 3), 1), ((1, 2, 3, 0), 1)]
     """
 
-    predictor: Predictor
-    prompt: int
+    predictor: Predictor = field(validator=_is_predictor)
+    prompt: int = field(validator=valid(whole(1, "give the length of the prompt")))
     _read: Tokens = field(init=False, default=(), repr=False)
 
     def __call__(self, tokens: Tokens, last: int, /) -> Tensor:
         """Logits [last, V] behind each of the last `last` prefixes of `tokens`."""
         wanted = len(tokens) - last
         begin = max(min(self.prompt, wanted + 1), min(common_prefix(self._read, tokens), wanted) + 1)
-        rows = [self.predictor(tokens[:end], 1) for end in range(begin, len(tokens) + 1)]
+        rows = [rows_of(self.predictor, tokens[:end], 1, "predictor") for end in range(begin, len(tokens) + 1)]
         self._read = tokens
         return torch.cat(rows[-last:])

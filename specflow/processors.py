@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from math import isfinite
-from typing import Protocol, final
+from typing import Final, Protocol, final
 
 import torch
 import torch.nn.functional as F
-from attrs import define, field
+from attrs import define, field, frozen
 from torch import Tensor
 from typing_extensions import override
 
+from specflow.checks import calls, number, shown, valid, whole
+from specflow.checks import temperature as check_temperature
 from specflow.distribution import BlackBox, Categorical, Distribution, PointMass
 from specflow.errors import DecodeError
-from specflow.finite import argmax, arrived, finite, is_near, on_arrival
+from specflow.finite import NOTICED, argmax, finite, is_near, on_arrival
 from specflow.state import Tokens
+
+_TOP_K: Final = whole(1, "keep at least one token")
+_TOP_P: Final = number("top_p is outside (0, 1]", "use 1.0 to keep every token", lambda top_p: 0 < top_p <= 1)
 
 
 class Laws(Protocol):
@@ -44,14 +48,15 @@ class Lazily:
     (PointMass(token=8), [PointMass(token=7), PointMass(token=8)])
     """
 
-    rows: int
-    make: Callable[[int], Distribution]
+    rows: int = field(validator=valid(whole(0, "give the number of rows")))
+    make: Callable[[int], Distribution] = field(validator=valid(calls("a maker of laws", "give a function of a row")))
     made: list[Distribution] = field(factory=list, init=False)
 
     def __len__(self) -> int:
         return self.rows
 
     def __getitem__(self, row: int, /) -> Distribution:
+        row = row if row >= 0 else row + self.rows
         if not 0 <= row < self.rows:
             raise IndexError(row)
         while len(self.made) <= row:
@@ -74,6 +79,31 @@ class Processor(Protocol):
         ...
 
 
+@final
+@frozen
+class EachPrefix:
+    """A processor made of a function: (prefix, logits [V] behind it) → the law of what follows the prefix.
+
+    It is asked about a prefix only once the text, or a draft that may stand, has come that far, and never behind a stop
+    token. So a strict automaton, which refuses what is not in its language, never hears of a draft that it forbids. A
+    prefix may be asked about again.
+
+    >>> def no_repeat(prefix, logits):
+    ...     return PointMass(int(logits.index_fill(0, torch.tensor(prefix[-1]), -torch.inf).argmax()))
+    >>> EachPrefix(no_repeat).laws((2, 1), torch.tensor([[0.0, 1.0, 2.0], [0.0, 2.0, 1.0]]))[1]
+    PointMass(token=2)
+    """
+
+    law: Callable[[Tokens, Tensor], Distribution] = field(
+        validator=valid(calls("a law", "give a function of a prefix and the logits behind it"))
+    )
+
+    def laws(self, tokens: Tokens, logits: Tensor, /) -> Lazily:
+        """The law behind each row of `logits` [k, V]; row k - 1 follows all of `tokens`."""
+        first = len(tokens) - len(logits) + 1
+        return Lazily(len(logits), lambda row: self.law(tokens[: first + row], logits[row]))
+
+
 class LogitsProcessor(ABC):
     """softmax(_process(logits) / temperature), and a way to choose from it. Subclass it to write your own.
 
@@ -81,22 +111,19 @@ class LogitsProcessor(ABC):
     (one-hot for greedy, the probabilities for the others) and drafts are verified against that law. Where it is not,
     the sampler is used as it is, by sample-and-match, which is exact whatever it does.
 
-    temperature > 0, else `DecodeError`.
+    1e-30 ≤ temperature ≤ 1e30, else `DecodeError`.
     """
 
     def __init__(self, temperature: float = 1.0) -> None:
-        if not (temperature > 0 and isfinite(temperature)):
-            raise DecodeError(
-                "temperature",
-                "temperature is not a positive number",
-                temperature,
-                "use GreedyProcessor() for a temperature of 0",
-            )
-        self.temperature = temperature
+        check_temperature("temperature", temperature)
+        self.temperature = float(temperature)
 
     def __call__(self, logits: Tensor) -> Tensor:
         """Probabilities of the shape of `logits` [..., V], in at least fp32. The input is never written to."""
-        scores = self._process(logits.clone())
+        scores = _floats(type(self).__name__, self._process(_floats("logits", logits).clone()))
+        if scores.shape != logits.shape:
+            happened, remedy = f"{type(self).__name__} changes the shape of its logits", "return as many as came"
+            raise DecodeError("processor", happened, f"{list(scores.shape)} for {list(logits.shape)}", remedy)
         if scores.dtype in (torch.float16, torch.bfloat16):
             scores = scores.float()
         return F.softmax(scores / self.temperature, dim=-1)
@@ -111,12 +138,20 @@ class LogitsProcessor(ABC):
 
     def laws(self, tokens: Tokens, logits: Tensor, /) -> tuple[Distribution, ...]:
         """The law that `sample` draws from, for each row of `logits` [k, V]."""
+        if _floats("logits", logits).ndim != 2 or logits.numel() == 0:
+            raise DecodeError("logits", "logits are no rows", f"shape {list(logits.shape)}", "give logits [k, V]")
         kind = type(self)
         if kind.sample is GreedyProcessor.sample:
             # The argmax of the logits: their softmax may round two of them to one number.
             untouched = kind._process is GreedyProcessor._process and kind.__call__ is LogitsProcessor.__call__
             scores = logits if untouched else self(logits)
-            return tuple([PointMass(token) for token in _argmax(scores, len(tokens))])
+            # Where there is no largest score there is no law: its softmax is NaN, and is noticed if it is asked for.
+            return tuple(
+                [
+                    PointMass(token) if token != NOTICED else Categorical(scores[row].softmax(-1))
+                    for row, token in enumerate(_argmax(scores))
+                ]
+            )
         probs = self(logits)
         if kind.sample is MultinomialProcessor.sample:
             return tuple([Categorical(row) for row in probs.unbind()])
@@ -140,7 +175,7 @@ class GreedyProcessor(LogitsProcessor):
     @override
     def sample(self, probs: Tensor) -> Tensor:
         """argmax, as [..., 1]."""
-        return probs.argmax(dim=-1, keepdim=True)
+        return _floats("probs", probs).argmax(dim=-1, keepdim=True)
 
 
 class MultinomialProcessor(LogitsProcessor):
@@ -156,8 +191,12 @@ class MultinomialProcessor(LogitsProcessor):
     @override
     def sample(self, probs: Tensor) -> Tensor:
         """One draw for each row, from torch's default generator, as [..., 1]."""
-        rows = probs.reshape(-1, probs.shape[-1])
-        return torch.multinomial(rows, num_samples=1).reshape(*probs.shape[:-1], 1)
+        rows = _floats("probs", probs).reshape(-1, probs.shape[-1])
+        try:
+            return torch.multinomial(rows, num_samples=1).reshape(*probs.shape[:-1], 1)
+        except RuntimeError as error:  # torch has looked at them
+            remedy = "give probabilities that sum to more than 0"
+            raise DecodeError("probs", "a row is no law", str(error), remedy) from error
 
 
 class TopKProcessor(MultinomialProcessor):
@@ -171,7 +210,8 @@ class TopKProcessor(MultinomialProcessor):
 
     def __init__(self, temperature: float, top_k: int) -> None:
         super().__init__(temperature)
-        self.top_k = _checked_top_k(top_k)
+        _TOP_K("top_k", top_k)
+        self.top_k = int(top_k)
 
     @override
     def _process(self, logits: Tensor) -> Tensor:
@@ -189,7 +229,8 @@ class NucleusProcessor(MultinomialProcessor):
 
     def __init__(self, temperature: float, top_p: float) -> None:
         super().__init__(temperature)
-        self.top_p = _checked_top_p(top_p)
+        _TOP_P("top_p", top_p)
+        self.top_p = float(top_p)
 
     @override
     def _process(self, logits: Tensor) -> Tensor:
@@ -201,31 +242,29 @@ class TopKNucleusProcessor(MultinomialProcessor):
 
     def __init__(self, temperature: float, top_k: int, top_p: float) -> None:
         super().__init__(temperature)
-        self.top_k = _checked_top_k(top_k)
-        self.top_p = _checked_top_p(top_p)
+        _TOP_K("top_k", top_k)
+        self.top_k = int(top_k)
+        _TOP_P("top_p", top_p)
+        self.top_p = float(top_p)
 
     @override
     def _process(self, logits: Tensor) -> Tensor:
         return _keep_nucleus(_keep_top_k(logits, self.top_k), self.temperature, self.top_p)
 
 
-def _argmax(scores: Tensor, end: int) -> list[int]:
-    """The index of the largest score in each row [k, V], the first of equals; `end` is the length of the text."""
+def _argmax(scores: Tensor) -> list[int]:
+    """The index of the largest score in each row [k, V], the first of equals; `NOTICED` where it is not finite."""
     if is_near(scores):
         return argmax(scores)  # numpy takes a quarter of torch's time
-    return arrived(on_arrival(scores.argmax(-1), scores).tolist(), end - len(scores))
+    chosen: list[int] = on_arrival(scores.argmax(-1), scores).tolist()
+    return chosen
 
 
-def _checked_top_k(top_k: int) -> int:
-    if top_k < 1:
-        raise DecodeError("top_k", "top_k is below 1", top_k, "keep at least one token")
-    return top_k
-
-
-def _checked_top_p(top_p: float) -> float:
-    if not 0 < top_p <= 1:
-        raise DecodeError("top_p", "top_p is outside (0, 1]", top_p, "use 1.0 to keep every token")
-    return top_p
+def _floats(name: str, value: object) -> Tensor:
+    if not isinstance(value, Tensor) or not value.is_floating_point() or value.ndim == 0 or value.is_meta:
+        what = f"a tensor of {value.dtype} on {value.device}" if isinstance(value, Tensor) else shown(value)
+        raise DecodeError(name, f"{name} gives no tensor of floats [..., V]", what, "give logits or probabilities")
+    return value
 
 
 def _keep_top_k(logits: Tensor, top_k: int) -> Tensor:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator
 from hashlib import blake2b
+from numbers import Integral
 from typing import Protocol, final
 
 import torch
-from attrs import frozen
+from attrs import Attribute, field, frozen
 from torch import Tensor
 
-from specflow.distribution import BlackBox, Categorical, Distribution, PointMass
-from specflow.finite import arrived, is_near, on_arrival
+from specflow.checks import a, is_id, named, or_none, shown, valid
+from specflow.distribution import BlackBox, Categorical, Distribution, PointMass, flaw, lawful, no_law
+from specflow.errors import DecodeError
+from specflow.finite import NOTICED, is_near
+from specflow.processors import Laws
 
 
 class Sampling(Protocol):
@@ -41,13 +45,20 @@ class Dice:
 
     Certain outcomes (a point mass, a probability of 0 or 1) consume nothing. A law on a device is drawn from there, by
     argmax(p / e) with e exponential, and only the token is copied. A generator on the CPU makes its noise on the CPU.
+    `DecodeError` for a law that is none.
+
+    One seed gives one text: where drafts are certain, a decoder draws once for each token that it commits, whatever is
+    drafted and however far, so the text is that of `autoregressive_step` with the same seed. Where drafts are drawn,
+    how many there are decides what is left for the next draw: there `seed_coupled_step` has one text for a seed.
 
     >>> dice = Dice(torch.Generator().manual_seed(0))
     >>> dice.draw(PointMass(3), 0), dice.accept(1.0), dice.accept(0.0)
     (3, True, False)
     """
 
-    generator: torch.Generator | None = None
+    generator: torch.Generator | None = field(
+        default=None, validator=valid(or_none(a(torch.Generator, "give torch.Generator().manual_seed(seed)")))
+    )
 
     def draw(self, law: Distribution, position: int, /) -> int:
         """One token; a `BlackBox` draws its own."""
@@ -56,22 +67,68 @@ class Dice:
                 return token
             case Categorical(probs):
                 if is_near(probs) and (self.generator is None or self.generator.device == probs.device):
-                    return int(torch.multinomial(probs, 1, generator=self.generator))
-                return _brought(self.draw_there(probs, position), probs, position)
+                    return self._drawn_here(law, position)
+                return _brought(self.draw_there(probs, position), law, position)
             case BlackBox():
                 return law.draw()
+        raise no_law(law, position)
 
     def draw_there(self, probs: Tensor, position: int, /) -> Tensor:
         """One token of `probs` [V], as an id [] on its device."""
         there = probs.device if self.generator is None else self.generator.device
-        noise = torch.empty(probs.shape, dtype=probs.dtype, device=there).exponential_(generator=self.generator)
+        exact = torch.promote_types(probs.dtype, torch.float32)  # noise of 16 bits can be 0, and 0 / 0 would be drawn
+        noise = torch.empty(probs.shape, dtype=exact, device=there).exponential_(generator=self.generator)
         return (probs / noise.to(probs.device)).argmax()
 
     def accept(self, probability: float, /) -> bool:
         """u < probability, with u uniform on [0, 1), 53 bits of it: never true at 0, always at 1."""
-        if probability <= 0.0 or probability >= 1.0:
+        if not 0.0 < probability < 1.0:
+            if probability != probability:  # noqa: PLR0124 - NaN is the one number that is not itself
+                raise DecodeError("probability", "a probability is none", probability, "give a number")
             return probability >= 1.0
-        return torch.rand((), generator=self.generator, dtype=torch.float64).item() < probability
+        there = None if self.generator is None else self.generator.device
+        return torch.rand((), generator=self.generator, dtype=torch.float64, device=there).item() < probability
+
+    def mark(self, place: torch.device, /) -> Callable[[], None]:
+        """A way back: what it returns takes back all that was drawn for laws at `place` since.
+
+        >>> dice = Dice(torch.Generator().manual_seed(0))
+        >>> back = dice.mark(torch.device("cpu"))
+        >>> first = dice.accept(0.5), dice.accept(0.5), dice.accept(0.5)
+        >>> back()
+        >>> (dice.accept(0.5), dice.accept(0.5), dice.accept(0.5)) == first
+        True
+        """
+        if self.generator is not None:
+            generator, state = self.generator, self.generator.get_state()
+            return lambda: _put_back(generator, state)
+        match place.type:
+            case "cuda":
+                state = torch.cuda.get_rng_state(place)
+                return lambda: torch.cuda.set_rng_state(state, place)
+            case "xpu":
+                state = torch.xpu.get_rng_state(place)
+                return lambda: torch.xpu.set_rng_state(state, place)
+            case "mps":
+                state = torch.mps.get_rng_state()
+                return lambda: torch.mps.set_rng_state(state)
+        state = torch.get_rng_state()
+        return lambda: torch.set_rng_state(state)
+
+    def _drawn_here(self, law: Categorical, position: int) -> int:
+        probs = law.probs.to(torch.promote_types(law.probs.dtype, torch.float32))  # as in `draw_there`
+        try:
+            return int(torch.multinomial(probs, 1, generator=self.generator))
+        except RuntimeError as error:  # torch has looked at them
+            if flaw(law) is None:
+                raise
+            raise no_law(law, position) from error
+
+
+def _whole(instance: object, attribute: Attribute[int], value: int) -> None:
+    seed: object = value
+    if type(seed) is bool or not isinstance(seed, Integral):
+        raise DecodeError("seed", "seed is not a whole number", shown(seed), "give any whole number")
 
 
 @final
@@ -90,7 +147,7 @@ class SharedNoise:
     True
     """
 
-    seed: int
+    seed: int = field(validator=_whole)
 
     def draw(self, law: Distribution, position: int, /) -> int:
         """One token; the noise is drawn in fp32 on the CPU. A `BlackBox` draws its own and shares nothing."""
@@ -98,9 +155,10 @@ class SharedNoise:
             case PointMass(token):
                 return token
             case Categorical(probs):
-                return _brought(self.draw_there(probs, position), probs, position)
+                return _brought(self.draw_there(probs, position), law, position)
             case BlackBox():
                 return law.draw()
+        raise no_law(law, position)
 
     def draw_there(self, probs: Tensor, position: int, /) -> Tensor:
         """One token of `probs` [V], as an id [] on its device."""
@@ -110,26 +168,68 @@ class SharedNoise:
         return (probs / noise.to(probs.device)).argmax()
 
 
-def draws(rng: Sampling, laws: Sequence[Distribution], start: int) -> Iterator[int]:
-    """One token of each law in turn, the first at position `start`.
+def draws(rng: Sampling, laws: Laws, start: int, span: range) -> Generator[int, None, None]:
+    """One token of each law in turn whose number is in `span`; that of law i stands at position `start` + i.
 
-    On the host each is drawn when it is asked for. On a device all are drawn at the first one, and copied at once:
-    what is not asked for was drawn for nothing, which changes no law. `DecodeError` at a law that is none.
+    Each is drawn when it is asked for. But where `laws` are a tuple, those on a device are drawn at the first one, and
+    copied at once. Close it when no more are wanted: what was drawn for nothing is taken back from `Dice`, so that
+    they go on as if it had not been. `DecodeError` at a law that is none, and for what is no token of it.
 
-    >>> list(draws(Dice(), [PointMass(3), Categorical(torch.tensor([0.0, 1.0]))], 5))
+    >>> list(draws(Dice(), (PointMass(3), Categorical(torch.tensor([0.0, 1.0]))), 5, range(2)))
     [3, 1]
     """
-    far = [(i, law.probs) for i, law in enumerate(laws) if isinstance(law, Categorical) and not is_near(law.probs)]
-    sent: dict[int, int] = {}
+    far = _far(laws, span)
+    sent: list[int] = []
+    marks: list[Callable[[], None]] = []
     if far:
-        ids = torch.stack([on_arrival(rng.draw_there(probs, start + i), probs) for i, probs in far])
-        sent = dict(zip([i for i, _ in far], ids.tolist(), strict=True))
-    for i, law in enumerate(laws):
-        yield arrived([sent[i]], start + i - 1)[0] if i in sent else rng.draw(law, start + i)
+        ids = []
+        for i, law in far:
+            ids.append(rng.draw_there(law.probs, start + i))
+            marks += [rng.mark(law.probs.device)] if isinstance(rng, Dice) else []
+        good = lawful(torch.stack([law.probs for _, law in far]))
+        sent = torch.where(good, torch.stack(ids), NOTICED).tolist()
+    asked = 0
+    try:
+        for i in span:
+            if asked < len(far) and far[asked][0] == i:
+                asked += 1
+                if sent[asked - 1] == NOTICED:
+                    raise no_law(far[asked - 1][1], start + i)
+                yield sent[asked - 1]
+            else:
+                p = laws[i]
+                yield p.token if isinstance(p, PointMass) else drawn(rng, p, start + i)
+    finally:
+        if 0 < asked < len(marks):
+            marks[asked - 1]()
 
 
-def _brought(token: Tensor, probs: Tensor, position: int) -> int:
-    """The id on the host, in one copy; `DecodeError` if the law is none, as its logits were not finite."""
-    if is_near(token):
+def drawn(rng: Sampling, law: Distribution, position: int) -> int:
+    """One token of the law; `DecodeError` where what draws gives anything but a token id."""
+    token = rng.draw(law, position)
+    if is_id(token):
         return int(token)
-    return arrived([int(on_arrival(token, probs))], position - 1)[0]
+    if isinstance(law, PointMass) and token is law.token:
+        raise no_law(law, position)
+    raise DecodeError("rng", f"{named(rng)} draws what is no token id", shown(token), "return an int, such as int(id)")
+
+
+def _far(laws: Laws, span: range) -> list[tuple[int, Categorical]]:
+    """The laws of a tuple that are on a device, where no other but certain ones are among them."""
+    if not isinstance(laws, tuple):
+        return []
+    uncertain = [(i, laws[i]) for i in span if not isinstance(laws[i], PointMass)]
+    far = [(i, law) for i, law in uncertain if isinstance(law, Categorical) and not is_near(law.probs)]
+    return far if len(far) == len(uncertain) else []
+
+
+def _put_back(generator: torch.Generator, state: Tensor) -> None:
+    generator.set_state(state)
+
+
+def _brought(token: Tensor, law: Categorical, position: int) -> int:
+    """The id on the host, in one copy; `DecodeError` if the law is none."""
+    brought = int(torch.where(lawful(law.probs), token, NOTICED))
+    if brought == NOTICED:
+        raise no_law(law, position)
+    return brought

@@ -14,7 +14,9 @@ from attrs import field, frozen
 from torch import Tensor
 from typing_extensions import TypeVar
 
+from specflow.checks import a, or_none, shown, valid, whole
 from specflow.distribution import Distribution, PointMass
+from specflow.errors import DecodeError
 
 Tokens: TypeAlias = tuple[int, ...]
 
@@ -29,12 +31,17 @@ Q = TypeVar("Q", bound=Distribution, covariant=True, default=Distribution)
 class Request:
     """What was asked: the prompt, the most tokens the whole text may have, and the tokens that end it.
 
-    `limit` counts the prompt too, so a text has room for `limit - len(tokens)` more tokens.
+    `limit` counts the prompt too, so a text has room for `limit - len(tokens)` more tokens. `vocab_size` is how many
+    tokens the target knows, None where nobody told; what is drafted is held against it. `DecodeError` for values of
+    other kinds.
     """
 
-    prompt: Tokens
-    limit: int
-    stop: frozenset[int] = frozenset()
+    prompt: Tokens = field(validator=valid(a(tuple, "give ids as a tuple, or use `start`")))
+    limit: int = field(validator=valid(whole(0, "give the most tokens that the text may have")))
+    stop: frozenset[int] = field(default=frozenset(), validator=valid(a(frozenset, "give ids as a frozenset")))
+    vocab_size: int | None = field(
+        default=None, validator=valid(or_none(whole(1, "give the number of tokens that the target knows")))
+    )
 
 
 @final
@@ -98,6 +105,13 @@ class DecodeState:
     tokens: Tokens
     pace: Pace = ()
     tally: Tally = Tally()
+
+    def __attrs_post_init__(self) -> None:
+        request: object = self.request
+        tokens: object = self.tokens
+        if not (isinstance(request, Request) and isinstance(tokens, tuple)):
+            received = f"{shown(self.request)} and {shown(self.tokens)}"
+            raise DecodeError("state", "a state is no request and a tuple of tokens", received, "use `start`")
 
     @property
     def output(self) -> Tokens:
@@ -187,14 +201,15 @@ class DraftedTree:
 class Verified:
     """The target's judgement of a draft.
 
-    `logits` [γ + 1, V] are the target's, row i following i drafts; `laws` are the laws p made of them. The first
-    `accepted` drafts stand, and `correction` is the law of the token behind them: the bonus token's p when all stand,
-    else whatever keeps the text's law exact.
+    `logits` [γ + 1, V] are the target's, row i following i drafts; `laws` are the laws p that were made of them, which
+    may be fewer: nobody asks for the law behind a draft that cannot stand. The first `accepted` drafts stand, and
+    `correction` is the law of the token behind them: the bonus token's p when all stand, else whatever keeps the text's
+    law exact. It is None where the text ends with an accepted stop token.
     """
 
     drafted: Drafted
     accepted: int
-    correction: Distribution
+    correction: Distribution | None
     laws: tuple[Distribution, ...] = field(repr=False)
     logits: Tensor = field(repr=False)
 
@@ -210,7 +225,7 @@ class Reason(Enum):
 @final
 @frozen(eq=False)
 class Adjusted:
-    """The new tokens of this step: the accepted drafts and the bonus or corrected token, unless a stage cut them.
+    """The new tokens of this step: the accepted drafts and the token behind them, if any, unless a stage cut them.
 
     A stage that ends the text shortens `tokens` and names the `reason`; `commit` cuts at stop tokens and the limit.
     """
@@ -254,7 +269,7 @@ class Finished:
 
 
 Step: TypeAlias = Callable[[DecodeState], DecodeState | Finished]
-"""One round of decoding. It emits at least one token."""
+"""One round of decoding. It emits at least one token: `unfold` refuses one that does not."""
 
 Predictor: TypeAlias = Callable[[Tokens, int], Tensor]
 """(tokens, last) → logits [last, V] of what follows each of the last `last` prefixes. A pure function of tokens."""

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from returns.functions import tap
 from returns.pipeline import flow
 
+from specflow.checks import calls, does, shown
+from specflow.errors import DecodeError
 from specflow.gamma import Fixed
 from specflow.lossy import LossyStep
 from specflow.predictor import Prunable
@@ -37,6 +39,27 @@ from specflow.state import (
     TreePredictor,
 )
 
+_is_target = calls("a predictor", "give a function of (tokens, last), such as a CachedPredictor")
+_is_observer = calls("an observer", "give a function of what was committed")
+_is_processor = does(
+    "a processor",
+    "give a Processor, such as GreedyProcessor(); interop.ProcessorList makes one of transformers'",
+    "laws",
+)
+
+
+def _complete(target: object, processor: object, observe: object) -> None:
+    """Refuses what the stages cannot: they may be made without a target or a processor, to ask for the rule alone."""
+    _is_target("target", target)
+    _is_processor("processor", processor)
+    _is_observer("observe", observe)
+
+
+def _several(prune: Iterable[Prunable]) -> tuple[Prunable, ...]:
+    if isinstance(prune, Iterable):
+        return tuple(prune)
+    raise DecodeError("prune", "prune is not several providers", shown(prune), "give them in a tuple: (predictor,)")
+
 
 def autoregressive_step(
     target: Predictor,
@@ -45,7 +68,11 @@ def autoregressive_step(
     observe: Observer = unobserved,
     until: Condition = never,
 ) -> Step:
-    """One token of the target. The unit among steps: any lossless step has its law."""
+    """One token of the target. The unit among steps: any lossless step has its law.
+
+    `DecodeError`, here as in all of these, for parts that cannot be what they are given for.
+    """
+    _complete(target, processor, observe)
     verify, adjust, stop = MatchSamples(target, processor, rng), Adjust(rng), StopWhen(until)
     return lambda state: flow(state, draft_nothing, verify, adjust, stop, commit, tap(observe), advance)
 
@@ -60,9 +87,14 @@ def speculative_step(
     observe: Observer = unobserved,
     until: Condition = never,
 ) -> Step:
-    """Draft, verify by token rejection, adjust, commit, prune. Lossless: the text has exactly the target's law."""
+    """Draft, verify by token rejection, adjust, commit, prune. Lossless: the text has exactly the target's law.
+
+    Where the drafts are certain (a lookup, a greedy model), a seed of `Dice` gives one text, that of
+    `autoregressive_step`, whatever drafts and however far, so under policies that look at the clock too.
+    """
+    _complete(target, processor, observe)
     draft, verify, adjust = Draft(drafter, gamma), RejectTokens(target, processor, rng), Adjust(rng)
-    stop, forget = StopWhen(until), PruneCache(tuple(prune))
+    stop, forget = StopWhen(until), PruneCache(_several(prune))
     return lambda state: flow(state, draft, verify, adjust, stop, commit, tap(observe), forget, advance)
 
 
@@ -78,8 +110,10 @@ def ngram_step(
     until: Condition = never,
 ) -> Step:
     """`speculative_step` that teaches an n-gram storage what was committed. Lossless, with any drafter."""
+    _complete(target, processor, observe)
     draft, verify, adjust = Draft(drafter, gamma), RejectTokens(target, processor, rng), Adjust(rng)
-    stop, forget = StopWhen(until), PruneCache(tuple(prune))
+    stop, forget = StopWhen(until), PruneCache(_several(prune))
+    calls("a stage that learns", "give UpdateNgram(storage)")("update", update)
     return lambda state: flow(state, draft, verify, adjust, stop, commit, tap(observe), forget, update, advance)
 
 
@@ -99,8 +133,9 @@ def seed_coupled_step(
     are accepted most often when a drafter that samples shares the noise: `LLMDrafter(predictor, processor, noise)`.
     Source: Daliri et al. 2408.07978.
     """
+    _complete(target, processor, observe)
     draft, verify, adjust = Draft(drafter, gamma), MatchSamples(target, processor, noise), Adjust(noise)
-    stop, forget = StopWhen(until), PruneCache(tuple(prune))
+    stop, forget = StopWhen(until), PruneCache(_several(prune))
     return lambda state: flow(state, draft, verify, adjust, stop, commit, tap(observe), forget, advance)
 
 
@@ -119,8 +154,9 @@ def tree_step(
     `target` is a predictor's `read_tree`, or `path_by_path` over any predictor. With `SharedNoise` as `rng` the text of
     a seed is that of `autoregressive_step` with it. Source: Miao et al. 2305.09781 (SpecInfer).
     """
+    _complete(target, processor, observe)
     draft, verify, adjust = DraftTree(drafter, gamma), VerifyTree(target, processor, rng), Adjust(rng)
-    stop, forget = StopWhen(until), PruneCache(tuple(prune))
+    stop, forget = StopWhen(until), PruneCache(_several(prune))
     return lambda state: flow(state, draft, verify, adjust, stop, commit, tap(observe), forget, advance)
 
 
@@ -135,8 +171,9 @@ def lossy_unadjusted_step(
     until: Condition = never,
 ) -> LossyStep:
     """`speculative_step` without the sample adjustment, as the spec's `skip_sample_adjustment` asks. Lossy."""
+    _complete(target, processor, observe)
     draft, verify, adjust = Draft(drafter, gamma), RejectTokens(target, processor, rng), LossySkipAdjustment(rng)
-    stop, forget = StopWhen(until), PruneCache(tuple(prune))
+    stop, forget = StopWhen(until), PruneCache(_several(prune))
 
     def end(adjusted: Adjusted) -> DecodeState | Finished:
         return flow(adjusted, stop, commit, tap(observe), forget, advance)

@@ -9,6 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from specflow.asked import no_rows, node_of
+from specflow.checks import calls
 from specflow.state import TEXT, Node, Predictor, Tokens, TreePredictor
 
 
@@ -119,12 +121,19 @@ def path_by_path(predictor: Predictor) -> TreePredictor:
     [2, 7, 8, 14]
     """
 
+    calls("a predictor", "give a function of (tokens, last), such as a CachedPredictor")("predictor", predictor)
+
     def read(tokens: Tokens, nodes: Sequence[Node]) -> Tensor:
+        for number, node in enumerate(nodes):
+            node_of(predictor, node, number, None)
         rows: dict[int, Tensor] = {}
         for leaf in leaves(nodes) or [TEXT]:
             path = path_to(nodes, leaf)
             drafted = tuple([nodes[i].token for i in path])
-            rows |= zip((TEXT, *path), predictor(tokens + drafted, len(path) + 1), strict=True)
+            logits: object = predictor(tokens + drafted, len(path) + 1)
+            if not (isinstance(logits, Tensor) and logits.ndim == 2 and len(logits) == len(path) + 1):
+                raise no_rows(logits, len(path) + 1, predictor, len(tokens) + len(path), "predictor")
+            rows |= zip((TEXT, *path), logits, strict=True)
         return torch.stack([rows[i] for i in range(TEXT, len(nodes))])
 
     return read

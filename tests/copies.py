@@ -8,13 +8,17 @@ from typing import Final, TypeVar
 
 import torch
 from returns.pipeline import flow
+from torch import Tensor
 
 from specflow import (
     CachedPredictor,
+    Categorical,
     DecodeError,
     DecodeState,
     Dice,
+    Distribution,
     Drafter,
+    EachPrefix,
     Finished,
     Fixed,
     GreedyBlockDrafter,
@@ -28,10 +32,13 @@ from specflow import (
     Sampling,
     SharedNoise,
     SuffixDrafter,
+    Tokens,
     TreeDrafter,
     as_tree,
+    autoregressive_step,
     run,
     speculative_generate,
+    speculative_step,
     start,
 )
 from specflow.stages import (
@@ -112,7 +119,7 @@ def decoded(name: str) -> dict[str, object]:
         "sampled, by blocks": lambda: rejecting(sampled, SAMPLING),
         "sampled, from greedy blocks": lambda: rejecting(greedy, SAMPLING),
         "sampled, token by token": lambda: rejecting(LLMDrafter(model, SAMPLING, dice), SAMPLING),
-        "sampled, suffix": lambda: rejecting(SuffixDrafter(), SAMPLING),
+        "sampled, suffix": lambda: rejecting(SuffixDrafter(), SHARP),
         "sampled, block verification": lambda: counted(
             Draft(sampled, Fixed(GAMMA)), VerifyBlock(target, SAMPLING, dice), Adjust(dice)
         ),
@@ -140,6 +147,31 @@ NAMES: Final = (
     "seed-coupled",
     "seed-coupled, a tree",
 )
+
+
+def of_one_seed(policy: int) -> list[int]:
+    """A sampled text with certain drafts, up to `policy` of them: none where it is 0."""
+    target, dice = CachedPredictor(Remote(MODEL)), Dice(torch.Generator().manual_seed(7))
+    step = autoregressive_step(target, SHARP, dice)
+    if policy:
+        step = speculative_step(SuffixDrafter(), target, SHARP, dice, Fixed(policy))
+    return list(run(step, start(PROMPT, NEW).unwrap()).state.output)
+
+
+def no_law() -> str:
+    """What is said when a processor on the device leaves nothing that could be drawn."""
+    target = CachedPredictor(Remote(MODEL))
+    step = speculative_step(SuffixDrafter(), target, EachPrefix(masked), Dice())
+    try:
+        run(step, start(PROMPT, NEW).unwrap())
+    except DecodeError as error:
+        return str(error)
+    return "nothing"
+
+
+def masked(prefix: Tokens, logits: Tensor) -> Distribution:
+    """A grammar without a way on from the eighth token."""
+    return Categorical(logits.softmax(-1) if len(prefix) < 8 else torch.zeros_like(logits))
 
 
 def refused(processor: Processor, broken: int) -> str:
@@ -181,5 +213,7 @@ def generated(processor: LogitsProcessor) -> dict[str, object]:
 if __name__ == "__main__":
     found: dict[str, object] = {name: decoded(name) for name in NAMES}
     found["refused"] = [refused(processor, who) for processor in (GREEDY, SAMPLING) for who in (0, 1)]
+    found["one seed"] = [of_one_seed(policy) for policy in (0, 1, 3, 9)]
+    found["no law"] = no_law()
     found["generated"] = [generated(processor) for processor in (GREEDY, SAMPLING)]
     print(json.dumps(found))

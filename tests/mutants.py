@@ -50,6 +50,7 @@ from specflow import (
     speculative_step,
 )
 from specflow.drafters import propose_nothing
+from specflow.processors import Laws
 from specflow.stages import Adjust, Draft, DraftTree, LossyTypicalAcceptance, RejectTokens, UpdateNgram, advance, commit
 from specflow.stages.verify import Judgement, Rule, judged
 from specflow.state import TEXT
@@ -161,7 +162,7 @@ def tree_by(world: World, choose: Callable[[Distribution, Sequence[int], int], i
         path, laws = [TEXT], list[Distribution]()
         while True:
             tokens = text + tuple([nodes[i].token for i in path[1:]])
-            laws += world.processor.laws(tokens, logits[path[-1] + 1][None])
+            laws.append(world.processor.laws(tokens, logits[path[-1] + 1][None])[0])
             below = [i for i, node in enumerate(nodes) if node.parent == path[-1]]
             chosen = choose(laws[-1], [nodes[i].token for i in below], len(tokens)) if below else None
             if chosen is None:
@@ -198,7 +199,7 @@ def redraw_behind_a_tree(world: World) -> Step:
 
 
 def redraw_after_a_miss(world: World) -> Step:
-    def rule(proposals: Sequence[Proposal], laws: Sequence[Distribution], start: int) -> Judgement:
+    def rule(proposals: Sequence[Proposal], laws: Laws, start: int) -> Judgement:
         for i, draft in enumerate(proposals):
             if world.rng.draw(laws[i], start + i) != draft.token:
                 return i, laws[i]
@@ -208,7 +209,7 @@ def redraw_after_a_miss(world: World) -> Step:
 
 
 def residual_of_a_point_mass(world: World) -> Step:
-    def rule(proposals: Sequence[Proposal], laws: Sequence[Distribution], start: int) -> Judgement:
+    def rule(proposals: Sequence[Proposal], laws: Laws, start: int) -> Judgement:
         for i, draft in enumerate(proposals):
             if not world.rng.accept(ratio(laws[i], draft)):
                 rest = dense(laws[i])
@@ -240,7 +241,7 @@ class LessOrEqual:
 
 
 def less_or_equal(world: World) -> Step:
-    def rule(proposals: Sequence[Proposal], laws: Sequence[Distribution], start: int) -> Judgement:
+    def rule(proposals: Sequence[Proposal], laws: Laws, start: int) -> Judgement:
         for i, draft in enumerate(proposals):
             if not LessOrEqual(world.rng).accept(ratio(laws[i], draft)):
                 return i, Categorical(max_fn(dense(laws[i]) - dense(draft.q)))
@@ -252,7 +253,7 @@ def less_or_equal(world: World) -> Step:
 def reused_uniform(world: World) -> Step:
     """`noise` is one uniform for each position: the one that refused the draft also draws its replacement."""
 
-    def rule(proposals: Sequence[Proposal], laws: Sequence[Distribution], start: int) -> Judgement:
+    def rule(proposals: Sequence[Proposal], laws: Laws, start: int) -> Judgement:
         for i, draft in enumerate(proposals):
             accepted = ratio(laws[i], draft)
             decision = Categorical(torch.tensor([accepted, 1.0 - accepted], dtype=torch.float64))
@@ -272,7 +273,7 @@ def shared_noise_under_rejection(world: World) -> Step:
 
 
 def first_failure_in_the_block(world: World) -> Step:
-    def rule(proposals: Sequence[Proposal], laws: Sequence[Distribution], start: int) -> Judgement:
+    def rule(proposals: Sequence[Proposal], laws: Laws, start: int) -> Judgement:
         weight, rest = 1.0, laws[0]
         for i, draft in enumerate(proposals):
             p, q = dense(laws[i]), dense(draft.q)
@@ -292,7 +293,7 @@ def first_failure_in_the_block(world: World) -> Step:
 
 
 def bonus_from_the_wrong_row(world: World) -> Step:
-    def rule(proposals: Sequence[Proposal], laws: Sequence[Distribution], start: int) -> Judgement:
+    def rule(proposals: Sequence[Proposal], laws: Laws, start: int) -> Judgement:
         verify = RejectTokens(world.target, world.processor, world.rng)
         accepted, correction = verify.judge(proposals, laws, start)
         return accepted, laws[-2] if accepted == len(proposals) > 0 else correction
@@ -333,7 +334,7 @@ def policy_peeks_at_the_target(world: World) -> Step:
     def knowing(stream: Iterator[Proposal], state: DecodeState) -> tuple[tuple[Proposal, ...], Pace]:
         tokens, taken = state.tokens, []
         for proposal in islice(stream, 5):
-            (p,) = world.processor.laws(tokens, world.target(tokens, 1))
+            p = world.processor.laws(tokens, world.target(tokens, 1))[0]
             if dense(p)[proposal.token] < dense(proposal.q)[proposal.token]:
                 break
             taken.append(proposal)
@@ -347,7 +348,7 @@ def another_law_than_the_draft_was_drawn_from(world: World) -> Step:
     def flattened(tokens: Tokens) -> Iterator[Proposal]:
         while True:
             (q,) = MultinomialProcessor(3.0).laws(tokens, world.drafter(tokens, 1))
-            (reported,) = world.processor.laws(tokens, world.drafter(tokens, 1))
+            reported = world.processor.laws(tokens, world.drafter(tokens, 1))[0]
             tokens = (*tokens, world.rng.draw(q, len(tokens)))
             yield Proposal(tokens[-1], reported)
 
@@ -357,8 +358,13 @@ def another_law_than_the_draft_was_drawn_from(world: World) -> Step:
 # Committing
 
 
+def past_stops(world: World) -> Callable[[DecodeState], Drafted]:
+    """Drafts that go on behind a stop token, as those of `Draft` do not."""
+    return lambda state: Drafted(state, tuple(islice(samples(world)(state.tokens), min(5, state.room - 1))))
+
+
 def stop_looked_for_at_the_end_only(world: World) -> Step:
-    draft, verify = Draft(samples(world)), RejectTokens(world.target, world.processor, world.rng)
+    draft, verify = past_stops(world), RejectTokens(world.target, world.processor, world.rng)
     adjust = Adjust(world.rng)
 
     def late(adjusted: Adjusted) -> Committed:
@@ -372,7 +378,7 @@ def stop_looked_for_at_the_end_only(world: World) -> Step:
 
 def stop_found_by_id(world: World) -> Step:
     """Several stop tokens in one step: cuts at the first *id* that occurs, not at the earliest position."""
-    draft, verify = Draft(samples(world)), RejectTokens(world.target, world.processor, world.rng)
+    draft, verify = past_stops(world), RejectTokens(world.target, world.processor, world.rng)
     adjust = Adjust(world.rng)
 
     def misled(adjusted: Adjusted) -> Committed:
@@ -490,7 +496,11 @@ MUTANTS: Final = (
     Mutant("the bonus token drawn from the row before", text_of(bonus_from_the_wrong_row)),
     Mutant("a policy that drops the unlikely token it saw", text_of(policy_drops_the_token_it_saw)),
     Mutant("a policy that peeks at the target", text_of(policy_peeks_at_the_target)),
-    Mutant("drafts drawn at another temperature than their q", text_of(another_law_than_the_draft_was_drawn_from)),
+    Mutant(
+        "drafts drawn at another temperature than their q",
+        text_of(another_law_than_the_draft_was_drawn_from),
+        SAMPLED[:3],  # of a draft outside the top k it would be seen that it was not drawn from q
+    ),
     Mutant("skipped adjustment: `LossySkipAdjustment`", text_of(skipped_adjustment)),
     Mutant("typical acceptance: `LossyTypicalAcceptance`", text_of(typical_acceptance)),
     Mutant("a stop token inside the block is overlooked", text_of(stop_looked_for_at_the_end_only)),

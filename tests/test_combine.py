@@ -108,7 +108,7 @@ def test_at_most(a: CertainDrafter, b: CertainDrafter, j: int, k: int, text: Tok
 
 
 def test_at_most_refuses_a_negative_number() -> None:
-    with pytest.raises(DecodeError, match="k is negative"):
+    with pytest.raises(DecodeError, match="k is below 0"):
         at_most(-1, forever)
 
 

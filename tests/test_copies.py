@@ -110,6 +110,18 @@ def test_logits_on_a_device_that_are_not_finite_are_noticed_where_a_token_of_the
         assert "NaN or infinity behind the token at the last position" in sentence
 
 
+def test_on_a_device_a_seed_has_one_text_however_far_is_drafted(copies: dict[str, Any]) -> None:
+    """What was drawn there for drafts that nobody asked for is taken back."""
+    texts = copies["one seed"]
+    assert len(set(texts[0])) > 3
+    assert texts == [texts[0]] * 4
+
+
+def test_a_law_on_a_device_that_is_none_names_the_processor_and_the_position(copies: dict[str, Any]) -> None:
+    assert "the law of masked is none: received probabilities that sum to 0" in copies["no law"]
+    assert "behind the token at position 7;" in copies["no law"]
+
+
 @pytest.mark.parametrize("model", [tiny_llama(3), tiny_gpt2(3)], ids=["llama", "gpt2"])
 def test_a_block_is_what_token_by_token_drafting_proposes(model: PreTrainedModel) -> None:
     one_by_one, predictor, fed = (

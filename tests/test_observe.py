@@ -187,7 +187,7 @@ def test_show_is_a_stage_of_ones_own_step() -> None:
         return torch.eye(5)[torch.tensor(tokens[-last:])].roll(1, dims=-1)  # after t comes t + 1
 
     console = Console(file=StringIO(), record=True, width=200)
-    draft = Draft(lambda tokens: (Proposal((tokens[-1] + i) % 5, PointMass(1)) for i in (1, 2, 9)))
+    draft = Draft(lambda tokens: (Proposal(t % 5, PointMass(t % 5)) for t in (tokens[-1] + i for i in (1, 2, 9))))
     verify, adjust, show = RejectTokens(constant, GreedyProcessor(), Dice()), Adjust(Dice()), Show(Letters(), console)
     never = StopWhen(lambda state: state.tokens[-1] == 4)
     end = run(

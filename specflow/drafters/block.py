@@ -8,12 +8,17 @@ from typing import final
 from attrs import field, frozen
 from torch import Tensor
 
+from specflow.checks import a, does, or_none, valid, whole
 from specflow.distribution import Categorical, PointMass
-from specflow.errors import at_least_one
 from specflow.predictor import Choose, ReadsAhead, fit
 from specflow.processors import LogitsProcessor
 from specflow.random import Sampling
 from specflow.state import Proposal, Tokens
+
+_reads_ahead = valid(does("a predictor that reads ahead", "give a CachedPredictor", "read_ahead"))
+_at_least_one = valid(whole(1, "draft at least one token"))
+_size = valid(or_none(whole(1, "give the target's vocabulary, or None")))
+_name = valid(a(str, "give a name"))
 
 
 @final
@@ -39,10 +44,10 @@ class GreedyBlockDrafter:
     [[5, 6, 7], [8, 9]]
     """
 
-    predictor: ReadsAhead
-    ahead: int = field(default=5, validator=at_least_one)
-    vocab_size: int | None = None
-    source: str = "llm"
+    predictor: ReadsAhead = field(validator=_reads_ahead)
+    ahead: int = field(default=5, validator=_at_least_one)
+    vocab_size: int | None = field(default=None, validator=_size)
+    source: str = field(default="llm", validator=_name)
 
     def __call__(self, tokens: Tokens, /) -> Iterator[Proposal[PointMass]]:
         rows: list[Tensor] = []
@@ -75,12 +80,18 @@ class SampledBlockDrafter:
     [(3, 1.0), (4, 1.0), (5, 1.0)]
     """
 
-    predictor: ReadsAhead
-    processor: LogitsProcessor
-    rng: Sampling
-    ahead: int = field(default=5, validator=at_least_one)
-    vocab_size: int | None = None
-    source: str = "llm"
+    predictor: ReadsAhead = field(validator=_reads_ahead)
+    processor: LogitsProcessor = field(
+        validator=valid(
+            a(LogitsProcessor, "give one whose law is its probabilities, such as MultinomialProcessor(1.0)")
+        )
+    )
+    rng: Sampling = field(
+        validator=valid(does("a source of draws", "give Dice() or SharedNoise(seed)", "draw", "draw_there"))
+    )
+    ahead: int = field(default=5, validator=_at_least_one)
+    vocab_size: int | None = field(default=None, validator=_size)
+    source: str = field(default="llm", validator=_name)
 
     def __call__(self, tokens: Tokens, /) -> Iterator[Proposal[Categorical]]:
         rows: list[Tensor] = []

@@ -12,12 +12,16 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import TypeAlias
 
+from specflow.asked import proposal_of, stream_of
+from specflow.checks import calls, each, whole
 from specflow.distribution import PointMass
-from specflow.errors import DecodeError
 from specflow.state import CertainDrafter, Proposal, Q, Tokens
 
 DrafterOf: TypeAlias = Callable[[Tokens], Iterator[Proposal[Q]]]
 """A drafter whose proposals have laws of type Q: combinations of certain drafters are certain."""
+
+
+_drafters = each(calls("a drafter", "give functions of the tokens so far"))
 
 
 def propose_nothing(tokens: Tokens, /) -> Iterator[Proposal[PointMass]]:
@@ -40,9 +44,11 @@ def first_of(*drafters: DrafterOf[Q]) -> DrafterOf[Q]:
     [('lookup', 7), ('lookup', 1)]
     """
 
+    _drafters("drafters", drafters)
+
     def draft(tokens: Tokens, /) -> Iterator[Proposal[Q]]:
         for drafter in drafters:
-            stream = drafter(tokens)
+            stream = _stream(drafter, tokens)
             for proposal in stream:
                 yield proposal
                 yield from stream
@@ -54,7 +60,8 @@ def first_of(*drafters: DrafterOf[Q]) -> DrafterOf[Q]:
 def then(*drafters: DrafterOf[Q]) -> DrafterOf[Q]:
     """Each drafter goes on where the one before it ended, reading the tokens drafted so far as text.
 
-    A drafter without an end, such as a language model, lets nobody speak behind it: give it an end with `at_most`.
+    A drafter without an end, such as a language model, lets nobody speak behind it: give it an end with `at_most`. A
+    language model behind another drafter needs a processor that has a law behind any text (`LLMDrafter`).
     Laws: associative; `propose_nothing` is its unit on both sides, and `then()` is it.
 
     >>> from specflow.drafters import PromptLookup
@@ -63,11 +70,13 @@ def then(*drafters: DrafterOf[Q]) -> DrafterOf[Q]:
     [2, 7, 8]
     """
 
+    _drafters("drafters", drafters)
+
     def draft(tokens: Tokens, /) -> Iterator[Proposal[Q]]:
         for drafter in drafters:
             drafted: list[int] = []
-            for proposal in drafter(tokens):
-                drafted.append(proposal.token)
+            for proposal in _stream(drafter, tokens):
+                drafted.append(proposal_of(drafter, proposal, None).token)
                 yield proposal
             tokens = (*tokens, *drafted)
 
@@ -92,12 +101,11 @@ def longest(*drafters: CertainDrafter, most: int = 32) -> CertainDrafter:
     >>> [(proposal.source, proposal.token) for proposal in drafter((1, 2, 7, 1, 2))]
     [('suffix', 7), ('suffix', 1), ('suffix', 2)]
     """
-
-    if most < 1:
-        raise DecodeError("most", "most is below 1", most, "compare at least one proposal")
+    _drafters("drafters", drafters)
+    whole(1, "compare at least one proposal")("most", most)
 
     def draft(tokens: Tokens, /) -> Iterator[Proposal[PointMass]]:
-        drafts = [tuple(islice(drafter(tokens), most)) for drafter in drafters]
+        drafts = [tuple(islice(_stream(drafter, tokens), most)) for drafter in drafters]
         yield from max(drafts, key=len, default=())
 
     return draft
@@ -113,6 +121,12 @@ def at_most(k: int, drafter: DrafterOf[Q]) -> DrafterOf[Q]:
     >>> [proposal.token for proposal in at_most(1, PromptLookup())((1, 2, 7, 1, 2))]
     [7]
     """
-    if k < 0:
-        raise DecodeError("k", "k is negative", k, "give 0 or more")
-    return lambda tokens: islice(drafter(tokens), k)
+    whole(0, "give 0 or more")("k", k)
+    calls("a drafter", "give a function of the tokens so far")("drafter", drafter)
+    return lambda tokens: islice(_stream(drafter, tokens), k)
+
+
+def _stream(drafter: DrafterOf[Q], tokens: Tokens) -> Iterator[Proposal[Q]]:
+    stream = drafter(tokens)
+    stream_of(drafter, stream)
+    return stream

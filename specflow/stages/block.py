@@ -6,17 +6,18 @@ from collections.abc import Sequence
 from typing import TypeAlias, final
 
 import torch
-from attrs import frozen
+from attrs import field, frozen
 from torch import Tensor
 
-from specflow.distribution import BlackBox, Categorical, Distribution, Known, PointMass
-from specflow.processors import Processor
+from specflow.distribution import BlackBox, Categorical, Known, PointMass
+from specflow.processors import Laws, Processor
 from specflow.random import Randomness
-from specflow.stages.probabilities import probabilities
-from specflow.stages.verify import Judgement, RejectTokens, judged
+from specflow.stages.probabilities import odds_of
+from specflow.stages.verify import Judgement, RejectTokens, is_processor, is_randomness, is_target, judged
 from specflow.state import Drafted, Predictor, Proposal, Verified
 
-_Pair: TypeAlias = tuple[Proposal, Known, Known]
+_Pair: TypeAlias = tuple[Known, Known]
+"""The laws p and q of a draft."""
 
 
 @final
@@ -30,44 +31,50 @@ class VerifyBlock:
     The text has exactly the target's law, and in expectation a step never accepts fewer tokens than by `RejectTokens`;
     for point masses it is the same rule. As it looks at the longest prefix first, it mostly takes fewer decisions.
 
-    The draft may end wherever a policy likes, as long as that depends on what was drafted before. Where the law of p
-    or q is not known (a user's sampler), what is known in front of it is a block, and `RejectTokens` judges the rest.
+    The draft may end wherever a policy likes, as long as that depends on what was drafted before. A block is what was
+    drawn: it ends in front of a certain draft, and where the law of p or q is not known (a user's sampler), and
+    `RejectTokens` judges the rest. It ends behind a draft that cannot stand, p(x) = 0.
     Source: Sun et al. 2403.10444, algorithm 2 and theorems 1 and 2.
     """
 
-    target: Predictor
-    processor: Processor
-    rng: Randomness
+    target: Predictor = field(validator=is_target)
+    processor: Processor = field(validator=is_processor)
+    rng: Randomness = field(validator=is_randomness)
 
     def __call__(self, drafted: Drafted, /) -> Verified:
         return judged(drafted, self.target, self.processor, self.judge)
 
-    def judge(self, proposals: Sequence[Proposal], laws: Sequence[Distribution], start: int, /) -> Judgement:
+    def judge(self, proposals: Sequence[Proposal], laws: Laws, start: int, /) -> Judgement:
         """The rule alone, on laws that are already there."""
-        block, of = _known(proposals, laws), probabilities(proposals, laws, start)
-        weights = [1.0]
-        for draft, p, q in block:
-            weights.append(_weight(weights[-1], of(p, draft.token), of(q, draft.token)))
+        block, weights = _block(proposals, laws, start)
         end = len(block)
         if self.rng.accept(weights[end]):
             one_by_one = RejectTokens(self.target, self.processor, self.rng)
-            more, correction = one_by_one.judge(proposals[end:], laws[end:], start + end)
-            return end + more, correction
+            return one_by_one.judge_from(end, proposals, laws, start)
         masses = _masses(weights, block)
         for i in reversed(range(1, end)):
-            if masses[i] > 0 and self.rng.accept(masses[i] / (masses[i] + 1.0 - weights[i])):
+            # 1 - w first: behind a sum it would round away a mass that is small, and leave 0 / 0.
+            if masses[i] > 0 and self.rng.accept(masses[i] / (masses[i] + (1.0 - weights[i]))):
                 return i, _left_over(weights[i], masses[i], block[i])
         return 0, _left_over(weights[0], masses[0], block[0])  # the empty draft always passes, with weight 1
 
 
-def _known(proposals: Sequence[Proposal], laws: Sequence[Distribution]) -> list[_Pair]:
-    """The drafts up to the first one of which p or q is a black box, with both laws."""
-    pairs = []
-    for draft, p in zip(proposals, laws):  # noqa: B905 - laws has one row more, the bonus
-        if isinstance(p, BlackBox) or isinstance(draft.q, BlackBox):
+def _block(proposals: Sequence[Proposal], laws: Laws, start: int) -> tuple[list[_Pair], list[float]]:
+    """The laws of the drafts that were drawn, as far as all can stand, and the weights behind 0 and more of them."""
+    certain = (i for i, draft in enumerate(proposals) if not isinstance(draft.q, Categorical))
+    span = range(next(certain, len(proposals)))
+    block: list[_Pair] = []
+    weights = [1.0]
+    odds = odds_of(proposals, laws, start, span)
+    for i in span:
+        if weights[-1] == 0:
             break
-        pairs.append((draft, p, draft.q))
-    return pairs
+        p, q = laws[i], proposals[i].q
+        if isinstance(p, BlackBox) or isinstance(q, BlackBox):
+            break
+        block.append((p, q))
+        weights.append(_weight(weights[-1], *odds(i, p, q)))
+    return block, weights
 
 
 def _weight(before: float, likely: float, drafted: float) -> float:
@@ -78,8 +85,8 @@ def _weight(before: float, likely: float, drafted: float) -> float:
 
 def _masses(weights: Sequence[float], block: Sequence[_Pair]) -> list[float]:
     """The mass Z of max(0, w·p - q) behind each prefix but the whole draft, from a device all in one copy."""
-    masses = [_mass(weight, p, q) for weight, (_, p, q) in zip(weights, block)]  # noqa: B905 - the whole draft's is left
-    numbers: list[float] = torch.stack([mass.to(masses[0].device) for mass in masses]).tolist()
+    masses = [_mass(weight, p, q) for weight, (p, q) in zip(weights, block)]  # noqa: B905 - the whole draft's is left
+    numbers: list[float] = torch.stack([mass.to(masses[0]) for mass in masses]).tolist()
     return numbers
 
 
@@ -93,8 +100,8 @@ def _mass(weight: float, p: Known, q: Known) -> Tensor:
 
 def _left_over(weight: float, mass: float, pair: _Pair) -> Known:
     """The law that max(0, w·p - q) makes; p where it has no mass."""
-    _, p, q = pair
-    return Categorical(_rest(weight, p.probs, q) / mass) if mass > 0 and isinstance(p, Categorical) else p
+    p, q = pair
+    return Categorical(_rest(weight, p.probs, q) / mass, p.by) if mass > 0 and isinstance(p, Categorical) else p
 
 
 def _rest(weight: float, probs: Tensor, q: Known) -> Tensor:

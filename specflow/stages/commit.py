@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from attrs import evolve
 
+from specflow.checks import a, is_id, shown
+from specflow.errors import DecodeError
 from specflow.state import Adjusted, Committed, Count, DecodeState, Drafted, Finished, Reason, Tally
+
+_ORDER = "put the stages in order: Draft, a verification stage, Adjust, commit, advance"
+an_adjustment = a(Adjusted, _ORDER)
+a_commitment = a(Committed, _ORDER)
 
 
 def commit(adjusted: Adjusted) -> Committed:
@@ -12,7 +18,13 @@ def commit(adjusted: Adjusted) -> Committed:
 
     A stop beats the limit where both fall on one token. Drafts behind the cut, or in other branches than the
     one that is cut, are neither drafted nor accepted: the statistics are those of a decode that ended there.
+    `DecodeError` where a stage made something else of the tokens than ids.
     """
+    an_adjustment("adjusted", adjusted)
+    tokens: object = adjusted.tokens
+    if not (isinstance(tokens, tuple) and all(map(is_id, tokens))):
+        happened = "the new tokens are not a tuple of token ids"
+        raise DecodeError("adjusted", happened, shown(adjusted.tokens), "leave ints in it")
     drafted = adjusted.verified.drafted
     state = drafted.state
     new, reason = adjusted.tokens[: state.room], adjusted.reason
@@ -29,6 +41,7 @@ def commit(adjusted: Adjusted) -> Committed:
 
 def advance(committed: Committed) -> DecodeState | Finished:
     """The next state, or the end of the text."""
+    a_commitment("committed", committed)
     return committed.state if committed.reason is None else Finished(committed.state, committed.reason)
 
 

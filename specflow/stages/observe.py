@@ -9,7 +9,9 @@ from attrs import field, frozen
 from rich.console import Console
 from rich.text import Text
 
+from specflow.checks import a, does, or_none, valid
 from specflow.distribution import BlackBox, Distribution
+from specflow.stages.commit import a_commitment
 from specflow.state import Committed, Tokens, Verified
 
 Observer: TypeAlias = Callable[[Committed], object]
@@ -48,10 +50,15 @@ class Show:
       drawn     1
     """
 
-    tokenizer: Tokenizer | None = None
-    console: Console = field(factory=Console, eq=False, repr=False)
+    tokenizer: Tokenizer | None = field(
+        default=None, validator=valid(or_none(does("a tokenizer", "give the target's, or None", "decode")))
+    )
+    console: Console = field(
+        factory=Console, eq=False, repr=False, validator=valid(a(Console, "give a console of rich"))
+    )
 
     def __call__(self, committed: Committed, /) -> None:
+        a_commitment("committed", committed)
         for line in self._lines(committed):
             self.console.print(line, soft_wrap=True)
 
@@ -73,7 +80,8 @@ class Show:
     def _drafts(self, verified: Verified, kept: int) -> Iterator[Text]:
         for i, proposal in enumerate(verified.drafted.proposals):
             verdict, style = _verdict(i, verified.accepted, kept)
-            q, p = _probability(proposal.q, proposal.token), _probability(verified.laws[i], proposal.token)
+            law = verified.laws[i] if i < len(verified.laws) else None  # nobody asked for it
+            q, p = _probability(proposal.q, proposal.token), _probability(law, proposal.token)
             ratio = "?" if q is None or p is None else f"{p / q:.3g}" if q > 0 else "∞"
             odds = f"q {'?' if q is None else f'{q:.3g}'}  p/q {ratio}"
             named = self._named((proposal.token,))
@@ -90,5 +98,5 @@ def _verdict(i: int, accepted: int, kept: int) -> tuple[str, str]:
     return ("accepted", "green") if i < accepted else ("rejected", "red")
 
 
-def _probability(law: Distribution, token: int) -> float | None:
-    return None if isinstance(law, BlackBox) else law.of(token)
+def _probability(law: Distribution | None, token: int) -> float | None:
+    return None if law is None or isinstance(law, BlackBox) else law.of(token)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import final
 
-from attrs import frozen
+from attrs import field, frozen
 
+from specflow.checks import does, each, valid
 from specflow.predictor import Prunable
+from specflow.stages.commit import a_commitment
 from specflow.state import Committed
 
 
@@ -18,9 +20,12 @@ class PruneCache:
     Law: leaving it out never changes a token.
     """
 
-    providers: tuple[Prunable, ...]
+    providers: tuple[Prunable, ...] = field(
+        validator=valid(each(does("a provider that forgets", "give the predictors themselves", "prune")))
+    )
 
     def __call__(self, committed: Committed, /) -> Committed:
+        a_commitment("committed", committed)
         for provider in self.providers:
             provider.prune(committed.state.tokens)
         return committed

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias, final
 
-from attrs import evolve, frozen
+import numpy
+from attrs import evolve, field, frozen
 
+from specflow.checks import a, calls, does, named, shown, valid
 from specflow.errors import DecodeError
+from specflow.stages.commit import an_adjustment
 from specflow.stages.observe import Tokenizer
 from specflow.state import Adjusted, DecodeState, Reason, Tokens
 
@@ -27,21 +30,29 @@ class StopWhen:
 
     The condition sees the state as autoregressive decoding would have it after that token, so it finds what crosses
     the borders of tokens and of drafts. A stop token before it, or on it, goes first. Nothing behind the end becomes
-    text, statistics, n-gram counts or cache.
+    text, statistics, n-gram counts or cache. `DecodeError` for a condition that answers anything but True or False.
     """
 
-    condition: Condition
+    condition: Condition = field(validator=valid(calls("a condition", "give a function of a state")))
 
     def __call__(self, adjusted: Adjusted, /) -> Adjusted:
+        an_adjustment("adjusted", adjusted)
         if self.condition is never:  # else each new token would copy the whole text for it
             return adjusted
         state = adjusted.verified.drafted.state
         for end in range(1, min(len(adjusted.tokens), state.room) + 1):
-            if self.condition(evolve(state, tokens=state.tokens + adjusted.tokens[:end])):
+            if self._is_over(evolve(state, tokens=state.tokens + adjusted.tokens[:end])):
                 return evolve(adjusted, tokens=adjusted.tokens[:end], reason=Reason.CONDITION)
             if adjusted.tokens[end - 1] in state.request.stop:
                 break
         return adjusted
+
+    def _is_over(self, state: DecodeState) -> bool:
+        over: object = self.condition(state)
+        if isinstance(over, bool | numpy.bool_):
+            return bool(over)
+        happened = f"the condition {named(self.condition)} does not say whether the text is over"
+        raise DecodeError("until", happened, shown(over), "return True or False")
 
 
 def stop_string(tokenizer: Tokenizer, *strings: str) -> Condition:
@@ -60,6 +71,9 @@ def stop_string(tokenizer: Tokenizer, *strings: str) -> Condition:
     >>> ended(state), ended(evolve(state, tokens=(3, 3))), ended(evolve(state, tokens=(3, 3, 2, 0, 1)))
     (True, False, False)
     """
+    does("a tokenizer", "give the target's", "decode")("tokenizer", tokenizer)
+    for string in strings:
+        a(str, "give texts to stop at")("strings", string)
     if not strings or not all(strings):
         raise DecodeError("strings", "a stop string is missing or empty", repr(strings), "give at least one character")
     longest = max(len(string.encode()) for string in strings)  # in bytes: no token that has a text is shorter than one
@@ -92,6 +106,8 @@ def _alike(a: str, b: str) -> int:
 
 
 def _decoded(tokenizer: Tokenizer, tokens: Tokens) -> str:
-    text = tokenizer.decode(list(tokens))
-    assert isinstance(text, str)
+    text: object = tokenizer.decode(list(tokens))
+    if not isinstance(text, str):
+        happened = f"the tokenizer {named(tokenizer)} decodes ids to no text"
+        raise DecodeError("tokenizer", happened, shown(text), "return a str")
     return text

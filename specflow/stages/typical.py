@@ -6,14 +6,17 @@ from collections.abc import Sequence
 from math import exp
 from typing import final
 
-from attrs import frozen
+from attrs import field, frozen
 
-from specflow.distribution import BlackBox, Distribution
+from specflow.checks import number, valid
+from specflow.distribution import BlackBox
 from specflow.lossy import Lossy
-from specflow.processors import Processor
+from specflow.processors import Laws, Processor
 from specflow.random import Sampling
-from specflow.stages.verify import Judgement, MatchSamples, judged
+from specflow.stages.verify import Judgement, by_samples, is_processor, is_sampling, is_target, judged
 from specflow.state import Drafted, Predictor, Proposal, Verified
+
+_share = valid(number("it is outside [0, 1]", "give a number between", lambda share: 0 <= share <= 1))
 
 
 @final
@@ -27,23 +30,23 @@ class LossyTypicalAcceptance:
     drafts greedily; here it is drawn from p.
     """
 
-    target: Predictor
-    processor: Processor
-    rng: Sampling
-    epsilon: float = 0.09
-    alpha: float = 0.3
+    target: Predictor = field(validator=is_target)
+    processor: Processor = field(validator=is_processor)
+    rng: Sampling = field(validator=is_sampling)
+    epsilon: float = field(default=0.09, validator=_share)
+    alpha: float = field(default=0.3, validator=_share)
 
     def __call__(self, drafted: Drafted, /) -> Lossy[Verified]:
         return Lossy(judged(drafted, self.target, self.processor, self.judge))
 
-    def judge(self, proposals: Sequence[Proposal], laws: Sequence[Distribution], start: int, /) -> Judgement:
+    def judge(self, proposals: Sequence[Proposal], laws: Laws, start: int, /) -> Judgement:
         """The rule alone, on laws that are already there."""
         for i, draft in enumerate(proposals):
             p = laws[i]
             if isinstance(p, BlackBox):
-                by_samples = MatchSamples(self.target, self.processor, self.rng)
-                more, correction = by_samples.judge(proposals[i:], laws[i:], start + i)
-                return i + more, correction
-            if not p.of(draft.token) > min(self.epsilon, self.alpha * exp(-p.entropy())):
+                refusal = by_samples(self.rng, proposals, laws, start, range(i, i + 1))
+                if refusal is not None:
+                    return refusal
+            elif not p.of(draft.token) > min(self.epsilon, self.alpha * exp(-p.entropy())):
                 return i, p
-        return len(proposals), laws[-1]
+        return len(proposals), None

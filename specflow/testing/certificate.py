@@ -9,7 +9,8 @@ from typing import Final, final
 from attrs import evolve, field, frozen
 from typing_extensions import TypeVar, override
 
-from specflow.loop import unfold
+from specflow.asked import laws_of, rows_of
+from specflow.loop import run
 from specflow.processors import (
     GreedyProcessor,
     MultinomialProcessor,
@@ -180,7 +181,8 @@ def certify(
     `compose` builds the step of your decoder in the world it is given, afresh for each branch, so that a storage it
     teaches starts empty. Text and reason of ending are compared. `until` is the condition that the decoder stops at,
     if it has one (see `StopWhen`). `ExactnessError` if the total variation is 1e-12 or more; `AssertionError` for a
-    step that emits nothing, and for one that draws from a generator of its own.
+    step that draws from a generator of its own; `DecodeError`, naming the part and the position, for a law that is
+    none, for rows or drafts that cannot be, and for a step that emits nothing.
 
     What it proves: the algorithm is exact, with exact randomness, on these cases. The cases are small; the code that
     runs is the code that runs on real models.
@@ -197,7 +199,7 @@ def certify(
     """
     ends, distances = [], []
     for case in cases:
-        law = case.law(lambda world: decode(compose(world), world.start))
+        law = case.law(lambda world: run(compose(world), world.start))
         reference = case.law(lambda world: autoregressive(world, world.rng, until))
         distances.append(_compared(case, law.map(Ending.of), reference))
         ends.append(law)
@@ -229,7 +231,7 @@ def certify_seed(compose: Callable[[World], Step], *, cases: Iterable[Case] = SE
     for case in cases:
 
         def texts(world: World) -> tuple[Ending, Ending]:
-            return Ending.of(decode(compose(world), world.start)), autoregressive(world, world.noise)
+            return Ending.of(run(compose(world), world.start)), autoregressive(world, world.noise)
 
         law = case.law(texts)
         wrong = {pair: probability for pair, probability in law.probabilities.items() if pair[0] != pair[1]}
@@ -250,23 +252,12 @@ def same_law(
         _compared(case, case.law(program), case.law(reference))
 
 
-def decode(step: Step, state: DecodeState) -> Finished:
-    """`specflow.run`, with an `AssertionError` for a step that emits nothing and would do so forever."""
-    for outcome in unfold(step, state):
-        if isinstance(outcome, Finished):
-            return outcome
-        if len(outcome.tokens) <= len(state.tokens):
-            raise AssertionError(f"the step emitted nothing: {outcome}")
-        state = outcome
-    raise AssertionError("a decode that is unfolded always ends")
-
-
 def autoregressive(world: World, sampling: Sampling, until: Condition = never) -> Ending:
     """The reference: the target's tokens, drawn one by one. It uses no stage, no step and no loop of specflow."""
     state = world.start
     while len(state.tokens) < state.request.limit:
-        (law,) = world.processor.laws(state.tokens, world.target(state.tokens, 1))
-        token = sampling.draw(law, len(state.tokens))
+        logits = rows_of(world.target, state.tokens, 1)
+        token = sampling.draw(laws_of(world.processor, state.tokens, logits)[1][0], len(state.tokens))
         state = evolve(state, tokens=(*state.tokens, token))
         if token in state.request.stop:
             return Ending(state.output, Reason.STOP)

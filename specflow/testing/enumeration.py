@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from itertools import accumulate
-from math import fsum
+from math import fsum, isnan
 from random import getstate
 from typing import Generic, final
 
@@ -14,7 +14,8 @@ from attrs import define, evolve, field, frozen
 from torch import Tensor
 from typing_extensions import TypeVar
 
-from specflow.distribution import BlackBox, Categorical, Distribution, PointMass
+from specflow.distribution import BlackBox, Categorical, Distribution, PointMass, flaw, no_law
+from specflow.errors import DecodeError
 
 T = TypeVar("T")
 Outcome = TypeVar("Outcome", bound=Hashable)
@@ -52,11 +53,14 @@ class Branch:
             case PointMass(token):
                 return token
             case Categorical(probs):
+                if flaw(law) is not None:
+                    raise no_law(law, position)
                 possible = [(token, p) for token, p in enumerate(probs.tolist()) if p > 0]
                 total = fsum(p for _, p in possible)
                 return possible[self.choose([p / total for _, p in possible])][0]
             case BlackBox():
                 return law.draw()
+        raise no_law(law, position)
 
     def draw_there(self, probs: Tensor, position: int, /) -> Tensor:
         """`draw`, as an id [] on the device of `probs` [V]."""
@@ -64,7 +68,9 @@ class Branch:
 
     def accept(self, probability: float, /) -> bool:
         """Both answers, with their probabilities; a certain one is no choice."""
-        if probability <= 0.0 or probability >= 1.0:
+        if not 0.0 < probability < 1.0:
+            if isnan(probability):
+                raise DecodeError("probability", "a probability is none", probability, "give a number")
             return probability >= 1.0
         return self.choose([probability, 1.0 - probability]) == 0
 
@@ -107,6 +113,8 @@ class Noise:
             case PointMass(token):
                 return token
             case Categorical(probs):
+                if flaw(law) is not None:
+                    raise no_law(law, position)
                 low, high = self._known.get(position, (Fraction(0), Fraction(1)))
                 parts = [Fraction(p) for p in probs.tolist()]
                 total = sum(parts)
@@ -121,6 +129,7 @@ class Noise:
                 return token
             case BlackBox():
                 return law.draw()
+        raise no_law(law, position)
 
     def draw_there(self, probs: Tensor, position: int, /) -> Tensor:
         """`draw`, as an id [] on the device of `probs` [V]."""

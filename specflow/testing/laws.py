@@ -105,7 +105,9 @@ def steps_are_atomic(compose: Callable[[World], Step], *, cases: Iterable[Case] 
     """A step that fails has not happened: tried again, it gives texts and statistics of the same law.
 
     The target, and then the drafter, raises once, at each of its first calls in turn, and the state that the step
-    failed on is stepped again. `ExactnessError` shows what became of it.
+    failed on is stepped again. `ExactnessError` shows what became of it. The drafter fails on texts without stop
+    tokens: a draft ends at one, so there what was drawn decides whether the drafter is asked again, and a failure that
+    depends on draws selects among them, which no second try can undo.
 
     >>> from specflow import autoregressive_step
     >>> steps_are_atomic(lambda world: autoregressive_step(world.target, world.processor, world.rng))
@@ -124,7 +126,7 @@ def steps_are_atomic(compose: Callable[[World], Step], *, cases: Iterable[Case] 
             return _persistent(compose(evolve(world, drafter=_Failing(world.drafter, call))), world.start)
 
         same_law(without_target, undisturbed, cases)
-        same_law(without_drafter, undisturbed, cases)
+        same_law(without_drafter, undisturbed, [evolve(case, stop=frozenset()) for case in cases])
 
 
 def observing_is_identity(compose: Callable[[World, Observer], Step], *, cases: Iterable[Case] = LAW_CASES) -> None:

@@ -1,0 +1,141 @@
+"""With certain drafts a seed has one text, whatever drafts, however far, and by which rule: that without drafts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Final
+
+import pytest
+import torch
+from returns.pipeline import flow
+
+from specflow import (
+    EGAG,
+    CachedPredictor,
+    CostAware,
+    CostAwareTree,
+    CostMeter,
+    DecodeState,
+    Dice,
+    Drafter,
+    Fixed,
+    GammaPolicy,
+    GreedyProcessor,
+    Heuristic,
+    LLMDrafter,
+    LookupTree,
+    MultinomialProcessor,
+    NucleusProcessor,
+    Pace,
+    PromptLookup,
+    Proposal,
+    Step,
+    SuffixDrafter,
+    TopKProcessor,
+    as_tree,
+    autoregressive_step,
+    propose_nothing,
+    run,
+    seed_coupled_step,
+    speculative_step,
+    start,
+    tree_step,
+)
+from specflow.stages import Adjust, Draft, VerifyBlock, advance, commit
+from tests.toys import disturbed, tiny_llama
+
+TARGET: Final = tiny_llama(3, layers=1)
+SMALL: Final = disturbed(TARGET, 1, 0.05)
+PROMPT: Final = (1, 2, 3, 1, 2)
+NEW: Final = 40
+
+DRAFTERS: Final[dict[str, Callable[[], Drafter]]] = {
+    "nothing": lambda: propose_nothing,
+    "suffix": SuffixDrafter,
+    "lookup": PromptLookup,
+    "a greedy model": lambda: LLMDrafter(CachedPredictor(SMALL), GreedyProcessor(), Dice()),
+}
+
+
+def by_chance(stream: Iterator[Proposal], state: DecodeState) -> tuple[tuple[Proposal, ...], Pace]:
+    """What a clock does to a policy: other numbers each time."""
+    return tuple(islice(stream, int(torch.randint(8, (), generator=CLOCK)))), state.pace
+
+
+CLOCK: Final = torch.Generator()
+POLICIES: Final[dict[str, Callable[[CostMeter], GammaPolicy]]] = {
+    "fixed 1": lambda meter: Fixed(1),
+    "fixed 9": lambda meter: Fixed(9),
+    "EGAG": lambda meter: EGAG(gamma_max=6),
+    "heuristic": lambda meter: Heuristic(),
+    "cost-aware": lambda meter: CostAware(meter, 8),
+    "by chance": lambda meter: by_chance,
+}
+PROCESSORS: Final = {
+    "temperature": MultinomialProcessor(0.15),
+    "top-k": TopKProcessor(0.3, 4),
+    "nucleus": NucleusProcessor(0.3, 0.9),
+}
+
+
+def dice(seed: int) -> Dice:
+    return Dice(torch.Generator().manual_seed(seed))
+
+
+def text(step: Step) -> tuple[int, ...]:
+    return run(step, start(PROMPT, NEW, [7]).unwrap()).state.output
+
+
+@pytest.mark.parametrize("processor", PROCESSORS.values(), ids=PROCESSORS)
+@pytest.mark.parametrize("drafter", DRAFTERS)
+def test_a_seed_has_one_text(drafter: str, processor: MultinomialProcessor) -> None:
+    accepted, texts = 0, set()
+    for seed in range(3):
+        expected = text(autoregressive_step(CachedPredictor(TARGET), processor, dice(seed)))
+        texts.add(expected)
+        for make in POLICIES.values():
+            meter, memo, rng = CostMeter(), CachedPredictor(TARGET), dice(seed)
+            step = speculative_step(DRAFTERS[drafter](), meter.timed(memo), processor, rng, make(meter), prune=(memo,))
+            end = run(step, start(PROMPT, NEW, [7]).unwrap())
+            assert end.state.output == expected
+            accepted += end.state.tally.accepted
+        draft, rng = Draft(DRAFTERS[drafter](), Fixed(6)), dice(seed)
+        verify, adjust = VerifyBlock(CachedPredictor(TARGET), processor, rng), Adjust(rng)
+        assert text(lambda s: flow(s, draft, verify, adjust, commit, advance)) == expected  # noqa: B023 - called here
+        matching = seed_coupled_step(DRAFTERS[drafter](), CachedPredictor(TARGET), processor, dice(seed))
+        assert text(matching) == expected
+    assert len(texts) == 3
+    assert accepted > 0 or drafter == "nothing"
+
+
+@pytest.mark.parametrize("processor", PROCESSORS.values(), ids=PROCESSORS)
+def test_a_seed_has_one_text_with_trees_too(processor: MultinomialProcessor) -> None:
+    accepted = 0
+    for seed in range(3):
+        expected = text(autoregressive_step(CachedPredictor(TARGET), processor, dice(seed)))
+        meter, memo = CostMeter(), CachedPredictor(TARGET)
+        for drafter, policy in (
+            (LookupTree(), Fixed(9)),
+            (LookupTree(branches=2), Fixed(3)),
+            (as_tree(SuffixDrafter()), Fixed(5)),
+        ):
+            step = tree_step(drafter, CachedPredictor(TARGET).read_tree, processor, dice(seed), policy)
+            end = run(step, start(PROMPT, NEW, [7]).unwrap())
+            assert end.state.output == expected
+            accepted += end.state.tally.accepted
+        aware = CostAwareTree(meter, 8)
+        step = tree_step(LookupTree(), meter.timed_tree(memo.read_tree), processor, dice(seed), aware)
+        assert text(step) == expected
+    assert accepted > 0
+
+
+def test_the_generator_is_left_where_autoregressive_decoding_leaves_it() -> None:
+    """So the next text of the same generator is the same too."""
+    states = []
+    for make in (propose_nothing, SuffixDrafter()):
+        rng = dice(5)
+        text(speculative_step(make, CachedPredictor(TARGET), PROCESSORS["temperature"], rng))
+        assert rng.generator is not None
+        states.append(rng.generator.get_state())
+    assert torch.equal(states[0], states[1])

@@ -1,0 +1,603 @@
+"""What users' parts answer: it is used if it can be what it is meant to be, and else refused, naming who said it."""
+
+# ruff: noqa: ANN401, RUF043 - the parts here are of any kind, and the patterns have dots and stars
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Final, final
+
+import numpy
+import pytest
+import torch
+from attrs import evolve, frozen
+from returns.pipeline import flow
+from torch import Tensor
+from transformers import LogitsProcessorList
+from typing_extensions import override
+
+from specflow import (
+    BlackBox,
+    Categorical,
+    DecodeError,
+    DecodeState,
+    Dice,
+    Distribution,
+    EachPrefix,
+    Fixed,
+    GreedyProcessor,
+    Limits,
+    LLMDrafter,
+    LogitsProcessor,
+    MultinomialProcessor,
+    Node,
+    PointMass,
+    Proposal,
+    RescoreNearTies,
+    SharedNoise,
+    Step,
+    SuffixDrafter,
+    Tokens,
+    TopKProcessor,
+    Verified,
+    accept_loss,
+    autoregressive_step,
+    lossy_unadjusted_step,
+    once,
+    path_by_path,
+    propose_nothing,
+    run,
+    seed_coupled_step,
+    shared_vocabulary,
+    speculative_step,
+    start,
+    tree_step,
+    unfold,
+)
+from specflow.stages import (
+    Adjust,
+    Draft,
+    DraftTree,
+    PruneCache,
+    RejectTokens,
+    StopWhen,
+    VerifyBlock,
+    advance,
+    commit,
+    stop_string,
+)
+from specflow.testing import CASES, World, certify
+
+V: Final = 8
+TABLE: Final = torch.randn(V, V, generator=torch.Generator().manual_seed(0))
+NAN, INF = float("nan"), float("inf")
+
+
+def target(tokens: Tokens, last: int) -> Tensor:
+    return TABLE[torch.tensor(tokens[-last:])]
+
+
+def decode(step: Step, room: int = 8) -> Tokens:
+    return run(step, start([1, 2], room, limits=Limits(V)).unwrap()).state.output
+
+
+def says(*proposals: object) -> Any:
+    """A drafter of these, whatever they are."""
+
+    def mine(tokens: Tokens) -> Iterator[object]:
+        return iter(proposals)
+
+    return mine
+
+
+def never_run(tokens: Tokens, last: int) -> Tensor:
+    raise AssertionError("the target was run")
+
+
+half = Categorical(torch.tensor([0.5, 0.5, 0, 0, 0, 0, 0, 0]))
+
+DRAFTS: dict[str, tuple[object, str]] = {
+    "a tensor": (Proposal(torch.tensor(3), PointMass(3), "mine"), "'mine' drafts what is no token id: received tensor"),  # type: ignore[arg-type]
+    "a bool": (Proposal(True, PointMass(1), "mine"), "'mine' drafts what is no token id: received True"),
+    "a float": (Proposal(3.0, PointMass(3), "mine"), "'mine' drafts what is no token id: received 3.0"),  # type: ignore[arg-type]
+    "a string": (Proposal("3", PointMass(3), "mine"), "'mine' drafts what is no token id: received '3'"),  # type: ignore[arg-type]
+    "nothing": (Proposal(None, PointMass(3), "mine"), "'mine' drafts what is no token id: received None"),  # type: ignore[arg-type]
+    "negative": (Proposal(-1, PointMass(-1), "mine"), "'mine' drafts what is no token id: received -1"),
+    "too large": (Proposal(V, PointMass(V), "mine"), "'mine' drafts a token outside the vocabulary of 8: received 8"),
+    "another's q": (Proposal(3, PointMass(4), "mine"), "token 3 with a q that it was not drawn from: received cert"),
+    "no law": (Proposal(3, None, "mine"), "'mine' drafts token 3 with a q that it was not drawn from: received None"),  # type: ignore[type-var]
+    "a token alone": (3, "mine proposes what is no Proposal: received 3"),
+    "a pair": ((3, PointMass(3)), "mine proposes what is no Proposal: received (3"),
+}
+
+
+@pytest.mark.parametrize("name", DRAFTS)
+def test_a_draft_that_cannot_be_is_refused_before_the_target_runs(name: str) -> None:
+    proposal, sentence = DRAFTS[name]
+    with pytest.raises(DecodeError) as refused:
+        decode(speculative_step(says(proposal), never_run, GreedyProcessor(), Dice()))
+    assert sentence in str(refused.value)
+
+
+SPREAD: dict[str, tuple[Categorical, str]] = {
+    "without the token": (half, "drafts token 3 with a q that it was not drawn from: received q(3) = 0"),
+    "not normalised": (Categorical(torch.ones(V)), "received probabilities that sum to 8"),
+    "NaN": (Categorical(torch.full((V,), NAN)), "received NaN at position 2"),
+    "negative": (Categorical(torch.tensor([-1.0, 0, 0, 2, 0, 0, 0, 0])), "received a probability of -1"),
+    "of another vocabulary": (Categorical(torch.ones(4) / 4), "from another vocabulary than the target's: received 4"),
+}
+
+
+@pytest.mark.parametrize("rule", [RejectTokens, VerifyBlock])
+@pytest.mark.parametrize("name", SPREAD)
+def test_a_law_that_a_draft_was_not_drawn_from_is_refused_where_it_is_read(
+    name: str, rule: type[RejectTokens | VerifyBlock]
+) -> None:
+    q, sentence = SPREAD[name]
+    draft, verify = Draft(says(Proposal(3, q, "mine"))), rule(target, MultinomialProcessor(1.0), Dice())
+    with pytest.raises(DecodeError) as refused:
+        verify(draft(start([1, 2], 8).unwrap()))
+    assert sentence in str(refused.value)
+    assert "'mine'" in str(refused.value)
+
+
+def test_numpy_ids_are_ids_and_an_unknown_vocabulary_is_that_of_the_logits() -> None:
+    step = speculative_step(says(Proposal(numpy.int64(3), PointMass(3))), target, GreedyProcessor(), Dice())  # type: ignore[arg-type]
+    assert decode(step) == decode(autoregressive_step(target, GreedyProcessor(), Dice()))
+    step = speculative_step(says(Proposal(V, PointMass(V), "mine")), flat, EachPrefix(never_asked), Dice())
+    with pytest.raises(DecodeError, match="'mine' drafts a token outside the vocabulary of 8"):
+        run(step, start([1, 2], 8).unwrap())
+
+
+def flat(tokens: Tokens, last: int) -> Tensor:
+    return torch.zeros(last, V)
+
+
+def never_asked(prefix: Tokens, logits: Tensor) -> Distribution:
+    raise AssertionError("the processor was asked")
+
+
+NODES: dict[str, tuple[object, str]] = {
+    "a tensor": (Node(torch.tensor(3), source="mine"), "'mine' drafts what is no token id"),  # type: ignore[arg-type]
+    "negative": (Node(-1, source="mine"), "'mine' drafts what is no token id: received -1"),
+    "too large": (Node(V, source="mine"), "'mine' drafts a token outside the vocabulary of 8"),
+    "no parent": (Node(3, parent=None), "does not come behind its parent"),  # type: ignore[arg-type]
+    "its own parent": (Node(3, parent=0), "does not come behind its parent"),
+    "a proposal": (Proposal(3, PointMass(3)), "mine proposes what is no Node"),
+}
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_a_node_that_cannot_be_is_refused_before_the_target_runs(name: str) -> None:
+    node, sentence = NODES[name]
+    with pytest.raises(DecodeError) as refused:
+        decode(tree_step(says(node), never_run, GreedyProcessor(), Dice()))  # type: ignore[arg-type]
+    assert sentence in str(refused.value)
+
+
+ROWS: dict[str, object] = {
+    "none": None,
+    "a list": [[0.0] * V],
+    "one dimension": torch.zeros(V),
+    "three dimensions": torch.zeros(1, 1, V),
+    "too many rows": torch.zeros(2, V),
+    "too few rows": torch.zeros(0, V),
+    "no vocabulary": torch.zeros(1, 0),
+    "whole numbers": torch.zeros(1, V, dtype=torch.int64),
+    "no numbers": torch.zeros(1, V, device="meta"),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_rows_that_cannot_be_name_the_predictor(name: str) -> None:
+    def model(tokens: Tokens, last: int) -> Any:
+        return ROWS[name]
+
+    def tree(tokens: Tokens, nodes: object) -> Any:
+        return ROWS[name]
+
+    where = r"gives no rows of logits: .*position 1"
+    with pytest.raises(DecodeError, match=f"the target .*model {where}"):
+        decode(autoregressive_step(model, GreedyProcessor(), Dice()))
+    with pytest.raises(DecodeError, match=f"the target .*tree {where}"):
+        decode(tree_step(says(), tree, GreedyProcessor(), Dice()))
+    with pytest.raises(DecodeError, match=f"the drafter .*model {where}"):
+        decode(speculative_step(LLMDrafter(model, GreedyProcessor(), Dice()), target, GreedyProcessor(), Dice()))
+    with pytest.raises(DecodeError, match=f"the single .*model {where}"):
+        RescoreNearTies(target, model, below=INF)((1, 2), 1)
+    with pytest.raises(DecodeError, match=f"the target .*model {where}"):
+        certify(
+            lambda world: autoregressive_step(model, world.processor, world.rng),
+            cases=[evolve(CASES[0], prompt=(0, 1))],
+        )
+
+
+@final
+@frozen
+class Answers:
+    """A processor that gives this whatever it is asked."""
+
+    answer: object
+
+    def laws(self, tokens: Tokens, logits: Tensor, /) -> Any:
+        return self.answer
+
+
+@pytest.mark.parametrize("answer", [None, 3, (), (half, half)])
+def test_laws_of_the_wrong_number_name_the_processor(answer: object) -> None:
+    with pytest.raises(DecodeError, match="Answers does not give a law for each row: received .* position 1"):
+        decode(autoregressive_step(target, Answers(answer), Dice()))
+
+
+LAWS: dict[str, tuple[object, str]] = {
+    "NaN": (Categorical(torch.full((V,), NAN)), "NaN"),
+    "one NaN": (Categorical(torch.tensor([1.0, 0, 0, NAN, 0, 0, 0, 0])), "NaN"),
+    "no mass": (Categorical(torch.zeros(V)), "probabilities that sum to 0"),
+    "all masked": (Categorical(torch.full((V,), -INF).softmax(-1)), "NaN"),
+    "negative": (Categorical(torch.tensor([1.5, -0.5, 0, 0, 0, 0, 0, 0])), "a probability of -0.5"),
+    "too much": (Categorical(torch.full((V,), 0.25)), "probabilities that sum to 2"),
+    "infinite": (Categorical(torch.tensor([INF, 0, 0, 0, 0, 0, 0, 0])), "probabilities that sum to inf"),
+    "too short": (Categorical(torch.ones(4) / 4), "4 probabilities for a vocabulary of 8"),
+    "a token outside": (PointMass(V), "certainty of token 8 in a vocabulary of 8"),
+    "a negative token": (PointMass(-1), "certainty of token -1"),
+    "a tensor token": (PointMass(torch.tensor(3)), "certainty of token tensor(3)"),  # type: ignore[arg-type]
+    "a sampler of NaN": (BlackBox(torch.full((V,), NAN), lambda probs: torch.tensor([[1]])), "NaN"),
+    "a list": ([0.5, 0.5], "[0.5, 0.5]"),
+    "a row": (torch.ones(V) / V, "tensor("),
+}
+STEPS: dict[str, Callable[[Any], Step]] = {
+    "autoregressive": lambda p: autoregressive_step(target, p, Dice()),
+    "rejection": lambda p: speculative_step(SuffixDrafter(), target, p, Dice()),
+    "rejection of draws": lambda p: speculative_step(says(Proposal(1, half)), target, p, Dice()),
+    "seed-coupled": lambda p: seed_coupled_step(SuffixDrafter(), target, p, SharedNoise(1)),
+    "a tree": lambda p: tree_step(says(Node(3), Node(4, 0)), path_by_path(target), p, Dice()),
+    "lossy": lambda p: accept_loss(lossy_unadjusted_step(says(Proposal(1, half)), target, p, Dice())),
+    "drafts": lambda p: speculative_step(LLMDrafter(target, p, Dice()), target, GreedyProcessor(), Dice()),
+}
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("name", LAWS)
+def test_a_law_that_is_none_names_the_processor_and_the_position(name: str, step: str) -> None:
+    law, what = LAWS[name]
+
+    def mine(prefix: Tokens, logits: Tensor) -> Any:
+        return law if len(prefix) == 4 else PointMass(5)
+
+    with pytest.raises(DecodeError) as refused:
+        decode(STEPS[step](EachPrefix(mine)))
+    assert "mine is none" in str(refused.value)
+    assert what in str(refused.value)
+    assert "behind the token at position 3;" in str(refused.value)
+
+
+class DeadEnd(GreedyProcessor):
+    """A grammar without a way on."""
+
+    @override
+    def _process(self, logits: Tensor) -> Tensor:
+        return torch.full_like(logits, -INF)
+
+
+class Masked(MultinomialProcessor):
+    @override
+    def _process(self, logits: Tensor) -> Tensor:
+        return torch.full_like(logits, -INF)
+
+
+class Sampler(LogitsProcessor):
+    """A user's own."""
+
+    def __init__(self, answer: Any) -> None:
+        super().__init__()
+        self.answer = answer
+
+    @override
+    def _process(self, logits: Tensor) -> Tensor:
+        return logits
+
+    @override
+    def sample(self, probs: Tensor) -> Any:
+        return self.answer
+
+
+@pytest.mark.parametrize("processor", [DeadEnd(), Masked(1.0)])
+@pytest.mark.parametrize("step", STEPS)
+def test_logits_that_are_all_masked_are_refused(processor: LogitsProcessor, step: str) -> None:
+    with pytest.raises(
+        DecodeError, match=f"the law of {type(processor).__name__} is none: received NaN behind the token"
+    ):
+        decode(STEPS[step](processor))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("bad", [[NAN] * V, [0, 1, NAN, 2, 0, 0, 0, 0], [-INF] * V, [0, INF, 0, 0, 0, 0, 0, 0]])
+@pytest.mark.parametrize("processor", [GreedyProcessor(), MultinomialProcessor(1.0), TopKProcessor(1.0, 3)])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_logits_that_are_not_finite_keep_the_error_that_names_the_model(
+    processor: LogitsProcessor, bad: list[float], dtype: torch.dtype, sign: float
+) -> None:
+    row = torch.tensor([bad], dtype=dtype)
+    row = torch.where(row.isnan(), row.copysign(torch.tensor(sign, dtype=dtype)), row)
+    with pytest.raises(DecodeError, match="model's logits are not finite: received NaN or infinity .* position 1;"):
+        decode(autoregressive_step(lambda tokens, last: row, processor, Dice()))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        None,
+        3.0,
+        torch.tensor([[V]]),
+        torch.tensor([[-1]]),
+        torch.tensor([[1.0]]),
+        torch.tensor([1, 2]),
+        torch.tensor([[True]]),
+    ],
+)
+def test_a_sampler_gives_one_id_of_the_vocabulary(answer: object) -> None:
+    with pytest.raises(DecodeError, match="Sampler.sample gives no token of the vocabulary of 8"):
+        decode(speculative_step(SuffixDrafter(), target, Sampler(answer), Dice()))
+
+
+@pytest.mark.parametrize(
+    "temperature", [1e-40, 1e-38, 1e-31, 0, -1.0, NAN, INF, 1e31, None, "1", True, torch.tensor(1.0)]
+)
+def test_a_temperature_that_logits_cannot_be_divided_by_is_refused(temperature: Any) -> None:
+    for make in (GreedyProcessor, MultinomialProcessor, lambda t: TopKProcessor(t, 3)):
+        with pytest.raises(DecodeError, match="temperature is"):
+            make(temperature)
+
+
+def test_a_temperature_near_0_is_greedy() -> None:
+    greedy = decode(autoregressive_step(target, GreedyProcessor(), Dice()))
+    for temperature in (1e-30, 1e-6, numpy.float64(1e-9)):
+        cold = MultinomialProcessor(temperature)
+        assert decode(autoregressive_step(target, cold, Dice())) == greedy
+        assert decode(seed_coupled_step(SuffixDrafter(), target, cold, SharedNoise(1))) == greedy
+
+
+def test_half_laws_are_laws_and_draw_nothing_that_is_impossible() -> None:
+    """A long row of 16 bits sums to 1 by its rounding only, and its noise must not be of 16 bits."""
+    for dtype in (torch.float16, torch.bfloat16):
+        probs = torch.randn(50_000, generator=torch.Generator().manual_seed(1)).softmax(-1)
+        probs[::2] = 0
+        law = Categorical((probs / probs.sum()).to(dtype))
+        dice = Dice(torch.Generator().manual_seed(1))
+        for position in range(200):
+            assert law.of(dice.draw(law, 0)) > 0
+            assert law.of(int(dice.draw_there(law.probs, position))) > 0
+        processor = EachPrefix(lambda prefix, logits: law)  # noqa: B023 - used here
+        run(
+            autoregressive_step(lambda tokens, last: torch.zeros(last, 50_000), processor, dice), start([1], 3).unwrap()
+        )
+
+
+def test_a_block_with_a_mass_that_is_small_is_divided_by_what_is_not_0() -> None:
+    p2, q2 = Categorical(torch.tensor([0.99999994, 1e-20])), Categorical(torch.tensor([1.0, 5e-21]))
+    even = Categorical(torch.tensor([0.5, 0.5]))
+    asked: list[float] = []
+
+    class Certain:
+        def accept(self, probability: float, /) -> bool:
+            asked.append(probability)
+            return probability >= 1
+
+        def draw(self, law: Distribution, position: int, /) -> int:
+            return 0
+
+        def draw_there(self, probs: Tensor, position: int, /) -> Tensor:
+            return torch.tensor(0)
+
+    rule = VerifyBlock(None, None, Certain())  # type: ignore[arg-type] # the rule alone
+    accepted, correction = rule.judge([Proposal(0, even), Proposal(0, q2)], [even, p2, p2], 0)
+    assert accepted == 1
+    assert isinstance(correction, Categorical)
+    assert correction.of(1) == 1.0
+    assert asked[-1] == 1.0
+
+
+# Steps, policies, conditions, stages
+
+
+def test_a_step_that_does_not_go_on_is_refused() -> None:
+    state = start([1, 2], 8).unwrap()
+
+    def stands(state: DecodeState) -> DecodeState:
+        return state
+
+    def shrinks(state: DecodeState) -> DecodeState:
+        return evolve(state, tokens=state.tokens[:-1])
+
+    for step in (stands, shrinks):
+        with pytest.raises(DecodeError, match=f"{step.__name__} adds nothing: received a text of"):
+            run(step, state)
+    lossy: Any = lossy_unadjusted_step(propose_nothing, target, GreedyProcessor(), Dice())
+    with pytest.raises(DecodeError, match="returns no state: .* accept_loss"):
+        run(lossy, state)
+    nothing: Any = lambda state: None  # noqa: E731
+    with pytest.raises(DecodeError, match="returns no state: received None"):
+        next(unfold(nothing, state))
+    with pytest.raises(DecodeError, match="adds nothing"):
+        certify(lambda world: stands)
+
+
+@pytest.mark.parametrize("answer", [None, (), 3, ((), 1), (Proposal(1, PointMass(1)),)])
+def test_a_policy_returns_proposals_and_a_pace(answer: Any) -> None:
+    def policy(stream: object, state: DecodeState) -> Any:
+        return answer
+
+    with pytest.raises(DecodeError, match="policy returns no proposals and pace"):
+        decode(speculative_step(SuffixDrafter(), target, GreedyProcessor(), Dice(), policy))
+    with pytest.raises(DecodeError, match="policy returns no nodes and pace"):
+        decode(tree_step(says(Node(3)), path_by_path(target), GreedyProcessor(), Dice(), policy))
+
+
+@pytest.mark.parametrize("answer", [None, "no", 0, torch.tensor(True)])
+def test_a_condition_says_true_or_false(answer: Any) -> None:
+    with pytest.raises(DecodeError, match="does not say whether the text is over"):
+        decode(autoregressive_step(target, GreedyProcessor(), Dice(), until=lambda state: answer))
+    over: Any = lambda state: numpy.True_  # noqa: E731
+    assert len(decode(autoregressive_step(target, GreedyProcessor(), Dice(), until=over))) == 1
+
+
+def test_what_draws_gives_an_id() -> None:
+    @final
+    @frozen
+    class Argmax:
+        def draw(self, law: Distribution, position: int, /) -> Any:
+            assert isinstance(law, Categorical)
+            return law.probs.argmax()
+
+        def draw_there(self, probs: Tensor, position: int, /) -> Tensor:
+            return probs.argmax()
+
+    with pytest.raises(DecodeError, match="Argmax draws what is no token id: received tensor"):
+        decode(autoregressive_step(target, MultinomialProcessor(1.0), Argmax()))
+
+
+def test_a_stage_of_another_kind_is_refused() -> None:
+    state = start([1, 2], 8).unwrap()
+    for stage in (
+        Draft(propose_nothing),
+        DraftTree(says()),
+        RejectTokens(target, GreedyProcessor(), Dice()),
+        Adjust(Dice()),
+        StopWhen(lambda state: True),
+        PruneCache(()),
+        commit,
+        advance,
+    ):
+        unfit: Any = stage
+        with pytest.raises(DecodeError):
+            unfit(None)
+    wrong: Any = Verified(Draft(propose_nothing)(state), 0, None, (), torch.zeros(1, V))
+    nothing: Any = lambda state: flow(wrong, Adjust(Dice()), commit, advance)  # noqa: E731
+    with pytest.raises(DecodeError, match="adds nothing"):
+        run(nothing, state)
+
+
+# Composing
+
+
+WRONG: Final[list[Any]] = [None, 3, 2.5, "text", torch.zeros(2), LogitsProcessorList(), [1], object()]
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=lambda value: type(value).__name__)
+def test_parts_that_cannot_be_are_refused_when_they_are_put_together(wrong: Any) -> None:
+    greedy, dice = GreedyProcessor(), Dice()
+    parts = (propose_nothing, target, greedy, dice, Fixed())
+    for make in (speculative_step, seed_coupled_step, lossy_unadjusted_step):
+        for i in range(5):
+            given: list[Any] = list(parts)
+            given[i] = wrong
+            with pytest.raises(DecodeError):
+                make(*given)
+        for name in ("prune", "observe", "until"):
+            if name != "prune" or not isinstance(wrong, list):
+                with pytest.raises(DecodeError):
+                    make(propose_nothing, target, greedy, dice, **{name: wrong})
+    for i in range(3):
+        given = [target, greedy, dice]
+        given[i] = wrong
+        with pytest.raises(DecodeError):
+            autoregressive_step(*given)
+    step: Any = advance
+    for first, then in ((wrong, step), (step, wrong)):
+        with pytest.raises(DecodeError):
+            once(first, then)
+    singles: list[Any] = [accept_loss, path_by_path, StopWhen, Adjust, Draft, DraftTree]
+    for single in singles:
+        with pytest.raises(DecodeError):
+            single(wrong)
+    for i in range(3):
+        given = [target, greedy, dice]
+        given[i] = wrong
+        with pytest.raises(DecodeError):
+            LLMDrafter(*given)
+    with pytest.raises(DecodeError):
+        run(wrong, start([1], 3).unwrap())
+    with pytest.raises(DecodeError):
+        run(autoregressive_step(target, greedy, dice), wrong)
+    with pytest.raises(DecodeError):
+        stop_string(wrong, "a")
+    assert isinstance(shared_vocabulary(wrong, Limits()).failure(), DecodeError)
+    if type(wrong) is not int:
+        with pytest.raises(DecodeError):
+            SharedNoise(wrong)
+    if wrong is not None:
+        with pytest.raises(DecodeError):
+            Dice(wrong)
+
+
+def test_the_remedy_for_a_list_of_transformers_is_said() -> None:
+    with pytest.raises(DecodeError, match=r"interop\.ProcessorList"):
+        autoregressive_step(target, LogitsProcessorList(), Dice())  # type: ignore[arg-type]
+
+
+GIVEN: list[tuple[Any, Tokens]] = [
+    ([1, 2], (1, 2)),
+    ((numpy.int64(1), numpy.int32(2)), (1, 2)),
+    (torch.tensor([1, 2]), (1, 2)),
+    (torch.tensor([1, 2], dtype=torch.uint8), (1, 2)),
+    (numpy.array([1, 2]), (1, 2)),
+    (range(1, 3), (1, 2)),
+]
+
+
+@pytest.mark.parametrize(("given", "tokens"), GIVEN, ids=[str(given) for given, _ in GIVEN])
+def test_ids_are_ids_in_whatever_row_they_come(given: Any, tokens: Tokens) -> None:
+    three: Any = numpy.int64(3)
+    state = start(given, three, given, Limits(V)).unwrap()
+    assert (state.tokens, state.request.stop, state.room) == (tokens, frozenset(tokens), 3)
+    assert {type(token) for token in (*state.tokens, *state.request.stop, state.request.limit)} == {int}
+    assert state.request.vocab_size == V
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [None, 3, "12", b"12", [1.0], [True], [None], ["1"], [-1], [2**63], [[1, 2]], torch.tensor(1),
+     torch.tensor([[1, 2]]), torch.tensor([1.0]), torch.tensor([True]),
+     torch.zeros(2, dtype=torch.int64, device="meta"), [torch.tensor(1)],
+     numpy.array([[1]]), numpy.array([1.5]), {1: 2}, [numpy.int64(-1)], [10**400]],
+    ids=lambda value: f"{value!r}"[:40],
+)  # fmt: skip
+def test_what_is_no_row_of_ids_is_refused(ids: Any) -> None:
+    assert isinstance(start(ids, 3).failure(), DecodeError)
+    assert isinstance(start([1], 3, ids).failure(), DecodeError)
+
+
+@pytest.mark.parametrize("number", [None, 2.0, "3", -1, True, torch.tensor(3), NAN, numpy.float64(3)])
+def test_the_number_of_new_tokens_is_a_whole_number(number: Any) -> None:
+    assert "the number of new tokens is" in str(start([1], number).failure())
+
+
+@pytest.mark.parametrize("limits", [None, 3, Limits(0), Limits(2.5), Limits(None, -1), Limits("8")])  # type: ignore[arg-type]
+def test_limits_are_whole_numbers(limits: Any) -> None:
+    assert isinstance(start([1], 3, limits=limits).failure(), DecodeError)
+
+
+# Under the certificate
+
+
+def test_under_the_certificate_what_is_wrong_names_the_part_and_the_position() -> None:
+    def dead(prefix: Tokens, logits: Tensor) -> Distribution:
+        return Categorical(logits.softmax(-1) if len(prefix) < 3 else torch.zeros_like(logits))
+
+    def drafting(world: World) -> Step:
+        return speculative_step(says(Proposal(0, PointMass(0))), world.target, world.processor, world.rng)
+
+    lost = [evolve(case, processor=lambda rng: EachPrefix(dead)) for case in CASES[:1]]
+    with pytest.raises(DecodeError, match="the law of .*dead is none: .* sum to 0 behind the token at position 2"):
+        certify(drafting, cases=lost)
+
+    def own_stage(world: World) -> Step:
+        draft, verify = Draft(propose_nothing), RejectTokens(world.target, world.processor, world.rng)
+
+        def spoils(verified: Verified) -> Verified:
+            return evolve(verified, correction=Categorical(torch.full((2,), NAN)))
+
+        return lambda state: flow(state, draft, verify, spoils, Adjust(world.rng), commit, advance)
+
+    with pytest.raises(DecodeError, match="a law is none: received NaN behind the token at position 0"):
+        certify(own_stage, cases=CASES[:1])

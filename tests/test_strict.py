@@ -1,0 +1,244 @@
+"""A processor that is not total is asked only about text that can stand, and never behind a stop token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Final
+
+import pytest
+import torch
+from attrs import define, evolve, field
+from returns.pipeline import flow
+from torch import Tensor
+
+from specflow import (
+    Categorical,
+    DecodeState,
+    Dice,
+    Distribution,
+    Drafter,
+    EachPrefix,
+    Finished,
+    Fixed,
+    Lazily,
+    LLMDrafter,
+    MultinomialProcessor,
+    Node,
+    PointMass,
+    Processor,
+    Proposal,
+    Reason,
+    Request,
+    Sampling,
+    Step,
+    Tokens,
+    accept_loss,
+    as_tree,
+    lossy_unadjusted_step,
+    path_by_path,
+    run,
+    seed_coupled_step,
+    speculative_step,
+    tree_step,
+)
+from specflow.stages import Adjust, Draft, LossyTypicalAcceptance, VerifyBlock, advance, commit
+from specflow.state import Verified
+from specflow.testing import Case, World, certify
+
+V: Final = 6
+STOP: Final = 5
+
+
+@define
+class Automaton:
+    """Even, odd, even, odd, … up to a 5, which ends the text; it raises when it is asked about anything else."""
+
+    choose: Callable[[Tensor], Distribution]
+    asked: list[Tokens] = field(factory=list)
+
+    def law(self, prefix: Tokens, logits: Tensor) -> Distribution:
+        self.asked.append(prefix)
+        for before, token in pairwise(prefix):
+            assert before % 2 != token % 2, f"{token} behind {before} is not in the language"
+        assert STOP not in prefix, "nothing follows a 5"
+        scores = logits.clone()
+        scores[prefix[-1] % 2 :: 2] = -torch.inf
+        return self.choose(scores)
+
+    @property
+    def processor(self) -> Processor:
+        return EachPrefix(self.law)
+
+
+def likeliest(scores: Tensor) -> Distribution:
+    return PointMass(int(scores.argmax()))
+
+
+def drawn(scores: Tensor) -> Distribution:
+    return Categorical(scores.softmax(-1))
+
+
+def target(tokens: Tokens, last: int) -> Tensor:
+    """All is possible, and a 5 is likely."""
+    table = torch.randn(V, V, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    table[:, STOP] += 0.5
+    return table[torch.tensor(tokens[-last:])]
+
+
+def repeats(tokens: Tokens) -> Iterator[Proposal[PointMass]]:
+    """Always illegal."""
+    while True:
+        yield Proposal(tokens[-1], PointMass(tokens[-1]), "repeats")
+
+
+def counts(tokens: Tokens) -> Iterator[Proposal[PointMass]]:
+    """Legal, through a 5 and beyond."""
+    token = tokens[-1]
+    while True:
+        token = (token + 1) % V
+        yield Proposal(token, PointMass(token), "counts")
+
+
+def spread(tokens: Tokens) -> Iterator[Proposal[Categorical]]:
+    """Drawn from all tokens, legal or not."""
+    dice = Dice(torch.Generator().manual_seed(len(tokens)))
+    q = Categorical(torch.full((V,), 1 / V, dtype=torch.float64))
+    while True:
+        yield Proposal(dice.draw(q, 0), q, "spread")
+
+
+def mixed(tokens: Tokens) -> Iterator[Proposal]:
+    for one, other in zip(counts(tokens), spread(tokens), strict=True):
+        yield one
+        yield other
+
+
+DRAFTERS: dict[str, Drafter] = {"repeats": repeats, "counts": counts, "spread": spread, "mixed": mixed}
+
+
+def bush(tokens: Tokens) -> Iterator[Node]:
+    """A legal and an illegal token, and below both again, a 5 among them."""
+    even, odd = tokens[-1] // 2 * 2, STOP
+    yield Node(odd)
+    yield Node(even)
+    yield Node(even, 0)
+    yield Node(odd, 0)
+    yield Node(odd, 1)
+    yield Node(even, 1)
+    yield Node(even, 4)
+
+
+def by_blocks(drafter: Drafter, processor: Processor, dice: Dice) -> Step:
+    draft, verify, adjust = Draft(drafter, Fixed(4)), VerifyBlock(target, processor, dice), Adjust(dice)
+    return lambda state: flow(state, draft, verify, adjust, commit, advance)
+
+
+def typically(drafter: Drafter, processor: Processor, dice: Dice) -> Step:
+    draft, verify, adjust = Draft(drafter, Fixed(4)), LossyTypicalAcceptance(target, processor, dice), Adjust(dice)
+
+    def end(verified: Verified) -> DecodeState | Finished:
+        return flow(verified, adjust, commit, advance)
+
+    return accept_loss(lambda state: flow(state, draft, verify).map(end))
+
+
+RULES: dict[str, Callable[[Drafter, Processor, Dice], Step]] = {
+    "token rejection": lambda d, p, r: speculative_step(d, target, p, r, Fixed(4)),
+    "sample-and-match": lambda d, p, r: seed_coupled_step(d, target, p, r, Fixed(4)),
+    "block verification": by_blocks,
+    "typical acceptance": typically,
+    "no adjustment": lambda d, p, r: accept_loss(lossy_unadjusted_step(d, target, p, r, Fixed(4))),
+    "a chain as a tree": lambda d, p, r: tree_step(as_tree(d), path_by_path(target), p, r),  # type: ignore[arg-type]
+    "a tree": lambda d, p, r: tree_step(bush, path_by_path(target), p, r),
+}
+
+
+@pytest.mark.parametrize("choose", [likeliest, drawn])
+@pytest.mark.parametrize("drafter", DRAFTERS)
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("seed", range(6))
+def test_a_strict_automaton_hears_of_nothing_that_it_forbids(
+    rule: str, drafter: str, choose: Callable[[Tensor], Distribution], seed: int
+) -> None:
+    automaton = Automaton(choose)
+    step = RULES[rule](DRAFTERS[drafter], automaton.processor, Dice(torch.Generator().manual_seed(seed)))
+    end = run(step, DecodeState(Request((2, 3), 14, frozenset({STOP})), (2, 3)))
+    text = end.state.tokens
+    assert STOP not in text[:-1]
+    assert (end.reason is Reason.STOP) is (text[-1] == STOP)
+    assert all(a % 2 != b % 2 for a, b in pairwise(text))
+    assert len(text) == 14 or text[-1] == STOP
+    tally = end.state.tally
+    assert len(end.state.output) - tally.accepted in (tally.steps, tally.steps - 1)
+
+
+def test_an_accepted_stop_token_is_the_last_and_has_no_token_behind_it() -> None:
+    automaton = Automaton(likeliest)
+    row = torch.tensor([[0.0, 1.0, 0.5, 0.0, 4.0, 5.0]])
+    step = speculative_step(counts, lambda tokens, last: row.expand(last, -1), automaton.processor, Dice(), Fixed(4))
+    end = run(step, DecodeState(Request((3,), 20, frozenset({STOP})), (3,)))
+    assert (end.state.output, end.reason) == ((4, 5), Reason.STOP)
+    assert (end.state.tally.steps, end.state.tally.drafted, end.state.tally.accepted) == (1, 2, 2)
+    assert automaton.asked == [(3,), (3, 4)]
+
+
+def test_a_drafter_is_not_asked_behind_a_stop_token_and_neither_is_its_processor() -> None:
+    automaton = Automaton(likeliest)
+    row = torch.tensor([[0.0, 1.0, 0.5, 0.0, 4.0, 5.0]])
+    drafter = LLMDrafter(lambda tokens, last: row.expand(last, -1), automaton.processor, Dice())
+    drafted = Draft(drafter, Fixed(5))(DecodeState(Request((3,), 20, frozenset({STOP})), (3,)))
+    assert drafted.tokens == (4, 5)
+    assert automaton.asked == [(3,), (3, 4)]
+    assert Draft(counts, Fixed(5))(DecodeState(Request((3,), 20), (3,))).tokens == (4, 5, 0, 1, 2)
+
+
+@pytest.mark.parametrize("rule", ["token rejection", "sample-and-match", "block verification", "a tree"])
+def test_the_certificate_holds_for_laws_that_are_made_lazily(rule: str) -> None:
+    """Over the cases' own models: a token that is not the one before, and an automaton that raises where it is."""
+
+    def law(prefix: Tokens, logits: Tensor) -> Distribution:
+        assert all(a != b for a, b in pairwise(prefix[1:]))  # a prompt may repeat itself
+        scores = logits.clone()
+        if len(prefix) > 1:
+            scores[prefix[-1]] = -torch.inf
+        return Categorical(scores.softmax(-1)) if scores.isfinite().any() else PointMass(1 - prefix[-1])
+
+    def by(rng: Sampling) -> Processor:
+        return EachPrefix(law)
+
+    cases = [Case(2, (0,), 4, seed=15), Case(3, (2,), 3, seed=1), Case(4, (3, 0, 1), 3, frozenset({1}), seed=4)]
+    cases = [evolve(case, processor=by) for case in cases]
+
+    def compose(world: World) -> Step:
+        drafter = LLMDrafter(world.drafter, MultinomialProcessor(1.0), world.rng)
+        if rule == "a tree":
+            return tree_step(
+                lambda tokens: iter((Node(0), Node(1), Node(0, 0), Node(1, 0), Node(0, 1))),
+                path_by_path(world.target),
+                world.processor,
+                world.rng,
+            )
+        if rule == "block verification":
+            draft, verify = Draft(drafter, Fixed(3)), VerifyBlock(world.target, world.processor, world.rng)
+            adjust = Adjust(world.rng)
+            return lambda state: flow(state, draft, verify, adjust, commit, advance)
+        make = speculative_step if rule == "token rejection" else seed_coupled_step
+        return make(drafter, world.target, world.processor, world.rng, Fixed(3))
+
+    assert certify(compose, cases=cases).accepted > 0
+
+
+def test_laws_are_made_once_each_behind_those_before() -> None:
+    made: list[int] = []
+
+    def make(row: int) -> PointMass:
+        made.append(row)
+        return PointMass(row)
+
+    laws = Lazily(4, make)
+    assert made == []
+    assert (laws[1], laws[0], laws[-3], len(laws)) == (PointMass(1), PointMass(0), PointMass(1), 4)
+    assert made == [0, 1]
+    with pytest.raises(IndexError):
+        laws[4]
