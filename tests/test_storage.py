@@ -419,8 +419,7 @@ def test_foreign_files_are_refused_and_run_nothing(tmp_path: Path) -> None:
     torch.save({"w": Bomb(tmp_path / "mark")}, path)
     refused_and_unharmed(storage, path)
     assert not (tmp_path / "mark").exists()
-    with pytest.raises(FileNotFoundError):
-        storage.load(tmp_path / "nowhere")
+    assert "does not exist" in refused_and_unharmed(storage, tmp_path / "nowhere")
 
 
 def test_a_newer_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -475,7 +474,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
         raise OSError("no space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(DecodeError, match="no space"):
         storage.save(path)
     assert path.read_bytes() == content
     assert [found.name for found in tmp_path.iterdir()] == ["a"]

@@ -9,17 +9,12 @@ import torch
 from attrs import field, frozen
 from torch import Tensor
 
+from specflow.checks import a, does, valid, whole
 from specflow.drafters.storage import INgramStorage
-from specflow.errors import DecodeError
 from specflow.state import Committed
 
 BLOCK: Final = 256
 """Columns that `top_tokens` looks at as one."""
-
-
-def _at_least_one(instance: object, attribute: object, top: int) -> None:
-    if top < 1:
-        raise DecodeError("filler_top_k", "filler_top_k is below 1", top, "use 1 to learn only what was emitted")
 
 
 @final
@@ -36,10 +31,11 @@ class UpdateNgram:
     The step itself is handed on unchanged. Stepping one state twice teaches its tokens twice.
     """
 
-    storage: INgramStorage
-    filler_top_k: int = field(default=3, validator=_at_least_one)
+    storage: INgramStorage = field(validator=valid(does("an n-gram storage", "give an NGramStorage", "learn")))
+    filler_top_k: int = field(default=3, validator=valid(whole(1, "use 1 to learn only what was emitted")))
 
     def __call__(self, committed: Committed, /) -> Committed:
+        a(Committed, "put it behind `commit`")("committed", committed)
         new = committed.tokens
         followers = [[token] for token in new]
         if self.filler_top_k > 1:
