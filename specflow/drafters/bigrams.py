@@ -26,6 +26,8 @@ FORMAT: Final = "specflow bigrams 1"
 
 ARRAYS: Final = {"tokens": torch.int32, "chances": torch.float32}
 
+REMEDY: Final = "make the table again, and `save` it"
+
 
 @final
 @frozen(eq=False)
@@ -80,7 +82,7 @@ class Bigrams:
         return cls(torch.cat(tokens).numpy(), torch.cat(chances).numpy())
 
     def behind(self, token: int) -> list[tuple[int, float]]:
-        """The followers of a token and their probabilities, the most probable first. `DecodeError` for no token of V."""
+        """The followers of a token and their probabilities, most probable first. `DecodeError` for a token outside [0, V)."""
         whole(0, "ask about a token of the table", most=len(self.tokens) - 1)("token", token)
         return list(zip(self.tokens[token].tolist(), self.chances[token].tolist(), strict=True))
 
@@ -92,7 +94,7 @@ class Bigrams:
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Bigrams:
         """Read what `save` wrote. `DecodeError` for any other file."""
-        metadata, arrays = content_of(path)
+        metadata, arrays = content_of(path, REMEDY)
         if metadata.get("format") != FORMAT:
             raise _no_table(path, "holds no table of bigrams")
         if {name: tensor.dtype for name, tensor in arrays.items()} != ARRAYS:
@@ -119,4 +121,4 @@ def _asked(target: TreePredictor, before: Tokens, some: range, vocab_size: int, 
 
 
 def _no_table(path: str | PathLike[str], happened: str) -> DecodeError:
-    return DecodeError("path", f"the file {happened}", str(path), "make the table again, and `save` it")
+    return DecodeError("path", f"the file {happened}", str(path), REMEDY)

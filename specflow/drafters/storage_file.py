@@ -131,10 +131,10 @@ def _give(building: Path, before: os.stat_result) -> None:
         os.chown(building, before.st_uid, before.st_gid)
 
 
-def content_of(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, Tensor]]:
+def content_of(path: str | os.PathLike[str], remedy: str) -> tuple[dict[str, str], dict[str, Tensor]]:
     """The metadata and the arrays of a safetensors file, which is read once: it may change meanwhile.
 
-    `DecodeError` for a file that cannot be read, or that is no such file.
+    `DecodeError` for a file that cannot be read, or that is no such file; the remedy is for the latter.
     """
     found = checked_path(path)
     if not found.exists():
@@ -145,7 +145,7 @@ def content_of(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, 
     except (OSError, MemoryError) as error:
         _refuse(path, f"cannot be read ({getattr(error, 'strerror', None) or error})", "name a file that can be read")
     except (SafetensorError, ValueError, KeyError) as error:
-        _refuse(path, f"is truncated, corrupted or not of this kind ({error})", "restore it from a copy")
+        _refuse(path, f"is truncated, corrupted or not of this kind ({error})", remedy)
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     return dict(header.get("__metadata__") or {}), arrays
 
@@ -170,7 +170,7 @@ def checked_path(path: object) -> Path:
 
 def read(path: str | os.PathLike[str], header: Header) -> Iterator[Row]:
     """The rows of a file that belongs to `header`; `DecodeError` for any other. The whole file is checked first."""
-    metadata, tensors = content_of(path)
+    metadata, tensors = content_of(path, "restore it from a copy")
     checksum = metadata.pop("sha256", None)
     _check_metadata(path, metadata, header)
     if {name: tensor.dtype for name, tensor in tensors.items() if tensor.dim() == 1} != header.arrays:
