@@ -82,7 +82,7 @@ class Bigrams:
         return cls(torch.cat(tokens).numpy(), torch.cat(chances).numpy())
 
     def behind(self, token: int) -> list[tuple[int, float]]:
-        """The followers of a token and their probabilities, most probable first. `DecodeError` for a token outside [0, V)."""
+        """A token's followers and their probabilities, the most probable first. `DecodeError` outside the table."""
         whole(0, "ask about a token of the table", most=len(self.tokens) - 1)("token", token)
         return list(zip(self.tokens[token].tolist(), self.chances[token].tolist(), strict=True))
 
