@@ -446,6 +446,8 @@ def _consistent(options: Options) -> None:
     check_text("prompt", options.prompt)
     for string in options.stop:
         check_text("stop", string)
+    if options.gamma > sys.maxsize:
+        raise DecodeError("gamma", "gamma is beyond the longest text", options.gamma, "draft fewer tokens")
     if options.draft_model is not None and options.drafter is not None:
         received = f"--drafter {options.drafter} and --draft-model {options.draft_model}"
         raise DecodeError("drafter", "a drafter and a draft model are both given", received, "give one of them")
