@@ -113,7 +113,9 @@ def main(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     """Refuses, before a model is loaded, what could not be measured, and what could not be kept afterwards."""
-    for name in ("max_new_tokens", "max_prompt_tokens", "repeats"):
+    if args.max_new_tokens == 0:
+        raise DecodeError("max_new_tokens", "there is nothing to measure", "0 tokens", "give 1 or more")
+    for name in ("max_prompt_tokens", "repeats"):
         whole(1, "give 1 or more")(name, getattr(args, name))
     or_none(whole(1, "leave it out for all prompts"))("limit", args.limit)
     if args.assistant is None and args.assistant_dtype is not None:
