@@ -49,15 +49,19 @@ def stops_of(name: str, ids: object) -> frozenset[int]:
     return frozenset(ids_of(name, list(ids) if isinstance(ids, Set) else ids))
 
 
-def rows_of(name: str, ids: Tensor | numpy.ndarray) -> list[list[int]]:
-    """The rows of [B, L], or the one row of anything smaller. `DecodeError` for what holds no whole numbers."""
+def rows_of(name: str, ids: Tensor | numpy.ndarray, last: int | None = None) -> list[list[int]]:
+    """The rows of [B, L], or the one row of anything smaller; of each the last columns, `last` of them.
+
+    `DecodeError` for more dimensions, and for a tensor without values.
+    """
     if ids.ndim > 2:
         received = str(list(ids.shape))
         raise DecodeError(name, f"{name} has more than two dimensions", received, "give [batch, length]")
     if isinstance(ids, Tensor) and (ids.is_meta or ids.layout is not torch.strided):
         where = "on the meta device" if ids.is_meta else f"a {ids.layout} tensor"
         raise DecodeError(name, f"{name} has no numbers to look at", where, REMEDY)
-    rows: list[list[int]] = (ids if ids.ndim == 2 else ids.reshape(1, -1)).tolist()
+    table = ids if ids.ndim == 2 else ids.reshape(1, -1)
+    rows: list[list[int]] = (table if last is None else table[:, -last:]).tolist()
     return rows
 
 

@@ -339,8 +339,7 @@ def check_reach(length: int, start: int, lessons: int) -> None:
 def _rows(name: str, ids: Tensor | Sequence[int] | int, last: int | None = None) -> list[Tokens]:
     """The rows of [B, L], or the one row of anything smaller; of each row just the last tokens, `last` of them."""
     if isinstance(ids, Tensor) and ids.dim() > 0:
-        recent = ids if last is None else ids[..., -last:]
-        return [plain(name, row) for row in rows_of(name, recent)]
+        return [plain(name, row) for row in rows_of(name, ids, last)]
     if isinstance(ids, Integral):
         return [plain(name, [ids])]
     text = _text(name, ids)
