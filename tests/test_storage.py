@@ -602,9 +602,11 @@ def test_ids_of_any_size_are_kept_as_they_are(make: Make, vocab_size: int, tmp_p
     assert again.next_token([0, 1]) == (vocab_size - 1, True)
 
 
-NESTED = [[1, 2]]
+LESSONS: list[object] = [[[1, 2]], [torch.tensor(1)]]
+"""They hold no ids, and could be followers: several ids each."""
+
 JUNK: list[object] = [
-    None, "12", b"12", 1.5, object(), int, {1: 2}, {1, 2}, [1.0], [None], ["1"], NESTED, [True], [torch.tensor(1)],
+    None, "12", b"12", 1.5, object(), int, {1: 2}, {1, 2}, [1.0], [None], ["1"], *LESSONS, [True],
     torch.tensor([1.0, 2.0]), torch.tensor([True]), torch.ones(2, dtype=torch.long, device="meta"),
     torch.eye(2, dtype=torch.long).to_sparse(), torch.zeros(1, 1, 1, dtype=torch.long), numpy.array(["a"]),
     numpy.array([1.5]), iter([1]),
@@ -631,7 +633,7 @@ def test_what_holds_no_ids_is_refused_everywhere_and_nothing_is_learned(make: Ma
     for junk in JUNK:
         with pytest.raises(DecodeError):
             storage.continuation(junk)  # type: ignore[arg-type]
-        if junk is not NESTED:
+        if not any(junk is lesson for lesson in LESSONS):
             with pytest.raises(DecodeError):
                 storage.learn((1, 2), 1, junk)  # type: ignore[arg-type]
         with pytest.raises(DecodeError):
