@@ -330,7 +330,7 @@ def _ran(arguments: Sequence[str] | None) -> int:
             parsed = _parser().parse_args(arguments)
             run: Callable[[argparse.Namespace], int] = parsed.run
             with warnings.catch_warnings():
-                warnings.showwarning = _warn
+                warnings.showwarning = _warn  # type: ignore[assignment] # it takes all that is given
                 return run(parsed)
         finally:
             sys.stdout.flush()  # what fails here would fail at the interpreter's end, where nobody can catch it

@@ -71,6 +71,6 @@ def plain(name: str, ids: Sequence[object]) -> Tokens:
     if {*map(type, tokens)} <= {int}:
         return tokens  # type: ignore[return-value] # looked at above, all at once
     for token in tokens:
-        if not isinstance(token, Integral) or isinstance(token, bool):
+        if isinstance(token, bool) or not isinstance(token, Integral):
             raise DecodeError(name, "a token id is not an int", shown(token), REMEDY)
     return tuple([int(token) for token in tokens if isinstance(token, Integral)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import shutil
 from contextlib import suppress
-from os import PathLike
+from os import PathLike, fspath
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Final, Literal, cast, final
@@ -101,17 +101,25 @@ def load(name: str | PathLike[str] = SMOLLM2, dtype: DType = "float32") -> Loade
     A failure for what cannot be loaded: no such model, weights that are truncated, corrupted or not all there, an
     unknown architecture, and code that comes with a checkpoint, which is never run.
     """
-    if not isinstance(name, str | PathLike) or not str(name):
-        raise DecodeError("model", "the model has no name", shown(name), NAMES)
-    if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise DecodeError("dtype", "there is no such dtype", shown(dtype), f"use {', '.join(DTYPES)}")
+    _check_name(name)
+    _check_dtype(dtype)
     if name != SMOLLM2:
-        return _loaded(Path(name) if isinstance(name, PathLike) else name, dtype, NAMES)
+        return _loaded(fspath(name), dtype, NAMES)
     home = _converted_smollm2()
     return _loaded(home, dtype, "delete the folder, and it is made again")
 
 
 NAMES: Final = f"give {SMOLLM2!r}, a local path or a hub name"
+
+
+def _check_name(name: object) -> None:
+    if not isinstance(name, str | PathLike) or not str(name):
+        raise DecodeError("model", "the model has no name", shown(name), NAMES)
+
+
+def _check_dtype(dtype: object) -> None:
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise DecodeError("dtype", "there is no such dtype", shown(dtype), f"use {', '.join(DTYPES)}")
 
 
 def _loaded(path: str | Path, dtype: DType, remedy: str) -> Loaded:
@@ -147,7 +155,7 @@ def bigrams_of(model: Module, tokenizer: PreTrainedTokenizerBase) -> Bigrams:
 def check_text(name: str, text: object) -> None:
     """`DecodeError` for what is no text, or one with lone surrogates, which is how Python passes on foreign bytes.
 
-    >>> check_text("prompt", "caf\udce9")
+    >>> check_text("prompt", b"caf\\xe9".decode(errors="surrogateescape"))
     Traceback (most recent call last):
     specflow.errors.DecodeError: prompt is not UTF-8: received 'caf\\udce9'; give a text in UTF-8.
     """

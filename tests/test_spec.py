@@ -403,7 +403,7 @@ def test_what_is_plainly_wrong_is_refused(name: str, parameter: str) -> None:
         ("eos_tokens_id", torch.tensor([7, 9]), [7, 9]),
         ("eos_tokens_id", numpy.array([7, 9]), [7, 9]),
         ("gamma", numpy.int64(2), 2),
-        ("gamma", 10**18, 128),
+        ("gamma", 10**9, 128),
         ("filler_top_k", numpy.int64(2), 2),
         ("pad_token_id", None, 0),
     ],

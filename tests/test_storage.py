@@ -573,11 +573,12 @@ def test_a_file_that_shrinks_while_it_is_read_does_not_end_the_process(
     """A mapped file would: its pages go away."""
     storage, path = learned(NGramStorage), tmp_path / "a"
     storage.save(path)
-    load = storage_file.load
+    load = vars(storage_file)["load"]
 
     def shrinking(content: bytes) -> dict[str, Tensor]:
         os.truncate(path, 10)
-        return load(content)
+        arrays: dict[str, Tensor] = load(content)
+        return arrays
 
     monkeypatch.setattr(storage_file, "load", shrinking)
     other = NGramStorage(3, 100)
@@ -668,7 +669,7 @@ def test_a_storage_is_made_of_whole_numbers(make: Make) -> None:
     for junk in (None, 2.5, "3", True, torch.tensor(3), 10**30, -1):
         for arguments in ((junk, 10), (3, junk)):
             with pytest.raises(DecodeError):
-                make(*arguments)  # type: ignore[arg-type]
+                make(*arguments)
     for junk in (2.5, "3", True, 0):
         with pytest.raises(DecodeError, match="max_contexts"):
             NGramStorage(3, 10, max_contexts=junk)  # type: ignore[arg-type]
@@ -756,8 +757,12 @@ def test_saving_waits_for_a_lesson_and_not_the_other_way_round(tmp_path: Path, m
     before, learning = storage.counts(), Event()
     write = storage_file._write
 
+    def teach() -> None:
+        storage.update([8], 9)
+        learning.set()
+
     def slow(target: Path, content: bytes) -> None:
-        Thread(target=lambda: (storage.update([8], 9), learning.set())).start()
+        Thread(target=teach).start()
         assert learning.wait(10)
         write(target, content)
 

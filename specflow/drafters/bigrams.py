@@ -110,7 +110,7 @@ def _check_numbers(name: str, table: object, kind: type) -> None:
 
 def _asked(target: TreePredictor, before: Tokens, some: range, vocab_size: int, k: int) -> tuple[Tensor, Tensor]:
     """The k most probable followers of some tokens, and their probabilities, each [n, k]."""
-    rows = target(before, [Node(token) for token in some])
+    rows: object = target(before, [Node(token) for token in some])
     if not isinstance(rows, Tensor) or rows.shape != (len(some) + 1, vocab_size):
         received = str(list(rows.shape)) if isinstance(rows, Tensor) else shown(rows)
         happened = f"the target does not give [{len(some) + 1}, {vocab_size}] logits"

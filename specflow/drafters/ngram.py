@@ -14,10 +14,6 @@ from specflow.distribution import PointMass
 from specflow.drafters.storage import INgramStorage
 from specflow.state import Proposal, Tokens
 
-_is_storage = valid(does("an n-gram storage", "give an NGramStorage", "continuation"))
-_is_size = valid(or_none(whole(1, "give the target's vocab_size")))
-_is_name = valid(a(str, "name the drafter"))
-
 
 @final
 @frozen(eq=False)
@@ -28,9 +24,9 @@ class NGramDrafter:
     `vocab_size` it ends at a token that the target does not have, for a storage with a larger vocabulary.
     """
 
-    storage: INgramStorage = field(validator=_is_storage)
-    vocab_size: int | None = field(default=None, validator=_is_size)
-    source: str = field(default="ngram", validator=_is_name)
+    storage: INgramStorage = field(validator=valid(does("an n-gram storage", "give an NGramStorage", "continuation")))
+    vocab_size: int | None = field(default=None, validator=valid(or_none(whole(1, "give the target's vocab_size"))))
+    source: str = field(default="ngram", validator=valid(a(str, "name the drafter")))
 
     def __call__(self, tokens: Tokens, /) -> Iterator[Proposal[PointMass]]:
         known = takewhile(itemgetter(1), self.storage.continuation(tokens))
@@ -45,9 +41,9 @@ class GuessingNGramDrafter:
     The spec's default. A guess is right once in a vocabulary and costs the target a position, so prefer `NGramDrafter`.
     """
 
-    storage: INgramStorage = field(validator=_is_storage)
-    vocab_size: int | None = field(default=None, validator=_is_size)
-    source: str = field(default="ngram", validator=_is_name)
+    storage: INgramStorage = field(validator=valid(does("an n-gram storage", "give an NGramStorage", "continuation")))
+    vocab_size: int | None = field(default=None, validator=valid(or_none(whole(1, "give the target's vocab_size"))))
+    source: str = field(default="ngram", validator=valid(a(str, "name the drafter")))
 
     def __call__(self, tokens: Tokens, /) -> Iterator[Proposal[PointMass]]:
         return _proposals(self.storage.continuation(tokens), self.vocab_size, self.source)

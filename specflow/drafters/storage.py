@@ -346,7 +346,7 @@ def _rows(name: str, ids: Tensor | Sequence[int] | int, last: int | None = None)
     return [plain(name, text if last is None else text[-last:])]
 
 
-def _text(name: str, ids: Sequence[int]) -> Sequence[int]:
+def _text(name: str, ids: object) -> Sequence[int]:
     """What holds the ids of one text: the sequence itself, whose ids have not been looked at."""
     if isinstance(ids, tuple | list):
         return ids
@@ -355,7 +355,7 @@ def _text(name: str, ids: Sequence[int]) -> Sequence[int]:
     return ids
 
 
-def _lessons(followers: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
+def _lessons(followers: object) -> Sequence[object]:
     if not isinstance(followers, Sequence) or isinstance(followers, str | bytes | bytearray):
         raise DecodeError("followers", "followers are no sequence", shown(followers), "give a list of lists of ids")
     return followers
