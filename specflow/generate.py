@@ -243,7 +243,7 @@ def _check_model(name: str, model: Module) -> None:
 
 def _started(inputs: object, target: Module, max_gen_len: int, eos_tokens_id: object) -> DecodeState:
     tokens, stop = ids_of("inputs", inputs), stops_of("eos_tokens_id", eos_tokens_id)
-    whole(0, "give 0 or more tokens")("max_gen_len", max_gen_len)
+    whole(-sys.maxsize, "give 0 or more tokens")("max_gen_len", max_gen_len)  # below 0 `start` refuses it
     return unwrap(start(tokens, int(max_gen_len), stop, limits_of(target)))
 
 

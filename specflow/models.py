@@ -86,8 +86,7 @@ class Loaded:
 
     @property
     def _stop(self) -> frozenset[int]:
-        config = self.model.generation_config
-        named = [None if config is None else config.eos_token_id, self.tokenizer.eos_token_id]
+        named = [getattr(self.model.generation_config, "eos_token_id", None), self.tokenizer.eos_token_id]
         return frozenset().union(*[stops_of("eos_token_id", ids) for ids in named if ids is not None])
 
 
