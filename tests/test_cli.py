@@ -497,22 +497,26 @@ def test_seeds_of_any_size_have_texts_of_their_own(tiny: Path, capsys: pytest.Ca
 
 QUICK = [sys.executable, "-m", "specflow", "generate", "w5 w6 w7"]
 
+BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+"""Where what was printed waits, and fails only when it is flushed."""
+
 
 def test_the_reader_of_a_pipe_that_goes_ends_the_command(tiny: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     arguments = [*QUICK, "--model", str(tiny), "--max-new-tokens", "60"]
-    done = subprocess.run(arguments, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(arguments, stdout=writing, stderr=subprocess.PIPE, text=True, check=False, env=BUFFERED)
     os.close(writing)
     assert (done.returncode, done.stderr) == (141, "")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full disk to write to")
-def test_an_answer_that_cannot_be_written_is_one_sentence(tiny: Path) -> None:
+@pytest.mark.parametrize("answer", [True, False])
+def test_what_cannot_be_written_is_one_sentence(answer: bool, tiny: Path) -> None:
+    """An answer, which is flushed word by word, and the help, which waits until the end."""
+    arguments = [*QUICK, "--model", str(tiny)] if answer else [*QUICK[:3], "--help"]
     with open("/dev/full", "w") as full:
-        done = subprocess.run(
-            [*QUICK, "--model", str(tiny)], stdout=full, stderr=subprocess.PIPE, text=True, check=False
-        )
+        done = subprocess.run(arguments, stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=BUFFERED)
     assert done.returncode == 1
     assert "specflow: the answer cannot be written ([Errno 28]" in done.stderr
     assert done.stderr.count("\n") == 1
