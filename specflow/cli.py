@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from io import TextIOWrapper
 from pathlib import Path
 from time import perf_counter
-from typing import Final, TypeAlias, final
+from typing import Final, TextIO, TypeAlias, final
 
 import torch
 from attrs import fields, frozen
@@ -33,8 +37,8 @@ from specflow.gamma import EGAG, SVIP, AdaEDL, Fixed, Heuristic, StopAfter, Unsu
 from specflow.gamma_cost import CostAware, CostMeter
 from specflow.gamma_tree import CostAwareTree
 from specflow.loop import shared_vocabulary, start, unfold
-from specflow.models import SMOLLM2, DType, Loaded, bigrams_of, load, smollm2_is_converted
-from specflow.predictor import CachedPredictor, fitted, limits_of
+from specflow.models import SMOLLM2, DType, Loaded, bigrams_of, check_text, load, said, smollm2_is_converted
+from specflow.predictor import CachedPredictor, Prunable, fitted, limits_of
 from specflow.processors import (
     GreedyProcessor,
     LogitsProcessor,
@@ -43,10 +47,20 @@ from specflow.processors import (
     TopKNucleusProcessor,
     TopKProcessor,
 )
-from specflow.random import Dice, Randomness
-from specflow.stages import Condition, UpdateNgram, never, stop_string
-from specflow.state import DecodeState, Drafter, GammaPolicy, Predictor, Step, TreePolicy, TreePredictor
-from specflow.steps import ngram_step, speculative_step, tree_step
+from specflow.random import Dice, SharedNoise
+from specflow.stages import Condition, Observer, UpdateNgram, never, stop_string, unobserved
+from specflow.state import (
+    DecodeState,
+    Drafter,
+    Finished,
+    GammaPolicy,
+    Predictor,
+    Step,
+    Tokens,
+    TreePolicy,
+    TreePredictor,
+)
+from specflow.steps import seed_coupled_step, speculative_step, tree_step
 
 
 @final
@@ -98,42 +112,48 @@ TREE_POLICIES: Final[Mapping[str, Callable[[int], TreePacing]]] = {
 @final
 @frozen(eq=False)
 class Parts:
-    """What any step here is composed of."""
+    """What any step here is composed of.
+
+    With a seed the randomness is `SharedNoise`, so that a text depends on the model, the prompt and the seed alone: not
+    on what drafts it, nor on how far, which a cost-aware policy reads off the clock.
+    """
 
     target: CachedPredictor
     processor: LogitsProcessor
-    rng: Randomness
+    rng: Dice | SharedNoise
     until: Condition
     loaded: Loaded
     state: DecodeState
+
+    def step(
+        self, drafter: Drafter, pacing: Pacing, memos: Sequence[Prunable] = (), observe: Observer = unobserved
+    ) -> Step:
+        """A step that drafts chains."""
+        target, processor, gamma, prune = (
+            pacing.watched(self.target),
+            self.processor,
+            pacing.gamma,
+            (*memos, self.target),
+        )
+        match self.rng:
+            case SharedNoise() as noise:
+                return seed_coupled_step(drafter, target, processor, noise, gamma, prune, observe, self.until)
+            case Dice() as dice:
+                return speculative_step(drafter, target, processor, dice, gamma, prune, observe, self.until)
 
 
 Compose: TypeAlias = Callable[[Parts], Step]
 
 
 def _with(drafter: Drafter) -> Callable[[Pacing], Compose]:
-    def paced(pacing: Pacing) -> Compose:
-        return lambda parts: speculative_step(
-            drafter,
-            pacing.watched(parts.target),
-            parts.processor,
-            parts.rng,
-            pacing.gamma,
-            prune=(parts.target,),
-            until=parts.until,
-        )
-
-    return paced
+    return lambda pacing: lambda parts: parts.step(drafter, pacing)
 
 
 def _with_ngrams(pacing: Pacing) -> Compose:
     def compose(parts: Parts) -> Step:
-        storage = NGramStorage(4, parts.loaded.model.config.vocab_size)
+        storage = NGramStorage(4, _vocabulary(parts.loaded))
         storage.initialize(parts.state.tokens)
-        drafter, update, target = NGramDrafter(storage), UpdateNgram(storage), pacing.watched(parts.target)
-        return ngram_step(
-            drafter, target, parts.processor, parts.rng, update, pacing.gamma, (parts.target,), until=parts.until
-        )
+        return parts.step(NGramDrafter(storage), pacing, observe=UpdateNgram(storage))
 
     return compose
 
@@ -141,14 +161,8 @@ def _with_ngrams(pacing: Pacing) -> Compose:
 def _with_model(model: Module, vocab_size: int | None, pacing: Pacing) -> Compose:
     known, predictor = limits_of(model), CachedPredictor(model)
     fit = predictor if vocab_size is None else fitted(predictor, vocab_size)
-    return lambda parts: speculative_step(
-        LLMDrafter(fit, parts.processor, parts.rng, known.context, known.vocab_size),
-        pacing.watched(parts.target),
-        parts.processor,
-        parts.rng,
-        pacing.gamma,
-        prune=(predictor, parts.target),
-        until=parts.until,
+    return lambda parts: parts.step(
+        LLMDrafter(fit, parts.processor, parts.rng, known.context, known.vocab_size), pacing, (predictor,)
     )
 
 
@@ -168,16 +182,22 @@ def _with_trees(path: Path | None, pacing: TreePacing, loaded: Loaded) -> Compos
 
 def _bigrams(path: Path, loaded: Loaded) -> Bigrams:
     """The table in the file; where there is none, the model is asked, and its answers are kept there."""
-    vocab_size = loaded.model.config.vocab_size
+    vocab_size = _vocabulary(loaded)
     if not path.exists():
         print(f"asking the model for its bigrams, once; they are kept in {path}", file=sys.stderr)
-        bigrams_of(loaded.model, loaded.tokenizer).save(path)
+        with _one_sentence(f"the model cannot be asked in {loaded.model.dtype}"):
+            bigrams = bigrams_of(loaded.model, loaded.tokenizer)
+        bigrams.save(path)
     bigrams = Bigrams.load(path)
     if len(bigrams.tokens) != vocab_size:
         remedy = "give the table of this model, or the name of a new file"
         received = f"a table of {len(bigrams.tokens)} tokens for {vocab_size}"
         raise DecodeError("bigrams", "the table is of another vocabulary", received, remedy)
     return bigrams
+
+
+def _vocabulary(loaded: Loaded) -> int:
+    return limits_of(loaded.model).vocab_size or len(loaded.tokenizer)
 
 
 @final
@@ -191,7 +211,7 @@ class Options:
     max_new_tokens: int
     dtype: DType
     accelerate: str
-    drafter: str
+    drafter: str | None
     bigrams: Path | None
     draft_model: str | None
     policy: str
@@ -241,15 +261,19 @@ def _trees(options: Options, temperature: float) -> Drafting:
     if options.policy not in TREE_POLICIES:
         remedy = f"use {' or '.join(TREE_POLICIES)}"
         raise DecodeError("policy", "this policy paces chains of drafts, not trees", options.policy, remedy)
-    if path is not None and (path.is_dir() or not path.parent.is_dir()):
+    if path is not None and not _can_hold(path):
         raise DecodeError("bigrams", "no file can be kept there", str(path), "name a file in a folder")
     pacing = TREE_POLICIES[options.policy](options.gamma)
     return lambda target: _with_trees(path, pacing, target)
 
 
+def _can_hold(path: Path) -> bool:
+    return path.is_file() or (not path.exists() and path.parent.is_dir() and os.access(path.parent, os.W_OK))
+
+
 def _pacing(options: Options, temperature: float) -> Pacing:
     if options.bigrams is not None:
-        received = options.draft_model or options.drafter
+        received = options.draft_model or options.drafter or USUAL
         raise DecodeError("bigrams", "only trees are drafted from bigrams", received, "use --drafter tree")
     return POLICIES[options.policy](options.gamma, temperature)
 
@@ -263,6 +287,9 @@ DRAFTERS: Final[Mapping[str, Draft]] = {
 }
 """The drafters that need no other model and no training."""
 
+USUAL: Final = "suffix"
+"""What drafts unless somebody says otherwise."""
+
 ACCELERATE: Final[Mapping[str, Callable[[Module], Module]]] = {
     "no": lambda model: model,
     "fast": lambda model: fast(model, Given.TAKEN),
@@ -271,17 +298,77 @@ ACCELERATE: Final[Mapping[str, Callable[[Module], Module]]] = {
 """What becomes of the target before it decodes."""
 
 
+OUTPUT_FAILED: Final = 1
+NOT_DECODED: Final = 2
+INTERRUPTED: Final = 130
+HUNG_UP: Final = 141
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; the exit code is 0, 2 for what cannot be decoded, and 130 after Ctrl-C."""
-    parsed = _parser().parse_args(arguments)
-    run: Callable[[argparse.Namespace], int] = parsed.run
+    """Run the command. The exit code is 0; 2 for what cannot be decoded; 1 where the answer cannot be written.
+
+    130 after Ctrl-C, and 141 where the reader of a pipe has gone, as the shell has it for a program that ends by that
+    signal.
+    """
+    # Where one of them was closed, the answer or the errors go nowhere: what print does with None is write elsewhere.
+    sys.stdout, sys.stderr = _opened(sys.stdout), _opened(sys.stderr)
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # of a text that the terminal cannot show, show what can be
     try:
-        return run(parsed)
+        return _ran(arguments)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        _hang_up(sys.stdout)
+        _hang_up(sys.stderr)
+        return HUNG_UP
+
+
+def _ran(arguments: Sequence[str] | None) -> int:
+    try:
+        try:
+            parsed = _parser().parse_args(arguments)
+            run: Callable[[argparse.Namespace], int] = parsed.run
+            with warnings.catch_warnings():
+                warnings.showwarning = _warn  # type: ignore[assignment] # it takes all that is given
+                return run(parsed)
+        finally:
+            sys.stdout.flush()  # what fails here would fail at the interpreter's end, where nobody can catch it
     except DecodeError as error:  # a value where the decode starts, an exception from a model that breaks down later
         print(f"specflow: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+        return NOT_DECODED
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _hang_up(sys.stdout)
+        print(f"specflow: the answer cannot be written ({said(error)})", file=sys.stderr)
+        return OUTPUT_FAILED
+
+
+def _opened(stream: TextIO | None) -> TextIO:
+    return open(os.devnull, "w", encoding="utf-8") if stream is None else stream
+
+
+def _hang_up(stream: TextIO) -> None:
+    """Send the rest of what was written nowhere, or the interpreter would complain when it ends."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _warn(message: Warning | str, *where: object) -> None:
+    print(f"specflow: {message}", file=sys.stderr)
+
+
+@contextmanager
+def _one_sentence(happened: str) -> Iterator[None]:
+    """What a model raises, as a `DecodeError`: it is somebody else's program, and may raise whatever it likes."""
+    try:
+        yield
+    except DecodeError:
+        raise
+    except Exception as error:
+        remedy = "try another --dtype, or --accelerate no"
+        raise DecodeError("model", happened, said(error), remedy) from error
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -299,7 +386,7 @@ def _parser() -> argparse.ArgumentParser:
         default="no",
         help="decode with an accelerated model (docs/acceleration.md)",
     )
-    generate.add_argument("--drafter", choices=tuple(DRAFTERS), default="suffix", help="what proposes tokens (suffix)")
+    generate.add_argument("--drafter", choices=tuple(DRAFTERS), help=f"what proposes tokens ({USUAL})")
     generate.add_argument(
         "--bigrams",
         type=Path,
@@ -314,11 +401,13 @@ def _parser() -> argparse.ArgumentParser:
         help="how many tokens to draft (fixed); cost measures what passes and drafts take and picks the fastest",
     )
     generate.add_argument("--gamma", type=int, default=10, metavar="N", help="the most tokens drafted a step (10)")
-    generate.add_argument("--sample", action="store_true", help="sample; the options below imply it")
+    generate.add_argument("--sample", action="store_true", help="sample; the next three options imply it")
     generate.add_argument("--temperature", type=float, metavar="T", help="1.0 unless given")
     generate.add_argument("--top-k", type=int, metavar="K", help="sample from the K most probable tokens")
     generate.add_argument("--top-p", type=float, metavar="P", help="sample from the nucleus of mass P")
-    generate.add_argument("--seed", type=int, metavar="S", help="make sampling repeatable")
+    generate.add_argument(
+        "--seed", type=int, metavar="S", help="make sampling repeatable: one text for a seed, whatever drafts it"
+    )
     generate.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="end the answer at this text; may be given again"
     )
@@ -335,11 +424,12 @@ def _run_generate(parsed: argparse.Namespace) -> int:
 
 
 def _generate(options: Options) -> Result[int, DecodeError]:
-    if options.model == SMOLLM2 and smollm2_is_converted():
+    if smollm2_is_converted() if options.model == SMOLLM2 else Path(options.model).is_dir():
         logging.disable_progress_bar()
+    logging.set_verbosity_error()
     return Result.do(
-        _stream(compose(Parts(target, processor, rng, until, loaded, state)), state, loaded)
-        for rng in _dice(options.seed)
+        _stream(compose(Parts(target, processor, _randomness(options.seed), until, loaded, state)), state, loaded)
+        for _ in _consistent(options)
         for processor in _processor(options)
         for drafting in _drafting(options, processor.temperature)
         for loaded in load(options.model, options.dtype)
@@ -350,13 +440,25 @@ def _generate(options: Options) -> Result[int, DecodeError]:
     )
 
 
-def _dice(seed: int | None) -> Result[Dice, DecodeError]:
+@safe(exceptions=(DecodeError,))
+def _consistent(options: Options) -> None:
+    """Refuses texts that are none, and an option that another one would make meaningless."""
+    check_text("prompt", options.prompt)
+    for string in options.stop:
+        check_text("stop", string)
+    if options.gamma > sys.maxsize:
+        raise DecodeError("gamma", "gamma is beyond the longest text", options.gamma, "draft fewer tokens")
+    if options.draft_model is not None and options.drafter is not None:
+        received = f"--drafter {options.drafter} and --draft-model {options.draft_model}"
+        raise DecodeError("drafter", "a drafter and a draft model are both given", received, "give one of them")
+
+
+def _randomness(seed: int | None) -> Dice | SharedNoise:
+    if seed is not None:
+        return SharedNoise(seed)
     generator = torch.Generator()
-    if seed is None:
-        generator.seed()
-    else:
-        generator.manual_seed(seed)
-    return Success(Dice(generator))
+    generator.seed()
+    return Dice(generator)
 
 
 @safe(exceptions=(DecodeError,))
@@ -376,18 +478,27 @@ def _processor(options: Options) -> LogitsProcessor:
 
 @safe(exceptions=(DecodeError,))
 def _drafting(options: Options, temperature: float) -> Drafting:
-    make = DRAFTERS[options.drafter] if options.draft_model is None else _model(options.draft_model)
+    make = DRAFTERS[options.drafter or USUAL] if options.draft_model is None else _model(options.draft_model)
     return make(options, temperature)
 
 
 @safe(exceptions=(DecodeError,))
 def _target(options: Options, loaded: Loaded) -> CachedPredictor:
-    return CachedPredictor(ACCELERATE[options.accelerate](loaded.model))
+    with _one_sentence(f"the model cannot be read in {options.dtype}"):
+        return CachedPredictor(ACCELERATE[options.accelerate](loaded.model))
 
 
 def _started(options: Options, loaded: Loaded) -> Result[DecodeState, DecodeError]:
-    prompt = tuple(loaded.tokenizer(options.prompt).input_ids) if options.raw else loaded.chat(options.prompt)
-    return start(prompt, options.max_new_tokens, loaded.stop, limits_of(loaded.model))
+    for token in sorted(loaded.never_said):
+        happened = f"the stop token {token} is outside the model's vocabulary of {_vocabulary(loaded)}"
+        print(f"specflow: {happened}, and ends no text", file=sys.stderr)
+    limits = limits_of(loaded.model)
+    return _prompt(options, loaded).bind(lambda prompt: start(prompt, options.max_new_tokens, loaded.stop, limits))
+
+
+@safe(exceptions=(DecodeError,))
+def _prompt(options: Options, loaded: Loaded) -> Tokens:
+    return loaded.ids(options.prompt) if options.raw else loaded.chat(options.prompt)
 
 
 @safe(exceptions=(DecodeError,))
@@ -400,21 +511,36 @@ def _stream(step: Step, state: DecodeState, loaded: Loaded) -> int:
     streamer = TextStreamer(loaded.tokenizer, skip_special_tokens=True)
     began, code = perf_counter(), 0
     try:
-        for outcome in unfold(step, state):
+        for outcome in _outcomes(step, state, loaded):
             after = outcome if isinstance(outcome, DecodeState) else outcome.state
             new = after.tokens[len(state.tokens) :]
             state = after
             if new:
+                _check_shown(new, loaded)
                 streamer.put(torch.tensor(new))
     except KeyboardInterrupt:
-        code = 130
+        code = INTERRUPTED
     streamer.end()
     print(_summary(state, perf_counter() - began), file=sys.stderr)
     return code
 
 
+def _outcomes(step: Step, state: DecodeState, loaded: Loaded) -> Iterator[DecodeState | Finished]:
+    with _one_sentence(f"the model cannot be run in {str(loaded.model.dtype).removeprefix('torch.')}"):
+        yield from unfold(step, state)
+
+
+def _check_shown(tokens: Tokens, loaded: Loaded) -> None:
+    """Refuses a token that has no text: what is printed would not be what the model said."""
+    size = len(loaded.tokenizer)
+    for token in tokens:
+        if token >= size and loaded.tokenizer.convert_ids_to_tokens(token) is None:
+            happened = f"the model says a token that its tokenizer of {size} does not have"
+            raise DecodeError("tokenizer", happened, token, "use the tokenizer that belongs to the model")
+
+
 def _summary(state: DecodeState, seconds: float) -> str:
-    tokens, tally = len(state.output), state.tally
+    tokens, tally, seconds = len(state.output), state.tally, max(seconds, 1e-9)
     return (
         f"[{tokens} tokens, {tokens / seconds:.1f} tokens/s, {tally.steps} steps, "
         f"acceptance {tally.accepted}/{tally.drafted} = {tally.acceptance_rate:.0%}]"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from typing import Final
 
 import torch
 from returns.result import Result
 from torch.nn import Module
 
+from specflow.checks import a, does, number, or_none, temperature, whole
 from specflow.drafters.block import GreedyBlockDrafter, SampledBlockDrafter
 from specflow.drafters.combine import propose_nothing
 from specflow.drafters.llm import LLMDrafter
@@ -16,6 +18,7 @@ from specflow.drafters.storage import INgramStorage
 from specflow.errors import DecodeError, unwrap
 from specflow.finite import is_near
 from specflow.gamma import EGAG, Fixed
+from specflow.ids import ids_of, stops_of
 from specflow.loop import once, run, shared_vocabulary, start
 from specflow.lossy import accept_loss
 from specflow.predictor import CachedPredictor, Limits, UncachedPredictor, fitted, limits_of
@@ -40,9 +43,23 @@ def autoregressive_generate(
 ) -> list[int]:
     """The model's own text behind `inputs`, one token at a time: the new tokens, the eos that ended them included.
 
-    Sampling follows torch's default generator. Nothing is padded, so `pad_token_id` has no effect.
-    `DecodeError` (a `ValueError`) for input that cannot be decoded, before the model runs.
+    Sampling follows torch's default generator.
+
+    inputs: the prompt's ids, at least one: a sequence of whole numbers, or a tensor or numpy array, [n] or [1, n].
+    model: a causal language model, its weights on a device.
+    max_gen_len: the most new tokens, 0 or more; the model's context may end the text before.
+    logits_processor: which law tokens are drawn from, and how; ours, or any `Processor`.
+    eos_tokens_id: the id that ends the text, or several in any order; [] for none.
+    pad_token_id: has no effect, whatever it is: nothing is padded.
+    use_cache: keep keys and values, and feed the model only what is new; else it reads the whole text for each token.
+    debug: print each step.
+
+    `DecodeError` (a `ValueError`) for anything else, before the model runs: ids that are no whole numbers or outside
+    the vocabulary, a prompt longer than the context, a model without a decoder or without weights (meta).
     """
+    _check_flags(use_cache=use_cache, debug=debug)
+    _check_processor(logits_processor)
+    _check_model("model", model)
     state = _started(inputs, model, max_gen_len, eos_tokens_id)
     step = autoregressive_step(_predictor(model, use_cache), logits_processor, Dice(), _observer(debug, None))
     return list(run(step, state).state.output)
@@ -71,18 +88,44 @@ def speculative_generate(
     """Speculative decoding with a model as drafter: the new tokens, and accepted / drafted.
 
     Greedy text equals `autoregressive_generate`'s token for token (fp32, fp64); sampled text has the target's law.
-    `skip_sample_adjustment=True` is lossy: it draws from p where the residual is due.
     On a device, with `use_cache`, the drafter drafts by blocks, so that each draft is copied to the host once.
-    `use_egag` drafts between `gamma_min` and `gamma_max` tokens (`gamma` where that is None), as `EGAG` has it.
-    `first_target` decodes the first token without a draft. `tokenizer` gives `debug` its texts.
-    Sampling follows torch's default generator. Nothing is padded, so `pad_token_id` has no effect.
-    `DecodeError` (a `ValueError`) for input that cannot be decoded, before a model runs.
+    Sampling follows torch's default generator.
+
+    inputs, max_gen_len, logits_processor, eos_tokens_id, pad_token_id, use_cache: as in `autoregressive_generate`.
+    drafter, target: causal language models of one vocabulary, but for padding; the text is the target's.
+    tokenizer: what `debug` decodes tokens with, by its `decode`; None prints ids alone.
+    gamma: how many tokens to draft a step, 1 or more; fewer where the text has no room for them.
+    use_egag: draft between `gamma_min` and `gamma_max` tokens, as `EGAG` has it, instead of `gamma`.
+    gamma_min, gamma_max: 1 or more, gamma_min ≤ gamma_max; None is `gamma`. Used by EGAG alone.
+    egag_ema_beta: how much of the last draft length is kept, in [0, 1); 0: nothing. Used by EGAG alone.
+    skip_sample_adjustment: lossy: draw from p where the residual is due.
+    first_target: decode the first token without a draft.
+    debug: print each step, and what becomes of each draft.
+
+    `DecodeError` (a `ValueError`) for anything else, before a model runs.
     Source: Leviathan et al. 2211.17192; Chen et al. 2302.01318.
     """
+    _check_flags(
+        use_cache=use_cache,
+        debug=debug,
+        use_egag=use_egag,
+        skip_sample_adjustment=skip_sample_adjustment,
+        first_target=first_target,
+    )
+    _check_processor(logits_processor)
+    _check_tokenizer("tokenizer", tokenizer)
+    _check_model("target", target)
+    _check_model("drafter", drafter)
+    for name, length in (("gamma", gamma), ("gamma_min", gamma_min), ("gamma_max", gamma_max)):
+        (or_none(_drafts) if name == "gamma_max" else _drafts)(name, length)
+    number("egag_ema_beta is outside [0, 1)", "use 0.0 for no memory", lambda b: 0 <= b < 1)(
+        "egag_ema_beta", egag_ema_beta
+    )
     most = gamma
     policy: GammaPolicy = Fixed(gamma)
     if use_egag:
         most = gamma if gamma_max is None else gamma_max
+        temperature("temperature", getattr(logits_processor, "temperature", None))
         policy = EGAG(gamma_min, most, egag_ema_beta, logits_processor.temperature)
     vocab_size = unwrap(shared_vocabulary(limits_of(target), limits_of(drafter)))
     state = _started(inputs, target, max_gen_len, eos_tokens_id)
@@ -123,17 +166,35 @@ def ngram_assisted_speculative_generate(
     """NASD, speculative decoding with an n-gram storage as drafter: the new tokens, and accepted / drafted.
 
     Greedy text equals `autoregressive_generate`'s token for token (fp32, fp64); sampled text has the target's law.
-    `ngramstorage` learns the prompt, by `initialize`, then what is emitted and the target's `filler_top_k` tokens
-    beside it (`UpdateNgram`; 1: only what is emitted). A prompt that it has seen before is counted again.
-    A draft ends at an unknown context if `stop_if_unknown`, and else goes on with random tokens.
-    `first_target` decodes the first token without a draft. `tokenizer` gives `debug` its texts.
-    Sampling follows torch's default generator. Nothing is padded, so `pad_token_id` has no effect.
-    `DecodeError` (a `ValueError`) for input that cannot be decoded, before the model runs and anything is learned.
+    Sampling follows torch's default generator.
+
+    inputs, max_gen_len, logits_processor, eos_tokens_id, pad_token_id, use_cache: as in `autoregressive_generate`.
+    ngramstorage: learns the prompt, by `initialize`, then what is emitted and what the target almost said. A prompt
+        that it has seen before is counted again. Its vocabulary is the target's, but for padding.
+    target: a causal language model.
+    tokenizer: what `debug` decodes tokens with, by its `decode`; None prints ids alone.
+    gamma: how many tokens to draft a step, 1 or more; fewer where the text has no room for them.
+    filler_top_k: how many of the target's likeliest tokens are learned at each new position, 1 or more (`UpdateNgram`);
+        1: only what is emitted.
+    first_target: decode the first token without a draft.
+    stop_if_unknown: end a draft at an unknown context; else it goes on with random tokens.
+    debug: print each step, and what becomes of each draft.
+
+    `DecodeError` (a `ValueError`) for anything else, before the model runs and anything is learned.
     """
+    _check_flags(use_cache=use_cache, debug=debug, first_target=first_target, stop_if_unknown=stop_if_unknown)
+    _check_processor(logits_processor)
+    _check_tokenizer("tokenizer", tokenizer)
+    _check_model("target", target)
+    _drafts("gamma", gamma)
+    whole(1, "use 1 to learn only what was emitted")("filler_top_k", filler_top_k)
+    does("an n-gram storage", "give an NGramStorage", "initialize", "continuation", "learn")(
+        "ngramstorage", ngramstorage
+    )
     policy, update = Fixed(gamma), UpdateNgram(ngramstorage, filler_top_k)
     state = _started(inputs, target, max_gen_len, eos_tokens_id)
     vocab_size = unwrap(_storage_vocabulary(target, ngramstorage))
-    ngramstorage.initialize(torch.tensor([inputs]))
+    ngramstorage.initialize(torch.tensor([state.tokens]))
 
     rng, observe, predictor = Dice(), _observer(debug, tokenizer), _predictor(target, use_cache)
     drafter = (NGramDrafter if stop_if_unknown else GuessingNGramDrafter)(ngramstorage, vocab_size)
@@ -157,9 +218,33 @@ def _storage_vocabulary(target: Module, storage: INgramStorage) -> Result[int | 
     )
 
 
-def _started(inputs: Sequence[int], target: Module, max_gen_len: int, eos_tokens_id: int | list[int]) -> DecodeState:
-    stop = [eos_tokens_id] if isinstance(eos_tokens_id, int) else eos_tokens_id
-    return unwrap(start(inputs, max_gen_len, stop, limits_of(target)))
+_drafts: Final = whole(1, "draft at least one token", most=sys.maxsize)
+_check_tokenizer: Final = or_none(does("a tokenizer", "give something that can `decode` ids, or None", "decode"))
+
+
+def _check_flags(**flags: bool) -> None:
+    for name, flag in flags.items():
+        a(bool, "say True or False")(name, flag)
+
+
+def _check_processor(processor: object) -> None:
+    """A `Processor`; those of the spec divide by their temperature."""
+    remedy = "give a LogitsProcessor such as GreedyProcessor(), or transformers' in an interop.ProcessorList"
+    does("a logits processor", remedy, "laws")("logits_processor", processor)
+    if isinstance(processor, LogitsProcessor):
+        temperature("temperature", getattr(processor, "temperature", None))
+
+
+def _check_model(name: str, model: Module) -> None:
+    a(Module, "give a model, such as AutoModelForCausalLM.from_pretrained makes")(name, model)
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise DecodeError(name, f"{name} has no weights", "parameters on the meta device", "load its weights")
+
+
+def _started(inputs: object, target: Module, max_gen_len: int, eos_tokens_id: object) -> DecodeState:
+    tokens, stop = ids_of("inputs", inputs), stops_of("eos_tokens_id", eos_tokens_id)
+    whole(-sys.maxsize, "give 0 or more tokens")("max_gen_len", max_gen_len)  # below 0 `start` refuses it
+    return unwrap(start(tokens, int(max_gen_len), stop, limits_of(target)))
 
 
 def _predictor(model: Module, use_cache: bool) -> CachedPredictor | UncachedPredictor:

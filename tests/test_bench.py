@@ -361,6 +361,8 @@ def test_our_prompts() -> None:
         ('{"question_id": 1, "category": "a", "turns": []}', "line 1 of"),
         ('{"question_id": 1, "turns": ["?"]}', "line 1 of"),
         ('{"question_id": 1, "category": "a", "turns": ["?"]}\n' * 2, "a question_id occurs twice"),
+        ("[" * 100_000, "line 1 of"),
+        ('{"question_id": ' + "1" * 5000 + "}", "line 1 of"),
     ],
 )
 def test_prompts_that_cannot_be_read(tmp_path: Path, text: str, complaint: str) -> None:
@@ -531,12 +533,43 @@ def test_the_command(
         (["--decoders", "nonsense"], "no decoder can run"),
         (["--temperature", "0"], "temperature is not a positive number"),
         (["--max-new-tokens", "-1"], "the number of new tokens is negative"),
+        (["--max-new-tokens", "0"], "there is nothing to measure"),
+        (["--max-prompt-tokens", "0"], "max_prompt_tokens is below 1"),
+        (["--limit", "0"], "limit is below 1"),
+        (["--repeats", "0"], "repeats is below 1"),
+        (["--decoders", "suffix", "suffix"], "a decoder is named twice"),
+        (["--decoders", "suffix@99999999999999999999"], "no decoder has this name"),
+        (["--assistant-dtype", "float64"], "there is no assistant model"),
+        (["--device", "meta"], "nothing is computed there"),
+        (["--device", "no such"], "the model cannot be moved there"),
+        (["--prompts", "."], "the prompts cannot be read"),
+        (["--json", "."], "no file can be written there"),
+        (["--html", "no/such/folder/page.html"], "no file can be written there"),
+        (["--also", "fast"], "this declares no model"),
+        (["--also", "=json:loads"], "this declares no model"),
+        (["--also", "fast=json:no_such"], "it cannot be imported"),
+        (["--also", "fast=sys:version"], "it is no function"),
+        (["--also", "fast=json:loads"], "the function fails (TypeError"),
+        (["--also", "fast=builtins:id"], "also is not a Module"),
+        (["--decoders", "builtins:id"], "it failed in the warm-up (TypeError"),
     ],
 )
 def test_the_command_refuses(saved: str, extra: list[str], complaint: str, capsys: pytest.CaptureFixture[str]) -> None:
     prompts = str(Path(saved).parent / "prompts.jsonl")
     assert main(["bench", "--model", saved, "--prompts", prompts, "--decoders", "autoregressive", *extra]) == 2
     assert complaint in capsys.readouterr().err
+
+
+def test_results_that_cannot_be_kept_after_all_are_one_sentence(
+    saved: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "_can_be_written", lambda path: True)
+    prompts = str(Path(saved).parent / "prompts.jsonl")
+    arguments = ["bench", "--model", saved, "--prompts", prompts, "--max-new-tokens", "4", "--limit", "1"]
+    assert main([*arguments, "--decoders", "autoregressive", "--json", str(tmp_path)]) == 2
+    captured = capsys.readouterr()
+    assert "autoregressive" in captured.out
+    assert "specflow: the file cannot be written ([Errno 21]" in captured.err
 
 
 def test_ctrl_c_reports_what_is_complete(

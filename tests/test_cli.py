@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from shutil import copytree
 
 import numpy
 import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from torch import Tensor
 from torch.nn import Module
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from specflow import (
     Bigrams,
@@ -25,7 +34,7 @@ from specflow import (
 )
 from specflow.accelerate.llama import Llama
 from specflow.models import Loaded
-from tests.toys import tiny_llama
+from tests.toys import VOCABULARY, disturbed, tiny_llama
 
 
 def specflow(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -187,6 +196,15 @@ def test_a_seed_makes_sampling_repeatable(smollm2: Loaded, capsys: pytest.Captur
         (["a", "--bigrams", "b"], "only trees are drafted from bigrams: received suffix; use --drafter tree"),
         (["a", "--drafter", "tree", "--bigrams", "no/such/b"], "no file can be kept there: received no/such/b; name"),
         (["a", "--drafter", "tree", "--bigrams", "."], "no file can be kept there: received .; name a file"),
+        (["a", "--drafter", "tree", "--bigrams", "/dev/null"], "no file can be kept there: received /dev/null"),
+        (["a", "--drafter", "suffix", "--draft-model", "b"], "a drafter and a draft model are both given: received"),
+        (["a", "--gamma", str(2**63)], "gamma is beyond the longest text: received 9223372036854775808"),
+        (["caf\udce9"], "prompt is not UTF-8: received 'caf\\udce9'; give a text in UTF-8"),
+        (["a", "--stop", "\udce9"], "stop is not UTF-8"),
+        (["a", "--model", ""], "the model has no name: received ''"),
+        (["a", "--draft-model", ""], "the model has no name: received ''"),
+        (["a", "--model", "a\nb"], "the model cannot be loaded"),
+        (["a", "--model", "/dev/null"], "the model cannot be loaded"),
     ],
 )
 def test_what_cannot_be_decoded_is_one_sentence(
@@ -246,3 +264,312 @@ def test_a_local_path_is_a_model_too(smollm2: Loaded, tmp_path: Path) -> None:
     smollm2.tokenizer.save_pretrained(tmp_path)
     assert len(AutoTokenizer.from_pretrained(tmp_path)) == 49152
     assert cli.main(["generate", "hi", "--model", str(tmp_path), "--max-new-tokens", "3", "--dtype", "float64"]) == 0
+
+
+# Every edge of the command, with models that take no time.
+
+
+def words(size: int = VOCABULARY) -> PreTrainedTokenizerFast:
+    """A tokenizer whose token 5 is the word w5, and which ends a text with w1."""
+    tokenizer = Tokenizer(WordLevel({f"w{i}": i for i in range(size)}, unk_token="w0"))
+    tokenizer.pre_tokenizer = Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="w1")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_llama().save_pretrained(folder)
+    words().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def altered(tiny: Path, tmp_path: Path) -> Callable[[str, bytes | None], Path]:
+    """A copy of the tiny model in which one file is another, or missing."""
+
+    def alter(name: str, content: bytes | None) -> Path:
+        folder = copytree(tiny, tmp_path / "altered")
+        if content is None:
+            (folder / name).unlink()
+        else:
+            (folder / name).write_bytes(content)
+        return folder
+
+    return alter
+
+
+def generate(folder: Path, *arguments: str, prompt: str = "w5 w6 w7 w5 w6") -> int:
+    return cli.main(["generate", prompt, "--model", str(folder), "--max-new-tokens", "9", *arguments])
+
+
+def refusal(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one sentence of an error, without which nothing was said."""
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("specflow: ")
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+@pytest.fixture(scope="module")
+def multimodal(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint that reads pictures too: its vocabulary stands in `text_config`."""
+    text = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "head_dim": 8}
+    text |= {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 128}
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision |= {"image_size": 16, "patch_size": 8}
+    config = transformers.AutoConfig.for_model(
+        "gemma3", text_config=text, vision_config=vision, image_token_index=60, boi_token_index=61, eoi_token_index=62
+    )
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("models") / "multimodal"
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    words().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        *[["--drafter", drafter] for drafter in cli.DRAFTERS],
+        ["--drafter", "tree", "--bigrams", "table"],
+        ["--draft-model", "tiny"],
+        ["--accelerate", "fast"],
+    ],
+    ids=" ".join,
+)
+def test_a_multimodal_checkpoint_is_a_model_too(
+    more: list[str],
+    multimodal: Path,
+    tiny: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny").symlink_to(tiny)
+    assert generate(multimodal, "--drafter", "none") == 0
+    expected = capsys.readouterr().out
+    assert expected.strip()
+    assert generate(multimodal, *more) == 0, capsys.readouterr().err
+    assert capsys.readouterr().out == expected
+
+
+def test_what_cannot_be_accelerated_bit_for_bit_is_refused(
+    multimodal: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert generate(multimodal, "--accelerate", "bit-for-bit") == 2
+    assert "cannot be made equal bit for bit" in refusal(capsys)
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        (b"{{ raise_exception('no user here') }}", "no user here"),
+        (b"{{ messages[0]['parts'][0]['text'] }}", "has no attribute 'parts'"),
+        (b"{{ 1 / 0 }}", "division by zero"),
+        (b"{% if %}", "Expected an expression"),
+    ],
+)
+def test_a_chat_template_that_raises_is_refused_and_raw_goes_round_it(
+    template: bytes,
+    reason: str,
+    altered: Callable[[str, bytes | None], Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = altered("chat_template.jinja", template)
+    assert generate(folder) == 2
+    error = refusal(capsys)
+    assert "the chat template refuses the message" in error
+    assert reason in error
+    assert generate(folder, "--raw") == 0
+
+
+def test_a_stop_id_that_the_model_cannot_emit_is_left_out_with_a_word(
+    tiny: Path, altered: Callable[[str, bytes | None], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert generate(tiny) == 0
+    expected = capsys.readouterr().out
+    config = json.loads((tiny / "generation_config.json").read_text()) | {"eos_token_id": [1, 99, -1]}
+    assert generate(altered("generation_config.json", json.dumps(config).encode())) == 0
+    captured = capsys.readouterr()
+    assert captured.out == expected
+    for token in (99, -1):
+        line = f"specflow: the stop token {token} is outside the model's vocabulary of 64, and ends no text\n"
+        assert line in captured.err
+
+
+def test_a_tokenizer_of_another_vocabulary_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where the model cannot read what it gives, and where it cannot show what the model says."""
+    for size, vocabulary in ((99, 64), (9, 64)):
+        folder = tmp_path / str(size)
+        tiny_llama(vocab_size=vocabulary).save_pretrained(folder)
+        words(size).save_pretrained(folder)
+    assert generate(tmp_path / "99", prompt="w98") == 2
+    assert "outside the vocabulary of 64: received 98" in refusal(capsys)
+    assert generate(tmp_path / "9") == 2
+    assert "the model says a token that its tokenizer of 9 does not have" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("model.safetensors", b""),
+        ("model.safetensors", b"x" * 1000),
+        ("model.safetensors", None),
+        ("config.json", None),
+        ("config.json", b"{"),
+        ("config.json", b"null"),
+        ("config.json", b'{"model_type": "no such architecture"}'),
+        ("config.json", b'{"model_type": "mine", "auto_map": {"AutoConfig": "code.Config"}}'),
+        ("tokenizer.json", b"{}"),
+        ("tokenizer.json", None),
+    ],
+)
+def test_what_is_no_model_is_refused(
+    name: str,
+    content: bytes | None,
+    altered: Callable[[str, bytes | None], Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert generate(altered(name, content)) == 2
+    assert "the model cannot be loaded (" in refusal(capsys)
+
+
+def test_weights_that_are_cut_short_or_not_all_there_are_refused(
+    tiny: Path, altered: Callable[[str, bytes | None], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = (tiny / "model.safetensors").read_bytes()
+    folder = altered("model.safetensors", weights[: len(weights) // 2])
+    assert generate(folder) == 2
+    assert "the model cannot be loaded (" in refusal(capsys)
+    (folder / "model.safetensors").write_bytes(weights)
+    config = json.loads((folder / "config.json").read_text()) | {"num_hidden_layers": 3}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert generate(folder) == 2
+    assert "9 of its weights are missing, such as model.layers.2.input_layernorm.weight" in refusal(capsys)
+
+
+def test_what_a_model_raises_is_one_sentence(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(predictor: CachedPredictor, tokens: tuple[int, ...], last: int) -> Tensor:
+        raise NotImplementedError("no kernel\nfor this dtype")
+
+    monkeypatch.setattr(CachedPredictor, "__call__", broken)
+    assert generate(tiny, "--dtype", "float64", "--drafter", "none") == 2
+    assert "the model cannot be run in float64: received NotImplementedError: no kernel; try" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seed", ["3", str(-(10**30))])
+def test_a_seed_has_one_text_whatever_drafts_it_and_however_far(
+    seed: str, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Under `--policy cost` the draft length depends on the clock."""
+    disturbed(tiny_llama(), 1, 0.05).save_pretrained(tmp_path / "draft")
+    words().save_pretrained(tmp_path / "draft")
+    texts = set()
+    for more in (
+        ["--drafter", "none"],
+        *[["--drafter", drafter, "--policy", "cost"] for drafter in cli.DRAFTERS],
+        ["--drafter", "ngram", "--gamma", "2"],
+        *[["--draft-model", str(tmp_path / "draft"), "--policy", policy] for policy in cli.POLICIES],
+        ["--draft-model", str(tmp_path / "draft"), "--gamma", "1"],
+    ):
+        arguments = ["--dtype", "float64", "--sample", "--temperature", "1.5", "--seed", seed, "--max-new-tokens", "24"]
+        assert generate(tiny, *arguments, *more) == 0, capsys.readouterr().err
+        texts.add(capsys.readouterr().out)
+    assert len(texts) == 1
+
+
+def test_seeds_of_any_size_have_texts_of_their_own(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """torch's generator keeps 32 bits of a seed."""
+    texts = set()
+    seeds = (0, -1, 1, 2**32 + 1, 2**64 - 1, 2**64 + 1, -(10**30), 10**30)
+    for seed in seeds:
+        assert generate(tiny, "--temperature", "3", "--seed", str(seed), "--max-new-tokens", "30") == 0
+        texts.add(capsys.readouterr().out)
+    assert len(texts) == len(seeds)
+
+
+# The process: pipes, signals, closed streams.
+
+QUICK = [sys.executable, "-m", "specflow", "generate", "w5 w6 w7"]
+
+BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+"""Where what was printed waits, and fails only when it is flushed."""
+
+
+def test_the_reader_of_a_pipe_that_goes_ends_the_command(tiny: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    arguments = [*QUICK, "--model", str(tiny), "--max-new-tokens", "60"]
+    done = subprocess.run(arguments, stdout=writing, stderr=subprocess.PIPE, text=True, check=False, env=BUFFERED)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full disk to write to")
+@pytest.mark.parametrize("answer", [True, False])
+def test_what_cannot_be_written_is_one_sentence(answer: bool, tiny: Path) -> None:
+    """An answer, which is flushed word by word, and the help, which waits until the end."""
+    arguments = [*QUICK, "--model", str(tiny)] if answer else [*QUICK[:3], "--help"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(arguments, stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=BUFFERED)
+    assert done.returncode == 1
+    assert "specflow: the answer cannot be written ([Errno 28]" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(("closed", "code"), [("1", 0), ("2", 0)])
+def test_closed_streams(closed: str, code: int, tiny: Path) -> None:
+    command = f'"$0" -m specflow generate "w5 w6" --model "$1" --max-new-tokens 4 {closed}>&-'
+    done = subprocess.run(["sh", "-c", command, sys.executable, str(tiny)], capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    assert ("tokens/s" in done.stdout + done.stderr) is (closed == "1")
+    assert "Traceback" not in done.stderr
+
+
+def test_with_stderr_closed_an_error_does_not_become_an_answer(tiny: Path) -> None:
+    command = '"$0" -m specflow generate "" --raw --model "$1" 2>&-'
+    done = subprocess.run(["sh", "-c", command, sys.executable, str(tiny)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+
+
+def test_bytes_that_are_not_utf_8_are_refused(tiny: Path) -> None:
+    done = subprocess.run(
+        [*map(os.fsencode, QUICK[:-1]), b"caf\xe9", b"--model", os.fsencode(tiny)], capture_output=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr == b"specflow: prompt is not UTF-8: received 'caf\\udce9'; give a text in UTF-8.\n"
+
+
+def test_a_text_that_the_terminal_cannot_show_is_escaped(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(WordLevel({f"é{i}": i for i in range(VOCABULARY)}, unk_token="é0"))
+    tokenizer.pre_tokenizer = Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="é1").save_pretrained(tmp_path)
+    tiny_llama().save_pretrained(tmp_path)
+    done = subprocess.run(
+        [*QUICK[:-1], "é5", "--model", str(tmp_path), "--max-new-tokens", "3"],
+        env=os.environ | {"PYTHONIOENCODING": "ascii"}, capture_output=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert done.stdout.startswith(b"\\xe9")
+
+
+SLOW = """
+import signal, sys, threading, os
+import specflow.cli as cli
+def load(name, dtype):
+    os.kill(os.getpid(), signal.SIGINT)
+    while True:
+        pass
+cli.load = load
+raise SystemExit(cli.main(["generate", "hello"]))
+"""
+
+
+def test_ctrl_c_while_the_model_is_loaded() -> None:
+    done = subprocess.run([sys.executable, "-c", SLOW], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")

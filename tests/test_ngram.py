@@ -409,3 +409,26 @@ def test_the_real_model_decodes_the_same_with_ngrams(smollm2: Loaded) -> None:
     )
     assert output == oracle(prompt, smollm2.model, 24, smollm2.stop)
     assert rate > 0.0
+
+
+def test_a_drafter_and_a_lesson_need_a_storage() -> None:
+    storage = NGramStorage(2, VOCABULARY)
+    for junk in (None, "x", [1], NGramStorage, 3):
+        with pytest.raises(DecodeError, match="an n-gram storage"):
+            NGramDrafter(junk)  # type: ignore[arg-type]
+        with pytest.raises(DecodeError, match="an n-gram storage"):
+            GuessingNGramDrafter(junk)  # type: ignore[arg-type]
+        with pytest.raises(DecodeError, match="an n-gram storage"):
+            UpdateNgram(junk)  # type: ignore[arg-type]
+        with pytest.raises(DecodeError):
+            UpdateNgram(storage)(junk)  # type: ignore[arg-type]
+        with pytest.raises(DecodeError):
+            NGramDrafter(storage)(junk if junk != [1] else None)  # type: ignore[arg-type]
+    for top in (0, -1, 1.5, None, "3", True, torch.tensor(3)):
+        with pytest.raises(DecodeError) as refused:
+            UpdateNgram(storage, top)  # type: ignore[arg-type]
+        assert refused.value.parameter == "filler_top_k"
+    for size in (0, 1.5, "3", True):
+        with pytest.raises(DecodeError) as refused:
+            NGramDrafter(storage, size)  # type: ignore[arg-type]
+        assert refused.value.parameter == "vocab_size"

@@ -13,21 +13,22 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace, UnionType
-from typing import Union, get_args, get_origin, get_type_hints
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
+import numpy
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from torch.nn import Module
-from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, DynamicCache, LogitsProcessorList, PreTrainedTokenizerFast
 from transformers.cache_utils import DynamicLayer
 from typing_extensions import override
 
 import specflow
 import specflow.caching
 from specflow.spec_paths import PATHS
-from tests.toys import disturbed, oracle, tiny_llama
+from tests.toys import disturbed, oracle, passes_of, tiny_llama
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "tests" / "spec_reference.md").read_text()
@@ -307,3 +308,114 @@ def test_every_entry_is_mapped_to_code_and_to_a_test() -> None:
     for _, code, tests in rows[2:]:
         assert "(../specflow/" in code
         assert "(../tests/test_" in tests
+
+
+# Values of the wrong kind.
+
+
+class Unprepared(specflow.LogitsProcessor):
+    """A subclass that forgot `super().__init__`."""
+
+    def __init__(self) -> None:
+        pass
+
+    @override
+    def _process(self, logits: Tensor) -> Tensor:
+        return logits
+
+    @override
+    def sample(self, probs: Tensor) -> Tensor:
+        return probs.argmax(-1, keepdim=True)
+
+
+JUNK: list[object] = [
+    None, "x", "", 1.5, float("nan"), True, -1, 0, 10**30, [], {}, set(), object(), int, torch.tensor(3),
+    torch.tensor([3]), torch.tensor([[1, 2], [3, 4]]), torch.tensor([1.5]), torch.ones(3, dtype=torch.long).to("meta"),
+    numpy.int64(3), numpy.float32(3), numpy.array([[3, 4]]), (3, 4), range(3), [1.0], [None], [99], ["a"], [[1]],
+    LogitsProcessorList(), specflow.GreedyProcessor, Unprepared(), tiny_llama().to("meta"), iter([1]), lambda *a: 1,
+]  # fmt: skip
+
+GENERATE: Mapping[str, Callable[[], Names]] = {
+    "autoregressive_generate": lambda: {"model": tiny_llama()},
+    "speculative_generate": lambda: {"target": tiny_llama(), "drafter": tiny_llama(1)},
+    "ngram_assisted_speculative_generate": lambda: {
+        "target": tiny_llama(),
+        "ngramstorage": specflow.NGramStorage(3, 64),
+    },
+}
+PARAMETERS = [
+    (name, parameter) for name in GENERATE for parameter in inspect.signature(getattr(specflow, name)).parameters
+]
+
+
+FLAGS = {"use_cache", "debug", "use_egag", "skip_sample_adjustment", "first_target", "stop_if_unknown"}
+TAKES_NONE = {"tokenizer", "gamma_max", "pad_token_id"}
+
+
+def arguments(name: str) -> dict[str, Any]:
+    return {"inputs": [3, 4, 5], "max_gen_len": 4} | GENERATE[name]()
+
+
+@pytest.mark.parametrize(("name", "parameter"), PARAMETERS)
+def test_a_value_of_any_kind_works_or_is_refused_before_a_model_runs(name: str, parameter: str) -> None:
+    generate, given = getattr(specflow, name), arguments(name)
+    fed = [passes_of(model) for model in given.values() if isinstance(model, Module)]
+    for value in JUNK:
+        for passes in fed:
+            passes.clear()
+        try:
+            generate(**(given | {parameter: value}))
+        except specflow.DecodeError as error:
+            assert "\n" not in str(error)  # noqa: PT017 - it may work, too
+            assert not any(fed)
+
+
+@pytest.mark.parametrize(("name", "parameter"), [pair for pair in PARAMETERS if pair[1] != "pad_token_id"])
+def test_what_is_plainly_wrong_is_refused(name: str, parameter: str) -> None:
+    generate, given = getattr(specflow, name), arguments(name)
+    wrong = ["x", 1.5, object(), int, [None], -1] + [None] * (parameter not in TAKES_NONE)
+    wrong += [True] * (parameter not in FLAGS) + [
+        LogitsProcessorList([lambda *a: a[1]]),
+        specflow.GreedyProcessor,
+        tiny_llama().to("meta"),
+    ]
+    for value in wrong:
+        with pytest.raises(specflow.DecodeError) as refused:
+            generate(**(given | {parameter: value}))
+        assert refused.value.parameter in (parameter, "temperature")
+
+
+@pytest.mark.parametrize("name", GENERATE)
+@pytest.mark.parametrize(
+    ("parameter", "value", "plain"),
+    [
+        ("inputs", torch.tensor([3, 4]), [3, 4]),
+        ("inputs", torch.tensor([[3, 4]]), [3, 4]),
+        ("inputs", numpy.array([3, 4], dtype=numpy.int32), [3, 4]),
+        ("inputs", (numpy.int64(3), 4), [3, 4]),
+        ("inputs", range(3, 5), [3, 4]),
+        ("max_gen_len", numpy.int64(3), 3),
+        ("max_gen_len", 10**30, 128),
+        ("eos_tokens_id", numpy.int64(7), 7),
+        ("eos_tokens_id", torch.tensor(7), 7),
+        ("eos_tokens_id", {7, 9}, [7, 9]),
+        ("eos_tokens_id", (7, 9), [7, 9]),
+        ("eos_tokens_id", torch.tensor([7, 9]), [7, 9]),
+        ("eos_tokens_id", numpy.array([7, 9]), [7, 9]),
+        ("gamma", numpy.int64(2), 2),
+        ("gamma", 10**9, 128),
+        ("filler_top_k", numpy.int64(2), 2),
+        ("pad_token_id", None, 0),
+    ],
+)
+def test_what_plainly_means_a_value_is_that_value(name: str, parameter: str, value: object, plain: object) -> None:
+    generate = getattr(specflow, name)
+    if parameter in inspect.signature(generate).parameters:
+        assert generate(**(arguments(name) | {parameter: value})) == generate(**(arguments(name) | {parameter: plain}))
+
+
+@pytest.mark.parametrize("name", GENERATE)
+def test_every_parameter_is_documented(name: str) -> None:
+    thing: Callable[..., object] = getattr(specflow, name)
+    lists = re.findall(r"^([a-z_, ]+): ", inspect.getdoc(thing) or "", re.MULTILINE)
+    assert {one for names in lists for one in names.split(", ")} == {*inspect.signature(thing).parameters}

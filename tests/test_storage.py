@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import pickle
+import stat
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from time import sleep
-from typing import TypeAlias, final
+from typing import Any, TypeAlias, final
 
+import numpy
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -21,7 +23,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 from typing_extensions import override
 
-from specflow import DecodeError, NGramStorage, OneLevelNGramStorage
+from specflow import Bigrams, DecodeError, INgramStorage, NGramStorage, OneLevelNGramStorage
 from specflow.drafters import counts, storage_file
 from specflow.drafters.storage_file import Header, packed, read
 
@@ -419,8 +421,7 @@ def test_foreign_files_are_refused_and_run_nothing(tmp_path: Path) -> None:
     torch.save({"w": Bomb(tmp_path / "mark")}, path)
     refused_and_unharmed(storage, path)
     assert not (tmp_path / "mark").exists()
-    with pytest.raises(FileNotFoundError):
-        storage.load(tmp_path / "nowhere")
+    assert "does not exist" in refused_and_unharmed(storage, tmp_path / "nowhere")
 
 
 def test_a_newer_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -475,10 +476,302 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
         raise OSError("no space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(DecodeError, match="no space"):
         storage.save(path)
     assert path.read_bytes() == content
     assert [found.name for found in tmp_path.iterdir()] == ["a"]
+
+
+TABLE = Bigrams(numpy.array([[1], [0]]), numpy.array([[0.5], [0.25]], dtype=numpy.float32))
+
+SAVES: list[Callable[[Path], object]] = [lambda path: learned(NGramStorage).save(path), TABLE.save]
+LOADS: list[Callable[[Path], object]] = [lambda path: NGramStorage(3, 100).load(path), Bigrams.load]
+
+
+@pytest.mark.parametrize("save", SAVES)
+@pytest.mark.parametrize("mode", [0o600, 0o644, 0o666, 0o440])
+def test_a_saved_file_keeps_its_mode(save: Callable[[Path], object], mode: int, tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"old")
+    path.chmod(mode)
+    save(path)
+    assert stat.S_IMODE(path.stat().st_mode) == mode
+    assert path.read_bytes() != b"old"
+
+
+@pytest.mark.parametrize("save", SAVES)
+def test_a_new_file_has_the_mode_that_new_files_have(save: Callable[[Path], object], tmp_path: Path) -> None:
+    for mask in (0o022, 0o077):
+        before = os.umask(mask)
+        try:
+            save(tmp_path / str(mask))
+        finally:
+            os.umask(before)
+        assert stat.S_IMODE((tmp_path / str(mask)).stat().st_mode) == 0o666 & ~mask
+
+
+@pytest.mark.parametrize("save", SAVES)
+def test_a_link_stays_and_what_it_points_to_is_replaced(save: Callable[[Path], object], tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "file").write_bytes(b"old")
+    for target in ("real/file", "real/new"):
+        link = tmp_path / f"to {target.replace('/', ' ')}"
+        link.symlink_to(target)
+        save(link)
+        assert link.is_symlink()
+        assert (tmp_path / target).read_bytes() not in (b"", b"old")
+    assert sorted(path.name for path in (tmp_path / "real").iterdir()) == ["file", "new"]
+
+
+@pytest.mark.parametrize("deed", SAVES + LOADS)
+@pytest.mark.parametrize("kind", ["folder", "pipe", "device", "loop", "in a file", "nowhere", "nul"])
+def test_what_is_no_file_is_refused_and_stays(deed: Callable[[Path], object], kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    match kind:
+        case "folder":
+            path.mkdir()
+        case "pipe":
+            os.mkfifo(path)
+        case "device":
+            path.symlink_to("/dev/null")
+        case "loop":
+            path.symlink_to(path)
+        case "in a file":
+            path.write_bytes(b"old")
+            path = path / "b"
+        case "nowhere":
+            path = tmp_path / "no" / "such" / "folder"
+        case "nul":
+            path = Path("a\0b")
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(DecodeError) as refused:
+        deed(path)
+    assert refused.value.parameter == "path"
+    assert sorted(tmp_path.iterdir()) == before
+    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+
+
+@pytest.mark.parametrize("path", [None, 3, b"a", 1.5, True, ["a"], ""])
+def test_a_path_is_a_text_or_a_path(path: object) -> None:
+    for deed in SAVES + LOADS:
+        with pytest.raises(DecodeError) as refused:
+            deed(path)  # type: ignore[arg-type]
+        assert refused.value.parameter == "path"
+
+
+@pytest.mark.parametrize("load", LOADS)
+@pytest.mark.parametrize("size", [2**20, 2**40, 2**63])
+def test_a_header_that_claims_too_much_is_refused(load: Callable[[Path], object], size: int, tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(size.to_bytes(8, "little") + b"{}" * 50)
+    with pytest.raises(DecodeError, match="truncated, corrupted"):
+        load(tmp_path / "a")
+
+
+def test_a_file_that_shrinks_while_it_is_read_does_not_end_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mapped file would: its pages go away."""
+    storage, path = learned(NGramStorage), tmp_path / "a"
+    storage.save(path)
+    load = vars(storage_file)["load"]
+
+    def shrinking(content: bytes) -> dict[str, Tensor]:
+        os.truncate(path, 10)
+        arrays: dict[str, Tensor] = load(content)
+        return arrays
+
+    monkeypatch.setattr(storage_file, "load", shrinking)
+    other = NGramStorage(3, 100)
+    other.load(path)
+    assert other.counts() == storage.counts()
+
+
+def test_a_long_name_is_a_name(tmp_path: Path) -> None:
+    path = tmp_path / ("a" * 255)
+    learned(NGramStorage).save(path)
+    assert path.is_file()
+
+
+@pytest.mark.parametrize("make", KINDS)
+@pytest.mark.parametrize("vocab_size", [2**31, 2**31 + 1, 2**40, 2**62])
+def test_ids_of_any_size_are_kept_as_they_are(make: Make, vocab_size: int, tmp_path: Path) -> None:
+    storage, again = make(3, vocab_size), make(3, vocab_size)
+    storage.initialize([0, 1, vocab_size - 1, 0, 1, vocab_size - 1])
+    storage.save(tmp_path / "a")
+    again.load(tmp_path / "a")
+    assert again.counts() == storage.counts()
+    assert again.next_token([0, 1]) == (vocab_size - 1, True)
+
+
+LESSONS: list[object] = [[[1, 2]], [torch.tensor(1)]]
+"""They hold no ids, and could be followers: several ids each."""
+
+JUNK: list[object] = [
+    None, "12", b"12", 1.5, object(), int, {1: 2}, {1, 2}, [1.0], [None], ["1"], *LESSONS, [True],
+    torch.tensor([1.0, 2.0]), torch.tensor([True]), torch.ones(2, dtype=torch.long, device="meta"),
+    torch.eye(2, dtype=torch.long).to_sparse(), torch.zeros(1, 1, 1, dtype=torch.long), numpy.array(["a"]),
+    numpy.array([1.5]), iter([1]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("make", KINDS)
+def test_what_holds_no_ids_is_refused_everywhere_and_nothing_is_learned(make: Make) -> None:
+    storage = make(3, 10)
+    storage.initialize([1, 2, 3])
+    before = storage.counts()
+    deeds: list[Callable[[Any], object]] = [
+        storage.next_token,
+        storage.has_gram,
+        storage.initialize,
+        lambda junk: storage.update(junk, 3),
+        lambda junk: storage.update([1, 2], junk),
+        lambda junk: storage.learn((1, 2), 1, [junk]),
+    ]
+    for junk in JUNK:
+        for deed in deeds:
+            with pytest.raises(DecodeError):
+                deed(junk)
+    for junk in JUNK:
+        with pytest.raises(DecodeError):
+            storage.continuation(junk)  # type: ignore[arg-type]
+        if not any(junk is lesson for lesson in LESSONS):
+            with pytest.raises(DecodeError):
+                storage.learn((1, 2), 1, junk)  # type: ignore[arg-type]
+        with pytest.raises(DecodeError):
+            storage.learn(junk, 0, [[3]])  # type: ignore[arg-type]
+    for start in (None, -1, 1.5, "1", 3):
+        with pytest.raises(DecodeError):
+            storage.learn((1, 2), start, [[3]])  # type: ignore[arg-type]
+    assert storage.counts() == before
+
+
+@pytest.mark.parametrize("make", KINDS)
+def test_whatever_plainly_holds_ids_is_ids(make: Make) -> None:
+    texts: list[object] = [
+        [1, 2, 3, 1, 2], (1, 2, 3, 1, 2), torch.tensor([1, 2, 3, 1, 2]), torch.tensor([[1, 2, 3, 1, 2]]),
+        torch.tensor([1, 2, 3, 1, 2], dtype=torch.uint8), numpy.array([1, 2, 3, 1, 2]),
+        numpy.array([[1, 2, 3, 1, 2]], dtype=numpy.int32), [numpy.int64(i) for i in (1, 2, 3, 1, 2)],
+    ]  # fmt: skip
+    for text in texts:
+        storage = make(3, 10)
+        storage.initialize(text)  # type: ignore[arg-type]
+        storage.update(text, 7)  # type: ignore[arg-type]
+        storage.update(text, numpy.int64(7))  # type: ignore[arg-type]
+        storage.learn(text, 5, [[7]])  # type: ignore[arg-type]
+        assert storage.counts()[1, 2] == {3: 1, 7: 3}
+        assert next(storage.continuation(text)) == (7, True)  # type: ignore[arg-type]
+        assert answer(storage.next_token(text)) == (7, True)  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("make", KINDS)
+def test_a_storage_is_made_of_whole_numbers(make: Make) -> None:
+    assert make(numpy.int64(3), numpy.int32(10)).counts() == {}  # type: ignore[arg-type]
+    for junk in (None, 2.5, "3", True, torch.tensor(3), 10**30, -1):
+        for arguments in ((junk, 10), (3, junk)):
+            with pytest.raises(DecodeError):
+                make(*arguments)
+    for junk in (2.5, "3", True, 0):
+        with pytest.raises(DecodeError, match="max_contexts"):
+            NGramStorage(3, 10, max_contexts=junk)  # type: ignore[arg-type]
+
+
+@final
+class Mumbling(INgramStorage):
+    """A user's storage, whose answer is given."""
+
+    def __init__(self, given: object) -> None:
+        super().__init__(2, 10)
+        self.given = given
+
+    @override
+    def next_token(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+        return self.given  # type: ignore[return-value]
+
+    @override
+    def has_gram(self, ngram: Tensor) -> bool:
+        return False
+
+    @override
+    def update(self, input_ids: Tensor, next_tokens: Tensor) -> None: ...
+
+    @override
+    def initialize(self, input_ids: Tensor) -> None: ...
+
+    @override
+    def reset(self) -> None: ...
+
+
+@pytest.mark.parametrize("given", [None, 3, (3,), (None, True), (torch.tensor([1.5]), True), (torch.tensor([]), True)])
+def test_a_users_storage_that_gives_no_token_is_refused(given: object) -> None:
+    with pytest.raises(DecodeError, match=r"token|answer"):
+        next(Mumbling(given).continuation((1,)))
+    assert next(Mumbling((torch.tensor([[4]]), torch.tensor([[True]]))).continuation((1,))) == (4, True)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "chances"),
+    [
+        (None, numpy.ones((2, 1))),
+        (torch.zeros(2, 1, dtype=torch.long), numpy.ones((2, 1))),
+        ([[1], [0]], numpy.ones((2, 1))),
+        (numpy.array([[1.0], [0.0]]), numpy.ones((2, 1))),
+        (numpy.array([[1], [0]]), numpy.array([[1], [0]])),
+        (numpy.array([[1], [0]]), numpy.array([[numpy.nan], [0.5]])),
+        (numpy.array([[1], [0]]), numpy.array([[-0.1], [0.5]])),
+        (numpy.array([[1], [0]]), numpy.array([[7.0], [0.5]])),
+        (numpy.array(1), numpy.array(0.5)),
+    ],
+)
+def test_bigrams_are_tables_of_tokens_and_probabilities(tokens: object, chances: object) -> None:
+    with pytest.raises(DecodeError):
+        Bigrams(tokens, chances)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("token", [-1, 2, None, 0.5, "0", torch.tensor(0)])
+def test_a_table_is_asked_about_its_tokens_only(token: object) -> None:
+    with pytest.raises(DecodeError):
+        TABLE.behind(token)  # type: ignore[arg-type]
+    assert TABLE.behind(numpy.int64(1)) == [(0, 0.25)]  # type: ignore[arg-type]
+
+
+def test_a_target_that_gives_no_rows_of_the_vocabulary_is_refused() -> None:
+    for target in (None, lambda tokens, nodes: None, lambda tokens, nodes: torch.zeros(len(nodes) + 1, 9)):
+        with pytest.raises(DecodeError):
+            Bigrams.of(target, (1,), 8, 2)  # type: ignore[arg-type]
+    with pytest.raises(DecodeError, match="no token to begin with"):
+        Bigrams.of(lambda tokens, nodes: torch.zeros(len(nodes) + 1, 8), (), 8, 2)
+
+
+def test_forgetting_while_a_draft_is_read_ends_it() -> None:
+    storage = NGramStorage(3, 10)
+    storage.initialize([1, 2, 3, 4, 5])
+    stream = storage.continuation((1, 2))
+    assert next(stream) == (3, True)
+    storage.reset()
+    assert next(stream)[1] is False
+
+
+def test_saving_waits_for_a_lesson_and_not_the_other_way_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the file is written, others learn; what is in it is one moment's."""
+    storage = learned(NGramStorage)
+    before, learning = storage.counts(), Event()
+    write = storage_file._write
+
+    def teach() -> None:
+        storage.update([8], 9)
+        learning.set()
+
+    def slow(target: Path, content: bytes) -> None:
+        Thread(target=teach).start()
+        assert learning.wait(10)
+        write(target, content)
+
+    monkeypatch.setattr(storage_file, "_write", slow)
+    storage.save(tmp_path / "a")
+    again = NGramStorage(3, 100)
+    again.load(tmp_path / "a")
+    assert again.counts() == before
+    assert storage.counts()[8,] == {9: 1}
 
 
 @contextmanager

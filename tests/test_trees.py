@@ -543,8 +543,8 @@ def test_a_table_is_saved_and_read(tmp_path: Path) -> None:
         (lambda: Bigrams(numpy.zeros((2, 0), int), numpy.zeros((2, 0))), "not both"),
         (lambda: Bigrams(numpy.array([[2], [0]]), numpy.zeros((2, 1))), "not in the vocabulary"),
         (lambda: Bigrams(numpy.array([[-1], [0]]), numpy.zeros((2, 1))), "not in the vocabulary"),
-        (lambda: Bigrams.of(path_by_path(TableModel(4)), (0,), 4, k=5), "k is outside 1 to 4"),
-        (lambda: Bigrams.of(path_by_path(TableModel(4)), (0,), 4, k=0), "k is outside 1 to 4"),
+        (lambda: Bigrams.of(path_by_path(TableModel(4)), (0,), 4, k=5), "k is above 4"),
+        (lambda: Bigrams.of(path_by_path(TableModel(4)), (0,), 4, k=0), "k is below 1"),
     ],
 )
 def test_tables_that_cannot_be_are_refused(make: Callable[[], Bigrams], said: str) -> None:

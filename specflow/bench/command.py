@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Final, cast, get_args
+from typing import Final, get_args
 
+import torch
 from attrs import evolve
 from returns.result import Failure, Success
 from rich.console import Console
@@ -19,8 +21,11 @@ from specflow.bench.decoders import NAMES, Decoder, Models, decoder, imported
 from specflow.bench.measure import Plan, Run, measure, warmed_up
 from specflow.bench.prompts import OWN_PROMPTS, read_prompts, spread
 from specflow.bench.report import Absent, build, facts_of, show, to_json
+from specflow.checks import a, or_none, shown, whole
 from specflow.errors import DecodeError, unwrap
-from specflow.models import SMOLLM2, DType, load
+from specflow.loop import shared_vocabulary
+from specflow.models import SMOLLM2, DType, load, said
+from specflow.predictor import limits_of
 from specflow.processors import GreedyProcessor, MultinomialProcessor
 
 USUAL: Final = ("autoregressive", "suffix@cost", "generate", "hf-lookup@10")
@@ -78,6 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Measure and report: 0, or 130 after Ctrl-C, which still reports. `DecodeError` for what cannot be measured."""
+    _check(args)
     errors = Console(stderr=True)
     plan, absent = _planned(args, errors)
     facts = facts_of(plan, args.model)
@@ -85,14 +91,17 @@ def main(args: argparse.Namespace) -> int:
     if not runs:
         return code
     report = build(plan, runs, args.baseline or plan.decoders[0].label, absent, facts)
-    show(report, Console(width=None if sys.stdout.isatty() else PIPED))
+    console = Console(width=None if sys.stdout.isatty() else PIPED)
+    with console.capture() as tables:  # rich would end the program where the reader of a pipe has gone
+        show(report, console)
+    print(tables.get(), end="", flush=True)
     if args.json is not None:
-        args.json.write_text(to_json(report), encoding="utf-8")
+        _write(args.json, to_json(report))
     if args.html is not None:
         if _can_draw():
             from specflow.bench.page import to_html  # noqa: PLC0415 - its imports are an optional extra
 
-            args.html.write_text(to_html(report), encoding="utf-8")
+            _write(args.html, to_html(report))
         else:
             errors.print(
                 f"absent: {args.html}: matplotlib or jinja2 is not installed; run `{INSTALL}`",
@@ -102,19 +111,79 @@ def main(args: argparse.Namespace) -> int:
     return code
 
 
+def _check(args: argparse.Namespace) -> None:
+    """Refuses, before a model is loaded, what could not be measured, and what could not be kept afterwards."""
+    if args.max_new_tokens == 0:
+        raise DecodeError("max_new_tokens", "there is nothing to measure", "0 tokens", "give 1 or more")
+    for name in ("max_prompt_tokens", "repeats"):
+        whole(1, "give 1 or more")(name, getattr(args, name))
+    or_none(whole(1, "leave it out for all prompts"))("limit", args.limit)
+    if args.assistant is None and args.assistant_dtype is not None:
+        raise DecodeError("assistant_dtype", "there is no assistant model", args.assistant_dtype, "name --assistant")
+    twice = [label for label in args.decoders if args.decoders.count(label) > 1]
+    if twice:
+        raise DecodeError("decoders", "a decoder is named twice", twice[0], "name each once; --repeats measures again")
+    if args.baseline not in {None, *args.decoders}:
+        _refuse_baseline(args.baseline)
+    for name in ("json", "html"):
+        path: Path | None = getattr(args, name)
+        if path is not None and not _can_be_written(path):
+            raise DecodeError(name, "no file can be written there", shown(str(path)), "name a file in a folder")
+
+
+def _refuse_baseline(baseline: str) -> None:
+    raise DecodeError("baseline", "the baseline is not among the decoders that run", baseline, "name one")
+
+
+def _can_be_written(path: Path) -> bool:
+    return not path.is_dir() and os.access(path if path.exists() else path.parent, os.W_OK)
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        happened = f"the file cannot be written ({said(error)})"
+        raise DecodeError("path", happened, shown(str(path)), "name a file in a folder that can be written") from error
+
+
+def _moved(model: Module, device: str) -> None:
+    try:
+        if torch.device(device).type == "meta":
+            raise DecodeError("device", "nothing is computed there", device, "name cpu or cuda")
+        model.to(device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise DecodeError("device", f"the model cannot be moved there ({said(error)})", device, "name cpu") from error
+
+
+def _made(declared: str, model: Module) -> tuple[str, Module]:
+    """A target that a user's function makes of the model."""
+    name, _, path = declared.partition("=")
+    if not name or "/" in name or ":" not in path:
+        raise DecodeError("also", "this declares no model", declared, "give NAME=module:function")
+    function = unwrap(imported(path))
+    try:
+        made = function(model)
+    except DecodeError:
+        raise
+    except Exception as error:  # it is the user's
+        raise DecodeError("also", f"the function fails ({said(error)})", declared, "see the cause") from error
+    a(Module, "return a model from the function")("also", made)
+    assert isinstance(made, Module)
+    return name, made
+
+
 def _planned(args: argparse.Namespace, errors: Console) -> tuple[Plan, tuple[Absent, ...]]:
     """What to measure, and which decoders cannot be. `DecodeError` where nothing can."""
     prompts = spread(unwrap(read_prompts(args.prompts)), args.limit)
     loaded = unwrap(load(args.model, args.dtype))
-    loaded.model.to(args.device)
-    targets: dict[str, Module] = {"": loaded.model}
-    for made in args.also:
-        name, _, path = made.partition("=")
-        targets[name] = cast(Module, unwrap(imported(path))(loaded.model))
+    _moved(loaded.model, args.device)
+    targets: dict[str, Module] = {"": loaded.model} | dict(_made(declared, loaded.model) for declared in args.also)
     assistant = None
     if args.assistant is not None:
         assistant = unwrap(load(args.assistant, args.assistant_dtype or args.dtype)).model
-        assistant.to(args.device)
+        _moved(assistant, args.device)
+        unwrap(shared_vocabulary(limits_of(loaded.model), limits_of(assistant)))
     processor = GreedyProcessor() if args.temperature is None else MultinomialProcessor(args.temperature)
     models = Models(targets, assistant)
     plan = Plan(
@@ -133,7 +202,7 @@ def _planned(args: argparse.Namespace, errors: Console) -> tuple[Plan, tuple[Abs
     if not present:
         raise DecodeError("decoders", "no decoder can run", "; ".join(one.reason for one in absent), "name others")
     if args.baseline not in {None, *(one.label for one in present)}:
-        raise DecodeError("baseline", "the baseline is not among the decoders that run", args.baseline, "name one")
+        _refuse_baseline(args.baseline)
     return evolve(plan, decoders=tuple(present)), tuple(absent)
 
 
@@ -149,6 +218,10 @@ def _measured(plan: Plan, errors: Console) -> tuple[list[Run], int]:
                 progress.update(task, advance=1, description=f"{run.category} {run.question_id}: {run.decoder}")
     except KeyboardInterrupt:
         return runs[: len(runs) // len(plan.decoders) * len(plan.decoders)], 130
+    except DecodeError:
+        raise
+    except Exception as error:  # a model's, or a user's decoder's
+        raise DecodeError("decoders", "a decoder fails", said(error), "leave it out, or see the cause") from error
     return runs, 0
 
 

@@ -33,7 +33,7 @@ from specflow.errors import DecodeError
 from specflow.gamma import Fixed
 from specflow.gamma_cost import CostAware, CostMeter
 from specflow.gamma_tree import CostAwareTree
-from specflow.models import bigrams_of
+from specflow.models import bigrams_of, said
 from specflow.predictor import CachedPredictor, fitted, limits_of
 from specflow.stages import UpdateNgram
 from specflow.state import Drafter, GammaPolicy, Predictor, Step
@@ -196,7 +196,7 @@ def decoder(label: str, models: Models) -> Result[Decoder, DecodeError]:
 def _prepare(name: str, model: Module, assistant: Module | None) -> Result[Prepare, DecodeError]:
     if ":" in name:
         return imported(name).map(lambda function: composed(cast(Compose, function)))
-    parts = re.fullmatch(r"(?P<base>[a-z0-9+-]+)(@(?P<gamma>[1-9]\d*|cost))?", name)
+    parts = re.fullmatch(r"(?P<base>[a-z0-9+-]+)(@(?P<gamma>[1-9]\d{0,17}|cost))?", name)
     base, gamma = (parts["base"], parts["gamma"]) if parts else (name, None)
     refusal = _refusal(base, gamma, model, assistant)
     if refusal is not None:
@@ -232,7 +232,9 @@ def imported(path: str) -> Result[Callable[..., object], DecodeError]:
         sys.path.insert(0, "")
     try:
         function = getattr(import_module(module), name)
-    except (ImportError, AttributeError) as error:
+    except (Exception, SystemExit) as error:  # a module may do anything while it is imported
         remedy = "give module:function, importable from here"
-        return Failure(DecodeError("decoders", f"it cannot be imported ({error})", path, remedy))
+        return Failure(DecodeError("decoders", f"it cannot be imported ({said(error)})", path, remedy))
+    if not callable(function):
+        return Failure(DecodeError("decoders", "it is no function", path, "give module:function"))
     return Success(function)

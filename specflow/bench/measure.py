@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from hashlib import blake2b
 from typing import final
 
 import torch
 from attrs import define, field, frozen
-from returns.result import Failure, Result
+from returns.result import Failure, Result, safe
 
 from specflow.bench.context import Context
 from specflow.bench.decoders import Decoder, Models
@@ -15,7 +16,7 @@ from specflow.bench.prompts import Prompt
 from specflow.bench.stopwatch import Clock, Pass, Stopwatch, clock_for
 from specflow.errors import DecodeError
 from specflow.loop import start
-from specflow.models import Loaded
+from specflow.models import Loaded, said
 from specflow.predictor import CachedPredictor, limits_of
 from specflow.processors import LogitsProcessor
 from specflow.random import Dice
@@ -95,8 +96,10 @@ class Plan:
 
     def state(self, prompt: Prompt) -> Result[DecodeState, DecodeError]:
         """Where the decoding of a prompt starts. Of a prompt that is too long the end is kept."""
-        ids = self.loaded.chat(prompt.text)[-self.max_prompt_tokens :]
-        return start(ids, self.max_new_tokens, self.loaded.stop, limits_of(self.loaded.model))
+        limits, stop = limits_of(self.loaded.model), self.loaded.stop
+        return safe(exceptions=(DecodeError,))(self.loaded.chat)(prompt.text).bind(
+            lambda ids: start(ids[-self.max_prompt_tokens :], self.max_new_tokens, stop, limits)
+        )
 
 
 WARM_UP = 16
@@ -111,8 +114,9 @@ def warmed_up(plan: Plan, decoder: Decoder) -> Result[Decoder, DecodeError]:
     )
     try:
         return opening.map(lambda state: run_one(plan, decoder, prompt, state, 0)).map(lambda run: decoder)
-    except (DecodeError, ValueError, RuntimeError) as error:
-        return Failure(DecodeError("decoders", f"it failed in the warm-up ({error})", decoder.label, "see the cause"))
+    except Exception as error:  # a user's decoder may raise anything
+        happened = f"it failed in the warm-up ({error if isinstance(error, DecodeError) else said(error)})"
+        return Failure(DecodeError("decoders", happened, decoder.label, "see the cause"))
 
 
 def measure(plan: Plan) -> Iterator[Run]:
@@ -136,7 +140,9 @@ def run_one(plan: Plan, decoder: Decoder, prompt: Prompt, state: DecodeState, re
     model = plan.models.targets[decoder.model]
     stopwatch = Stopwatch(plan.clock or clock_for(model))
     target = CachedPredictor(model)
-    torch.manual_seed(hash((plan.seed, prompt.question_id, repeat)))
+    # torch keeps 32 bits of a seed, so all of this one is in them.
+    key = blake2b(f"{plan.seed}/{prompt.question_id}/{repeat}".encode(), digest_size=4).digest()
+    torch.manual_seed(int.from_bytes(key, "big"))
     session = decoder.prepare(
         Context(
             model,

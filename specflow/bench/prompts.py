@@ -65,7 +65,7 @@ def read_prompts(path: Path = OWN_PROMPTS) -> Result[tuple[Prompt, ...], DecodeE
 
 
 def spread(prompts: Sequence[Prompt], limit: int | None) -> tuple[Prompt, ...]:
-    """`limit` prompts, one of each category in turn, so that a short run still sees all of them.
+    """`limit` ≥ 1 prompts, one of each category in turn, so that a short run still sees all of them.
 
     >>> asked = [Prompt(i, category, ("?",)) for i, category in enumerate("aaab")]
     >>> [prompt.question_id for prompt in spread(asked, 3)]
@@ -85,6 +85,6 @@ def _prompt(line: str) -> Prompt | None:
         match json.loads(line):
             case {"question_id": int(number), "category": str(category), "turns": [str(first), *more]}:
                 return Prompt(number, category, (first, *map(str, more)))
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         pass
     return None

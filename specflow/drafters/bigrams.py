@@ -9,19 +9,24 @@ import numpy
 import torch
 from attrs import field, frozen
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from torch import Tensor
 from torch.nn.functional import softmax
 
-from specflow.drafters.storage_file import write
+from specflow.checks import calls, shown, whole
+from specflow.drafters.storage_file import content_of, write
 from specflow.errors import DecodeError
+from specflow.ids import ids_of
 from specflow.state import Node, Tokens, TreePredictor
 
 TOGETHER: Final = 127
 """How many tokens are asked about in one pass; with the token before them they fill an accelerated model's pass."""
 
 FORMAT: Final = "specflow bigrams 1"
+
+ARRAYS: Final = {"tokens": torch.int32, "chances": torch.float32}
+
+REMEDY: Final = "make the table again, and `save` it"
 
 
 @final
@@ -34,7 +39,8 @@ class Bigrams:
     SmolLM2-135M it takes a minute or two, and 3 MB; `save` keeps it for the next time. No text is needed, and nothing
     is trained.
 
-    `DecodeError` where the two tables are not of one shape [V, k], k ≥ 1, or name tokens outside [0, V).
+    `DecodeError` where the two tables are not of one shape [V, k], k ≥ 1, name tokens outside [0, V), or hold chances
+    that are no probabilities.
     Source: Stewart et al. 2411.03786 (The N-Grammys), the model-derived bigram.
 
     >>> table = Bigrams(numpy.array([[1, 2], [2, 0], [0, 1]]), numpy.array([[0.5, 0.25]] * 3))
@@ -46,50 +52,73 @@ class Bigrams:
     chances: NDArray[numpy.floating] = field(repr=False)
 
     def __attrs_post_init__(self) -> None:
+        _check_numbers("tokens", self.tokens, numpy.integer)
+        _check_numbers("chances", self.chances, numpy.floating)
         shapes = self.tokens.shape, self.chances.shape
         if self.tokens.ndim != 2 or 0 in self.tokens.shape or shapes[0] != shapes[1]:
             raise DecodeError("bigrams", "the tables are not both [V, k]", shapes, "give tables of one shape")
         if self.tokens.min() < 0 or self.tokens.max() >= len(self.tokens):
             received = f"{self.tokens.min()} to {self.tokens.max()} of {len(self.tokens)}"
             raise DecodeError("bigrams", "a follower is not in the vocabulary", received, "give a row for each token")
+        if not (self.chances.min() >= 0 and self.chances.max() <= 1.001):
+            received = f"{self.chances.min()} to {self.chances.max()}"
+            raise DecodeError("bigrams", "a chance is outside 0 to 1", received, "give probabilities")
 
     @classmethod
     def of(cls, target: TreePredictor, before: Tokens, vocab_size: int, k: int = 8) -> Bigrams:
-        """What the target finds most probable behind `before` and each token. `DecodeError` for 1 > k or k > V."""
-        if not 1 <= k <= vocab_size:
-            raise DecodeError("k", f"k is outside 1 to {vocab_size}", k, "ask for as many followers as there are")
-        starts = range(0, vocab_size, TOGETHER)
-        parts = [_asked(target, before, range(i, min(i + TOGETHER, vocab_size)), k) for i in starts]
+        """What the target finds most probable behind `before`, which is not empty, and each token; 1 ≤ k ≤ V.
+
+        `DecodeError` for anything else, and where the target's rows are none of `vocab_size` tokens.
+        """
+        calls("a predictor", "give the `read_tree` of a predictor")("target", target)
+        whole(1, "give the target's vocab_size")("vocab_size", vocab_size)
+        whole(1, "ask for as many followers as there are", most=int(vocab_size))("k", k)
+        context = ids_of("before", before)
+        if not context:
+            raise DecodeError("before", "there is no token to begin with", "no tokens", "give one that tells nothing")
+        starts = range(0, int(vocab_size), TOGETHER)
+        parts = [_asked(target, context, range(i, min(i + TOGETHER, vocab_size)), vocab_size, k) for i in starts]
         tokens, chances = zip(*parts, strict=True)
         return cls(torch.cat(tokens).numpy(), torch.cat(chances).numpy())
 
     def behind(self, token: int) -> list[tuple[int, float]]:
-        """The followers of a token and their probabilities, the most probable first."""
+        """A token's followers and their probabilities, the most probable first. `DecodeError` outside the table."""
+        whole(0, "ask about a token of the table", most=len(self.tokens) - 1)("token", token)
         return list(zip(self.tokens[token].tolist(), self.chances[token].tolist(), strict=True))
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write the tables to a safetensors file, whole or not at all."""
+        """Write the tables to a safetensors file, whole or not at all, as `NGramStorage.save` does."""
         arrays = {"tokens": self.tokens.astype(numpy.int32), "chances": self.chances.astype(numpy.float32)}
         write(path, save(arrays, {"format": FORMAT}))
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Bigrams:
         """Read what `save` wrote. `DecodeError` for any other file."""
-        try:
-            with safe_open(path, framework="np") as file:
-                if (file.metadata() or {}).get("format") == FORMAT:
-                    return cls(file.get_tensor("tokens"), file.get_tensor("chances"))
-        except SafetensorError as error:
-            raise _no_table(path, f"is truncated, corrupted or no table ({error})") from error
-        raise _no_table(path, "holds no table of bigrams")
+        metadata, arrays = content_of(path, REMEDY)
+        if metadata.get("format") != FORMAT:
+            raise _no_table(path, "holds no table of bigrams")
+        if {name: tensor.dtype for name, tensor in arrays.items()} != ARRAYS:
+            raise _no_table(path, "does not hold the arrays of a table")
+        return cls(arrays["tokens"].numpy(), arrays["chances"].numpy())
 
 
-def _asked(target: TreePredictor, before: Tokens, some: range, k: int) -> tuple[Tensor, Tensor]:
+def _check_numbers(name: str, table: object, kind: type) -> None:
+    if not isinstance(table, numpy.ndarray) or not numpy.issubdtype(table.dtype, kind):
+        received = f"an array of {table.dtype}" if isinstance(table, numpy.ndarray) else shown(table)
+        raise DecodeError(name, f"{name} is no numpy array of {kind.__name__} numbers", received, "give two tables")
+
+
+def _asked(target: TreePredictor, before: Tokens, some: range, vocab_size: int, k: int) -> tuple[Tensor, Tensor]:
     """The k most probable followers of some tokens, and their probabilities, each [n, k]."""
-    logits = target(before, [Node(token) for token in some])[1:]
+    rows: object = target(before, [Node(token) for token in some])
+    if not isinstance(rows, Tensor) or rows.shape != (len(some) + 1, vocab_size):
+        received = str(list(rows.shape)) if isinstance(rows, Tensor) else shown(rows)
+        happened = f"the target does not give [{len(some) + 1}, {vocab_size}] logits"
+        raise DecodeError("target", happened, received, "give the target's `read_tree` and its vocab_size")
+    logits = rows[1:]
     best = softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1).topk(k, dim=-1)
     return best.indices.cpu(), best.values.cpu()
 
 
 def _no_table(path: str | PathLike[str], happened: str) -> DecodeError:
-    return DecodeError("path", f"the file {happened}", str(path), "make the table again, and `save` it")
+    return DecodeError("path", f"the file {happened}", str(path), REMEDY)

@@ -7,8 +7,9 @@ from itertools import takewhile
 from operator import itemgetter
 from typing import final
 
-from attrs import frozen
+from attrs import field, frozen
 
+from specflow.checks import a, does, or_none, valid, whole
 from specflow.distribution import PointMass
 from specflow.drafters.storage import INgramStorage
 from specflow.state import Proposal, Tokens
@@ -23,9 +24,9 @@ class NGramDrafter:
     `vocab_size` it ends at a token that the target does not have, for a storage with a larger vocabulary.
     """
 
-    storage: INgramStorage
-    vocab_size: int | None = None
-    source: str = "ngram"
+    storage: INgramStorage = field(validator=valid(does("an n-gram storage", "give an NGramStorage", "continuation")))
+    vocab_size: int | None = field(default=None, validator=valid(or_none(whole(1, "give the target's vocab_size"))))
+    source: str = field(default="ngram", validator=valid(a(str, "name the drafter")))
 
     def __call__(self, tokens: Tokens, /) -> Iterator[Proposal[PointMass]]:
         known = takewhile(itemgetter(1), self.storage.continuation(tokens))
@@ -40,9 +41,9 @@ class GuessingNGramDrafter:
     The spec's default. A guess is right once in a vocabulary and costs the target a position, so prefer `NGramDrafter`.
     """
 
-    storage: INgramStorage
-    vocab_size: int | None = None
-    source: str = "ngram"
+    storage: INgramStorage = field(validator=valid(does("an n-gram storage", "give an NGramStorage", "continuation")))
+    vocab_size: int | None = field(default=None, validator=valid(or_none(whole(1, "give the target's vocab_size"))))
+    source: str = field(default="ngram", validator=valid(a(str, "name the drafter")))
 
     def __call__(self, tokens: Tokens, /) -> Iterator[Proposal[PointMass]]:
         return _proposals(self.storage.continuation(tokens), self.vocab_size, self.source)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from numbers import Integral
 from os import PathLike
 from threading import Lock
 from typing import Final, final, overload
@@ -12,9 +13,11 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from specflow.checks import or_none, shown, whole
 from specflow.drafters.counts import Counts
 from specflow.drafters.storage_file import Header, packed, read, refuse_contradiction, write
 from specflow.errors import DecodeError
+from specflow.ids import ids_of, plain, rows_of
 from specflow.state import Tokens
 
 
@@ -29,13 +32,11 @@ class INgramStorage(ABC):
     vocab_size: int
 
     def __init__(self, n: int, vocab_size: int) -> None:
-        """`n` ≥ 2 is the highest order, `vocab_size` ≥ 1 the number of tokens there are; else `DecodeError`."""
-        if n < 2:
-            raise DecodeError("n", "n is below 2", n, "use 2 for bigrams, a token behind a context of one")
-        if vocab_size < 1:
-            raise DecodeError("vocab_size", "the vocabulary is empty", vocab_size, "give the target's vocab_size")
-        self.n = n
-        self.vocab_size = vocab_size
+        """`n` ≥ 2 is the highest order, `vocab_size`, 1 to 2⁶², the number of tokens there are; else `DecodeError`."""
+        whole(2, "use 2 for bigrams, a token behind a context of one", most=2**31 - 1)("n", n)
+        whole(1, "give the target's vocab_size", most=2**62)("vocab_size", vocab_size)
+        self.n = int(n)
+        self.vocab_size = int(vocab_size)
 
     @abstractmethod
     def next_token(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,17 +59,28 @@ class INgramStorage(ABC):
         """Forgets everything."""
 
     def continuation(self, tokens: Tokens) -> Iterator[tuple[int, bool]]:
-        """The text that the storage expects behind `tokens`, token by token, each with whether it was known."""
-        text = torch.tensor([tokens])
+        """The text that the storage expects behind `tokens`, token by token, each with whether it was known.
+
+        `DecodeError` for what holds no ids.
+        """
+        return self._expected(torch.tensor([ids_of("tokens", tokens)], dtype=torch.long))
+
+    def _expected(self, text: Tensor) -> Iterator[tuple[int, bool]]:
         while True:
-            token, known = self.next_token(text)
-            yield int(token), bool(known)
-            text = torch.cat([text, torch.tensor([[int(token)]])], dim=1)
+            token, known = _answer(self.next_token(text))
+            yield token, known
+            text = torch.cat([text, torch.tensor([[token]])], dim=1)
 
     def learn(self, tokens: Tokens, start: int, followers: Sequence[Sequence[int]]) -> None:
-        """Counts each of `followers[i]` once more as what follows the first `start + i` of `tokens`."""
-        for end, following in enumerate(followers, start):
-            context = torch.tensor([tokens[:end]])
+        """Counts each of `followers[i]` once more as what follows the first `start + i` of `tokens`.
+
+        `DecodeError`, with nothing learned, for what holds no ids, and where the text is not as long as that.
+        """
+        text = ids_of("tokens", tokens)
+        lessons = [ids_of("followers", following) for following in _lessons(followers)]
+        check_reach(len(text), start, len(lessons))
+        for end, following in enumerate(lessons, start):
+            context = torch.tensor([text[:end]], dtype=torch.long)
             for token in following:
                 self.update(context, torch.tensor([[token]]))
 
@@ -76,16 +88,15 @@ class INgramStorage(ABC):
 class _CountingStorage(INgramStorage):
     """What the two storages share: everything but the lengths of the contexts that they keep."""
 
-    def __init__(self, n: int, vocab_size: int, *, shortest: int, max_contexts: int | None) -> None:
+    def __init__(self, n: int, vocab_size: int, *, alone: bool, max_contexts: int | None) -> None:
         super().__init__(n, vocab_size)
-        if max_contexts is not None and max_contexts < 1:
-            raise DecodeError("max_contexts", "max_contexts is below 1", max_contexts, "use None for no bound")
-        self.max_contexts: Final = max_contexts
-        self._counts = Counts(max_contexts)
+        or_none(whole(1, "use None for no bound"))("max_contexts", max_contexts)
+        self.max_contexts: Final = None if max_contexts is None else int(max_contexts)
+        self._counts = Counts(self.max_contexts)
         self._writing: Final = Lock()
-        self._header: Final = Header(type(self).__name__, n, vocab_size, shortest)
-        self._shortest: Final = shortest
-        self._bits: Final = vocab_size.bit_length()
+        self._shortest: Final = self.n - 1 if alone else 1
+        self._header: Final = Header(type(self).__name__, self.n, self.vocab_size, self._shortest)
+        self._bits: Final = self.vocab_size.bit_length()
 
     def __len__(self) -> int:
         """How many contexts are kept."""
@@ -103,12 +114,13 @@ class _CountingStorage(INgramStorage):
         [B, 1], [L] gives [1] and [1], a sequence of ints gives int and bool. O(n), however long the text and however
         large the storage. `DecodeError` for ids outside the vocabulary among the last n - 1; others are not looked at.
         """
-        answers = [self._next(self._checked("input_ids", row)) for row in _rows(input_ids, self.n - 1)]
+        answers = [self._next(self._checked("input_ids", row)) for row in _rows("input_ids", input_ids, self.n - 1)]
         if not isinstance(input_ids, Tensor):
             return answers[0]
         shape, device = (*input_ids.shape[:-1], 1), input_ids.device
         tokens = torch.tensor([token for token, _ in answers], dtype=torch.long, device=device)
-        return tokens.reshape(shape), torch.tensor([known for _, known in answers], device=device).reshape(shape)
+        known = torch.tensor([known for _, known in answers], dtype=torch.bool, device=device)
+        return tokens.reshape(shape), known.reshape(shape)
 
     @override
     def has_gram(self, ngram: Tensor | Sequence[int]) -> bool:
@@ -117,7 +129,7 @@ class _CountingStorage(INgramStorage):
         Of more than n tokens the last n are looked at. False for an order that the storage does not keep, and for what
         it has forgotten. `DecodeError` for ids outside the vocabulary.
         """
-        rows = _rows(ngram, self.n)
+        rows = _rows("ngram", ngram, self.n)
         if len(rows) != 1:
             raise DecodeError("ngram", "there is not just one n-gram", f"{len(rows)} rows", "ask for one at a time")
         gram = self._checked("ngram", rows[0])
@@ -132,9 +144,9 @@ class _CountingStorage(INgramStorage):
         tokens, or one. What `next_token` returned fits. `DecodeError`, with nothing learned, for rows that do not match
         and for ids outside the vocabulary.
         """
-        contexts, followers = _rows(input_ids, self.n - 1), _rows(next_tokens)
+        contexts, followers = _rows("input_ids", input_ids, self.n - 1), _rows("next_tokens", next_tokens)
         if len(followers) == 1 and len(followers[0]) == len(contexts):
-            followers = [[token] for token in followers[0]]
+            followers = [(token,) for token in followers[0]]
         if len(followers) != len(contexts):
             received = f"{len(contexts)} and {len(followers)}"
             raise DecodeError("next_tokens", "contexts and next tokens differ in rows", received, "give a row for each")
@@ -153,7 +165,7 @@ class _CountingStorage(INgramStorage):
         It adds to what is known: a text that is given twice counts twice; `reset` first to begin anew. `DecodeError`,
         with nothing learned, for ids outside the vocabulary.
         """
-        rows = [self._checked("input_ids", row) for row in _rows(input_ids)]
+        rows = [self._checked("input_ids", row) for row in _rows("input_ids", input_ids)]
         with self._writing:
             for row in rows:
                 for end in range(1, len(row)):
@@ -167,8 +179,13 @@ class _CountingStorage(INgramStorage):
 
     @override
     def continuation(self, tokens: Tokens) -> Iterator[tuple[int, bool]]:
-        """The text expected behind `tokens`, token by token; what holds ids outside the vocabulary is unknown."""
-        text = list(tokens[1 - self.n :])
+        """The text expected behind `tokens`, token by token; what holds ids outside the vocabulary is unknown.
+
+        `DecodeError` for what holds no ids.
+        """
+        return self._expected_behind([*plain("tokens", _text("tokens", tokens)[1 - self.n :])])
+
+    def _expected_behind(self, text: list[int]) -> Iterator[tuple[int, bool]]:
         while True:
             token, known = self._next(text)
             yield token, known
@@ -176,10 +193,21 @@ class _CountingStorage(INgramStorage):
 
     @override
     def learn(self, tokens: Tokens, start: int, followers: Sequence[Sequence[int]]) -> None:
-        """Counts `followers[i]` behind the first `start + i` of `tokens`; leaves out ids outside the vocabulary."""
+        """Counts `followers[i]` behind the first `start + i` of `tokens`; leaves out ids outside the vocabulary.
+
+        `DecodeError`, with nothing learned, for what holds no ids, and where the text is not as long as that.
+        """
+        lessons = [
+            [token for token in plain("followers", _text("followers", following)) if 0 <= token < self.vocab_size]
+            for following in _lessons(followers)
+        ]
+        whole_text = _text("tokens", tokens)
+        check_reach(len(whole_text), start, len(lessons))
+        skipped = max(0, start - self.n + 1)  # the last n - 1 tokens before each follower are all that is looked at
+        text = plain("tokens", whole_text[skipped : start + len(lessons)])
         with self._writing:
-            for end, following in enumerate(followers, start):
-                self._learn(tokens, end, [token for token in following if 0 <= token < self.vocab_size])
+            for end, following in enumerate(lessons, start - skipped):
+                self._learn(text, end, following)
 
     def counts(self) -> dict[Tokens, dict[int, int]]:
         """All that is known, for looking at: how often each token was counted behind each context."""
@@ -248,10 +276,8 @@ class _CountingStorage(INgramStorage):
             key >>= self._bits
         return tuple(reversed(tokens))
 
-    def _checked(self, name: str, ids: Sequence[int]) -> Sequence[int]:
+    def _checked(self, name: str, ids: Tokens) -> Tokens:
         for token in ids:
-            if type(token) is not int:
-                raise DecodeError(name, "a token id is not an int", repr(token), "give plain ints, or a tensor of them")
             if not 0 <= token < self.vocab_size:
                 happened = f"a token id is outside the vocabulary of {self.vocab_size}"
                 raise DecodeError(name, happened, token, "use a storage with the target's vocab_size")
@@ -275,7 +301,7 @@ class NGramStorage(_CountingStorage):
     """
 
     def __init__(self, n: int, vocab_size: int, *, max_contexts: int | None = None) -> None:
-        super().__init__(n, vocab_size, shortest=1, max_contexts=max_contexts)
+        super().__init__(n, vocab_size, alone=False, max_contexts=max_contexts)
 
 
 @final
@@ -289,19 +315,47 @@ class OneLevelNGramStorage(_CountingStorage):
     """
 
     def __init__(self, n: int, vocab_size: int, *, max_contexts: int | None = None) -> None:
-        super().__init__(n, vocab_size, shortest=n - 1, max_contexts=max_contexts)
+        super().__init__(n, vocab_size, alone=True, max_contexts=max_contexts)
 
 
-def _rows(ids: Tensor | Sequence[int] | int, last: int | None = None) -> Sequence[Sequence[int]]:
+def _answer(answer: object) -> tuple[int, bool]:
+    """What a storage's `next_token` said of one text."""
+    match answer:
+        case (token, known):
+            ids = ids_of("next_token", token if isinstance(token, Tensor) else [token])
+            if len(ids) == 1:
+                return ids[0], bool(known)
+    raise DecodeError("next_token", "a storage's answer is no token and flag", shown(answer), "return (token, known)")
+
+
+def check_reach(length: int, start: int, lessons: int) -> None:
+    """`DecodeError` where lessons from `start` on reach behind the end of a text of `length` tokens."""
+    whole(0, "count from the beginning of the text")("start", start)
+    if lessons and start + lessons - 1 > length:
+        received = f"{lessons} followers from {start} on in a text of {length}"
+        raise DecodeError("start", "there are followers behind the end of the text", received, "give the whole text")
+
+
+def _rows(name: str, ids: Tensor | Sequence[int] | int, last: int | None = None) -> list[Tokens]:
     """The rows of [B, L], or the one row of anything smaller; of each row just the last tokens, `last` of them."""
-    recent = slice(None if last is None else -last, None)
-    if isinstance(ids, int):
-        return [[ids]]
-    if not isinstance(ids, Tensor):
-        return [ids[recent]]
-    if ids.dim() > 2:
-        raise DecodeError(
-            "input_ids", "ids have more than two dimensions", f"{list(ids.shape)}", "give [batch, length]"
-        )
-    rows: list[list[int]] = (ids if ids.dim() == 2 else ids.reshape(1, -1))[:, recent].tolist()
-    return rows
+    if isinstance(ids, Tensor) and ids.dim() > 0:
+        return [plain(name, row) for row in rows_of(name, ids, last)]
+    if isinstance(ids, Integral):
+        return [plain(name, [ids])]
+    text = _text(name, ids)
+    return [plain(name, text if last is None else text[-last:])]
+
+
+def _text(name: str, ids: object) -> Sequence[int]:
+    """What holds the ids of one text: the sequence itself, whose ids have not been looked at."""
+    if isinstance(ids, tuple | list):
+        return ids
+    if isinstance(ids, str | bytes | bytearray) or not isinstance(ids, Sequence):
+        return ids_of(name, ids)
+    return ids
+
+
+def _lessons(followers: object) -> Sequence[object]:
+    if not isinstance(followers, Sequence) or isinstance(followers, str | bytes | bytearray):
+        raise DecodeError("followers", "followers are no sequence", shown(followers), "give a list of lists of ids")
+    return followers

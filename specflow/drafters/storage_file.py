@@ -3,16 +3,19 @@
 `__metadata__` holds `format`, `version`, `kind`, `n`, `vocab_size` and `sha256`, all strings. Six arrays, one dimension
 each: `lengths`, `widths` [contexts] int32 (tokens in a context, different continuations of it); `ranks` [contexts]
 int64 (how long it is kept, ascending); `contexts` int32 (all contexts, one behind the other); `tokens` int32 and
-`counts` int64 (all continuations, those of one context together and the one that is drafted first). `sha256` is taken
-of the lines `name value` of the other metadata and then, for each array, of `name length` and its little-endian bytes,
-both in the order of the names.
+`counts` int64 (all continuations, those of one context together and the one that is drafted first). In a vocabulary of
+more than 2³¹ tokens `contexts` and `tokens` are int64. `sha256` is taken of the lines `name value` of the other
+metadata and then, for each array, of `name length` and its little-endian bytes, both in the order of the names.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import stat
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
@@ -21,24 +24,16 @@ from typing import Final, NoReturn, TypeAlias, final
 
 import torch
 from attrs import frozen
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
+from specflow.checks import shown
 from specflow.errors import DecodeError
 from specflow.state import Tokens
 
 FORMAT: Final = "specflow n-gram storage"
 VERSION: Final = 1
-
-ARRAYS: Final = {
-    "contexts": torch.int32,
-    "counts": torch.int64,
-    "lengths": torch.int32,
-    "ranks": torch.int64,
-    "tokens": torch.int32,
-    "widths": torch.int32,
-}
 
 MOST: Final = 2**62
 """More than any count or rank."""
@@ -68,10 +63,23 @@ class Header:
             "vocab_size": str(self.vocab_size),
         }
 
+    @property
+    def arrays(self) -> dict[str, torch.dtype]:
+        """The arrays of the file. A token takes no more bytes than the vocabulary needs."""
+        token = torch.int32 if self.vocab_size <= 2**31 else torch.int64
+        return {
+            "contexts": token,
+            "counts": torch.int64,
+            "lengths": torch.int32,
+            "ranks": torch.int64,
+            "tokens": token,
+            "widths": torch.int32,
+        }
+
 
 def packed(header: Header, rows: Iterable[Row]) -> bytes:
     """The content of the file that holds `rows`."""
-    columns = {name: array("i" if dtype is torch.int32 else "q") for name, dtype in ARRAYS.items()}
+    columns = {name: array("i" if dtype is torch.int32 else "q") for name, dtype in header.arrays.items()}
     for context, rank, counted in rows:
         columns["lengths"].append(len(context))
         columns["contexts"].extend(context)
@@ -79,16 +87,35 @@ def packed(header: Header, rows: Iterable[Row]) -> bytes:
         columns["widths"].append(len(counted))
         columns["tokens"].extend(counted)
         columns["counts"].extend(counted.values())
-    tensors = {name: torch.tensor(columns[name], dtype=dtype) for name, dtype in ARRAYS.items()}
+    tensors = {name: torch.tensor(columns[name], dtype=dtype) for name, dtype in header.arrays.items()}
     return save(tensors, header.metadata | {"sha256": _checksum(header.metadata, tensors)})
 
 
 def write(path: str | os.PathLike[str], content: bytes) -> None:
-    """Puts `content` at `path` whole or not at all: a reader finds the old file or the new one."""
-    target = Path(path).resolve()
-    building = target.with_name(f".{target.name}.{token_hex(8)}")
+    """Puts `content` at `path` whole or not at all: a reader finds the old file or the new one.
+
+    The file keeps the permissions of the one that was there; a link stays, and what it points to is replaced.
+    `DecodeError` for a folder, a device, or whatever else is no file, and where nothing can be written.
+    """
+    target = checked_path(path)
     try:
-        with building.open("xb") as file:
+        _write(target, content)
+    except OSError as error:
+        _refuse(path, f"cannot be written ({error.strerror or error})", "name a file in a folder that can be written")
+
+
+def _write(target: Path, content: bytes) -> None:
+    target = target.resolve()
+    before = os.stat(target) if target.exists() else None
+    mode = 0o666 if before is None else stat.S_IMODE(before.st_mode)
+    building = target.with_name(f".specflow-{token_hex(8)}")
+    try:
+        with open(building, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+            if before is not None:
+                now = os.stat(building)
+                if (now.st_uid, now.st_gid) != (before.st_uid, before.st_gid):
+                    _give(building, before)
+                building.chmod(mode)
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -98,17 +125,55 @@ def write(path: str | os.PathLike[str], content: bytes) -> None:
         raise
 
 
+def _give(building: Path, before: os.stat_result) -> None:
+    """To whom the file before belonged, where whoever writes may do that."""
+    with suppress(PermissionError):
+        os.chown(building, before.st_uid, before.st_gid)
+
+
+def content_of(path: str | os.PathLike[str], remedy: str) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """The metadata and the arrays of a safetensors file, which is read once: it may change meanwhile.
+
+    `DecodeError` for a file that cannot be read, or that is no such file; the remedy is for the latter.
+    """
+    found = checked_path(path)
+    if not found.exists():
+        _refuse(path, "does not exist", "name one that `save` wrote")
+    try:
+        content = found.read_bytes()
+        arrays = load(content)
+    except (OSError, MemoryError) as error:
+        _refuse(path, f"cannot be read ({getattr(error, 'strerror', None) or error})", "name a file that can be read")
+    except (SafetensorError, ValueError, KeyError) as error:
+        _refuse(path, f"is truncated, corrupted or not of this kind ({error})", remedy)
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    return dict(header.get("__metadata__") or {}), arrays
+
+
+def checked_path(path: object) -> Path:
+    """`path`, where there is a file or could be one: no folder, no device, no pipe. `DecodeError` for any other."""
+    remedy = "name a file, as a str or a Path"
+    if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
+        raise DecodeError("path", "the path is none", shown(path), remedy)
+    named = Path(path)
+    try:
+        mode = os.stat(named).st_mode
+    except FileNotFoundError:
+        return named
+    except (OSError, ValueError) as error:
+        raise DecodeError("path", f"the path leads nowhere ({error})", shown(str(path)), remedy) from error
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a device or a pipe"
+        raise DecodeError("path", f"the path is that of {kind}, not of a file", shown(str(path)), remedy)
+    return named
+
+
 def read(path: str | os.PathLike[str], header: Header) -> Iterator[Row]:
     """The rows of a file that belongs to `header`; `DecodeError` for any other. The whole file is checked first."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = dict(file.metadata() or {})
-            checksum = metadata.pop("sha256", None)
-            _check_metadata(path, metadata, header)
-            tensors = {name: file.get_tensor(name) for name in ARRAYS}
-    except SafetensorError as error:
-        _refuse(path, f"is truncated, corrupted or no storage ({error})", "restore it from a copy")
-    if {name: tensor.dtype for name, tensor in tensors.items() if tensor.dim() == 1} != ARRAYS:
+    metadata, tensors = content_of(path, "restore it from a copy")
+    checksum = metadata.pop("sha256", None)
+    _check_metadata(path, metadata, header)
+    if {name: tensor.dtype for name, tensor in tensors.items() if tensor.dim() == 1} != header.arrays:
         _refuse(path, "does not hold the arrays of a storage", "restore it from a copy")
     if checksum != _checksum(metadata, tensors):
         _refuse(path, "is corrupted, its checksum does not match", "restore it from a copy")
@@ -172,4 +237,4 @@ def refuse_contradiction(path: str | os.PathLike[str]) -> NoReturn:
 
 
 def _refuse(path: object, happened: str, remedy: str) -> NoReturn:
-    raise DecodeError("path", f"the file {happened}", str(path), remedy)
+    raise DecodeError("path", f"the file {happened}", shown(str(path)), remedy)
