@@ -73,8 +73,8 @@ class Categorical:
         return float(self.probs[token])
 
     def entropy(self) -> float:
-        """H = -Σ p log p, in nats; never below 0, whatever the rounding of `probs`."""
-        return max(0.0, -float(torch.special.xlogy(self.probs, self.probs).sum()))
+        """H = -Σ p log p, in nats; never below 0, whatever the rounding of `probs`, and NaN where they are no law."""
+        return max(-float(torch.special.xlogy(self.probs, self.probs).sum()), 0.0)  # in this order NaN stays NaN
 
     def residual(self, q: Known) -> Categorical:
         """norm(max(0, p - q)): what is left of p once q has had its chance. Where p = q this is p."""
@@ -118,4 +118,4 @@ def normalised_entropy(probs: Tensor) -> float:
     >>> round(normalised_entropy(torch.tensor([0.25, 0.25, 0.25, 0.25])), 6)
     1.0
     """
-    return Categorical(probs).entropy() / log(probs.shape[-1])
+    return Categorical(probs).entropy() / log(len(probs)) if len(probs) > 1 else 0.0
