@@ -118,8 +118,8 @@ class EGAG:
     to even); m starts at the first γ and travels in `state.pace`. The first proposal is one of the γ, so looking at it
     costs no drafter pass. A proposal without logits is judged by its q: an n-gram is certain, H = 0.
 
-    Exact, since γ depends on the text alone. With a large V it hardly adapts: see docs/gamma.md. Threads may share it: it
-    is a value. A pace of another policy is a fresh start, and an m of other bounds counts as the nearest within these.
+    Exact, since γ depends on the text alone. With a large V it hardly adapts: see docs/gamma.md. Threads may share it.
+    A pace of another policy is a fresh start, and an m of other bounds counts as the nearest within these.
     1 ≤ γ_min ≤ γ_max, 0 ≤ β < 1 and T > 0, else `DecodeError`.
     Source: the formula behind the `use_egag` of the function `speculative_generate`.
 

@@ -432,7 +432,7 @@ def identity() -> int:
 
 
 class CostAwarePace(NamedTuple):
-    """What `CostAware` carries between steps: whose it is, the step, the seconds lost, whether the drafter was asked."""
+    """What `CostAware` carries between steps: whose it is, its number, the seconds lost, if the drafter was asked."""
 
     policy: int
     step: int

@@ -41,9 +41,8 @@ class _Text(NamedTuple):
 
 
 class CostAwareTreePace(NamedTuple):
-    """What `CostAwareTree` carries between steps: whose it is, what the last step took and promised, and the text."""
+    """What `CostAwareTree` carries between steps: what the last one took and promised, the text, and whose it is."""
 
-    policy: int
     length: int
     nodes: int
     drafting: float
@@ -51,6 +50,7 @@ class CostAwareTreePace(NamedTuple):
     text_promised: float
     text_given: float
     text_lost: float
+    policy: int
 
 
 @final
@@ -96,7 +96,7 @@ class CostAwareTree:
         credit = 0.0 if costs is None else costs[0] * (ADVANCE + LOSS * len(state.output)) - text.lost
         if costs is None or self._drafting.estimate > credit:
             self.tell(Choice(len(state.tokens), 0, 0, (), (), text.lost))
-            return (), CostAwareTreePace(self._identity, len(state.tokens), 0, 0.0, 0.0, *text)
+            return (), CostAwareTreePace(len(state.tokens), 0, 0.0, 0.0, *text, self._identity)
         began = self.meter.now()
         in_time = takewhile(lambda node: self.meter.now() - began <= credit, stream)
         nodes, tokens, seconds, best = self._weighed(in_time, costs, text.worth, credit)
@@ -104,7 +104,7 @@ class CostAwareTree:
         self.tell(Choice(len(state.tokens), len(nodes), best, tuple(tokens), tuple(seconds), text.lost))
         promised = (tokens[best] - 1) / text.worth
         drafting = seconds[len(nodes)] - costs[len(nodes)]
-        pace = CostAwareTreePace(self._identity, len(state.tokens), best, drafting, promised, *text)
+        pace = CostAwareTreePace(len(state.tokens), best, drafting, promised, *text, self._identity)
         return tuple(nodes[:best]), pace
 
     def _weighed(
@@ -131,10 +131,10 @@ class CostAwareTree:
     def _settled(self, state: DecodeState, costs: Sequence[float] | None) -> _Text:
         """The text up to here, once what became of the last step is counted."""
         match state.pace:
-            case CostAwareTreePace(policy, length, nodes, drafting, promised, before, given, lost) if (
+            case CostAwareTreePace(length, nodes, drafting, promised, before, given, lost, policy) if (
                 policy == self._identity and are_numbers(state.pace)
             ):
                 came = len(state.tokens) - length
-                took = 0.0 if costs is None else costs[min(nodes, len(costs) - 1)] - costs[0] * came
+                took = 0.0 if costs is None else costs[min(int(nodes), len(costs) - 1)] - costs[0] * came
                 return _Text(before + promised, given + (came - 1 if nodes else 0), lost + took + drafting)
         return _Text()

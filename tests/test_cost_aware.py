@@ -469,5 +469,5 @@ def test_there_is_nothing_to_draft_without_room() -> None:
     policy = policy_for(hand)
     state = DecodeState(Request((1, 2), 3), (1, 2))
     assert policy(islice(spread(hand, [7], []), 0), state)[0] == ()
-    with pytest.raises(DecodeError, match="largest gamma is below 1"):
+    with pytest.raises(DecodeError, match="most is below 1"):
         CostAware(CostMeter(hand), 0)

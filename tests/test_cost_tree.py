@@ -29,7 +29,7 @@ from specflow import (
     unfold,
 )
 from specflow.gamma_cost import Choice
-from specflow.gamma_tree import ADVANCE, LOSS
+from specflow.gamma_tree import ADVANCE, LOSS, CostAwareTreePace
 from tests.test_cost_aware import CLIFF, FLAT, STEEP, Hand, curve
 
 MACHINES = {"flat": FLAT, "cliff": CLIFF, "steep": STEEP}
@@ -110,9 +110,12 @@ def promised(costs: Sequence[float], chances: Sequence[float], credit: float) ->
     for k, seconds in enumerate(costs, start=1):
         meter.note(k, seconds)
         meter.note(k, seconds)
-    state = DecodeState(Request((1,), 99), (1, 2), pace=(2, 0, 0.0, 0.0, 0.0, 0.0, -credit))
+    policy = CostAwareTree(meter, most=len(costs) - 1)
+    _, pace = policy(iter(()), DecodeState(Request((1,), 99), (1,)))
+    assert isinstance(pace, CostAwareTreePace)
+    state = DecodeState(Request((1,), 99), (1, 2), pace._replace(text_lost=-credit))
     stream = iter([Node(i, chance=chance) for i, chance in enumerate(chances)])
-    return len(CostAwareTree(meter, most=len(costs) - 1)(stream, state)[0])
+    return len(policy(stream, state)[0])
 
 
 @settings(max_examples=200)

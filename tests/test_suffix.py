@@ -238,6 +238,6 @@ def test_a_text_that_grew_is_not_read_again() -> None:
     ids=["most", "shortest", "factor", "offset"],
 )
 def test_wrong_parameters_are_refused(wrong: Callable[[], SuffixDrafter], request: pytest.FixtureRequest) -> None:
-    with pytest.raises(DecodeError, match="give") as refused:
+    with pytest.raises(DecodeError) as refused:
         wrong()
     assert refused.value.parameter in request.node.name

@@ -605,9 +605,7 @@ TABLE: Final[dict[str, Entry]] = {
         lambda laws: (laws[0], laws[1]),
     ),
     "random.Dice": Entry(s.Dice, lambda: {"generator": None}, roll),
-    "random.Dice.draw": Entry(
-        lambda law, position: s.Dice().draw(law, position), lambda: {"law": EVEN, "position": 3}
-    ),
+    "random.Dice.draw": Entry(lambda law, position: s.Dice().draw(law, position), lambda: {"law": EVEN, "position": 3}),
     "random.Dice.draw_there": Entry(
         lambda probs, position: s.Dice().draw_there(probs, position), lambda: {"probs": EVEN.probs, "position": 3}
     ),
@@ -673,9 +671,7 @@ TABLE: Final[dict[str, Entry]] = {
     "drafters.combine.then": Entry(
         lambda one, other: s.then(one, other), lambda: {"one": drafter, "other": drafter}, draft
     ),
-    "drafters.combine.propose_nothing": Entry(
-        lambda tokens: list(s.propose_nothing(tokens)), lambda: {"tokens": TEXT}
-    ),
+    "drafters.combine.propose_nothing": Entry(lambda tokens: list(s.propose_nothing(tokens)), lambda: {"tokens": TEXT}),
     "drafters.llm.LLMDrafter": Entry(
         s.LLMDrafter,
         lambda: {
@@ -733,9 +729,7 @@ TABLE: Final[dict[str, Entry]] = {
     "drafters.tree.as_chain": Entry(s.as_chain, lambda: {"drafter": nodes, "least": 0.1}, draft),
     "drafters.tree.as_tree": Entry(s.as_tree, lambda: {"drafter": drafter}, draft_tree),
     **{
-        f"drafters.storage.{kind.__name__}": Entry(
-            kind, lambda: {"n": 2, "vocab_size": V, "max_contexts": 9}, store
-        )
+        f"drafters.storage.{kind.__name__}": Entry(kind, lambda: {"n": 2, "vocab_size": V, "max_contexts": 9}, store)
         for kind in (s.NGramStorage, s.OneLevelNGramStorage)
     },
     **{
@@ -766,9 +760,7 @@ TABLE: Final[dict[str, Entry]] = {
         )
     },
     # policies
-    "gamma.EGAG": Entry(
-        s.EGAG, lambda: {"gamma_min": 1, "gamma_max": 3, "ema_beta": 0.5, "temperature": 1.0}, pace
-    ),
+    "gamma.EGAG": Entry(s.EGAG, lambda: {"gamma_min": 1, "gamma_max": 3, "ema_beta": 0.5, "temperature": 1.0}, pace),
     "gamma.SVIP": Entry(s.SVIP, lambda: {"h": 0.3, "c": 0.15, "temperature": 1.0}, end),
     "gamma.AdaEDL": Entry(s.AdaEDL, lambda: {"lambda_": 0.4, "temperature": 1.0}, end),
     "gamma.Unsure": Entry(s.Unsure, lambda: {"confidence": 0.4, "temperature": 1.0}, end),
@@ -782,9 +774,7 @@ TABLE: Final[dict[str, Entry]] = {
         )
         for stop in (s.SVIP, s.AdaEDL, s.Unsure)
     },
-    "gamma_cost.CostAware": Entry(
-        s.CostAware, lambda: {"meter": meter(), "most": 3, "tell": nothing}, pace
-    ),
+    "gamma_cost.CostAware": Entry(s.CostAware, lambda: {"meter": meter(), "most": 3, "tell": nothing}, pace),
     "gamma_cost.CostMeter": Entry(
         s.CostMeter, lambda: {"clock": iter(range(999)).__next__}, lambda made: (timed(made), timed_tree(made))
     ),
@@ -792,9 +782,7 @@ TABLE: Final[dict[str, Entry]] = {
     "gamma_cost.CostMeter.timed_tree": Entry(
         lambda target: meter().timed_tree(target), lambda: {"target": s.path_by_path(TARGET)}, read
     ),
-    "gamma_cost.CostMeter.note": Entry(
-        lambda k, seconds: note(k, seconds), lambda: {"k": 2, "seconds": 0.5}
-    ),
+    "gamma_cost.CostMeter.note": Entry(lambda k, seconds: note(k, seconds), lambda: {"k": 2, "seconds": 0.5}),
     "gamma_cost.CostMeter.seconds": Entry(lambda most: meter().seconds(most), lambda: {"most": 3}),
     "gamma_tree.CostAwareTree": Entry(
         s.CostAwareTree, lambda: {"meter": meter(), "most": 3, "tell": nothing}, pace_tree
@@ -857,9 +845,7 @@ TABLE: Final[dict[str, Entry]] = {
     "spec_paths.install_spec_paths": Entry(s.install_spec_paths),
     # steps
     "steps.autoregressive_step": Entry(s.autoregressive_step, lambda: {**STEP, **JUDGED}, decode),
-    "steps.speculative_step": Entry(
-        s.speculative_step, lambda: {**DRAFTING, **JUDGED, "drafter": drafter}, decode
-    ),
+    "steps.speculative_step": Entry(s.speculative_step, lambda: {**DRAFTING, **JUDGED, "drafter": drafter}, decode),
     "steps.lossy_unadjusted_step": Entry(
         s.lossy_unadjusted_step,
         lambda: {**DRAFTING, **JUDGED, "drafter": drafter},
@@ -985,9 +971,7 @@ TABLE: Final[dict[str, Entry]] = {
     "interop.streaming.new_tokens": Entry(
         interop.new_tokens, lambda: {"step": speculative(), "state": begun()}, arrive
     ),
-    "interop.streaming.stops": Entry(
-        interop.stops, lambda: {"criteria": StoppingCriteriaList(), "before": ()}, until
-    ),
+    "interop.streaming.stops": Entry(interop.stops, lambda: {"criteria": StoppingCriteriaList(), "before": ()}, until),
     "interop.streaming.stream": Entry(
         interop.stream, lambda: {"step": speculative(), "state": begun(), "streamer": Heard()}
     ),
@@ -1035,9 +1019,7 @@ TABLE: Final[dict[str, Entry]] = {
     "testing.certificate.certify": Entry(
         testing.certify, lambda: {"compose": in_world, "until": stages.never, "cases": (CERTAIN,)}
     ),
-    "testing.certificate.certify_seed": Entry(
-        testing.certify_seed, lambda: {"compose": in_noise, "cases": (CERTAIN,)}
-    ),
+    "testing.certificate.certify_seed": Entry(testing.certify_seed, lambda: {"compose": in_noise, "cases": (CERTAIN,)}),
     "testing.certificate.same_law": Entry(
         testing.same_law,
         lambda: {"program": flip, "reference": flip, "cases": (CERTAIN,)},
@@ -1085,9 +1067,7 @@ TABLE: Final[dict[str, Entry]] = {
     "testing.laws.observing_is_identity": Entry(
         testing.observing_is_identity,
         lambda: {
-            "compose": lambda world, observe: s.autoregressive_step(
-                world.target, world.processor, world.rng, observe
-            ),
+            "compose": lambda world, observe: s.autoregressive_step(world.target, world.processor, world.rng, observe),
             "cases": (CERTAIN,),
         },
     ),
