@@ -11,6 +11,7 @@ from numbers import Integral, Real
 from typing import Final, TypeAlias
 
 from attrs import Attribute
+from torch.nn import Module
 
 from specflow.errors import DecodeError
 
@@ -122,7 +123,7 @@ temperature of 0.
 
 
 def calls(what: str, remedy: str) -> Check:
-    """Something that can be called, such as "a drafter".
+    """Something that can be called, such as "a drafter". A model and a list, transformers' too, are called otherwise.
 
     >>> calls("a drafter", "give a function of tokens")("drafter", None)
     Traceback (most recent call last):
@@ -130,7 +131,7 @@ def calls(what: str, remedy: str) -> Check:
     """
 
     def check(name: str, value: object) -> None:
-        if not callable(value) or isinstance(value, type):
+        if not callable(value) or isinstance(value, type | list | Module):
             raise DecodeError(name, f"{name} cannot be called as {what} is", shown(value), remedy)
 
     return check

@@ -56,7 +56,7 @@ def drafter_law(proposal: Proposal, temperature: float = 1.0) -> Known:
         case Tensor() as logits, _ if logits.ndim == 1 and len(logits) and not (logits.is_complex() or logits.is_meta):
             scores = logits.to(torch.promote_types(logits.dtype, torch.float32))
             # Behind the largest of them: divided by a small T they would be beyond floats.
-            return Categorical(F.softmax((scores - scores.amax()) / temperature, dim=-1))
+            return Categorical(F.softmax((scores - scores.amax()) / float(temperature), dim=-1))
         case None, BlackBox(probs):
             return Categorical(probs)
         case None, PointMass() | Categorical():

@@ -23,8 +23,8 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
 from functools import cache
-from io import StringIO
 from importlib import import_module
+from io import StringIO
 from itertools import islice
 from pathlib import Path
 from tempfile import mkdtemp
@@ -52,8 +52,24 @@ import specflow as s
 from specflow import accelerate, beam, distribution, interop, kv_cache, models, stages, testing, trees
 from specflow.stages import block, stop, typical, verify
 
-PLACES: Final = ("", "stages", "drafters", "interop", "accelerate", "testing", "beam", "distribution", "kv_cache",
-    "models", "processors", "trees", "sampling", "ngram_assisted", "utils.caching", "utils.logits_processor")  # fmt: skip
+PLACES: Final = (
+    "",
+    "stages",
+    "drafters",
+    "interop",
+    "accelerate",
+    "testing",
+    "beam",
+    "distribution",
+    "kv_cache",
+    "models",
+    "processors",
+    "trees",
+    "sampling",
+    "ngram_assisted",
+    "utils.caching",
+    "utils.logits_processor",
+)
 """The packages and modules whose names are public."""
 
 SECONDS: Final = 3.0
@@ -453,9 +469,7 @@ TABLE: Final[dict[str, Entry]] = {
     "beam.CachedBeamPredictor": Entry(
         beam.CachedBeamPredictor, lambda: {"model": llama()}, lambda made: search(beam.beam_step(made, 2, 2))
     ),
-    "beam.CachedBeamPredictor.__call__": Entry(
-        lambda texts: beam.CachedBeamPredictor(llama())(texts), lambda: {"texts": (TEXT, (1, 2, 3))}
-    ),
+    "beam.CachedBeamPredictor.__call__": Entry(beam.CachedBeamPredictor(llama()), lambda: {"texts": (TEXT, (1, 2, 3))}),
     "beam.Expand": Entry(
         beam.Expand,
         lambda: {"predict": rows_of_beams, "top_k": 2},
@@ -517,7 +531,7 @@ TABLE: Final[dict[str, Entry]] = {
     "caching.LossyCache": Entry(
         s.LossyCache, lambda: {"make": DynamicCache}, lambda made: predict(s.CachedPredictor(llama(), made))
     ),
-    "caching.LossyCache.__call__": Entry(lambda: s.LossyCache(DynamicCache)()),
+    "caching.LossyCache.__call__": Entry(s.LossyCache(DynamicCache)),
     "caching.prune_cache": Entry(s.prune_cache, lambda: {"cache": key_values(), "num_tokens_to_discard": 1}),
     "kv_cache.KVCache": Entry(
         kv_cache.KVCache, lambda: {"buffer": torch.zeros(1, 2, 1, 4, 2), "length": 3}, lambda made: made.rollback(2)
@@ -530,9 +544,7 @@ TABLE: Final[dict[str, Entry]] = {
     "predictor.CachedPredictor": Entry(
         s.CachedPredictor, lambda: {"model": llama(), "make_cache": DynamicCache}, predict
     ),
-    "predictor.CachedPredictor.__call__": Entry(
-        lambda tokens, last: s.CachedPredictor(llama())(tokens, last), lambda: {"tokens": TEXT, "last": 2}
-    ),
+    "predictor.CachedPredictor.__call__": Entry(s.CachedPredictor(llama()), lambda: {"tokens": TEXT, "last": 2}),
     "predictor.CachedPredictor.read_ahead": Entry(
         lambda tokens, most, choose: s.CachedPredictor(llama()).read_ahead(tokens, most, choose),
         lambda: {"tokens": TEXT, "most": 3, "choose": lambda logits, position: logits.argmax()},
@@ -545,9 +557,7 @@ TABLE: Final[dict[str, Entry]] = {
         lambda tokens: warm(s.CachedPredictor(llama())).prune(tokens), lambda: {"tokens": TEXT}
     ),
     "predictor.UncachedPredictor": Entry(s.UncachedPredictor, lambda: {"model": llama()}, predict),
-    "predictor.UncachedPredictor.__call__": Entry(
-        lambda tokens, last: s.UncachedPredictor(llama())(tokens, last), lambda: {"tokens": TEXT, "last": 2}
-    ),
+    "predictor.UncachedPredictor.__call__": Entry(s.UncachedPredictor(llama()), lambda: {"tokens": TEXT, "last": 2}),
     "predictor.UncachedPredictor.read_tree": Entry(
         lambda tokens, nodes: s.UncachedPredictor(llama()).read_tree(tokens, nodes),
         lambda: {"tokens": TEXT, "nodes": NODES},
@@ -563,37 +573,31 @@ TABLE: Final[dict[str, Entry]] = {
     "predictor.fitted": Entry(s.fitted, lambda: {"predictor": TARGET, "vocab_size": 7}, predict),
     "predictor.limits_of": Entry(s.limits_of, lambda: {"model": llama()}),
     "near_ties.OneByOne": Entry(s.OneByOne, lambda: {"predictor": TARGET, "prompt": 3}, predict),
-    "near_ties.OneByOne.__call__": Entry(
-        lambda tokens, last: s.OneByOne(TARGET, 2)(tokens, last), lambda: {"tokens": TEXT, "last": 2}
-    ),
+    "near_ties.OneByOne.__call__": Entry(s.OneByOne(TARGET, 2), lambda: {"tokens": TEXT, "last": 2}),
     "near_ties.RescoreNearTies": Entry(
         s.RescoreNearTies, lambda: {"target": TARGET, "single": TARGET, "below": 0.1}, predict
     ),
     "near_ties.RescoreNearTies.__call__": Entry(
-        lambda tokens, last: s.RescoreNearTies(TARGET, TARGET, 0.1)(tokens, last), lambda: {"tokens": TEXT, "last": 2}
+        s.RescoreNearTies(TARGET, TARGET, 0.1), lambda: {"tokens": TEXT, "last": 2}
     ),
     "near_ties.margins_of": Entry(s.margins_of, lambda: {"logits": torch.zeros(2, V)}),
     "margins.Margins": Entry(s.Margins, lambda: {"recorded": []}, watch),
     "margins.audit": Entry(s.audit, lambda: {"tokens": [1, 2, 3, 4], "model": llama(), "prompt": 2}),
     # laws, processors, randomness
     "distribution.BlackBox": Entry(s.BlackBox, lambda: {"probs": EVEN.probs, "sample": BAG.sample}, obey),
-    "distribution.BlackBox.draw": Entry(lambda: BAG.draw()),
+    "distribution.BlackBox.draw": Entry(BAG.draw),
     "distribution.Categorical": Entry(s.Categorical, lambda: {"probs": EVEN.probs}, obey),
-    "distribution.Categorical.entropy": Entry(lambda: EVEN.entropy()),
+    "distribution.Categorical.entropy": Entry(EVEN.entropy),
     "distribution.PointMass": Entry(s.PointMass, lambda: {"token": 1}, obey),
     "distribution.PointMass.entropy": Entry(lambda: s.PointMass(1).entropy()),
     "distribution.max_fn": Entry(s.max_fn, lambda: {"x": torch.tensor([0.5, -0.5])}),
     "distribution.normalised_entropy": Entry(distribution.normalised_entropy, lambda: {"probs": EVEN.probs}),
     "processors.GreedyProcessor": Entry(s.GreedyProcessor, lambda: {"temperature": 1.0}, process),
-    "processors.GreedyProcessor.sample": Entry(lambda probs: GREEDY.sample(probs), lambda: {"probs": torch.ones(2, V)}),
+    "processors.GreedyProcessor.sample": Entry(GREEDY.sample, lambda: {"probs": torch.ones(2, V)}),
     "processors.MultinomialProcessor": Entry(s.MultinomialProcessor, lambda: {"temperature": 1.0}, process),
-    "processors.MultinomialProcessor.sample": Entry(
-        lambda probs: SAMPLED.sample(probs), lambda: {"probs": torch.ones(2, V)}
-    ),
-    "processors.LogitsProcessor.__call__": Entry(lambda logits: SAMPLED(logits), lambda: {"logits": torch.zeros(2, V)}),
-    "processors.LogitsProcessor.laws": Entry(
-        lambda tokens, logits: SAMPLED.laws(tokens, logits), lambda: {"tokens": TEXT, "logits": torch.zeros(2, V)}
-    ),
+    "processors.MultinomialProcessor.sample": Entry(SAMPLED.sample, lambda: {"probs": torch.ones(2, V)}),
+    "processors.LogitsProcessor.__call__": Entry(SAMPLED, lambda: {"logits": torch.zeros(2, V)}),
+    "processors.LogitsProcessor.laws": Entry(SAMPLED.laws, lambda: {"tokens": TEXT, "logits": torch.zeros(2, V)}),
     "processors.TopKProcessor": Entry(s.TopKProcessor, lambda: {"temperature": 1.0, "top_k": 2}, process),
     "processors.NucleusProcessor": Entry(s.NucleusProcessor, lambda: {"temperature": 1.0, "top_p": 0.9}, process),
     "processors.TopKNucleusProcessor": Entry(
@@ -660,17 +664,13 @@ TABLE: Final[dict[str, Entry]] = {
         lambda: {"tokens": TEXT},
     ),
     "drafters.combine.at_most": Entry(s.at_most, lambda: {"k": 2, "drafter": drafter}, draft),
-    "drafters.combine.first_of": Entry(
-        lambda one, other: s.first_of(one, other), lambda: {"one": s.propose_nothing, "other": drafter}, draft
-    ),
+    "drafters.combine.first_of": Entry(s.first_of, lambda: {"one": s.propose_nothing, "other": drafter}, draft),
     "drafters.combine.longest": Entry(
         lambda one, other, most: s.longest(one, other, most=most),
         lambda: {"one": drafter, "other": drafter, "most": 3},
         draft,
     ),
-    "drafters.combine.then": Entry(
-        lambda one, other: s.then(one, other), lambda: {"one": drafter, "other": drafter}, draft
-    ),
+    "drafters.combine.then": Entry(s.then, lambda: {"one": drafter, "other": drafter}, draft),
     "drafters.combine.propose_nothing": Entry(lambda tokens: list(s.propose_nothing(tokens)), lambda: {"tokens": TEXT}),
     "drafters.llm.LLMDrafter": Entry(
         s.LLMDrafter,
@@ -782,7 +782,7 @@ TABLE: Final[dict[str, Entry]] = {
     "gamma_cost.CostMeter.timed_tree": Entry(
         lambda target: meter().timed_tree(target), lambda: {"target": s.path_by_path(TARGET)}, read
     ),
-    "gamma_cost.CostMeter.note": Entry(lambda k, seconds: note(k, seconds), lambda: {"k": 2, "seconds": 0.5}),
+    "gamma_cost.CostMeter.note": Entry(note, lambda: {"k": 2, "seconds": 0.5}),
     "gamma_cost.CostMeter.seconds": Entry(lambda most: meter().seconds(most), lambda: {"most": 3}),
     "gamma_tree.CostAwareTree": Entry(
         s.CostAwareTree, lambda: {"meter": meter(), "most": 3, "tell": nothing}, pace_tree
@@ -919,7 +919,7 @@ TABLE: Final[dict[str, Entry]] = {
         lambda stage: stage(stages.Adjust(s.Dice())(verified())),
     ),
     "stages.stop.stop_string": Entry(
-        lambda tokenizer, one, other: stop.stop_string(tokenizer, one, other),
+        stop.stop_string,
         lambda: {"tokenizer": Words(), "one": "x", "other": "yz"},
         until,
     ),
@@ -1013,9 +1013,7 @@ TABLE: Final[dict[str, Entry]] = {
         lambda case: testing.certify(in_world, cases=(case,)),
         effort("vocab_size", "new_tokens"),
     ),
-    "testing.certificate.Case.law": Entry(
-        lambda program: CERTAIN.law(program), lambda: {"program": lambda world: world.rng.accept(0.5)}
-    ),
+    "testing.certificate.Case.law": Entry(CERTAIN.law, lambda: {"program": lambda world: world.rng.accept(0.5)}),
     "testing.certificate.certify": Entry(
         testing.certify, lambda: {"compose": in_world, "until": stages.never, "cases": (CERTAIN,)}
     ),
@@ -1096,9 +1094,7 @@ TABLE: Final[dict[str, Entry]] = {
     "testing.tables.TableModel": Entry(
         testing.TableModel, lambda: {"vocab_size": V, "seed": 0}, predict, effort("vocab_size")
     ),
-    "testing.tables.TableModel.__call__": Entry(
-        lambda tokens, last: testing.TableModel(V)(tokens, last), lambda: {"tokens": TEXT, "last": 2}
-    ),
+    "testing.tables.TableModel.__call__": Entry(testing.TableModel(V), lambda: {"tokens": TEXT, "last": 2}),
 }
 
 

@@ -20,8 +20,9 @@ class PromptLookup:
     """Drafts what followed the first occurrence of the text's last n tokens, for the largest n that has one.
 
     n goes from `max_matching_ngram_size` down to 1, and up to `num_output_tokens` tokens are copied, as far as the text
-    goes. Both are at least 1, else `DecodeError`, and so for a text that holds no ids. Threads may share it. Names and defaults are those of transformers'
-    `PromptLookupCandidateGenerator`, and so are the drafts, token for token; each call scans the text.
+    goes. Both are at least 1, else `DecodeError`, and so for a text that holds no ids. Names and defaults are those of
+    transformers' `PromptLookupCandidateGenerator`, and so are the drafts, token for token; each call scans the text.
+    Threads may share it.
     Source: Saxena, Prompt Lookup Decoding, 2023.
 
     >>> [proposal.token for proposal in PromptLookup(num_output_tokens=3)((1, 2, 7, 1, 2, 8, 1, 2))]
