@@ -128,7 +128,7 @@ class CostMeter:
             shared, known = read.nearest(tokens)
             began = self.now()
             logits = target(tokens, last)
-            seconds = self.now() - began
+            seconds = self.since(began)
             goes_on = len(tokens) - shared <= last
             read.keep(_Known(tokens), known if goes_on else None)
             if goes_on:
@@ -146,7 +146,7 @@ class CostMeter:
             shared, known = read.nearest(tokens)
             began = self.now()
             logits = target(tokens, nodes)
-            seconds = self.now() - began
+            seconds = self.since(began)
             goes_on = len(tokens) - shared <= known.nodes + 1
             read.keep(_Known(tokens, len(nodes)), known if goes_on else None)
             if goes_on:
@@ -162,6 +162,10 @@ class CostMeter:
             remedy = "give a function that returns seconds, such as time.perf_counter"
             raise DecodeError("clock", "the clock tells no finite number", shown(seconds), remedy)
         return seconds
+
+    def since(self, began: float) -> float:
+        """The seconds since then, from `TICK` to `AGES`."""
+        return min(max(self.now() - began, TICK), AGES)
 
     def note(self, k: int, seconds: float) -> None:
         """A pass over k ≥ 1 tokens took `seconds`, a finite number; else `DecodeError`."""
@@ -560,7 +564,7 @@ class CostAware:
         position, met = len(draft.proposals), text.met or draft.asked
         began = self.meter.now()
         draft.pull()
-        seconds = self.meter.now() - began
+        seconds = self.meter.since(began)
         self._drafting.note(position, met, seconds)
         if met:
             draft.seconds += seconds

@@ -98,9 +98,9 @@ class CostAwareTree:
             self.tell(Choice(len(state.tokens), 0, 0, (), (), text.lost))
             return (), CostAwareTreePace(len(state.tokens), 0, 0.0, 0.0, *text, self._identity)
         began = self.meter.now()
-        in_time = takewhile(lambda node: self.meter.now() - began <= credit, stream)
+        in_time = takewhile(lambda node: self.meter.since(began) <= credit, stream)
         nodes, tokens, seconds, best = self._weighed(in_time, costs, text.worth, credit)
-        self._drafting.note((self.meter.now() - began) / max(1, len(nodes)))
+        self._drafting.note((self.meter.since(began)) / max(1, len(nodes)))
         self.tell(Choice(len(state.tokens), len(nodes), best, tuple(tokens), tuple(seconds), text.lost))
         promised = (tokens[best] - 1) / text.worth
         drafting = seconds[len(nodes)] - costs[len(nodes)]
