@@ -17,6 +17,7 @@ with all else that nobody calls.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import inspect
 import signal
 import traceback
@@ -27,6 +28,7 @@ from importlib import import_module
 from io import StringIO
 from itertools import islice
 from pathlib import Path
+from shutil import rmtree
 from tempfile import mkdtemp
 from types import FrameType, ModuleType
 from typing import Any, Final, TypeAlias, final
@@ -73,7 +75,7 @@ PLACES: Final = (
 """The packages and modules whose names are public."""
 
 SECONDS: Final = 3.0
-"""How long one call may take; one that hangs fails."""
+"""How much of the processor one call may take; one that hangs fails."""
 
 
 # What is public.
@@ -115,6 +117,9 @@ def public() -> dict[str, object]:
 
 
 # Small worlds.
+
+FOLDER: Final = Path(mkdtemp())
+atexit.register(rmtree, FOLDER, ignore_errors=True)
 
 V: Final = 5
 TEXT: Final = (1, 2, 1)
@@ -197,7 +202,7 @@ def bigrams() -> s.Bigrams:
 
 
 def table_file(name: str = "table.safetensors") -> Path:
-    path = Path(mkdtemp()) / name
+    path = FOLDER / name
     bigrams().save(path)
     return path
 
@@ -213,7 +218,7 @@ def speculative(draft: s.Drafter = drafter, **parts: Any) -> s.Step:  # noqa: AN
 
 
 def storage_file() -> Path:
-    path = Path(mkdtemp()) / "storage.safetensors"
+    path = FOLDER / "storage.safetensors"
     storage().save(path)
     return path
 
@@ -755,7 +760,7 @@ TABLE: Final[dict[str, Entry]] = {
                 lambda tokens, start, followers: storage().learn(tokens, start, followers),
                 lambda: {"tokens": TEXT, "start": 1, "followers": [[2], [1]]},
             ),
-            ("save", lambda path: storage().save(path), lambda: {"path": Path(mkdtemp()) / "saved"}),
+            ("save", lambda path: storage().save(path), lambda: {"path": FOLDER / "saved"}),
             ("load", lambda path: storage().load(path), lambda: {"path": storage_file()}),
         )
     },
@@ -1307,7 +1312,7 @@ def _hangs(number: int, frame: FrameType | None) -> None:
 
 def complaint(entry: Entry, arguments: Mapping[str, object]) -> str | None:
     """What is wrong with how a call takes its arguments, if anything."""
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         result = entry.call(**arguments)
         if not isinstance(result, Failure):
@@ -1317,7 +1322,7 @@ def complaint(entry: Entry, arguments: Mapping[str, object]) -> str | None:
     except (Exception, HangError) as raised:
         error = raised
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
     if isinstance(error, s.DecodeError):
         return None if "\n" not in str(error) else f"an error of several lines: {error}"
     if isinstance(error, testing.LawError | testing.ExactnessError | accelerate.NotAccelerated):
@@ -1342,10 +1347,11 @@ def complaints(entry: Entry) -> Iterator[tuple[str, str, str]]:
 
 
 @pytest.fixture(autouse=True)
-def _alarmed() -> Iterator[None]:
-    before = signal.signal(signal.SIGALRM, _hangs)
+def _alarmed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(FOLDER)  # what is a path is written to
+    before = signal.signal(signal.SIGPROF, _hangs)
     yield
-    signal.signal(signal.SIGALRM, before)
+    signal.signal(signal.SIGPROF, before)
 
 
 def test_everything_public_is_in_the_table_or_exempt() -> None:
