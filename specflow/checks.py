@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import inf, isfinite
 from numbers import Integral, Real
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, TypeVar
 
 from attrs import Attribute
 from torch.nn import Module
@@ -18,8 +18,7 @@ from specflow.errors import DecodeError
 Check: TypeAlias = Callable[[str, object], None]
 """(the parameter's name, the value) → nothing, or a `DecodeError`."""
 
-Validator: TypeAlias = Callable[[object, "Attribute[object]", object], None]
-"""The same for a field of attrs."""
+T = TypeVar("T")
 
 
 def shown(value: object) -> str:
@@ -35,7 +34,7 @@ def shown(value: object) -> str:
     return line if len(line) <= 80 else line[:77] + "..."
 
 
-def valid(check: Check) -> Validator:
+def valid(check: Check) -> Callable[[object, Attribute[T], T], None]:
     """A check as a validator of attrs.
 
     >>> from attrs import field, frozen
@@ -47,7 +46,7 @@ def valid(check: Check) -> Validator:
     specflow.errors.DecodeError: gamma is below 1: received 0; draft at least one token.
     """
 
-    def validate(instance: object, attribute: Attribute[object], value: object) -> None:
+    def validate(instance: object, attribute: Attribute[T], value: T) -> None:
         check(attribute.name.lstrip("_"), value)
 
     return validate

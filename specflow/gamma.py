@@ -27,13 +27,12 @@ Keeping it is also what makes any stop exact: no token is left out because of wh
 """
 
 
-_is_temperature = valid(checks.temperature)
-_is_threshold = valid(number("the threshold is not a finite number", "use the default"))
-_is_factor = valid(number("c is not a finite number of 0 or more", "use the default", lambda c: 0 <= c < inf))
+_is_threshold = number("the threshold is not a finite number", "use the default")
+_is_factor = number("c is not a finite number of 0 or more", "use the default", lambda c: 0 <= c < inf)
 _is_coefficient = number("the EMA coefficient is outside [0, 1)", "use 0 for no smoothing", lambda beta: 0 <= beta < 1)
 
 
-def are_numbers(pace: Pace) -> bool:
+def are_numbers(pace: tuple[object, ...]) -> bool:
     """Whether a pace holds finite numbers and nothing else, so that its policy can go on from it.
 
     >>> are_numbers((2.5, 7)), are_numbers((float("nan"),))
@@ -133,7 +132,7 @@ class EGAG:
     gamma_min: int = field(default=1, validator=valid(drafts))
     gamma_max: int = field(default=5, validator=valid(drafts))
     ema_beta: float = 0.0
-    temperature: float = field(default=1.0, validator=_is_temperature)
+    temperature: float = field(default=1.0, validator=valid(checks.temperature))
 
     def __attrs_post_init__(self) -> None:
         _is_coefficient("egag_ema_beta", self.ema_beta)
@@ -162,9 +161,9 @@ class EGAG:
 class HeuristicPace(NamedTuple):
     """What `Heuristic` carries between steps: γ, and what the tally was."""
 
-    gamma: int
-    drafted: int
-    accepted: int
+    gamma: float
+    drafted: float
+    accepted: float
 
 
 @final
@@ -250,8 +249,8 @@ class Unsure:
     (True, False)
     """
 
-    confidence: float = field(default=0.4, validator=_is_threshold)
-    temperature: float = field(default=1.0, validator=_is_temperature)
+    confidence: float = field(default=0.4, validator=valid(_is_threshold))
+    temperature: float = field(default=1.0, validator=valid(checks.temperature))
 
     def __call__(self, proposal: Proposal, /) -> bool:
         law, token = drafter_law(proposal, self.temperature), proposal.token
@@ -272,9 +271,9 @@ class SVIP:
     (True, False)
     """
 
-    h: float = field(default=0.3, validator=_is_threshold)
-    c: float = field(default=0.15, validator=_is_factor)
-    temperature: float = field(default=1.0, validator=_is_temperature)
+    h: float = field(default=0.3, validator=valid(_is_threshold))
+    c: float = field(default=0.15, validator=valid(_is_factor))
+    temperature: float = field(default=1.0, validator=valid(checks.temperature))
 
     def __call__(self, proposal: Proposal, /) -> bool:
         return sqrt(self.c * _entropy(proposal, self.temperature)) > self.h
@@ -292,8 +291,8 @@ class AdaEDL:
     (True, False)
     """
 
-    lambda_: float = field(default=0.4, validator=_is_threshold)
-    temperature: float = field(default=1.0, validator=_is_temperature)
+    lambda_: float = field(default=0.4, validator=valid(_is_threshold))
+    temperature: float = field(default=1.0, validator=valid(checks.temperature))
 
     def __call__(self, proposal: Proposal, /) -> bool:
         return 1 - sqrt(0.2 * _entropy(proposal, self.temperature)) < self.lambda_

@@ -90,6 +90,7 @@ class Durations:
         return len(self._seconds)
 
 
+_is_moment = number("the moment is not a finite number", "give what `now` returned")
 _is_duration = number("the duration is not a finite number", "give seconds")
 
 
@@ -165,6 +166,7 @@ class CostMeter:
 
     def since(self, began: float) -> float:
         """The seconds since then, from `TICK` to `AGES`."""
+        _is_moment("began", began)
         return min(max(self.now() - began, TICK), AGES)
 
     def note(self, k: int, seconds: float) -> None:
@@ -438,10 +440,10 @@ def identity() -> int:
 class CostAwarePace(NamedTuple):
     """What `CostAware` carries between steps: whose it is, its number, the seconds lost, if the drafter was asked."""
 
-    policy: int
-    step: int
+    policy: float
+    step: float
     lost: float
-    met: bool
+    met: float
 
 
 @final

@@ -43,14 +43,14 @@ class _Text(NamedTuple):
 class CostAwareTreePace(NamedTuple):
     """What `CostAwareTree` carries between steps: what the last one took and promised, the text, and whose it is."""
 
-    length: int
-    nodes: int
+    length: float
+    nodes: float
     drafting: float
     promised: float
     text_promised: float
     text_given: float
     text_lost: float
-    policy: int
+    policy: float
 
 
 @final

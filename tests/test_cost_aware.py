@@ -493,9 +493,9 @@ def test_the_pace_of_another_instance_is_foreign() -> None:
     """Its seconds are another meter's, and its step may have the number of one of this policy's."""
     one, other = (CostAware(timed_meter(), MOST) for _ in range(2))
     state = DecodeState(Request((1, 2), 200), (1, 2))
-    for policy in (one, other):
-        _, pace = policy(spread(Hand(), [7], []), state)
-        assert isinstance(pace, CostAwarePace)
+    one(spread(Hand(), [7], []), state)
+    _, pace = other(spread(Hand(), [7], []), state)
+    assert isinstance(pace, CostAwarePace)
     heavy = DecodeState(state.request, (1, 2, 7, 5), pace._replace(lost=1e6))
     assert one(spread(Hand(), [7], []), heavy)[1][2] == 0.0
     assert other(spread(Hand(), [7], []), heavy)[1][2] > 1e5
@@ -602,7 +602,7 @@ def test_a_meter_times_conversations_that_take_turns() -> None:
         return torch.zeros(last, 3)
 
     read = meter.timed(target)
-    texts = [(seed,) * 20 for seed in range(TEXTS)]
+    texts: list[Tokens] = [(seed,) * 20 for seed in range(TEXTS)]
     for _ in range(4):
         for i, text in enumerate(texts):
             read(text, 1)
@@ -620,6 +620,11 @@ def test_threads_share_a_meter_and_a_policy() -> None:
     timed = meter.timed(UncachedPredictor(target))
     prompts = [[3, 1, seed] for seed in range(6)]
 
+    def busy(k: int) -> None:
+        for _ in range(300):
+            meter.note(k, 1.0)
+            assert meter.seconds(9) is None or meter.stale in {True, False}
+
     def text(prompt: list[int]) -> list[int]:
         step = speculative_step(SuffixDrafter(), timed, GreedyProcessor(), Dice(), policy)
         return list(run(step, start(prompt, 25).unwrap()).state.output)
@@ -628,11 +633,7 @@ def test_threads_share_a_meter_and_a_policy() -> None:
     try:
         with ThreadPoolExecutor(6) as pool:
             texts_ = list(pool.map(text, prompts))
-            list(
-                pool.map(
-                    lambda k: [meter.note(k, 1.0) or meter.seconds(9) or meter.stale for _ in range(300)], range(1, 7)
-                )
-            )
+            list(pool.map(busy, range(1, 7)))
     finally:
         sys.setswitchinterval(before)
     assert texts_ == [oracle(prompt, target, 25) for prompt in prompts]

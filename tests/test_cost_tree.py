@@ -252,7 +252,7 @@ def test_threads_share_a_policy_and_a_lookup_tree() -> None:
         (lambda: CostAwareTree(None), "meter"),  # type: ignore[arg-type]
         (lambda: CostAwareTree(CostMeter(), 1.0), "most"),  # type: ignore[arg-type]
         (lambda: CostAwareTree(CostMeter(), True), "most"),
-        (lambda: CostAwareTree(CostMeter(), 3, Choice), "tell"),
+        (lambda: CostAwareTree(CostMeter(), 3, "a"), "tell"),  # type: ignore[arg-type]
     ],
 )
 def test_wrong_parts_are_refused(make: Callable[[], object], parameter: str) -> None:

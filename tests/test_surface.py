@@ -45,7 +45,7 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     LogitsProcessorList,
-    MinLengthLogitsProcessor,
+    MinLengthLogitsProcessor,  # type: ignore[attr-defined] # our stubs have few names
     PreTrainedModel,
     StoppingCriteriaList,
 )
@@ -209,7 +209,7 @@ def table_file(name: str = "table.safetensors") -> Path:
 
 def key_values() -> DynamicCache:
     made = DynamicCache()
-    made.update(torch.zeros(1, 1, 3, 2), torch.zeros(1, 1, 3, 2), 0)
+    made.update(torch.zeros(1, 1, 3, 2), torch.zeros(1, 1, 3, 2), 0)  # type: ignore[attr-defined]
     return made
 
 
@@ -669,13 +669,17 @@ TABLE: Final[dict[str, Entry]] = {
         lambda: {"tokens": TEXT},
     ),
     "drafters.combine.at_most": Entry(s.at_most, lambda: {"k": 2, "drafter": drafter}, draft),
-    "drafters.combine.first_of": Entry(s.first_of, lambda: {"one": s.propose_nothing, "other": drafter}, draft),
+    "drafters.combine.first_of": Entry(
+        lambda one, other: s.first_of(*(one, other)), lambda: {"one": s.propose_nothing, "other": drafter}, draft
+    ),
     "drafters.combine.longest": Entry(
         lambda one, other, most: s.longest(one, other, most=most),
         lambda: {"one": drafter, "other": drafter, "most": 3},
         draft,
     ),
-    "drafters.combine.then": Entry(s.then, lambda: {"one": drafter, "other": drafter}, draft),
+    "drafters.combine.then": Entry(
+        lambda one, other: s.then(*(one, other)), lambda: {"one": drafter, "other": drafter}, draft
+    ),
     "drafters.combine.propose_nothing": Entry(lambda tokens: list(s.propose_nothing(tokens)), lambda: {"tokens": TEXT}),
     "drafters.llm.LLMDrafter": Entry(
         s.LLMDrafter,
@@ -788,6 +792,8 @@ TABLE: Final[dict[str, Entry]] = {
         lambda target: meter().timed_tree(target), lambda: {"target": s.path_by_path(TARGET)}, read
     ),
     "gamma_cost.CostMeter.note": Entry(note, lambda: {"k": 2, "seconds": 0.5}),
+    "gamma_cost.CostMeter.now": Entry(meter().now),
+    "gamma_cost.CostMeter.since": Entry(meter().since, lambda: {"began": 0.5}),
     "gamma_cost.CostMeter.seconds": Entry(lambda most: meter().seconds(most), lambda: {"most": 3}),
     "gamma_tree.CostAwareTree": Entry(
         s.CostAwareTree, lambda: {"meter": meter(), "most": 3, "tell": nothing}, pace_tree
@@ -924,7 +930,7 @@ TABLE: Final[dict[str, Entry]] = {
         lambda stage: stage(stages.Adjust(s.Dice())(verified())),
     ),
     "stages.stop.stop_string": Entry(
-        stop.stop_string,
+        lambda tokenizer, one, other: stop.stop_string(tokenizer, *(one, other)),
         lambda: {"tokenizer": Words(), "one": "x", "other": "yz"},
         until,
     ),
@@ -1310,11 +1316,19 @@ def _hangs(number: int, frame: FrameType | None) -> None:
     raise HangError
 
 
+def called(call: Callable[..., object], arguments: Mapping[str, object]) -> object:
+    """What a call returns: its arguments are named where they have names."""
+    parameters = inspect.signature(call).parameters.values()
+    nameless = [each.name for each in parameters if each.kind is each.POSITIONAL_ONLY]
+    named = {name: value for name, value in arguments.items() if name not in nameless}
+    return call(*[arguments[name] for name in nameless], **named)
+
+
 def complaint(entry: Entry, arguments: Mapping[str, object]) -> str | None:
     """What is wrong with how a call takes its arguments, if anything."""
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
-        result = entry.call(**arguments)
+        result = called(entry.call, arguments)
         if not isinstance(result, Failure):
             entry.use(result)
             return None
