@@ -515,9 +515,8 @@ def test_a_pace_with_a_number_that_is_none_is_a_fresh_start(number: float) -> No
 def test_a_step_that_fails_is_not_learnt_twice() -> None:
     """The drafter breaks, and the same state is stepped again: as if it had not broken."""
 
-    def broken() -> Iterator[Proposal]:
+    def interrupt(i: int) -> Proposal:
         raise KeyboardInterrupt
-        yield
 
     told: list[list[tuple[float, ...]]] = []
     for breaks in (0, 3):
@@ -527,7 +526,7 @@ def test_a_step_that_fails_is_not_learnt_twice() -> None:
         for token in (7, 7, 8, 7, 7, 7):
             for _ in range(breaks if state.pace else 0):
                 with pytest.raises(KeyboardInterrupt):
-                    policy(broken(), state)
+                    policy(map(interrupt, range(9)), state)
             _, pace = policy(spread(Hand(), [7], []), state)
             state = DecodeState(state.request, (*state.tokens, token), pace)
         told.append([choice.tokens for choice in choices if choice.tokens])

@@ -317,7 +317,7 @@ def test_a_mean_of_other_bounds_stays_within_these(mean: float) -> None:
         HeuristicPace(3, 0, 100),
         HeuristicPace(3, 8, 2),
         HeuristicPace(10**400, 9, 8),
-        HeuristicPace(nan, 9, 8),  # type: ignore[arg-type]
+        HeuristicPace(nan, 9, 8),
         HeuristicPace("a", None, ()),  # type: ignore[arg-type]
         EGAGPace(nan),
         EGAGPace(inf),

@@ -242,7 +242,8 @@ Sharing: TypeAlias = SuffixDrafter | LookupTree | PromptLookup
 
 def beginning_of(drafter: Sharing, tokens: Tokens, most: int = 6) -> list[tuple[int, int]]:
     """The first drafts of a text, and what they follow."""
-    return [(draft.token, draft.parent if isinstance(draft, Node) else 0) for draft in islice(drafter(tokens), most)]
+    stream: Iterator[Proposal[PointMass] | Node] = drafter(tokens)
+    return [(draft.token, draft.parent if isinstance(draft, Node) else 0) for draft in islice(stream, most)]
 
 
 @pytest.mark.usefixtures("hasty")
@@ -282,7 +283,7 @@ def test_a_stream_that_is_left_leaves_the_memo_right() -> None:
         for drafter in drafters:
             stream = drafter(text[:end])
             next(stream, None)
-            stream.close()  # type: ignore[attr-defined] # both are generators
+            stream.close()  # type: ignore[union-attr] # both are generators
             assert beginning_of(drafter, text[:end]) == beginning_of(type(drafter)(), text[:end])
 
 

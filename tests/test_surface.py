@@ -23,7 +23,7 @@ import signal
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from io import StringIO
 from itertools import islice
@@ -39,13 +39,13 @@ import torch
 from attrs import evolve, frozen
 from returns.result import Failure, Success
 from rich.console import Console
-from transformers import (
+from transformers import (  # type: ignore[attr-defined] # our stubs hold few names
     DynamicCache,
     GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
     LogitsProcessorList,
-    MinLengthLogitsProcessor,  # type: ignore[attr-defined] # our stubs have few names
+    MinLengthLogitsProcessor,
     PreTrainedModel,
     StoppingCriteriaList,
 )
@@ -328,7 +328,7 @@ def obey(law: s.Distribution) -> object:
     for stage in (verify.RejectTokens, verify.MatchSamples, block.VerifyBlock):
         for proposer in (drafter, lambda tokens: iter((s.Proposal(1, EVEN),))):
             drafted = s.Drafted(begun(), tuple(proposer(TEXT)))
-            stages.Adjust(s.Dice())(stage(TARGET, Made(law), s.Dice())(drafted))  # type: ignore[arg-type]
+            stages.Adjust(s.Dice())(stage(TARGET, Made(law), s.Dice())(drafted))
     return decode(s.autoregressive_step(TARGET, Made(law), s.Dice()))
 
 
@@ -433,6 +433,12 @@ def hear_tokens(streamer: interop.Streamer) -> object:
 
 
 # How each of them is called.
+
+
+def of_storages(
+    *entries: tuple[str, Callable[..., object], Callable[[], dict[str, object]]],
+) -> tuple[tuple[str, Callable[..., object], Callable[[], dict[str, object]]], ...]:
+    return entries
 
 
 @final
@@ -743,7 +749,7 @@ TABLE: Final[dict[str, Entry]] = {
     },
     **{
         f"drafters.storage.{STORAGE}.{name}": Entry(call, good)
-        for name, call, good in (
+        for name, call, good in of_storages(
             ("next_token", lambda input_ids: storage().next_token(input_ids), lambda: {"input_ids": [1, 2]}),
             ("has_gram", lambda ngram: storage().has_gram(ngram), lambda: {"ngram": [1, 2]}),
             (
@@ -1302,7 +1308,7 @@ HOSTILE: Final[Mapping[str, Callable[[], object]]] = {
     "an enum": lambda: Colour.RED,
     "a meta model": lambda: llama(device="meta"),
     "transformers' list": lambda: LogitsProcessorList([MinLengthLogitsProcessor(5, 2)]),
-    **{f"answers {label}": lambda answer=answer: Answers(answer) for label, answer in ANSWERS.items()},
+    **{f"answers {label}": partial(Answers, answer) for label, answer in ANSWERS.items()},
 }
 
 HUGE: Final = ("2**31", "2**70")
