@@ -617,7 +617,7 @@ TABLE: Final[dict[str, Entry]] = {
     "processors.Lazily": Entry(
         lambda **parts: import_module("specflow.processors").Lazily(**parts),
         lambda: {"rows": 2, "make": lambda row: EVEN},
-        lambda laws: (laws[0], laws[1]),
+        lambda laws: [laws[row] for row in range(len(laws))],
     ),
     "random.Dice": Entry(s.Dice, lambda: {"generator": None}, roll),
     "random.Dice.draw": Entry(lambda law, position: s.Dice().draw(law, position), lambda: {"law": EVEN, "position": 3}),
