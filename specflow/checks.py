@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import inf, isfinite
 from numbers import Integral, Real
-from typing import TypeAlias, TypeVar
+from typing import Final, TypeAlias, TypeVar
 
 from attrs import Attribute
 from torch.nn import Module
@@ -27,7 +27,10 @@ def shown(value: object) -> str:
     >>> shown("a" * 200)[-5:], shown(None)
     ('aa...', 'None')
     """
-    line = " ".join(repr(value).split())
+    try:
+        line = " ".join(repr(value).split())
+    except Exception:  # a value that cannot even be shown, such as an int of 5000 digits
+        line = f"a {type(value).__name__}"
     return line if len(line) <= 80 else line[:77] + "..."
 
 
@@ -81,11 +84,26 @@ def whole(least: int, remedy: str, most: int | None = None) -> Check:
         if not isinstance(value, Integral) or isinstance(value, bool):
             raise DecodeError(name, f"{name} is not a whole number", shown(value), remedy)
         if int(value) < least:
-            raise DecodeError(name, f"{name} is below {least}", value, remedy)
+            raise DecodeError(name, f"{name} is below {least}", shown(value), remedy)
         if most is not None and int(value) > most:
-            raise DecodeError(name, f"{name} is above {most}", value, remedy)
+            raise DecodeError(name, f"{name} is above {most}", shown(value), remedy)
 
     return check
+
+
+MOST: Final = 2**31 - 1
+"""More tokens than any text has."""
+
+
+def drafts(name: str, value: object) -> None:
+    """How many tokens are drafted: a whole number from 1 to `MOST`.
+
+    >>> drafts("gamma", 2**40)
+    Traceback (most recent call last):
+    specflow.errors.DecodeError: gamma is above 2147483647: received 1099511627776; give what a text has room for.
+    """
+    whole(1, "draft at least one token")(name, value)
+    whole(1, "give what a text has room for", MOST)(name, value)
 
 
 def number(happened: str, remedy: str, holds: Callable[[float], bool] = isfinite) -> Check:
@@ -99,8 +117,12 @@ def number(happened: str, remedy: str, holds: Callable[[float], bool] = isfinite
     def check(name: str, value: object) -> None:
         if not isinstance(value, Real) or isinstance(value, bool):
             raise DecodeError(name, happened, shown(value), remedy)
-        if not holds(float(value)):
-            raise DecodeError(name, happened, value, remedy)
+        try:
+            good = holds(float(value))
+        except OverflowError:  # an int beyond floats
+            good = False
+        if not good:
+            raise DecodeError(name, happened, shown(value), remedy)
 
     return check
 

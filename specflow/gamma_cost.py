@@ -4,25 +4,33 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from itertools import accumulate
+from itertools import accumulate, count
+from math import isfinite
 from operator import mul
+from secrets import randbits
 from statistics import median_low
+from threading import Lock, RLock
 from time import perf_counter
-from typing import Final, TypeAlias, final
+from typing import Final, NamedTuple, TypeAlias, final
 
 from attrs import define, evolve, field, frozen
 from torch import Tensor
 
+from specflow.checks import MOST, a, calls, drafts, number, shown, valid, whole
 from specflow.distribution import PointMass
 from specflow.errors import DecodeError
-from specflow.prefix import common_prefix
+from specflow.gamma import are_numbers
+from specflow.prefix import TEXTS, common_prefix
 from specflow.state import DecodeState, Node, Pace, Predictor, Proposal, Tokens, TreePredictor
 
 Clock: TypeAlias = Callable[[], float]
 """Seconds since some moment. On a GPU it must wait for the device first."""
 
 TICK: Final = 1e-9
-"""Nothing takes less, whatever a coarse clock says."""
+"""Nothing takes less, whatever a coarse clock says, or one that goes backwards."""
+
+AGES: Final = 1e9
+"""Nothing takes longer: about thirty years."""
 
 WINDOW: Final = 9
 """How many recent durations an estimate looks at."""
@@ -74,12 +82,16 @@ class Durations:
     _seconds: deque[float] = field(factory=lambda: deque(maxlen=WINDOW))
 
     def note(self, seconds: float, number: int = 0) -> None:
-        self._seconds.append(max(seconds, TICK))
+        self._seconds.append(min(max(seconds, TICK), AGES))
         self.estimate, self.newest = median_low(self._seconds), number
 
     @property
     def count(self) -> int:
         return len(self._seconds)
+
+
+_is_moment = number("the moment is not a finite number", "give what `now` returned")
+_is_duration = number("the duration is not a finite number", "give seconds")
 
 
 @final
@@ -92,6 +104,10 @@ class CostMeter:
     timed once it is at most k passes over one token. Costs need not grow with k: each k stands for itself, and one that
     was never timed lies on the line between its neighbours.
 
+    Threads may share a meter, and the predictors that it times: it knows the last few texts, so that decodes may take
+    turns. A pass that had to wait for another thread took as long as it took. `DecodeError` where the clock tells no
+    finite number; one that stands still or goes backwards makes everything quick.
+
     >>> meter = CostMeter()
     >>> for k, seconds in ((1, 2.0), (1, 9.0), (5, 4.0)):
     ...     meter.note(k, seconds)
@@ -99,22 +115,24 @@ class CostMeter:
     [2.0, 2.5, 3.0, 3.5, 4.0]
     """
 
-    clock: Clock = perf_counter
+    clock: Clock = field(default=perf_counter, validator=valid(calls("a clock", "give one, such as time.perf_counter")))
     _passes: int = field(init=False, default=0)
     _noted: dict[int, Durations] = field(init=False, factory=dict, repr=False)
+    _lock: Lock = field(init=False, factory=Lock, repr=False)
 
     def timed(self, target: Predictor) -> Predictor:
         """`target`, timed. What it answers is its own."""
-        read: Tokens = ()
+        calls("a predictor", "give one, such as a CachedPredictor")("target", target)
+        read = _Read()
 
         def predict(tokens: Tokens, last: int) -> Tensor:
-            nonlocal read
-            new = len(tokens) - common_prefix(read, tokens)
-            began = self.clock()
+            shared, known = read.nearest(tokens)
+            began = self.now()
             logits = target(tokens, last)
-            seconds = self.clock() - began
-            read = tokens
-            if new <= last:
+            seconds = self.since(began)
+            goes_on = len(tokens) - shared <= last
+            read.keep(_Known(tokens), known if goes_on else None)
+            if goes_on:
                 self.note(last, seconds)
             return logits
 
@@ -122,49 +140,68 @@ class CostMeter:
 
     def timed_tree(self, target: TreePredictor) -> TreePredictor:
         """The same for a predictor of trees: a pass over n nodes reads n + 1 tokens."""
-        read: Tokens = ()
-        ahead = 0
+        calls("a predictor of trees", "give one, such as the read_tree of a CachedPredictor")("target", target)
+        read = _Read()
 
         def predict(tokens: Tokens, nodes: Sequence[Node]) -> Tensor:
-            nonlocal read, ahead
-            new = len(tokens) - common_prefix(read, tokens)
-            began = self.clock()
+            shared, known = read.nearest(tokens)
+            began = self.now()
             logits = target(tokens, nodes)
-            seconds = self.clock() - began
-            if new <= ahead + 1:
+            seconds = self.since(began)
+            goes_on = len(tokens) - shared <= known.nodes + 1
+            read.keep(_Known(tokens, len(nodes)), known if goes_on else None)
+            if goes_on:
                 self.note(len(nodes) + 1, seconds)
-            read, ahead = tokens, len(nodes)
             return logits
 
         return predict
 
+    def now(self) -> float:
+        """What the clock says."""
+        seconds: object = self.clock()
+        if not isinstance(seconds, int | float) or not isfinite(seconds):
+            remedy = "give a function that returns seconds, such as time.perf_counter"
+            raise DecodeError("clock", "the clock tells no finite number", shown(seconds), remedy)
+        return seconds
+
+    def since(self, began: float) -> float:
+        """The seconds since then, from `TICK` to `AGES`."""
+        _is_moment("began", began)
+        return min(max(self.now() - began, TICK), AGES)
+
     def note(self, k: int, seconds: float) -> None:
-        """A pass over k tokens took `seconds`."""
-        self._passes += 1
-        self._noted.setdefault(k, Durations()).note(seconds, self._passes)
+        """A pass over k ≥ 1 tokens took `seconds`, a finite number; else `DecodeError`."""
+        whole(1, "give the number of tokens that were read", MOST)("k", k)
+        _is_duration("seconds", seconds)
+        with self._lock:
+            self._passes += 1
+            self._noted.setdefault(int(k), Durations()).note(float(seconds), self._passes)
 
     @property
     def stale(self) -> bool:
         """Whether a pass over one token, which all others are weighed against, was not timed for some time."""
-        return self._passes - self._noted[1].newest >= FRESH
+        with self._lock:
+            return 1 not in self._noted or self._passes - self._noted[1].newest >= FRESH
 
     def seconds(self, most: int) -> list[float] | None:
-        """What passes over 1 … `most` tokens are expected to take, up to twice the longest that was timed.
+        """What passes over 1 … `most` ≥ 1 tokens are expected to take, up to twice the longest that was timed.
 
         None until a single token was timed twice.
         """
-        single = self._noted.get(1)
-        if single is None or single.count < 2 or self._passes - single.newest >= HORIZON:
-            return None
-        known = sorted(
-            [
-                (k, min(each.estimate, k * single.estimate) if each.count == 1 else each.estimate)
-                for k, each in self._noted.items()
-                if self._passes - each.newest < HORIZON
-            ]
-        )
+        whole(1, "ask for one token or more")("most", most)
+        with self._lock:
+            single = self._noted.get(1)
+            if single is None or single.count < 2 or self._passes - single.newest >= HORIZON:
+                return None
+            known = sorted(
+                [
+                    (k, min(each.estimate, k * single.estimate) if each.count == 1 else each.estimate)
+                    for k, each in self._noted.items()
+                    if self._passes - each.newest < HORIZON
+                ]
+            )
         costs, i = [], 0
-        for k in range(1, min(most, 2 * known[-1][0]) + 1):
+        for k in range(1, min(int(most), 2 * known[-1][0]) + 1):
             if i + 1 < len(known) and known[i + 1][0] <= k:
                 i += 1
             below, cost = known[i]
@@ -174,6 +211,30 @@ class CostMeter:
             else:
                 costs.append(cost * (1 + SLOPE * (k - below)))
         return costs
+
+
+class _Known(NamedTuple):
+    """A text that was read, and how many nodes behind it."""
+
+    tokens: Tokens = ()
+    nodes: int = 0
+
+
+@final
+@define(eq=False)
+class _Read:
+    """The last few texts that a predictor was given, the newest first."""
+
+    _known: tuple[_Known, ...] = ()
+
+    def nearest(self, tokens: Tokens) -> tuple[int, _Known]:
+        """The text that shares the most with these tokens, and how many it shares."""
+        known = [(common_prefix(each.tokens, tokens), each) for each in self._known]
+        return max(known, key=lambda found: found[0], default=(0, _Known()))
+
+    def keep(self, text: _Known, before: _Known | None) -> None:
+        """Remember a text, in place of the one that it grew from."""
+        self._known = (text, *[each for each in self._known if each is not before])[:TEXTS]
 
 
 @final
@@ -255,6 +316,7 @@ class _Draft:
         if proposal is None:
             self._ended = True
             return
+        a(Proposal, "have the drafter yield proposals")("drafter", proposal)
         self.proposals.append(proposal)
         if not isinstance(proposal.q, PointMass):
             self.drawn = len(self.proposals)
@@ -366,6 +428,24 @@ class _Acceptance:
         return faded if count.text == self._text else min(faded, OTHERS / max(count.judged, OTHERS))
 
 
+STEPS: Final = count(1)
+"""Numbers the steps of all policies, so that no two of them are one."""
+
+
+def identity() -> int:
+    """A number that no other policy has, in this process or where a state was pickled."""
+    return randbits(62)
+
+
+class CostAwarePace(NamedTuple):
+    """What `CostAware` carries between steps: whose it is, its number, the seconds lost, if the drafter was asked."""
+
+    policy: float
+    step: float
+    lost: float
+    met: float
+
+
 @final
 @define(eq=False)
 class CostAware:
@@ -381,66 +461,80 @@ class CostAware:
     A text may lose `ADVANCE` passes to drafting and `LOSS` of a pass for each token. A γ that is likely to lose more,
     were its first draft refused, is not taken; so a drafter that is always wrong, or dear, costs little. Whether a
     draft is taken is decided before it is drawn, or it is certain: the text's law is the target's whatever the clock
-    says.
+    says. Under a seed the text itself is the same whatever the clock says where drafts are certain; where they are
+    drawn and may be rejected, γ decides how many draws there are, so the clock does too, unless the step is a
+    `seed_coupled_step`.
 
     `tell` hears of each choice. One policy serves one drafter, for many texts, and what it learnt stays with it; only
-    one text at a time teaches it. most ≥ 1, else `DecodeError`.
+    one text at a time teaches it. Threads may share it: while one drafts, the others wait. A pace of another policy,
+    another `CostAware` among them, is a fresh start: its seconds are another meter's. most ≥ 1, else `DecodeError`.
     Source: Leviathan et al. 2211.17192, section 3.3, where one α and one cost ratio c stand for what is measured here.
     """
 
-    meter: CostMeter
-    most: int = 16
-    tell: Callable[[Choice], object] = untold
+    meter: CostMeter = field(validator=valid(a(CostMeter, "give the CostMeter that times the target")))
+    most: int = field(default=16, validator=valid(drafts))
+    tell: Callable[[Choice], object] = field(default=untold, validator=valid(calls("a listener", "give a function")))
+    _identity: int = field(init=False, factory=identity, repr=False)
     _drafting: _Drafting = field(init=False, factory=_Drafting, repr=False)
     _acceptance: _Acceptance = field(init=False, factory=_Acceptance, repr=False)
     _taken: _Taken | None = field(init=False, default=None, repr=False)
-    _steps: int = field(init=False, default=0, repr=False)
-
-    def __attrs_post_init__(self) -> None:
-        if self.most < 1:
-            raise DecodeError("most", "the largest gamma is below 1", self.most, "draft at least one token")
+    _lock: RLock = field(init=False, factory=RLock, repr=False)
 
     def __call__(self, stream: Iterator[Proposal], state: DecodeState, /) -> tuple[tuple[Proposal, ...], Pace]:
-        costs = self.meter.seconds(self.most + 1)
-        text = self._settled(state, costs)
+        with self._lock:
+            return self._step(stream, state)
+
+    def _step(self, stream: Iterator[Proposal], state: DecodeState) -> tuple[tuple[Proposal, ...], Pace]:
+        costs = self.meter.seconds(int(self.most) + 1)
+        pace = self._own(state.pace)
+        text = self._settled(state, pace, costs)
         draft = _Draft(stream, min(self.most if costs is None else len(costs) - 1, state.room - 1))
         if costs is not None:
-            gamma, tokens, seconds = self._chosen(draft, costs, text, state)
+            gamma, tokens, seconds = self._chosen(draft, costs, text, state, begins=pace is None)
         else:  # nothing can be weighed yet, but while the prompt is read the drafter may read it too
-            if not state.pace:
+            if pace is None:
                 self._pull(draft, text)
             gamma, tokens, seconds = len(draft.proposals), (), ()
-        self._steps += 1
+        step = next(STEPS)
         watched = text.watched or draft.watched(len(state.tokens))
-        promised = seconds[gamma] if state.pace and seconds else None
-        self._taken = _Taken(self._steps, len(state.tokens), gamma, draft.seconds, promised, watched)
+        promised = seconds[gamma] if pace is not None and seconds else None
+        self._taken = _Taken(step, len(state.tokens), gamma, draft.seconds, promised, watched)
         self.tell(Choice(len(state.tokens), len(draft.proposals), gamma, tokens, seconds, text.lost))
-        return tuple(draft.proposals[:gamma]), (self._steps, text.lost, text.met or draft.asked)
+        after = CostAwarePace(self._identity, step, text.lost, text.met or draft.asked)
+        return tuple(draft.proposals[:gamma]), after
 
-    def _settled(self, state: DecodeState, costs: Sequence[float] | None) -> _Text:
+    def _own(self, pace: Pace) -> CostAwarePace | None:
+        """The pace, if it is one of this policy's."""
+        match pace:
+            case CostAwarePace(policy) if policy == self._identity and are_numbers(pace):
+                return pace
+        return None
+
+    def _settled(self, state: DecodeState, pace: CostAwarePace | None, costs: Sequence[float] | None) -> _Text:
         """The text up to here, once what became of the last step is counted and learnt."""
-        if not state.pace:
+        if pace is None:
             self._acceptance.begin()
             return _Text()
-        step, lost, met = state.pace
+        lost = pace.lost
         self._acceptance.step += 1
         taken = self._taken
-        if taken is None or taken.step != step:  # another text came between, or this state is stepped again
-            return _Text(lost, bool(met))
+        if taken is None or taken.step != pace.step:  # another text came between, or this state is stepped again
+            return _Text(lost, bool(pace.met))
         if costs is not None and taken.promised is not None:
             # A stall is nobody's loss: no step is charged with more than thrice what it promised to take.
-            took = min(costs[taken.gamma] + taken.drafting, 3 * taken.promised)
+            took = min(costs[min(taken.gamma, len(costs) - 1)] + taken.drafting, 3 * taken.promised)
             lost += took - costs[0] * (len(state.tokens) - taken.start)
         watched = None if taken.watched is None else self._acceptance.learn(taken.watched, state.tokens)
-        return _Text(lost, bool(met), watched)
+        self._taken = evolve(taken, watched=watched)  # should this step fail, it is not learnt twice
+        return _Text(lost, bool(pace.met), watched)
 
     def _chosen(
-        self, draft: _Draft, costs: Sequence[float], text: _Text, state: DecodeState
+        self, draft: _Draft, costs: Sequence[float], text: _Text, state: DecodeState, begins: bool
     ) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
         """γ, and what each γ promises in tokens and in seconds, with as many drafts pulled as it takes to tell."""
         credit = costs[0] * (ADVANCE + LOSS * len(state.output)) - text.lost
         free = self._drafting.known and self._drafting.seconds(draft.most) <= LOOK * costs[0]
-        if not free and not text.met and state.pace:
+        if not free and not text.met and not begins:
             credit -= self._drafting.meeting
 
         def best(tokens: Sequence[float], seconds: Sequence[float]) -> int:
@@ -470,9 +564,9 @@ class CostAware:
     def _pull(self, draft: _Draft, text: _Text) -> None:
         """One more draft, or the stream's end, timed."""
         position, met = len(draft.proposals), text.met or draft.asked
-        began = self.meter.clock()
+        began = self.meter.now()
         draft.pull()
-        seconds = self.meter.clock() - began
+        seconds = self.meter.since(began)
         self._drafting.note(position, met, seconds)
         if met:
             draft.seconds += seconds

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, islice, takewhile
+from threading import RLock
 from typing import Final, NamedTuple, final
 
 from attrs import define, field
 
-from specflow.errors import at_least_one
-from specflow.gamma_cost import DOUBT, Choice, CostMeter, Durations, untold
+from specflow.checks import a, calls, drafts, number, valid
+from specflow.gamma import are_numbers
+from specflow.gamma_cost import DOUBT, Choice, CostMeter, Durations, identity, untold
 from specflow.state import DecodeState, Node, Pace
 
 ADVANCE: Final = 1.5
@@ -20,6 +22,9 @@ LOSS: Final = 0.01
 
 TRUST: Final = 4.0
 """For how many tokens a drafter's chances are believed before the text has told what they are worth."""
+
+
+_is_chance = number("a node's chance is not a finite number", "give the guess of a probability")
 
 
 class _Text(NamedTuple):
@@ -35,6 +40,19 @@ class _Text(NamedTuple):
         return (self.given + TRUST) / (self.promised + TRUST)
 
 
+class CostAwareTreePace(NamedTuple):
+    """What `CostAwareTree` carries between steps: what the last one took and promised, the text, and whose it is."""
+
+    length: float
+    nodes: float
+    drafting: float
+    promised: float
+    text_promised: float
+    text_given: float
+    text_lost: float
+    policy: float
+
+
 @final
 @define(eq=False)
 class CostAwareTree:
@@ -47,7 +65,8 @@ class CostAwareTree:
     left alone. What drafting takes is measured and counted too, and ended when a text cannot afford more.
 
     `most` ≥ 1 nodes, else `DecodeError`. `tell` hears each `Choice`; it promises nothing where the drafter was not
-    asked. Lossless like any policy: nodes are certain.
+    asked. Lossless like any policy: nodes are certain. Threads may share it: while one drafts, the others wait. A pace
+    of another policy, another `CostAwareTree` among them, is a fresh start: its seconds are another meter's.
     Source: Chen et al. 2402.12374 (Sequoia), its hardware-aware tree optimizer, whose one tree for a machine is chosen
     anew here for each text and place.
 
@@ -60,25 +79,33 @@ class CostAwareTree:
     [5, 6]
     """
 
-    meter: CostMeter
-    most: int = field(default=16, validator=at_least_one)
-    tell: Callable[[Choice], object] = untold
+    meter: CostMeter = field(validator=valid(a(CostMeter, "give the CostMeter that times the target")))
+    most: int = field(default=16, validator=valid(drafts))
+    tell: Callable[[Choice], object] = field(default=untold, validator=valid(calls("a listener", "give a function")))
+    _identity: int = field(init=False, factory=identity, repr=False)
     _drafting: Durations = field(init=False, factory=Durations, repr=False)
+    _lock: RLock = field(init=False, factory=RLock, repr=False)
 
     def __call__(self, stream: Iterator[Node], state: DecodeState, /) -> tuple[tuple[Node, ...], Pace]:
-        costs = self.meter.seconds(self.most + 1)
-        text = _settled(state, costs)
+        with self._lock:
+            return self._step(stream, state)
+
+    def _step(self, stream: Iterator[Node], state: DecodeState) -> tuple[tuple[Node, ...], Pace]:
+        costs = self.meter.seconds(int(self.most) + 1)
+        text = self._settled(state, costs)
         credit = 0.0 if costs is None else costs[0] * (ADVANCE + LOSS * len(state.output)) - text.lost
         if costs is None or self._drafting.estimate > credit:
             self.tell(Choice(len(state.tokens), 0, 0, (), (), text.lost))
-            return (), (len(state.tokens), 0, 0.0, 0.0, *text)
-        began = self.meter.clock()
-        in_time = takewhile(lambda node: self.meter.clock() - began <= credit, stream)
+            return (), CostAwareTreePace(len(state.tokens), 0, 0.0, 0.0, *text, self._identity)
+        began = self.meter.now()
+        in_time = takewhile(lambda node: self.meter.since(began) <= credit, stream)
         nodes, tokens, seconds, best = self._weighed(in_time, costs, text.worth, credit)
-        self._drafting.note((self.meter.clock() - began) / max(1, len(nodes)))
+        self._drafting.note((self.meter.since(began)) / max(1, len(nodes)))
         self.tell(Choice(len(state.tokens), len(nodes), best, tuple(tokens), tuple(seconds), text.lost))
         promised = (tokens[best] - 1) / text.worth
-        return tuple(nodes[:best]), (len(state.tokens), best, seconds[len(nodes)] - costs[len(nodes)], promised, *text)
+        drafting = seconds[len(nodes)] - costs[len(nodes)]
+        pace = CostAwareTreePace(len(state.tokens), best, drafting, promised, *text, self._identity)
+        return tuple(nodes[:best]), pace
 
     def _weighed(
         self, stream: Iterator[Node], costs: Sequence[float], worth: float, credit: float
@@ -87,6 +114,8 @@ class CostAwareTree:
         shortest = list(accumulate(reversed(costs), min))[::-1]
         nodes, tokens, seconds, best = list[Node](), [1.0], [costs[0]], 0
         for node in islice(stream, len(costs) - 1):
+            a(Node, "have the drafter yield nodes")("drafter", node)
+            _is_chance("chance", node.chance)
             nodes.append(node)
             n = len(nodes)
             tokens.append(tokens[-1] + worth * node.chance)
@@ -99,12 +128,13 @@ class CostAwareTree:
                 break
         return nodes, tokens, seconds, best
 
-
-def _settled(state: DecodeState, costs: Sequence[float] | None) -> _Text:
-    """The text up to here, once what became of the last step is counted."""
-    match state.pace:
-        case (length, nodes, drafting, promised, before, given, lost):
-            came = len(state.tokens) - length
-            took = 0.0 if costs is None else costs[min(int(nodes), len(costs) - 1)] - costs[0] * came
-            return _Text(before + promised, given + (came - 1 if nodes else 0), lost + took + drafting)
-    return _Text()
+    def _settled(self, state: DecodeState, costs: Sequence[float] | None) -> _Text:
+        """The text up to here, once what became of the last step is counted."""
+        match state.pace:
+            case CostAwareTreePace(length, nodes, drafting, promised, before, given, lost, policy) if (
+                policy == self._identity and are_numbers(state.pace)
+            ):
+                came = len(state.tokens) - length
+                took = 0.0 if costs is None else costs[min(int(nodes), len(costs) - 1)] - costs[0] * came
+                return _Text(before + promised, given + (came - 1 if nodes else 0), lost + took + drafting)
+        return _Text()

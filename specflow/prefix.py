@@ -9,13 +9,26 @@ from collections.abc import Sequence
 from itertools import takewhile
 from typing import Final
 
+from specflow.ids import ids_of
 from specflow.state import Tokens
 
 NEAR: Final = 64
 """How near the end `parting` looks."""
 
+TEXTS: Final = 4
+"""How many texts are remembered by what remembers texts: enough for a few decodes that take turns."""
+
 PIECE: Final = 1024
 """How many tokens of two texts `common_prefix` compares at once."""
+
+
+def text_of(tokens: object) -> Tokens:
+    """A tuple as it is, and the ids of whatever else plainly holds some; `DecodeError` for what holds none.
+
+    >>> text_of((1, 2)), text_of([1, 2])
+    ((1, 2), (1, 2))
+    """
+    return tokens if isinstance(tokens, tuple) else ids_of("tokens", tokens)
 
 
 def begins(known: list[int], tokens: Tokens) -> bool:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from itertools import islice
+from concurrent.futures import ThreadPoolExecutor
+from copy import copy
+from functools import partial
+from itertools import count, cycle, islice
+from math import isfinite
 from random import Random
+from time import perf_counter
 from typing import final
 
 import pytest
@@ -26,7 +32,9 @@ from specflow import (
     Proposal,
     Request,
     Step,
+    SuffixDrafter,
     Tokens,
+    UncachedPredictor,
     at_most,
     run,
     speculative_step,
@@ -34,7 +42,7 @@ from specflow import (
     then,
     unfold,
 )
-from specflow.gamma_cost import ADVANCE, HORIZON, LOSS, Choice, CostAware, CostMeter
+from specflow.gamma_cost import ADVANCE, HORIZON, LOSS, Choice, CostAware, CostAwarePace, CostMeter
 from specflow.testing import World as Toy
 from specflow.testing import certify
 from tests.toys import disturbed, oracle, tiny_llama
@@ -469,5 +477,162 @@ def test_there_is_nothing_to_draft_without_room() -> None:
     policy = policy_for(hand)
     state = DecodeState(Request((1, 2), 3), (1, 2))
     assert policy(islice(spread(hand, [7], []), 0), state)[0] == ()
-    with pytest.raises(DecodeError, match="largest gamma is below 1"):
+    with pytest.raises(DecodeError, match="most is below 1"):
         CostAware(CostMeter(hand), 0)
+
+
+def timed_meter(clock: Callable[[], float] = perf_counter) -> CostMeter:
+    meter = CostMeter(clock)
+    for k in (1, 1, 2, 3, 5, 9, 17):
+        meter.note(k, 1.0 + k / 8)
+    return meter
+
+
+def test_the_pace_of_another_instance_is_foreign() -> None:
+    """Its seconds are another meter's, and its step may have the number of one of this policy's."""
+    one, other = (CostAware(timed_meter(), MOST) for _ in range(2))
+    state = DecodeState(Request((1, 2), 200), (1, 2))
+    one(spread(Hand(), [7], []), state)
+    _, pace = other(spread(Hand(), [7], []), state)
+    assert isinstance(pace, CostAwarePace)
+    heavy = DecodeState(state.request, (1, 2, 7, 5), pace._replace(lost=1e6))
+    assert one(spread(Hand(), [7], []), heavy)[1][2] == 0.0
+    assert other(spread(Hand(), [7], []), heavy)[1][2] > 1e5
+    assert copy(other)(spread(Hand(), [7], []), heavy)[1][1] != other(spread(Hand(), [7], []), heavy)[1][1]
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf"), "a", None])
+def test_a_pace_with_a_number_that_is_none_is_a_fresh_start(number: float) -> None:
+    policy = CostAware(timed_meter(), MOST)
+    state = DecodeState(Request((1, 2), 200), (1, 2))
+    _, pace = policy(spread(Hand(), [7], []), state)
+    assert isinstance(pace, CostAwarePace)
+    after = policy(spread(Hand(), [7], []), DecodeState(state.request, (1, 2, 7), pace._replace(lost=number)))[1]
+    assert after[2] == 0.0
+
+
+def test_a_step_that_fails_is_not_learnt_twice() -> None:
+    """The drafter breaks, and the same state is stepped again: as if it had not broken."""
+
+    def interrupt(i: int) -> Proposal:
+        raise KeyboardInterrupt
+
+    told: list[list[tuple[float, ...]]] = []
+    for breaks in (0, 3):
+        choices: list[Choice] = []
+        policy = CostAware(timed_meter(Hand()), MOST, choices.append)
+        state = DecodeState(Request((1, 2), 200), (1, 2))
+        for token in (7, 7, 8, 7, 7, 7):
+            for _ in range(breaks if state.pace else 0):
+                with pytest.raises(KeyboardInterrupt):
+                    policy(map(interrupt, range(9)), state)
+            _, pace = policy(spread(Hand(), [7], []), state)
+            state = DecodeState(state.request, (*state.tokens, token), pace)
+        told.append([choice.tokens for choice in choices if choice.tokens])
+    faded = [abs(a - b) for one, other in zip(*told, strict=True) for a, b in zip(one, other, strict=True)]
+    assert max(faded) < 0.1  # what was seen fades with each try; learnt thrice it would count three times
+
+
+@pytest.mark.parametrize("wrong", [None, "a", float("nan"), float("inf"), torch.tensor(1.0)])
+def test_a_clock_that_tells_no_time_is_refused(wrong: object) -> None:
+    meter = CostMeter(lambda: wrong)  # type: ignore[arg-type, return-value]
+    with pytest.raises(DecodeError, match="the clock tells no finite number"):
+        meter.timed(lambda tokens, last: torch.zeros(last, 3))((1, 2), 1)
+
+
+@pytest.mark.parametrize(
+    "clock", [lambda: 5.0, partial(next, count(0, -7)), partial(next, cycle((1e308, -1e308, 1e308)))]
+)
+def test_no_clock_changes_a_text_or_breaks_a_step(clock: Callable[[], float]) -> None:
+    """One that stands still, one that goes backwards, and one that jumps."""
+    target = tiny_llama(3)
+    meter = CostMeter(clock)
+    predictor = CachedPredictor(target)
+    step = speculative_step(
+        repeat_last, meter.timed(predictor), GreedyProcessor(), Dice(), CostAware(meter, 5), (predictor,)
+    )
+    state = run(step, start([3, 1, 4], 25).unwrap()).state
+    assert list(state.output) == oracle([3, 1, 4], target, 25)
+    assert all(isfinite(number) for number in state.pace)
+
+
+@pytest.mark.parametrize(("k", "seconds"), [(0, 1.0), (-1, 1.0), (1.5, 1.0), (True, 1.0), (None, 1.0), (10**400, 1.0)])
+def test_only_passes_over_tokens_are_noted(k: int, seconds: float) -> None:
+    meter = CostMeter()
+    with pytest.raises(DecodeError, match="k is"):
+        meter.note(k, seconds)
+    for wrong in (float("nan"), float("inf"), None, "a", 10**400, torch.tensor(1.0)):
+        with pytest.raises(DecodeError, match="the duration is not a finite number"):
+            meter.note(1, wrong)  # type: ignore[arg-type]
+    assert meter.stale
+    assert meter.seconds(3) is None
+    with pytest.raises(DecodeError, match="most is below 1"):
+        meter.seconds(0)
+
+
+@pytest.mark.parametrize(
+    ("make", "parameter"),
+    [
+        (lambda: CostMeter(None), "clock"),  # type: ignore[arg-type]
+        (lambda: CostMeter(CostMeter), "clock"),  # type: ignore[arg-type]
+        (lambda: CostAware(None), "meter"),  # type: ignore[arg-type]
+        (lambda: CostAware(CostMeter(), 2.5), "most"),  # type: ignore[arg-type]
+        (lambda: CostAware(CostMeter(), True), "most"),
+        (lambda: CostAware(CostMeter(), 2**31), "most"),
+        (lambda: CostAware(CostMeter(), 3, None), "tell"),  # type: ignore[arg-type]
+        (lambda: CostMeter().timed(None), "target"),  # type: ignore[arg-type]
+        (lambda: CostMeter().timed(tiny_llama()), "target"),
+        (lambda: CostMeter().timed_tree("a"), "target"),  # type: ignore[arg-type]
+    ],
+)
+def test_wrong_parts_are_refused(make: Callable[[], object], parameter: str) -> None:
+    with pytest.raises(DecodeError) as refusal:
+        make()
+    assert refusal.value.parameter == parameter
+
+
+def test_a_meter_times_conversations_that_take_turns() -> None:
+    hand = Hand()
+    meter = CostMeter(hand)
+
+    def target(tokens: Tokens, last: int) -> Tensor:
+        hand.now += 1 if len(tokens) > 20 else 100
+        return torch.zeros(last, 3)
+
+    read = meter.timed(target)
+    texts: list[Tokens] = [(seed,) * 20 for seed in range(4)]
+    for _ in range(4):
+        for i, text in enumerate(texts):
+            read(text, 1)
+            texts[i] = (*text, i, 9)  # the second is a draft that is refused
+            read(texts[i], 2)
+            texts[i] = (*text, i, 8)
+    assert meter.seconds(2) == pytest.approx([1.0, 1.0])
+
+
+def test_threads_share_a_meter_and_a_policy() -> None:
+    """Greedy texts are the oracle's, and nothing raises, however often threads take turns."""
+    target, before = tiny_llama(3, layers=1), sys.getswitchinterval()
+    meter = CostMeter()
+    policy = CostAware(meter, 5)
+    timed = meter.timed(UncachedPredictor(target))
+    prompts = [[3, 1, seed] for seed in range(6)]
+
+    def busy(k: int) -> None:
+        for _ in range(300):
+            meter.note(k, 1.0)
+            assert meter.seconds(9) is None or meter.stale in {True, False}
+
+    def text(prompt: list[int]) -> list[int]:
+        step = speculative_step(SuffixDrafter(), timed, GreedyProcessor(), Dice(), policy)
+        return list(run(step, start(prompt, 25).unwrap()).state.output)
+
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(6) as pool:
+            texts_ = list(pool.map(text, prompts))
+            list(pool.map(busy, range(1, 7)))
+    finally:
+        sys.setswitchinterval(before)
+    assert texts_ == [oracle(prompt, target, 25) for prompt in prompts]
+    assert meter._passes >= 6 * 300

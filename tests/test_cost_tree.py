@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from random import Random
 
 import pytest
@@ -19,17 +21,19 @@ from specflow import (
     Dice,
     Finished,
     GreedyProcessor,
+    LookupTree,
     Node,
     Request,
     Tokens,
     TreeDrafter,
     path_by_path,
+    run,
     start,
     tree_step,
     unfold,
 )
 from specflow.gamma_cost import Choice
-from specflow.gamma_tree import ADVANCE, LOSS
+from specflow.gamma_tree import ADVANCE, LOSS, CostAwareTreePace
 from tests.test_cost_aware import CLIFF, FLAT, STEEP, Hand, curve
 
 MACHINES = {"flat": FLAT, "cliff": CLIFF, "steep": STEEP}
@@ -110,9 +114,12 @@ def promised(costs: Sequence[float], chances: Sequence[float], credit: float) ->
     for k, seconds in enumerate(costs, start=1):
         meter.note(k, seconds)
         meter.note(k, seconds)
-    state = DecodeState(Request((1,), 99), (1, 2), pace=(2, 0, 0.0, 0.0, 0.0, 0.0, -credit))
+    policy = CostAwareTree(meter, most=len(costs) - 1)
+    _, pace = policy(iter(()), DecodeState(Request((1,), 99), (1,)))
+    assert isinstance(pace, CostAwareTreePace)
+    state = DecodeState(Request((1,), 99), (1, 2), pace._replace(text_lost=-credit))
     stream = iter([Node(i, chance=chance) for i, chance in enumerate(chances)])
-    return len(CostAwareTree(meter, most=len(costs) - 1)(stream, state)[0])
+    return len(policy(stream, state)[0])
 
 
 @settings(max_examples=200)
@@ -181,3 +188,74 @@ def test_a_meter_notes_the_passes_over_trees_and_not_those_over_prompts() -> Non
 def test_at_least_one_node() -> None:
     with pytest.raises(DecodeError, match="most is below 1"):
         CostAwareTree(CostMeter(), most=0)
+
+
+def meter_of_tens(clock: Hand) -> CostMeter:
+    meter = CostMeter(clock)
+    for k in (1, 1, 2, 3, 9):
+        meter.note(k, 10.0)
+    return meter
+
+
+def test_the_pace_of_another_instance_is_foreign() -> None:
+    one, other = (CostAwareTree(meter_of_tens(Hand())) for _ in range(2))
+    state = DecodeState(Request((1,), 99), (1,))
+    _, pace = one(iter([Node(5)]), state)
+    assert isinstance(pace, CostAwareTreePace)
+    later = DecodeState(state.request, (1, 5, 6), pace._replace(text_lost=1e6))
+    assert one(iter([Node(5)]), later)[0] == ()  # it has lost too much
+    assert len(other(iter([Node(5)]), later)[0]) == 1  # the seconds are another meter's
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), None, "a"])
+def test_a_pace_with_a_number_that_is_none_is_a_fresh_start(number: float) -> None:
+    policy = CostAwareTree(meter_of_tens(Hand()))
+    state = DecodeState(Request((1,), 99), (1,))
+    _, pace = policy(iter([Node(5)]), state)
+    assert isinstance(pace, CostAwareTreePace)
+    for name in ("length", "nodes", "drafting", "promised", "text_promised", "text_given", "text_lost"):
+        wrong = DecodeState(state.request, (1, 5, 6), pace._replace(**{name: number}))
+        assert policy(iter([Node(5)]), wrong)[1][4:7] == (0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("junk", [None, 3, (1, 2), Node(5, chance=float("nan")), Node(5, chance="a")])  # type: ignore[arg-type]
+def test_what_a_drafter_says_is_looked_at(junk: Node) -> None:
+    with pytest.raises(DecodeError, match=r"Node|chance"):
+        CostAwareTree(meter_of_tens(Hand()))(iter([junk]), DecodeState(Request((1,), 99), (1,)))
+
+
+def test_threads_share_a_policy_and_a_lookup_tree() -> None:
+    meter, before = CostMeter(), sys.getswitchinterval()
+    drafter, policy = LookupTree(), CostAwareTree(meter)
+
+    def decoded(seed: int) -> bool:
+        loop = text(seed)[:9] * 20
+
+        def rows(tokens: Tokens, last: int) -> Tensor:
+            return torch.eye(VOCABULARY)[[loop[len(tokens) - i] for i in reversed(range(last))]]
+
+        step = tree_step(drafter, meter.timed_tree(path_by_path(rows)), GreedyProcessor(), Dice(), policy)
+        end = run(step, start(loop[:5], NEW).unwrap()).state
+        return end.tokens == loop[: 5 + NEW]
+
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(6) as pool:
+            assert all(pool.map(decoded, range(6)))
+    finally:
+        sys.setswitchinterval(before)
+
+
+@pytest.mark.parametrize(
+    ("make", "parameter"),
+    [
+        (lambda: CostAwareTree(None), "meter"),  # type: ignore[arg-type]
+        (lambda: CostAwareTree(CostMeter(), 1.0), "most"),  # type: ignore[arg-type]
+        (lambda: CostAwareTree(CostMeter(), True), "most"),
+        (lambda: CostAwareTree(CostMeter(), 3, "a"), "tell"),  # type: ignore[arg-type]
+    ],
+)
+def test_wrong_parts_are_refused(make: Callable[[], object], parameter: str) -> None:
+    with pytest.raises(DecodeError) as refusal:
+        make()
+    assert refusal.value.parameter == parameter

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import count
-from math import exp, floor, log
+from math import exp, floor, inf, isfinite, log, nan
+from pickle import dumps, loads
+from typing import Any
 
+import numpy
 import pytest
 import torch
 from attrs import define, evolve
@@ -48,6 +51,8 @@ from specflow import (
     speculative_generate,
     speculative_step,
 )
+from specflow.gamma import EGAGPace, HeuristicPace
+from specflow.gamma_cost import CostAwarePace
 from specflow.testing import ExactnessError, World, certify
 from tests.toys import Unrunnable, disturbed, oracle, tiny_llama
 
@@ -237,12 +242,190 @@ def test_the_heuristic_grows_after_success_and_shrinks_after_failure() -> None:
     assert gammas == [3, 5, 6, 6, 5, 5, 4, 3, 2, 1, 1]
 
 
-def test_the_heuristic_judges_this_text_only_and_takes_up_any_pace() -> None:
+def test_the_heuristic_judges_what_it_drafted_itself() -> None:
     busy = evolve(STATE, tally=Tally(9, (("llm", Count(50, 1)),)))
-    stream = [Proposal(3, PointMass(3)) for _ in range(99)]
-    assert taken(Heuristic(4), iter(stream), busy) == 4, "what another policy drafted does not count"
-    assert taken(Heuristic(4), iter(stream), evolve(busy, pace=(2.0,))) == 4
-    assert taken(EGAG(1, 9, ema_beta=0.5), iter(stream), evolve(busy, pace=(3.0, 1.0, 0.0))) == 6
+    assert taken(Heuristic(4), certain(), busy) == 4, "what another policy drafted does not count"
+
+
+def certain() -> Iterator[Proposal]:
+    return (Proposal(3, PointMass(3)) for _ in range(99))
+
+
+def all_policies() -> dict[str, GammaPolicy]:
+    meter = CostMeter()
+    for k in (1, 1, 2, 6):
+        meter.note(k, 1.0)
+    return {**POLICIES, "cost": CostAware(meter, 6), "another cost": CostAware(meter, 6)}
+
+
+def foreign_paces() -> dict[str, Pace]:
+    """What a state may carry that goes on under another policy: what every policy leaves, and garbage."""
+    text = evolve(STATE, tally=Tally(3, (("llm", Count(9, 8)),)))
+    left = {name: policy(certain(), text)[1] for name, policy in all_policies().items()}
+    garbage: list[Any] = [
+        (),
+        (2.0,),
+        (3.0, 1.0, 0.0),
+        (9, 9, 9, 9),
+        (0.0,) * 7,
+        (0,) * 8,
+        (nan,),
+        (inf, 1, 1),
+        ("a", None, ()),
+    ]
+    return {**left, **{repr(pace): pace for pace in garbage}}
+
+
+@pytest.mark.parametrize("name", foreign_paces())
+def test_a_pace_of_another_policy_is_a_fresh_start(name: str) -> None:
+    text = evolve(STATE, tokens=(1, 2, 3), tally=Tally(3, (("llm", Count(9, 8)),)))
+    pace = foreign_paces()[name]  # of policies that are gone: no number of theirs is a number of these
+    for policy in all_policies().values():
+        if isinstance(pace, CostAwarePace) or type(pace) is not type(policy(certain(), text)[1]):
+            fresh = policy(certain(), evolve(text, pace=()))
+            took, after = policy(certain(), evolve(text, pace=pace))
+            assert [draft.token for draft in took] == [draft.token for draft in fresh[0]]
+            assert unnumbered(after) == unnumbered(fresh[1] or pace), "what carries nothing passes a pace on"
+
+
+def unnumbered(pace: Pace) -> Pace:
+    return pace._replace(step=0) if isinstance(pace, CostAwarePace) else pace
+
+
+def test_the_pace_of_a_policy_is_its_own_whatever_wraps_it() -> None:
+    inside, around = EGAG(1, 9, ema_beta=0.9), StopAfter(SVIP(), EGAG(1, 9, ema_beta=0.9))
+    low = proposals(*[with_entropy(0.95)] * 20)
+    _, pace = inside(low, STATE)
+    assert pace == EGAGPace(1.0)
+    assert taken(around, certain(), evolve(STATE, pace=pace)) == 2
+    assert around(certain(), evolve(STATE, pace=pace))[1] == inside(certain(), evolve(STATE, pace=pace))[1]
+
+
+@pytest.mark.parametrize("mean", [40.0, -3.0, 10**400, -(10**400)])
+def test_a_mean_of_other_bounds_stays_within_these(mean: float) -> None:
+    took, pace = EGAG(2, 4, ema_beta=0.99)(certain(), evolve(STATE, pace=EGAGPace(mean)))
+    assert 2 <= len(took) <= 4
+    assert 2 <= pace[0] <= 4
+
+
+@pytest.mark.parametrize(
+    "pace",
+    [
+        HeuristicPace(40, 9, 8),  # a gamma of other bounds
+        HeuristicPace(-5, 9, 8),
+        HeuristicPace(3, 100, 8),  # tallies of other texts
+        HeuristicPace(3, 0, 100),
+        HeuristicPace(3, 8, 2),
+        HeuristicPace(10**400, 9, 8),
+        HeuristicPace(nan, 9, 8),
+        HeuristicPace("a", None, ()),  # type: ignore[arg-type]
+        EGAGPace(nan),
+        EGAGPace(inf),
+        EGAGPace("a"),  # type: ignore[arg-type]
+    ],
+)
+def test_no_number_in_a_pace_takes_a_policy_out_of_its_bounds(pace: Pace) -> None:
+    state = evolve(STATE, pace=pace, tally=Tally(3, (("llm", Count(9, 8)),)))
+    for policy in (EGAG(2, 4, ema_beta=0.9), Heuristic(3, 4)):
+        took, after = policy(certain(), state)
+        assert 1 <= len(took) <= 4
+        assert all(isfinite(number) for number in after)
+
+
+def test_a_tally_of_another_text_is_a_fresh_start() -> None:
+    state = evolve(STATE, pace=HeuristicPace(1, 100, 8), tally=Tally(3, (("llm", Count(9, 8)),)))
+    assert taken(Heuristic(3, 9), certain(), state) == 3
+
+
+@pytest.mark.parametrize("policy", all_policies().values(), ids=all_policies())
+def test_states_are_values_whatever_the_policy(policy: GammaPolicy) -> None:
+    state = evolve(STATE, pace=policy(certain(), STATE)[1])
+    again = loads(dumps(state))
+    assert again == state
+    assert hash(again) == hash(state)
+    assert type(again.pace) is type(state.pace)
+    assert policy.__class__.__name__ in repr(state) or isinstance(policy, Fixed | StopAfter)
+
+
+WRONG = (None, True, 0.5, "a", 0, -1, 2**31, nan, inf, torch.tensor(3), numpy.array([2]))
+
+
+@pytest.mark.parametrize("make", [Fixed, Heuristic, lambda most: EGAG(1, most), lambda least: EGAG(least, 9)])
+def test_gammas_are_whole_numbers_of_one_or_more(make: Callable[[object], GammaPolicy]) -> None:
+    for wrong in WRONG:
+        with pytest.raises(DecodeError, match="gamma"):
+            make(wrong)
+    assert 1 <= taken(make(numpy.int64(3)), certain()) <= 9
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        Unsure,
+        SVIP,
+        AdaEDL,
+        lambda value: SVIP(c=value),
+        lambda value: EGAG(ema_beta=value),
+        StopAfter,
+        lambda value: StopAfter(SVIP(), value),
+    ],
+)
+@pytest.mark.parametrize("wrong", [None, True, "a", nan, inf, -inf, 10**400, torch.tensor(0.5), Unsure])
+def test_thresholds_and_parts_are_checked(make: Callable[[object], object], wrong: object) -> None:
+    with pytest.raises(DecodeError, match="received"):
+        make(wrong)
+
+
+LOOKING: list[GammaPolicy] = [EGAG(), StopAfter(SVIP()), StopAfter(AdaEDL()), StopAfter(Unsure())]
+
+LAWLESS: dict[str, Proposal] = {
+    "NaN logits": Proposal(0, PointMass(0), logits=torch.tensor([nan, 1.0])),
+    "infinite logits": Proposal(0, PointMass(0), logits=torch.tensor([inf, 1.0])),
+    "no mass": Proposal(0, PointMass(0), logits=torch.tensor([-inf, -inf])),
+    "NaN in q": Proposal(0, Categorical(torch.tensor([nan, 0.5]))),
+    "NaN in a hidden q": Proposal(0, BlackBox(torch.tensor([nan, 0.5]), lambda probs: probs)),
+    "two rows": Proposal(0, PointMass(0), logits=torch.zeros(2, 3)),
+    "no column": Proposal(0, PointMass(0), logits=torch.zeros(0)),
+    "no tensor": Proposal(0, PointMass(0), logits=[1.0, 2.0]),  # type: ignore[arg-type]
+    "a meta tensor": Proposal(0, PointMass(0), logits=torch.zeros(3, device="meta")),
+    "complex logits": Proposal(0, PointMass(0), logits=torch.zeros(3, dtype=torch.complex64)),
+    "no law": Proposal(0, 0.5),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("proposal", LAWLESS.values(), ids=LAWLESS)
+def test_a_drafter_without_a_law_is_refused(proposal: Proposal) -> None:
+    for policy in LOOKING:
+        with pytest.raises(DecodeError, match=r"law|logits"):
+            policy(iter([proposal, proposal]), STATE)
+
+
+@pytest.mark.parametrize("token", [2, -1, None, 0.5])
+def test_a_draft_outside_its_own_logits_is_refused(token: int) -> None:
+    with pytest.raises(DecodeError, match="token is"):
+        Unsure()(Proposal(token, PointMass(token), logits=torch.zeros(2)))
+
+
+def test_a_vocabulary_of_one_is_certain() -> None:
+    one = [Proposal(0, PointMass(0), logits=torch.zeros(1))] * 9
+    for policy in LOOKING:
+        most = 5 if isinstance(policy, EGAG) else 9
+        assert taken(policy, iter(one)) == most
+
+
+@pytest.mark.parametrize(("temperature", "certainty"), [(1e-30, 1.0), (1e30, 0.25)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int64])
+def test_the_coldest_and_the_hottest_drafters(temperature: float, certainty: float, dtype: torch.dtype) -> None:
+    proposal = Proposal(2, PointMass(2), logits=torch.tensor([0, 1, 10**12, 2], dtype=dtype))
+    assert drafter_law(proposal, temperature).of(2) == pytest.approx(certainty)
+    for stop in (SVIP, AdaEDL, Unsure):
+        assert stop(temperature=temperature)(proposal) is (certainty < 0.3 and stop is not AdaEDL)
+
+
+@pytest.mark.parametrize("verdict", [torch.tensor([True, False]), numpy.array([1, 2])])
+def test_a_stop_that_tells_neither_true_nor_false_is_refused(verdict: bool) -> None:
+    with pytest.raises(DecodeError, match="neither true nor false"):
+        StopAfter(lambda proposal: verdict)(certain(), STATE)
 
 
 @pytest.mark.parametrize(("gamma", "most"), [(0, 4), (5, 4)])

@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import islice
 from random import Random
+from typing import TypeAlias
 
+import numpy
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from typing_extensions import override
 
-from specflow import DecodeError, PointMass, SuffixDrafter, Tokens
+from specflow import (
+    Bigrams,
+    DecodeError,
+    LookupTree,
+    Node,
+    PointMass,
+    PromptLookup,
+    Proposal,
+    SuffixDrafter,
+    Tokens,
+    as_chain,
+    as_tree,
+)
 from specflow.drafters.suffix import FORGIVEN, NO_MATCH, Match
 
 
@@ -177,6 +195,11 @@ def test_a_copy_worth_less_than_the_shortest_match_is_not_used() -> None:
     assert drafted(SuffixDrafter(shortest=0), (1, 2, 3)) == []
 
 
+def tabled() -> LookupTree:
+    """A tree over bigrams of three tokens, which know none of a text's ids."""
+    return LookupTree(Bigrams(numpy.array([[1], [2], [0]]), numpy.array([[0.5]] * 3)))
+
+
 def test_proposals_are_certain_and_named() -> None:
     for proposal in SuffixDrafter(source="mine")((1, 2, 1)):
         assert proposal.q == PointMass(proposal.token)
@@ -204,16 +227,95 @@ def test_an_interruption_leaves_no_wrong_memo() -> None:
     assert drafter.match(text) == Match(2, 2)
 
 
-def test_threads_share_a_drafter() -> None:
-    random, drafter = Random(0), SuffixDrafter()
-    held = [tuple(random.choices(range(4), k=300)) for _ in range(8)]
+@pytest.fixture
+def hasty() -> Iterator[None]:
+    """Threads take turns a thousand times as often as they do by default."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
 
-    def grow(tokens: Tokens) -> list[list[int]]:
-        return [drafted(drafter, tokens[:end]) for end in range(1, len(tokens), 3)]
 
-    alone = [[drafted(SuffixDrafter(), tokens[:end]) for end in range(1, len(tokens), 3)] for tokens in held]
+Sharing: TypeAlias = SuffixDrafter | LookupTree | PromptLookup
+
+
+def beginning_of(drafter: Sharing, tokens: Tokens, most: int = 6) -> list[tuple[int, int]]:
+    """The first drafts of a text, and what they follow."""
+    stream: Iterator[Proposal[PointMass] | Node] = drafter(tokens)
+    return [(draft.token, draft.parent if isinstance(draft, Node) else 0) for draft in islice(stream, most)]
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("make", [SuffixDrafter, LookupTree, PromptLookup])
+def test_threads_share_a_drafter(make: Callable[[], Sharing]) -> None:
+    """More texts at once than are remembered, with one beginning, and each of them in two threads."""
+    random, shared = Random(0), make()
+    beginning = tuple(random.choices(range(4), k=100))
+    held = [(*beginning, *random.choices(range(4), k=100)) for _ in range(5)] * 2
+
+    def grow(drafter: Sharing, tokens: Tokens) -> list[list[tuple[int, int]]]:
+        return [beginning_of(drafter, tokens[:end]) for end in range(1, len(tokens), 3)]
+
+    alone = [grow(make(), tokens) for tokens in held]
     with ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(grow, held)) == alone
+        assert list(pool.map(partial(grow, shared), held)) == alone
+
+
+def test_conversations_in_turns_are_not_read_again() -> None:
+    """Four of them, in any order: each call takes in what its text grew by, and no more."""
+    drafter, grown, random = SuffixDrafter(), list[int](), Random(0)
+    texts = [tuple(Random(seed).choices(range(9), k=200)) for seed in range(4)]
+    for end in range(50, 200, 5):
+        for text in random.sample(texts, 4):
+            before = {id(memo): len(memo.text) for memo in drafter._memos}
+            drafter.match(text[:end])
+            grown.append(len(drafter._memos[0].text) - before.get(id(drafter._memos[0]), 0))
+    assert grown == [50] * 4 + [5] * (len(grown) - 4)
+
+
+def test_a_stream_that_is_left_leaves_the_memo_right() -> None:
+    random = Random(1)
+    text = tuple(random.choices(range(3), k=80))
+    drafters: tuple[Sharing, ...] = (SuffixDrafter(), LookupTree())
+    for end in range(1, 80):
+        for drafter in drafters:
+            stream = drafter(text[:end])
+            next(stream, None)
+            stream.close()  # type: ignore[union-attr] # both are generators
+            assert beginning_of(drafter, text[:end]) == beginning_of(type(drafter)(), text[:end])
+
+
+@pytest.mark.parametrize("make", [SuffixDrafter, LookupTree, PromptLookup])
+def test_a_text_is_whatever_plainly_holds_ids(make: Callable[[], Sharing]) -> None:
+    expected = beginning_of(make(), (1, 2, 3, 1))
+    for text in ([1, 2, 3, 1], torch.tensor([1, 2, 3, 1]), torch.tensor([[1, 2, 3, 1]]), numpy.array([1, 2, 3, 1])):
+        assert beginning_of(make(), text) == expected  # type: ignore[arg-type]
+    assert list(make()(())) == []
+
+
+@pytest.mark.parametrize("make", [SuffixDrafter, LookupTree, PromptLookup])
+@pytest.mark.parametrize(
+    "text", [None, 3, "abca", b"abca", (1, "a"), (1, None), (1, 0.5), (torch.tensor(1),) * 2, {1: 2}]
+)
+def test_a_text_that_holds_no_ids_is_refused(make: Callable[[], Sharing], text: object) -> None:
+    with pytest.raises(DecodeError, match=r"ids|int"):
+        list(make()(text))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("make", [SuffixDrafter, LookupTree, PromptLookup, tabled])
+@pytest.mark.parametrize("token", [-1, 2**31, 2**63, 2**70])
+def test_ids_of_any_size_are_copied_as_they_are(make: Callable[[], Sharing], token: int) -> None:
+    text = (token, 5, 6, token)
+    drafts = [draft for draft, _ in beginning_of(make(), text, 2)]
+    assert drafts[0] == 5
+    assert all(type(draft) is int for draft in drafts)
+
+
+def test_no_factor_takes_a_draft_out_of_its_bounds() -> None:
+    text = (1, 2, 3) * 40
+    assert len(drafted(SuffixDrafter(most=7, factor=1e308, offset=1e308), text)) == 7
+    assert drafted(SuffixDrafter(factor=-1e308, offset=-1e308), text) == []
+    assert len(drafted(SuffixDrafter(most=numpy.int64(7)), text)) == 7  # type: ignore[arg-type]
 
 
 def test_a_text_that_grew_is_not_read_again() -> None:
@@ -234,10 +336,49 @@ def test_a_text_that_grew_is_not_read_again() -> None:
         lambda: SuffixDrafter(shortest=-1),
         lambda: SuffixDrafter(factor=float("nan")),
         lambda: SuffixDrafter(offset=float("inf")),
+        lambda: SuffixDrafter(most=True),
+        lambda: SuffixDrafter(most=2.0),  # type: ignore[arg-type]
+        lambda: SuffixDrafter(most=2**31),
+        lambda: SuffixDrafter(shortest=None),  # type: ignore[arg-type]
+        lambda: SuffixDrafter(factor="2"),  # type: ignore[arg-type]
+        lambda: SuffixDrafter(source=None),  # type: ignore[arg-type]
+        lambda: PromptLookup(num_output_tokens=1.0),  # type: ignore[arg-type]
+        lambda: PromptLookup(max_matching_ngram_size=True),
+        lambda: LookupTree(branches=0.5),  # type: ignore[arg-type]
+        lambda: LookupTree(bigrams={}),  # type: ignore[arg-type]
+        lambda: as_tree(None),  # type: ignore[arg-type]
+        lambda: as_chain(as_tree(SuffixDrafter()), least=float("nan")),
     ],
-    ids=["most", "shortest", "factor", "offset"],
+    ids=[
+        "most",
+        "shortest",
+        "factor",
+        "offset",
+        "most",
+        "most",
+        "most",
+        "shortest",
+        "factor",
+        "source",
+        "num_output_tokens",
+        "max_matching_ngram_size",
+        "branches",
+        "bigrams",
+        "drafter",
+        "least",
+    ],
 )
-def test_wrong_parameters_are_refused(wrong: Callable[[], SuffixDrafter], request: pytest.FixtureRequest) -> None:
-    with pytest.raises(DecodeError, match="give") as refused:
+def test_wrong_parameters_are_refused(wrong: Callable[[], object], request: pytest.FixtureRequest) -> None:
+    with pytest.raises(DecodeError) as refused:
         wrong()
     assert refused.value.parameter in request.node.name
+
+
+@pytest.mark.parametrize("junk", [None, 3, [3], [None], ["a"]])
+def test_what_a_drafter_returns_is_looked_at(junk: object) -> None:
+    def drafter(tokens: Tokens) -> Iterator[Proposal[PointMass]]:
+        return junk  # type: ignore[return-value]
+
+    for wrapped in (as_tree(drafter), as_chain(drafter)):  # type: ignore[arg-type]
+        with pytest.raises(DecodeError, match="drafter"):
+            list(wrapped((1, 2)))

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from math import floor, isfinite
+from math import floor
 from threading import Lock
 from typing import Final, NamedTuple, final
 
-from attrs import Attribute, define, field
+from attrs import define, field
 
+from specflow.checks import a, drafts, number, valid, whole
 from specflow.distribution import PointMass
-from specflow.errors import DecodeError, at_least_one
-from specflow.prefix import begins
+from specflow.ids import ids_of
+from specflow.prefix import TEXTS, begins, text_of
 from specflow.state import Proposal, Tokens
-
-TEXTS: Final = 4
-"""How many texts a drafter remembers: enough for a few decodes that take turns."""
 
 NESTED: Final = 32
 """How many nested matches each token brings up to date. A match has as many inside it only in a text that repeats
@@ -94,16 +92,6 @@ class Reading(NamedTuple):
         return ends[max(0, last - most) : last][::-1]
 
 
-def _finite(instance: object, attribute: Attribute[float], value: float) -> None:
-    if not isfinite(value):
-        raise DecodeError(attribute.name, f"{attribute.name} is not a finite number", value, "give a finite number")
-
-
-def _not_negative(instance: object, attribute: Attribute[int], value: int) -> None:
-    if value < 0:
-        raise DecodeError(attribute.name, f"{attribute.name} is negative", value, "give 0 or more")
-
-
 @final
 @define(eq=False)
 class SuffixDrafter:
@@ -120,8 +108,9 @@ class SuffixDrafter:
     has no match.
 
     It is a pure function of the text. A suffix automaton of the last few texts is kept as a memo: a text that grew
-    costs O(1) amortised a token, another one is read once. `most` is at least 1, `shortest` at least 0, factor and
-    offset finite, else `DecodeError`.
+    costs O(1) amortised a token, another one is read once. Threads may share a drafter: a memo belongs to the thread
+    that grows it, and is put back whole, or is lost with a call that fails. `most` is at least 1, `shortest` at least
+    0, factor and offset finite, else `DecodeError`, and so for a text that holds no ids.
     Source: suffix decoding (Oliaro et al. 2411.04975, section 4), whose tree of counts to a fixed depth is replaced by
     the longest match of any length and its latest occurrence. Going on behind a refused token is ours.
 
@@ -132,20 +121,21 @@ class SuffixDrafter:
     [10, 11, 12]
     """
 
-    most: int = field(default=20, validator=at_least_one)
-    factor: float = field(default=2.0, validator=_finite)
-    offset: float = field(default=3.0, validator=_finite)
-    shortest: int = field(default=1, validator=_not_negative)
-    source: str = "suffix"
+    most: int = field(default=20, validator=valid(drafts))
+    factor: float = field(default=2.0, validator=valid(number("factor is not finite", "give a number")))
+    offset: float = field(default=3.0, validator=valid(number("offset is not finite", "give a number")))
+    shortest: int = field(default=1, validator=valid(whole(0, "give 0 or more")))
+    source: str = field(default="suffix", validator=valid(a(str, "name the drafter")))
     _memos: list[_Automaton] = field(init=False, factory=list, repr=False)
     _lock: Lock = field(init=False, factory=Lock, repr=False)
 
     def __call__(self, tokens: Tokens, /) -> Iterator[Proposal[PointMass]]:
+        tokens = text_of(tokens)
         copy = self.copy(tokens)
         if copy == NO_COPY or copy.worth < self.shortest:
             return
         period = len(tokens) - copy.end
-        for i in range(min(self.most, floor(self.factor * copy.worth + self.offset))):
+        for i in range(floor(max(0.0, min(self.most, self.factor * copy.worth + self.offset)))):
             token = tokens[copy.end + i % period]
             yield Proposal(token, PointMass(token), self.source)
 
@@ -167,6 +157,7 @@ class SuffixDrafter:
 
     def read(self, tokens: Tokens) -> Reading:
         """Match, copy and the places of each token, for drafters that look further."""
+        tokens = text_of(tokens)
         # A memo is out of the list while it grows: an interruption loses it, and another thread never meets it.
         with self._lock:
             automaton = self._take(tokens)
@@ -206,6 +197,7 @@ class _Automaton:
 
     def extend(self, tokens: Tokens) -> Reading:
         """Grow to `tokens`, which begin with this text."""
+        ids_of("tokens", tokens[len(self.text) :])
         for position in range(len(self.text), len(tokens)):
             self._append(tokens[position], position + 1)
             self.places.setdefault(tokens[position], []).append(position + 1)

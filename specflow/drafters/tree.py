@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from heapq import heappop, heappush
 from itertools import count
-from typing import Final, NamedTuple, final
+from typing import Final, NamedTuple, TypeVar, final
 
 from attrs import field, frozen
 
+from specflow.checks import a, calls, drafts, number, or_none, shown, valid
 from specflow.distribution import PointMass
 from specflow.drafters.bigrams import Bigrams
 from specflow.drafters.suffix import Reading, SuffixDrafter
-from specflow.errors import at_least_one
+from specflow.errors import DecodeError
+from specflow.prefix import text_of
 from specflow.state import TEXT, CertainDrafter, Node, Proposal, Tokens, TreeDrafter
+
+T = TypeVar("T")
 
 PLACES: Final = 64
 """How many earlier occurrences of a token are looked at, the latest."""
@@ -56,8 +60,8 @@ class LookupTree:
     order has the most expected tokens for each number of nodes, as far as the guesses are right. They were fitted to
     what SmolLM2-135M accepts.
 
-    A pure function of the text, over a memo of the last few texts as `SuffixDrafter` has it. `branches` ≥ 1, else
-    `DecodeError`.
+    A pure function of the text, over a memo of the last few texts as `SuffixDrafter` has it, and as safe to share.
+    Behind a token that `bigrams` do not know they say nothing. `branches` ≥ 1, else `DecodeError`.
     Source: trees of several sources that are scored: Hu et al. 2411.10666 (SAM decoding) and Luo et al. 2408.08696
     (token recycling) for the parts; the scores are ours.
 
@@ -66,11 +70,14 @@ class LookupTree:
     [(8, -1, 0.182), (6, -1, 0.102), (5, 0, 0.08)]
     """
 
-    bigrams: Bigrams | None = None
-    branches: int = field(default=4, validator=at_least_one)
+    bigrams: Bigrams | None = field(default=None, validator=valid(or_none(a(Bigrams, "give Bigrams, or None"))))
+    branches: int = field(default=4, validator=valid(drafts))
     _suffix: SuffixDrafter = field(init=False, factory=SuffixDrafter, eq=False, repr=False)
 
     def __call__(self, tokens: Tokens, /) -> Iterator[Node]:
+        tokens = text_of(tokens)
+        if not tokens:
+            return
         text = self._suffix.read(tokens)
         order = count()
         waiting: list[_Candidate] = []
@@ -82,13 +89,13 @@ class LookupTree:
         copy = text.copy
         matches = [place for place in _matches(tokens, text) if place.end != copy.end]
         wait(TEXT, (), [Place(copy.end, copy.worth), *matches] if copy.worth else matches, 1.0)
-        for number in count():
+        for i in count():
             if not waiting:
                 return
             unlikely, _, token, parent, source, path, places = heappop(waiting)
             yield Node(token, parent, -unlikely, source)
             longer = [Place(end + 1, length + 1) for end, length in places if _at(tokens, path, end) == token]
-            wait(number, (*path, token), longer or _occurrences(text, token), -unlikely)
+            wait(i, (*path, token), longer or _occurrences(text, token), -unlikely)
 
     def _followers(self, tokens: Tokens, path: Tokens, places: list[Place]) -> dict[int, tuple[float, str]]:
         """token → the probability that it is taken behind the path, as guessed, and where it is from."""
@@ -104,9 +111,10 @@ class LookupTree:
                 rest = 1 - share
             if len(shares) == self.branches:
                 break
-        if self.bigrams is not None:
+        last = path[-1] if path else tokens[-1]
+        if self.bigrams is not None and 0 <= last < len(self.bigrams.tokens):
             free = rest / 2 if shares else 1.0
-            for token, chance in self.bigrams.behind(path[-1] if path else tokens[-1]):
+            for token, chance in self.bigrams.behind(last):
                 share, source = shares.get(token, (0.0, "bigram"))
                 shares[token] = share + free * chance, source
         return shares
@@ -140,9 +148,11 @@ def as_tree(drafter: CertainDrafter) -> TreeDrafter:
     >>> list(as_tree(PromptLookup(num_output_tokens=2))((1, 2, 3, 1)))
     [Node(token=2, parent=-1, chance=1.0, source='lookup'), Node(token=3, parent=0, chance=1.0, source='lookup')]
     """
+    calls("a drafter", "give a function of tokens")("drafter", drafter)
 
     def draft(tokens: Tokens, /) -> Iterator[Node]:
-        for i, proposal in enumerate(drafter(tokens)):
+        for i, proposal in enumerate(_stream(drafter(tokens))):
+            a(Proposal, "have the drafter yield proposals")("drafter", proposal)
             yield Node(proposal.token, i - 1, source=proposal.source)
 
     return draft
@@ -157,14 +167,25 @@ def as_chain(drafter: TreeDrafter, least: float = 0.1) -> CertainDrafter:
     >>> [proposal.token for proposal in as_chain(stream)((1,))]
     [5, 8]
     """
+    calls("a tree drafter", "give a function of tokens")("drafter", drafter)
+    number("least is not a finite number", "give a probability")("least", least)
 
     def draft(tokens: Tokens, /) -> Iterator[Proposal[PointMass]]:
         end = TEXT
-        for number, node in enumerate(drafter(tokens)):
+        for i, node in enumerate(_stream(drafter(tokens))):
+            a(Node, "have the drafter yield nodes")("drafter", node)
+            number("a node's chance is not a finite number", "give a probability")("chance", node.chance)
             if node.chance < least:
                 return
             if node.parent == end:
-                end = number
+                end = i
                 yield Proposal(node.token, PointMass(node.token), node.source)
 
     return draft
+
+
+def _stream(stream: Iterator[T]) -> Iterator[T]:
+    """What a drafter returned, if it can be read."""
+    if not isinstance(stream, Iterable):
+        raise DecodeError("drafter", "a drafter returned no stream", shown(stream), "have it yield its drafts")
+    return iter(stream)
