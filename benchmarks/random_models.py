@@ -643,7 +643,7 @@ def outcome(seed: int, steps: int = 25) -> Outcome:
         return Outcome(seed, made.name, "refused", error.happened)
     except Exception as error:
         return Outcome(seed, made.name, "violation", f"{type(error).__name__}: {' '.join(str(error).split())[:150]}")
-    fed = "unknown" if predictor.feeding is None else predictor.feeding.name
+    fed = predictor.feeding.name
     if report.holds:
         return Outcome(seed, made.name, "conforming", fed)
     return Outcome(seed, made.name, "violation", f"{way}, fed {fed}: {report}")

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.text import Text
 from torch import Tensor
 from torch.nn import Module
-from transformers import Cache, PreTrainedModel
+from transformers import Cache
 
 from specflow.caching import is_plain
 from specflow.errors import DecodeError, unwrap

@@ -81,7 +81,7 @@ def whole(least: int, remedy: str, most: int | None = None) -> Check:
     """
 
     def check(name: str, value: object) -> None:
-        if not isinstance(value, Integral) or isinstance(value, bool):
+        if type(value) is bool or not isinstance(value, Integral):
             raise DecodeError(name, f"{name} is not a whole number", shown(value), remedy)
         if int(value) < least:
             raise DecodeError(name, f"{name} is below {least}", shown(value), remedy)
@@ -115,7 +115,7 @@ def number(happened: str, remedy: str, holds: Callable[[float], bool] = isfinite
     """
 
     def check(name: str, value: object) -> None:
-        if not isinstance(value, Real) or isinstance(value, bool):
+        if type(value) is bool or not isinstance(value, Real):
             raise DecodeError(name, happened, shown(value), remedy)
         try:
             good = holds(float(value))

@@ -24,6 +24,7 @@ from specflow.lossy import accept_loss
 from specflow.predictor import CachedPredictor, Limits, UncachedPredictor, fitted, limits_of
 from specflow.processors import GreedyProcessor, LogitsProcessor, MultinomialProcessor
 from specflow.random import Dice
+from specflow.reader import refuse_weightless
 from specflow.stages.ngram import UpdateNgram
 from specflow.stages.observe import Observer, Show, Tokenizer, unobserved
 from specflow.state import DecodeState, Drafter, GammaPolicy
@@ -237,8 +238,7 @@ def _check_processor(processor: object) -> None:
 
 def _check_model(name: str, model: Module) -> None:
     a(Module, "give a model, such as AutoModelForCausalLM.from_pretrained makes")(name, model)
-    if any(parameter.is_meta for parameter in model.parameters()):
-        raise DecodeError(name, f"{name} has no weights", "parameters on the meta device", "load its weights")
+    refuse_weightless(name, model)
 
 
 def _started(inputs: object, target: Module, max_gen_len: int, eos_tokens_id: object) -> DecodeState:

@@ -28,6 +28,9 @@ from specflow.watch import Look
 Choose: TypeAlias = Callable[[Tensor, int], Tensor]
 """(logits [V], position) → the id [] of the token that shall stand there, on the device of the logits."""
 
+DRAFTS: Final = 16
+"""How many tokens a model that drafts may have read of its own drafts: it is fed them one by one, as text is."""
+
 REREAD: Final = 32
 """How many tokens may be read again with the next draft before they get a pass of their own."""
 
@@ -102,7 +105,7 @@ class _Memo:
 
     def goes_on(self, covered: int) -> bool:
         """Whether a text that shares the first `covered` tokens goes on with this one: only drafts would be forgotten."""
-        return len(self.tokens) - covered <= max(NEAR, self.ahead)
+        return len(self.tokens) - covered <= max(DRAFTS, self.ahead)
 
     def go_back(self, keep: int) -> bool:
         """Cover at most `keep` tokens; whether there was a way to do it."""

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from threading import Lock, RLock
-from typing import Final, Protocol, cast, final
+from typing import Final, Protocol, TypeAlias, cast, final
 from weakref import WeakKeyDictionary
 
 import torch
@@ -32,14 +32,10 @@ class Call(Protocol):
     def __call__(self, input_ids: Tensor, /, **kwargs: object) -> object: ...
 
 
-class _Guard(Protocol):
-    """A lock that one thread may take several times."""
+Guard: TypeAlias = AbstractContextManager[bool]
+"""A lock that one thread may take several times."""
 
-    def __enter__(self) -> bool: ...
-    def __exit__(self, *raised: object) -> None: ...
-
-
-_GUARDS: Final[WeakKeyDictionary[Module, _Guard]] = WeakKeyDictionary()
+_GUARDS: Final[WeakKeyDictionary[Module, Guard]] = WeakKeyDictionary()
 _GUARDING: Final = Lock()
 
 
@@ -63,7 +59,7 @@ class Reader:
     vocab_size: int | None
     """How many ids the model both reads and writes; None where it does not tell."""
     watch: Watch = field(repr=False)
-    guard: _Guard = field(repr=False)
+    guard: Guard = field(repr=False)
     _place: torch.device | None = field(repr=False)
     _untracked: Untracked = field(repr=False)
 
@@ -112,6 +108,9 @@ class Reader:
 
     def refuse_strange(self, tokens: Sequence[int]) -> None:
         """`DecodeError` for ids that the model does not have."""
+        if not {*map(type, tokens)} <= {int}:
+            strange = next(token for token in tokens if type(token) is not int)
+            raise DecodeError("tokens", "a token id is not an int", shown(strange), "give plain ints")
         for token in (min(tokens, default=0), max(tokens, default=0)):
             if token < 0 or (self.vocab_size is not None and token >= self.vocab_size):
                 size = "the vocabulary" if self.vocab_size is None else f"the vocabulary of {self.vocab_size}"
@@ -221,16 +220,19 @@ def _size(model: Module, getter: str, attribute: str) -> int | None:
 def _refuse_what_is_no_model(model: object) -> None:
     if not isinstance(model, Module):
         raise DecodeError("model", "the model is no torch module", shown(model), "load one, with specflow.models.load")
-    first = next(model.parameters(), None)
-    if first is not None and first.is_meta and _place(model) is None:
+    refuse_weightless("model", model)
+
+
+def refuse_weightless(name: str, model: Module) -> None:
+    """`DecodeError` for a model whose weights are nowhere; those that accelerate keeps on the CPU or on a disk are."""
+    if _place(model) is None and any(parameter.is_meta for parameter in model.parameters()):
         remedy = "load it with its weights, or offload it by accelerate"
-        raise DecodeError("model", "the model has no weights", "parameters on the meta device", remedy)
+        raise DecodeError(name, f"the {name} has no weights", "parameters on the meta device", remedy)
 
 
 def _place(model: Module) -> torch.device | None:
-    """Where accelerate runs a model whose first weights are offloaded; None for any other."""
-    first = next(model.parameters(), None)
-    if first is None or not first.is_meta:
+    """Where accelerate runs a model of which some weights are offloaded; None for any other."""
+    if not any(parameter.is_meta for parameter in model.parameters()):
         return None
     for module in model.modules():
         hook = vars(module).get("_hf_hook")
@@ -241,7 +243,7 @@ def _place(model: Module) -> torch.device | None:
     return None
 
 
-def _guard_of(model: Module) -> _Guard:
+def _guard_of(model: Module) -> Guard:
     with _GUARDING:
         return _GUARDS.setdefault(model, RLock())
 

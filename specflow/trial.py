@@ -26,7 +26,7 @@ from transformers import PreTrainedConfig
 from specflow.caching import Past
 from specflow.errors import DecodeError
 from specflow.reader import Reader
-from specflow.state import TEXT, Node, Tokens
+from specflow.state import TEXT, Node
 from specflow.trees import path_to
 from specflow.watch import Look
 
@@ -257,10 +257,12 @@ class Trials:
                     "let the model make its own cache, or name this one a LossyCache",
                 )
             return Stretch(0, best or AFRESH)
-        feedings = (self._now.stretches[0].feeding,) if self._now.stretches[0].feeding.most else ()
-        if self._best(ids, truth, feedings, over - 2 * max([0, *[feeding.least for feeding in feedings]])):
-            return Stretch(over, feedings[0])
-        return Stretch(over, self._best(ids, truth, feedings, over) or AFRESH, carries=False)
+        begun = self._now.stretches[0]
+        if not begun.feeding.most:
+            return Stretch(over, begun.feeding, carries=False, forgetful=begun.forgetful)
+        if self._best(ids, truth, (begun.feeding,), over - 2 * begun.feeding.least):
+            return Stretch(over, begun.feeding)
+        return Stretch(over, self._best(ids, truth, (begun.feeding,), over) or AFRESH, carries=False)
 
     def _first(self, ids: Tensor, truth: Tensor, longer: int) -> Feeding | None:
         """How short texts are fed: tried on one of up to `longer` tokens where the few pieces of `ids` leave a doubt.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
 from operator import attrgetter, is_
 from typing import Final, cast, final
 
@@ -38,7 +39,7 @@ class Look:
 
     held: tuple[object, ...]
     written: tuple[int, ...]
-    hooks: int
+    hooks: tuple[int, ...]
     kind: tuple[object, ...]
 
     def same(self, other: Look) -> bool:
@@ -86,7 +87,7 @@ class Watch:
         held = self._slots.held()
         if not _identical(held, self._held):
             self._walk()
-        return Look(self._held, self._written(), sum(map(len, self._hooks)), self._kind())
+        return Look(self._held, self._written(), tuple(chain.from_iterable(self._hooks)), self._kind())
 
     @property
     def training(self) -> list[Module]:
@@ -101,15 +102,17 @@ class Watch:
     def _walk(self) -> None:
         modules = self.modules = tuple(self.model.modules())
         children = [(module._modules, name) for module in modules for name in module._modules]
-        weights = [(module._parameters, name) for module in modules for name in module._parameters]
-        buffers = [
+        weights: list[tuple[Mapping[str, Tensor | None], str]] = [
+            (module._parameters, name) for module in modules for name in module._parameters
+        ]
+        weights += [
             (module._buffers, name)
             for module in modules
             for name in module._buffers
             if name not in module._non_persistent_buffers_set
         ]
         # What is offloaded comes and goes with each pass.
-        tensors = [(kept, name) for kept, name in (*weights, *buffers) if not _is_away(kept[name])]
+        tensors = [(kept, name) for kept, name in weights if not _is_away(kept[name])]
         self._slots = _Slots.of([*children, *tensors])
         self._held = self._slots.held()
         self._tensors = tuple([held for held in self._held[len(children) :] if isinstance(held, Tensor)])

@@ -51,7 +51,8 @@ from transformers import (  # type: ignore[attr-defined] # our stubs hold few na
 )
 
 import specflow as s
-from specflow import accelerate, beam, distribution, interop, kv_cache, models, stages, testing, trees
+import specflow.interop.processors as interop_processors
+from specflow import accelerate, beam, distribution, interop, kv_cache, models, processors, stages, testing, trees
 from specflow.stages import block, stop, typical, verify
 
 PLACES: Final = (
@@ -347,6 +348,10 @@ def predict(predictor: s.Predictor) -> object:
     return decode(s.speculative_step(drafter, predictor, GREEDY, s.Dice()))
 
 
+def predict_ids(predictor: s.Predictor) -> object:
+    return predictor(TEXT, 2)
+
+
 def read(predictor: s.TreePredictor) -> object:
     predictor(TEXT, NODES)
     return decode(s.tree_step(nodes, predictor, GREEDY, s.Dice()))
@@ -597,7 +602,7 @@ TABLE: Final[dict[str, Entry]] = {
     # laws, processors, randomness
     "distribution.BlackBox": Entry(s.BlackBox, lambda: {"probs": EVEN.probs, "sample": BAG.sample}, obey),
     "distribution.BlackBox.draw": Entry(BAG.draw),
-    "distribution.Categorical": Entry(s.Categorical, lambda: {"probs": EVEN.probs}, obey),
+    "distribution.Categorical": Entry(s.Categorical, lambda: {"probs": EVEN.probs, "by": None}, obey),
     "distribution.Categorical.entropy": Entry(EVEN.entropy),
     "distribution.PointMass": Entry(s.PointMass, lambda: {"token": 1}, obey),
     "distribution.PointMass.entropy": Entry(lambda: s.PointMass(1).entropy()),
@@ -614,8 +619,13 @@ TABLE: Final[dict[str, Entry]] = {
     "processors.TopKNucleusProcessor": Entry(
         s.TopKNucleusProcessor, lambda: {"temperature": 1.0, "top_k": 2, "top_p": 0.9}, process
     ),
+    "processors.EachPrefix": Entry(processors.EachPrefix, lambda: {"law": lambda tokens, logits: EVEN}, process),
+    "processors.EachPrefix.laws": Entry(
+        lambda tokens, logits: processors.EachPrefix(lambda text, row: EVEN).laws(tokens, logits)[0],
+        lambda: {"tokens": TEXT, "logits": torch.zeros(2, V)},
+    ),
     "processors.Lazily": Entry(
-        lambda **parts: import_module("specflow.processors").Lazily(**parts),
+        processors.Lazily,
         lambda: {"rows": 2, "make": lambda row: EVEN},
         lambda laws: [laws[row] for row in range(len(laws))],
     ),
@@ -892,7 +902,7 @@ TABLE: Final[dict[str, Entry]] = {
     # records that users make
     "state.Request": Entry(
         s.Request,
-        lambda: {"prompt": TEXT, "limit": 6, "stop": frozenset({2})},
+        lambda: {"prompt": TEXT, "limit": 6, "stop": frozenset({2}), "vocab_size": V},
         lambda request: s.run(speculative(), s.DecodeState(request, TEXT)),
     ),
     "state.DecodeState": Entry(
@@ -965,7 +975,7 @@ TABLE: Final[dict[str, Entry]] = {
     # interop
     "interop.generate.Generate": Entry(
         interop.Generate,
-        lambda: {"drafter": drafter, "gamma": s.Fixed(2), "rng": s.Dice(), "streamer": None},
+        lambda: {"drafter": drafter, "gamma": s.Fixed(2), "rng": s.Dice()},
         generate,
     ),
     "interop.processors.ProcessorList": Entry(
@@ -973,9 +983,6 @@ TABLE: Final[dict[str, Entry]] = {
         lambda: {
             "processors": LogitsProcessorList([MinLengthLogitsProcessor(5, 2)]),
             "choose": interop.sampled,
-            "before": (),
-            "batch": 1,
-            "row": 0,
         },
         process,
     ),
@@ -983,12 +990,28 @@ TABLE: Final[dict[str, Entry]] = {
         lambda tokens, logits: interop.ProcessorList(LogitsProcessorList()).laws(tokens, logits),
         lambda: {"tokens": TEXT, "logits": torch.zeros(2, V)},
     ),
+    "interop.processors.InOrder": Entry(
+        interop_processors.InOrder,
+        lambda: {
+            "processors": LogitsProcessorList([MinLengthLogitsProcessor(5, 2)]),
+            "choose": interop.sampled,
+        },
+        process,
+    ),
+    "interop.processors.InOrder.laws": Entry(
+        interop_processors.InOrder(LogitsProcessorList()).laws, lambda: {"tokens": TEXT, "logits": torch.zeros(2, V)}
+    ),
+    "interop.processors.Stateless": Entry(
+        interop_processors.Stateless,
+        lambda: {"processor": MinLengthLogitsProcessor(5, 2)},
+        lambda made: process(interop.ProcessorList([made])),
+    ),
     "interop.processors.most_likely": Entry(interop.most_likely, lambda: {"scores": LOGITS}),
     "interop.processors.sampled": Entry(interop.sampled, lambda: {"scores": LOGITS}),
     "interop.streaming.new_tokens": Entry(
         interop.new_tokens, lambda: {"step": speculative(), "state": begun()}, arrive
     ),
-    "interop.streaming.stops": Entry(interop.stops, lambda: {"criteria": StoppingCriteriaList(), "before": ()}, until),
+    "interop.streaming.stops": Entry(interop.stops, lambda: {"criteria": StoppingCriteriaList()}, until),
     "interop.streaming.stream": Entry(
         interop.stream, lambda: {"step": speculative(), "state": begun(), "streamer": Heard()}
     ),
@@ -1013,6 +1036,10 @@ TABLE: Final[dict[str, Entry]] = {
         lambda: {"message": "hi"},
     ),
     "models.load": Entry(models.load, lambda: {"name": "/nowhere/at/all", "dtype": "float32"}),
+    "models.Loaded.ids": Entry(
+        lambda text: models.Loaded(llama(), Words()).ids(text),  # type: ignore[arg-type]
+        lambda: {"text": "hi"},
+    ),
     "models.bigrams_of": Entry(models.bigrams_of, lambda: {"model": llama(), "tokenizer": Words()}),
     "models.smollm2_is_converted": Entry(models.smollm2_is_converted),
     "models.smollm2_is_installed": Entry(models.smollm2_is_installed),
@@ -1049,6 +1076,7 @@ TABLE: Final[dict[str, Entry]] = {
             "seed": 0,
             "steps": 6,
             "longest": 12,
+            "often": (),
             "prune": None,
         },
         effort=effort("steps", "longest"),
@@ -1064,6 +1092,12 @@ TABLE: Final[dict[str, Entry]] = {
             "longest": 12,
         },
         effort=effort("steps", "longest"),
+    ),
+    "testing.conformance.fresh_passes": Entry(
+        testing.fresh_passes,
+        lambda: {"model": llama(), "vocab_size": 16, "longest": 12, "tolerance": 1e-3},
+        predict_ids,
+        effort("longest"),
     ),
     "testing.conformance.through_trees": Entry(
         testing.through_trees, lambda: {"target": s.path_by_path(TARGET), "vocab_size": V, "seed": 0}, predict
@@ -1210,11 +1244,21 @@ EXEMPT: Final[Mapping[str, str]] = {
             "stages.verify.MatchSamples.judge",
             "stages.verify.RejectTokens.__call__",
             "stages.verify.RejectTokens.judge",
+            "stages.verify.RejectTokens.judge_from",
+            "random.Dice.mark",
+            "interop.processors.Stateless.__call__",
+            "models.check_text",
+            "models.said",
         ),
         BY_STEPS,
     ),
     **dict.fromkeys(
         (
+            "distribution.Origin",
+            "distribution.flaw",
+            "distribution.flaw_of_sums",
+            "distribution.lawful",
+            "distribution.no_law",
             "distribution.Categorical.of",
             "distribution.Categorical.residual",
             "distribution.Categorical.taken_from",

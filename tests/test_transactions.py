@@ -158,7 +158,7 @@ def test_what_a_decode_leaves_is_what_the_text_alone_leaves(
     # A step adds its accepted drafts and one token; only the last one may end on an accepted draft.
     assert tally.accepted <= tally.drafted
     assert tally.accepted + tally.steps - emitted in (0, 1)
-    assert len(ours.target._tokens) >= len(end.state.tokens) - 1
+    assert len(ours.target._kept[0].tokens) >= len(end.state.tokens) - 1
     assert_memos_hold_nothing_else(ours, end.state.tokens)
 
     # Going on, with all that is remembered, equals never having stopped.
@@ -172,7 +172,7 @@ def test_what_a_decode_leaves_is_what_the_text_alone_leaves(
 def assert_memos_hold_nothing_else(decoder: Decoder, tokens: Tokens) -> None:
     """The memos cover the text and nothing that was cut, and answer as a fresh reading does."""
     for memo, model in ((decoder.target, TARGET), (decoder.small, SMALL)):
-        assert tuple(memo._tokens) == tokens[: len(memo._tokens)]
+        assert tuple(memo._kept[0].tokens) == tokens[: len(memo._kept[0].tokens)]
         assert torch.allclose(memo((*tokens, 7), 1), UncachedPredictor(model)((*tokens, 7), 1), atol=1e-9)
 
 

@@ -6,7 +6,7 @@ from transformers import PreTrainedModel
 
 class LoraConfig:
     def __init__(
-        self, *, task_type: str, r: int = 8, init_lora_weights: bool = True, target_modules: str = ..., lora_dropout: float = 0
+        self, *, task_type: str, r: int = 8, init_lora_weights: bool = True, target_modules: str | list[str] = ..., lora_dropout: float = 0
     ) -> None: ...
 
 class PromptTuningConfig:
