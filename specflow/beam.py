@@ -298,12 +298,11 @@ class CachedBeamPredictor:
         reader, trials, length = self._reader, self._trials, len(texts[0])
         stretch = trials.stretch(length)
         told, follows = stretch.feeding.told, stretch.feeding.most > 0 and stretch.feeding.least == 1
-        if cache is not None and follows and len(parents) == len(texts) and length > 1:
-            if trials.region(length) == trials.region(length - 1):
-                cache.reorder_cache(torch.tensor(parents))
-                ids = reader.ids([text[-1:] for text in texts])
-                logits, after = reader.read(ids, cache, length - 1, 1, told=told)
-                return self._kept(texts, logits[:, 0], after)
+        carries = length > 1 and trials.region(length) == trials.region(length - 1)
+        if cache is not None and follows and carries and len(parents) == len(texts):
+            cache.reorder_cache(torch.tensor(parents))
+            logits, after = reader.read(reader.ids([text[-1:] for text in texts]), cache, length - 1, 1, told=told)
+            return self._kept(texts, logits[:, 0], after)
         if len(texts) == 1 and follows:
             logits, after = reader.read(reader.ids(texts), None, 0, 1, told=told)
             return self._kept(texts, logits[:, 0], after)

@@ -104,7 +104,7 @@ class _Memo:
             self.tree = ()
 
     def goes_on(self, covered: int) -> bool:
-        """Whether a text that shares the first `covered` tokens goes on with this one: only drafts would be forgotten."""
+        """Whether a text that shares the first `covered` tokens goes on with this one: only drafts are forgotten."""
         return len(self.tokens) - covered <= max(DRAFTS, self.ahead)
 
     def go_back(self, keep: int) -> bool:
@@ -342,7 +342,7 @@ class CachedPredictor:
                 covered = memo.covers(tokens)
                 if covered > most:
                     best, most = memo, covered
-                if most + NEAR >= max(len(tokens), len(memo.tokens)):
+                if covered + NEAR >= len(tokens) and memo.goes_on(covered):
                     break
         if best is None:
             return None

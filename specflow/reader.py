@@ -176,7 +176,7 @@ class Reader:
 
 
 def vocabulary_of(model: Module) -> int | None:
-    """How many ids a model both reads and writes, as its embeddings have it, or else its config; None where neither does.
+    """How many ids a model both reads and writes, by its embeddings, or else its config; None where neither tells.
 
     >>> vocabulary_of(torch.nn.Linear(2, 2))
     """

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from math import inf
 from random import Random
 from typing import Final, TypeAlias, final
@@ -188,7 +188,7 @@ class Trials:
         first = length - last
         over = [stretch.over for stretch in self._begun(length) if not stretch.carries]
         ends = [first, *[cut for cut in over if first < cut < length], length]
-        return [(end, end - begin) for begin, end in zip(ends, ends[1:], strict=False)]
+        return [(end, end - begin) for begin, end in pairwise(ends)]
 
     def reads_trees(self, length: int) -> bool:
         """Whether a tree that ends a text of `length` tokens is read in one pass as its paths are.
@@ -229,54 +229,68 @@ class Trials:
         if total - over < 2:
             return Stretch(over, EACH_AFRESH, carries=False, forgetful=True)
         ids = self._ids(total)
-        most = over + max(1, (total - over) // 4)
+        found = self._fresh_rows(ids, over)
+        if found is None:
+            return None
+        truth, together, forgetful = found
+        if not together or forgetful:
+            return Stretch(over, EACH_AFRESH, carries=over == 0, forgetful=forgetful)
+        if over:
+            return self._beyond(over, ids, truth)
+        return Stretch(0, self._first(ids, truth, min([sum(ANY_PIECES.trial), self.room() or sys.maxsize, *further])))
+
+    def _fresh_rows(self, ids: Tensor, over: int) -> tuple[Tensor, bool, bool] | None:
+        """The rows behind more than `over` tokens, whether one pass may give them, and whether the model is forgetful.
+
+        None where they are not finite. `DecodeError` for a model that remembers what it read and does not forget it.
+        """
+        most, bound = over + max(1, (ids.shape[1] - over) // 4), error_bound(self.reader.dtype)
         if over:
             self._fresh(ids[:, :1], 1)  # a model that remembers the length of a text forgets it
-        alone, truth = self._fresh(ids[:, :most], 1), self._fresh(ids, total - over)
+        alone, truth = self._fresh(ids[:, :most], 1), self._fresh(ids, ids.shape[1] - over)
         if not (_has_law(alone) and _has_law(truth)):
             return None
-        again = self._fresh(ids[:, :most], 1)
-        bound = error_bound(self.reader.dtype)
-        forgetful = not _error(again, alone) <= bound
+        forgetful = not _error(self._fresh(ids[:, :most], 1), alone) <= bound
         if forgetful:
             self._fresh(ids[:, :1], 1)
             if not _error(self._fresh(ids[:, :most], 1), alone) <= bound:
                 happened, remedy = "the model's logits depend on what it read before", "give a function of tokens alone"
                 raise DecodeError("model", happened, type(self.reader.model).__name__, remedy)
-        if forgetful or not _error(truth[most - over - 1 : most - over], alone) <= bound:
-            return Stretch(over, EACH_AFRESH, carries=over == 0, forgetful=forgetful)
-        if total - over < SHORTEST:
-            return Stretch(over, AFRESH, carries=over == 0)
-        if over == 0:
-            best = self._first(ids, truth, min([sum(ANY_PIECES.trial), self.room() or sys.maxsize, *further]))
-            if best is None and self.make is not None:
-                raise DecodeError(
-                    "make_cache",
-                    "the model's logits over this cache are not those of a fresh pass",
-                    type(self._new_cache()).__name__,
-                    "let the model make its own cache, or name this one a LossyCache",
-                )
-            return Stretch(0, best or AFRESH)
-        begun = self._now.stretches[0]
-        if not begun.feeding.most:
-            return Stretch(over, begun.feeding, carries=False, forgetful=begun.forgetful)
-        if self._best(ids, truth, (begun.feeding,), over - 2 * begun.feeding.least):
-            return Stretch(over, begun.feeding)
-        return Stretch(over, self._best(ids, truth, (begun.feeding,), over) or AFRESH, carries=False)
+        return truth, _error(truth[most - over - 1 : most - over], alone) <= bound, forgetful
 
-    def _first(self, ids: Tensor, truth: Tensor, longer: int) -> Feeding | None:
+    def _beyond(self, over: int, ids: Tensor, truth: Tensor) -> Stretch:
+        """How texts longer than `over` tokens are fed: as shorter ones are, or not at all."""
+        feeding = self._now.stretches[0].feeding
+        if not feeding.most:
+            return Stretch(over, feeding, carries=False, forgetful=self._now.stretches[0].forgetful)
+        if len(truth) < SHORTEST:
+            return Stretch(over, AFRESH, carries=False)
+        if self._best(ids, truth, (feeding,), over - 2 * feeding.least):
+            return Stretch(over, feeding)
+        return Stretch(over, self._best(ids, truth, (feeding,), over) or AFRESH, carries=False)
+
+    def _first(self, ids: Tensor, truth: Tensor, longer: int) -> Feeding:
         """How short texts are fed: tried on one of up to `longer` tokens where the few pieces of `ids` leave a doubt.
 
-        So they do where a cache is more than rows of keys and values: in a state errors add up.
+        So they do where a cache is more than rows of keys and values: in a state errors add up. `DecodeError` where
+        nothing is right over caches of the user's.
         """
-        if not self.feedings:
-            return None
+        if not self.feedings or len(truth) < SHORTEST:
+            return AFRESH
         if self._errors(ids, truth, (AT_ONCE,), 0).get(AT_ONCE, inf) <= self._rounding and not self._recurs:
             return ANY_PIECES
         if longer > len(truth):
             ids = self._ids(longer)
             truth = self._fresh(ids, longer)
-        return self._best(ids, truth, self.feedings, 0)
+        best = self._best(ids, truth, self.feedings, 0)
+        if best is None and self.make is not None:
+            raise DecodeError(
+                "make_cache",
+                "the model's logits over this cache are not those of a fresh pass",
+                type(self._new_cache()).__name__,
+                "let the model make its own cache, or name this one a LossyCache",
+            )
+        return best or AFRESH
 
     def _best(self, ids: Tensor, truth: Tensor, feedings: Sequence[Feeding], start: int) -> Feeding | None:
         """The first feeding that is right from `start` on, where the trial's pieces begin."""
@@ -305,7 +319,7 @@ class Trials:
         return 8 * max(torch.finfo(self.reader.dtype).eps, torch.finfo(torch.float32).eps)
 
     def _in_pieces(self, ids: Tensor, feeding: Feeding, start: int) -> Tensor:
-        """Logits [k, V] of the last rows of `ids` [1, n], with a wrong piece read and taken back before the last one."""
+        """Logits [k, V] of the last rows of `ids` [1, n], a wrong piece read and taken back before the last."""
         sizes = feeding.pieces(ids.shape[1] - start) if start else feeding.pieces(ids.shape[1])
         while start and sum(sizes) < ids.shape[1] - start:
             sizes = [feeding.least, *sizes]

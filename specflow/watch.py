@@ -18,7 +18,7 @@ _version: Final[Callable[[Tensor], int]] = attrgetter("_version")
 @final
 @frozen(eq=False)
 class _Slots:
-    """Where modules keep their children or tensors: they are asked again at each look, as they may hold others by then."""
+    """Where modules keep their children or tensors: they are asked at each look, as they may hold others."""
 
     dicts: tuple[dict[str, object], ...]
     names: tuple[str, ...]
@@ -148,7 +148,7 @@ def _identical(a: tuple[object, ...], b: tuple[object, ...]) -> bool:
 
 
 def _adapted(tuner: Module) -> tuple[object, ...]:
-    """Which adapters a layer of PEFT or of transformers applies, which are merged into its weights, and how strongly."""
+    """Which adapters a layer applies, which are merged into its weights, and how strongly."""
     state = vars(tuner)
     scaling = state.get("scaling")
     return (
