@@ -26,10 +26,10 @@ from specflow.errors import DecodeError, unwrap
 from specflow.finite import finite
 from specflow.loop import start
 from specflow.predictor import limits_of, read_afresh
-from specflow.reader import Reader, context_of
+from specflow.reader import Reader
 from specflow.stages.observe import Tokenizer
 from specflow.state import DecodeState, Finished, Reason, Request, Tally, Tokens
-from specflow.trial import Trials
+from specflow.trial import Caches, Trials
 from specflow.watch import Look
 
 BeamPredictor: TypeAlias = Callable[[tuple[Tokens, ...]], Tensor]
@@ -274,7 +274,7 @@ class CachedBeamPredictor:
 
     def __attrs_post_init__(self) -> None:
         self._reader = Reader.of(self.model)
-        self._trials = Trials(self._reader, room=lambda: context_of(self.model))
+        self._trials = Trials(Caches(self._reader))
 
     def __call__(self, texts: tuple[Tokens, ...], /) -> Tensor:
         """Logits [B, V] of what follows each of the texts, which have one length."""

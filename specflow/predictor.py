@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from math import inf
@@ -14,7 +13,7 @@ from attrs import define, field, frozen
 from torch import Tensor
 from torch.nn import Module
 
-from specflow.caching import LossyCache, Past, capacity, is_empty, offloads
+from specflow.caching import LossyCache, Past
 from specflow.checks import a, calls, or_none, shown, valid, whole
 from specflow.errors import DecodeError
 from specflow.finite import arrived, finite, is_near, on_arrival
@@ -22,7 +21,7 @@ from specflow.prefix import NEAR, begins, common_prefix, parting
 from specflow.reader import Reader, context_of, vocabulary_of
 from specflow.state import Node, Predictor, Tokens
 from specflow.trees import path_along, path_by_path
-from specflow.trial import ANY_PIECES, FEEDINGS, Feeding, Stretch, Trials
+from specflow.trial import ANY_PIECES, FEEDINGS, Caches, Feeding, Stretch, Trials
 from specflow.watch import Look
 
 Choose: TypeAlias = Callable[[Tensor, int], Tensor]
@@ -151,12 +150,11 @@ class CachedPredictor:
     )
     memos: int = field(default=4, validator=valid(whole(1, "keep the cache of one text at least")))
     _reader: Reader = field(init=False, repr=False)
+    _caches: Caches = field(init=False, repr=False)
     _trials: Trials = field(init=False, repr=False)
     _kept: list[_Memo] = field(init=False, factory=list, repr=False)
     _seen: Look | None = field(init=False, default=None, repr=False)
-    _makes_none: bool = field(init=False, default=False, repr=False)
     _goes_back: bool = field(init=False, default=False, repr=False)
-    _room: int | None = field(init=False, default=None, repr=False)
 
     def __attrs_post_init__(self) -> None:
         self._reader = Reader.of(self.model)
@@ -164,19 +162,14 @@ class CachedPredictor:
         if takes_none and self.make_cache is not None:
             name, remedy = type(self.model).__name__, "leave make_cache out"
             raise DecodeError("make_cache", "the model takes no cache", name, remedy)
-        own = self.make_cache is None or isinstance(self.make_cache, LossyCache)
-        self._trials = Trials(
-            self._reader,
-            None if own else self._new_cache,
-            () if takes_none else FEEDINGS,
-            lambda: self.limits.context,
-        )
+        self._caches = Caches(self._reader, self.make_cache)
+        self._trials = Trials(self._caches, () if takes_none else FEEDINGS)
 
     @property
     def limits(self) -> Limits:
         """What a text over this memo can take: the model's own limits, and the room in a cache of fixed size."""
         model = limits_of(self.model)
-        sizes = [model.context, self._capacity()]
+        sizes = [model.context, self._caches.room]
         return Limits(model.vocab_size, min((size for size in sizes if size is not None), default=None))
 
     @property
@@ -294,7 +287,7 @@ class CachedPredictor:
         new = max(last, stretch.feeding.least)
         memo = self._taken(tokens, new)
         if memo is None:
-            memo = _Memo(Past(self._new_cache(), 0), self._trials.region(len(tokens)))
+            memo = _Memo(Past(self._caches.new(), 0), self._trials.region(len(tokens)))
         before = len(tokens) - new
         if self._goes_back and before - len(memo.tokens) > REREAD and self._trials.region(before) == memo.region:
             self._read(memo, tokens[:before], 1, stretch.feeding)
@@ -321,8 +314,7 @@ class CachedPredictor:
             past.mark()
         logits, cache = self._reader.read(ids, past.cache, past.length, last, told=feeding.told)
         if cache is None and past.cache is None:  # a few models keep the cache that they make to themselves
-            self._makes_none = True
-            past.extend(self._new_cache(), 0)
+            past.extend(self._caches.to_be_given(), 0)
             return self._extend(memo, ids, end, last, feeding)
         past.extend(cache, end)
         return logits[0]
@@ -362,7 +354,7 @@ class CachedPredictor:
 
     def _furthest(self, tokens: Tokens, most: int) -> int:
         """How long a text may become that is read on by itself from `tokens`."""
-        further = [end for end in (self._capacity(), *self._trials.horizons) if end is not None and end >= len(tokens)]
+        further = [end for end in (self._caches.room, *self._trials.horizons) if end is not None and end >= len(tokens)]
         return min([len(tokens) + most - 1, *further])
 
     def _may_read_trees(self, length: int) -> bool:
@@ -372,29 +364,10 @@ class CachedPredictor:
         return self._trials.reads_trees(length)
 
     def _refuse_beyond_room(self, length: int) -> None:
-        room = self._capacity()
+        room = self._caches.room
         if room is not None and length > room:
             remedy = "make a larger cache, or start from `limits`"
             raise DecodeError("make_cache", f"the text outgrows a cache of {room} tokens", length, remedy)
-
-    def _capacity(self) -> int | None:
-        """The room in the caches that are made here, which have one size."""
-        if self.make_cache is not None and self._room is None:
-            self._room = capacity(self._new_cache()) or sys.maxsize
-        return None if self._room == sys.maxsize else self._room
-
-    def _new_cache(self) -> object | None:
-        if self.make_cache is None:
-            return self._reader.default_cache() if self._makes_none else None
-        cache = self.make_cache()
-        if not is_empty(cache):
-            raise DecodeError(
-                "make_cache", "a new cache is not empty", type(cache).__name__, "make another cache at each call"
-            )
-        if offloads(cache) and self._reader.device.type != "cuda":
-            happened, remedy = "transformers offloads a cache only from CUDA", "make it without offloading"
-            raise DecodeError("make_cache", happened, f"a model on {self._reader.device.type}", remedy)
-        return cache
 
 
 @final
@@ -412,7 +385,7 @@ class UncachedPredictor:
     def __attrs_post_init__(self) -> None:
         reader = Reader.of(self.model)
         object.__setattr__(self, "_reader", reader)
-        object.__setattr__(self, "_trials", Trials(reader, None, (), lambda: context_of(self.model)))
+        object.__setattr__(self, "_trials", Trials(Caches(reader), ()))
 
     def __call__(self, tokens: Tokens, last: int, /) -> Tensor:
         """Logits [last, V] behind each of the last `last` prefixes of `tokens`."""

@@ -23,9 +23,9 @@ from torch import Tensor
 from torch.nn import Module
 from transformers import PreTrainedConfig
 
-from specflow.caching import Past
+from specflow.caching import LossyCache, Past, capacity, is_empty, offloads
 from specflow.errors import DecodeError
-from specflow.reader import Reader
+from specflow.reader import Reader, context_of
 from specflow.state import TEXT, Node
 from specflow.trees import path_to
 from specflow.watch import Look
@@ -142,20 +142,67 @@ _FOUND: Final[WeakKeyDictionary[Module, dict[_Key, _Found]]] = WeakKeyDictionary
 
 @final
 @define(eq=False)
+class Caches:
+    """Where the caches of a model come from: from the model, or from the user, who makes them with `make`.
+
+    `DecodeError` for a new cache that is not empty, and for one that offloads from anything but CUDA.
+    """
+
+    reader: Reader
+    make: Callable[[], object] | None = None
+    _given: bool = field(init=False, default=False)
+    _capacity: int | None = field(init=False, default=None)
+
+    @property
+    def are_own(self) -> bool:
+        """Whether the model is tried over its own caches. Those that are known to round tell nothing of it."""
+        return self.make is None or isinstance(self.make, LossyCache)
+
+    @property
+    def room(self) -> int | None:
+        """How many tokens one takes; None where there is no limit."""
+        if self.make is not None and self._capacity is None:
+            self._capacity = capacity(self.new()) or sys.maxsize
+        return None if self._capacity == sys.maxsize else self._capacity
+
+    def tried(self) -> object | None:
+        """One that the model is tried over."""
+        return None if self.are_own else self.new()
+
+    def to_be_given(self) -> object | None:
+        """transformers' own, from now on, as the model keeps what it makes by itself."""
+        self._given = True
+        return self.new()
+
+    def new(self) -> object | None:
+        """One to start from; None where the model makes it."""
+        if self.make is None:
+            return self.reader.default_cache() if self._given else None
+        cache = self.make()
+        if not is_empty(cache):
+            received, remedy = type(cache).__name__, "make another cache at each call"
+            raise DecodeError("make_cache", "a new cache is not empty", received, remedy)
+        if offloads(cache) and self.reader.device.type != "cuda":
+            happened, remedy = "transformers offloads a cache only from CUDA", "make it without offloading"
+            raise DecodeError("make_cache", happened, f"a model on {self.reader.device.type}", remedy)
+        return cache
+
+
+@final
+@define(eq=False)
 class Trials:
     """What is found out about a model, each thing when it is first asked for.
 
-    Over the model's own caches (`make` is None), or with `feedings` = () over none, a model object is tried once for
+    Over the model's own caches, or with `feedings` = () over none, a model object is tried once for
     each dtype, kind of device, implementation of attention and set of adapters, whoever asks. What went wrong is tried
     again when the weights have changed. Caches of the user's are tried for each predictor.
 
     `DecodeError` for a model that cannot read ids alone, and for one whose logits depend on what it read before.
     """
 
-    reader: Reader
-    make: Callable[[], object | None] | None = None
+    caches: Caches
     feedings: tuple[Feeding, ...] = FEEDINGS
-    room: Callable[[], int | None] = lambda: None
+    reader: Reader = field(init=False)
     horizons: tuple[int, ...] = field(init=False, default=())
     """The lengths beyond which the model is tried anew: all that the first trial does not cross by as much again."""
     _crosses: bool = field(init=False, default=False)
@@ -163,12 +210,15 @@ class Trials:
     _private: dict[_Key, _Found] = field(init=False, factory=dict)
     _now: _Found = field(init=False)
 
+    def __attrs_post_init__(self) -> None:
+        self.reader = self.caches.reader
+
     def meet(self, look: Look) -> None:
         """Answer for the model as it is now."""
-        horizons, crossed = horizons_of(self.reader.model), min(LENGTH, self.room() or LENGTH) // 2
+        horizons, crossed = horizons_of(self.reader.model), min(LENGTH, self._room) // 2
         self.horizons = tuple([horizon for horizon in horizons if horizon > crossed])
         self._crosses = len(self.horizons) < len(horizons)
-        kept = self._private if self.make else _FOUND.setdefault(self.reader.model, {})
+        kept = _FOUND.setdefault(self.reader.model, {}) if self.caches.are_own else self._private
         key = (self.reader.dtype, self.reader.device.type, len(self.feedings), *look.kind)
         found = kept.get(key)
         if found is None or not (found.holds or found.look.same(look)):
@@ -225,7 +275,7 @@ class Trials:
         None is right where all errors are above `error_bound`. A fault that this text does not bring out is not found.
         """
         further = [horizon for horizon in self.horizons if horizon - over >= SHORTEST and (over or not self._crosses)]
-        total = min([over + LENGTH, self.room() or sys.maxsize, *further])
+        total = min([over + LENGTH, self._room, *further])
         if total - over < 2:
             return Stretch(over, EACH_AFRESH, carries=False, forgetful=True)
         ids = self._ids(total)
@@ -237,7 +287,7 @@ class Trials:
             return Stretch(over, EACH_AFRESH, carries=over == 0, forgetful=forgetful)
         if over:
             return self._beyond(over, ids, truth)
-        return Stretch(0, self._first(ids, truth, min([sum(ANY_PIECES.trial), self.room() or sys.maxsize, *further])))
+        return Stretch(0, self._first(ids, truth, min([sum(ANY_PIECES.trial), self._room, *further])))
 
     def _fresh_rows(self, ids: Tensor, over: int) -> tuple[Tensor, bool, bool] | None:
         """The rows behind more than `over` tokens, whether one pass may give them, and whether the model is forgetful.
@@ -283,11 +333,11 @@ class Trials:
             ids = self._ids(longer)
             truth = self._fresh(ids, longer)
         best = self._best(ids, truth, self.feedings, 0)
-        if best is None and self.make is not None:
+        if best is None and not self.caches.are_own:
             raise DecodeError(
                 "make_cache",
                 "the model's logits over this cache are not those of a fresh pass",
-                type(self._new_cache()).__name__,
+                type(self.caches.tried()).__name__,
                 "let the model make its own cache, or name this one a LossyCache",
             )
         return best or AFRESH
@@ -324,7 +374,7 @@ class Trials:
         while start and sum(sizes) < ids.shape[1] - start:
             sizes = [feeding.least, *sizes]
         sizes[0] += ids.shape[1] - sum(sizes)
-        past = Past(self._new_cache(), 0)
+        past = Past(self.caches.tried(), 0)
 
         def extend(piece: Tensor, last: int) -> Tensor:
             logits, cache = self.reader.read(piece, past.cache, past.length, last, told=feeding.told)
@@ -334,7 +384,8 @@ class Trials:
         *before, end = torch.split(ids, sizes, dim=1)
         rows = [extend(piece, piece.shape[1] if i or not start else 1) for i, piece in enumerate(before)]
         self._recurs = past.needs_marks
-        past.mark()
+        if past.needs_marks:
+            past.mark()
         covered = past.length
         extend(end.flip(1), 1)
         assert past.go_back(covered)
@@ -348,7 +399,7 @@ class Trials:
         nodes = [Node(token, parent) for token, parent in zip(drafted, parents, strict=True)]
         reader = self.reader
         try:
-            _, cache = reader.read(reader.ids([text]), self._new_cache(), 0, 1)
+            _, cache = reader.read(reader.ids([text]), self.caches.tried(), 0, 1)
             past = Past(None, 0)
             past.extend(cache, len(text))
             logits, cache = reader.read(reader.ids([tuple(drafted)]), past.cache, len(text), len(nodes), parents)
@@ -392,8 +443,11 @@ class Trials:
             text[max(place, 0)] = token
         return self.reader.ids([tuple(text)])
 
-    def _new_cache(self) -> object | None:
-        return self.make() if self.make else None
+    @property
+    def _room(self) -> int:
+        """How long a text may be that the model is tried on."""
+        sizes = context_of(self.reader.model), self.caches.room
+        return min([size for size in sizes if size is not None], default=sys.maxsize)
 
 
 def horizons_of(model: Module) -> tuple[int, ...]:
@@ -454,7 +508,7 @@ def _error(logits: Tensor, truth: Tensor) -> float:
     apart = torch.where(logits == truth, 0.0, (logits - truth).abs()).nan_to_num(nan=inf, posinf=inf)
     rows = apart.amax(dim=-1).double().sort().values
     typical = rows[len(rows) * 3 // 4 - 1] if truth.dtype in (torch.float16, torch.bfloat16) else rows[-1]
-    return float(typical / truth[truth.isfinite()].abs().max())
+    return float(typical / truth[truth.isfinite()].abs().max()) if typical else 0.0
 
 
 def _has_law(logits: Tensor) -> bool:
