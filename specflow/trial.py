@@ -128,13 +128,15 @@ class _Found:
     """What was found out about a model as it was at one look."""
 
     look: Look
+    over_caches: bool
     stretches: dict[int, Stretch] = field(factory=dict)
     trees: bool | None = None
 
     @property
     def holds(self) -> bool:
         """Whether nothing went wrong, so that other weights need no other trial."""
-        return self.trees is not False and all(stretch.feeding.most > 0 for stretch in self.stretches.values())
+        fed = [stretch.feeding for stretch in self.stretches.values()]
+        return self.trees is not False and all(each.most > 0 if self.over_caches else each.together for each in fed)
 
 
 _FOUND: Final[WeakKeyDictionary[Module, dict[_Key, _Found]]] = WeakKeyDictionary()
@@ -222,7 +224,7 @@ class Trials:
         key = (self.reader.dtype, self.reader.device.type, len(self.feedings), *look.kind)
         found = kept.get(key)
         if found is None or not (found.holds or found.look.same(look)):
-            found = kept[key] = _Found(look)
+            found = kept[key] = _Found(look, bool(self.feedings))
         self._now = found
 
     def stretch(self, length: int) -> Stretch:

@@ -510,6 +510,7 @@ def test_the_flags_choose_the_policy() -> None:
     target = tiny_llama(0)
     drafter = disturbed(target, 1, 0.2)
     greedy = GreedyProcessor()
+    drafter_passes(drafter, target, greedy, gamma=1)  # tries the models
     for gamma in (1, 2, 4):
         fixed = drafter_passes(drafter, target, greedy, gamma=gamma)
         pinned = drafter_passes(drafter, target, greedy, gamma=9, use_egag=True, gamma_min=gamma, gamma_max=gamma)

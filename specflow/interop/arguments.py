@@ -21,7 +21,7 @@ from specflow.caching import is_empty
 from specflow.checks import does, shown
 from specflow.errors import DecodeError
 from specflow.interop.streaming import Streamer
-from specflow.predictor import UncachedPredictor
+from specflow.reader import Reader
 from specflow.state import Tokens
 
 HONOURED: Final = frozenset(
@@ -221,8 +221,9 @@ def refuse_other_inputs(
             else counted.expand(*value.shape[:-2], 1, -1)
             for name, value in given.items()
         }
-        fed, alone = UncachedPredictor(_Fed(model, inputs)), UncachedPredictor(model)
-        found[names] = not given or _is_near(fed(before + short, 1), alone(short, 1))
+        fed, alone = Reader.of(_Fed(model, inputs)), Reader.of(model)
+        rows = [reader.read_afresh(reader.ids([ids]), 1)[0] for reader, ids in ((fed, before + short), (alone, short))]
+        found[names] = not given or _is_near(*rows)
     if not found[names]:
         happened = f"the model over the {' and '.join(sorted(names))} of `generate` is not the model over its ids alone"
         remedy = "leave them out; where you gave none, its text in `generate` is not that of its own passes"
