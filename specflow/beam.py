@@ -229,7 +229,11 @@ def unobserved_beams(selected: Selected) -> None:
     """The observer that does not look."""
 
 
-_is_tokenizer = or_none(does("a tokenizer", "give something that can `decode` ids, or None", "decode"))
+def _is_tokenizer(name: str, value: object) -> None:
+    remedy = "give something that can `decode` ids, or None"
+    or_none(does("a tokenizer", remedy, "decode"))(name, value)
+    if isinstance(value, bytes | bytearray):  # they decode, but no ids
+        raise DecodeError(name, f"{name} is not a tokenizer", shown(value), remedy)
 
 
 @final

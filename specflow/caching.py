@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from copy import copy, deepcopy
 from math import inf
+from numbers import Number
 from typing import Final, final, overload
 
 from attrs import define, field, frozen
@@ -187,7 +188,12 @@ class LossyCache:
     make: Callable[[], object] = field(validator=valid(_makes_caches))
 
     def __call__(self) -> object:
-        return self.make()
+        made = self.make()
+        if made is None or isinstance(made, Number | str | bytes | tuple | list | Tensor):
+            raise DecodeError(
+                "make", "what is made is no cache", shown(made), "return a cache, such as a QuantizedCache"
+            )
+        return made
 
 
 def is_plain(cache: object) -> bool:

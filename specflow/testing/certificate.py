@@ -6,7 +6,9 @@ from collections.abc import Callable, Hashable, Iterable
 from math import fsum
 from typing import Final, final
 
+import numpy
 from attrs import evolve, field, frozen
+from torch import Tensor
 from typing_extensions import TypeVar, override
 
 from specflow.asked import laws_of, rows_of
@@ -287,7 +289,7 @@ _composes: Final = calls("a composition", "give a function that makes a step of 
 
 def cases_of(cases: object) -> tuple[Case, ...]:
     """The cases in anything that holds cases."""
-    if not isinstance(cases, Iterable):
+    if isinstance(cases, Tensor) or not isinstance(cases, Iterable):
         raise DecodeError("cases", "cases are no cases", shown(cases), "give several in a tuple, such as CASES")
     several = tuple(cases)
     for case in several:
@@ -305,7 +307,9 @@ def autoregressive(world: World, sampling: Sampling, until: Condition = never) -
         if token in state.request.stop:
             return Ending(state.output, Reason.STOP)
         ends: object = until(state)
-        a(bool, "let the condition return True or False")("until", ends)
+        if not isinstance(ends, bool | numpy.bool_):
+            happened = "the condition does not say whether the text is over"
+            raise DecodeError("until", happened, shown(ends), "return True or False")
         if ends:
             return Ending(state.output, Reason.CONDITION)
     return Ending(state.output, Reason.LIMIT)

@@ -80,4 +80,8 @@ class HiddenProcessor(LogitsProcessor):
         if not (isinstance(given, Tensor) and given.ndim == 2 and given.is_floating_point() and not given.is_meta):
             raise DecodeError("probs", "probs are no rows", shown(given), "give floats [k, V]")
         laws = [Categorical(row.square() / row.square().sum()) for row in probs]
-        return torch.tensor([[drawn(self._rng, law, 0)] for law in laws])
+        drawn_ids = [drawn(self._rng, law, 0) for law in laws]
+        if max(drawn_ids, default=0) >= probs.shape[1]:
+            happened, remedy = "what is drawn is outside the vocabulary", "return an id of the law"
+            raise DecodeError("rng", happened, shown(max(drawn_ids)), remedy)
+        return torch.tensor(drawn_ids).reshape(-1, 1)
