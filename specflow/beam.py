@@ -12,7 +12,7 @@ from typing import TypeAlias, final
 
 import torch
 import torch.nn.functional as F
-from attrs import Attribute, define, field, frozen
+from attrs import define, field, frozen
 from returns.functions import tap
 from returns.pipeline import flow
 from rich.console import Console
@@ -21,12 +21,15 @@ from torch import Tensor
 from torch.nn import Module
 from transformers import Cache
 
+from specflow.asked import looked_at
 from specflow.caching import is_plain
+from specflow.checks import a, calls, does, each, number, or_none, shown, valid, whole
 from specflow.errors import DecodeError, unwrap
 from specflow.finite import finite
+from specflow.ids import ids_of, stops_of
 from specflow.loop import start
 from specflow.predictor import limits_of, read_afresh
-from specflow.reader import Reader
+from specflow.reader import Reader, refuse_weightless
 from specflow.stages.observe import Tokenizer
 from specflow.state import DecodeState, Finished, Reason, Request, Tally, Tokens
 from specflow.trial import Caches, Trials
@@ -45,6 +48,11 @@ class Beam:
     log_prob: float = 0.0
 
 
+_is_beam = a(Beam, "give a Beam, such as Beam()")
+_is_request = a(Request, "give the request of a state, such as start(prompt, 32).unwrap().request")
+_has_length = whole(1, "give a number of new tokens")
+
+
 @final
 @frozen
 class Beams:
@@ -53,10 +61,10 @@ class Beams:
     `Beams(request)` is where a search starts.
     """
 
-    request: Request
-    live: tuple[Beam, ...] = (Beam(),)
-    ended: Beam | None = None
-    steps: int = 0
+    request: Request = field(validator=valid(_is_request))
+    live: tuple[Beam, ...] = field(default=(Beam(),), validator=valid(each(_is_beam)))
+    ended: Beam | None = field(default=None, validator=valid(or_none(_is_beam)))
+    steps: int = field(default=0, validator=valid(whole(0, "give the number of steps so far")))
 
 
 @final
@@ -99,18 +107,23 @@ class LengthPenalty:
     (-1.5, -1.5)
     """
 
-    min_length: float = 5.0
-    alpha: float = 1.2
-
-    def __attrs_post_init__(self) -> None:
-        if not (self.min_length > -1 and isfinite(self.min_length)):
-            happened = "min_length is not a finite number above -1"
-            raise DecodeError("min_length", happened, self.min_length, "use 5.0, as the GNMT paper does")
-        if not isfinite(self.alpha):
-            raise DecodeError("alpha", "alpha is not finite", self.alpha, "use 0.0 for no length penalty")
+    min_length: float = field(
+        default=5.0,
+        validator=valid(
+            number(
+                "min_length is not a finite number above -1",
+                "use 5.0, as the GNMT paper does",
+                lambda value: -1 < value < inf,
+            )
+        ),
+    )
+    alpha: float = field(
+        default=1.2, validator=valid(number("alpha is not finite", "use 0.0 for no length penalty", isfinite))
+    )
 
     def of(self, length: int) -> float:
         """The penalty of `length` ≥ 1 new tokens, 1 for one of them. `DecodeError` where no positive float holds it."""
+        _has_length("length", length)
         try:
             penalty = float(((self.min_length + length) / (self.min_length + 1)) ** self.alpha)
         except OverflowError:
@@ -122,6 +135,7 @@ class LengthPenalty:
 
     def score(self, beam: Beam) -> float:
         """What beam search maximises."""
+        _is_beam("beam", beam)
         return beam.log_prob / self.of(len(beam.output))
 
     def best(self, beam: Beam, limit: int) -> float:
@@ -129,12 +143,11 @@ class LengthPenalty:
 
         Its log-probability can only fall, and the penalty is monotone in the length, so greatest at one of the ends.
         """
+        _is_beam("beam", beam)
         return beam.log_prob / max(self.of(len(beam.output) + 1), self.of(limit))
 
 
-def _at_least_one(instance: object, attribute: Attribute[int], value: int) -> None:
-    if value < 1:
-        raise DecodeError(attribute.name, f"{attribute.name} is below 1", value, "use 1 for greedy decoding")
+_at_least_one = valid(whole(1, "use 1 for greedy decoding"))
 
 
 @final
@@ -146,11 +159,16 @@ class Expand:
     `DecodeError` where `top_k` is more than the vocabulary.
     """
 
-    predict: BeamPredictor
+    predict: BeamPredictor = field(
+        validator=valid(calls("a predictor of beams", "give a CachedBeamPredictor of the model"))
+    )
     top_k: int = field(validator=_at_least_one)
 
     def __call__(self, beams: Beams, /) -> Expanded:
-        logits = self.predict(tuple([beams.request.prompt + beam.output for beam in beams.live]))
+        if not beams.live:
+            raise DecodeError("live", "there is no live beam", "no beams", "begin with Beams(request)")
+        texts = tuple([beams.request.prompt + beam.output for beam in beams.live])
+        logits = looked_at(self.predict(texts), len(texts), self.predict, len(texts[0]), "model")
         _refuse_beyond("top_k", self.top_k, logits.shape[-1])
         branches = [
             Beam((*beam.output, token), beam.log_prob + log_prob)
@@ -171,7 +189,9 @@ class Select:
     """
 
     num_beams: int = field(validator=_at_least_one)
-    penalty: LengthPenalty = LengthPenalty()
+    penalty: LengthPenalty = field(
+        default=LengthPenalty(), validator=valid(a(LengthPenalty, "give LengthPenalty(), or LengthPenalty(alpha=0.0)"))
+    )
 
     def __call__(self, expanded: Expanded, /) -> Selected:
         before, request = expanded.beams, expanded.beams.request
@@ -189,7 +209,11 @@ class Select:
 
 def has_ended(beam: Beam, request: Request) -> bool:
     """Whether a beam ends with a stop token or at the limit."""
-    return beam.output[-1] in request.stop or len(request.prompt) + len(beam.output) == request.limit
+    _is_beam("beam", beam)
+    _is_request("request", request)
+    return (bool(beam.output) and beam.output[-1] in request.stop) or len(request.prompt) + len(
+        beam.output
+    ) == request.limit
 
 
 def advance_beams(selected: Selected) -> Beams | Finished:
@@ -205,6 +229,13 @@ def unobserved_beams(selected: Selected) -> None:
     """The observer that does not look."""
 
 
+def _is_tokenizer(name: str, value: object) -> None:
+    remedy = "give something that can `decode` ids, or None"
+    or_none(does("a tokenizer", remedy, "decode"))(name, value)
+    if isinstance(value, bytes | bytearray):  # they decode, but no ids
+        raise DecodeError(name, f"{name} is not a tokenizer", shown(value), remedy)
+
+
 @final
 @frozen
 class ShowBeams:
@@ -214,8 +245,10 @@ class ShowBeams:
     Law: observing is the identity, so a search with and without it finds the same text.
     """
 
-    tokenizer: Tokenizer | None = None
-    console: Console = field(factory=Console, eq=False, repr=False)
+    tokenizer: Tokenizer | None = field(default=None, validator=valid(_is_tokenizer))
+    console: Console = field(
+        factory=Console, eq=False, repr=False, validator=valid(a(Console, "give a rich.console.Console"))
+    )
 
     def __call__(self, selected: Selected, /) -> None:
         branches, beams = selected.expanded.branches, selected.beams
@@ -246,6 +279,7 @@ def beam_step(
     observe: BeamObserver = unobserved_beams,
 ) -> BeamStep:
     """Expand every live beam, keep the best branches."""
+    calls("an observer", "give a function of Selected, such as ShowBeams()")("observe", observe)
     expand, select = Expand(predict, top_k), Select(num_beams, penalty)
     return lambda beams: flow(beams, expand, select, tap(observe), advance_beams)
 
@@ -278,6 +312,7 @@ class CachedBeamPredictor:
 
     def __call__(self, texts: tuple[Tokens, ...], /) -> Tensor:
         """Logits [B, V] of what follows each of the texts, which have one length."""
+        texts = _texts(texts)
         with self._reader.guard:
             look = self._reader.watch.look()
             if self._seen is None or not self._seen.same(look):
@@ -337,13 +372,16 @@ def beam_search_generate(
     1 ≤ num_beams, top_k ≤ V; `DecodeError` (a `ValueError`) for input that cannot be decoded, before the model runs.
     Source: Wu et al. 1609.08144, section 7.
     """
+    a(bool, "say True or False")("debug", debug)
+    _is_tokenizer("tokenizer", tokenizer)
+    a(Module, "give a model, such as AutoModelForCausalLM.from_pretrained makes")("model", model)
+    refuse_weightless("model", model)
     penalty, observe, limits = LengthPenalty(min_length, alpha), unobserved_beams, limits_of(model)
     step = beam_step(CachedBeamPredictor(model), num_beams, top_k, penalty, ShowBeams(tokenizer) if debug else observe)
     if limits.vocab_size is not None:
         _refuse_beyond("num_beams", num_beams, limits.vocab_size)
         _refuse_beyond("top_k", top_k, limits.vocab_size)
-    stop = [eos_tokens_id] if isinstance(eos_tokens_id, int) else eos_tokens_id
-    state = unwrap(start(inputs, max_gen_len, stop, limits))
+    state = unwrap(start(ids_of("inputs", inputs), max_gen_len, stops_of("eos_tokens_id", eos_tokens_id), limits))
     if state.room == 0:
         return []
     penalty.of(state.room)  # refused here rather than when the longest text is scored
@@ -351,6 +389,18 @@ def beam_search_generate(
     while isinstance(outcome, Beams):
         outcome = step(outcome)
     return list(outcome.state.output)
+
+
+def _texts(texts: object) -> tuple[Tokens, ...]:
+    """Texts of one length, at least one of them and of at least one token."""
+    remedy = "give a tuple of texts, all of one length"
+    if not isinstance(texts, tuple | list) or not texts:
+        raise DecodeError("texts", "texts are no texts", shown(texts), remedy)
+    several = tuple([ids_of("texts", text) for text in texts])
+    lengths = sorted({len(text) for text in several})
+    if lengths[0] == 0 or len(lengths) > 1:
+        raise DecodeError("texts", "texts are empty, or of several lengths", f"lengths {lengths}", remedy)
+    return several
 
 
 def _most_probable(logits: Tensor, top_k: int) -> list[tuple[int, float]]:

@@ -7,9 +7,11 @@ has lost what came before, so it goes back to a mark: a copy of just that layer,
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from copy import copy, deepcopy
 from math import inf
+from numbers import Number
 from typing import Final, final, overload
 
 from attrs import define, field, frozen
@@ -31,6 +33,7 @@ from transformers.cache_utils import (
 )
 from typing_extensions import override
 
+from specflow.checks import a, calls, shown, valid, whole
 from specflow.errors import DecodeError
 from specflow.kv_cache import BLOCK, KVCache
 
@@ -118,6 +121,7 @@ def prune_cache(cache: TupleCache | DynamicCache, num_tokens_to_discard: int) ->
     >>> prune_cache(((keys, keys),), 3)[0][0].shape[-2]
     2
     """
+    whole(-sys.maxsize, "give 0 or more")("num_tokens_to_discard", num_tokens_to_discard)
     if num_tokens_to_discard < 0:
         raise DecodeError(
             "num_tokens_to_discard",
@@ -126,9 +130,11 @@ def prune_cache(cache: TupleCache | DynamicCache, num_tokens_to_discard: int) ->
             "give 0 or more",
         )
     if isinstance(cache, tuple):
+        _refuse_no_rows(cache)
         held = min((part.shape[-2] for layer in cache for part in layer), default=0)
         _refuse_more_than(held, num_tokens_to_discard)
         return tuple(tuple(part[..., : part.shape[-2] - num_tokens_to_discard, :] for part in layer) for layer in cache)
+    a(Cache, "give a DynamicCache, or a tuple of (keys, values) for each layer")("cache", cache)
     _refuse_more_than(cache.get_seq_length(), num_tokens_to_discard)
     stuck = sorted({type(layer).__name__ for layer in cache.layers if not _sheds(layer, num_tokens_to_discard)})
     if type(cache) is not DynamicCache:
@@ -145,6 +151,14 @@ def prune_cache(cache: TupleCache | DynamicCache, num_tokens_to_discard: int) ->
     return pruned
 
 
+def _refuse_no_rows(cache: tuple[object, ...]) -> None:
+    for layer in cache:
+        if not isinstance(layer, tuple | list) or not all(isinstance(part, Tensor) and part.ndim > 1 for part in layer):
+            raise DecodeError(
+                "cache", "a layer holds no keys and values", shown(layer), "give a pair of tensors a layer"
+            )
+
+
 def _refuse_more_than(held: int, discard: int) -> None:
     if discard > held:
         raise DecodeError(
@@ -157,6 +171,11 @@ def _sheds(layer: Layer, discard: int) -> bool:
     return isinstance(layer, DynamicLayer | DummyLayer) and type(layer) is not Roomy and discard <= _spare(layer)
 
 
+def _makes_caches(name: str, value: object) -> None:
+    if not (isinstance(value, type) and value.__module__ != "builtins"):  # a class of caches makes them
+        calls("a maker of caches", "give a function that makes a cache")(name, value)
+
+
 @final
 @frozen
 class LossyCache:
@@ -166,10 +185,15 @@ class LossyCache:
     text is near the autoregressive one and need not equal it. Without this name a predictor refuses the cache.
     """
 
-    make: Callable[[], object]
+    make: Callable[[], object] = field(validator=valid(_makes_caches))
 
     def __call__(self) -> object:
-        return self.make()
+        made = self.make()
+        if made is None or isinstance(made, Number | str | bytes | tuple | list | Tensor):
+            raise DecodeError(
+                "make", "what is made is no cache", shown(made), "return a cache, such as a QuantizedCache"
+            )
+        return made
 
 
 def is_plain(cache: object) -> bool:

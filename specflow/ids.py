@@ -9,7 +9,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from specflow.checks import shown
+from specflow.checks import shown, whole
 from specflow.errors import DecodeError
 from specflow.state import Tokens
 
@@ -32,6 +32,26 @@ def ids_of(name: str, ids: object) -> Tokens:
     if isinstance(ids, str | bytes | bytearray) or not isinstance(ids, Sequence):
         raise DecodeError(name, f"{name} is not a sequence of token ids", shown(ids), REMEDY)
     return plain(name, ids)
+
+
+def text_of(tokens: object) -> Tokens:
+    """A text that is read: at least one token. What is a tuple is not looked through, as it may be long.
+
+    >>> text_of(range(3))
+    (0, 1, 2)
+    """
+    text: Tokens = tokens if isinstance(tokens, tuple) else ids_of("tokens", tokens)
+    if not text:
+        raise DecodeError("tokens", "the text is empty", "no tokens", "give at least one token")
+    return text
+
+
+def reading_of(tokens: object, last: object) -> Tokens:
+    """The text of a reading, behind whose `last` prefixes logits are asked for: 1 ≤ last ≤ its length."""
+    text = text_of(tokens)
+    if type(last) is not int or not 1 <= last <= len(text):
+        whole(1, "ask for at least one row", len(text))("last", last)
+    return text
 
 
 def stops_of(name: str, ids: object) -> frozenset[int]:

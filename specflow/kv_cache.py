@@ -8,10 +8,21 @@ from typing import Final, final
 from attrs import define, field
 from torch import Tensor
 
+from specflow.checks import is_id, shown, valid, whole
 from specflow.errors import DecodeError
+from specflow.ids import ids_of
 
 BLOCK: Final = 512
 """Room is made in multiples of this, the number of keys that torch's attention on a CPU takes at a time."""
+
+
+def _is_buffer(name: str, value: object) -> None:
+    if not isinstance(value, Tensor) or value.ndim != 5:
+        received = f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else shown(value)
+        raise DecodeError(name, f"{name} is no buffer", received, "give a tensor [layers, 2, heads, capacity, size]")
+
+
+_tokens: Final = whole(0, "give a number of tokens")
 
 
 @final
@@ -31,14 +42,14 @@ class KVCache:
     (1, torch.Size([3, 2, 1, 512, 4]))
     """
 
-    buffer: Tensor = field(repr=False)
-    length: int = 0
+    buffer: Tensor = field(repr=False, validator=valid(_is_buffer))
+    length: int = field(default=0, validator=valid(_tokens))
 
     def rollback(self, length: int) -> None:
         """Forget all but the first `length` tokens. `DecodeError` where there are not as many."""
-        if not 0 <= length <= self.length:
+        if not is_id(length) or length > self.length:
             remedy = f"give a number from 0 to {self.length}"
-            raise DecodeError("length", f"the cache holds {self.length} tokens", length, remedy)
+            raise DecodeError("length", f"the cache holds {self.length} tokens", shown(length), remedy)
         self.length = length
 
     def keep(self, start: int, rows: Sequence[int]) -> None:
@@ -52,8 +63,10 @@ class KVCache:
         >>> cache.length, cache.buffer[0, 0, 0, : cache.length, 0].tolist()
         (4, [0.0, 1.0, 2.0, 4.0])
         """
+        _tokens("start", start)
+        rows = ids_of("rows", rows)
         held = self.length - start
-        if start < 0 or not all(0 <= row < held for row in rows):
+        if held < 0 or not all(0 <= row < held for row in rows):
             happened = f"the cache holds {self.length} tokens, {held} of them behind the first {start}"
             raise DecodeError("rows", happened, list(rows), "give rows that are there")
         if list(rows) != list(range(len(rows))):
@@ -62,6 +75,7 @@ class KVCache:
 
     def reserve(self, length: int) -> None:
         """Make room for `length` tokens."""
+        _tokens("length", length)
         old, capacity = self.buffer, self.buffer.shape[3]
         if length > capacity:
             capacity = -(-max(length, 2 * capacity) // BLOCK) * BLOCK

@@ -10,7 +10,7 @@ from torch.nn import Module
 from typing_extensions import override
 
 from specflow.asked import laws_of
-from specflow.checks import a, is_id, shown
+from specflow.checks import a, is_id, shown, valid
 from specflow.distribution import PointMass
 from specflow.errors import DecodeError, unwrap
 from specflow.loop import start
@@ -37,7 +37,7 @@ class Margins:
     [9.0, 9.0]
     """
 
-    recorded: list[float] = field(factory=list)
+    recorded: list[float] = field(factory=list, validator=valid(a(list, "give a list to record in")))
 
     def __call__(self, committed: Committed, /) -> None:
         """Record the margins of this step's tokens."""

@@ -13,6 +13,7 @@ from specflow.asked import rows_of
 from specflow.checks import calls, number, shown, valid, whole
 from specflow.distribution import PointMass
 from specflow.errors import DecodeError
+from specflow.ids import reading_of
 from specflow.prefix import common_prefix
 from specflow.processors import GreedyProcessor
 from specflow.state import Predictor, Tokens
@@ -73,12 +74,16 @@ class RescoreNearTies:
 
     def __call__(self, tokens: Tokens, last: int, /) -> Tensor:
         """Logits [last, V] behind each of the last `last` prefixes of `tokens`."""
+        tokens = reading_of(tokens, last)
         logits, greedy = rows_of(self.target, tokens, last), GreedyProcessor()
         rows = list(logits.unbind())
         for i, margin in enumerate(margins_of(logits)):
             end = len(tokens) - last + 1 + i
             if margin < self.below:
                 rows[i] = rows_of(self.single, tokens[:end], 1, "single")[0]
+                if rows[i].shape != logits[i].shape:
+                    happened, received = "single and target have different vocabularies", f"{len(rows[i])} logits"
+                    raise DecodeError("single", happened, received, f"give {len(logits[i])}, as the target does")
             if end < len(tokens) and greedy.laws(tokens[:end], rows[i][None]) != (PointMass(tokens[end]),):
                 break
         return torch.stack(rows)
@@ -108,6 +113,7 @@ class OneByOne:
 
     def __call__(self, tokens: Tokens, last: int, /) -> Tensor:
         """Logits [last, V] behind each of the last `last` prefixes of `tokens`."""
+        tokens = reading_of(tokens, last)
         wanted = len(tokens) - last
         begin = max(min(self.prompt, wanted + 1), min(common_prefix(self._read, tokens), wanted) + 1)
         rows = [rows_of(self.predictor, tokens[:end], 1, "predictor") for end in range(begin, len(tokens) + 1)]

@@ -66,7 +66,7 @@ class Feeding:
         """The trial for a text of `total` tokens.
 
         >>> TWO_OR_MORE.pieces(14)
-        [1, 8, 3, 2]
+        [2, 2, 5, 5]
         """
         before = accumulate((*self.trial[::-1], total), initial=0)
         sizes = [min(size, total - end) for size, end in zip(self.trial[::-1], before, strict=False)]

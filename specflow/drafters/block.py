@@ -8,16 +8,18 @@ from typing import final
 from attrs import field, frozen
 from torch import Tensor
 
-from specflow.checks import a, does, or_none, valid, whole
+from specflow.checks import MOST, a, does, or_none, shown, valid, whole
 from specflow.distribution import Categorical, PointMass
-from specflow.predictor import Choose, ReadsAhead, fit
+from specflow.errors import DecodeError
+from specflow.ids import ids_of, text_of
+from specflow.predictor import Choose, Limits, ReadsAhead, fit
 from specflow.processors import LogitsProcessor
 from specflow.random import Sampling
 from specflow.state import Proposal, Tokens
 
 _reads_ahead = valid(does("a predictor that reads ahead", "give a CachedPredictor", "read_ahead"))
 _at_least_one = valid(whole(1, "draft at least one token"))
-_size = valid(or_none(whole(1, "give the target's vocabulary, or None")))
+_size = valid(or_none(whole(1, "give the target's vocabulary, or None", MOST)))
 _name = valid(a(str, "give a name"))
 
 
@@ -100,7 +102,12 @@ class SampledBlockDrafter:
         def choose(logits: Tensor, position: int) -> Tensor:
             rows.append(_fitted(logits, self.vocab_size))
             laws.append(Categorical(self.processor(rows[-1])))
-            return self.rng.draw_there(laws[-1].probs, position)
+            token: object = self.rng.draw_there(laws[-1].probs, position)
+            if not isinstance(token, Tensor) or token.numel() != 1:
+                raise DecodeError(
+                    "rng", "the source of draws gives no token", shown(token), "return an id [], a tensor"
+                )
+            return token
 
         drafted = _drafted(self.predictor, tokens, self.ahead, self.vocab_size, choose)
         for token, q, row in zip(drafted, laws, rows, strict=True):
@@ -108,8 +115,9 @@ class SampledBlockDrafter:
 
 
 def _drafted(predictor: ReadsAhead, tokens: Tokens, ahead: int, vocab_size: int | None, choose: Choose) -> Tokens:
-    limits = predictor.limits
-    if vocab_size is not None and limits.vocab_size is not None and max(tokens) >= limits.vocab_size:
+    limits, tokens = predictor.limits, text_of(tokens)
+    a(Limits, "give it limits, as a CachedPredictor has")("predictor", limits)
+    if vocab_size is not None and limits.vocab_size is not None and max(ids_of("tokens", tokens)) >= limits.vocab_size:
         return ()
     most = ahead if limits.context is None else min(ahead, limits.context - len(tokens) + 1)
     return predictor.read_ahead(tokens, most, choose) if most > 0 else ()

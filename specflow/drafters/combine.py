@@ -13,7 +13,7 @@ from itertools import islice
 from typing import TypeAlias
 
 from specflow.asked import proposal_of, stream_of
-from specflow.checks import calls, each, whole
+from specflow.checks import MOST, calls, each, whole
 from specflow.distribution import PointMass
 from specflow.state import CertainDrafter, Proposal, Q, Tokens
 
@@ -102,7 +102,7 @@ def longest(*drafters: CertainDrafter, most: int = 32) -> CertainDrafter:
     [('suffix', 7), ('suffix', 1), ('suffix', 2)]
     """
     _drafters("drafters", drafters)
-    whole(1, "compare at least one proposal")("most", most)
+    whole(1, "compare at least one proposal", MOST)("most", most)
 
     def draft(tokens: Tokens, /) -> Iterator[Proposal[PointMass]]:
         drafts = [tuple(islice(_stream(drafter, tokens), most)) for drafter in drafters]
@@ -121,7 +121,7 @@ def at_most(k: int, drafter: DrafterOf[Q]) -> DrafterOf[Q]:
     >>> [proposal.token for proposal in at_most(1, PromptLookup())((1, 2, 7, 1, 2))]
     [7]
     """
-    whole(0, "give 0 or more")("k", k)
+    whole(0, "give 0 or more", MOST)("k", k)
     calls("a drafter", "give a function of the tokens so far")("drafter", drafter)
     return lambda tokens: islice(_stream(drafter, tokens), k)
 

@@ -9,6 +9,7 @@ from attrs import field, frozen
 
 from specflow.asked import laws_of, rows_of
 from specflow.checks import a, calls, does, or_none, valid, whole
+from specflow.ids import ids_of, text_of
 from specflow.processors import Processor
 from specflow.random import Sampling, drawn
 from specflow.state import Predictor, Proposal, Tokens
@@ -38,7 +39,8 @@ class LLMDrafter:
     source: str = field(default="llm", validator=valid(a(str, "give a name")))
 
     def __call__(self, tokens: Tokens, /) -> Iterator[Proposal]:
-        if self.vocab_size is not None and max(tokens) >= self.vocab_size:
+        tokens = text_of(tokens)
+        if self.vocab_size is not None and max(ids_of("tokens", tokens)) >= self.vocab_size:
             return
         while self.context is None or len(tokens) <= self.context:
             logits = rows_of(self.predictor, tokens, 1, "drafter")

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import takewhile
+from numbers import Integral
 from operator import itemgetter
 from typing import final
 
 from attrs import field, frozen
 
-from specflow.checks import a, does, or_none, valid, whole
+from specflow.checks import a, does, named, or_none, shown, valid, whole
 from specflow.distribution import PointMass
 from specflow.drafters.storage import INgramStorage
+from specflow.errors import DecodeError
 from specflow.state import Proposal, Tokens
 
 
@@ -29,7 +31,7 @@ class NGramDrafter:
     source: str = field(default="ngram", validator=valid(a(str, "name the drafter")))
 
     def __call__(self, tokens: Tokens, /) -> Iterator[Proposal[PointMass]]:
-        known = takewhile(itemgetter(1), self.storage.continuation(tokens))
+        known = takewhile(itemgetter(1), _pairs(self.storage, tokens))
         return _proposals(known, self.vocab_size, self.source)
 
 
@@ -46,13 +48,32 @@ class GuessingNGramDrafter:
     source: str = field(default="ngram", validator=valid(a(str, "name the drafter")))
 
     def __call__(self, tokens: Tokens, /) -> Iterator[Proposal[PointMass]]:
-        return _proposals(self.storage.continuation(tokens), self.vocab_size, self.source)
+        return _proposals(_pairs(self.storage, tokens), self.vocab_size, self.source)
+
+
+def _pairs(storage: INgramStorage, tokens: Tokens) -> Iterator[tuple[int, bool]]:
+    """What the storage says follows: (token, whether it knows it)."""
+    said: object = storage.continuation(tokens)
+    if not isinstance(said, Iterable):
+        raise _no_pairs(storage, said)
+    for pair in said:
+        if not (isinstance(pair, tuple) and len(pair) == 2):
+            raise _no_pairs(storage, pair)
+        yield pair
+
+
+def _no_pairs(storage: INgramStorage, said: object) -> DecodeError:
+    happened, remedy = (
+        f"the storage {named(storage)} says nothing of what follows",
+        "yield (token, whether it is known)",
+    )
+    return DecodeError("storage", happened, shown(said), remedy)
 
 
 def _proposals(
     drafts: Iterable[tuple[int, bool]], vocab_size: int | None, source: str
 ) -> Iterator[Proposal[PointMass]]:
     for token, _ in drafts:
-        if vocab_size is not None and not 0 <= token < vocab_size:
+        if vocab_size is not None and isinstance(token, Integral) and not 0 <= token < vocab_size:
             return
         yield Proposal(token, PointMass(token), source)

@@ -6,10 +6,15 @@ from collections.abc import Callable, Hashable, Iterable
 from math import fsum
 from typing import Final, final
 
+import numpy
 from attrs import evolve, field, frozen
+from torch import Tensor
 from typing_extensions import TypeVar, override
 
 from specflow.asked import laws_of, rows_of
+from specflow.checks import a, calls, does, shown, valid, whole
+from specflow.errors import DecodeError
+from specflow.ids import ids_of, stops_of
 from specflow.loop import run
 from specflow.processors import (
     GreedyProcessor,
@@ -65,6 +70,25 @@ class World:
     noise: Sampling
 
 
+def _prompt(tokens: object) -> Tokens:
+    prompt = ids_of("prompt", tokens)
+    if not prompt:
+        raise DecodeError("prompt", "the prompt is empty", "no tokens", "give at least one token")
+    return prompt
+
+
+def _stops(ids: object) -> frozenset[int]:
+    return stops_of("stop", ids)
+
+
+_is_processor: Final = does("a processor", "give a function that makes one of randomness", "laws")
+
+
+def _makes_processors(name: str, value: object) -> None:
+    if not (isinstance(value, type) and callable(getattr(value, "laws", None))):  # a class of processors makes them
+        calls("a maker of processors", "give a function that makes one of randomness")(name, value)
+
+
 @final
 @frozen
 class Case:
@@ -73,12 +97,14 @@ class Case:
     `processor` is given the randomness, for a processor that draws by itself.
     """
 
-    vocab_size: int
-    prompt: Tokens
-    new_tokens: int
-    stop: frozenset[int] = frozenset()
-    processor: Callable[[Sampling], Processor] = field(default=lambda rng: MultinomialProcessor(1.0))
-    seed: int = 0
+    vocab_size: int = field(validator=valid(whole(1, "give a vocabulary of at least one token")))
+    prompt: Tokens = field(converter=_prompt)
+    new_tokens: int = field(validator=valid(whole(0, "give a number of tokens")))
+    stop: frozenset[int] = field(default=frozenset(), converter=_stops)
+    processor: Callable[[Sampling], Processor] = field(
+        default=lambda rng: MultinomialProcessor(1.0), validator=valid(_makes_processors)
+    )
+    seed: int = field(default=0, validator=valid(whole(0, "give a whole number")))
 
     def law(self, program: Callable[[World], Outcome]) -> Law[Outcome]:
         """The exact law of what a program returns in this world. It is called once per branch, and must start afresh.
@@ -86,12 +112,15 @@ class Case:
         >>> CASES[0].law(lambda world: world.rng.accept(0.25)).probabilities
         {True: 0.25, False: 0.75}
         """
+        calls("a program", "give a function of the world")("program", program)
         request = Request(self.prompt, len(self.prompt) + self.new_tokens, self.stop)
         target, drafter = (TableModel(self.vocab_size, seed) for seed in (2 * self.seed, 2 * self.seed + 1))
 
         def enumerated(branch: Branch) -> Outcome:
             start = DecodeState(request, self.prompt)
-            return program(World(start, target, drafter, self.processor(branch), branch, Noise(branch)))
+            processor = self.processor(branch)
+            _is_processor("processor", processor)
+            return program(World(start, target, drafter, processor, branch, Noise(branch)))
 
         return exact_law(enumerated)
 
@@ -197,8 +226,10 @@ def certify(
     >>> certificate.distance < 1e-12
     True
     """
+    _composes("compose", compose)
+    calls("a condition", "give a function of the state")("until", until)
     ends, distances = [], []
-    for case in cases:
+    for case in cases_of(cases):
         law = case.law(lambda world: run(compose(world), world.start))
         reference = case.law(lambda world: autoregressive(world, world.rng, until))
         distances.append(_compared(case, law.map(Ending.of), reference))
@@ -228,7 +259,8 @@ def certify_seed(compose: Callable[[World], Step], *, cases: Iterable[Case] = SE
     draws have the target's law: argmax(log p + g) has the law p. How often drafts are accepted does differ between the
     two kinds of noise.
     """
-    for case in cases:
+    _composes("compose", compose)
+    for case in cases_of(cases):
 
         def texts(world: World) -> tuple[Ending, Ending]:
             return Ending.of(run(compose(world), world.start)), autoregressive(world, world.noise)
@@ -248,8 +280,21 @@ def same_law(
     `certify` compares texts. Use this for anything else that a decode leaves behind: what a storage has learned, how
     many drafts were accepted, the text after an interruption.
     """
-    for case in cases:
+    for case in cases_of(cases):
         _compared(case, case.law(program), case.law(reference))
+
+
+_composes: Final = calls("a composition", "give a function that makes a step of the world")
+
+
+def cases_of(cases: object) -> tuple[Case, ...]:
+    """The cases in anything that holds cases."""
+    if isinstance(cases, Tensor) or not isinstance(cases, Iterable):
+        raise DecodeError("cases", "cases are no cases", shown(cases), "give several in a tuple, such as CASES")
+    several = tuple(cases)
+    for case in several:
+        a(Case, "give cases, such as CASES")("cases", case)
+    return several
 
 
 def autoregressive(world: World, sampling: Sampling, until: Condition = never) -> Ending:
@@ -261,7 +306,11 @@ def autoregressive(world: World, sampling: Sampling, until: Condition = never) -
         state = evolve(state, tokens=(*state.tokens, token))
         if token in state.request.stop:
             return Ending(state.output, Reason.STOP)
-        if until(state):
+        ends: object = until(state)
+        if not isinstance(ends, bool | numpy.bool_):
+            happened = "the condition does not say whether the text is over"
+            raise DecodeError("until", happened, shown(ends), "return True or False")
+        if ends:
             return Ending(state.output, Reason.CONDITION)
     return Ending(state.output, Reason.LIMIT)
 

@@ -17,9 +17,13 @@ from torch.nn import Module
 from transformers import PreTrainedConfig
 from typing_extensions import override
 
-from specflow.accelerate.check import ids_of
+from specflow.accelerate.check import ids_of as known_ids
+from specflow.asked import looked_at, rows_of
+from specflow.checks import MOST, a, calls, does, number, or_none, whole
 from specflow.errors import DecodeError
+from specflow.ids import ids_of
 from specflow.predictor import CachedPredictor, limits_of
+from specflow.reader import refuse_weightless
 from specflow.state import TEXT, Node, Predictor, Tokens, TreePredictor
 
 
@@ -115,9 +119,18 @@ def conformance(
     >>> conformance(lambda tokens, last: logits(tokens[1:], last), logits, 4, tolerance=0.0).largest
     1.0
     """
+    for name, one in (("predictor", predictor), ("fresh", fresh)):
+        calls("a predictor", "give a function of (tokens, last)")(name, one)
+    _check(vocab_size, tolerance, seed, steps, longest)
+    often = ids_of("often", often)
+    or_none(calls("a pruner", "give a function of tokens, or None"))("prune", prune)
     rows, largest, divergences = 0, 0.0, []
     for step, (move, tokens, last) in enumerate(islice(_script(vocab_size, seed, longest, often, prune), steps)):
-        differences = _differences(predictor(tokens, last), fresh(tokens, last))
+        ours, theirs = rows_of(predictor, tokens, last, "predictor"), rows_of(fresh, tokens, last, "fresh")
+        if ours.shape != theirs.shape:
+            happened, received = "the predictors have different vocabularies", f"{ours.shape[1]} and {theirs.shape[1]}"
+            raise DecodeError("predictor", happened, received, "give two of one model")
+        differences = _differences(ours, theirs)
         rows, largest = rows + last, max(largest, *differences)
         divergences += [
             Divergence(step, move, len(tokens) - last + row, difference)
@@ -149,6 +162,10 @@ def model_conformance(
     >>> model_conformance(model.double().eval(), steps=20).holds
     True
     """
+    _check_model(model)
+    or_none(does("a memo", "give a CachedPredictor", "prune"))("predictor", predictor)
+    or_none(_is_tolerance)("tolerance", tolerance)
+    or_none(_is_length)("longest", longest)
     dtype = next((parameter.dtype for parameter in model.parameters()), torch.float32)
     allowed = tolerance if tolerance is not None else 1e-9 if dtype == torch.float64 else 1e-4
     memo = CachedPredictor(model) if predictor is None else predictor
@@ -182,6 +199,12 @@ def fresh_passes(model: Module, vocab_size: int, *, longest: int = 64, tolerance
     >>> fresh_passes(table, 4)((1, 2, 3), 2).shape
     torch.Size([2, 4])
     """
+    _check_model(model)
+    _check(vocab_size, tolerance, longest=longest)
+    known = known_ids(model)
+    if known is not None and vocab_size > known:
+        happened = f"the model reads only {known} ids"
+        raise DecodeError("vocab_size", happened, vocab_size, "give a vocabulary that it reads")
     copy = _copied(model).eval()
     text = tuple(Random(0).choices(range(vocab_size), k=longest))
     # The longest ones follow one another: a model that remembers a length may forget it at a shorter text.
@@ -205,11 +228,14 @@ def through_trees(target: TreePredictor, vocab_size: int, *, seed: int = 0) -> P
     """What a predictor of trees says along one path of each tree, the others being made by chance: for `conformance`.
 
     >>> from specflow import path_by_path
-    >>> logits = lambda tokens, last: torch.tensor(tokens).cumsum(0)[-last:, None]
+    >>> logits = lambda tokens, last: torch.tensor(tokens).cumsum(0)[-last:, None].float()
     >>> through_trees(path_by_path(logits), 4)((1, 2, 3), 2).tolist()
-    [[3], [6]]
+    [[3.0], [6.0]]
     """
-    random = Random(seed)
+    calls("a predictor of trees", "give path_by_path(predictor), or a CachedPredictor's read_tree")("target", target)
+    whole(2, "give a vocabulary with a token to take instead")("vocab_size", vocab_size)
+    _is_seed("seed", seed)
+    random = Random(int(seed))
 
     def predict(tokens: Tokens, last: int) -> Tensor:
         text, path = tokens[: len(tokens) - last + 1], tokens[len(tokens) - last + 1 :]
@@ -223,9 +249,27 @@ def through_trees(target: TreePredictor, vocab_size: int, *, seed: int = 0) -> P
                 )
             nodes.append(Node(token, wanted[-1]))
             wanted.append(len(nodes) - 1)
-        return target(text, nodes)[[i + 1 for i in wanted]]
+        return looked_at(target(text, nodes), len(nodes) + 1, target, len(tokens))[[i + 1 for i in wanted]]
 
     return predict
+
+
+_is_tolerance: Final = number("tolerance is no distance", "give a number of 0 or more", lambda x: x >= 0)
+_is_seed: Final = whole(0, "give a whole number")
+_is_length: Final = whole(1, "give a number of tokens", MOST)
+
+
+def _check(vocab_size: int, tolerance: float, seed: int = 0, steps: int = 0, longest: int = 1) -> None:
+    whole(1, "give a vocabulary of at least one token")("vocab_size", vocab_size)
+    _is_tolerance("tolerance", tolerance)
+    _is_seed("seed", seed)
+    whole(0, "give a number of readings", MOST)("steps", steps)
+    _is_length("longest", longest)
+
+
+def _check_model(model: Module) -> None:
+    a(Module, "give a model, such as AutoModelForCausalLM.from_pretrained makes")("model", model)
+    refuse_weightless("model", model)
 
 
 def _copied(model: Module) -> Module:
@@ -248,7 +292,7 @@ def _pass(model: Module, tokens: Tokens) -> Tensor:
 
 def _vocabulary(model: Module) -> int:
     """How many ids the model reads: its embedding says, whatever its config or its head do."""
-    stated = ids_of(model)
+    stated = known_ids(model)
     return _pass(_copied(model).eval(), (0,)).shape[-1] if stated is None else stated
 
 
@@ -296,7 +340,7 @@ def _script(
     vocab_size: int, seed: int, longest: int, often: Tokens, prune: Callable[[Tokens], object] | None
 ) -> Iterator[Reading]:
     """An endless script of readings."""
-    random = Random(seed)
+    random = Random(int(seed))
 
     def some(most: int, least: int = 1) -> Tokens:
         ids = [random.randrange(vocab_size) for _ in range(random.randint(least, most))]

@@ -14,6 +14,7 @@ from attrs import define, evolve, field, frozen
 from torch import Tensor
 from typing_extensions import TypeVar
 
+from specflow.checks import calls
 from specflow.distribution import BlackBox, Categorical, Distribution, PointMass, flaw, no_law
 from specflow.errors import DecodeError
 
@@ -181,6 +182,7 @@ def branches(program: Callable[[Branch], T]) -> Iterator[tuple[float, T]]:
     >>> [(weight, heads) for weight, heads in branches(lambda branch: branch.draw(coin, 0) + branch.draw(coin, 1))]
     [(0.25, 0), (0.25, 1), (0.25, 1), (0.25, 2)]
     """
+    calls("a program", "give a function of randomness")("program", program)
     script: tuple[Choice, ...] | None = ()
     while script is not None:
         branch = Branch(script)

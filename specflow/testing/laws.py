@@ -9,20 +9,26 @@ import torch
 from attrs import define, evolve, field, frozen
 from torch import Tensor
 
+from specflow.checks import calls, does, shown
 from specflow.distribution import Categorical, Distribution
 from specflow.drafters.combine import propose_nothing
+from specflow.errors import DecodeError
 from specflow.loop import unfold
 from specflow.predictor import Prunable
 from specflow.random import Randomness, Sampling
 from specflow.stages.observe import Observer, unobserved
 from specflow.state import Committed, DecodeState, Drafter, Finished, Predictor, Step, Tally, Tokens
-from specflow.testing.certificate import CASES, Case, Ending, World, autoregressive, same_law
+from specflow.testing.certificate import CASES, Case, Ending, World, autoregressive, cases_of, same_law
 from specflow.testing.conformance import conformance
 
 LAW_CASES: Final = (CASES[0], CASES[1], CASES[3], CASES[7], CASES[14])
 """The cases that laws are checked on, unless others are given: some with and without stops, sampled and greedy."""
 
 Outcome: TypeAlias = DecodeState | Finished
+
+
+_composes: Final = calls("a composition", "give a function that makes a step of the world")
+_is_step: Final = calls("a step", "compose one, such as speculative_step(…)")
 
 
 @final
@@ -48,6 +54,8 @@ def statistics_add_up(compose: Callable[[World], Step], *, cases: Iterable[Case]
     >>> statistics_add_up(lambda world: autoregressive_step(world.target, world.processor, world.rng))
     """
 
+    _composes("compose", compose)
+
     def checked(world: World) -> bool:
         before = world.start
         for outcome in unfold(compose(world), before):
@@ -61,7 +69,7 @@ def statistics_add_up(compose: Callable[[World], Step], *, cases: Iterable[Case]
             before = after
         return True
 
-    for case in cases:
+    for case in cases_of(cases):
         case.law(checked)
 
 
@@ -78,6 +86,8 @@ def states_are_values(compose: Callable[[World], Step], *, cases: Iterable[Case]
     ...     )
     ... )
     """
+
+    _composes("compose", compose)
 
     def checked(world: World) -> bool:
         tape = _Tape(world.rng)
@@ -97,7 +107,7 @@ def states_are_values(compose: Callable[[World], Step], *, cases: Iterable[Case]
                 raise LawError(f"a state stepped again gave another outcome: first {outcomes[i]}, then {again}")
         return True
 
-    for case in cases:
+    for case in cases_of(cases):
         case.law(checked)
 
 
@@ -112,7 +122,8 @@ def steps_are_atomic(compose: Callable[[World], Step], *, cases: Iterable[Case] 
     >>> from specflow import autoregressive_step
     >>> steps_are_atomic(lambda world: autoregressive_step(world.target, world.processor, world.rng))
     """
-    cases = tuple(cases)
+    _composes("compose", compose)
+    cases = cases_of(cases)
 
     def undisturbed(world: World) -> tuple[Ending, Tally]:
         return _persistent(compose(world), world.start)
@@ -139,6 +150,8 @@ def observing_is_identity(compose: Callable[[World, Observer], Step], *, cases: 
     ...     lambda world, observe: autoregressive_step(world.target, world.processor, world.rng, observe)
     ... )
     """
+
+    _composes("compose", compose)
 
     def unseen(world: World) -> tuple[Outcome, ...]:
         return tuple(unfold(compose(world, unobserved), world.start))
@@ -170,6 +183,8 @@ def drafting_nothing_is_autoregressive(
     ...     lambda world, drafter: speculative_step(drafter, world.target, world.processor, world.rng)
     ... )
     """
+
+    _composes("compose", compose)
 
     def ours(world: World) -> tuple[Ending, int, int]:
         ending, tally = _persistent(compose(world, propose_nothing), world.start)
@@ -203,6 +218,7 @@ def pruning_is_identity(memo: Memo, fresh: Predictor, vocab_size: int, *, tolera
     >>> model = GPT2LMHeadModel(GPT2Config(vocab_size=32, n_positions=64, n_embd=8, n_layer=1, n_head=2)).double()
     >>> pruning_is_identity(CachedPredictor(model), UncachedPredictor(model), 32, tolerance=1e-9)
     """
+    does("a memo", "give a CachedPredictor", "prune")("memo", memo)
     report = conformance(memo, fresh, vocab_size, tolerance=tolerance, seed=seed, prune=memo.prune)
     if not report.holds:
         raise LawError(f"pruning shows: {report}")
@@ -230,6 +246,7 @@ class _Failing:
 
 def _persistent(step: Step, state: DecodeState) -> tuple[Ending, Tally]:
     """The end of a decode that tries again what was interrupted."""
+    _is_step("step", step)
     outcome: Outcome = state
     while isinstance(outcome, DecodeState):
         if len(outcome.tokens) < len(state.tokens):
@@ -239,6 +256,9 @@ def _persistent(step: Step, state: DecodeState) -> tuple[Ending, Tally]:
             outcome = step(state)
         except _Interruption:
             continue
+        returned: object = outcome
+        if not isinstance(returned, DecodeState | Finished):
+            raise DecodeError("step", "the step returns no state", shown(returned), "return DecodeState or Finished")
     return Ending.of(outcome), outcome.state.tally
 
 

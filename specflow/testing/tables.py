@@ -11,9 +11,12 @@ from attrs import field, frozen
 from torch import Tensor
 from typing_extensions import override
 
+from specflow.checks import does, shown, valid, whole
 from specflow.distribution import Categorical
+from specflow.errors import DecodeError
+from specflow.ids import reading_of
 from specflow.processors import LogitsProcessor
-from specflow.random import Sampling
+from specflow.random import Sampling, drawn
 from specflow.state import Tokens
 
 
@@ -32,12 +35,13 @@ class TableModel:
     (True, False)
     """
 
-    vocab_size: int
-    seed: int = 0
+    vocab_size: int = field(validator=valid(whole(1, "give a vocabulary of at least one token")))
+    seed: int = field(default=0, validator=valid(whole(0, "give a whole number")))
     _rows: dict[Tokens, Tensor] = field(init=False, factory=dict, repr=False)
 
     def __call__(self, tokens: Tokens, last: int, /) -> Tensor:
         """Logits [last, V] behind each of the last `last` prefixes of `tokens`."""
+        tokens = reading_of(tokens, last)
         return torch.stack([self._row(tokens[:end]) for end in range(len(tokens) - last + 1, len(tokens) + 1)])
 
     def _row(self, tokens: Tokens) -> Tensor:
@@ -62,6 +66,7 @@ class HiddenProcessor(LogitsProcessor):
 
     def __init__(self, rng: Sampling) -> None:
         super().__init__()
+        does("a source of draws", "give the randomness of the world", "draw")("rng", rng)
         self._rng = rng
 
     @override
@@ -71,4 +76,12 @@ class HiddenProcessor(LogitsProcessor):
     @override
     def sample(self, probs: Tensor) -> Tensor:
         """One draw for each row of `probs` [k, V] from probs² / Σ probs², as [k, 1]."""
-        return torch.tensor([[self._rng.draw(Categorical(row.square() / row.square().sum()), 0)] for row in probs])
+        given: object = probs
+        if not (isinstance(given, Tensor) and given.ndim == 2 and given.is_floating_point() and not given.is_meta):
+            raise DecodeError("probs", "probs are no rows", shown(given), "give floats [k, V]")
+        laws = [Categorical(row.square() / row.square().sum()) for row in probs]
+        drawn_ids = [drawn(self._rng, law, 0) for law in laws]
+        if max(drawn_ids, default=0) >= probs.shape[1]:
+            happened, remedy = "what is drawn is outside the vocabulary", "return an id of the law"
+            raise DecodeError("rng", happened, shown(max(drawn_ids)), remedy)
+        return torch.tensor(drawn_ids).reshape(-1, 1)
