@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from math import isnan
+from numbers import Integral
 
+import numpy
 from attrs import evolve
 from torch import Tensor
 
@@ -13,6 +15,7 @@ from specflow.distribution import BlackBox, Categorical, Distribution, Origin, P
 from specflow.errors import DecodeError
 from specflow.finite import is_near
 from specflow.processors import EachPrefix, Laws, Lazily, LogitsProcessor, Processor
+from specflow.random import Randomness
 from specflow.state import TEXT, Node, Predictor, Proposal, Tokens
 
 
@@ -102,6 +105,14 @@ def _anyones(law: Distribution, row: int, origin: Origin) -> Distribution:
     return Categorical(law.probs, origin) if isinstance(law, Categorical) else law
 
 
+def accepts(rng: Randomness, probability: float) -> bool:
+    """`rng.accept(probability)`, which has to be True or False."""
+    said: object = rng.accept(probability)
+    if isinstance(said, bool | numpy.bool_):
+        return bool(said)
+    raise DecodeError("rng", f"{named(rng)} takes no decision", shown(said), "return True or False")
+
+
 def stream_of(drafter: object, stream: object) -> Iterator[object]:
     """What a drafter returned, as an iterator."""
     if isinstance(stream, Iterable):
@@ -115,6 +126,7 @@ def proposal_of(drafter: object, value: object, vocab_size: int | None) -> Propo
     if not isinstance(value, Proposal):
         happened = f"the drafter {named(drafter)} proposes what is no Proposal"
         raise DecodeError("drafter", happened, shown(value), "yield Proposal(token, q, source)")
+    _is_named(drafter, value.source)
     token = value.token
     if type(token) is not int or token < 0 or (vocab_size is not None and token >= vocab_size):
         value = evolve(value, token=_id(token, value.source, vocab_size))
@@ -132,13 +144,21 @@ def node_of(drafter: object, value: object, number: int, vocab_size: int | None)
     if not isinstance(value, Node):
         happened = f"the drafter {named(drafter)} proposes what is no Node"
         raise DecodeError("drafter", happened, shown(value), "yield Node(token, parent)")
-    if not (value.parent == TEXT or is_id(value.parent)) or value.parent >= number:
+    _is_named(drafter, value.source)
+    parent: object = value.parent
+    if not (is_id(parent) or (isinstance(parent, Integral) and parent == TEXT)) or value.parent >= number:
         happened, remedy = f"node {number} of a tree does not come behind its parent", "yield parents first"
-        raise DecodeError("drafter", happened, value, remedy)
+        raise DecodeError("drafter", happened, shown(value), remedy)
     token = value.token
     if type(token) is not int or token < 0 or (vocab_size is not None and token >= vocab_size):
         return evolve(value, token=_id(token, value.source, vocab_size), parent=int(value.parent))
     return value
+
+
+def _is_named(drafter: object, source: object) -> None:
+    if not isinstance(source, str):
+        happened = f"the drafter {named(drafter)} names its drafts by what is no str"
+        raise DecodeError("drafter", happened, shown(source), "give the source a name")
 
 
 def _id(token: object, source: object, vocab_size: int | None) -> int:

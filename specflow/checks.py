@@ -165,7 +165,9 @@ def does(what: str, remedy: str, *methods: str) -> Check:
     """
 
     def check(name: str, value: object) -> None:
-        if isinstance(value, type) or not all(callable(getattr(value, method, None)) for method in methods):
+        if isinstance(value, type | bytes | bytearray) or not all(
+            callable(getattr(value, method, None)) for method in methods
+        ):
             raise DecodeError(name, f"{name} is not {what}", f"a {type(value).__name__}", remedy)
 
     return check

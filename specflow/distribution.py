@@ -10,7 +10,7 @@ import torch
 from attrs import field, frozen
 from torch import Tensor
 
-from specflow.checks import is_id, named, shown
+from specflow.checks import a, calls, is_id, named, shown
 from specflow.errors import DecodeError
 from specflow.finite import not_finite
 
@@ -28,6 +28,7 @@ def max_fn(x: Tensor) -> Tensor:
     >>> max_fn(torch.tensor([0.3, 0.5, 0.2]) - torch.tensor([0.4, 0.3, 0.3]))
     tensor([0., 1., 0.])
     """
+    _is_tensor("x", x)
     positive = x.clamp(min=0)
     total = positive.sum(dim=-1, keepdim=True)
     return torch.where(total > 0, positive / total, torch.zeros_like(positive))
@@ -91,7 +92,7 @@ class Categorical:
     by: Origin | None = field(default=None, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        _vector(self.probs)
+        vector(self.probs)
 
     def of(self, token: int) -> float:
         """The probability of `token`; 0 for one outside the vocabulary."""
@@ -131,7 +132,8 @@ return one id for each row.
     sample: Callable[[Tensor], Tensor] = field(repr=False)
 
     def __attrs_post_init__(self) -> None:
-        _vector(self.probs)
+        vector(self.probs)
+        _is_sampler("sample", self.sample)
 
     def draw(self) -> int:
         """The sampler's own choice; `DecodeError` where that is not one id of the vocabulary."""
@@ -154,7 +156,12 @@ Distribution: TypeAlias = PointMass | Categorical | BlackBox
 _INTEGERS: Final = frozenset({torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8})
 
 
-def _vector(probs: object) -> None:
+_is_tensor = a(Tensor, "give a tensor of differences [..., V]")
+_is_sampler = calls("a sampler", "give a function from probabilities [1, V] to an id")
+
+
+def vector(probs: object) -> None:
+    """Refuses what is no row of probabilities [V]; the numbers are not looked at."""
     if not isinstance(probs, Tensor) or probs.ndim != 1 or not probs.is_floating_point() or probs.is_meta:
         what = f"{probs.dtype} of shape {list(probs.shape)}" if isinstance(probs, Tensor) else shown(probs)
         raise DecodeError("probs", "a law has no row of probabilities", what, "give a tensor of floats [V]")
@@ -218,4 +225,5 @@ def normalised_entropy(probs: Tensor) -> float:
     >>> round(normalised_entropy(torch.tensor([0.25, 0.25, 0.25, 0.25])), 6)
     1.0
     """
-    return Categorical(probs).entropy() / log(len(probs)) if len(probs) > 1 else 0.0
+    law = Categorical(probs)
+    return law.entropy() / log(len(probs)) if len(probs) > 1 else 0.0

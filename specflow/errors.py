@@ -43,7 +43,9 @@ def unwrap(result: Result[T, DecodeError]) -> T:
     match result:
         case Failure(DecodeError() as error):
             _fail(error)
-    return result.unwrap()
+        case Result():
+            return result.unwrap()
+    raise DecodeError("result", "a result is none", f"a {type(result).__name__}", "give what `start` returns")
 
 
 def _fail(error: DecodeError) -> NoReturn:

@@ -12,11 +12,12 @@ from attrs import define, field, frozen
 from torch import Tensor
 from typing_extensions import override
 
-from specflow.checks import calls, number, shown, valid, whole
+from specflow.checks import MOST, calls, number, shown, valid, whole
 from specflow.checks import temperature as check_temperature
 from specflow.distribution import BlackBox, Categorical, Distribution, PointMass
 from specflow.errors import DecodeError
 from specflow.finite import NOTICED, argmax, finite, is_near, on_arrival
+from specflow.ids import ids_of
 from specflow.state import Tokens
 
 _TOP_K: Final = whole(1, "keep at least one token")
@@ -48,7 +49,7 @@ class Lazily:
     (PointMass(token=8), [PointMass(token=7), PointMass(token=8)])
     """
 
-    rows: int = field(validator=valid(whole(0, "give the number of rows")))
+    rows: int = field(validator=valid(whole(0, "give the number of rows", MOST)))
     make: Callable[[int], Distribution] = field(validator=valid(calls("a maker of laws", "give a function of a row")))
     made: list[Distribution] = field(factory=list, init=False)
 
@@ -100,7 +101,12 @@ class EachPrefix:
 
     def laws(self, tokens: Tokens, logits: Tensor, /) -> Lazily:
         """The law behind each row of `logits` [k, V]; row k - 1 follows all of `tokens`."""
+        _rows(logits)
+        tokens = tokens if isinstance(tokens, tuple) else ids_of("tokens", tokens)
         first = len(tokens) - len(logits) + 1
+        if first < 0:
+            happened, remedy = f"logits have more rows than a text of {len(tokens)} has prefixes", "give the text's own"
+            raise DecodeError("logits", happened, f"{len(logits)} rows", remedy)
         return Lazily(len(logits), lambda row: self.law(tokens[: first + row], logits[row]))
 
 
@@ -138,8 +144,7 @@ class LogitsProcessor(ABC):
 
     def laws(self, tokens: Tokens, logits: Tensor, /) -> tuple[Distribution, ...]:
         """The law that `sample` draws from, for each row of `logits` [k, V]."""
-        if _floats("logits", logits).ndim != 2 or logits.numel() == 0:
-            raise DecodeError("logits", "logits are no rows", f"shape {list(logits.shape)}", "give logits [k, V]")
+        _rows(logits)
         kind = type(self)
         if kind.sample is GreedyProcessor.sample:
             # The argmax of the logits: their softmax may round two of them to one number.
@@ -261,10 +266,25 @@ def _argmax(scores: Tensor) -> list[int]:
 
 
 def _floats(name: str, value: object) -> Tensor:
-    if not isinstance(value, Tensor) or not value.is_floating_point() or value.ndim == 0 or value.is_meta:
-        what = f"a tensor of {value.dtype} on {value.device}" if isinstance(value, Tensor) else shown(value)
+    if (
+        not isinstance(value, Tensor)
+        or not value.is_floating_point()
+        or 0 in (value.ndim, *value.shape[-1:])
+        or value.is_meta
+    ):
+        what = (
+            f"{value.dtype} of shape {list(value.shape)} on {value.device}"
+            if isinstance(value, Tensor)
+            else shown(value)
+        )
         raise DecodeError(name, f"{name} gives no tensor of floats [..., V]", what, "give logits or probabilities")
     return value
+
+
+def _rows(logits: object) -> None:
+    shape = _floats("logits", logits).shape
+    if len(shape) != 2 or shape[0] == 0:
+        raise DecodeError("logits", "logits are no rows", f"shape {list(shape)}", "give logits [k, V]")
 
 
 def _keep_top_k(logits: Tensor, top_k: int) -> Tensor:

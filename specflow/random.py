@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from hashlib import blake2b
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Protocol, final
 
 import torch
@@ -12,7 +12,7 @@ from attrs import Attribute, field, frozen
 from torch import Tensor
 
 from specflow.checks import a, is_id, named, or_none, shown, valid
-from specflow.distribution import BlackBox, Categorical, Distribution, PointMass, flaw, lawful, no_law
+from specflow.distribution import BlackBox, Categorical, Distribution, PointMass, flaw, lawful, no_law, vector
 from specflow.errors import DecodeError
 from specflow.finite import NOTICED, is_near
 from specflow.processors import Laws
@@ -75,6 +75,7 @@ class Dice:
 
     def draw_there(self, probs: Tensor, position: int, /) -> Tensor:
         """One token of `probs` [V], as an id [] on its device."""
+        _some(probs)
         there = probs.device if self.generator is None else self.generator.device
         exact = torch.promote_types(probs.dtype, torch.float32)  # noise of 16 bits can be 0, and 0 / 0 would be drawn
         noise = torch.empty(probs.shape, dtype=exact, device=there).exponential_(generator=self.generator)
@@ -82,6 +83,8 @@ class Dice:
 
     def accept(self, probability: float, /) -> bool:
         """u < probability, with u uniform on [0, 1), 53 bits of it: never true at 0, always at 1."""
+        if type(probability) is not float:
+            _is_number("probability", probability)
         if not 0.0 < probability < 1.0:
             if probability != probability:  # noqa: PLR0124 - NaN is the one number that is not itself
                 raise DecodeError("probability", "a probability is none", probability, "give a number")
@@ -125,6 +128,15 @@ class Dice:
             raise no_law(law, position) from error
 
 
+_is_number = a(Real, "give a number")  # type: ignore[type-abstract] # it is only looked for
+
+
+def _some(probs: Tensor) -> None:
+    vector(probs)
+    if not len(probs):
+        raise DecodeError("probs", "a law has no token", "no probabilities", "give a tensor of floats [V]")
+
+
 def _whole(instance: object, attribute: Attribute[int], value: int) -> None:
     seed: object = value
     if type(seed) is bool or not isinstance(seed, Integral):
@@ -162,6 +174,7 @@ class SharedNoise:
 
     def draw_there(self, probs: Tensor, position: int, /) -> Tensor:
         """One token of `probs` [V], as an id [] on its device."""
+        _some(probs)
         key = blake2b(f"{self.seed}/{position}".encode(), digest_size=8).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(key[:7], "big"))
         noise = torch.empty(probs.shape[-1]).exponential_(generator=generator)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
+from sys import maxsize
 from typing import Final, Generic, TypeAlias, final
 
 from attrs import field, frozen
 from torch import Tensor
 from typing_extensions import TypeVar
 
-from specflow.checks import a, or_none, shown, valid, whole
+from specflow.checks import a, is_id, or_none, shown, valid, whole
 from specflow.distribution import Distribution, PointMass
 from specflow.errors import DecodeError
 
@@ -37,11 +38,14 @@ class Request:
     """
 
     prompt: Tokens = field(validator=valid(a(tuple, "give ids as a tuple, or use `start`")))
-    limit: int = field(validator=valid(whole(0, "give the most tokens that the text may have")))
+    limit: int = field(validator=valid(whole(0, "give the most tokens that the text may have", maxsize)))
     stop: frozenset[int] = field(default=frozenset(), validator=valid(a(frozenset, "give ids as a frozenset")))
     vocab_size: int | None = field(
         default=None, validator=valid(or_none(whole(1, "give the number of tokens that the target knows")))
     )
+
+
+_COUNT: Final = "give a whole number of 0 or more"
 
 
 @final
@@ -52,8 +56,16 @@ class Count:
     drafted: int = 0
     accepted: int = 0
 
+    def __attrs_post_init__(self) -> None:
+        if not (is_id(self.drafted) and is_id(self.accepted)):
+            raise DecodeError("count", "a count is no number of tokens", shown((self.drafted, self.accepted)), _COUNT)
+
     def __add__(self, more: Count) -> Count:
         return Count(self.drafted + more.drafted, self.accepted + more.accepted)
+
+
+def _is_source(pair: object) -> bool:
+    return isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str) and isinstance(pair[1], Count)
 
 
 @final
@@ -68,6 +80,15 @@ class Tally:
 
     steps: int = 0
     sources: tuple[tuple[str, Count], ...] = ()
+
+    def __attrs_post_init__(self) -> None:
+        steps: object = self.steps
+        if not is_id(steps):
+            raise DecodeError("steps", "steps are no number of them", shown(steps), _COUNT)
+        sources: object = self.sources
+        if not (isinstance(sources, tuple) and all(map(_is_source, sources))):
+            remedy = 'give pairs in a tuple, such as (("llm", Count(5, 3)),)'
+            raise DecodeError("sources", "sources are no names and counts", shown(sources), remedy)
 
     def __add__(self, more: Tally) -> Tally:
         merged = dict(self.sources)
@@ -112,6 +133,9 @@ class DecodeState:
         if not (isinstance(request, Request) and isinstance(tokens, tuple)):
             received = f"{shown(self.request)} and {shown(self.tokens)}"
             raise DecodeError("state", "a state is no request and a tuple of tokens", received, "use `start`")
+        tally: object = self.tally
+        if not isinstance(tally, Tally):
+            raise DecodeError("tally", "the tally of a state is none", shown(tally), "use `start`")
 
     @property
     def output(self) -> Tokens:

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 from returns.functions import tap
 from returns.pipeline import flow
+from torch import Tensor
 
 from specflow.checks import calls, does, shown
 from specflow.errors import DecodeError
@@ -56,7 +57,7 @@ def _complete(target: object, processor: object, observe: object) -> None:
 
 
 def _several(prune: Iterable[Prunable]) -> tuple[Prunable, ...]:
-    if isinstance(prune, Iterable):
+    if isinstance(prune, Iterable) and not isinstance(prune, Tensor):
         return tuple(prune)
     raise DecodeError("prune", "prune is not several providers", shown(prune), "give them in a tuple: (predictor,)")
 

@@ -52,7 +52,7 @@ from transformers import (  # type: ignore[attr-defined] # our stubs hold few na
 
 import specflow as s
 import specflow.interop.processors as interop_processors
-from specflow import accelerate, beam, distribution, interop, kv_cache, models, processors, stages, testing, trees
+from specflow import accelerate, beam, distribution, interop, kv_cache, models, processors, stages, testing
 from specflow.stages import block, stop, typical, verify
 
 PLACES: Final = (
@@ -628,6 +628,7 @@ TABLE: Final[dict[str, Entry]] = {
         processors.Lazily,
         lambda: {"rows": 2, "make": lambda row: EVEN},
         lambda laws: [laws[row] for row in range(len(laws))],
+        effort("rows"),
     ),
     "random.Dice": Entry(s.Dice, lambda: {"generator": None}, roll),
     "random.Dice.draw": Entry(lambda law, position: s.Dice().draw(law, position), lambda: {"law": EVEN, "position": 3}),
@@ -964,13 +965,6 @@ TABLE: Final[dict[str, Entry]] = {
     "stages.verify.MatchSamples": Entry(stages.MatchSamples, lambda: dict(JUDGED), judge),
     "stages.verify.RejectTokens": Entry(stages.RejectTokens, lambda: dict(JUDGED), judge),
     # trees
-    "trees.children_of": Entry(trees.children_of, lambda: {"nodes": NODES}),
-    "trees.depths": Entry(trees.depths, lambda: {"parents": [-1, 0]}),
-    "trees.leaves": Entry(trees.leaves, lambda: {"nodes": NODES}),
-    "trees.lineage": Entry(trees.lineage, lambda: {"parents": [-1, 0]}),
-    "trees.path_along": Entry(trees.path_along, lambda: {"nodes": NODES, "tokens": (1, 3)}),
-    "trees.path_to": Entry(trees.path_to, lambda: {"nodes": NODES, "node": 2}),
-    "trees.preorder": Entry(trees.preorder, lambda: {"nodes": NODES}),
     "trees.path_by_path": Entry(s.path_by_path, lambda: {"predictor": TARGET}, read),
     # interop
     "interop.generate.Generate": Entry(
@@ -1157,6 +1151,7 @@ NONE = "an error, an enum or a protocol: nothing that is called with values"
 BY_STEPS = "called by a step, with the record that the stage before it made"
 ON_LAWS = "the arithmetic of laws: called by stages, on laws and tokens that they have looked at"
 ON_BRANCHES = "randomness of the certificate's own, and the law that it found"
+ON_NODES = "the arithmetic of trees: called by stages, on nodes that they have looked at"
 ABSTRACT = "a base class: its subclasses are tried"
 
 EXEMPT: Final[Mapping[str, str]] = {
@@ -1259,6 +1254,7 @@ EXEMPT: Final[Mapping[str, str]] = {
             "distribution.flaw_of_sums",
             "distribution.lawful",
             "distribution.no_law",
+            "distribution.vector",
             "distribution.Categorical.of",
             "distribution.Categorical.residual",
             "distribution.Categorical.taken_from",
@@ -1267,6 +1263,18 @@ EXEMPT: Final[Mapping[str, str]] = {
             "distribution.PointMass.taken_from",
         ),
         ON_LAWS,
+    ),
+    **dict.fromkeys(
+        (
+            "trees.children_of",
+            "trees.depths",
+            "trees.leaves",
+            "trees.lineage",
+            "trees.path_along",
+            "trees.path_to",
+            "trees.preorder",
+        ),
+        ON_NODES,
     ),
     **dict.fromkeys(
         ("testing.enumeration.Branch", "testing.enumeration.Law", "testing.enumeration.Noise"), ON_BRANCHES

@@ -10,11 +10,13 @@ import torch.nn.functional as F
 import transformers as tf
 from attrs import define, field, frozen
 from torch import Tensor
+from torch.nn import Module
 
 from specflow.checks import calls, shown, valid
 from specflow.distribution import Categorical, Distribution, PointMass
 from specflow.errors import DecodeError
 from specflow.finite import finite, is_near
+from specflow.ids import ids_of
 from specflow.interop.copying import Copies, copies_of, is_fixed, name_of
 from specflow.prefix import common_prefix
 from specflow.processors import Laws, Lazily
@@ -127,6 +129,8 @@ def refuse_uncallable(name: str, part: object) -> None:
     """`DecodeError` for what cannot be called. Modules and lists that can be are called in `generate` too."""
     if not callable(part) or isinstance(part, type):
         raise DecodeError(name, f"{name} cannot be called", shown(part), "give functions of ids and scores")
+    if isinstance(part, Module) and any(weight.is_meta for weight in part.parameters()):
+        raise DecodeError(name, f"{name} cannot be called", "a module on the meta device", "load its weights")
 
 
 @final
@@ -266,13 +270,17 @@ def _laws(
     logits: object,
     make: Callable[[Tensor, Tokens, Tensor], Distribution],
 ) -> Laws:
+    tokens = ids_of("tokens", tokens)
     if not isinstance(logits, Tensor) or logits.dim() != 2 or not 0 < len(logits) <= len(tokens):
         received = tuple(logits.shape) if isinstance(logits, Tensor) else shown(logits)
         remedy = "give a row for each of the last k prefixes"
         raise DecodeError("logits", f"logits are not [k, V] behind a text of {len(tokens)} tokens", received, remedy)
     if not is_near(logits):
         finite(logits, len(tokens))  # logits on a device have not been looked at
-    ids = torch.tensor([tokens], device=logits.device)
+    try:
+        ids = torch.tensor([tokens], device=logits.device)
+    except (RuntimeError, ValueError) as error:  # torch has looked at them
+        raise DecodeError("tokens", "a token id is beyond 64 bits", shown(max(tokens)), "give ids") from error
     first = len(tokens) - len(logits) + 1
 
     def law(row: int) -> Distribution:
@@ -315,4 +323,6 @@ def _row(scores: object) -> Tensor:
     if not isinstance(scores, Tensor) or scores.dim() != 1 or len(scores) == 0 or scores.is_meta:
         received = tuple(scores.shape) if isinstance(scores, Tensor) else shown(scores)
         raise DecodeError("scores", "scores are not [V]", received, "give the scores of one position")
+    if not scores.is_floating_point():
+        raise DecodeError("scores", "scores are no floats", scores.dtype, "give the scores of one position")
     return scores

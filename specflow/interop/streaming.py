@@ -10,7 +10,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from transformers import StoppingCriteriaList
+from transformers import LogitsProcessor, StoppingCriteriaList
 
 from specflow.checks import a, calls, does, shown
 from specflow.errors import DecodeError
@@ -121,8 +121,10 @@ def condition(criteria: object, before: Tokens, device: torch.device) -> Callabl
     if not isinstance(criteria, list | tuple):
         raise DecodeError("criteria", "criteria are not a list", shown(criteria), "give a StoppingCriteriaList")
     for criterion in criteria:
-        if not callable(criterion):
-            raise DecodeError("criteria", "a criterion cannot be called", shown(criterion), "give functions of ids")
+        if not callable(criterion) or isinstance(criterion, LogitsProcessor):
+            raise DecodeError(
+                "criteria", "a criterion cannot be called as one is", shown(criterion), "give functions of ids"
+            )
     asked = StoppingCriteriaList(criteria)
     return lambda state: bool(asked(torch.tensor([before + state.tokens], device=device), None).any())
 

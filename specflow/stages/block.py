@@ -9,6 +9,7 @@ import torch
 from attrs import field, frozen
 from torch import Tensor
 
+from specflow.asked import accepts
 from specflow.distribution import BlackBox, Categorical, Known, PointMass
 from specflow.processors import Laws, Processor
 from specflow.random import Randomness
@@ -48,13 +49,13 @@ class VerifyBlock:
         """The rule alone, on laws that are already there."""
         block, weights = _block(proposals, laws, start)
         end = len(block)
-        if self.rng.accept(weights[end]):
+        if not block or accepts(self.rng, weights[end]):
             one_by_one = RejectTokens(self.target, self.processor, self.rng)
             return one_by_one.judge_from(end, proposals, laws, start)
         masses = _masses(weights, block)
         for i in reversed(range(1, end)):
             # 1 - w first: behind a sum it would round away a mass that is small, and leave 0 / 0.
-            if masses[i] > 0 and self.rng.accept(masses[i] / (masses[i] + (1.0 - weights[i]))):
+            if masses[i] > 0 and accepts(self.rng, masses[i] / (masses[i] + (1.0 - weights[i]))):
                 return i, _left_over(weights[i], masses[i], block[i])
         return 0, _left_over(weights[0], masses[0], block[0])  # the empty draft always passes, with weight 1
 

@@ -17,7 +17,7 @@ from specflow.gamma import Fixed
 from specflow.processors import Laws, Processor
 from specflow.random import Sampling, draws
 from specflow.stages.draft import a_state
-from specflow.stages.verify import is_processor, is_sampling
+from specflow.stages.verify import a_processor, is_sampling
 from specflow.state import (
     TEXT,
     DecodeState,
@@ -90,7 +90,7 @@ class VerifyTree:
     target: TreePredictor = field(
         validator=valid(calls("a tree predictor", "give predictor.read_tree, or path_by_path(predictor)"))
     )
-    processor: Processor = field(validator=is_processor)
+    processor: Processor = field(validator=valid(a_processor))
     rng: Sampling = field(validator=is_sampling)
 
     def __call__(self, drafted: DraftedTree, /) -> Verified:

@@ -8,7 +8,7 @@ from typing import TypeAlias, final
 
 from attrs import field, frozen
 
-from specflow.asked import fits, laws_of, rows_of
+from specflow.asked import accepts, fits, laws_of, rows_of
 from specflow.checks import a, calls, does, is_id, or_none, shown, valid
 from specflow.distribution import BlackBox, Categorical, Distribution, PointMass
 from specflow.errors import DecodeError
@@ -28,9 +28,8 @@ A rule asks for the law behind a draft only once that draft can stand: laws may 
 is_target = valid(or_none(calls("a predictor", "give a function of (tokens, last), such as a CachedPredictor")))
 """None serves where the rule alone is asked, on laws that are already there."""
 
-is_processor = valid(
-    or_none(does("a processor", "give a Processor; interop.ProcessorList makes one of transformers' list", "laws"))
-)
+a_processor = does("a processor", "give a Processor; interop.ProcessorList makes one of transformers' list", "laws")
+is_processor = valid(or_none(a_processor))
 is_randomness = valid(does("randomness that takes decisions", "give Dice(), or sample-and-match", "draw", "accept"))
 is_sampling = valid(does("a source of draws", "give Dice() or SharedNoise(seed)", "draw"))
 
@@ -135,7 +134,7 @@ class RejectTokens:
                     return refusal
                 continue
             likely, drafted = odds(i, p, q)
-            if not (likely > 0 and (likely >= drafted or self.rng.accept(likely / drafted))):
+            if not (likely > 0 and (likely >= drafted or accepts(self.rng, likely / drafted))):
                 return i, p.residual(q)
         return None
 
