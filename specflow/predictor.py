@@ -17,9 +17,10 @@ from specflow.caching import LossyCache, Past
 from specflow.checks import a, calls, or_none, shown, valid, whole
 from specflow.errors import DecodeError
 from specflow.finite import arrived, finite, is_near, on_arrival
+from specflow.ids import reading_of, text_of
 from specflow.prefix import NEAR, begins, common_prefix, parting
 from specflow.reader import Reader, context_of, vocabulary_of
-from specflow.state import Node, Predictor, Tokens
+from specflow.state import TEXT, Node, Predictor, Tokens
 from specflow.trees import path_along, path_by_path
 from specflow.trial import ANY_PIECES, FEEDINGS, Caches, Feeding, Stretch, Trials
 from specflow.watch import Look
@@ -150,6 +151,7 @@ class CachedPredictor:
     )
     memos: int = field(default=4, validator=valid(whole(1, "keep the cache of one text at least")))
     _reader: Reader = field(init=False, repr=False)
+    _model: Limits = field(init=False, repr=False)
     _caches: Caches = field(init=False, repr=False)
     _trials: Trials = field(init=False, repr=False)
     _kept: list[_Memo] = field(init=False, factory=list, repr=False)
@@ -162,15 +164,15 @@ class CachedPredictor:
         if takes_none and self.make_cache is not None:
             name, remedy = type(self.model).__name__, "leave make_cache out"
             raise DecodeError("make_cache", "the model takes no cache", name, remedy)
+        self._model = limits_of(self.model)
         self._caches = Caches(self._reader, self.make_cache)
         self._trials = Trials(self._caches, () if takes_none else FEEDINGS)
 
     @property
     def limits(self) -> Limits:
         """What a text over this memo can take: the model's own limits, and the room in a cache of fixed size."""
-        model = limits_of(self.model)
-        sizes = [model.context, self._caches.room]
-        return Limits(model.vocab_size, min((size for size in sizes if size is not None), default=None))
+        sizes = [self._model.context, self._caches.room]
+        return Limits(self._model.vocab_size, min((size for size in sizes if size is not None), default=None))
 
     @property
     def feeding(self) -> Feeding:
@@ -181,7 +183,7 @@ class CachedPredictor:
 
     def __call__(self, tokens: Tokens, last: int, /) -> Tensor:
         """Logits [last, V] behind each of the last `last` prefixes of `tokens`."""
-        refuse_no_rows(tokens, last)
+        tokens, last = reading_of(tokens, last), int(last)
         with self._reader.guard:
             self._meet()
             rows = [self._rows(tokens[:end], wanted) for end, wanted in self._trials.parts(len(tokens), last)]
@@ -199,18 +201,20 @@ class CachedPredictor:
         Fewer where a cache of fixed size, or a horizon of the model, does not let as many be read; and one where the
         model cannot be fed one token at a time over its cache. `DecodeError` as in a call.
         """
-        refuse_no_rows(tokens, 1)
+        tokens = text_of(tokens)
+        whole(1, "read one token ahead at least", most=2**31)("most", most)
+        calls("a choice of a token", "give a function of logits and a position")("choose", choose)
         with self._reader.guard:
             self._meet()
             row = self._rows(tokens, 1)[0]
-            rows, ids = [row], [choose(row, len(tokens))]
+            rows, ids = [row], [chosen_id(choose, row, len(tokens))]
             feeding = self._trials.stretch(len(tokens)).feeding
             memo = self._taken(tokens, 0) if feeding.most and feeding.least == 1 and most > 1 else None
             if memo is not None:
                 for length in range(len(tokens) + 1, self._furthest(tokens, most) + 1):
                     logits = self._extend(memo, ids[-1].reshape(1, 1), length, 1, feeding)
                     rows.append(logits[0])
-                    ids.append(choose(rows[-1], length))
+                    ids.append(chosen_id(choose, rows[-1], length))
             sent: list[int] = on_arrival(torch.stack(ids), torch.stack(rows)).tolist()
             chosen = tuple(arrived(sent, len(tokens) - 1))
             if memo is not None:
@@ -224,7 +228,8 @@ class CachedPredictor:
         In one pass where the model can be told what each token sees, which is tried with the first tree; else, and
         over caches that are more than rows of keys and values, path by path. Its rows are those of a call.
         """
-        refuse_no_rows(tokens, 1)
+        tokens = text_of(tokens)
+        refuse_no_tree(nodes)
         with self._reader.guard:
             self._meet()
             if not nodes or len(tokens) == 1 or not self._may_read_trees(len(tokens) + len(nodes)):
@@ -258,6 +263,7 @@ class CachedPredictor:
 
         Only the end is looked at, where drafts were refused: the next reading compares the whole text.
         """
+        tokens = text_of(tokens)
         with self._reader.guard:
             memo = next(iter(self._kept), None)
             if memo is None:
@@ -354,7 +360,8 @@ class CachedPredictor:
 
     def _furthest(self, tokens: Tokens, most: int) -> int:
         """How long a text may become that is read on by itself from `tokens`."""
-        further = [end for end in (self._caches.room, *self._trials.horizons) if end is not None and end >= len(tokens)]
+        ends = (self.limits.context, *self._trials.horizons)
+        further = [end for end in ends if end is not None and end >= len(tokens)]
         return min([len(tokens) + most - 1, *further])
 
     def _may_read_trees(self, length: int) -> bool:
@@ -389,7 +396,7 @@ class UncachedPredictor:
 
     def __call__(self, tokens: Tokens, last: int, /) -> Tensor:
         """Logits [last, V] behind each of the last `last` prefixes of `tokens`."""
-        refuse_no_rows(tokens, last)
+        tokens, last = reading_of(tokens, last), int(last)
         reader, trials = self._reader, self._trials
         reader.refuse_strange(tokens)
         with reader.guard:
@@ -400,10 +407,13 @@ class UncachedPredictor:
 
     def read_tree(self, tokens: Tokens, nodes: Sequence[Node], /) -> Tensor:
         """Logits [n + 1, V] behind `tokens` and behind each node, path by path."""
+        tokens = text_of(tokens)
+        refuse_no_tree(nodes)
         return path_by_path(self)(tokens, nodes)
 
     def prune(self, tokens: Tokens, /) -> None:
         """Nothing is remembered, so there is nothing to forget."""
+        text_of(tokens)
 
 
 def read_afresh(reader: Reader, tokens: Tokens, last: int, stretch: Stretch) -> Tensor:
@@ -418,13 +428,22 @@ def read_afresh(reader: Reader, tokens: Tokens, last: int, stretch: Stretch) -> 
     return torch.cat(rows)
 
 
-def refuse_no_rows(tokens: Tokens, last: int) -> None:
-    """`DecodeError` unless there are `last` prefixes of `tokens`, which hold a token at least."""
-    if not isinstance(tokens, tuple):
-        raise DecodeError("tokens", "the text is no tuple of ids", shown(tokens), "give tuple(ids)")
-    if type(last) is not int or not 1 <= last <= len(tokens):
-        remedy = "ask for the rows behind one prefix at least, and behind no empty one"
-        raise DecodeError("last", f"there are not so many prefixes of {len(tokens)} tokens", shown(last), remedy)
+def chosen_id(choose: Choose, logits: Tensor, position: int) -> Tensor:
+    """What a choice from `logits` [V] comes to: an id []. `DecodeError` for anything else."""
+    token: object = choose(logits, position)
+    if not isinstance(token, Tensor) or token.numel() != 1 or token.is_floating_point() or token.is_meta:
+        raise DecodeError("choose", "a choice is no id", shown(token), "return a tensor that holds one id")
+    return token.reshape(())
+
+
+def refuse_no_tree(nodes: object) -> None:
+    """`DecodeError` unless these are nodes of a tree, each behind its parent."""
+    if not isinstance(nodes, Sequence):
+        raise DecodeError("nodes", "the nodes are no sequence", shown(nodes), "give a tuple of nodes")
+    for number, node in enumerate(nodes):
+        if not isinstance(node, Node) or type(node.parent) is not int or not TEXT <= node.parent < number:
+            happened, remedy = f"node {number} of a tree does not come behind its parent", "give parents first"
+            raise DecodeError("nodes", happened, shown(node), remedy)
 
 
 def fitted(predictor: Predictor, vocab_size: int) -> Predictor:
@@ -437,7 +456,18 @@ def fitted(predictor: Predictor, vocab_size: int) -> Predictor:
     tensor([[0., 0., 0., -inf]])
     """
 
-    return lambda tokens, last: fit(predictor(tokens, last), vocab_size)
+    calls("a predictor", "give a function of a text and a number of rows")("predictor", predictor)
+    whole(1, "give the target's vocabulary", most=2**24)("vocab_size", vocab_size)
+
+    def predict(tokens: Tokens, last: int) -> Tensor:
+        logits: object = predictor(tokens, last)
+        if not isinstance(logits, Tensor) or logits.dim() != 2:
+            raise DecodeError(
+                "predictor", "the predictor gives no logits [last, V]", shown(logits), "return rows of floats"
+            )
+        return fit(logits, vocab_size)
+
+    return predict
 
 
 def fit(logits: Tensor, vocab_size: int) -> Tensor:

@@ -17,7 +17,7 @@ from specflow.checks import temperature as check_temperature
 from specflow.distribution import BlackBox, Categorical, Distribution, PointMass
 from specflow.errors import DecodeError
 from specflow.finite import NOTICED, argmax, finite, is_near, on_arrival
-from specflow.ids import ids_of
+from specflow.ids import text_of
 from specflow.state import Tokens
 
 _TOP_K: Final = whole(1, "keep at least one token")
@@ -102,7 +102,7 @@ class EachPrefix:
     def laws(self, tokens: Tokens, logits: Tensor, /) -> Lazily:
         """The law behind each row of `logits` [k, V]; row k - 1 follows all of `tokens`."""
         _rows(logits)
-        tokens = tokens if isinstance(tokens, tuple) else ids_of("tokens", tokens)
+        tokens = text_of(tokens)
         first = len(tokens) - len(logits) + 1
         if first < 0:
             happened, remedy = f"logits have more rows than a text of {len(tokens)} has prefixes", "give the text's own"

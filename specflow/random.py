@@ -128,7 +128,7 @@ class Dice:
             raise no_law(law, position) from error
 
 
-_is_number = a(Real, "give a number")  # type: ignore[type-abstract] # it is only looked for
+_is_number = a(Real, "give a number")
 
 
 def _some(probs: Tensor) -> None:
@@ -220,7 +220,7 @@ def draws(rng: Sampling, laws: Laws, start: int, span: range) -> Generator[int, 
 def drawn(rng: Sampling, law: Distribution, position: int) -> int:
     """One token of the law; `DecodeError` where what draws gives anything but a token id."""
     token = rng.draw(law, position)
-    if is_id(token):
+    if is_id(token) and token < 2**63:
         return int(token)
     if isinstance(law, PointMass) and token is law.token:
         raise no_law(law, position)

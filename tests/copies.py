@@ -205,8 +205,9 @@ def generated(processor: LogitsProcessor) -> dict[str, object]:
         return output
 
     text()
+    fed = passes_of(target)
     COPIES.clear()
-    fed, again = passes_of(target), text()
+    again = text()
     return {"copies": len(COPIES), "passes": len(fed), "text": again}
 
 

@@ -39,7 +39,7 @@ import torch
 from attrs import evolve, frozen
 from returns.result import Failure, Success
 from rich.console import Console
-from transformers import (  # type: ignore[attr-defined] # our stubs hold few names
+from transformers import (
     DynamicCache,
     GenerationConfig,
     LlamaConfig,
@@ -558,8 +558,9 @@ TABLE: Final[dict[str, Entry]] = {
         lambda length: kept().reserve(length), lambda: {"length": 9}, effort=effort("length")
     ),
     "predictor.CachedPredictor": Entry(
-        s.CachedPredictor, lambda: {"model": llama(), "make_cache": DynamicCache}, predict
+        s.CachedPredictor, lambda: {"model": llama(), "make_cache": DynamicCache, "memos": 2}, predict
     ),
+    "predictor.CachedPredictor.forget": Entry(lambda: warm(s.CachedPredictor(llama())).forget(), dict),
     "predictor.CachedPredictor.__call__": Entry(s.CachedPredictor(llama()), lambda: {"tokens": TEXT, "last": 2}),
     "predictor.CachedPredictor.read_ahead": Entry(
         lambda tokens, most, choose: s.CachedPredictor(llama()).read_ahead(tokens, most, choose),

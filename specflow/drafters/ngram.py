@@ -74,6 +74,10 @@ def _proposals(
     drafts: Iterable[tuple[int, bool]], vocab_size: int | None, source: str
 ) -> Iterator[Proposal[PointMass]]:
     for token, _ in drafts:
-        if vocab_size is not None and isinstance(token, Integral) and not 0 <= token < vocab_size:
+        if vocab_size is not None and _is_beyond(token, vocab_size):
             return
         yield Proposal(token, PointMass(token), source)
+
+
+def _is_beyond(token: object, vocab_size: int) -> bool:
+    return isinstance(token, Integral) and not 0 <= int(token) < vocab_size

@@ -31,7 +31,7 @@ from specflow.interop.copying import Copies, copies_of
 from specflow.interop.processors import InOrder, Processing, Stateless, fresh, most_likely, parts_of, sampled
 from specflow.interop.streaming import Streamer, condition, ending, put_through
 from specflow.loop import run, start
-from specflow.predictor import CachedPredictor, UncachedPredictor
+from specflow.predictor import CachedPredictor, Limits, UncachedPredictor, limits_of
 from specflow.random import Dice, Randomness
 from specflow.stages import Adjust, Draft, RejectTokens, StopWhen, advance, commit, draft_nothing
 from specflow.stages.stop import Condition
@@ -113,7 +113,7 @@ class Generate:
         module = reads(model)
         prompts = [tuple(ids[here].tolist()) for ids, here in zip(input_ids, real, strict=True)]
         padding = [tuple(ids[~here].tolist()) for ids, here in zip(input_ids, real, strict=True)]
-        states = [unwrap(start(prompt, new)) for prompt in prompts]
+        states = [unwrap(start(prompt, new, (), Limits(limits_of(model).vocab_size))) for prompt in prompts]
         rows = _rows(processors, criteria, padding, input_ids.device)
         if module is model:
             refuse_other_inputs(model, prompts[0], next(filter(None, padding), ()), model_kwargs)
