@@ -102,7 +102,8 @@ class EachPrefix:
     def laws(self, tokens: Tokens, logits: Tensor, /) -> Lazily:
         """The law behind each row of `logits` [k, V]; row k - 1 follows all of `tokens`."""
         _rows(logits)
-        tokens = tokens if isinstance(tokens, tuple) else ids_of("tokens", tokens)
+        if type(tokens) is not tuple:
+            tokens = ids_of("tokens", tokens)
         first = len(tokens) - len(logits) + 1
         if first < 0:
             happened, remedy = f"logits have more rows than a text of {len(tokens)} has prefixes", "give the text's own"

@@ -128,7 +128,7 @@ class Dice:
             raise no_law(law, position) from error
 
 
-_is_number = a(Real, "give a number")  # type: ignore[type-abstract] # it is only looked for
+_is_number = a(Real, "give a number")
 
 
 def _some(probs: Tensor) -> None:

@@ -56,7 +56,7 @@ def _complete(target: object, processor: object, observe: object) -> None:
     _is_observer("observe", observe)
 
 
-def _several(prune: Iterable[Prunable]) -> tuple[Prunable, ...]:
+def _several(prune: object) -> tuple[Prunable, ...]:
     if isinstance(prune, Iterable) and not isinstance(prune, Tensor):
         return tuple(prune)
     raise DecodeError("prune", "prune is not several providers", shown(prune), "give them in a tuple: (predictor,)")
