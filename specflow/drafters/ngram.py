@@ -74,6 +74,7 @@ def _proposals(
     drafts: Iterable[tuple[int, bool]], vocab_size: int | None, source: str
 ) -> Iterator[Proposal[PointMass]]:
     for token, _ in drafts:
-        if vocab_size is not None and isinstance(token, Integral) and not 0 <= token < vocab_size:
+        said: object = token
+        if vocab_size is not None and isinstance(said, Integral) and not 0 <= int(said) < vocab_size:
             return
         yield Proposal(token, PointMass(token), source)
