@@ -31,7 +31,7 @@ class NGramDrafter:
     source: str = field(default="ngram", validator=valid(a(str, "name the drafter")))
 
     def __call__(self, tokens: Tokens, /) -> Iterator[Proposal[PointMass]]:
-        known = takewhile(itemgetter(1), _pairs(self.storage, tokens))
+        known = takewhile(itemgetter(1), _pairs(self.storage, self.storage.continuation(tokens)))
         return _proposals(known, self.vocab_size, self.source)
 
 
@@ -48,12 +48,11 @@ class GuessingNGramDrafter:
     source: str = field(default="ngram", validator=valid(a(str, "name the drafter")))
 
     def __call__(self, tokens: Tokens, /) -> Iterator[Proposal[PointMass]]:
-        return _proposals(_pairs(self.storage, tokens), self.vocab_size, self.source)
+        return _proposals(_pairs(self.storage, self.storage.continuation(tokens)), self.vocab_size, self.source)
 
 
-def _pairs(storage: INgramStorage, tokens: Tokens) -> Iterator[tuple[int, bool]]:
+def _pairs(storage: INgramStorage, said: object) -> Iterator[tuple[int, bool]]:
     """What the storage says follows: (token, whether it knows it)."""
-    said: object = storage.continuation(tokens)
     if not isinstance(said, Iterable):
         raise _no_pairs(storage, said)
     for pair in said:
