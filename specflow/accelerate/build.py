@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from specflow.accelerate.any_model import Replaced, with_linears, without_weights
 from specflow.accelerate.captured import Captured, cuda_graph
-from specflow.accelerate.check import arbitrary_text, check, ids_of
+from specflow.accelerate.check import arbitrary_text, check
 from specflow.accelerate.family import MODELS, strangeness, weights_of
 from specflow.accelerate.linear import (
     TOKENS,
@@ -37,6 +37,7 @@ from specflow.checks import a
 from specflow.errors import DecodeError
 from specflow.kv_cache import BLOCK
 from specflow.predictor import CachedPredictor, UncachedPredictor, limits_of
+from specflow.reader import vocabulary_of
 from specflow.state import Predictor, Tokens
 
 FREE: Final = Shapes(TOKENS, rows=1, keys=1)
@@ -209,7 +210,7 @@ def _disagreement(model: Module, made: Module, tolerances: Mapping[torch.dtype, 
     """
     limits = limits_of(model)
     length = min(max([24, *[window + 16 for window in _short_windows(model)]]), limits.context or sys.maxsize)
-    text = arbitrary_text(length, ids_of(model))
+    text = arbitrary_text(length, vocabulary_of(model))
     cuts = sorted({cut for cut in (length // 2, length - 4, length - 1, length) if cut > 0})
     given = deepcopy(model, {id(weight): weight for weight in model.parameters()})
     expected = UncachedPredictor(given)(text, length).double()

@@ -11,7 +11,7 @@ from weakref import ref
 import torch
 from attrs import define, field
 from torch import Tensor
-from torch.nn import Module
+from torch.nn import Embedding, Module
 from typing_extensions import override
 
 from specflow.accelerate.llama import Llama, Output, Place, Sight, hiding, logits_of, read
@@ -52,6 +52,10 @@ class Captured(Module):
         self._tracks: list[_Track] = []
         self._turn = Lock()
         self.eval()
+
+    def get_input_embeddings(self) -> Embedding:
+        """The table of the ids, by transformers' name for it."""
+        return self.eager.embedding
 
     @override
     def forward(

@@ -8,13 +8,13 @@ from typing import Final, final
 import torch
 from attrs import field, frozen
 from torch import Tensor
-from torch.nn import Embedding, Module
-from transformers import PreTrainedModel
+from torch.nn import Module
 from typing_extensions import override
 
 from specflow.checks import a, shown, whole
 from specflow.errors import DecodeError
 from specflow.predictor import CachedPredictor, UncachedPredictor, limits_of
+from specflow.reader import vocabulary_of
 from specflow.state import Tokens
 
 LENGTHS: Final = (1, 40, 300, 490, 1000)
@@ -75,7 +75,7 @@ def check(model: Module, lengths: Iterable[int] = LENGTHS, passes: Iterable[int]
     if any(parameter.is_meta for parameter in model.parameters()):
         raise DecodeError("model", "the model's weights are not there", "weights on meta", "load the model")
     passes = tuple(sorted(set(_counts("passes", passes))))
-    limits, vocab_size, most = limits_of(model), ids_of(model), max(passes)
+    limits, vocab_size, most = limits_of(model), vocabulary_of(model), max(passes)
     asked = _counts("lengths", lengths)
     lengths = tuple([length for length in asked if limits.context is None or length + most <= limits.context])
     if not lengths:
@@ -108,17 +108,6 @@ def _counts(name: str, values: object) -> tuple[int, ...]:
     for count in counts:
         whole(1, remedy)(name, count)
     return tuple(map(int, counts))
-
-
-def ids_of(model: Module) -> int | None:
-    """How many ids a model reads: its embedding says, whatever its config does. None where neither does.
-
-    >>> ids_of(torch.nn.Linear(2, 2))
-    """
-    first = next((module for module in model.modules() if isinstance(module, Embedding)), None)
-    embedding = model.get_input_embeddings() if isinstance(model, PreTrainedModel) else first
-    weight = getattr(embedding, "weight", None)
-    return len(weight) if isinstance(weight, Tensor) else limits_of(model).vocab_size
 
 
 def arbitrary_text(length: int, vocab_size: int | None) -> Tokens:

@@ -115,6 +115,10 @@ class Llama(Module):
         self.angles = Angles(weights.rotary, weights.before_head[:0])
         self.eval()
 
+    def get_input_embeddings(self) -> Embedding:
+        """The table of the ids, by transformers' name for it: it has as many rows as there are ids."""
+        return self.embedding
+
     @override
     def forward(
         self,

@@ -17,13 +17,12 @@ from torch.nn import Module
 from transformers import PreTrainedConfig
 from typing_extensions import override
 
-from specflow.accelerate.check import ids_of as known_ids
 from specflow.asked import looked_at, rows_of
 from specflow.checks import MOST, a, calls, does, number, or_none, whole
 from specflow.errors import DecodeError
 from specflow.ids import ids_of
 from specflow.predictor import CachedPredictor, limits_of
-from specflow.reader import refuse_weightless
+from specflow.reader import refuse_weightless, vocabulary_of
 from specflow.state import TEXT, Node, Predictor, Tokens, TreePredictor
 
 
@@ -201,7 +200,7 @@ def fresh_passes(model: Module, vocab_size: int, *, longest: int = 64, tolerance
     """
     _check_model(model)
     _check(vocab_size, tolerance, longest=longest)
-    known = known_ids(model)
+    known = vocabulary_of(model)
     if known is not None and vocab_size > known:
         happened = f"the model reads only {known} ids"
         raise DecodeError("vocab_size", happened, vocab_size, "give a vocabulary that it reads")
@@ -292,7 +291,7 @@ def _pass(model: Module, tokens: Tokens) -> Tensor:
 
 def _vocabulary(model: Module) -> int:
     """How many ids the model reads: its embedding says, whatever its config or its head do."""
-    stated = known_ids(model)
+    stated = vocabulary_of(model)
     return _pass(_copied(model).eval(), (0,)).shape[-1] if stated is None else stated
 
 
