@@ -23,7 +23,7 @@ def test_a_compiled_model_is_fed_like_the_model_in_it(static: bool) -> None:
     assert isinstance(compiled, Module)
     make = (lambda: StaticCache(model.config, max_cache_len=64)) if static else None
     predictor = CachedPredictor(compiled, make)
-    report = model_conformance(compiled, predictor=predictor, steps=15)
+    report = model_conformance(compiled, predictor=predictor, steps=15, longest=64)
     assert report.holds, report
     assert predictor.feeding is not None
     assert predictor.feeding.name == "any pieces"
