@@ -100,14 +100,16 @@ def test_a_text_read_again_and_again_is_moved_up_in_few_passes_of_its_own() -> N
 
 def test_a_model_is_tried_once() -> None:
     model = BY_KIND["mamba2"].build()
-    counted = Counted(model)
+    passes: list[int] = []
+    model.register_forward_pre_hook(lambda module, inputs: passes.append(inputs[0].shape[1]))
     CachedPredictor(model)(PROMPT, 1)
-    assert len(counted.passes) == 26  # the prompt, 36 tokens afresh, the same in 23 pieces, and a wrong turn
+    assert len(passes) > 30
+    passes.clear()
     CachedPredictor(model)(PROMPT, 1)
-    assert len(counted.passes) == 27
+    assert passes == [len(PROMPT)]
     model.to(torch.bfloat16)
     CachedPredictor(model)(PROMPT, 1)
-    assert len(counted.passes) > 28
+    assert len(passes) > 10
 
 
 def test_the_state_behind_the_prompt_is_kept_for_the_next_sample() -> None:
@@ -154,12 +156,8 @@ def test_a_window_that_is_longer_than_its_static_cache_does_not_become_shorter()
 def test_the_same_cache_handed_out_twice_is_refused() -> None:
     model = tiny_llama()
     cache = DynamicCache(config=model.config)
-    predictor = CachedPredictor(model, lambda: cache)
-    predictor((1, 2, 3), 1)
-    predictor((1, 2, 4), 1)
-    other = CachedPredictor(model, lambda: cache)
     with pytest.raises(DecodeError, match="a new cache is not empty"):
-        other((1, 2, 3), 1)
+        CachedPredictor(model, lambda: cache)((1, 2, 3), 1)
 
 
 @pytest.mark.parametrize("backend", ["fp8", "quanto"])
@@ -378,7 +376,7 @@ def test_a_pass_that_fails_leaves_no_memo() -> None:
     model = BY_KIND["qwen3_next"].build()
     predictor = CachedPredictor(model)
     predictor(PROMPT, 1)
-    with pytest.raises(IndexError):
+    with pytest.raises(DecodeError, match="outside the vocabulary of 64: received 1000"):
         predictor((*PROMPT, 1, 2, 1000), 3)
     fresh = CachedPredictor(model)((*PROMPT, 1, 2, 3), 3)
     assert torch.allclose(predictor((*PROMPT, 1, 2, 3), 3), fresh, atol=1e-4)
