@@ -127,7 +127,7 @@ def test_a_static_cache_conforms(kind: str) -> None:
     architecture = BY_KIND[kind]
     model = architecture.build()
     predictor = CachedPredictor(model, lambda: StaticCache(model.config, max_cache_len=5 * WINDOW))
-    report = model_conformance(model, predictor=predictor, steps=60, longest=5 * WINDOW)
+    report = model_conformance(model, predictor=predictor, tolerance=2e-4, steps=60, longest=5 * WINDOW)
     assert report.holds, report
 
 
@@ -139,6 +139,8 @@ def test_a_text_that_outgrows_a_static_cache_is_refused_before_the_model_runs() 
     step = autoregressive_step(predictor, GreedyProcessor(), Dice())
     assert list(run(step, start(PROMPT, 50, (), predictor.limits).unwrap()).state.output) == expected
     counted = Counted(model)
+    predictor((*PROMPT, *expected), 1)
+    counted.passes.clear()
     with pytest.raises(DecodeError, match="outgrows a cache of 16 tokens: received 17; make a larger cache"):
         predictor((*PROMPT, *expected, 1), 1)
     assert counted.passes == []
