@@ -291,6 +291,7 @@ class CachedPredictor:
         if not stretch.feeding.most:
             return read_afresh(self._reader, tokens, last, stretch)
         new = max(last, stretch.feeding.least)
+        self._refuse_beyond_room(len(tokens))  # before a memo is taken out
         memo = self._taken(tokens, new)
         if memo is None:
             memo = _Memo(Past(self._caches.new(), 0), self._trials.region(len(tokens)))
@@ -303,7 +304,6 @@ class CachedPredictor:
 
     def _read(self, memo: _Memo, tokens: Tokens, last: int, feeding: Feeding) -> Tensor:
         """Read `tokens`, whose beginning the memo covers, in the pieces that the model can be fed."""
-        self._refuse_beyond_room(len(tokens))
         self._reader.refuse_strange(tokens[len(memo.tokens) :])
         rows = []
         for end in feeding.ends(len(memo.tokens), len(tokens), last):
