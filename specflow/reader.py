@@ -180,17 +180,22 @@ def vocabulary_of(model: Module) -> int | None:
 
     >>> vocabulary_of(torch.nn.Linear(2, 2))
     """
-    sizes = [
-        _size(model, "get_input_embeddings", "num_embeddings"),
-        _size(model, "get_output_embeddings", "out_features"),
-    ]
-    known = [size for size in sizes if size is not None]
-    if known:
-        return min(known)
+    embedded = embedded_of(model)
+    if embedded is not None:
+        return embedded
     config = getattr(model, "config", None)
     text = config.get_text_config(decoder=True) if isinstance(config, PreTrainedConfig) else config
     size = getattr(text, "vocab_size", None)
     return size if isinstance(size, int) and size > 0 else None
+
+
+def embedded_of(model: Module) -> int | None:
+    """How many ids the embeddings of a model both read and write; None where it does not show them."""
+    sizes = [
+        _size(model, "get_input_embeddings", "num_embeddings"),
+        _size(model, "get_output_embeddings", "out_features"),
+    ]
+    return min((size for size in sizes if size is not None), default=None)
 
 
 def context_of(model: Module) -> int | None:

@@ -25,7 +25,7 @@ from transformers import PreTrainedConfig
 
 from specflow.caching import LossyCache, Past, capacity, is_empty, offloads
 from specflow.errors import DecodeError
-from specflow.reader import Reader, context_of
+from specflow.reader import Reader, context_of, embedded_of
 from specflow.state import TEXT, Node
 from specflow.trees import path_to
 from specflow.watch import Look
@@ -435,9 +435,10 @@ class Trials:
 
     def _ids(self, length: int) -> Tensor:
         """A random text [1, length] with the config's special tokens in it."""
-        size = self.reader.vocab_size
-        if size is None:
-            size = self._fresh(self.reader.ids([(0,)]), 1).shape[-1]
+        size = embedded_of(self.reader.model)
+        if size is None:  # a config may say anything
+            width = self._fresh(self.reader.ids([(0,)]), 1).shape[-1]
+            size = min(width, self.reader.vocab_size or width)
         text = Random(length).choices(range(size), k=length)
         special = [token for token in specials_of(self.reader.model) if token < size]
         places = range(length - 10, length - 1, 3)  # among the last, where texts are compared, and none at their end

@@ -394,7 +394,7 @@ ARCHITECTURES: Final = (
         _STEP_CLAMPED,
     ),
     Architecture("olmo_hybrid", _config(**(_DELTA | {"linear_num_key_heads": 4})), SINGLE),
-    Architecture("qwen3_5_text", _config(**_DELTA, head_dim=8), SINGLE),
+    Architecture("qwen3_5_text", _config(**_DELTA, head_dim=8), SINGLE, spread=0.2),
     Architecture("qwen3_next", _experts(**_DELTA, shared_expert_intermediate_size=16), SINGLE),
     Architecture(
         "recurrent_gemma",
