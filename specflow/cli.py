@@ -22,6 +22,7 @@ from transformers.utils import logging
 
 from specflow import bench
 from specflow.accelerate import Given, bit_for_bit, fast
+from specflow.checks import whole
 from specflow.drafters import (
     Bigrams,
     LLMDrafter,
@@ -446,6 +447,7 @@ def _consistent(options: Options) -> None:
     check_text("prompt", options.prompt)
     for string in options.stop:
         check_text("stop", string)
+    whole(1, "draft at least one token")("gamma", options.gamma)
     if options.gamma > sys.maxsize:
         raise DecodeError("gamma", "gamma is beyond the longest text", options.gamma, "draft fewer tokens")
     if options.draft_model is not None and options.drafter is not None:

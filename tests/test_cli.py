@@ -186,7 +186,7 @@ def test_a_seed_makes_sampling_repeatable(smollm2: Loaded, capsys: pytest.Captur
         (["a", "--top-p", "1.5"], "top_p is outside (0, 1]: received 1.5; use 1.0"),
         (["a", "--top-k", "0"], "top_k is below 1: received 0; keep at least one token"),
         (["a", "--gamma", "0"], "gamma is below 1: received 0; draft at least one token"),
-        (["a", "--gamma", "0", "--policy", "cost"], "the largest gamma is below 1: received 0; draft at least one"),
+        (["a", "--gamma", "0", "--policy", "cost"], "gamma is below 1: received 0; draft at least one token"),
         (["a", "--model", "./no/such/folder"], "the model cannot be loaded"),
         (
             ["a", "--drafter", "tree", "--policy", "svip"],
