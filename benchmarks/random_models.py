@@ -627,8 +627,8 @@ def outcome(seed: int, steps: int = 25) -> Outcome:
     made = sample(seed)
     random = Random(seed + 1)
     bound = allowed(made.dtype)
-    fresh = fresh_passes(made.model, made.vocab_size, longest=made.longest, tolerance=bound / 4)
     try:
+        fresh = fresh_passes(made.model, made.vocab_size, longest=made.longest, tolerance=bound / 4)
         predictor = CachedPredictor(made.model)
         way, reads = random.choice(
             (

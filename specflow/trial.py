@@ -408,7 +408,7 @@ class Trials:
             past.extend(cache, len(text) + len(nodes))
             past.keep(len(text), kept)
             row, _ = reader.read(reader.ids([(behind,)]), past.cache, past.length, 1)
-        except (torch.OutOfMemoryError, DecodeError):
+        except torch.OutOfMemoryError:
             raise
         except Exception:  # whatever a model raises here says that it cannot read trees
             return False
