@@ -31,7 +31,7 @@ class NGramDrafter:
     source: str = field(default="ngram", validator=valid(a(str, "name the drafter")))
 
     def __call__(self, tokens: Tokens, /) -> Iterator[Proposal[PointMass]]:
-        known = takewhile(itemgetter(1), _pairs(self.storage, tokens))
+        known = takewhile(itemgetter(1), _pairs(self.storage, self.storage.continuation(tokens)))
         return _proposals(known, self.vocab_size, self.source)
 
 
@@ -48,12 +48,11 @@ class GuessingNGramDrafter:
     source: str = field(default="ngram", validator=valid(a(str, "name the drafter")))
 
     def __call__(self, tokens: Tokens, /) -> Iterator[Proposal[PointMass]]:
-        return _proposals(_pairs(self.storage, tokens), self.vocab_size, self.source)
+        return _proposals(_pairs(self.storage, self.storage.continuation(tokens)), self.vocab_size, self.source)
 
 
-def _pairs(storage: INgramStorage, tokens: Tokens) -> Iterator[tuple[int, bool]]:
+def _pairs(storage: INgramStorage, said: object) -> Iterator[tuple[int, bool]]:
     """What the storage says follows: (token, whether it knows it)."""
-    said: object = storage.continuation(tokens)
     if not isinstance(said, Iterable):
         raise _no_pairs(storage, said)
     for pair in said:
@@ -74,10 +73,7 @@ def _proposals(
     drafts: Iterable[tuple[int, bool]], vocab_size: int | None, source: str
 ) -> Iterator[Proposal[PointMass]]:
     for token, _ in drafts:
-        if vocab_size is not None and _is_beyond(token, vocab_size):
+        said: object = token
+        if vocab_size is not None and isinstance(said, Integral) and not 0 <= int(said) < vocab_size:
             return
         yield Proposal(token, PointMass(token), source)
-
-
-def _is_beyond(token: object, vocab_size: int) -> bool:
-    return isinstance(token, Integral) and not 0 <= int(token) < vocab_size
