@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from copy import copy
 from statistics import median
 from time import perf_counter
 
@@ -14,7 +15,6 @@ from returns.result import Success
 
 from specflow import CachedPredictor, Node
 from specflow.models import SMOLLM2, load
-from specflow.trial import _FOUND
 from specflow.watch import Watch
 
 TIMES = 5
@@ -39,12 +39,10 @@ def main() -> None:
     model, prompt = loaded.unwrap().model, loaded.unwrap().chat("Hello")
 
     def tried() -> None:
-        _FOUND.clear()
-        CachedPredictor(model)(prompt, 1)
+        CachedPredictor(copy(model))(prompt, 1)  # another object over the same weights
 
     def tried_with_trees() -> None:
-        _FOUND.clear()
-        CachedPredictor(model).read_tree(prompt, (Node(5), Node(6)))
+        CachedPredictor(copy(model)).read_tree(prompt, (Node(5), Node(6)))
 
     known = CachedPredictor(model)
     known(prompt, 1)
