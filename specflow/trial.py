@@ -76,8 +76,8 @@ class Feeding:
 ANY_PIECES: Final = Feeding("any pieces", trial=(7, *[1] * 10, 4, *[1] * 10, 5))
 """What every model should be able to read, and most do."""
 
-AT_ONCE: Final = Feeding("any pieces", trial=(7, 1, 1, 1, 4, 1, 1, 5))
-"""The same, tried on fewer pieces: whoever reads these within rounding needs no longer trial."""
+AT_ONCE: Final = Feeding("any pieces", trial=(7, 1, 4, 5))
+"""The same, tried on fewer pieces: whoever reads these rightly over rows of keys and values needs no longer trial."""
 
 OWN_POSITIONS: Final = Feeding("any pieces, at positions of its own", trial=ANY_PIECES.trial, told=False)
 """Its positions do not count from 0 (the RoBERTa family as decoders)."""
@@ -284,22 +284,24 @@ class Trials:
         found = self._fresh_rows(ids, over)
         if found is None:
             return None
-        truth, together, forgetful = found
+        truth, together, forgetful, noise = found
         if not together or forgetful:
             return Stretch(over, EACH_AFRESH, carries=over == 0, forgetful=forgetful)
         if over:
             return self._beyond(over, ids, truth)
-        return Stretch(0, self._first(ids, truth, min([sum(ANY_PIECES.trial), self._room, *further])))
+        return Stretch(0, self._first(ids, truth, noise, min([sum(ANY_PIECES.trial), self._room, *further])))
 
-    def _fresh_rows(self, ids: Tensor, over: int) -> tuple[Tensor, bool, bool] | None:
-        """The rows behind more than `over` tokens, whether one pass may give them, and whether the model is forgetful.
+    def _fresh_rows(self, ids: Tensor, over: int) -> tuple[Tensor, bool, bool, float] | None:
+        """The rows behind more than `over` tokens, whether one pass may give them, whether the model is forgetful, and
+        by how much fresh passes of several lengths differ in the rows that they share.
 
         None where they are not finite. `DecodeError` for a model that remembers what it read and does not forget it.
         """
         most, bound = over + max(1, (ids.shape[1] - over) // 4), error_bound(self.reader.dtype)
         if over:
             self._fresh(ids[:, :1], 1)  # a model that remembers the length of a text forgets it
-        alone, truth = self._fresh(ids[:, :most], 1), self._fresh(ids, ids.shape[1] - over)
+        shared, truth = self._fresh(ids[:, :most], most - over), self._fresh(ids, ids.shape[1] - over)
+        alone, noise = shared[-1:], _error(shared, truth[: most - over])
         if not (_has_law(alone) and _has_law(truth)):
             return None
         forgetful = not _error(self._fresh(ids[:, :most], 1), alone) <= bound
@@ -308,7 +310,7 @@ class Trials:
             if not _error(self._fresh(ids[:, :most], 1), alone) <= bound:
                 happened, remedy = "the model's logits depend on what it read before", "give a function of tokens alone"
                 raise DecodeError("model", happened, type(self.reader.model).__name__, remedy)
-        return truth, _error(truth[most - over - 1 : most - over], alone) <= bound, forgetful
+        return truth, _error(truth[most - over - 1 : most - over], alone) <= bound, forgetful, noise
 
     def _beyond(self, over: int, ids: Tensor, truth: Tensor) -> Stretch:
         """How texts longer than `over` tokens are fed: as shorter ones are, or not at all."""
@@ -319,17 +321,20 @@ class Trials:
             return Stretch(over, AFRESH, carries=False)
         if self._best(ids, truth, (feeding,), over - 2 * feeding.least):
             return Stretch(over, feeding)
-        return Stretch(over, self._best(ids, truth, (feeding,), over) or AFRESH, carries=False)
+        beyond = over + feeding.least
+        return Stretch(over, self._best(ids, truth, (feeding,), beyond) or AFRESH, carries=False)
 
-    def _first(self, ids: Tensor, truth: Tensor, longer: int) -> Feeding:
+    def _first(self, ids: Tensor, truth: Tensor, noise: float, longer: int) -> Feeding:
         """How short texts are fed: tried on one of up to `longer` tokens where the few pieces of `ids` leave a doubt.
 
-        So they do where a cache is more than rows of keys and values: in a state errors add up. `DecodeError` where
+        They leave none where they differ from fresh passes by no more than ten times what those differ by themselves.
+        They do where a cache is more than rows of keys and values: in a state errors add up. `DecodeError` where
         nothing is right over caches of the user's.
         """
         if not self.feedings or len(truth) < SHORTEST:
             return AFRESH
-        if self._errors(ids, truth, (AT_ONCE,), 0).get(AT_ONCE, inf) <= self._rounding and not self._recurs:
+        clear = max(self._rounding, min(10 * noise, error_bound(self.reader.dtype)))
+        if self._errors(ids, truth, (AT_ONCE,), 0).get(AT_ONCE, inf) <= clear and not self._recurs:
             return ANY_PIECES
         if longer > len(truth):
             ids = self._ids(longer)
@@ -345,7 +350,7 @@ class Trials:
         return best or AFRESH
 
     def _best(self, ids: Tensor, truth: Tensor, feedings: Sequence[Feeding], start: int) -> Feeding | None:
-        """The first feeding that is right from `start` on, where the trial's pieces begin."""
+        """The first feeding that is right where the trial's pieces begin behind a piece of `start` tokens."""
         errors = self._errors(ids, truth, feedings, start)
         best = min(errors.values(), default=inf)
         if best > error_bound(self.reader.dtype):
@@ -371,10 +376,17 @@ class Trials:
         return 8 * max(torch.finfo(self.reader.dtype).eps, torch.finfo(torch.float32).eps)
 
     def _in_pieces(self, ids: Tensor, feeding: Feeding, start: int) -> Tensor:
-        """Logits [k, V] of the last rows of `ids` [1, n], a wrong piece read and taken back before the last."""
-        sizes = feeding.pieces(ids.shape[1] - start) if start else feeding.pieces(ids.shape[1])
+        """Logits [k, V] of the last rows of `ids` [1, n], a wrong piece read and taken back before the last.
+
+        The first piece has `start` tokens, or one less, where that is not 0.
+        """
+        sizes = feeding.pieces(ids.shape[1] - start)
         while start and sum(sizes) < ids.shape[1] - start:
             sizes = [feeding.least, *sizes]
+        if start:
+            if sizes[0] < feeding.least:
+                sizes[:2] = [sizes[0] + sizes[1]]
+            sizes = [0, *sizes]
         sizes[0] += ids.shape[1] - sum(sizes)
         past = Past(self.caches.tried(), 0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from statistics import median
 
 import pytest
 import torch
@@ -174,7 +175,7 @@ def test_a_quantized_cache_is_used_only_where_it_is_called_lossy(backend: str) -
         CachedPredictor(model, make)(PROMPT, 1)
     report = model_conformance(model, predictor=CachedPredictor(model, LossyCache(make)))
     assert not report.holds
-    assert report.largest < 3.0  # rounded, not wrong: the logits themselves reach 8
+    assert median(divergence.difference for divergence in report.divergences) < 1.0  # rounded: the logits reach 8
     step = speculative_step(
         knowing([*PROMPT, *oracle(PROMPT, model, 20)], 3),
         CachedPredictor(model, LossyCache(make)),
@@ -304,9 +305,9 @@ def test_how_a_model_can_be_fed_is_found_out(fault: str, feeding: str) -> None:
     assert predictor.feeding.name == feeding
 
 
+@pytest.mark.parametrize("edge", [13, 16, 17, 18, 20, 22, 27, 31])
 @pytest.mark.parametrize("cached", [True, False])
-def test_a_text_that_crosses_the_edge_of_a_longrope_is_read_afresh_there(cached: bool) -> None:
-    edge = 20
+def test_a_text_that_crosses_the_edge_of_a_longrope_is_read_afresh_there(cached: bool, edge: int) -> None:
     rope = {
         "rope_type": "longrope",
         "rope_theta": 1e4,
