@@ -21,7 +21,7 @@ from typing import Final
 
 from specflow import CostAwareTree, Drafter, Node, PointMass, Proposal, Step, speculative_step, tree_step
 from specflow.bench import Context, read_prompts
-from specflow.gamma_cost import CostAware, CostMeter
+from specflow.policies import CostAware, CostMeter
 
 MOST: Final = 10
 """How many tokens the adversaries offer to draft in a step."""
@@ -35,7 +35,7 @@ WORDS: Final = 200
 
 def always(token: int) -> Iterator[Proposal[PointMass]]:
     """The same token again and again."""
-    return (Proposal(token, PointMass(token), "wrong") for _ in range(MOST))
+    return (Proposal(token, source="wrong") for _ in range(MOST))
 
 
 def slowly(proposals: Iterator[Proposal[PointMass]]) -> Iterator[Proposal[PointMass]]:

@@ -67,8 +67,8 @@ def both_rules(
         tokens = (*text[:end], *(draft.token for draft in drafts))
         laws = processor.laws(tokens, target(tokens, gamma + 1))
         yield (
-            accepted(lambda branch: RejectTokens(target, processor, branch), drafts, laws, end),
-            accepted(lambda branch: VerifyBlock(target, processor, branch), drafts, laws, end),
+            accepted(lambda branch: Verify(target, processor, Reject(branch)), drafts, laws, end),
+            accepted(lambda branch: Verify(target, processor, Block(branch)), drafts, laws, end),
         )
 
 

@@ -175,7 +175,7 @@ def without_refused_copies() -> Drafter:
         length, end = suffix.match(tokens)
         for i in range(min(20, 2 * length + 3) if length else 0):
             token = tokens[end + i % (len(tokens) - end)]
-            yield Proposal(token, PointMass(token), "suffix")
+            yield Proposal(token, source="suffix")
 
     return draft
 

@@ -83,7 +83,7 @@ class Watch:
 def repeat(tokens: Tokens) -> Iterator[Proposal[PointMass]]:
     """Drafts the last token for ever: nearly always wrong, so that each step rolls back."""
     while True:
-        yield Proposal(tokens[-1], PointMass(tokens[-1]))
+        yield Proposal(tokens[-1])
 
 
 def autoregressive(target: CachedPredictor, watch: Watch) -> Step:

@@ -66,7 +66,7 @@ def decoders(
     def learning() -> Step:
         storage = NGramStorage(3, vocab_size)
         storage.initialize(prompt)
-        draft, verify = Draft(NGramDrafter(storage)), MatchSamples(target, processor, noise)
+        draft, verify = Draft(NGramDrafter(storage)), Verify(target, processor, Match(noise))
         adjust, update = Adjust(noise), UpdateNgram(storage)
         return lambda state: flow(state, draft, verify, adjust, commit, update, advance)
 

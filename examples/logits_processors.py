@@ -31,7 +31,7 @@ def main() -> None:
     criteria = StoppingCriteriaList([MaxLengthCriteria(max_length=len(prompt) + 24)])
 
     draft = Draft(SuffixDrafter())
-    verify, adjust = RejectTokens(CachedPredictor(loaded.model), processor, Dice()), Adjust(Dice())
+    verify, adjust = Verify(CachedPredictor(loaded.model), processor, Reject(Dice())), Adjust(Dice())
     stop = StopWhen(stops(criteria))
 
     def step(state: DecodeState) -> DecodeState | Finished:

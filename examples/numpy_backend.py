@@ -31,7 +31,7 @@ def repeat(tokens: Tokens) -> Iterator[Proposal[PointMass]]:
     seen = "".join(ALPHABET[token] for token in tokens)
     at = TEXT.find(seen[-2:]) + 2
     for token in IDS[at : at + 8] if at > 1 else []:
-        yield Proposal(token, PointMass(token), "text")
+        yield Proposal(token, source="text")
 
 
 def main() -> None:

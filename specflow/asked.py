@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from math import isnan
 from numbers import Integral
 
@@ -14,14 +14,16 @@ from specflow.checks import is_id, named, shown
 from specflow.distribution import BlackBox, Categorical, Distribution, Origin, PointMass, flaw, no_law
 from specflow.errors import DecodeError
 from specflow.finite import is_near
-from specflow.processors import EachPrefix, Laws, Lazily, LogitsProcessor, Processor
+from specflow.laws import Laws, Lazily
+from specflow.processors import EachPrefix, LogitsProcessor, Processor
 from specflow.random import Randomness
-from specflow.state import TEXT, Node, Predictor, Proposal, Tokens
+from specflow.state import BEFORE, Predictor, Proposal, Tokens
 
 
-def rows_of(predictor: Predictor, tokens: Tokens, last: int, parameter: str = "target") -> Tensor:
-    """`predictor(tokens, last)`, which has to be logits [last, V]."""
-    return looked_at(predictor(tokens, last), last, predictor, len(tokens), parameter)
+def rows_of(predictor: Predictor, tokens: Tokens, drafts: Sequence[Proposal] = (), parameter: str = "target") -> Tensor:
+    """`predictor(tokens, drafts)`, which has to be logits [n + 1, V]."""
+    rows = len(drafts) + 1
+    return looked_at(predictor(tokens, drafts), rows, predictor, len(tokens) + len(drafts), parameter)
 
 
 def looked_at(logits: object, rows: int, predictor: object, end: int, parameter: str = "target") -> Tensor:
@@ -48,8 +50,8 @@ def no_rows(logits: object, rows: int, predictor: object, end: int, parameter: s
     return DecodeError(parameter, happened, where, f"return floats of shape [{rows}, V]")
 
 
-def laws_of(processor: Processor, tokens: Tokens, logits: Tensor) -> tuple[Laws, Laws]:
-    """What the processor answers, and the same laws, each looked at when it is asked for.
+def laws_of(processor: Processor, tokens: Tokens, logits: Tensor) -> Laws:
+    """What the processor answers, each law looked at when it is asked for.
 
     Laws on a device are looked at where a number of theirs arrives. A tuple of those stays one, to be drawn from at
     once.
@@ -71,15 +73,15 @@ def laws_of(processor: Processor, tokens: Tokens, logits: Tensor) -> tuple[Laws,
         and type(processor).__call__ is LogitsProcessor.__call__
     )
     if quick and isinstance(laws, tuple) and {type(law) for law in laws} == {PointMass}:
-        return laws, laws  # each is an index of its row
+        return laws  # each is an index of its row
 
     def checked(row: int) -> Distribution:
         law = laws[row]
         return _own(law, row, origin) if quick else _anyones(law, row, origin)
 
     if isinstance(laws, tuple) and any(isinstance(law, Categorical) and not is_near(law.probs) for law in laws):
-        return laws, tuple([checked(row) for row in range(rows)])
-    return laws, Lazily(rows, checked)
+        return tuple([checked(row) for row in range(rows)])
+    return Lazily(rows, checked)
 
 
 def _within(processor: object) -> object:
@@ -121,12 +123,18 @@ def stream_of(drafter: object, stream: object) -> Iterator[object]:
     raise DecodeError("drafter", happened, shown(stream), "yield proposals, or return an iterator over them")
 
 
-def proposal_of(drafter: object, value: object, vocab_size: int | None) -> Proposal:
-    """A proposal of a token that can be one, of which its law can have been drawn as far as that is known for free."""
+def proposal_of(drafter: object, value: object, number: int, vocab_size: int | None) -> Proposal:
+    """Proposal number `number` of a stream: a token that can be one, behind its parent, with a law that it may have."""
     if not isinstance(value, Proposal):
         happened = f"the drafter {named(drafter)} proposes what is no Proposal"
         raise DecodeError("drafter", happened, shown(value), "yield Proposal(token, q, source)")
     _is_named(drafter, value.source)
+    parent: object = value.parent
+    if type(parent) is not int or not BEFORE <= parent < number:
+        if type(parent) is bool or not isinstance(parent, Integral) or not BEFORE <= int(parent) < number:
+            happened = f"draft {number} of the source {value.source!r} does not come behind its parent"
+            raise DecodeError("drafter", happened, shown(value), "yield parents first")
+        value = evolve(value, parent=int(parent))
     token = value.token
     if type(token) is not int or token < 0 or (vocab_size is not None and token >= vocab_size):
         value = evolve(value, token=_id(token, value.source, vocab_size))
@@ -136,22 +144,6 @@ def proposal_of(drafter: object, value: object, vocab_size: int | None) -> Propo
             raise no_draft(value, f"certainty of token {shown(q.token)}")
     elif not isinstance(q, Categorical | BlackBox):
         raise no_draft(value, shown(q))
-    return value
-
-
-def node_of(drafter: object, value: object, number: int, vocab_size: int | None) -> Node:
-    """A node of a token that can be one, behind its parent."""
-    if not isinstance(value, Node):
-        happened = f"the drafter {named(drafter)} proposes what is no Node"
-        raise DecodeError("drafter", happened, shown(value), "yield Node(token, parent)")
-    _is_named(drafter, value.source)
-    parent: object = value.parent
-    if not (is_id(parent) or (isinstance(parent, Integral) and parent == TEXT)) or value.parent >= number:
-        happened, remedy = f"node {number} of a tree does not come behind its parent", "yield parents first"
-        raise DecodeError("drafter", happened, shown(value), remedy)
-    token = value.token
-    if type(token) is not int or token < 0 or (vocab_size is not None and token >= vocab_size):
-        return evolve(value, token=_id(token, value.source, vocab_size), parent=int(value.parent))
     return value
 
 

@@ -34,11 +34,9 @@ from specflow.drafters import (
     propose_nothing,
 )
 from specflow.errors import DecodeError, unwrap
-from specflow.gamma import EGAG, SVIP, AdaEDL, Fixed, Heuristic, StopAfter, Unsure
-from specflow.gamma_cost import CostAware, CostMeter
-from specflow.gamma_tree import CostAwareTree
 from specflow.loop import shared_vocabulary, start, unfold
 from specflow.models import SMOLLM2, DType, Loaded, bigrams_of, check_text, load, said, smollm2_is_converted
+from specflow.policies import EGAG, SVIP, AdaEDL, CostAware, CostMeter, Fixed, Heuristic, StopAfter, Unsure
 from specflow.predictor import CachedPredictor, Prunable, fitted, limits_of
 from specflow.processors import (
     GreedyProcessor,
@@ -58,10 +56,8 @@ from specflow.state import (
     Predictor,
     Step,
     Tokens,
-    TreePolicy,
-    TreePredictor,
 )
-from specflow.steps import seed_coupled_step, speculative_step, tree_step
+from specflow.steps import seed_coupled_step, speculative_step
 
 
 @final
@@ -73,23 +69,9 @@ class Pacing:
     watched: Callable[[Predictor], Predictor] = lambda target: target
 
 
-@final
-@frozen(eq=False)
-class TreePacing:
-    """The same for trees."""
-
-    gamma: TreePolicy
-    watched: Callable[[TreePredictor], TreePredictor] = lambda target: target
-
-
 def _cost_aware(gamma: int, temperature: float) -> Pacing:
     meter = CostMeter()
     return Pacing(CostAware(meter, gamma), meter.timed)
-
-
-def _cost_aware_tree(gamma: int) -> TreePacing:
-    meter = CostMeter()
-    return TreePacing(CostAwareTree(meter, gamma), meter.timed_tree)
 
 
 POLICIES: Final[Mapping[str, Callable[[int, float], Pacing]]] = {
@@ -102,12 +84,6 @@ POLICIES: Final[Mapping[str, Callable[[int, float], Pacing]]] = {
     "cost": _cost_aware,
 }
 """Gamma policies that draft at most `gamma` tokens."""
-
-TREE_POLICIES: Final[Mapping[str, Callable[[int], TreePacing]]] = {
-    "fixed": lambda gamma: TreePacing(Fixed(gamma)),
-    "cost": _cost_aware_tree,
-}
-"""Tree policies that draft at most `gamma` nodes."""
 
 
 @final
@@ -129,7 +105,7 @@ class Parts:
     def step(
         self, drafter: Drafter, pacing: Pacing, memos: Sequence[Prunable] = (), observe: Observer = unobserved
     ) -> Step:
-        """A step that drafts chains."""
+        """A step that drafts and verifies."""
         target, processor, gamma, prune = (
             pacing.watched(self.target),
             self.processor,
@@ -168,17 +144,9 @@ def _with_model(model: Module, vocab_size: int | None, pacing: Pacing) -> Compos
 
 
 @safe(exceptions=(DecodeError,))
-def _with_trees(path: Path | None, pacing: TreePacing, loaded: Loaded) -> Compose:
+def _with_trees(path: Path | None, pacing: Pacing, loaded: Loaded) -> Compose:
     drafter = LookupTree(None if path is None else _bigrams(path, loaded))
-    return lambda parts: tree_step(
-        drafter,
-        pacing.watched(parts.target.read_tree),
-        parts.processor,
-        parts.rng,
-        pacing.gamma,
-        prune=(parts.target,),
-        until=parts.until,
-    )
+    return lambda parts: parts.step(drafter, pacing)
 
 
 def _bigrams(path: Path, loaded: Loaded) -> Bigrams:
@@ -259,12 +227,9 @@ def _model(name: str) -> Draft:
 def _trees(options: Options, temperature: float) -> Drafting:
     """Trees, from the text and the target's bigrams."""
     path = options.bigrams
-    if options.policy not in TREE_POLICIES:
-        remedy = f"use {' or '.join(TREE_POLICIES)}"
-        raise DecodeError("policy", "this policy paces chains of drafts, not trees", options.policy, remedy)
     if path is not None and not _can_hold(path):
         raise DecodeError("bigrams", "no file can be kept there", str(path), "name a file in a folder")
-    pacing = TREE_POLICIES[options.policy](options.gamma)
+    pacing = POLICIES[options.policy](options.gamma, temperature)
     return lambda target: _with_trees(path, pacing, target)
 
 

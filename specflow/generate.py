@@ -17,10 +17,10 @@ from specflow.drafters.ngram import GuessingNGramDrafter, NGramDrafter
 from specflow.drafters.storage import INgramStorage
 from specflow.errors import DecodeError, unwrap
 from specflow.finite import is_near
-from specflow.gamma import EGAG, Fixed
 from specflow.ids import ids_of, stops_of
 from specflow.loop import once, run, shared_vocabulary, start
 from specflow.lossy import accept_loss
+from specflow.policies import EGAG, Fixed
 from specflow.predictor import CachedPredictor, Limits, UncachedPredictor, fitted, limits_of
 from specflow.processors import GreedyProcessor, LogitsProcessor, MultinomialProcessor
 from specflow.random import Dice

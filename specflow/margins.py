@@ -30,7 +30,7 @@ class Margins:
 
     >>> import torch
     >>> from specflow import Dice, GreedyProcessor, autoregressive_step, run, start
-    >>> always_one = lambda tokens, last: torch.tensor([[0.0, 9.0]])
+    >>> always_one = lambda tokens, drafts: torch.tensor([[0.0, 9.0]])
     >>> recorder = Margins()
     >>> end = run(autoregressive_step(always_one, GreedyProcessor(), Dice(), observe=recorder), start([0], 2).unwrap())
     >>> recorder.recorded
@@ -105,8 +105,8 @@ def audit(tokens: Sequence[int], model: Module, prompt: int) -> Audit:
     predict, greedy, differences = OneByOne(CachedPredictor(model), prompt), GreedyProcessor(), []
     for position in range(prompt, len(state.tokens)):
         before, token = state.tokens[:position], state.tokens[position]
-        logits = predict(before, 1)
-        law = laws_of(greedy, before, logits)[1][0]
+        logits = predict(before, ())
+        law = laws_of(greedy, before, logits)[0]
         if law != PointMass(token):
             differences.append(Difference(position, token, Dice().draw(law, position), margins_of(logits)[0]))
     return Audit(len(state.tokens) - prompt, tuple(differences))

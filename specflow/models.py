@@ -148,7 +148,7 @@ def bigrams_of(model: Module, tokenizer: PreTrainedTokenizerBase) -> Bigrams:
     a(PreTrainedTokenizerBase, "give the model's tokenizer")("tokenizer", tokenizer)
     before = tuple(tokenizer(TELLS_NOTHING).input_ids) or (0,)
     vocab_size = limits_of(model).vocab_size or len(tokenizer)
-    return Bigrams.of(CachedPredictor(model).read_tree, before, vocab_size, min(8, vocab_size))
+    return Bigrams.of(CachedPredictor(model), before, vocab_size, min(8, vocab_size))
 
 
 def check_text(name: str, text: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import inf
 from typing import final
 
@@ -13,10 +14,11 @@ from specflow.asked import rows_of
 from specflow.checks import calls, number, shown, valid, whole
 from specflow.distribution import PointMass
 from specflow.errors import DecodeError
-from specflow.ids import reading_of
+from specflow.ids import text_of
 from specflow.prefix import common_prefix
 from specflow.processors import GreedyProcessor
-from specflow.state import Predictor, Tokens
+from specflow.state import TEXT, Predictor, Proposal, Tokens, parents_of
+from specflow.trees import path_by_path, path_to
 
 
 def margins_of(logits: Tensor) -> list[float]:
@@ -36,7 +38,7 @@ def margins_of(logits: Tensor) -> list[float]:
     return gaps
 
 
-_is_predictor = valid(calls("a predictor", "give a function of (tokens, last), such as a CachedPredictor"))
+_is_predictor = valid(calls("a predictor", "give a function of (text, drafts), such as a CachedPredictor"))
 
 
 @final
@@ -44,7 +46,7 @@ _is_predictor = valid(calls("a predictor", "give a function of (tokens, last), s
 class RescoreNearTies:
     """A target whose rows with a margin below `below` are replaced by those of `single`, a pass over one token each.
 
-    It makes any verification stage one that re-scores near-ties: `RejectTokens(RescoreNearTies(target, …), …)`. Rows
+    It makes any step one that re-scores near-ties: `Score(RescoreNearTies(target, …), …)`. Rows
     behind a draft that is not the best token are left alone, since greedy decoding does not look at them. In exact
     arithmetic nothing changes. In bf16 a pass over k tokens rounds otherwise than k passes over one, and near-ties are
     where that shows in a greedy text.
@@ -59,11 +61,12 @@ class RescoreNearTies:
 
     docs/margins.md has the numbers. A model from `accelerate.bit_for_bit` needs none of this.
 
-    >>> def target(tokens, last):
-    ...     return torch.tensor([[1.0, 1.125], [5.0, 0.0]])[-last:]
-    >>> def single(tokens, last):
+    >>> from specflow import Proposal
+    >>> def target(tokens, drafts):
+    ...     return torch.tensor([[1.0, 1.125], [5.0, 0.0]])[: len(drafts) + 1]
+    >>> def single(tokens, drafts):
     ...     return torch.tensor([[1.125, 1.0]])
-    >>> RescoreNearTies(target, single, below=0.5)((7, 0), 2)
+    >>> RescoreNearTies(target, single, below=0.5)((7,), (Proposal(0),))
     tensor([[1.1250, 1.0000],
             [5.0000, 0.0000]])
     """
@@ -72,20 +75,24 @@ class RescoreNearTies:
     single: Predictor = field(validator=_is_predictor)
     below: float = field(validator=valid(number("below is no margin", "give a number of 0 or more", lambda x: x >= 0)))
 
-    def __call__(self, tokens: Tokens, last: int, /) -> Tensor:
-        """Logits [last, V] behind each of the last `last` prefixes of `tokens`."""
-        tokens = reading_of(tokens, last)
-        logits, greedy = rows_of(self.target, tokens, last), GreedyProcessor()
-        rows = list(logits.unbind())
-        for i, margin in enumerate(margins_of(logits)):
-            end = len(tokens) - last + 1 + i
-            if margin < self.below:
-                rows[i] = rows_of(self.single, tokens[:end], 1, "single")[0]
-                if rows[i].shape != logits[i].shape:
-                    happened, received = "single and target have different vocabularies", f"{len(rows[i])} logits"
-                    raise DecodeError("single", happened, received, f"give {len(logits[i])}, as the target does")
-            if end < len(tokens) and greedy.laws(tokens[:end], rows[i][None]) != (PointMass(tokens[end]),):
-                break
+    def __call__(self, tokens: Tokens, drafts: Sequence[Proposal], /) -> Tensor:
+        """Logits [n + 1, V] behind `tokens`, and behind them and the path down to each draft."""
+        logits, greedy = rows_of(self.target, tokens, drafts), GreedyProcessor()
+        rows, margins, parents = list(logits.unbind()), margins_of(logits), parents_of(drafts)
+        reached = {TEXT}
+        for i in range(TEXT, len(drafts)):
+            if i not in reached:
+                continue
+            text = tokens + tuple([drafts[k].token for k in path_to(parents, i)])
+            if margins[i + 1] < self.below:
+                rows[i + 1] = rows_of(self.single, text, (), "single")[0]
+                if rows[i + 1].shape != logits[0].shape:
+                    happened, received = "single and target have different vocabularies", f"{len(rows[i + 1])} logits"
+                    raise DecodeError("single", happened, received, f"give {logits.shape[1]}, as the target does")
+            following = [k for k, parent in enumerate(parents) if parent == i]
+            if following:
+                (best,) = greedy.laws(text, rows[i + 1][None])
+                reached |= {k for k in following if best == PointMass(drafts[k].token)}
         return torch.stack(rows)
 
 
@@ -99,23 +106,25 @@ class OneByOne:
 
     >>> import torch
     >>> passes = []
-    >>> def model(tokens, last):
-    ...     passes.append((tokens, last))
-    ...     return torch.zeros(last, 4)
-    >>> logits = OneByOne(model, prompt=2)((1, 2, 3, 0), 1)
+    >>> def model(tokens, drafts):
+    ...     passes.append(tokens)
+    ...     return torch.zeros(1, 4)
+    >>> logits = OneByOne(model, prompt=2)((1, 2, 3, 0), ())
     >>> passes
-    [((1, 2), 1), ((1, 2, 3), 1), ((1, 2, 3, 0), 1)]
+    [(1, 2), (1, 2, 3), (1, 2, 3, 0)]
     """
 
     predictor: Predictor = field(validator=_is_predictor)
     prompt: int = field(validator=valid(whole(1, "give the length of the prompt")))
     _read: Tokens = field(init=False, default=(), repr=False)
 
-    def __call__(self, tokens: Tokens, last: int, /) -> Tensor:
-        """Logits [last, V] behind each of the last `last` prefixes of `tokens`."""
-        tokens = reading_of(tokens, last)
+    def __call__(self, tokens: Tokens, drafts: Sequence[Proposal], /) -> Tensor:
+        """Logits [n + 1, V] behind `tokens`, and behind them and the path down to each draft."""
+        return path_by_path(self._last)(text_of(tokens), drafts)
+
+    def _last(self, tokens: Tokens, last: int) -> Tensor:
         wanted = len(tokens) - last
         begin = max(min(self.prompt, wanted + 1), min(common_prefix(self._read, tokens), wanted) + 1)
-        rows = [rows_of(self.predictor, tokens[:end], 1, "predictor") for end in range(begin, len(tokens) + 1)]
+        rows = [rows_of(self.predictor, tokens[:end], (), "predictor") for end in range(begin, len(tokens) + 1)]
         self._read = tokens
         return torch.cat(rows[-last:])

@@ -13,15 +13,16 @@ from attrs import define, field, frozen
 from torch import Tensor
 from torch.nn import Module
 
+from specflow.asked import rows_of
 from specflow.caching import LossyCache, Past
 from specflow.checks import a, calls, or_none, shown, valid, whole
 from specflow.errors import DecodeError
 from specflow.finite import arrived, finite, is_near, on_arrival
-from specflow.ids import reading_of, text_of
+from specflow.ids import ids_of, text_of
 from specflow.prefix import NEAR, begins, common_prefix, parting
 from specflow.reader import Reader, context_of, vocabulary_of
-from specflow.state import TEXT, Node, Predictor, Tokens
-from specflow.trees import path_along, path_by_path
+from specflow.state import Predictor, Proposal, Tokens, parents_of
+from specflow.trees import is_chain, path_along, path_by_path
 from specflow.trial import ANY_PIECES, FEEDINGS, Caches, Feeding, Stretch, Trials
 from specflow.watch import Look
 
@@ -89,7 +90,8 @@ class _Memo:
     region: int
     tokens: list[int] = field(factory=list)
     ahead: int = 0
-    tree: tuple[Node, ...] = ()
+    tree: tuple[Proposal, ...] = ()
+    parents: tuple[int, ...] = ()
 
     def covers(self, tokens: Tokens) -> int:
         """How many of the first of `tokens` it covers."""
@@ -98,7 +100,7 @@ class _Memo:
     def settle(self, tokens: Tokens) -> None:
         """Of the tree that was read last, keep the path that `tokens` took. Whether they begin alike is seen later."""
         if self.tree:
-            path = path_along(self.tree, tokens[len(self.tokens) :])
+            path = path_along(self.tree, self.parents, tokens[len(self.tokens) :])
             self.past.keep(len(self.tokens), path)
             self.tokens += [self.tree[i].token for i in path]
             self.tree = ()
@@ -121,14 +123,17 @@ class _Memo:
 class CachedPredictor:
     """A model with a memo: it feeds the model only what its cache does not cover.
 
-    `predict(tokens, last)` gives logits [last, V], on the model's device, of what follows each of the last `last`
-    prefixes of `tokens`. Law: a memo never changes a result (exactly in exact arithmetic, within rounding in floats);
-    it is that of a fresh pass over that prefix alone, or an error. The model, its config and its mode stay as they
-    were.
+    `predict(text, drafts)` gives logits [n + 1, V], on the model's device: of what follows the text, and of what
+    follows the text and the path down to each of the n drafts. Law: a memo never changes a result (exactly in exact
+    arithmetic, within rounding in floats); it is that of a fresh pass over that prefix alone, or an error. The model,
+    its config and its mode stay as they were.
 
     How a model can be fed is tried before it reads its first text, once for a model object (`specflow.trial`); one that
     can only be read from the beginning is read so each time. Where a cache cannot be cropped, it goes back to a mark,
     and what has been accepted since then is read again together with the next draft.
+
+    Drafts that are a tree are read in one pass where the model can be told what each token sees, which is tried with
+    the first tree; else, and over caches that are more than rows of keys and values, path by path.
 
     The caches of up to `memos` texts are kept, the least recently used one is dropped, so that texts in turns are not
     read again; each takes its memory. Any number of threads may share a predictor: the model's own lock lets one of
@@ -181,13 +186,13 @@ class CachedPredictor:
             self._meet()
             return self._trials.stretch(1).feeding
 
-    def __call__(self, tokens: Tokens, last: int, /) -> Tensor:
-        """Logits [last, V] behind each of the last `last` prefixes of `tokens`."""
-        tokens, last = reading_of(tokens, last), int(last)
-        with self._reader.guard:
-            self._meet()
-            rows = [self._rows(tokens[:end], wanted) for end, wanted in self._trials.parts(len(tokens), last)]
-        return _checked(rows[0] if len(rows) == 1 else torch.cat(rows), len(tokens))
+    def __call__(self, tokens: Tokens, drafts: Sequence[Proposal], /) -> Tensor:
+        """Logits [n + 1, V] behind `tokens`, and behind them and the path down to each of the n drafts."""
+        tokens, parents = text_of(tokens), parents_of(drafts)
+        drafted = ids_of("drafts", [draft.token for draft in drafts])
+        if is_chain(parents):
+            return self._last(tokens + drafted, len(drafted) + 1)
+        return self._tree(tokens, tuple(drafts), drafted, parents)
 
     def forget(self) -> None:
         """Forget all that was read, after a change of the model that cannot be noticed."""
@@ -222,21 +227,21 @@ class CachedPredictor:
                 self._put_back(memo)
         return chosen
 
-    def read_tree(self, tokens: Tokens, nodes: Sequence[Node], /) -> Tensor:
-        """Logits [n + 1, V] behind `tokens`, and behind them and the path down to each of the n nodes.
-
-        In one pass where the model can be told what each token sees, which is tried with the first tree; else, and
-        over caches that are more than rows of keys and values, path by path. Its rows are those of a call.
-        """
-        tokens = text_of(tokens)
-        refuse_no_tree(nodes)
+    def _last(self, tokens: Tokens, last: int) -> Tensor:
+        """Logits [last, V] behind each of the last `last` prefixes of a text."""
         with self._reader.guard:
             self._meet()
-            if not nodes or len(tokens) == 1 or not self._may_read_trees(len(tokens) + len(nodes)):
-                rows = path_by_path(self)(tokens, nodes)
+            rows = [self._rows(tokens[:end], wanted) for end, wanted in self._trials.parts(len(tokens), last)]
+        return _checked(rows[0] if len(rows) == 1 else torch.cat(rows), len(tokens))
+
+    def _tree(self, tokens: Tokens, drafts: tuple[Proposal, ...], drafted: Tokens, parents: tuple[int, ...]) -> Tensor:
+        with self._reader.guard:
+            self._meet()
+            if len(tokens) == 1 or not self._may_read_trees(len(tokens) + len(drafts)):
+                rows = path_by_path(self._last)(tokens, drafts)
                 self._may_read_trees(len(tokens) + 1)  # tried now, with the prompt, and not in a pass that is timed
                 return rows
-            self._reader.refuse_strange([node.token for node in nodes])
+            self._reader.refuse_strange(drafted)
             memo = self._taken(tokens)
             if memo is None or len(tokens) - len(memo.tokens) > 1 + REREAD:
                 if memo is not None:
@@ -246,15 +251,15 @@ class CachedPredictor:
             if memo is None or not memo.past.holds_rows:
                 if memo is not None:
                     self._put_back(memo)
-                return path_by_path(self)(tokens, nodes)
+                return path_by_path(self._last)(tokens, drafts)
             piece = tokens[memo.past.length :]
             self._reader.refuse_strange(piece)
-            ids = self._reader.ids([piece + tuple([node.token for node in nodes])])
-            parents = [*range(-1, len(piece) - 1), *[len(piece) + node.parent for node in nodes]]
-            logits, cache = self._reader.read(ids, memo.past.cache, memo.past.length, len(nodes) + 1, parents)
-            memo.past.extend(cache, len(tokens) + len(nodes))
+            ids = self._reader.ids([piece + drafted])
+            whole = [*range(-1, len(piece) - 1), *[len(piece) + parent for parent in parents]]
+            logits, cache = self._reader.read(ids, memo.past.cache, memo.past.length, len(drafts) + 1, whole)
+            memo.past.extend(cache, len(tokens) + len(drafts))
             memo.tokens += piece
-            memo.ahead, memo.tree = 0, tuple(nodes)
+            memo.ahead, memo.tree, memo.parents = 0, drafts, parents
             self._put_back(memo)
         return _checked(logits[0], len(tokens))
 
@@ -394,9 +399,12 @@ class UncachedPredictor:
         object.__setattr__(self, "_reader", reader)
         object.__setattr__(self, "_trials", Trials(Caches(reader), ()))
 
-    def __call__(self, tokens: Tokens, last: int, /) -> Tensor:
-        """Logits [last, V] behind each of the last `last` prefixes of `tokens`."""
-        tokens, last = reading_of(tokens, last), int(last)
+    def __call__(self, tokens: Tokens, drafts: Sequence[Proposal], /) -> Tensor:
+        """Logits [n + 1, V] behind `tokens`, and behind them and the path down to each draft; a tree path by path."""
+        ids_of("drafts", [draft.token for draft in drafts])
+        return path_by_path(self._last)(text_of(tokens), drafts)
+
+    def _last(self, tokens: Tokens, last: int) -> Tensor:
         reader, trials = self._reader, self._trials
         reader.refuse_strange(tokens)
         with reader.guard:
@@ -404,12 +412,6 @@ class UncachedPredictor:
             parts = trials.parts(len(tokens), last)
             rows = [read_afresh(reader, tokens[:end], wanted, trials.stretch(end)) for end, wanted in parts]
         return _checked(rows[0] if len(rows) == 1 else torch.cat(rows), len(tokens))
-
-    def read_tree(self, tokens: Tokens, nodes: Sequence[Node], /) -> Tensor:
-        """Logits [n + 1, V] behind `tokens` and behind each node, path by path."""
-        tokens = text_of(tokens)
-        refuse_no_tree(nodes)
-        return path_by_path(self)(tokens, nodes)
 
     def prune(self, tokens: Tokens, /) -> None:
         """Nothing is remembered, so there is nothing to forget."""
@@ -436,36 +438,21 @@ def chosen_id(choose: Choose, logits: Tensor, position: int) -> Tensor:
     return token.reshape(())
 
 
-def refuse_no_tree(nodes: object) -> None:
-    """`DecodeError` unless these are nodes of a tree, each behind its parent."""
-    if not isinstance(nodes, Sequence):
-        raise DecodeError("nodes", "the nodes are no sequence", shown(nodes), "give a tuple of nodes")
-    for number, node in enumerate(nodes):
-        if not isinstance(node, Node) or type(node.parent) is not int or not TEXT <= node.parent < number:
-            happened, remedy = f"node {number} of a tree does not come behind its parent", "give parents first"
-            raise DecodeError("nodes", happened, shown(node), remedy)
-
-
 def fitted(predictor: Predictor, vocab_size: int) -> Predictor:
     """The predictor over a vocabulary of `vocab_size`: padding is cut off, and what is missing gets the logit -∞.
 
     Models of one tokenizer pad their vocabularies differently. Both laws stay laws over the target's vocabulary, so
     verification stays exact.
 
-    >>> fitted(lambda tokens, last: torch.zeros(last, 3), 4)((1, 2), 1)
+    >>> fitted(lambda tokens, drafts: torch.zeros(len(drafts) + 1, 3), 4)((1, 2), ())
     tensor([[0., 0., 0., -inf]])
     """
 
-    calls("a predictor", "give a function of a text and a number of rows")("predictor", predictor)
+    calls("a predictor", "give a function of a text and drafts")("predictor", predictor)
     whole(1, "give the target's vocabulary", most=2**24)("vocab_size", vocab_size)
 
-    def predict(tokens: Tokens, last: int) -> Tensor:
-        logits: object = predictor(tokens, last)
-        if not isinstance(logits, Tensor) or logits.dim() != 2:
-            raise DecodeError(
-                "predictor", "the predictor gives no logits [last, V]", shown(logits), "return rows of floats"
-            )
-        return fit(logits, vocab_size)
+    def predict(tokens: Tokens, drafts: Sequence[Proposal], /) -> Tensor:
+        return fit(rows_of(predictor, tokens, drafts, "predictor"), vocab_size)
 
     return predict
 

@@ -8,61 +8,21 @@ from typing import Final, Protocol, final
 
 import torch
 import torch.nn.functional as F
-from attrs import define, field, frozen
+from attrs import field, frozen
 from torch import Tensor
 from typing_extensions import override
 
-from specflow.checks import MOST, calls, number, shown, valid, whole
+from specflow.checks import calls, number, shown, valid, whole
 from specflow.checks import temperature as check_temperature
 from specflow.distribution import BlackBox, Categorical, Distribution, PointMass
 from specflow.errors import DecodeError
 from specflow.finite import NOTICED, argmax, finite, is_near, on_arrival
 from specflow.ids import text_of
+from specflow.laws import Laws, Lazily
 from specflow.state import Tokens
 
 _TOP_K: Final = whole(1, "keep at least one token")
 _TOP_P: Final = number("top_p is outside (0, 1]", "use 1.0 to keep every token", lambda top_p: 0 < top_p <= 1)
-
-
-class Laws(Protocol):
-    """The laws behind each row of logits, in order. A tuple is one: all of its laws are made already."""
-
-    def __len__(self) -> int:
-        """How many rows there were."""
-        ...
-
-    def __getitem__(self, row: int, /) -> Distribution:
-        """The law behind this row."""
-        ...
-
-
-@final
-@define(eq=False)
-class Lazily:
-    """Laws that are made when they are asked for, each behind all those before it, and each once.
-
-    It is what a processor returns that cannot be asked about just any text: whoever judges drafts asks for the law
-    behind a draft only once the draft stands, so that the processor hears of no text that its own laws make impossible.
-
-    >>> laws = Lazily(3, lambda row: PointMass(7 + row))
-    >>> laws[1], laws.made
-    (PointMass(token=8), [PointMass(token=7), PointMass(token=8)])
-    """
-
-    rows: int = field(validator=valid(whole(0, "give the number of rows", MOST)))
-    make: Callable[[int], Distribution] = field(validator=valid(calls("a maker of laws", "give a function of a row")))
-    made: list[Distribution] = field(factory=list, init=False)
-
-    def __len__(self) -> int:
-        return self.rows
-
-    def __getitem__(self, row: int, /) -> Distribution:
-        row = row if row >= 0 else row + self.rows
-        if not 0 <= row < self.rows:
-            raise IndexError(row)
-        while len(self.made) <= row:
-            self.made.append(self.make(len(self.made)))
-        return self.made[row]
 
 
 class Processor(Protocol):

@@ -15,7 +15,7 @@ from specflow.checks import a, is_id, named, or_none, shown, valid
 from specflow.distribution import BlackBox, Categorical, Distribution, PointMass, flaw, lawful, no_law, vector
 from specflow.errors import DecodeError
 from specflow.finite import NOTICED, is_near
-from specflow.processors import Laws
+from specflow.laws import Laws
 
 
 class Sampling(Protocol):
@@ -149,8 +149,8 @@ class SharedNoise:
     """Draws by Gumbel noise that depends on (seed, position) alone: argmax(log p + g).
 
     Drafter and target that share it draw the same token whenever their laws are close, and with
-    `stages.MatchSamples` the text depends on the seed and not on the drafter: P(accept) ≥ (1 - TV) / (1 + TV).
-    It cannot `accept`, so mypy keeps it away from `stages.RejectTokens`, where shared noise would bend the law.
+    `Match` the text depends on the seed and not on the drafter: P(accept) ≥ (1 - TV) / (1 + TV).
+    It cannot `accept`, so mypy keeps it away from `Reject`, where shared noise would bend the law.
     argmax(log p + g) is computed as argmax(p / e), with e exponential; the same numbers on every device.
     Source: Daliri et al. 2408.07978, section 3.
 

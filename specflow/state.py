@@ -1,4 +1,4 @@
-"""The records of a step: DecodeState → Drafted → Verified → Adjusted → Committed → DecodeState | Finished.
+"""The records of a step: DecodeState → Drafted → Scored → Verified → Adjusted → Committed → DecodeState | Finished.
 
 The text is the state. A `DecodeState` is ints and tuples: it prints, compares, hashes and pickles, and stepping the
 same one twice is always allowed. Whatever a provider remembers (a KV cache, n-gram counts) lives with the provider.
@@ -6,18 +6,23 @@ same one twice is always allowed. Whatever a provider remembers (a KV cache, n-g
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum
+from numbers import Integral
 from sys import maxsize
-from typing import Final, Generic, TypeAlias, final
+from typing import TYPE_CHECKING, Final, Generic, Never, Self, TypeAlias, final
 
-from attrs import field, frozen
+from attrs import Factory, field, frozen
 from torch import Tensor
 from typing_extensions import TypeVar
 
 from specflow.checks import a, is_id, or_none, shown, valid, whole
 from specflow.distribution import Distribution, PointMass
 from specflow.errors import DecodeError
+from specflow.laws import Laws, Lazily
+
+if TYPE_CHECKING:
+    from specflow.random import Randomness, Sampling
 
 Tokens: TypeAlias = tuple[int, ...]
 
@@ -25,6 +30,18 @@ Pace: TypeAlias = tuple[float, ...]
 """What a gamma policy carries from one step to the next. It belongs to the policy; nothing else reads it."""
 
 Q = TypeVar("Q", bound=Distribution, covariant=True, default=Distribution)
+R = TypeVar("R")
+S = TypeVar("S", bound="Sampling", contravariant=True, default="Randomness")
+
+
+class Record:
+    """What a stage takes and gives: `state.then(draft).then(verify)…` has its order checked by every type checker."""
+
+    __slots__ = ()
+
+    def then(self, stage: Callable[[Self], R], /) -> R:
+        """What `stage` makes of this record."""
+        return stage(self)
 
 
 @final
@@ -114,7 +131,7 @@ class Tally:
 
 @final
 @frozen
-class DecodeState:
+class DecodeState(Record):
     """Between two steps: the text so far, and what the next step needs to know.
 
     >>> state = DecodeState(Request(prompt=(5, 6), limit=4), tokens=(5, 6, 7))
@@ -153,89 +170,240 @@ class DecodeState:
         return len(self.output) / self.tally.steps if self.tally.steps else 0.0
 
 
+TEXT: Final = -1
+"""The parent of a draft that follows the text itself."""
+
+BEFORE: Final = -2
+"""The parent of a draft that follows the one drafted before it, or the text where it is the first."""
+
+
 @final
 @frozen(eq=False)
 class Proposal(Generic[Q]):
-    """One drafted token, with the law `q` it was really drawn from.
+    """One drafted token, the law `q` that it was really drawn from, and what it follows.
 
-    `source` names who drafted it, for the statistics. `logits` [V] are the drafter's own, before any processing, where
-    the drafter is a model; policies that look at the drafter's entropy read them.
+    Without a `q` it is certain, as a lookup is: it was not drawn. It follows the proposal before it unless `parent` is
+    the number of another one, or `TEXT`: so a stream that never says `parent` is a chain, and any beginning of any
+    stream is a tree. Siblings are drawn one after the other: the q of a later one is its law given the earlier ones.
 
-    >>> Proposal(7, PointMass(7), source="mine").q.of(7)
-    1.0
+    `source` names who drafted it, for the statistics. `chance` is the drafter's guess at the probability that the
+    target takes the whole path down to here, where it has one. `logits` [V] are the drafter's own, before any
+    processing, where the drafter is a model; policies read both. `DecodeError` for a point mass of another token.
+
+    >>> Proposal(7, source="mine").q.of(7), Proposal(7).parent == BEFORE
+    (1.0, True)
     """
 
     token: int
-    q: Q
+    q: Q = field(default=Factory(lambda self: PointMass(self.token), takes_self=True))  # type: ignore[assignment]
+    parent: int = BEFORE
     source: str = "draft"
+    chance: float | None = None
     logits: Tensor | None = field(default=None, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        if isinstance(self.q, PointMass) and is_id(self.token) and is_id(self.q.token) and self.q.token != self.token:
+            raise DecodeError(
+                "q",
+                f"the source {self.source!r} drafts token {shown(self.token)} with a q that it was not drawn from",
+                f"certainty of token {shown(self.q.token)}",
+                "give the law that the token was drawn from, or leave q out",
+            )
+
+
+def chain(tokens: Sequence[int], source: str = "draft") -> tuple[Proposal[PointMass], ...]:
+    """Certain drafts, each behind the one before it.
+
+    >>> [draft.token for draft in chain((5, 6))]
+    [5, 6]
+    """
+    return tuple([Proposal(token, PointMass(token), source=source) for token in tokens])
 
 
 @final
 @frozen(eq=False)
-class Drafted:
-    """What is proposed: γ = len(proposals) tokens that would follow `state.tokens`.
+class Drafted(Record):
+    """What is proposed: drafts that would follow `state.tokens`, as a chain or a tree.
 
-    `beside` is what was proposed in other branches of a tree than these, and refused with them.
+    `parents` are what they follow, by number. `DecodeError` for a draft that does not come behind its parent.
+
+    >>> drafted = Drafted(DecodeState(Request((1,), 9), (1,)), (Proposal(5), Proposal(6, parent=TEXT), Proposal(7)))
+    >>> drafted.parents, drafted.children(TEXT), drafted.path(2), drafted.text(2)
+    ((-1, -1, 1), (0, 1), (1, 2), (1, 6, 7))
     """
 
     state: DecodeState
     proposals: tuple[Proposal, ...]
-    beside: tuple[Proposal, ...] = ()
+    parents: tuple[int, ...] = field(init=False, repr=False)
+    _children: Mapping[int, tuple[int, ...]] = field(init=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        parents = parents_of(self.proposals)
+        object.__setattr__(self, "parents", parents)
+        children: dict[int, tuple[int, ...]] = {}
+        for i, parent in enumerate(parents):
+            children[parent] = (*children.get(parent, ()), i)
+        object.__setattr__(self, "_children", children)
 
     @property
     def tokens(self) -> Tokens:
-        """The drafted tokens."""
+        """The drafted tokens, in the order in which they were proposed."""
         return tuple([proposal.token for proposal in self.proposals])
 
+    def children(self, i: int) -> tuple[int, ...]:
+        """The drafts that directly follow draft i, or the text; none follows a stop token."""
+        if i != TEXT and self.proposals[i].token in self.state.request.stop:
+            return ()
+        return self._children.get(i, ())
 
-TEXT: Final = -1
-"""The parent of a node that follows the text itself."""
+    def followers(self, i: int) -> dict[int, int]:
+        """token → the draft of it that directly follows draft i, or the text; the first of equals."""
+        return {self.proposals[child].token: child for child in reversed(self.children(i))}
+
+    def path(self, i: int) -> tuple[int, ...]:
+        """The drafts from the text down to draft i, itself included."""
+        path = []
+        while i != TEXT:
+            path.append(i)
+            i = self.parents[i]
+        return tuple(path[::-1])
+
+    def text(self, i: int) -> Tokens:
+        """The text and the drafts down to draft i."""
+        return self.state.tokens + tuple([self.proposals[k].token for k in self.path(i)])
+
+    def trunk(self, i: int) -> tuple[int, ...]:
+        """Draft i, or the text, and from there down always the first child, which should be the likeliest."""
+        trunk = [i]
+        while children := self.children(trunk[-1]):
+            trunk.append(children[0])
+        return tuple(trunk)
+
+
+def parents_of(drafts: Sequence[Proposal]) -> tuple[int, ...]:
+    """What each of the drafts follows, by number. `DecodeError` for one that does not come behind its parent.
+
+    >>> parents_of((Proposal(5), Proposal(6), Proposal(7, parent=TEXT)))
+    (-1, 0, -1)
+    """
+    parents = []
+    for i, draft in enumerate(drafts):
+        if not isinstance(draft, Proposal):
+            raise DecodeError("drafts", "a draft is no Proposal", shown(draft), "give proposals, such as chain(tokens)")
+        parent: object = draft.parent
+        if type(parent) is not int and isinstance(parent, Integral):
+            parent = int(parent)
+        if type(parent) is not int or not BEFORE <= parent < i + (parent < 0):
+            happened = f"draft {i} does not come behind its parent"
+            raise DecodeError("drafter", happened, shown(draft), "yield parents first")
+        parents.append(i - 1 if parent == BEFORE else parent)
+    return tuple(parents)
 
 
 @final
 @frozen
-class Node:
-    """One drafted token of a tree: it follows the node number `parent`, or the text itself.
+class Stretch:
+    """Drafts that follow one another, `way`, and the laws behind each of them; `way` may begin with the text.
 
-    `chance` is the drafter's guess at the probability that the target takes the whole path down to here; tree policies
-    read it. Nodes are certain, as a lookup is: they were not drawn.
-
-    >>> Node(7), Node(8, parent=0, chance=0.5)
-    (Node(token=7, parent=-1, chance=1.0, source='draft'), Node(token=8, parent=0, chance=0.5, source='draft'))
+    `start` is where in the text the token stands that is drawn from the first of the laws.
     """
 
-    token: int
-    parent: int = TEXT
-    chance: float = 1.0
-    source: str = "draft"
-
-
-@final
-@frozen
-class DraftedTree:
-    """What is proposed as a tree: several ways in which `state.tokens` may go on. A node comes behind its parent."""
-
-    state: DecodeState
-    nodes: tuple[Node, ...]
+    way: tuple[int, ...]
+    laws: Laws
+    start: int
 
 
 @final
 @frozen(eq=False)
-class Verified:
-    """The target's judgement of a draft.
+class Scored(Record):
+    """What the target says of a draft: `logits` [n + 1, V], behind the text and behind each draft, refused ones too.
 
-    `logits` [γ + 1, V] are the target's, row i following i drafts; `laws` are the laws p that were made of them, which
-    may be fewer: nobody asks for the law behind a draft that cannot stand. The first `accepted` drafts stand, and
-    `correction` is the law of the token behind them: the bonus token's p when all stand, else whatever keeps the text's
-    law exact. It is None where the text ends with an accepted stop token.
+    The target's law behind a draft is made when a rule asks for it, so that no processor hears of a draft that cannot
+    stand; `make` makes those along a stretch of drafts.
     """
 
     drafted: Drafted
-    accepted: int
-    correction: Distribution | None
-    laws: tuple[Distribution, ...] = field(repr=False)
     logits: Tensor = field(repr=False)
+    make: Callable[[tuple[int, ...]], Laws] = field(repr=False)
+    _known: dict[int, tuple[Stretch, int]] = field(init=False, factory=dict, repr=False)
+
+    def law(self, i: int) -> Distribution:
+        """The target's law p of the token behind draft i, or behind the text (`TEXT`)."""
+        stretch, at = self.stretch(i)
+        return stretch.laws[at]
+
+    def stretch(self, i: int) -> tuple[Stretch, int]:
+        """A stretch of drafts that has draft i on it, and where."""
+        if i not in self._known:
+            way = self.drafted.trunk(i)
+            start = len(self.drafted.state.tokens) + len(self.drafted.path(i))
+            stretch = Stretch(way, self.make(way), start)
+            self._known.update({draft: (stretch, at) for at, draft in enumerate(way)})
+        return self._known[i]
+
+    def made(self, i: int) -> Distribution | None:
+        """The law behind draft i, where it was asked for."""
+        if i not in self._known:
+            return None
+        stretch, at = self._known[i]
+        laws = stretch.laws.made if isinstance(stretch.laws, Lazily) else stretch.laws
+        return laws[at] if at < len(laws) else None
+
+    def rows(self, path: Sequence[int]) -> Tensor:
+        """The logits behind drafts that follow one another, without a copy where they lie together."""
+        first, last = path[0] + 1, path[-1] + 1
+        return self.logits[first : last + 1] if last - first == len(path) - 1 else self.logits[[i + 1 for i in path]]
+
+
+@final
+@frozen(eq=False)
+class Verdict(Generic[S]):
+    """What a rule says: the drafts that stand, from the text down, and the law of the token behind them.
+
+    `correction` is None where that is the target's own law there. S is what the token may be drawn with: fresh
+    `Randomness`, unless a rule says that any `Sampling` keeps the text's law.
+    """
+
+    path: tuple[int, ...]
+    correction: Distribution | None = None
+
+
+Rule: TypeAlias = Callable[[Scored], Verdict[S]]
+"""What judges a draft: a value without target and processor. It asks for the law behind a draft once that can stand."""
+
+
+@final
+@frozen(eq=False)
+class Verified(Record, Generic[S]):
+    """The target's judgement of a draft: the drafts on `path` stand, from the text down.
+
+    `correction` is the law of the token behind them: the bonus token's p when the path cannot go on, else whatever
+    keeps the text's law exact. It is None where the text ends with an accepted stop token.
+    """
+
+    scored: Scored
+    path: tuple[int, ...]
+    correction: Distribution | None
+
+    @property
+    def drafted(self) -> Drafted:
+        """What was proposed."""
+        return self.scored.drafted
+
+    @property
+    def accepted(self) -> int:
+        """How many drafts stand."""
+        return len(self.path)
+
+    @property
+    def tokens(self) -> Tokens:
+        """The drafted tokens that stand."""
+        return tuple([self.drafted.proposals[i].token for i in self.path])
+
+    @property
+    def logits(self) -> Tensor:
+        """The target's logits [accepted + 1, V] behind the text and behind each draft that stands."""
+        return self.scored.rows((TEXT, *self.path))
 
 
 class Reason(Enum):
@@ -248,20 +416,28 @@ class Reason(Enum):
 
 @final
 @frozen(eq=False)
-class Adjusted:
-    """The new tokens of this step: the accepted drafts and the token behind them, if any, unless a stage cut them.
+class Adjusted(Record):
+    """The new tokens of this step: the accepted drafts and the `bonus` behind them, if any, cut to `keep` of them.
 
-    A stage that ends the text shortens `tokens` and names the `reason`; `commit` cuts at stop tokens and the limit.
+    A stage that ends the text says how many tokens to `keep` and names the `reason`; it can add nothing. `commit` cuts
+    at stop tokens and the limit.
     """
 
-    verified: Verified
-    tokens: Tokens
+    verified: Verified[Never]
+    bonus: int | None
+    keep: int | None = None
     reason: Reason | None = None
+
+    @property
+    def tokens(self) -> Tokens:
+        """The new tokens."""
+        new = self.verified.tokens if self.bonus is None else (*self.verified.tokens, self.bonus)
+        return new if self.keep is None else new[: self.keep]
 
 
 @final
 @frozen(eq=False)
-class Committed:
+class Committed(Record):
     """The step as it will stand: `state` is the text after it, `reason` tells why it ended, if it did.
 
     From here on nothing can fail to have happened: learning and pruning look at `tokens`, which hold nothing behind a
@@ -295,28 +471,20 @@ class Finished:
 Step: TypeAlias = Callable[[DecodeState], DecodeState | Finished]
 """One round of decoding. It emits at least one token: `unfold` refuses one that does not."""
 
-Predictor: TypeAlias = Callable[[Tokens, int], Tensor]
-"""(tokens, last) → logits [last, V] of what follows each of the last `last` prefixes. A pure function of tokens."""
+Predictor: TypeAlias = Callable[[Tokens, Sequence[Proposal]], Tensor]
+"""(text, drafts) → logits [n + 1, V] of what follows the text, and of what follows the text and the path down to each
+draft. A pure function of tokens: of the drafts it reads `token` and `parent`."""
 
 Drafter: TypeAlias = Callable[[Tokens], Iterator[Proposal]]
-"""tokens → a lazy stream of proposals that would follow them. It ends when the drafter has nothing to say."""
+"""tokens → a lazy stream of proposals that would follow them, each behind its parent, siblings the likeliest first.
+
+Any beginning of it can be verified. It ends when the drafter has nothing to say."""
 
 CertainDrafter: TypeAlias = Callable[[Tokens], Iterator[Proposal[PointMass]]]
 """A drafter whose every proposal is certain: a table, a lookup, a greedy model. Any `CertainDrafter` is a `Drafter`."""
 
-TreePredictor: TypeAlias = Callable[[Tokens, Sequence[Node]], Tensor]
-"""(tokens, nodes) → logits [n + 1, V] of what follows the tokens, and the tokens and the path down to each node.
-
-A pure function: its rows are those of a `Predictor`."""
-
-TreeDrafter: TypeAlias = Callable[[Tokens], Iterator[Node]]
-"""tokens → a lazy stream of nodes, each behind its parent, the likeliest first. Any beginning of it is a tree."""
-
-TreePolicy: TypeAlias = Callable[[Iterator[Node], DecodeState], tuple[tuple[Node, ...], Pace]]
-"""(stream, state) → the nodes taken from the beginning of the stream, and the pace to carry on."""
-
 GammaPolicy: TypeAlias = Callable[[Iterator[Proposal], DecodeState], tuple[tuple[Proposal, ...], Pace]]
-"""(stream, state) → the proposals taken from the stream, and the pace to carry on.
+"""(stream, state) → the proposals taken from the beginning of the stream, and the pace to carry on.
 
 Exact as long as whether a token is taken does not depend on that token: decide before pulling it, or keep it and stop.
 """

@@ -7,59 +7,32 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from returns.functions import tap
-from returns.pipeline import flow
 from torch import Tensor
 
-from specflow.checks import calls, does, shown
+from specflow.checks import calls, shown
 from specflow.errors import DecodeError
-from specflow.gamma import Fixed
 from specflow.lossy import LossyStep
+from specflow.policies import Fixed
 from specflow.predictor import Prunable
 from specflow.processors import Processor
 from specflow.random import Randomness, Sampling
-from specflow.stages.adjust import Adjust, LossySkipAdjustment
-from specflow.stages.commit import advance, commit
-from specflow.stages.draft import Draft, draft_nothing
-from specflow.stages.ngram import UpdateNgram
-from specflow.stages.observe import Observer, unobserved
-from specflow.stages.prune import PruneCache
-from specflow.stages.stop import Condition, StopWhen, never
-from specflow.stages.tree import DraftTree, VerifyTree
-from specflow.stages.verify import MatchSamples, RejectTokens
-from specflow.state import (
-    Adjusted,
-    DecodeState,
-    Drafter,
-    Finished,
-    GammaPolicy,
-    Predictor,
-    Step,
-    TreeDrafter,
-    TreePolicy,
-    TreePredictor,
+from specflow.stages import (
+    Adjust,
+    Condition,
+    Draft,
+    LossySkipAdjustment,
+    Match,
+    Observer,
+    PruneCache,
+    Reject,
+    UpdateNgram,
+    Verify,
+    draft_nothing,
+    ending,
+    never,
+    unobserved,
 )
-
-_is_target = calls("a predictor", "give a function of (tokens, last), such as a CachedPredictor")
-_is_observer = calls("an observer", "give a function of what was committed")
-_is_processor = does(
-    "a processor",
-    "give a Processor, such as GreedyProcessor(); interop.ProcessorList makes one of transformers'",
-    "laws",
-)
-
-
-def _complete(target: object, processor: object, observe: object) -> None:
-    """Refuses what the stages cannot: they may be made without a target or a processor, to ask for the rule alone."""
-    _is_target("target", target)
-    _is_processor("processor", processor)
-    _is_observer("observe", observe)
-
-
-def _several(prune: object) -> tuple[Prunable, ...]:
-    if isinstance(prune, Iterable) and not isinstance(prune, Tensor):
-        return tuple(prune)
-    raise DecodeError("prune", "prune is not several providers", shown(prune), "give them in a tuple: (predictor,)")
+from specflow.state import Drafter, GammaPolicy, Predictor, Rule, Step
 
 
 def autoregressive_step(
@@ -73,9 +46,28 @@ def autoregressive_step(
 
     `DecodeError`, here as in all of these, for parts that cannot be what they are given for.
     """
-    _complete(target, processor, observe)
-    verify, adjust, stop = MatchSamples(target, processor, rng), Adjust(rng), StopWhen(until)
-    return lambda state: flow(state, draft_nothing, verify, adjust, stop, commit, tap(observe), advance)
+    verify, adjust, end = Verify(target, processor, Match(rng)), Adjust(rng), ending(until, observe)
+    return lambda state: state.then(draft_nothing).then(verify).then(adjust).then(end)
+
+
+def verified_step(
+    drafter: Drafter,
+    target: Predictor,
+    processor: Processor,
+    rng: Randomness,
+    rule: Rule[Randomness],
+    gamma: GammaPolicy = Fixed(),
+    prune: Iterable[Prunable] = (),
+    observe: Observer = unobserved,
+    until: Condition = never,
+) -> Step:
+    """Draft, score, judge by `rule`, adjust, commit, prune. Lossless where the rule is.
+
+    `rng` draws the token behind the drafts. Drafts may be chains or trees.
+    """
+    draft, verify, adjust = Draft(drafter, gamma), Verify(target, processor, rule), Adjust(rng)
+    end = ending(until, observe, PruneCache(_several(prune)))
+    return lambda state: state.then(draft).then(verify).then(adjust).then(end)
 
 
 def speculative_step(
@@ -90,13 +82,10 @@ def speculative_step(
 ) -> Step:
     """Draft, verify by token rejection, adjust, commit, prune. Lossless: the text has exactly the target's law.
 
-    Where the drafts are certain (a lookup, a greedy model), a seed of `Dice` gives one text, that of
-    `autoregressive_step`, whatever drafts and however far, so under policies that look at the clock too.
+    Drafts may be chains or trees. Where they are certain (a lookup, a greedy model), a seed of `Dice` gives one text,
+    that of `autoregressive_step`, whatever drafts and however far, so under policies that look at the clock too.
     """
-    _complete(target, processor, observe)
-    draft, verify, adjust = Draft(drafter, gamma), RejectTokens(target, processor, rng), Adjust(rng)
-    stop, forget = StopWhen(until), PruneCache(_several(prune))
-    return lambda state: flow(state, draft, verify, adjust, stop, commit, tap(observe), forget, advance)
+    return verified_step(drafter, target, processor, rng, Reject(rng), gamma, prune, observe, until)
 
 
 def ngram_step(
@@ -111,11 +100,10 @@ def ngram_step(
     until: Condition = never,
 ) -> Step:
     """`speculative_step` that teaches an n-gram storage what was committed. Lossless, with any drafter."""
-    _complete(target, processor, observe)
-    draft, verify, adjust = Draft(drafter, gamma), RejectTokens(target, processor, rng), Adjust(rng)
-    stop, forget = StopWhen(until), PruneCache(_several(prune))
     calls("a stage that learns", "give UpdateNgram(storage)")("update", update)
-    return lambda state: flow(state, draft, verify, adjust, stop, commit, tap(observe), forget, update, advance)
+    draft, verify, adjust = Draft(drafter, gamma), Verify(target, processor, Reject(rng)), Adjust(rng)
+    end = ending(until, observe, PruneCache(_several(prune)), update)
+    return lambda state: state.then(draft).then(verify).then(adjust).then(end)
 
 
 def seed_coupled_step(
@@ -134,31 +122,9 @@ def seed_coupled_step(
     are accepted most often when a drafter that samples shares the noise: `LLMDrafter(predictor, processor, noise)`.
     Source: Daliri et al. 2408.07978.
     """
-    _complete(target, processor, observe)
-    draft, verify, adjust = Draft(drafter, gamma), MatchSamples(target, processor, noise), Adjust(noise)
-    stop, forget = StopWhen(until), PruneCache(_several(prune))
-    return lambda state: flow(state, draft, verify, adjust, stop, commit, tap(observe), forget, advance)
-
-
-def tree_step(
-    drafter: TreeDrafter,
-    target: TreePredictor,
-    processor: Processor,
-    rng: Sampling,
-    gamma: TreePolicy = Fixed(8),
-    prune: Iterable[Prunable] = (),
-    observe: Observer = unobserved,
-    until: Condition = never,
-) -> Step:
-    """Draft a tree, let the target take a path through it, adjust, commit, prune. Lossless.
-
-    `target` is a predictor's `read_tree`, or `path_by_path` over any predictor. With `SharedNoise` as `rng` the text of
-    a seed is that of `autoregressive_step` with it. Source: Miao et al. 2305.09781 (SpecInfer).
-    """
-    _complete(target, processor, observe)
-    draft, verify, adjust = DraftTree(drafter, gamma), VerifyTree(target, processor, rng), Adjust(rng)
-    stop, forget = StopWhen(until), PruneCache(_several(prune))
-    return lambda state: flow(state, draft, verify, adjust, stop, commit, tap(observe), forget, advance)
+    draft, verify, adjust = Draft(drafter, gamma), Verify(target, processor, Match(noise)), Adjust(noise)
+    end = ending(until, observe, PruneCache(_several(prune)))
+    return lambda state: state.then(draft).then(verify).then(adjust).then(end)
 
 
 def lossy_unadjusted_step(
@@ -172,11 +138,12 @@ def lossy_unadjusted_step(
     until: Condition = never,
 ) -> LossyStep:
     """`speculative_step` without the sample adjustment, as the spec's `skip_sample_adjustment` asks. Lossy."""
-    _complete(target, processor, observe)
-    draft, verify, adjust = Draft(drafter, gamma), RejectTokens(target, processor, rng), LossySkipAdjustment(rng)
-    stop, forget = StopWhen(until), PruneCache(_several(prune))
+    draft, verify, adjust = Draft(drafter, gamma), Verify(target, processor, Reject(rng)), LossySkipAdjustment(rng)
+    end = ending(until, observe, PruneCache(_several(prune)))
+    return lambda state: state.then(draft).then(verify).then(adjust).map(end)
 
-    def end(adjusted: Adjusted) -> DecodeState | Finished:
-        return flow(adjusted, stop, commit, tap(observe), forget, advance)
 
-    return lambda state: flow(state, draft, verify, adjust).map(end)
+def _several(prune: object) -> tuple[Prunable, ...]:
+    if isinstance(prune, Iterable) and not isinstance(prune, Tensor):
+        return tuple(prune)
+    raise DecodeError("prune", "prune is not several providers", shown(prune), "give them in a tuple: (predictor,)")

@@ -1,93 +1,97 @@
-"""Trees of drafts: how their nodes hang together, and how any predictor reads them."""
+"""Trees of drafts: how they hang together, and how a function of texts reads them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import numpy
 import torch
+from attrs import evolve
 from numpy.typing import NDArray
 from torch import Tensor
 
-from specflow.asked import no_rows, node_of
+from specflow.asked import looked_at, rows_of
 from specflow.checks import calls
-from specflow.state import TEXT, Node, Predictor, Tokens, TreePredictor
+from specflow.state import TEXT, Predictor, Proposal, Tokens, chain, parents_of
+
+Rows: TypeAlias = Callable[[Tokens, int], Tensor]
+"""(tokens, last) → logits [last, V] of what follows each of the last `last` prefixes. A pure function of tokens."""
 
 
-def path_to(nodes: Sequence[Node], node: int) -> list[int]:
-    """The numbers of the nodes from the text down to `node`, itself included.
+def is_chain(parents: Sequence[int]) -> bool:
+    """Whether each draft follows the one before it.
 
-    >>> path_to((Node(5), Node(6), Node(7, parent=0)), 2)
+    >>> is_chain((TEXT, 0, 1)), is_chain((TEXT, TEXT))
+    (True, False)
+    """
+    return all(parent == i - 1 for i, parent in enumerate(parents))
+
+
+def path_to(parents: Sequence[int], i: int) -> list[int]:
+    """The numbers of the drafts from the text down to draft i, itself included.
+
+    >>> path_to((TEXT, TEXT, 0), 2)
     [0, 2]
     """
     path = []
-    while node != TEXT:
-        path.append(node)
-        node = nodes[node].parent
+    while i != TEXT:
+        path.append(i)
+        i = parents[i]
     return path[::-1]
 
 
-def path_along(nodes: Sequence[Node], tokens: Tokens) -> list[int]:
-    """The numbers of the nodes that `tokens` follow from the text on, as far as there are any.
+def path_along(drafts: Sequence[Proposal], parents: Sequence[int], tokens: Tokens) -> list[int]:
+    """The numbers of the drafts that `tokens` follow from the text on, as far as there are any.
 
-    >>> path_along((Node(5), Node(6), Node(7, parent=0)), (5, 7, 9))
+    >>> path_along((Proposal(5), Proposal(6), Proposal(7)), (TEXT, TEXT, 0), (5, 7, 9))
     [0, 2]
     """
-    children = children_of(nodes)
     path: list[int] = []
     for token in tokens:
-        following = children.get(path[-1] if path else TEXT, {}).get(token)
+        here = path[-1] if path else TEXT
+        following = next((i for i, draft in enumerate(drafts) if parents[i] == here and draft.token == token), None)
         if following is None:
             break
         path.append(following)
     return path
 
 
-def children_of(nodes: Sequence[Node]) -> dict[int, dict[int, int]]:
-    """parent → token → node, the first of equals; only parents that have children are there.
+def leaves(parents: Sequence[int]) -> list[int]:
+    """The drafts that no other follows.
 
-    >>> children_of((Node(5), Node(6), Node(7, parent=0)))
-    {-1: {5: 0, 6: 1}, 0: {7: 2}}
-    """
-    children: dict[int, dict[int, int]] = {}
-    for i, node in enumerate(nodes):
-        children.setdefault(node.parent, {}).setdefault(node.token, i)
-    return children
-
-
-def leaves(nodes: Sequence[Node]) -> list[int]:
-    """The nodes that no other follows.
-
-    >>> leaves((Node(5), Node(6), Node(7, parent=0)))
+    >>> leaves((TEXT, TEXT, 0))
     [1, 2]
     """
-    inner = {node.parent for node in nodes}
-    return [i for i in range(len(nodes)) if i not in inner]
+    inner = set(parents)
+    return [i for i in range(len(parents)) if i not in inner]
 
 
-def preorder(nodes: Sequence[Node]) -> tuple[Node, ...]:
-    """The same tree, each node followed by all that is below it, its first child first.
+def preorder(drafts: Sequence[Proposal]) -> tuple[Proposal, ...]:
+    """The same drafts, each followed by all that is below it, its first child first. A chain stays as it is.
 
     So the likeliest path lies together, if the likeliest child comes first.
 
-    >>> [node.token for node in preorder((Node(5), Node(6), Node(7, parent=0)))]
+    >>> [draft.token for draft in preorder((Proposal(5), Proposal(6, parent=TEXT), Proposal(7, parent=0)))]
     [5, 7, 6]
     """
+    parents = parents_of(drafts)
+    if is_chain(parents):
+        return tuple(drafts)
     children: dict[int, list[int]] = {}
-    for i, node in enumerate(nodes):
-        children.setdefault(node.parent, []).append(i)
+    for i, parent in enumerate(parents):
+        children.setdefault(parent, []).append(i)
     number = {TEXT: TEXT}
     waiting = children.get(TEXT, [])[::-1]
     while waiting:
         i = waiting.pop()
         number[i] = len(number) - 1
         waiting += children.get(i, [])[::-1]
-    ordered = [nodes[i] for i in number if i != TEXT]
-    return tuple([Node(node.token, number[node.parent], node.chance, node.source) for node in ordered])
+    return tuple([evolve(drafts[i], parent=number[parents[i]]) for i in number if i != TEXT])
 
 
 def depths(parents: Sequence[int]) -> list[int]:
-    """How many ancestors each node has.
+    """How many ancestors each draft has.
 
     >>> depths([TEXT, 0, 1, 0, TEXT])
     [0, 1, 2, 1, 0]
@@ -99,7 +103,7 @@ def depths(parents: Sequence[int]) -> list[int]:
 
 
 def lineage(parents: Sequence[int]) -> NDArray[numpy.bool_]:
-    """Which nodes each node sees, [n, n]: its ancestors and itself.
+    """Which drafts each draft sees, [n, n]: its ancestors and itself.
 
     >>> lineage([TEXT, TEXT, 0]).astype(int).tolist()
     [[1, 0, 0], [0, 1, 0], [1, 0, 1]]
@@ -111,29 +115,55 @@ def lineage(parents: Sequence[int]) -> NDArray[numpy.bool_]:
     return seen
 
 
-def path_by_path(predictor: Predictor) -> TreePredictor:
-    """Any predictor reads a tree: each path from the text down to a leaf, one after the other.
+def path_by_path(rows: Rows) -> Predictor:
+    """A predictor made of what gives the last rows of one text: each path down to a leaf, one after the other.
 
-    It tells what a tree's logits are, and serves the models that cannot read a tree in one pass.
+    It serves the models that cannot read a tree in one pass.
 
-    >>> sums = lambda tokens, last: torch.tensor(tokens).cumsum(0)[-last:, None]
-    >>> path_by_path(sums)((1, 1), (Node(5), Node(6), Node(7, parent=0)))[:, 0].tolist()
-    [2, 7, 8, 14]
+    >>> sums = lambda tokens, last: torch.tensor(tokens).cumsum(0)[-last:, None].float()
+    >>> path_by_path(sums)((1, 1), (Proposal(5), Proposal(6, parent=TEXT), Proposal(7, parent=0)))[:, 0].tolist()
+    [2.0, 7.0, 8.0, 14.0]
     """
+    calls("a function of texts", "give one of (tokens, last)")("rows", rows)
 
-    calls("a predictor", "give a function of (tokens, last), such as a CachedPredictor")("predictor", predictor)
+    def predict(tokens: Tokens, drafts: Sequence[Proposal], /) -> Tensor:
+        parents = parents_of(drafts)
+        if is_chain(parents):
+            text = tokens + tuple([draft.token for draft in drafts])
+            return looked_at(rows(text, len(drafts) + 1), len(drafts) + 1, rows, len(text), "predictor")
+        known: dict[int, Tensor] = {}
+        for leaf in leaves(parents):
+            path = path_to(parents, leaf)
+            text = tokens + tuple([drafts[i].token for i in path])
+            logits = looked_at(rows(text, len(path) + 1), len(path) + 1, rows, len(text), "predictor")
+            known |= zip((TEXT, *path), logits, strict=True)
+        return torch.stack([known[i] for i in range(TEXT, len(drafts))])
 
-    def read(tokens: Tokens, nodes: Sequence[Node]) -> Tensor:
-        for number, node in enumerate(nodes):
-            node_of(predictor, node, number, None)
-        rows: dict[int, Tensor] = {}
-        for leaf in leaves(nodes) or [TEXT]:
-            path = path_to(nodes, leaf)
-            drafted = tuple([nodes[i].token for i in path])
-            logits: object = predictor(tokens + drafted, len(path) + 1)
-            if not (isinstance(logits, Tensor) and logits.ndim == 2 and len(logits) == len(path) + 1):
-                raise no_rows(logits, len(path) + 1, predictor, len(tokens) + len(path), "predictor")
-            rows |= zip((TEXT, *path), logits, strict=True)
-        return torch.stack([rows[i] for i in range(TEXT, len(nodes))])
+    return predict
 
-    return read
+
+def along_paths(model: Callable[[Tokens], Tensor]) -> Predictor:
+    """A predictor made of any function of one text that gives a row of logits [V]: the meaning of all faster ones.
+
+    >>> along_paths(lambda tokens: torch.tensor([float(sum(tokens))]))((1, 1), (Proposal(5), Proposal(6))).tolist()
+    [[2.0], [7.0], [13.0]]
+    """
+    calls("a function of a text", "give one that returns logits [V]")("model", model)
+
+    def predict(tokens: Tokens, drafts: Sequence[Proposal], /) -> Tensor:
+        parents = parents_of(drafts)
+        texts = [tokens + tuple([drafts[k].token for k in path_to(parents, i)]) for i in range(TEXT, len(drafts))]
+        return torch.stack([looked_at(model(text)[None], 1, model, len(text), "predictor")[0] for text in texts])
+
+    return predict
+
+
+def last_rows(predictor: Predictor, tokens: Tokens, last: int, name: str = "predictor") -> Tensor:
+    """Logits [last, V] of what follows each of the last `last` prefixes of a text, in one reading.
+
+    >>> sums = along_paths(lambda tokens: torch.tensor([float(sum(tokens))]))
+    >>> last_rows(sums, (1, 1, 5), 2).tolist()
+    [[2.0], [7.0]]
+    """
+    end = len(tokens) - last + 1
+    return rows_of(predictor, tokens[:end], chain(tokens[end:]), name)

@@ -26,7 +26,7 @@ from transformers import PreTrainedConfig
 from specflow.caching import LossyCache, Past, capacity, is_empty, offloads
 from specflow.errors import DecodeError
 from specflow.reader import Reader, context_of, embedded_of
-from specflow.state import TEXT, Node
+from specflow.state import TEXT
 from specflow.trees import path_to
 from specflow.watch import Look
 
@@ -410,14 +410,13 @@ class Trials:
         ids = self._ids(7 + len(parents) + 1)
         tokens: list[int] = ids[0].tolist()
         text, drafted, behind = tuple(tokens[:7]), tokens[7:-1], tokens[-1]
-        nodes = [Node(token, parent) for token, parent in zip(drafted, parents, strict=True)]
         reader = self.reader
         try:
             _, cache = reader.read(reader.ids([text]), self.caches.tried(), 0, 1)
             past = Past(None, 0)
             past.extend(cache, len(text))
-            logits, cache = reader.read(reader.ids([tuple(drafted)]), past.cache, len(text), len(nodes), parents)
-            past.extend(cache, len(text) + len(nodes))
+            logits, cache = reader.read(reader.ids([tuple(drafted)]), past.cache, len(text), len(drafted), parents)
+            past.extend(cache, len(text) + len(drafted))
             past.keep(len(text), kept)
             row, _ = reader.read(reader.ids([(behind,)]), past.cache, past.length, 1)
         except torch.OutOfMemoryError:
@@ -426,11 +425,11 @@ class Trials:
             return False
         rows: dict[int, Tensor] = {}
         for leaf in (5, 4):
-            path = path_to(nodes, leaf)
+            path = path_to(parents, leaf)
             drafts = tuple([drafted[i] for i in path])
             rows |= zip(path, self._fresh(reader.ids([text + drafts]), len(path)), strict=True)
         end = self._fresh(reader.ids([text + tuple([drafted[i] for i in kept]) + (behind,)]), 1)
-        truth = torch.cat([torch.stack([rows[i] for i in range(len(nodes))]), end])
+        truth = torch.cat([torch.stack([rows[i] for i in range(len(drafted))]), end])
         return _error(torch.cat([logits[0], row[0]]), truth) <= error_bound(reader.dtype)
 
     def _fresh(self, ids: Tensor, last: int) -> Tensor:

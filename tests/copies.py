@@ -105,7 +105,7 @@ def decoded(name: str) -> dict[str, object]:
     greedy, sampled = GreedyBlockDrafter(model, GAMMA), SampledBlockDrafter(model, SAMPLING, dice, GAMMA)
 
     def rejecting(drafter: Drafter, processor: Processor) -> dict[str, object]:
-        return counted(Draft(drafter, Fixed(GAMMA)), RejectTokens(target, processor, dice), Adjust(dice))
+        return counted(Draft(drafter, Fixed(GAMMA)), Verify(target, processor, Reject(dice)), Adjust(dice))
 
     def planting(drafter: TreeDrafter, processor: Processor, rng: Sampling) -> dict[str, object]:
         return counted(DraftTree(drafter, Fixed(GAMMA)), VerifyTree(target.read_tree, processor, rng), Adjust(rng))
@@ -121,11 +121,11 @@ def decoded(name: str) -> dict[str, object]:
         "sampled, token by token": lambda: rejecting(LLMDrafter(model, SAMPLING, dice), SAMPLING),
         "sampled, suffix": lambda: rejecting(SuffixDrafter(), SHARP),
         "sampled, block verification": lambda: counted(
-            Draft(sampled, Fixed(GAMMA)), VerifyBlock(target, SAMPLING, dice), Adjust(dice)
+            Draft(sampled, Fixed(GAMMA)), Verify(target, SAMPLING, Block(dice)), Adjust(dice)
         ),
         "seed-coupled": lambda: counted(
             Draft(SampledBlockDrafter(model, SAMPLING, noise, GAMMA), Fixed(GAMMA)),
-            MatchSamples(target, SAMPLING, noise),
+            Verify(target, SAMPLING, Match(noise)),
             Adjust(noise),
         ),
         "seed-coupled, a tree": lambda: planting(LookupTree(), SHARP, noise),
@@ -182,7 +182,7 @@ def refused(processor: Processor, broken: int) -> str:
     drafter: Drafter = GreedyBlockDrafter(model, GAMMA)
     if isinstance(processor, MultinomialProcessor):
         drafter = SampledBlockDrafter(model, processor, dice, GAMMA)
-    draft, verify, adjust = Draft(drafter, Fixed(GAMMA)), RejectTokens(target, processor, dice), Adjust(dice)
+    draft, verify, adjust = Draft(drafter, Fixed(GAMMA)), Verify(target, processor, Reject(dice)), Adjust(dice)
     outcome = flow(start(PROMPT, NEW).unwrap(), draft, verify, adjust, commit, advance)
     assert isinstance(outcome, DecodeState)
     with torch.no_grad():

@@ -66,7 +66,7 @@ def guesses(tokens: Tokens) -> Iterator[Proposal[PointMass]]:
     """A drafter without a die: it bets that 0 and 1 take turns."""
     while True:
         tokens = (*tokens, len(tokens) % 2)
-        yield Proposal(tokens[-1], PointMass(tokens[-1]))
+        yield Proposal(tokens[-1])
 
 
 def bush(tokens: Tokens) -> Iterator[Node]:
@@ -145,7 +145,7 @@ class Argmax:
 
 def greedy_by_softmax(world: World) -> Step:
     draft, adjust = Draft(LLMDrafter(world.drafter, SoftmaxLaws(), Argmax())), Adjust(Argmax())
-    verify = RejectTokens(world.target, SoftmaxLaws(), world.rng)
+    verify = Verify(world.target, SoftmaxLaws(), Reject(world.rng))
     return lambda state: flow(state, draft, verify, adjust, commit, advance)
 
 
@@ -168,7 +168,7 @@ def tree_by(world: World, choose: Callable[[Distribution, Sequence[int], int], i
             if chosen is None:
                 break
             path.append(below[chosen])
-        proposals = [Proposal(nodes[i].token, PointMass(nodes[i].token)) for i in path[1:]]
+        proposals = [Proposal(nodes[i].token) for i in path[1:]]
         way = logits[[i + 1 for i in path]]
         return Verified(Drafted(drafted.state, tuple(proposals)), len(proposals), laws[-1], tuple(laws), way)
 
@@ -268,7 +268,7 @@ def reused_uniform(world: World) -> Step:
 def shared_noise_under_rejection(world: World) -> Step:
     """Seed coupling with the wrong rule: the noise that made the draft also draws its replacement."""
     draft, adjust = Draft(LLMDrafter(world.drafter, world.processor, world.noise)), Adjust(world.noise)
-    verify = RejectTokens(world.target, world.processor, world.rng)
+    verify = Verify(world.target, world.processor, Reject(world.rng))
     return lambda state: flow(state, draft, verify, adjust, commit, advance)
 
 
@@ -294,7 +294,7 @@ def first_failure_in_the_block(world: World) -> Step:
 
 def bonus_from_the_wrong_row(world: World) -> Step:
     def rule(proposals: Sequence[Proposal], laws: Laws, start: int) -> Judgement:
-        verify = RejectTokens(world.target, world.processor, world.rng)
+        verify = Verify(world.target, world.processor, Reject(world.rng))
         accepted, correction = verify.judge(proposals, laws, start)
         return accepted, laws[-2] if accepted == len(proposals) > 0 else correction
 
@@ -364,7 +364,7 @@ def past_stops(world: World) -> Callable[[DecodeState], Drafted]:
 
 
 def stop_looked_for_at_the_end_only(world: World) -> Step:
-    draft, verify = past_stops(world), RejectTokens(world.target, world.processor, world.rng)
+    draft, verify = past_stops(world), Verify(world.target, world.processor, Reject(world.rng))
     adjust = Adjust(world.rng)
 
     def late(adjusted: Adjusted) -> Committed:
@@ -378,7 +378,7 @@ def stop_looked_for_at_the_end_only(world: World) -> Step:
 
 def stop_found_by_id(world: World) -> Step:
     """Several stop tokens in one step: cuts at the first *id* that occurs, not at the earliest position."""
-    draft, verify = past_stops(world), RejectTokens(world.target, world.processor, world.rng)
+    draft, verify = past_stops(world), Verify(world.target, world.processor, Reject(world.rng))
     adjust = Adjust(world.rng)
 
     def misled(adjusted: Adjusted) -> Committed:
@@ -427,7 +427,7 @@ def learning(world: World, storage: INgramStorage, drafter: Drafter, filler_top_
 
 
 def learning_what_was_refused(world: World, storage: NGramStorage) -> Step:
-    draft, verify = Draft(samples(world)), RejectTokens(world.target, world.processor, world.rng)
+    draft, verify = Draft(samples(world)), Verify(world.target, world.processor, Reject(world.rng))
     adjust, update = Adjust(world.rng), UpdateNgram(storage, 2)
 
     def too_eager(verified: Verified) -> None:

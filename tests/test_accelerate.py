@@ -841,7 +841,7 @@ def bigram(most: int) -> CertainDrafter:
     def draft(tokens: Tokens) -> Iterator[Proposal[PointMass]]:
         for end in reversed(range(1, len(tokens))):
             if tokens[end - 1] == tokens[-1]:
-                yield from [Proposal(token, PointMass(token), "bigram") for token in tokens[end : end + most]]
+                yield from [Proposal(token, source="bigram") for token in tokens[end : end + most]]
                 return
 
     return draft
@@ -871,7 +871,7 @@ def test_sampling_by_seed_in_bf16_does_not_depend_on_the_drafter(smollm2_bf16: L
         prompt, noise = smollm2_bf16.chat(question), SharedNoise(seed)
         texts = []
         for draft in (bigram(3), SuffixDrafter(), _nothing):
-            stages = Draft(draft, Fixed(8)), MatchSamples(CachedPredictor(steady_bf16), processor, noise), Adjust(noise)
+            stages = Draft(draft, Fixed(8)), Verify(CachedPredictor(steady_bf16), processor, Match(noise)), Adjust(noise)
             texts.append(run(_composed(*stages), start(prompt, 40).unwrap()).state.output)
         assert texts[0] == texts[1] == texts[2]
 

@@ -123,7 +123,7 @@ def test_the_time_of_a_text_is_split_exactly() -> None:
     def counting(tokens: Tokens) -> Iterator[Proposal]:
         for token in (tokens[-1] + 1, tokens[-1] + 2, 0):  # right, right, wrong
             hand.now += 0.25
-            yield Proposal(token % VOCABULARY, PointMass(token % VOCABULARY))
+            yield Proposal(token % VOCABULARY)
 
     def compose(context: Context) -> Step:
         return speculative_step(context.timed(counting), context.target, context.processor, context.rng, Fixed(3))
@@ -498,7 +498,7 @@ from specflow import Fixed, PointMass, Proposal, speculative_step
 
 def repeat_last(tokens):
     while True:
-        yield Proposal(tokens[-1], PointMass(tokens[-1]), "mine")
+        yield Proposal(tokens[-1], source="mine")
 
 def step(context):
     drafter = context.timed(repeat_last)

@@ -65,7 +65,7 @@ def knowing(text: list[int], wrong: int) -> Callable[[Tokens], Iterator[Proposal
     def draft(tokens: Tokens) -> Iterator[Proposal[PointMass]]:
         for i in range(len(tokens), len(text)):
             token = (text[i] + 1) % 64 if i % wrong == 0 else text[i]
-            yield Proposal(token, PointMass(token))
+            yield Proposal(token)
 
     return draft
 

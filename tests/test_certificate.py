@@ -103,7 +103,7 @@ def matching(world: World, drafter: Drafter, gamma: GammaPolicy = Fixed()) -> St
 
 
 def by_blocks(world: World, drafter: Drafter, gamma: GammaPolicy = Fixed()) -> Step:
-    draft, verify = Draft(drafter, gamma), VerifyBlock(world.target, world.processor, world.rng)
+    draft, verify = Draft(drafter, gamma), Verify(world.target, world.processor, Block(world.rng))
     adjust = Adjust(world.rng)
     return lambda state: flow(state, draft, verify, adjust, commit, advance)
 
@@ -247,7 +247,7 @@ def in_a_row(state: DecodeState) -> bool:
 
 
 def stopping(world: World) -> Step:
-    draft, verify = Draft(samples(world)), VerifyBlock(world.target, world.processor, world.rng)
+    draft, verify = Draft(samples(world)), Verify(world.target, world.processor, Block(world.rng))
     adjust, stop = Adjust(world.rng), StopWhen(in_a_row)
     return lambda state: flow(state, draft, verify, adjust, stop, commit, advance)
 

@@ -65,7 +65,7 @@ def toy(seed: int) -> CertainDrafter:
 
 
 def forever(tokens: Tokens) -> Iterator[Proposal[PointMass]]:
-    return (Proposal(token, PointMass(token)) for token in count(tokens[-1] + 1))
+    return (Proposal(token) for token in count(tokens[-1] + 1))
 
 
 drafters = st.integers(0, 7).map(lambda seed: propose_nothing if seed == 0 else toy(seed))
@@ -224,7 +224,7 @@ def test_the_tally_tells_who_proposed_and_who_was_accepted() -> None:
     """The target always says 2: of the drafts 2 | 2 2 9, those of a and two of b's stand."""
 
     def saying(source: str, *tokens: int) -> CertainDrafter:
-        return lambda _: iter([Proposal(token, PointMass(token), source) for token in tokens])
+        return lambda _: iter([Proposal(token, source=source) for token in tokens])
 
     def always_two(tokens: Tokens, last: int) -> torch.Tensor:
         return torch.eye(10)[2].expand(last, 10)
@@ -306,13 +306,13 @@ def sampled(rng: Randomness) -> Drafter:
         first = rng.draw(COIN, len(tokens))
         yield Proposal(first, COIN, "coin")
         if first == 0:
-            yield Proposal(0, PointMass(0), "coin")
+            yield Proposal(0, source="coin")
 
     return draft
 
 
 def one(tokens: Tokens) -> Iterator[Proposal[PointMass]]:
-    yield Proposal(1, PointMass(1), "one")
+    yield Proposal(1, source="one")
 
 
 @pytest.mark.parametrize(
@@ -342,7 +342,7 @@ def test_the_longest_of_sampled_drafts_would_bend_the_law() -> None:
 def test_longest_ends_though_its_drafters_do_not() -> None:
     def endless(tokens: Tokens) -> Iterator[Proposal[PointMass]]:
         while True:
-            yield Proposal(1, PointMass(1))
+            yield Proposal(1)
 
     assert len(list(longest(propose_nothing, endless, endless)((1,)))) == 32
     assert len(list(longest(endless, most=3)((1,)))) == 3

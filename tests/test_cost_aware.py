@@ -42,7 +42,7 @@ from specflow import (
     then,
     unfold,
 )
-from specflow.gamma_cost import ADVANCE, HORIZON, LOSS, Choice, CostAware, CostAwarePace, CostMeter
+from specflow.policies import ADVANCE, HORIZON, LOSS, Choice, CostAware, CostAwarePace, CostMeter
 from specflow.testing import World as Toy
 from specflow.testing import certify
 from tests.toys import disturbed, oracle, tiny_llama
@@ -140,7 +140,7 @@ def speed(world: World, text: Text, policy: CostAware, hand: Hand, random: Rando
         for i, token in enumerate(text.drafts[len(tokens) - len(text.prompt)]):
             seconds = other if i else first if met else meeting
             met, hand.now, spent = True, hand.now + seconds, spent + seconds
-            yield Proposal(token, PointMass(token), "toy")
+            yield Proposal(token, source="toy")
 
     def target(tokens: Tokens, last: int) -> Tensor:
         nonlocal spent
@@ -469,7 +469,7 @@ def test_the_law_of_the_text_is_the_targets_whatever_the_clock_says(seed: int, c
 
 def repeat_last(tokens: Tokens) -> Iterator[Proposal]:
     while True:
-        yield Proposal(tokens[-1], PointMass(tokens[-1]), "repeat")
+        yield Proposal(tokens[-1], source="repeat")
 
 
 def test_there_is_nothing_to_draft_without_room() -> None:

@@ -32,8 +32,8 @@ from specflow import (
     tree_step,
     unfold,
 )
-from specflow.gamma_cost import Choice
-from specflow.gamma_tree import ADVANCE, LOSS, CostAwareTreePace
+from specflow.policies import Choice
+from specflow.policies import ADVANCE, LOSS, CostAwareTreePace
 from tests.test_cost_aware import CLIFF, FLAT, STEEP, Hand, curve
 
 MACHINES = {"flat": FLAT, "cliff": CLIFF, "steep": STEEP}

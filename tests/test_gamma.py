@@ -51,8 +51,8 @@ from specflow import (
     speculative_generate,
     speculative_step,
 )
-from specflow.gamma import EGAGPace, HeuristicPace
-from specflow.gamma_cost import CostAwarePace
+from specflow.policies import EGAGPace, HeuristicPace
+from specflow.policies import CostAwarePace
 from specflow.testing import ExactnessError, World, certify
 from tests.toys import Unrunnable, disturbed, oracle, tiny_llama
 
@@ -93,7 +93,7 @@ def test_egag_is_its_formula(fraction: float, least: int, most: int) -> None:
 
 def test_egag_at_the_ends_of_the_scale() -> None:
     assert taken(EGAG(2, 7), proposals(*[[0.0] * 64] * 20)) == 2
-    assert taken(EGAG(2, 7), (Proposal(3, PointMass(3)) for _ in range(20))) == 7, (
+    assert taken(EGAG(2, 7), (Proposal(3) for _ in range(20))) == 7, (
         "a proposal without logits is certain"
     )
     assert EGAG(2, 7)(iter(()), STATE) == ((), ()), "a drafter with nothing to say leaves the pace"
@@ -226,7 +226,7 @@ def test_the_drafters_law_where_there_are_no_logits_is_q() -> None:
     hidden = drafter_law(Proposal(1, BlackBox(law.probs, lambda probs: probs.argmax(-1, keepdim=True))))
     assert isinstance(hidden, Categorical)
     assert hidden.probs is law.probs
-    assert drafter_law(Proposal(3, PointMass(3))) == PointMass(3)
+    assert drafter_law(Proposal(3)) == PointMass(3)
     half = drafter_law(Proposal(1, law, logits=torch.zeros(2, dtype=torch.bfloat16)))
     assert isinstance(half, Categorical)
     assert half.probs.dtype == torch.float32
@@ -236,7 +236,7 @@ def test_the_heuristic_grows_after_success_and_shrinks_after_failure() -> None:
     policy, state, gammas = Heuristic(3, gamma_max=6), STATE, []
     outcomes = [Count(3, 3), Count(5, 5), Count(6, 6), Count(6, 2), Count(), Count(5, 0), *[Count(1, 0)] * 5]
     for outcome in outcomes:
-        took, pace = policy((Proposal(3, PointMass(3)) for _ in range(99)), state)
+        took, pace = policy((Proposal(3) for _ in range(99)), state)
         gammas.append(len(took))
         state = evolve(state, pace=pace, tally=state.tally + Tally(1, (("llm", outcome),)))
     assert gammas == [3, 5, 6, 6, 5, 5, 4, 3, 2, 1, 1]
@@ -248,7 +248,7 @@ def test_the_heuristic_judges_what_it_drafted_itself() -> None:
 
 
 def certain() -> Iterator[Proposal]:
-    return (Proposal(3, PointMass(3)) for _ in range(99))
+    return (Proposal(3) for _ in range(99))
 
 
 def all_policies() -> dict[str, GammaPolicy]:

@@ -58,7 +58,7 @@ def mostly(text: Tokens, wrong: int = 4) -> CertainDrafter:
     def draft(tokens: Tokens) -> Iterator[Proposal[PointMass]]:
         for i in range(len(tokens), len(text)):
             token = (text[i] + 1) % 64 if i % wrong == 0 else text[i]
-            yield Proposal(token, PointMass(token))
+            yield Proposal(token)
 
     return draft
 
@@ -177,7 +177,7 @@ def test_stopping_criteria_see_each_committed_prefix_and_end_the_text_inside_a_d
     criteria = StoppingCriteriaList([MaxLengthCriteria(max_length=len(PROMPT) + 12), unlucky])
     target = CachedPredictor(tiny_llama())
     draft = Draft(mostly(PROMPT + expected, 5))
-    verify, adjust, stop = RejectTokens(target, GreedyProcessor(), Dice()), Adjust(Dice()), StopWhen(stops(criteria))
+    verify, adjust, stop = Verify(target, GreedyProcessor(), Reject(Dice())), Adjust(Dice()), StopWhen(stops(criteria))
 
     def step(state: DecodeState) -> DecodeState | Finished:
         return flow(state, draft, verify, adjust, stop, commit, advance)

@@ -48,7 +48,7 @@ def right(tokens: Tokens) -> Iterator[Proposal[PointMass]]:
     whole = PROMPT + TEXT
     for i in range(len(tokens), len(whole)):
         token = (whole[i] + 1) % 64 if i % 4 == 0 else whole[i]
-        yield Proposal(token, PointMass(token))
+        yield Proposal(token)
 
 
 Texts = list[list[int]]
@@ -329,7 +329,7 @@ class Strict:
 
 
 @pytest.mark.parametrize(
-    "drafter", [right, lambda tokens: (Proposal(tokens[-1], PointMass(tokens[-1])) for _ in "1234")]
+    "drafter", [right, lambda tokens: (Proposal(tokens[-1]) for _ in "1234")]
 )
 def test_a_strict_automaton_hears_of_no_draft_that_it_forbids(drafter: Callable[[Tokens], Iterator[Proposal]]) -> None:
     theirs = LLAMA.generate(IDS, logits_processor=LogitsProcessorList([Strict()]), **PLAIN)

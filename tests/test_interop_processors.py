@@ -329,7 +329,7 @@ def drafts_of(text: Tokens, wrong: int) -> Callable[[Tokens], Iterator[Proposal[
     def draft(tokens: Tokens) -> Iterator[Proposal[PointMass]]:
         for i in range(len(tokens), len(text)):
             token = (text[i] + 1) % 64 if i % wrong == 0 else text[i]
-            yield Proposal(token, PointMass(token))
+            yield Proposal(token)
 
     return draft
 
@@ -389,7 +389,7 @@ def test_each_row_of_a_batch_has_a_state_of_its_own(make: Callable[[], Function]
 def test_block_verification_looks_at_laws_of_drafts_that_fall_and_the_text_keeps_its_law() -> None:
     expected = generated(Slotted())
     processor = ProcessorList([Slotted()])
-    draft, verify = Draft(drafts_of(expected, 3)), VerifyBlock(CachedPredictor(LLAMA), processor, Dice())
+    draft, verify = Draft(drafts_of(expected, 3)), Verify(CachedPredictor(LLAMA), processor, Block(Dice()))
     adjust = Adjust(Dice())
 
     def step(state: DecodeState) -> DecodeState | Finished:

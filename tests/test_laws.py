@@ -69,7 +69,7 @@ def speculative(world: World, drafter: Drafter, observe: Observer = unobserved, 
 
 
 def block(world: World, drafter: Drafter) -> Step:
-    verify, adjust = VerifyBlock(world.target, world.processor, world.rng), Adjust(world.rng)
+    verify, adjust = Verify(world.target, world.processor, Block(world.rng)), Adjust(world.rng)
     return lambda state: flow(state, Draft(drafter, Fixed(2)), verify, adjust, commit, advance)
 
 
@@ -152,7 +152,7 @@ def counted(change: Callable[[Tally], Tally]) -> Callable[[World], Step]:
             return evolve(committed, state=evolve(committed.state, tally=change(committed.state.tally)))
 
         draft, adjust = Draft(samples(world), Fixed(2)), Adjust(world.rng)
-        verify = RejectTokens(world.target, world.processor, world.rng)
+        verify = Verify(world.target, world.processor, Reject(world.rng))
         return lambda state: flow(state, draft, verify, adjust, commit, commit_otherwise, advance)
 
     return compose
@@ -202,7 +202,7 @@ def test_a_decoder_that_is_changed_by_looking_at_it_is_refused() -> None:
 
 def test_an_observer_that_sees_a_step_twice_or_never_is_noticed() -> None:
     def twice(world: World, observe: Observer) -> Step:
-        verify, adjust = RejectTokens(world.target, world.processor, world.rng), Adjust(world.rng)
+        verify, adjust = Verify(world.target, world.processor, Reject(world.rng)), Adjust(world.rng)
         draft = Draft(samples(world))
         return lambda state: flow(state, draft, verify, adjust, commit, tap(observe), tap(observe), advance)
 

@@ -62,7 +62,7 @@ def test_a_decode_records_the_margin_of_each_token_it_emits() -> None:
         recorder = Margins()
         target = CachedPredictor(model)
         step = speculative_step(
-            lambda tokens: (Proposal(token, PointMass(token)) for token in (*text[len(tokens) :][:2], 0, 0)),
+            lambda tokens: (Proposal(token) for token in (*text[len(tokens) :][:2], 0, 0)),
             target,
             GreedyProcessor(),
             Dice(),
@@ -164,7 +164,7 @@ def test_near_ties_are_decided_by_passes_over_one_token() -> None:
 
     def drafted(predict: Predictor) -> Tokens:
         step = speculative_step(
-            lambda tokens: (Proposal(token, PointMass(token)) for token in expected[len(tokens) - len(PROMPT) :]),
+            lambda tokens: (Proposal(token) for token in expected[len(tokens) - len(PROMPT) :]),
             predict,
             GreedyProcessor(),
             Dice(),

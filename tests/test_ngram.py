@@ -144,7 +144,7 @@ def test_a_stop_condition_ends_learning_too() -> None:
         def long_enough(state: DecodeState, length: int = length) -> bool:
             return len(state.output) == length
 
-        draft, verify = Draft(NGramDrafter(storage), Fixed(9)), RejectTokens(target, GreedyProcessor(), rng)
+        draft, verify = Draft(NGramDrafter(storage), Fixed(9)), Verify(target, GreedyProcessor(), Reject(rng))
         stop, update = StopWhen(long_enough), UpdateNgram(storage, 3)
         state = start(PROMPT, 20).unwrap()
         end = flow(state, draft, verify, Adjust(rng), stop, commit, update, advance)

@@ -104,7 +104,7 @@ def test_a_bonus_and_a_token_without_a_draft() -> None:
 
 def test_other_branches_of_a_tree_are_shown_as_such() -> None:
     state = DecodeState(Request((1, 2), 9), (1, 2))
-    path, beside = Proposal(3, PointMass(3), "toy"), Proposal(5, PointMass(5), "bush")
+    path, beside = Proposal(3, source="toy"), Proposal(5, source="bush")
     verified = Verified(Drafted(state, (path,), (beside,)), 1, HALF, (HALF, HALF), torch.zeros(2, 10))
     heading, accepted, other, token = shown(commit(Adjusted(verified, (3, 4))))
     assert "gamma 2  accepted 1/2" in heading
@@ -187,8 +187,8 @@ def test_show_is_a_stage_of_ones_own_step() -> None:
         return torch.eye(5)[torch.tensor(tokens[-last:])].roll(1, dims=-1)  # after t comes t + 1
 
     console = Console(file=StringIO(), record=True, width=200)
-    draft = Draft(lambda tokens: (Proposal(t % 5, PointMass(t % 5)) for t in (tokens[-1] + i for i in (1, 2, 9))))
-    verify, adjust, show = RejectTokens(constant, GreedyProcessor(), Dice()), Adjust(Dice()), Show(Letters(), console)
+    draft = Draft(lambda tokens: (Proposal(t % 5) for t in (tokens[-1] + i for i in (1, 2, 9))))
+    verify, adjust, show = Verify(constant, GreedyProcessor(), Reject(Dice())), Adjust(Dice()), Show(Letters(), console)
     never = StopWhen(lambda state: state.tokens[-1] == 4)
     end = run(
         lambda state: flow(state, draft, verify, adjust, never, commit, tap(show), advance),

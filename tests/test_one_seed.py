@@ -101,7 +101,7 @@ def test_a_seed_has_one_text(drafter: str, processor: MultinomialProcessor) -> N
             assert end.state.output == expected
             accepted += end.state.tally.accepted
         draft, rng = Draft(DRAFTERS[drafter](), Fixed(6)), dice(seed)
-        verify, adjust = VerifyBlock(CachedPredictor(TARGET), processor, rng), Adjust(rng)
+        verify, adjust = Verify(CachedPredictor(TARGET), processor, Block(rng)), Adjust(rng)
         assert text(lambda s: flow(s, draft, verify, adjust, commit, advance)) == expected  # noqa: B023 - called here
         matching = seed_coupled_step(DRAFTERS[drafter](), CachedPredictor(TARGET), processor, dice(seed))
         assert text(matching) == expected

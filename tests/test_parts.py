@@ -102,8 +102,8 @@ DRAFTS: dict[str, tuple[object, str]] = {
     "a float": (Proposal(3.0, PointMass(3), "mine"), "'mine' drafts what is no token id: received 3.0"),  # type: ignore[arg-type]
     "a string": (Proposal("3", PointMass(3), "mine"), "'mine' drafts what is no token id: received '3'"),  # type: ignore[arg-type]
     "nothing": (Proposal(None, PointMass(3), "mine"), "'mine' drafts what is no token id: received None"),  # type: ignore[arg-type]
-    "negative": (Proposal(-1, PointMass(-1), "mine"), "'mine' drafts what is no token id: received -1"),
-    "too large": (Proposal(V, PointMass(V), "mine"), "'mine' drafts a token outside the vocabulary of 8: received 8"),
+    "negative": (Proposal(-1, source="mine"), "'mine' drafts what is no token id: received -1"),
+    "too large": (Proposal(V, source="mine"), "'mine' drafts a token outside the vocabulary of 8: received 8"),
     "another's q": (Proposal(3, PointMass(4), "mine"), "token 3 with a q that it was not drawn from: received cert"),
     "no law": (Proposal(3, None, "mine"), "'mine' drafts token 3 with a q that it was not drawn from: received None"),  # type: ignore[type-var]
     "a token alone": (3, "mine proposes what is no Proposal: received 3"),
@@ -144,7 +144,7 @@ def test_a_law_that_a_draft_was_not_drawn_from_is_refused_where_it_is_read(
 def test_numpy_ids_are_ids_and_an_unknown_vocabulary_is_that_of_the_logits() -> None:
     step = speculative_step(says(Proposal(numpy.int64(3), PointMass(3))), target, GreedyProcessor(), Dice())  # type: ignore[arg-type]
     assert decode(step) == decode(autoregressive_step(target, GreedyProcessor(), Dice()))
-    step = speculative_step(says(Proposal(V, PointMass(V), "mine")), flat, EachPrefix(never_asked), Dice())
+    step = speculative_step(says(Proposal(V, source="mine")), flat, EachPrefix(never_asked), Dice())
     with pytest.raises(DecodeError, match="'mine' drafts a token outside the vocabulary of 8"):
         run(step, start([1, 2], 8).unwrap())
 
@@ -163,7 +163,7 @@ NODES: dict[str, tuple[object, str]] = {
     "too large": (Node(V, source="mine"), "'mine' drafts a token outside the vocabulary of 8"),
     "no parent": (Node(3, parent=None), "does not come behind its parent"),  # type: ignore[arg-type]
     "its own parent": (Node(3, parent=0), "does not come behind its parent"),
-    "a proposal": (Proposal(3, PointMass(3)), "mine proposes what is no Node"),
+    "a proposal": (Proposal(3), "mine proposes what is no Node"),
 }
 
 
@@ -389,7 +389,7 @@ def test_a_block_with_a_mass_that_is_small_is_divided_by_what_is_not_0() -> None
         def draw_there(self, probs: Tensor, position: int, /) -> Tensor:
             return torch.tensor(0)
 
-    rule = VerifyBlock(None, None, Certain())  # type: ignore[arg-type] # the rule alone
+    rule = Verify(None, None, Block(Certain()))  # type: ignore[arg-type] # the rule alone
     accepted, correction = rule.judge([Proposal(0, even), Proposal(0, q2)], [even, p2, p2], 0)
     assert accepted == 1
     assert isinstance(correction, Categorical)
@@ -422,7 +422,7 @@ def test_a_step_that_does_not_go_on_is_refused() -> None:
         certify(lambda world: stands)
 
 
-@pytest.mark.parametrize("answer", [None, (), 3, ((), 1), (Proposal(1, PointMass(1)),)])
+@pytest.mark.parametrize("answer", [None, (), 3, ((), 1), (Proposal(1),)])
 def test_a_policy_returns_proposals_and_a_pace(answer: Any) -> None:
     def policy(stream: object, state: DecodeState) -> Any:
         return answer
@@ -461,7 +461,7 @@ def test_a_stage_of_another_kind_is_refused() -> None:
     for stage in (
         Draft(propose_nothing),
         DraftTree(says()),
-        RejectTokens(target, GreedyProcessor(), Dice()),
+        Verify(target, GreedyProcessor(), Reject(Dice())),
         Adjust(Dice()),
         StopWhen(lambda state: True),
         PruneCache(()),
@@ -585,14 +585,14 @@ def test_under_the_certificate_what_is_wrong_names_the_part_and_the_position() -
         return Categorical(logits.softmax(-1) if len(prefix) < 3 else torch.zeros_like(logits))
 
     def drafting(world: World) -> Step:
-        return speculative_step(says(Proposal(0, PointMass(0))), world.target, world.processor, world.rng)
+        return speculative_step(says(Proposal(0)), world.target, world.processor, world.rng)
 
     lost = [evolve(case, processor=lambda rng: EachPrefix(dead)) for case in CASES[:1]]
     with pytest.raises(DecodeError, match="the law of .*dead is none: .* sum to 0 behind the token at position 2"):
         certify(drafting, cases=lost)
 
     def own_stage(world: World) -> Step:
-        draft, verify = Draft(propose_nothing), RejectTokens(world.target, world.processor, world.rng)
+        draft, verify = Draft(propose_nothing), Verify(world.target, world.processor, Reject(world.rng))
 
         def spoils(verified: Verified) -> Verified:
             return evolve(verified, correction=Categorical(torch.full((2,), NAN)))

@@ -89,7 +89,7 @@ def target(tokens: Tokens, last: int) -> Tensor:
 def repeats(tokens: Tokens) -> Iterator[Proposal[PointMass]]:
     """Always illegal."""
     while True:
-        yield Proposal(tokens[-1], PointMass(tokens[-1]), "repeats")
+        yield Proposal(tokens[-1], source="repeats")
 
 
 def counts(tokens: Tokens) -> Iterator[Proposal[PointMass]]:
@@ -97,7 +97,7 @@ def counts(tokens: Tokens) -> Iterator[Proposal[PointMass]]:
     token = tokens[-1]
     while True:
         token = (token + 1) % V
-        yield Proposal(token, PointMass(token), "counts")
+        yield Proposal(token, source="counts")
 
 
 def spread(tokens: Tokens) -> Iterator[Proposal[Categorical]]:
@@ -130,7 +130,7 @@ def bush(tokens: Tokens) -> Iterator[Node]:
 
 
 def by_blocks(drafter: Drafter, processor: Processor, dice: Dice) -> Step:
-    draft, verify, adjust = Draft(drafter, Fixed(4)), VerifyBlock(target, processor, dice), Adjust(dice)
+    draft, verify, adjust = Draft(drafter, Fixed(4)), Verify(target, processor, Block(dice)), Adjust(dice)
     return lambda state: flow(state, draft, verify, adjust, commit, advance)
 
 
@@ -220,7 +220,7 @@ def test_the_certificate_holds_for_laws_that_are_made_lazily(rule: str) -> None:
                 world.rng,
             )
         if rule == "block verification":
-            draft, verify = Draft(drafter, Fixed(3)), VerifyBlock(world.target, world.processor, world.rng)
+            draft, verify = Draft(drafter, Fixed(3)), Verify(world.target, world.processor, Block(world.rng))
             adjust = Adjust(world.rng)
             return lambda state: flow(state, draft, verify, adjust, commit, advance)
         make = speculative_step if rule == "token rejection" else seed_coupled_step

@@ -384,7 +384,7 @@ def judge_in_loss(stage: Callable[[s.Drafted], s.Lossy[s.Verified]]) -> object:
 
 
 def verified() -> s.Verified:
-    return verify.MatchSamples(TARGET, GREEDY, s.Dice())(s.Drafted(begun(), tuple(drafter(TEXT))))
+    return verify.Verify(TARGET, GREEDY, Match(s.Dice()))(s.Drafted(begun(), tuple(drafter(TEXT))))
 
 
 def committed() -> s.Committed:

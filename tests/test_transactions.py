@@ -93,7 +93,7 @@ class Decoder:
     def step(self, until: Condition = never, observe: Callable[[Committed], object] = lambda committed: None) -> Step:
         """Every stage there is, on seed-coupled randomness, under which greedy and sampled texts are functions."""
         noise = SharedNoise(self.seed)
-        draft, verify = Draft(self.proposals(), self.gamma), MatchSamples(self.target, self.processor, noise)
+        draft, verify = Draft(self.proposals(), self.gamma), Verify(self.target, self.processor, Match(noise))
         adjust, stop, update = Adjust(noise), StopWhen(until), UpdateNgram(self.storage)
         forget = PruneCache((self.target, self.small))
         return lambda state: flow(state, draft, verify, adjust, stop, commit, tap(observe), forget, update, advance)

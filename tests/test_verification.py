@@ -34,15 +34,15 @@ SAMPLING = MultinomialProcessor(1.0)
 
 
 def by_tokens(rng: Randomness) -> Rule:
-    return RejectTokens(TableModel(2), SAMPLING, rng).judge
+    return Verify(TableModel(2), SAMPLING, Reject(rng)).judge
 
 
 def by_blocks(rng: Randomness) -> Rule:
-    return VerifyBlock(TableModel(2), SAMPLING, rng).judge
+    return Verify(TableModel(2), SAMPLING, Block(rng)).judge
 
 
 def by_samples(rng: Randomness) -> Rule:
-    return MatchSamples(TableModel(2), SAMPLING, rng).judge
+    return Verify(TableModel(2), SAMPLING, Match(rng)).judge
 
 
 def one_step(verify: Verify, target: Predictor, drafter: Predictor, gamma: int) -> Law[tuple[int, Tokens]]:
@@ -107,7 +107,7 @@ def test_blocks_do_accept_more() -> None:
 @given(st.integers(0, 10_000), st.lists(st.integers(0, 2), min_size=1, max_size=3))
 @settings(max_examples=25, deadline=None)
 def test_for_certain_drafts_all_rules_are_one(seed: int, drafts: list[int]) -> None:
-    proposals = [Proposal(token, PointMass(token)) for token in drafts]
+    proposals = [Proposal(token) for token in drafts]
     tokens = (0, *drafts)
     laws = SAMPLING.laws(tokens, TableModel(3, seed)(tokens, len(drafts) + 1))
 
@@ -172,7 +172,7 @@ def test_typical_acceptance_keeps_what_is_not_unlikely() -> None:
     assert threshold > 0.07
     rule = LossyTypicalAcceptance(TableModel(2), SAMPLING, Branch()).judge
     for token, expected in ((0, (1, None)), (1, (0, p)), (2, (0, p))):
-        assert rule([Proposal(token, PointMass(token))], [p, p], 1) == expected
+        assert rule([Proposal(token)], [p, p], 1) == expected
     flat = Categorical(torch.full((20,), 0.05, dtype=torch.float64))
     assert rule([Proposal(3, flat)], [flat, flat], 1)[0] == 1  # 0.05 > 0.3 / 20
     assert rule([Proposal(3, flat)], [PointMass(3), flat], 1)[0] == 1

@@ -9,7 +9,7 @@ from torch.nn import Module
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from typing_extensions import override
 
-from specflow import CachedPredictor, Node, UncachedPredictor
+from specflow import TEXT, CachedPredictor, Proposal, UncachedPredictor
 
 VOCABULARY = 64
 
@@ -87,8 +87,8 @@ def passes_of(model: Module) -> list[int]:
     """A list that grows with each pass of the model from now on, which has been tried: how many tokens it was fed."""
     fed: list[int] = []
     for predict in (CachedPredictor(model), UncachedPredictor(model)):
-        predict((0,), 1)
-        predict.read_tree((0, 1), (Node(0), Node(1)))
+        predict((0,), ())
+        predict((0, 1), (Proposal(0), Proposal(1, parent=TEXT)))
     model.register_forward_pre_hook(lambda module, arguments: fed.append(arguments[0].shape[-1]))
     return fed
 

@@ -39,6 +39,7 @@ from specflow.kv_cache import BLOCK
 from specflow.predictor import CachedPredictor, UncachedPredictor, limits_of
 from specflow.reader import vocabulary_of
 from specflow.state import Predictor, Tokens
+from specflow.trees import last_rows
 
 FREE: Final = Shapes(TOKENS, rows=1, keys=1)
 """Nothing is padded: the last bits of what a pass computes depend on how many tokens it reads."""
@@ -213,14 +214,14 @@ def _disagreement(model: Module, made: Module, tolerances: Mapping[torch.dtype, 
     text = arbitrary_text(length, vocabulary_of(model))
     cuts = sorted({cut for cut in (length // 2, length - 4, length - 1, length) if cut > 0})
     given = deepcopy(model, {id(weight): weight for weight in model.parameters()})
-    expected = UncachedPredictor(given)(text, length).double()
+    expected = last_rows(UncachedPredictor(given), text, length).double()
     got = _logits(CachedPredictor(made), text, cuts)
     off = float((got - expected).abs().max() / expected.abs().max())
     return None if off <= tolerances[_dtype(model)] else f"its logits would differ by {off:.2g} of the largest"
 
 
 def _logits(predict: Predictor, text: Tokens, cuts: list[int]) -> Tensor:
-    parts = [predict(text[:end], end - start) for start, end in pairwise((0, *cuts))]
+    parts = [last_rows(predict, text[:end], end - start) for start, end in pairwise((0, *cuts))]
     return torch.cat(parts).double()
 
 

@@ -16,6 +16,7 @@ from specflow.errors import DecodeError
 from specflow.predictor import CachedPredictor, UncachedPredictor, limits_of
 from specflow.reader import vocabulary_of
 from specflow.state import Tokens
+from specflow.trees import last_rows
 
 LENGTHS: Final = (1, 40, 300, 490, 1000)
 """How many tokens are read before the passes that are compared; behind 490 they cross a border of the keys."""
@@ -85,11 +86,11 @@ def check(model: Module, lengths: Iterable[int] = LENGTHS, passes: Iterable[int]
     for length in lengths:
         text = arbitrary_text(length + most, vocab_size)
         predict = CachedPredictor(model)
-        predict(text[:length], 1)
-        alone = torch.cat([predict(text[: length + k], 1) for k in range(1, most + 1)])
+        predict(text[:length], ())
+        alone = torch.cat([predict(text[: length + k], ()) for k in range(1, most + 1)])
         dtype = str(alone.dtype)
-        read = [(length, k, predict(text[: length + k], k)) for k in passes]
-        whole = UncachedPredictor(model)(text, most)
+        read = [(length, k, last_rows(predict, text[: length + k], k)) for k in passes]
+        whole = last_rows(UncachedPredictor(model), text, most)
         for start, k, logits in (*read, (0, length + most, whole)):
             compared += logits.numel()
             elements = _differing_bits(logits, alone[: len(logits)])

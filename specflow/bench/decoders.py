@@ -30,14 +30,12 @@ from specflow.drafters import (
     longest,
 )
 from specflow.errors import DecodeError
-from specflow.gamma import Fixed
-from specflow.gamma_cost import CostAware, CostMeter
-from specflow.gamma_tree import CostAwareTree
 from specflow.models import bigrams_of, said
+from specflow.policies import CostAware, CostMeter, Fixed
 from specflow.predictor import CachedPredictor, fitted, limits_of
 from specflow.stages import UpdateNgram
 from specflow.state import Drafter, GammaPolicy, Predictor, Step
-from specflow.steps import autoregressive_step, ngram_step, speculative_step, tree_step
+from specflow.steps import autoregressive_step, ngram_step, speculative_step
 
 Composer: TypeAlias = Callable[[Context, Predictor, GammaPolicy], Step]
 """A decoder that leaves open how many tokens it drafts, and through which predictor it reads the target."""
@@ -109,25 +107,17 @@ def _bigrams(context: Context) -> Bigrams:
     return _BIGRAMS[context.model]
 
 
-def _tree(gamma: str | None, model: Module) -> Compose:
+def _with_tree(context: Context, target: Predictor, gamma: GammaPolicy) -> Step:
     """Trees of what the text repeats and of the target's own bigrams."""
-    meter = CostMeter(clock_for(model))
-    cost_aware = CostAwareTree(meter)
-
-    def compose(context: Context) -> Step:
-        target = context.target.read_tree
-        drafter = context.timed(LookupTree(_bigrams(context)))
-        timed, policy = (meter.timed_tree(target), cost_aware) if gamma == "cost" else (target, Fixed(int(gamma or 8)))
-        return tree_step(drafter, timed, context.processor, context.rng, policy, prune=(context.target,))
-
-    return compose
+    drafter = context.timed(LookupTree(_bigrams(context)))
+    return speculative_step(drafter, target, context.processor, context.rng, gamma, prune=(context.target,))
 
 
 Make: TypeAlias = Callable[[str | None, Module], Compose]
 """(a gamma: a number, "cost", or None for the usual; the model) → a decoder. One serves all texts."""
 
 
-def _chain(make: Callable[[], Composer], usual: int) -> Make:
+def _drafted_by(make: Callable[[], Composer], usual: int) -> Make:
     def of(gamma: str | None, model: Module) -> Compose:
         composer, meter = make(), CostMeter(clock_for(model))
         if gamma == "cost":
@@ -140,13 +130,13 @@ def _chain(make: Callable[[], Composer], usual: int) -> Make:
 
 
 DRAFTERS: Final[Mapping[str, Make]] = {
-    "llm": _chain(lambda: _with(_model), 5),
-    "suffix": _chain(lambda: _with(lambda context: SuffixDrafter()), 20),
-    "lookup": _chain(lambda: _with(lambda context: PromptLookup()), 10),
-    "suffix+lookup": _chain(lambda: _with(lambda context: longest(SuffixDrafter(), PromptLookup())), 20),
-    "ngram": _chain(lambda: _with_ngrams, 5),
-    "memory": _chain(_with_memory, 20),
-    "tree": _tree,
+    "llm": _drafted_by(lambda: _with(_model), 5),
+    "suffix": _drafted_by(lambda: _with(lambda context: SuffixDrafter()), 20),
+    "lookup": _drafted_by(lambda: _with(lambda context: PromptLookup()), 10),
+    "suffix+lookup": _drafted_by(lambda: _with(lambda context: longest(SuffixDrafter(), PromptLookup())), 20),
+    "ngram": _drafted_by(lambda: _with_ngrams, 5),
+    "memory": _drafted_by(_with_memory, 20),
+    "tree": _drafted_by(lambda: _with_tree, 8),
 }
 """Our drafters, each in a step."""
 

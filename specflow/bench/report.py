@@ -91,7 +91,7 @@ def _identities(plan: Plan, runs: Sequence[Run], models: Mapping[str, str], base
 
     def margin(question_id: int, output: Tokens) -> float:
         text = plan.state(prompts[question_id]).unwrap().tokens + output
-        best, second = predictor(text, 1)[0].float().topk(2).values.tolist()
+        best, second = predictor(text, ())[0].float().topk(2).values.tolist()
         return float(best - second)
 
     return {label: identity(runs, label, baseline, margin) for label in models if label != baseline}

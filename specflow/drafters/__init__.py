@@ -18,4 +18,3 @@ from specflow.drafters.storage import OneLevelNGramStorage as OneLevelNGramStora
 from specflow.drafters.suffix import SuffixDrafter as SuffixDrafter
 from specflow.drafters.tree import LookupTree as LookupTree
 from specflow.drafters.tree import as_chain as as_chain
-from specflow.drafters.tree import as_tree as as_tree

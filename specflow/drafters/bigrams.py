@@ -17,7 +17,7 @@ from specflow.checks import calls, shown, whole
 from specflow.drafters.storage_file import content_of, write
 from specflow.errors import DecodeError
 from specflow.ids import ids_of
-from specflow.state import Node, Tokens, TreePredictor
+from specflow.state import TEXT, Predictor, Proposal, Tokens
 
 TOGETHER: Final = 127
 """How many tokens are asked about in one pass; with the token before them they fill an accelerated model's pass."""
@@ -65,12 +65,12 @@ class Bigrams:
             raise DecodeError("bigrams", "a chance is outside 0 to 1", received, "give probabilities")
 
     @classmethod
-    def of(cls, target: TreePredictor, before: Tokens, vocab_size: int, k: int = 8) -> Bigrams:
+    def of(cls, target: Predictor, before: Tokens, vocab_size: int, k: int = 8) -> Bigrams:
         """What the target finds most probable behind `before`, which is not empty, and each token; 1 ≤ k ≤ V.
 
         `DecodeError` for anything else, and where the target's rows are none of `vocab_size` tokens.
         """
-        calls("a predictor", "give the `read_tree` of a predictor")("target", target)
+        calls("a predictor", "give a CachedPredictor")("target", target)
         whole(1, "give the target's vocab_size")("vocab_size", vocab_size)
         whole(1, "ask for as many followers as there are", most=int(vocab_size))("k", k)
         context = ids_of("before", before)
@@ -108,13 +108,13 @@ def _check_numbers(name: str, table: object, kind: type) -> None:
         raise DecodeError(name, f"{name} is no numpy array of {kind.__name__} numbers", received, "give two tables")
 
 
-def _asked(target: TreePredictor, before: Tokens, some: range, vocab_size: int, k: int) -> tuple[Tensor, Tensor]:
+def _asked(target: Predictor, before: Tokens, some: range, vocab_size: int, k: int) -> tuple[Tensor, Tensor]:
     """The k most probable followers of some tokens, and their probabilities, each [n, k]."""
-    rows: object = target(before, [Node(token) for token in some])
+    rows: object = target(before, [Proposal(token, parent=TEXT) for token in some])
     if not isinstance(rows, Tensor) or rows.shape != (len(some) + 1, vocab_size):
         received = str(list(rows.shape)) if isinstance(rows, Tensor) else shown(rows)
         happened = f"the target does not give [{len(some) + 1}, {vocab_size}] logits"
-        raise DecodeError("target", happened, received, "give the target's `read_tree` and its vocab_size")
+        raise DecodeError("target", happened, received, "give the target and its vocab_size")
     logits = rows[1:]
     best = softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1).topk(k, dim=-1)
     return best.indices.cpu(), best.values.cpu()

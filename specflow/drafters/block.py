@@ -59,7 +59,7 @@ class GreedyBlockDrafter:
             return rows[-1].argmax()
 
         for token, row in zip(_drafted(self.predictor, tokens, self.ahead, self.vocab_size, choose), rows, strict=True):
-            yield Proposal(token, PointMass(token), self.source, row)
+            yield Proposal(token, PointMass(token), source=self.source, logits=row)
 
 
 @final
@@ -111,7 +111,7 @@ class SampledBlockDrafter:
 
         drafted = _drafted(self.predictor, tokens, self.ahead, self.vocab_size, choose)
         for token, q, row in zip(drafted, laws, rows, strict=True):
-            yield Proposal(token, q, self.source, row)
+            yield Proposal(token, q, source=self.source, logits=row)
 
 
 def _drafted(predictor: ReadsAhead, tokens: Tokens, ahead: int, vocab_size: int | None, choose: Choose) -> Tokens:

@@ -12,10 +12,13 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import TypeAlias
 
+from attrs import evolve
+
 from specflow.asked import proposal_of, stream_of
 from specflow.checks import MOST, calls, each, whole
 from specflow.distribution import PointMass
-from specflow.state import CertainDrafter, Proposal, Q, Tokens
+from specflow.state import BEFORE, TEXT, CertainDrafter, Proposal, Q, Tokens, parents_of
+from specflow.trees import depths
 
 DrafterOf: TypeAlias = Callable[[Tokens], Iterator[Proposal[Q]]]
 """A drafter whose proposals have laws of type Q: combinations of certain drafters are certain."""
@@ -60,6 +63,7 @@ def first_of(*drafters: DrafterOf[Q]) -> DrafterOf[Q]:
 def then(*drafters: DrafterOf[Q]) -> DrafterOf[Q]:
     """Each drafter goes on where the one before it ended, reading the tokens drafted so far as text.
 
+    Behind a tree it goes on at the end of the path of first drafts, which should be the likeliest.
     A drafter without an end, such as a language model, lets nobody speak behind it: give it an end with `at_most`. A
     language model behind another drafter needs a processor that has a law behind any text (`LLMDrafter`).
     Laws: associative; `propose_nothing` is its unit on both sides, and `then()` is it.
@@ -73,12 +77,18 @@ def then(*drafters: DrafterOf[Q]) -> DrafterOf[Q]:
     _drafters("drafters", drafters)
 
     def draft(tokens: Tokens, /) -> Iterator[Proposal[Q]]:
+        before, end = 0, TEXT
         for drafter in drafters:
-            drafted: list[int] = []
-            for proposal in _stream(drafter, tokens):
-                drafted.append(proposal_of(drafter, proposal, None).token)
-                yield proposal
-            tokens = (*tokens, *drafted)
+            trunk, number = [TEXT], -1
+            for number, value in enumerate(_stream(drafter, tokens)):
+                proposal = proposal_of(drafter, value, number, None)
+                parent = number - 1 if proposal.parent == BEFORE else proposal.parent
+                if parent == trunk[-1]:
+                    trunk.append(number)
+                    tokens = (*tokens, proposal.token)
+                yield evolve(value, parent=end if parent == TEXT else before + parent) if before else value
+            end = before + trunk[-1] if len(trunk) > 1 else end
+            before += number + 1
 
     return draft
 
@@ -106,7 +116,7 @@ def longest(*drafters: CertainDrafter, most: int = 32) -> CertainDrafter:
 
     def draft(tokens: Tokens, /) -> Iterator[Proposal[PointMass]]:
         drafts = [tuple(islice(_stream(drafter, tokens), most)) for drafter in drafters]
-        yield from max(drafts, key=len, default=())
+        yield from max(drafts, key=_depth, default=())
 
     return draft
 
@@ -124,6 +134,11 @@ def at_most(k: int, drafter: DrafterOf[Q]) -> DrafterOf[Q]:
     whole(0, "give 0 or more", MOST)("k", k)
     calls("a drafter", "give a function of the tokens so far")("drafter", drafter)
     return lambda tokens: islice(_stream(drafter, tokens), k)
+
+
+def _depth(drafts: tuple[Proposal, ...]) -> int:
+    """The length of the longest path."""
+    return max(depths(parents_of(drafts)), default=-1) + 1
 
 
 def _stream(drafter: DrafterOf[Q], tokens: Tokens) -> Iterator[Proposal[Q]]:

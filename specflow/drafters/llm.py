@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain, repeat
 from typing import final
 
 from attrs import field, frozen
+from torch import Tensor
 
 from specflow.asked import laws_of, rows_of
-from specflow.checks import a, calls, does, or_none, valid, whole
+from specflow.checks import MOST, a, calls, does, each, or_none, valid, whole
+from specflow.distribution import BlackBox, Categorical, Distribution, PointMass
 from specflow.ids import ids_of, text_of
 from specflow.processors import Processor
 from specflow.random import Sampling, drawn
-from specflow.state import Predictor, Proposal, Tokens
+from specflow.state import TEXT, Predictor, Proposal, Tokens
 
 
 @final
@@ -23,6 +26,10 @@ class LLMDrafter:
     `context` is how many tokens the model can read and `vocab_size` how many it knows: once the text is longer, or
     holds a token that the model does not know, it just stops proposing. Without `vocab_size` it knows all, and a long
     text need not be looked through. `DecodeError` for logits that are no row, and for a law that is none.
+
+    With `widths` it drafts a tree, level by level, each in one pass: `widths[0]` different tokens behind the text,
+    `widths[1]` behind each of them, and so on; one behind each that is deeper. Siblings are drawn one after the other
+    without putting back; beside a greedy choice stand the tokens with the next largest logits.
 
     Its processor is asked about the text it reads and what it drafted itself. Behind another drafter (`then`) that
     text holds the other's drafts, which a strict automaton may refuse: there give a processor that has a law behind any
@@ -37,14 +44,59 @@ class LLMDrafter:
     context: int | None = field(default=None, validator=valid(or_none(whole(1, "give the tokens it can read"))))
     vocab_size: int | None = field(default=None, validator=valid(or_none(whole(1, "give the tokens it knows"))))
     source: str = field(default="llm", validator=valid(a(str, "give a name")))
+    widths: tuple[int, ...] = field(default=(), validator=valid(each(whole(1, "draft one token at least", MOST))))
 
     def __call__(self, tokens: Tokens, /) -> Iterator[Proposal]:
         tokens = text_of(tokens)
         if self.vocab_size is not None and max(ids_of("tokens", tokens)) >= self.vocab_size:
             return
+        if self.widths:
+            yield from self._tree(tokens)
+            return
         while self.context is None or len(tokens) <= self.context:
-            logits = rows_of(self.predictor, tokens, 1, "drafter")
-            q = laws_of(self.processor, tokens, logits)[1][0]
+            logits = rows_of(self.predictor, tokens, (), "drafter")
+            q = laws_of(self.processor, tokens, logits)[0]
             token = drawn(self.rng, q, len(tokens))
-            yield Proposal(token, q, self.source, logits[0])
+            yield Proposal(token, q, source=self.source, logits=logits[0])
             tokens += (token,)
+
+    def _tree(self, text: Tokens) -> Iterator[Proposal]:
+        drafted: list[Proposal] = []
+        level, texts = [TEXT], {TEXT: text}
+        for depth, width in enumerate(chain(self.widths, repeat(1))):
+            if self.context is not None and len(text) + depth > self.context:
+                return
+            rows = rows_of(self.predictor, text, tuple(drafted), "drafter")
+            below = []
+            for here in level:
+                for proposal in self._siblings(here, texts[here], rows[here + 1], width):
+                    drafted.append(proposal)
+                    below.append(len(drafted) - 1)
+                    texts[below[-1]] = (*texts[here], proposal.token)
+                    yield proposal
+            level = below
+
+    def _siblings(self, here: int, text: Tokens, logits: Tensor, width: int) -> Iterator[Proposal]:
+        """Up to `width` different tokens behind a text, each with its law given those before it."""
+        q: Distribution | None = laws_of(self.processor, text, logits[None])[0]
+        taken: list[int] = []
+        while q is not None and len(taken) < width:
+            taken.append(drawn(self.rng, q, len(text)))
+            yield Proposal(taken[-1], q, here, self.source, logits=logits)
+            q = _without(q, taken, logits)
+
+
+def _without(q: Distribution, taken: list[int], logits: Tensor) -> Distribution | None:
+    """The law of another token than those that were taken, the last of them from q; None where there is none."""
+    match q:
+        case PointMass():
+            best: list[int] = logits.topk(min(len(taken) + 1, len(logits))).indices.tolist()
+            other = next((token for token in best if token not in taken), None)
+            return None if other is None else PointMass(other)
+        case Categorical(probs):
+            rest = probs.clone()
+            rest[taken[-1]] = 0.0
+            total = rest.sum()
+            return Categorical(rest / total) if total > 0 else None
+        case BlackBox():
+            return None

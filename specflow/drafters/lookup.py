@@ -41,7 +41,7 @@ class PromptLookup:
             end = _first_end(tokens, n)
             if end is not None:
                 for token in ids_of("tokens", tokens[end : end + self.num_output_tokens]):
-                    yield Proposal(token, PointMass(token), self.source)
+                    yield Proposal(token, PointMass(token), source=self.source)
                 return
 
 

@@ -76,4 +76,4 @@ def _proposals(
         said: object = token
         if vocab_size is not None and isinstance(said, Integral) and not 0 <= int(said) < vocab_size:
             return
-        yield Proposal(token, PointMass(token), source)
+        yield Proposal(token, PointMass(token), source=source)

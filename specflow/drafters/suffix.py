@@ -137,7 +137,7 @@ class SuffixDrafter:
         period = len(tokens) - copy.end
         for i in range(floor(max(0.0, min(self.most, self.factor * copy.worth + self.offset)))):
             token = tokens[copy.end + i % period]
-            yield Proposal(token, PointMass(token), self.source)
+            yield Proposal(token, PointMass(token), source=self.source)
 
     def match(self, tokens: Tokens) -> Match:
         """The longest match, and of its earlier occurrences the latest.

@@ -9,13 +9,14 @@ from typing import Final, NamedTuple, TypeVar, final
 
 from attrs import field, frozen
 
+from specflow.asked import proposal_of
 from specflow.checks import a, calls, drafts, number, or_none, shown, valid
 from specflow.distribution import PointMass
 from specflow.drafters.bigrams import Bigrams
 from specflow.drafters.suffix import Reading, SuffixDrafter
 from specflow.errors import DecodeError
 from specflow.prefix import text_of
-from specflow.state import TEXT, CertainDrafter, Node, Proposal, Tokens, TreeDrafter
+from specflow.state import BEFORE, TEXT, CertainDrafter, Proposal, Tokens
 
 T = TypeVar("T")
 
@@ -56,7 +57,7 @@ class LookupTree:
 
     With a longest match of m tokens the first follower is guessed to be taken with c = (m - 0.6) / (m + 1.2), the i-th
     other one with (1 - c) / 2^(i+2), and a bigram of probability p with p (1 - c) / 2, or p where there is no match; a
-    token that is both has the sum. A node's chance is the product down its path, so that a stream of nodes in this
+    token that is both has the sum. A node's chance is the product down its path, so that a stream of drafts in this
     order has the most expected tokens for each number of nodes, as far as the guesses are right. They were fitted to
     what SmolLM2-135M accepts.
 
@@ -66,7 +67,7 @@ class LookupTree:
     (token recycling) for the parts; the scores are ours.
 
     >>> stream = LookupTree()((5, 6, 7, 5, 8, 5))
-    >>> [(node.token, node.parent, round(node.chance, 3)) for node, _ in zip(stream, range(3))]
+    >>> [(draft.token, draft.parent, round(draft.chance, 3)) for draft, _ in zip(stream, range(3))]
     [(8, -1, 0.182), (6, -1, 0.102), (5, 0, 0.08)]
     """
 
@@ -74,7 +75,7 @@ class LookupTree:
     branches: int = field(default=4, validator=valid(drafts))
     _suffix: SuffixDrafter = field(init=False, factory=SuffixDrafter, eq=False, repr=False)
 
-    def __call__(self, tokens: Tokens, /) -> Iterator[Node]:
+    def __call__(self, tokens: Tokens, /) -> Iterator[Proposal[PointMass]]:
         tokens = text_of(tokens)
         if not tokens:
             return
@@ -93,7 +94,7 @@ class LookupTree:
             if not waiting:
                 return
             unlikely, _, token, parent, source, path, places = heappop(waiting)
-            yield Node(token, parent, -unlikely, source)
+            yield Proposal(token, PointMass(token), parent, source, -unlikely)
             longer = [Place(end + 1, length + 1) for end, length in places if _at(tokens, path, end) == token]
             wait(i, (*path, token), longer or _occurrences(text, token), -unlikely)
 
@@ -141,45 +142,30 @@ def _matches(tokens: Tokens, text: Reading) -> list[Place]:
     return sorted(places, key=lambda place: -place.length)
 
 
-def as_tree(drafter: CertainDrafter) -> TreeDrafter:
-    """A chain of drafts as a tree without branches.
+def as_chain(drafter: CertainDrafter, least: float = 0.1) -> CertainDrafter:
+    """The path of first drafts of a tree, as long as its chance is at least `least`: for models that cannot read trees.
 
-    >>> from specflow.drafters import PromptLookup
-    >>> list(as_tree(PromptLookup(num_output_tokens=2))((1, 2, 3, 1)))
-    [Node(token=2, parent=-1, chance=1.0, source='lookup'), Node(token=3, parent=0, chance=1.0, source='lookup')]
-    """
-    calls("a drafter", "give a function of tokens")("drafter", drafter)
+    A draft without a chance is taken. as_chain(d) drafts what d drafts, where that is a chain.
 
-    def draft(tokens: Tokens, /) -> Iterator[Node]:
-        for i, proposal in enumerate(_stream(drafter(tokens))):
-            a(Proposal, "have the drafter yield proposals")("drafter", proposal)
-            yield Node(proposal.token, i - 1, source=proposal.source)
-
-    return draft
-
-
-def as_chain(drafter: TreeDrafter, least: float = 0.1) -> CertainDrafter:
-    """The likeliest path of a tree, as long as its chance is at least `least`: for models that cannot read trees.
-
-    as_chain(as_tree(d)) drafts what d drafts.
-
-    >>> stream = lambda tokens: iter((Node(5, chance=0.5), Node(6, chance=0.4), Node(7, 1, 0.3), Node(8, 0, 0.2)))
+    >>> tree = (Proposal(5, chance=0.5), Proposal(6, parent=-1, chance=0.4), Proposal(7, chance=0.3))
+    >>> stream = lambda tokens: iter((*tree, Proposal(8, parent=0, chance=0.2)))
     >>> [proposal.token for proposal in as_chain(stream)((1,))]
     [5, 8]
     """
-    calls("a tree drafter", "give a function of tokens")("drafter", drafter)
+    calls("a drafter", "give a function of tokens")("drafter", drafter)
     number("least is not a finite number", "give a probability")("least", least)
 
     def draft(tokens: Tokens, /) -> Iterator[Proposal[PointMass]]:
         end = TEXT
-        for i, node in enumerate(_stream(drafter(tokens))):
-            a(Node, "have the drafter yield nodes")("drafter", node)
-            number("a node's chance is not a finite number", "give a probability")("chance", node.chance)
-            if node.chance < least:
-                return
-            if node.parent == end:
+        for i, value in enumerate(_stream(drafter(tokens))):
+            proposal = proposal_of(drafter, value, i, None)
+            if proposal.chance is not None:
+                number("a draft's chance is not a finite number", "give a probability")("chance", proposal.chance)
+                if proposal.chance < least:
+                    return
+            if (i - 1 if proposal.parent == BEFORE else proposal.parent) == end:
                 end = i
-                yield Proposal(node.token, PointMass(node.token), node.source)
+                yield Proposal(value.token, value.q, source=value.source, chance=value.chance)
 
     return draft
 

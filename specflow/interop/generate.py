@@ -8,14 +8,12 @@ from typing import Final, TypeAlias, final
 import torch
 import transformers as tf
 from attrs import evolve, field, frozen
-from returns.pipeline import flow
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers.generation import GenerateDecoderOnlyOutput
 
 from specflow.checks import a, calls, does, or_none, shown, valid
 from specflow.errors import DecodeError, unwrap
-from specflow.gamma import Fixed
 from specflow.interop.arguments import (
     Asked,
     given,
@@ -29,13 +27,14 @@ from specflow.interop.arguments import (
 )
 from specflow.interop.copying import Copies, copies_of
 from specflow.interop.processors import InOrder, Processing, Stateless, fresh, most_likely, parts_of, sampled
-from specflow.interop.streaming import Streamer, condition, ending, put_through
+from specflow.interop.streaming import Streamer, condition, ended, put_through
 from specflow.loop import run, start
+from specflow.policies import Fixed
 from specflow.predictor import CachedPredictor, Limits, UncachedPredictor, limits_of
 from specflow.random import Dice, Randomness
-from specflow.stages import Adjust, Draft, RejectTokens, StopWhen, advance, commit, draft_nothing
+from specflow.stages import Adjust, Draft, Reject, Verify, draft_nothing, ending
 from specflow.stages.stop import Condition
-from specflow.state import Adjusted, DecodeState, Drafted, Drafter, GammaPolicy, Predictor, Step, Tokens
+from specflow.state import Adjusted, DecodeState, Drafted, Drafter, Finished, GammaPolicy, Predictor, Step, Tokens
 
 Criterion: TypeAlias = Callable[[Tensor, None], object]
 
@@ -77,7 +76,7 @@ class Generate:
         **model_kwargs: object,
     ) -> Tensor | GenerateDecoderOnlyOutput:
         arguments = given()
-        with ending(arguments.streamer):
+        with ended(arguments.streamer):
             new = _room(model, input_ids, generation_config)
             refuse_given(arguments, len(input_ids))
             texts = self._texts(
@@ -122,7 +121,7 @@ class Generate:
         steps, ends = [], []
         for row, state in zip(rows, states, strict=True):
             steps.append(self._step(target, InOrder(row.processors, choose)))
-            step = _until(steps[-1], StopWhen(row.condition))
+            step = _until(steps[-1], ending(row.condition))
             ends.append(run(step, state) if streamer is None else put_through(step, state, streamer))
             row.refuse_changes()
         texts = [end.state for end in ends]
@@ -133,7 +132,7 @@ class Generate:
                 evolve(text, request=evolve(text.request, limit=most - len(before)))
                 for before, text in zip(padding, texts, strict=True)
             ]
-            texts = [run(_until(step, as_it_is), text).state for step, text in zip(steps, longer, strict=True)]
+            texts = [run(_until(step, ending()), text).state for step, text in zip(steps, longer, strict=True)]
         return [
             torch.tensor(before + text.tokens, device=input_ids.device)
             for before, text in zip(padding, texts, strict=True)
@@ -143,17 +142,12 @@ class Generate:
         draft: Callable[[DecodeState], Drafted] = (
             draft_nothing if self.drafter is None else Draft(self.drafter, self.gamma)
         )
-        verify, adjust = RejectTokens(target, processor, self.rng), Adjust(self.rng)
-        return lambda state: flow(state, draft, verify, adjust)
+        verify, adjust = Verify(target, processor, Reject(self.rng)), Adjust(self.rng)
+        return lambda state: state.then(draft).then(verify).then(adjust)
 
 
-def _until(step: Callable[[DecodeState], Adjusted], stop: Callable[[Adjusted], Adjusted]) -> Step:
-    return lambda state: flow(state, step, stop, commit, advance)
-
-
-def as_it_is(adjusted: Adjusted) -> Adjusted:
-    """A stage that stops nothing."""
-    return adjusted
+def _until(step: Callable[[DecodeState], Adjusted], end: Callable[[Adjusted], DecodeState | Finished]) -> Step:
+    return lambda state: end(step(state))
 
 
 def _room(model: object, input_ids: object, config: object) -> int:

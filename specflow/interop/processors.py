@@ -18,8 +18,8 @@ from specflow.errors import DecodeError
 from specflow.finite import finite, is_near
 from specflow.ids import ids_of
 from specflow.interop.copying import Copies, copies_of, is_fixed, name_of
+from specflow.laws import Laws, Lazily
 from specflow.prefix import common_prefix
-from specflow.processors import Laws, Lazily
 from specflow.state import Tokens
 
 Processing: TypeAlias = Callable[[Tensor, Tensor], Tensor]

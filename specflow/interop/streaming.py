@@ -38,13 +38,13 @@ def stream(step: Step, state: DecodeState, streamer: Streamer) -> Finished:
     """
     _check(step, state)
     does("a streamer", "give a TextStreamer, or anything with put and end", "put", "end")("streamer", streamer)
-    with ending(streamer):
+    with ended(streamer):
         streamer.put(torch.tensor([state.tokens]))
         return put_through(step, state, streamer)
 
 
 @contextmanager
-def ending(streamer: Streamer | None) -> Iterator[None]:
+def ended(streamer: Streamer | None) -> Iterator[None]:
     """Ends the streamer, if there is one, when the block ends, however that ends."""
     try:
         yield

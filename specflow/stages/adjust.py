@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
-from typing import final
+from typing import Generic, Never, final
 
 from attrs import field, frozen
+from typing_extensions import TypeVar
 
 from specflow.checks import a
 from specflow.distribution import Distribution
 from specflow.lossy import Lossy
 from specflow.random import Sampling, drawn
-from specflow.stages.verify import is_sampling
-from specflow.state import Adjusted, Verified
+from specflow.stages.rules.samples import is_sampling
+from specflow.state import TEXT, Adjusted, Verified
 
-a_verdict = a(Verified, "put the stages in order: Draft, a verification stage, Adjust, commit, advance")
+S = TypeVar("S", bound=Sampling)
+
+a_verdict = a(Verified, "put the stages in order: Draft, Score, Judge, Adjust, commit, advance")
 
 
 @final
 @frozen
-class Adjust:
+class Adjust(Generic[S]):
     """Draws the correction from the law that verification left: the residual after a refusal, p after none.
 
-    Behind an accepted stop token there is nothing to draw. `DecodeError` for a law that is none.
+    What draws must be fresh behind a rule that refuses drafts by chance: behind `Reject` type checkers refuse
+    `SharedNoise`, which behind `Match` is what makes a seed one text. Behind an accepted stop token there is nothing to
+    draw. `DecodeError` for a law that is none.
     """
 
-    rng: Sampling = field(validator=is_sampling)
+    rng: S = field(validator=is_sampling)
 
-    def __call__(self, verified: Verified, /) -> Adjusted:
+    def __call__(self, verified: Verified[S], /) -> Adjusted:
         a_verdict("verified", verified)
         return _drawn(self.rng, verified, verified.correction)
 
@@ -42,15 +47,14 @@ class LossySkipAdjustment:
 
     rng: Sampling = field(validator=is_sampling)
 
-    def __call__(self, verified: Verified, /) -> Lossy[Adjusted]:
+    def __call__(self, verified: Verified[Never], /) -> Lossy[Adjusted]:
         a_verdict("verified", verified)
-        law = None if verified.correction is None else verified.laws[verified.accepted]
+        behind = verified.path[-1] if verified.path else TEXT
+        law = None if verified.correction is None else verified.scored.law(behind)
         return Lossy(_drawn(self.rng, verified, law))
 
 
-def _drawn(rng: Sampling, verified: Verified, law: Distribution | None) -> Adjusted:
-    drafted, accepted = verified.drafted, verified.accepted
-    kept = drafted.tokens[:accepted]
+def _drawn(rng: Sampling, verified: Verified[Never], law: Distribution | None) -> Adjusted:
     if law is None:
-        return Adjusted(verified, kept)
-    return Adjusted(verified, (*kept, drawn(rng, law, len(drafted.state.tokens) + accepted)))
+        return Adjusted(verified, None)
+    return Adjusted(verified, drawn(rng, law, len(verified.drafted.state.tokens) + verified.accepted))

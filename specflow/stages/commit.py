@@ -8,7 +8,7 @@ from specflow.checks import a, is_id, shown
 from specflow.errors import DecodeError
 from specflow.state import Adjusted, Committed, Count, DecodeState, Drafted, Finished, Reason, Tally
 
-_ORDER = "put the stages in order: Draft, a verification stage, Adjust, commit, advance"
+_ORDER = "put the stages in order: Draft, Score, Judge, Adjust, commit, advance"
 an_adjustment = a(Adjusted, _ORDER)
 a_commitment = a(Committed, _ORDER)
 
@@ -35,7 +35,7 @@ def commit(adjusted: Adjusted) -> Committed:
         new, reason = new[: stop + 1], Reason.STOP
     elif reason is None and len(new) == state.room:
         reason = Reason.LIMIT
-    tally = state.tally + _tally(drafted, adjusted.verified.accepted, len(new))
+    tally = state.tally + _tally(drafted, adjusted.verified.path, len(new))
     return Committed(adjusted, evolve(state, tokens=state.tokens + new, tally=tally), reason)
 
 
@@ -45,9 +45,8 @@ def advance(committed: Committed) -> DecodeState | Finished:
     return committed.state if committed.reason is None else Finished(committed.state, committed.reason)
 
 
-def _tally(drafted: Drafted, accepted: int, kept: int) -> Tally:
-    proposals = drafted.proposals
-    judged = proposals[:kept] if kept <= accepted else proposals + drafted.beside
-    sources = [proposal.source for proposal in judged]
-    taken = sources[:accepted]
+def _tally(drafted: Drafted, path: tuple[int, ...], kept: int) -> Tally:
+    judged = path[:kept] if kept <= len(path) else range(len(drafted.proposals))
+    sources = [drafted.proposals[i].source for i in judged]
+    taken = [drafted.proposals[i].source for i in path[:kept]]
     return Tally(1, tuple([(name, Count(sources.count(name), taken.count(name))) for name in sorted(set(sources))]))

@@ -1,9 +1,8 @@
-"""Draft: propose tokens that may follow."""
+"""Draft: propose tokens that may follow, as a chain or as a tree."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
 from typing import final
 
 from attrs import evolve, field, frozen
@@ -11,8 +10,9 @@ from attrs import evolve, field, frozen
 from specflow.asked import proposal_of, stream_of
 from specflow.checks import a, calls, named, shown, valid
 from specflow.errors import DecodeError
-from specflow.gamma import Fixed
-from specflow.state import DecodeState, Drafted, Drafter, GammaPolicy, Proposal
+from specflow.policies.fixed import Fixed
+from specflow.state import BEFORE, TEXT, DecodeState, Drafted, Drafter, GammaPolicy, Proposal
+from specflow.trees import preorder
 
 a_state = a(DecodeState, "give a state, such as start(prompt, 32).unwrap()")
 
@@ -22,9 +22,10 @@ a_state = a(DecodeState, "give a state, such as start(prompt, 32).unwrap()")
 class Draft:
     """Takes as many proposals from the drafter as the gamma policy wants and as there is room for.
 
-    γ ≤ room - 1, so that the bonus token fits, and nothing is taken behind a stop token, which is kept. A drafter with
-    nothing to say makes γ = 0, and the step is one of autoregressive decoding. `DecodeError`, naming the source, for
-    what is no proposal, for a token that is no id of the vocabulary, and for a point mass of another token.
+    No path is longer than room - 1, so that the bonus token fits, and a chain ends at a stop token, which is kept. The
+    drafts of a tree are put in depth-first order, so that the likeliest path lies together. A drafter with nothing to
+    say makes γ = 0, and the step is one of autoregressive decoding. `DecodeError`, naming the source, for what is no
+    proposal, for one that does not come behind its parent, and for a token that is no id of the vocabulary.
     """
 
     drafter: Drafter = field(validator=valid(calls("a drafter", "give a function of the tokens so far")))
@@ -34,20 +35,30 @@ class Draft:
 
     def __call__(self, state: DecodeState, /) -> Drafted:
         a_state("state", state)
-        stream = islice(stream_of(self.drafter, self.drafter(state.tokens)), max(0, state.room - 1))
-        took: object = self.gamma(self._looked_at(stream, state), state)
+        stream = self._that_fits(stream_of(self.drafter, self.drafter(state.tokens)), state)
+        took: object = self.gamma(stream, state)
         match took:
             case (tuple() | list() as proposals, tuple() as pace):
-                return Drafted(evolve(state, pace=pace), tuple(proposals))
+                for proposal in proposals:
+                    a(Proposal, "return what was taken from the stream")("gamma", proposal)
+                return Drafted(evolve(state, pace=pace), preorder(tuple(proposals)))
         happened = f"the policy {named(self.gamma)} returns no proposals and pace"
         raise DecodeError("gamma", happened, shown(took), "return (the proposals taken, state.pace)")
 
-    def _looked_at(self, stream: Iterator[object], state: DecodeState) -> Iterator[Proposal]:
-        vocab_size, stop = state.request.vocab_size, state.request.stop
-        for value in stream:
-            proposal = proposal_of(self.drafter, value, vocab_size)
+    def _that_fits(self, stream: Iterator[object], state: DecodeState) -> Iterator[Proposal]:
+        """The stream up to where it cannot be of use: too deep for the room, or a chain behind a stop token."""
+        vocab_size, stop, room = state.request.vocab_size, state.request.stop, state.room - 1
+        if room <= 0:
+            return
+        depths: list[int] = []
+        for number, value in enumerate(stream):
+            proposal = proposal_of(self.drafter, value, number, vocab_size)
+            parent = number - 1 if proposal.parent == BEFORE else proposal.parent
+            depths.append(1 if parent == TEXT else depths[parent] + 1)
+            if depths[-1] > room:
+                return
             yield proposal
-            if proposal.token in stop:
+            if proposal.parent == BEFORE and (depths[-1] == room or proposal.token in stop):
                 return
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Protocol, TypeAlias, final
+from typing import Never, Protocol, TypeAlias, final
 
 from attrs import field, frozen
 from rich.console import Console
@@ -12,7 +12,7 @@ from rich.text import Text
 from specflow.checks import a, does, or_none, valid
 from specflow.distribution import BlackBox, Distribution
 from specflow.stages.commit import a_commitment
-from specflow.state import Committed, Tokens, Verified
+from specflow.state import TEXT, Committed, Drafted, Tokens, Verified
 
 Observer: TypeAlias = Callable[[Committed], object]
 """Looks at a step that is about to stand. If it raises, the step has not happened: no text, nothing learned."""
@@ -43,7 +43,7 @@ class Show:
 
     >>> import torch
     >>> from specflow import Dice, GreedyProcessor, autoregressive_step, start
-    >>> always_one = lambda tokens, last: torch.tensor([[0.0, 9.0]])
+    >>> always_one = lambda tokens, drafts: torch.tensor([[0.0, 9.0]])
     >>> step = autoregressive_step(always_one, GreedyProcessor(), Dice(), observe=Show())
     >>> outcome = step(start([0], max_new_tokens=1).unwrap())
     position 1  gamma 0  accepted 0/0  ends: length limit
@@ -63,24 +63,21 @@ class Show:
             self.console.print(line, soft_wrap=True)
 
     def _lines(self, committed: Committed) -> Iterator[Text]:
-        verified = committed.adjusted.verified
-        proposals, beside, kept = verified.drafted.proposals, verified.drafted.beside, len(committed.tokens)
-        gamma = len(proposals) + len(beside)
+        verified, kept = committed.adjusted.verified, len(committed.tokens)
+        gamma = len(verified.drafted.proposals)
         position, accepted = len(committed.before.tokens), min(verified.accepted, kept)
         ending = f"  ends: {committed.reason.value}" if committed.reason else ""
         yield Text(f"position {position}  gamma {gamma}  accepted {accepted}/{gamma}{ending}", "bold")
         yield from self._drafts(verified, kept)
-        for proposal in beside:
-            yield Text(f"  {'beside':<10}{self._named((proposal.token,))}  {proposal.source}", style="dim")
         if kept > verified.accepted:
-            refused = verified.accepted < len(proposals) or (beside and verified.correction is not verified.laws[-1])
+            refused = bool(verified.drafted.children(verified.path[-1] if verified.path else TEXT))
             kind = "corrected" if refused else "bonus" if gamma else "drawn"
             yield Text(f"  {kind:<10}{self._named(committed.tokens[-1:])}", "cyan")
 
-    def _drafts(self, verified: Verified, kept: int) -> Iterator[Text]:
+    def _drafts(self, verified: Verified[Never], kept: int) -> Iterator[Text]:
         for i, proposal in enumerate(verified.drafted.proposals):
-            verdict, style = _verdict(i, verified.accepted, kept)
-            law = verified.laws[i] if i < len(verified.laws) else None  # nobody asked for it
+            verdict, style = _verdict(i, verified, kept)
+            law = verified.scored.made(verified.drafted.parents[i])
             q, p = _probability(proposal.q, proposal.token), _probability(law, proposal.token)
             ratio = "?" if q is None or p is None else f"{p / q:.3g}" if q > 0 else "∞"
             odds = f"q {'?' if q is None else f'{q:.3g}'}  p/q {ratio}"
@@ -92,10 +89,21 @@ class Show:
         return " ".join(map(str, tokens)) + text
 
 
-def _verdict(i: int, accepted: int, kept: int) -> tuple[str, str]:
-    if i >= kept:
+def _verdict(i: int, verified: Verified[Never], kept: int) -> tuple[str, str]:
+    """Accepted; rejected, where the text went another way at this place; dropped behind an end; else beside."""
+    path, parent = verified.path, verified.drafted.parents[i]
+    if i in path:
+        return ("accepted", "green") if path.index(i) < kept else ("dropped", "dim")
+    if len(verified.drafted.path(i)) > kept:
         return "dropped", "dim"
-    return ("accepted", "green") if i < accepted else ("rejected", "red")
+    if parent != (path[-1] if path else TEXT):
+        return ("rejected", "red") if not _branches(verified.drafted) else ("beside", "dim")
+    return "rejected", "red"
+
+
+def _branches(drafted: Drafted) -> bool:
+    """Whether this is more than a chain."""
+    return any(parent != i - 1 for i, parent in enumerate(drafted.parents))
 
 
 def _probability(law: Distribution | None, token: int) -> float | None:

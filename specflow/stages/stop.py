@@ -39,11 +39,11 @@ class StopWhen:
         an_adjustment("adjusted", adjusted)
         if self.condition is never:  # else each new token would copy the whole text for it
             return adjusted
-        state = adjusted.verified.drafted.state
-        for end in range(1, min(len(adjusted.tokens), state.room) + 1):
-            if self._is_over(evolve(state, tokens=state.tokens + adjusted.tokens[:end])):
-                return evolve(adjusted, tokens=adjusted.tokens[:end], reason=Reason.CONDITION)
-            if adjusted.tokens[end - 1] in state.request.stop:
+        state, new = adjusted.verified.drafted.state, adjusted.tokens
+        for end in range(1, min(len(new), state.room) + 1):
+            if self._is_over(evolve(state, tokens=state.tokens + new[:end])):
+                return evolve(adjusted, keep=end, reason=Reason.CONDITION)
+            if new[end - 1] in state.request.stop:
                 break
         return adjusted
 

@@ -301,8 +301,8 @@ def autoregressive(world: World, sampling: Sampling, until: Condition = never) -
     """The reference: the target's tokens, drawn one by one. It uses no stage, no step and no loop of specflow."""
     state = world.start
     while len(state.tokens) < state.request.limit:
-        logits = rows_of(world.target, state.tokens, 1)
-        token = sampling.draw(laws_of(world.processor, state.tokens, logits)[1][0], len(state.tokens))
+        logits = rows_of(world.target, state.tokens)
+        token = sampling.draw(laws_of(world.processor, state.tokens, logits)[0], len(state.tokens))
         state = evolve(state, tokens=(*state.tokens, token))
         if token in state.request.stop:
             return Ending(state.output, Reason.STOP)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from enum import Enum
 from itertools import islice
@@ -17,13 +17,14 @@ from torch.nn import Module
 from transformers import PreTrainedConfig
 from typing_extensions import override
 
-from specflow.asked import looked_at, rows_of
+from specflow.asked import rows_of
 from specflow.checks import MOST, a, calls, does, number, or_none, whole
 from specflow.errors import DecodeError
 from specflow.ids import ids_of
 from specflow.predictor import CachedPredictor, limits_of
 from specflow.reader import refuse_weightless, vocabulary_of
-from specflow.state import TEXT, Node, Predictor, Tokens, TreePredictor
+from specflow.state import TEXT, Predictor, Proposal, Tokens
+from specflow.trees import last_rows, path_by_path
 
 
 class Move(Enum):
@@ -106,26 +107,28 @@ def conformance(
 ) -> Conformance:
     """Walks `predictor` through a random script of `steps` readings and compares each with `fresh`.
 
-    The law: predictor(tokens, last) = fresh(tokens, last) whatever was read before. The script, which `seed` decides,
+    The law: predictor(text, drafts) = fresh(text, drafts) whatever was read before. The script, which `seed` decides,
     reads on, drafts token by token, verifies drafts and accepts or rejects them, leaves its text for another and comes
     back, and has two conversations in turns, a new one and one that nears `longest`, the most tokens of a text: where
     something depends on the length (a window, a capacity), go past it by some 24. One token in eight is one of `often`,
     such as the ids of padding and of ends. `prune`, where given, is told the text that stands after some of the drafts.
 
-    >>> logits = lambda tokens, last: torch.arange(len(tokens) - last, len(tokens))[:, None] + torch.zeros(1, 4)
-    >>> conformance(logits, logits, 4, tolerance=0.0).holds
+    >>> from specflow import along_paths
+    >>> lengths = along_paths(lambda tokens: torch.full((4,), float(len(tokens))))
+    >>> conformance(lengths, lengths, 4, tolerance=0.0).holds
     True
-    >>> conformance(lambda tokens, last: logits(tokens[1:], last), logits, 4, tolerance=0.0).largest
+    >>> wrong = along_paths(lambda tokens: torch.full((4,), len(tokens) - 1.0))
+    >>> conformance(wrong, lengths, 4, tolerance=0.0).largest
     1.0
     """
     for name, one in (("predictor", predictor), ("fresh", fresh)):
-        calls("a predictor", "give a function of (tokens, last)")(name, one)
+        calls("a predictor", "give a function of (text, drafts)")(name, one)
     _check(vocab_size, tolerance, seed, steps, longest)
     often = ids_of("often", often)
     or_none(calls("a pruner", "give a function of tokens, or None"))("prune", prune)
     rows, largest, divergences = 0, 0.0, []
     for step, (move, tokens, last) in enumerate(islice(_script(vocab_size, seed, longest, often, prune), steps)):
-        ours, theirs = rows_of(predictor, tokens, last, "predictor"), rows_of(fresh, tokens, last, "fresh")
+        ours, theirs = last_rows(predictor, tokens, last), last_rows(fresh, tokens, last, "fresh")
         if ours.shape != theirs.shape:
             happened, received = "the predictors have different vocabularies", f"{ours.shape[1]} and {theirs.shape[1]}"
             raise DecodeError("predictor", happened, received, "give two of one model")
@@ -187,7 +190,7 @@ def model_conformance(
 def fresh_passes(model: Module, vocab_size: int, *, longest: int = 64, tolerance: float = 0.0) -> Predictor:
     """What the model says of each prefix in a pass of its own, by a copy of the model that has read nothing before.
 
-    fresh(tokens, last)[i] = copy(model)(tokens[: n - last + 1 + i])[-1], the weights shared, in evaluation mode.
+    fresh(text, drafts)[i] = copy(model)(text and the path to draft i - 1)[-1], the weights shared, in evaluation mode.
 
     That is slow, so it is found out first, on a random text of up to `longest` tokens, whether the rows of one long
     pass are those of the prefixes within `tolerance` (not so where a model looks ahead, or where its frequencies depend
@@ -195,8 +198,8 @@ def fresh_passes(model: Module, vocab_size: int, *, longest: int = 64, tolerance
     they are not is it done row by row, or by a new copy each time. `DecodeError` for a model that cannot be copied.
 
     >>> table = torch.nn.Embedding(4, 4)
-    >>> fresh_passes(table, 4)((1, 2, 3), 2).shape
-    torch.Size([2, 4])
+    >>> fresh_passes(table, 4)((1, 2, 3), ()).shape
+    torch.Size([1, 4])
     """
     _check_model(model)
     _check(vocab_size, tolerance, longest=longest)
@@ -220,35 +223,33 @@ def fresh_passes(model: Module, vocab_size: int, *, longest: int = 64, tolerance
         rows = [_pass(pristine if keeps_nothing else _copied(pristine), tokens[:end]) for end in ends]
         return rows[0][-last:] if in_one_pass else torch.cat([row[-1:] for row in rows])
 
-    return fresh
+    return path_by_path(fresh)
 
 
-def through_trees(target: TreePredictor, vocab_size: int, *, seed: int = 0) -> Predictor:
-    """What a predictor of trees says along one path of each tree, the others being made by chance: for `conformance`.
+def through_trees(target: Predictor, vocab_size: int, *, seed: int = 0) -> Predictor:
+    """What a predictor says along one path of each tree, the others being made by chance: for `conformance`.
 
-    >>> from specflow import path_by_path
+    >>> from specflow import chain, path_by_path
     >>> logits = lambda tokens, last: torch.tensor(tokens).cumsum(0)[-last:, None].float()
-    >>> through_trees(path_by_path(logits), 4)((1, 2, 3), 2).tolist()
+    >>> through_trees(path_by_path(logits), 4)((1, 2), chain((3,))).tolist()
     [[3.0], [6.0]]
     """
-    calls("a predictor of trees", "give path_by_path(predictor), or a CachedPredictor's read_tree")("target", target)
+    calls("a predictor", "give a function of (text, drafts), such as a CachedPredictor")("target", target)
     whole(2, "give a vocabulary with a token to take instead")("vocab_size", vocab_size)
     _is_seed("seed", seed)
     random = Random(int(seed))
 
-    def predict(tokens: Tokens, last: int) -> Tensor:
-        text, path = tokens[: len(tokens) - last + 1], tokens[len(tokens) - last + 1 :]
-        nodes: list[Node] = []
+    def predict(tokens: Tokens, drafts: Sequence[Proposal], /) -> Tensor:
+        tree: list[Proposal] = []
         wanted = [TEXT]
-        for token in path:
+        for draft in drafts:
             for _ in range(random.randrange(3)):
                 other = random.randrange(vocab_size - 1)
-                nodes.append(
-                    Node(other + (other >= token), random.choice((wanted[-1], random.randrange(-1, len(nodes)))))
-                )
-            nodes.append(Node(token, wanted[-1]))
-            wanted.append(len(nodes) - 1)
-        return looked_at(target(text, nodes), len(nodes) + 1, target, len(tokens))[[i + 1 for i in wanted]]
+                parent = random.choice((wanted[-1], random.randrange(-1, len(tree))))
+                tree.append(Proposal(other + (other >= draft.token), parent=parent))
+            tree.append(Proposal(draft.token, parent=wanted[-1]))
+            wanted.append(len(tree) - 1)
+        return rows_of(target, tokens, tree)[[i + 1 for i in wanted]]
 
     return predict
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, Protocol, TypeAlias, final
 
 import torch
@@ -17,7 +17,7 @@ from specflow.loop import unfold
 from specflow.predictor import Prunable
 from specflow.random import Randomness, Sampling
 from specflow.stages.observe import Observer, unobserved
-from specflow.state import Committed, DecodeState, Drafter, Finished, Predictor, Step, Tally, Tokens
+from specflow.state import Committed, DecodeState, Drafter, Finished, Predictor, Proposal, Step, Tally, Tokens
 from specflow.testing.certificate import CASES, Case, Ending, World, autoregressive, cases_of, same_law
 from specflow.testing.conformance import conformance
 
@@ -39,8 +39,8 @@ class LawError(AssertionError):
 class Memo(Prunable, Protocol):
     """A predictor that remembers what it read."""
 
-    def __call__(self, tokens: Tokens, last: int, /) -> Tensor:
-        """Logits [last, V] behind each of the last `last` prefixes of `tokens`."""
+    def __call__(self, tokens: Tokens, drafts: Sequence[Proposal], /) -> Tensor:
+        """Logits [n + 1, V] behind `tokens`, and behind them and the path down to each draft."""
         ...
 
 
@@ -236,8 +236,8 @@ class _Failing:
     predictor: Predictor
     call: int
 
-    def __call__(self, tokens: Tokens, last: int, /) -> Tensor:
-        logits = self.predictor(tokens, last)
+    def __call__(self, tokens: Tokens, drafts: Sequence[Proposal], /) -> Tensor:
+        logits = self.predictor(tokens, drafts)
         self.call -= 1
         if self.call == -1:
             raise _Interruption

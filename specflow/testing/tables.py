@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import inf, log
 from random import Random
 from typing import final
@@ -14,10 +15,11 @@ from typing_extensions import override
 from specflow.checks import does, shown, valid, whole
 from specflow.distribution import Categorical
 from specflow.errors import DecodeError
-from specflow.ids import reading_of
+from specflow.ids import text_of
 from specflow.processors import LogitsProcessor
 from specflow.random import Sampling, drawn
-from specflow.state import Tokens
+from specflow.state import Proposal, Tokens
+from specflow.trees import along_paths
 
 
 @final
@@ -29,20 +31,20 @@ class TableModel:
     texts, so a decoder that reads the wrong row, or a row behind the wrong token, emits another law.
 
     >>> model = TableModel(vocab_size=3, seed=1)
-    >>> model((0, 2), 2).exp().sum(dim=-1).round(decimals=9)
+    >>> from specflow import chain
+    >>> model((0,), chain((2,))).exp().sum(dim=-1).round(decimals=9)
     tensor([1., 1.], dtype=torch.float64)
-    >>> torch.equal(model((0, 2), 2)[0], model((0,), 1)[0]), torch.equal(model((0, 2), 1), model((1, 2), 1))
-    (True, False)
+    >>> torch.equal(model((0,), chain((2,)))[1], model((0, 2), ())[0])
+    True
     """
 
     vocab_size: int = field(validator=valid(whole(1, "give a vocabulary of at least one token")))
     seed: int = field(default=0, validator=valid(whole(0, "give a whole number")))
     _rows: dict[Tokens, Tensor] = field(init=False, factory=dict, repr=False)
 
-    def __call__(self, tokens: Tokens, last: int, /) -> Tensor:
-        """Logits [last, V] behind each of the last `last` prefixes of `tokens`."""
-        tokens = reading_of(tokens, last)
-        return torch.stack([self._row(tokens[:end]) for end in range(len(tokens) - last + 1, len(tokens) + 1)])
+    def __call__(self, tokens: Tokens, drafts: Sequence[Proposal], /) -> Tensor:
+        """Logits [n + 1, V] behind `tokens`, and behind them and the path down to each draft."""
+        return along_paths(self._row)(text_of(tokens), drafts)
 
     def _row(self, tokens: Tokens) -> Tensor:
         if tokens not in self._rows:

@@ -62,7 +62,7 @@ from tests.toys import tiny_llama
 
 def repeat_last(tokens: Tokens) -> Iterator[Proposal[PointMass]]:
     while True:
-        yield Proposal(tokens[-1], PointMass(tokens[-1]))
+        yield Proposal(tokens[-1])
 
 
 def at_most_two(drafted: Drafted) -> Drafted:
@@ -78,7 +78,7 @@ def patient(stream: Iterator[Proposal], state: DecodeState) -> tuple[tuple[Propo
 
 
 def stages_in_a_row(target: Predictor, state: DecodeState) -> None:
-    draft, verify = Draft(repeat_last, patient), RejectTokens(target, GreedyProcessor(), Dice())
+    draft, verify = Draft(repeat_last, patient), Verify(target, GreedyProcessor(), Reject(Dice()))
     adjust, prune = Adjust(Dice()), PruneCache((CachedPredictor(tiny_llama()),))
     assert_type(flow(state, draft), Drafted)
     assert_type(flow(state, draft, at_most_two, verify), Verified)
@@ -88,7 +88,7 @@ def stages_in_a_row(target: Predictor, state: DecodeState) -> None:
     step: Step = lambda s: flow(s, draft, verify, adjust, commit, tap(show), prune, advance)  # noqa: E731
     assert_type(run(step, state), Finished)
     assert_type(unfold(step, state), Iterator[DecodeState | Finished])
-    coupled = MatchSamples(target, MultinomialProcessor(1.0), SharedNoise(3))
+    coupled = Verify(target, MultinomialProcessor(1.0), Match(SharedNoise(3)))
     assert_type(flow(state, draft, coupled, Adjust(SharedNoise(3))), Adjusted)
 
 

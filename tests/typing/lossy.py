@@ -38,7 +38,7 @@ from specflow.stages import (
 
 
 def refused(target: Predictor, drafter: Drafter, state: DecodeState) -> None:
-    draft, verify, adjust = Draft(drafter), RejectTokens(target, GreedyProcessor(), Dice()), Adjust(Dice())
+    draft, verify, adjust = Draft(drafter), Verify(target, GreedyProcessor(), Reject(Dice())), Adjust(Dice())
     skip, typical = LossySkipAdjustment(Dice()), LossyTypicalAcceptance(target, GreedyProcessor(), Dice())
     flow(state, draft, verify, skip, commit, advance)  # type: ignore[arg-type]
     flow(state, draft, typical, adjust, commit, advance)  # type: ignore[arg-type]

@@ -48,7 +48,7 @@ from specflow.stages import (
 
 
 def wrong_orders(target: Predictor, drafter: Drafter, state: DecodeState) -> None:
-    draft, verify = Draft(drafter, Fixed(3)), RejectTokens(target, GreedyProcessor(), Dice())
+    draft, verify = Draft(drafter, Fixed(3)), Verify(target, GreedyProcessor(), Reject(Dice()))
     adjust, prune = Adjust(Dice()), PruneCache(())
     flow(state, verify, draft, adjust, commit, advance)  # type: ignore[arg-type]
     flow(state, draft, adjust, commit, advance)  # type: ignore[arg-type]
@@ -73,7 +73,7 @@ def drafter_of_tokens(tokens: Tokens) -> Iterator[int]:
 
 
 def drafter_of_state(state: DecodeState) -> Iterator[Proposal]:
-    yield Proposal(state.tokens[-1], PointMass(state.tokens[-1]))
+    yield Proposal(state.tokens[-1])
 
 
 def policy_that_returns_a_number(stream: Iterator[Proposal], state: DecodeState) -> int:
@@ -84,8 +84,8 @@ def wrong_parts(target: Predictor) -> None:
     Draft(drafter_of_tokens)  # type: ignore[arg-type]
     Draft(drafter_of_state)  # type: ignore[arg-type]
     Draft(lambda tokens: iter(()), policy_that_returns_a_number)  # type: ignore[arg-type]
-    RejectTokens(target, GreedyProcessor(), SharedNoise(1))  # type: ignore[arg-type]
-    MatchSamples(lambda tokens: None, GreedyProcessor(), SharedNoise(1))  # type: ignore[arg-type, misc]
+    Verify(target, GreedyProcessor(), Reject(SharedNoise(1)))  # type: ignore[arg-type]
+    Verify(lambda tokens: None, GreedyProcessor(), Match(SharedNoise(1)))  # type: ignore[arg-type, misc]
 
 
 def bush(tokens: Tokens) -> Iterator[Node]:
@@ -97,7 +97,7 @@ def drawn(tokens: Tokens) -> Iterator[Proposal[Categorical]]:
 
 
 def trees_are_not_chains(target: CachedPredictor, chain: Drafter, state: DecodeState) -> None:
-    reject = RejectTokens(target, GreedyProcessor(), Dice())
+    reject = Verify(target, GreedyProcessor(), Reject(Dice()))
     verify = VerifyTree(target.read_tree, GreedyProcessor(), Dice())
     flow(state, DraftTree(bush), reject)  # type: ignore[arg-type]
     flow(state, Draft(chain), verify)  # type: ignore[arg-type]

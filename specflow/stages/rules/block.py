@@ -11,11 +11,11 @@ from torch import Tensor
 
 from specflow.asked import accepts
 from specflow.distribution import BlackBox, Categorical, Known, PointMass
-from specflow.processors import Laws, Processor
 from specflow.random import Randomness
-from specflow.stages.probabilities import odds_of
-from specflow.stages.verify import Judgement, RejectTokens, is_processor, is_randomness, is_target, judged
-from specflow.state import Drafted, Predictor, Proposal, Verified
+from specflow.stages.rules.odds import Odds
+from specflow.stages.rules.reject import Reject
+from specflow.stages.rules.samples import is_randomness
+from specflow.state import TEXT, Scored, Verdict
 
 _Pair: TypeAlias = tuple[Known, Known]
 """The laws p and q of a draft."""
@@ -23,62 +23,55 @@ _Pair: TypeAlias = tuple[Known, Known]
 
 @final
 @frozen
-class VerifyBlock:
+class Block:
     """Block verification: the longest prefix of the draft that passes stands, whatever became of shorter ones.
 
     With the weights w_0 = 1 and w_i = min(1, w_{i-1} · p(x_i) / q(x_i)), and the mass Z_i = Σ_x max(0, w_i·p - q) of
     what the next draft would leave over, a prefix of i < γ tokens passes with probability Z_i / (Z_i + 1 - w_i), the
     whole draft with w_γ. The correction behind i tokens is drawn from norm(max(0, w_i·p - q)), behind all from p.
-    The text has exactly the target's law, and in expectation a step never accepts fewer tokens than by `RejectTokens`;
-    for point masses it is the same rule. As it looks at the longest prefix first, it mostly takes fewer decisions.
+    The text has exactly the target's law, and in expectation a step never accepts fewer tokens than by `Reject`; for
+    point masses it is the same rule. As it looks at the longest prefix first, it mostly takes fewer decisions.
 
     The draft may end wherever a policy likes, as long as that depends on what was drafted before. A block is what was
     drawn: it ends in front of a certain draft, and where the law of p or q is not known (a user's sampler), and
-    `RejectTokens` judges the rest. It ends behind a draft that cannot stand, p(x) = 0.
+    `Reject` judges the rest. It ends behind a draft that cannot stand, p(x) = 0. Of a tree it is the first path, and
+    its siblings never stand: for those there is `Traverse`.
     Source: Sun et al. 2403.10444, algorithm 2 and theorems 1 and 2.
     """
 
-    target: Predictor = field(validator=is_target)
-    processor: Processor = field(validator=is_processor)
     rng: Randomness = field(validator=is_randomness)
 
-    def __call__(self, drafted: Drafted, /) -> Verified:
-        return judged(drafted, self.target, self.processor, self.judge)
-
-    def judge(self, proposals: Sequence[Proposal], laws: Laws, start: int, /) -> Judgement:
-        """The rule alone, on laws that are already there."""
-        block, weights = _block(proposals, laws, start)
-        end = len(block)
+    def __call__(self, scored: Scored, /) -> Verdict:
+        block, weights = _block(scored)
+        path, end = scored.drafted.trunk(TEXT)[1:], len(block)
         if not block or accepts(self.rng, weights[end]):
-            one_by_one = RejectTokens(self.target, self.processor, self.rng)
-            return one_by_one.judge_from(end, proposals, laws, start)
+            return Reject(self.rng).judge_from(path[end - 1] if end else TEXT, scored)
         masses = _masses(weights, block)
         for i in reversed(range(1, end)):
             # 1 - w first: behind a sum it would round away a mass that is small, and leave 0 / 0.
             if masses[i] > 0 and accepts(self.rng, masses[i] / (masses[i] + (1.0 - weights[i]))):
-                return i, _left_over(weights[i], masses[i], block[i])
-        return 0, _left_over(weights[0], masses[0], block[0])  # the empty draft always passes, with weight 1
+                return Verdict(path[:i], left_over(weights[i], masses[i], *block[i]))
+        # The empty draft always passes, with weight 1.
+        return Verdict((), left_over(weights[0], masses[0], *block[0]))
 
 
-def _block(proposals: Sequence[Proposal], laws: Laws, start: int) -> tuple[list[_Pair], list[float]]:
+def _block(scored: Scored) -> tuple[list[_Pair], list[float]]:
     """The laws of the drafts that were drawn, as far as all can stand, and the weights behind 0 and more of them."""
-    certain = (i for i, draft in enumerate(proposals) if not isinstance(draft.q, Categorical))
-    span = range(next(certain, len(proposals)))
     block: list[_Pair] = []
-    weights = [1.0]
-    odds = odds_of(proposals, laws, start, span)
-    for i in span:
-        if weights[-1] == 0:
+    weights, odds = [1.0], Odds(scored)
+    for before, i in zip(trunk := scored.drafted.trunk(TEXT), trunk[1:], strict=False):
+        q = scored.drafted.proposals[i].q
+        if weights[-1] == 0 or not isinstance(q, Categorical):
             break
-        p, q = laws[i], proposals[i].q
-        if isinstance(p, BlackBox) or isinstance(q, BlackBox):
+        p = scored.law(before)
+        if isinstance(p, BlackBox):
             break
         block.append((p, q))
-        weights.append(_weight(weights[-1], *odds(i, p, q)))
+        weights.append(weight_behind(weights[-1], *odds.of(i, p)))
     return block, weights
 
 
-def _weight(before: float, likely: float, drafted: float) -> float:
+def weight_behind(before: float, likely: float, drafted: float) -> float:
     """min(1, before · p / q), without dividing by 0."""
     scaled = before * likely
     return min(1.0, scaled / drafted) if scaled < drafted else float(scaled > 0)
@@ -86,12 +79,13 @@ def _weight(before: float, likely: float, drafted: float) -> float:
 
 def _masses(weights: Sequence[float], block: Sequence[_Pair]) -> list[float]:
     """The mass Z of max(0, w·p - q) behind each prefix but the whole draft, from a device all in one copy."""
-    masses = [_mass(weight, p, q) for weight, (p, q) in zip(weights, block)]  # noqa: B905 - the whole draft's is left
+    masses = [mass_of(weight, p, q) for weight, (p, q) in zip(weights, block)]  # noqa: B905 - the whole draft's is left
     numbers: list[float] = torch.stack([mass.to(masses[0]) for mass in masses]).tolist()
     return numbers
 
 
-def _mass(weight: float, p: Known, q: Known) -> Tensor:
+def mass_of(weight: float, p: Known, q: Known) -> Tensor:
+    """The mass of max(0, w·p - q), on the device of p."""
     match p:
         case PointMass(token):
             return torch.tensor(max(0.0, weight - q.of(token)), dtype=torch.float64)
@@ -99,9 +93,8 @@ def _mass(weight: float, p: Known, q: Known) -> Tensor:
             return _rest(weight, probs, q).sum()
 
 
-def _left_over(weight: float, mass: float, pair: _Pair) -> Known:
-    """The law that max(0, w·p - q) makes; p where it has no mass."""
-    p, q = pair
+def left_over(weight: float, mass: float, p: Known, q: Known) -> Known:
+    """The law that max(0, w·p - q), of this mass, makes; p where it has no mass."""
     return Categorical(_rest(weight, p.probs, q) / mass, p.by) if mass > 0 and isinstance(p, Categorical) else p
 
 

@@ -1,0 +1,254 @@
+"""Cost-aware γ: measure what passes and drafts take here, and choose the γ with the most expected tokens per second."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate, chain, count
+from operator import mul
+from threading import RLock
+from typing import Final, NamedTuple, final
+
+from attrs import define, evolve, field, frozen
+
+from specflow.checks import a, calls, drafts, valid
+from specflow.policies.acceptance import Acceptance, Draft, Watched
+from specflow.policies.chances import ByChances
+from specflow.policies.choice import DOUBT, Choice, are_numbers, identity, untold
+from specflow.policies.meter import CostMeter, Durations
+from specflow.state import DecodeState, Pace, Proposal
+
+CLOSE: Final = 1.1
+"""How many times the tokens per second of no draft a draft must promise to be taken nevertheless."""
+
+LOOK: Final = 0.01
+"""Certain drafts that together take less than this share of a pass are looked at before it is decided about them."""
+
+ADVANCE: Final = 1.0
+"""How many passes a text may lose to drafting before it has gained anything."""
+
+LOSS: Final = 0.015
+"""How much of a pass it may lose beside for each token."""
+
+
+@final
+@define(eq=False)
+class _Drafting:
+    """What drafts take: the first of a text (the drafter reads the prompt), the first of a step, and all others."""
+
+    _meeting: Durations = field(factory=Durations)
+    _first: Durations = field(factory=Durations)
+    _other: Durations = field(factory=Durations)
+
+    def note(self, position: int, met: bool, seconds: float) -> None:
+        kind = self._other if position else self._first if met else self._meeting
+        kind.note(seconds)
+
+    @property
+    def known(self) -> bool:
+        return bool(self._first.count and self._other.count)
+
+    @property
+    def meeting(self) -> float:
+        return self._meeting.estimate
+
+    def seconds(self, drafts: int) -> float:
+        """What a step's drafts take. What was never timed takes nothing, so that it soon is timed."""
+        return self._first.estimate + (drafts - 1) * self._other.estimate if drafts > 0 else 0.0
+
+
+@final
+@frozen(eq=False)
+class _Text:
+    """A text between two steps: the seconds lost to drafting, whether the drafter has met it, and what is watched."""
+
+    lost: float = 0.0
+    met: bool = False
+    watched: Watched | None = None
+
+
+@final
+@frozen(eq=False)
+class _Taken:
+    """What a step did, until the next one tells what came of it. Nothing is promised where the prompt is read."""
+
+    step: int
+    start: int
+    gamma: int
+    drafting: float
+    promised: float | None
+    watched: Watched | None
+
+
+STEPS: Final = count(1)
+"""Numbers the steps of all policies, so that no two of them are one."""
+
+
+class CostAwarePace(NamedTuple):
+    """What `CostAware` carries between steps: whose it is, its number, the seconds lost, if the drafter was asked."""
+
+    policy: float
+    step: float
+    lost: float
+    met: float
+
+
+@final
+@define(eq=False)
+class CostAware:
+    """The γ with the most expected tokens per second on this machine, from 0 to `most`.
+
+    maximise (1 + Σ_{i ≤ γ} Π_{j ≤ i} a_j) / (t(γ + 1) + d(γ))
+
+    So it is for drafts of which nothing is known. Where the drafter tells the chances of its drafts, as `LookupTree`
+    does, it is the first n drafts with the most (1 + w Σ chance) / t(n + 1), with w what came of the chances in this
+    text: trees are paced like that (`policies.chances`).
+
+    t comes from `meter`, which has to be the one that times the target. d, the time that γ drafts take, is measured
+    here. a_j, the acceptance of the j-th draft once those before it stand, is learnt from the texts, by source and by
+    how many drafts it offered, recent ones counting more. Certain drafts that cost next to nothing are looked at before
+    γ is chosen, and those not taken are still compared with the text that comes, so that γ = 0 learns as well.
+
+    A text may lose `ADVANCE` passes to drafting and `LOSS` of a pass for each token. A γ that is likely to lose more,
+    were its first draft refused, is not taken; so a drafter that is always wrong, or dear, costs little. Whether a
+    draft is taken is decided before it is drawn, or it is certain: the text's law is the target's whatever the clock
+    says. Under a seed the text itself is the same whatever the clock says where drafts are certain; where they are
+    drawn and may be rejected, γ decides how many draws there are, so the clock does too, unless the step is a
+    `seed_coupled_step`.
+
+    `tell` hears of each choice. One policy serves one drafter, for many texts, and what it learnt stays with it; only
+    one text at a time teaches it. Threads may share it: while one drafts, the others wait. A pace of another policy,
+    another `CostAware` among them, is a fresh start: its seconds are another meter's. most ≥ 1, else `DecodeError`.
+    Source: Leviathan et al. 2211.17192, section 3.3, where one α and one cost ratio c stand for what is measured here;
+    for trees Chen et al. 2402.12374 (Sequoia).
+
+    >>> from specflow.state import Request
+    >>> meter = CostMeter()
+    >>> for k, seconds in ((1, 1.0), (1, 1.0), (2, 1.1), (3, 1.2), (4, 2.0)):
+    ...     meter.note(k, seconds)
+    >>> tree = [Proposal(token, parent=-1, chance=chance) for token, chance in ((5, 0.5), (6, 0.3), (7, 0.2))]
+    >>> [draft.token for draft in CostAware(meter, most=3)(iter(tree), DecodeState(Request((1,), 9), (1,)))[0]]
+    [5, 6]
+    """
+
+    meter: CostMeter = field(validator=valid(a(CostMeter, "give the CostMeter that times the target")))
+    most: int = field(default=16, validator=valid(drafts))
+    tell: Callable[[Choice], object] = field(default=untold, validator=valid(calls("a listener", "give a function")))
+    _identity: int = field(init=False, factory=identity, repr=False)
+    _drafting: _Drafting = field(init=False, factory=_Drafting, repr=False)
+    _acceptance: Acceptance = field(init=False, factory=Acceptance, repr=False)
+    _taken: _Taken | None = field(init=False, default=None, repr=False)
+    _lock: RLock = field(init=False, factory=RLock, repr=False)
+    _by_chances: ByChances | None = field(init=False, default=None, repr=False)
+    _heard_in: float = field(init=False, default=0.0, repr=False)
+
+    def __call__(self, stream: Iterator[Proposal], state: DecodeState, /) -> tuple[tuple[Proposal, ...], Pace]:
+        with self._lock:
+            if self._by_chances is None:
+                stream = self._heard(stream, state)
+            if self._by_chances is None:
+                return self._step(stream, state)
+            drafts, choice, pace = self._by_chances.step(stream, state)
+            self.tell(choice)
+            return drafts, pace
+
+    def _heard(self, stream: Iterator[Proposal], state: DecodeState) -> Iterator[Proposal]:
+        """The stream, once it is known whether its drafter tells chances: the first draft of the first text says so."""
+        if self._taken is not None or self._own(state.pace) is not None:
+            return stream
+        began = self.meter.now()
+        first = next(stream, None)
+        if first is None:
+            return stream
+        a(Proposal, "have the drafter yield proposals")("drafter", first)
+        if first.chance is not None:
+            self._by_chances = ByChances(self.meter, int(self.most), self._identity)
+        else:
+            self._heard_in = self.meter.since(began)
+        return chain((first,), stream)
+
+    def _step(self, stream: Iterator[Proposal], state: DecodeState) -> tuple[tuple[Proposal, ...], Pace]:
+        costs = self.meter.seconds(int(self.most) + 1)
+        pace = self._own(state.pace)
+        text = self._settled(state, pace, costs)
+        draft = Draft(stream, min(self.most if costs is None else len(costs) - 1, state.room - 1))
+        if costs is not None:
+            gamma, tokens, seconds = self._chosen(draft, costs, text, state, begins=pace is None)
+        else:  # nothing can be weighed yet, but while the prompt is read the drafter may read it too
+            if pace is None:
+                self._pull(draft, text)
+            gamma, tokens, seconds = len(draft.proposals), (), ()
+        step = next(STEPS)
+        watched = text.watched or draft.watched(len(state.tokens))
+        promised = seconds[gamma] if pace is not None and seconds else None
+        self._taken = _Taken(step, len(state.tokens), gamma, draft.seconds, promised, watched)
+        self.tell(Choice(len(state.tokens), len(draft.proposals), gamma, tokens, seconds, text.lost))
+        after = CostAwarePace(self._identity, step, text.lost, text.met or draft.asked)
+        return tuple(draft.proposals[:gamma]), after
+
+    def _own(self, pace: Pace) -> CostAwarePace | None:
+        """The pace, if it is one of this policy's."""
+        match pace:
+            case CostAwarePace(policy) if policy == self._identity and are_numbers(pace):
+                return pace
+        return None
+
+    def _settled(self, state: DecodeState, pace: CostAwarePace | None, costs: Sequence[float] | None) -> _Text:
+        """The text up to here, once what became of the last step is counted and learnt."""
+        if pace is None:
+            self._acceptance.begin()
+            return _Text()
+        lost = pace.lost
+        self._acceptance.step += 1
+        taken = self._taken
+        if taken is None or taken.step != pace.step:  # another text came between, or this state is stepped again
+            return _Text(lost, bool(pace.met))
+        if costs is not None and taken.promised is not None:
+            # A stall is nobody's loss: no step is charged with more than thrice what it promised to take.
+            took = min(costs[min(taken.gamma, len(costs) - 1)] + taken.drafting, 3 * taken.promised)
+            lost += took - costs[0] * (len(state.tokens) - taken.start)
+        watched = None if taken.watched is None else self._acceptance.learn(taken.watched, state.tokens)
+        self._taken = evolve(taken, watched=watched)  # should this step fail, it is not learnt twice
+        return _Text(lost, bool(pace.met), watched)
+
+    def _chosen(
+        self, draft: Draft, costs: Sequence[float], text: _Text, state: DecodeState, begins: bool
+    ) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
+        """γ, and what each γ promises in tokens and in seconds, with as many drafts pulled as it takes to tell."""
+        credit = costs[0] * (ADVANCE + LOSS * len(state.output)) - text.lost
+        free = self._drafting.known and self._drafting.seconds(draft.most) <= LOOK * costs[0]
+        if not free and not text.met and not begins:
+            credit -= self._drafting.meeting
+
+        def best(tokens: Sequence[float], seconds: Sequence[float]) -> int:
+            refused = max(DOUBT, 2 - tokens[1]) if len(tokens) > 1 else 1.0
+            safe = [g for g in range(draft.drawn + 1, len(tokens)) if refused * (seconds[g] - costs[0]) <= credit]
+            return max((draft.drawn, *safe), key=lambda gamma: tokens[gamma] / seconds[gamma])
+
+        while draft.goes_on:
+            looking = free and not draft.drawn
+            if not looking and best(*self._promised(draft, costs)) <= len(draft.proposals):
+                break
+            self._pull(draft, text)
+        tokens, seconds = self._promised(draft, costs)
+        gamma = min(len(draft.proposals), best(tokens, seconds))
+        if not draft.drawn and self.meter.stale and tokens[gamma] / seconds[gamma] < CLOSE / seconds[0]:
+            gamma = 0
+        return gamma, tokens, seconds
+
+    def _promised(self, draft: Draft, costs: Sequence[float]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """For γ = 0, 1, …: the tokens that a step is expected to add, and the seconds it is expected to take."""
+        pulled = len(draft.proposals)
+        most = draft.most if draft.goes_on else pulled
+        survival = accumulate(self._acceptance.chances(draft, most), mul)
+        seconds = [costs[gamma] + self._drafting.seconds(max(gamma, pulled)) for gamma in range(most + 1)]
+        return tuple(accumulate(survival, initial=1.0)), tuple(seconds)
+
+    def _pull(self, draft: Draft, text: _Text) -> None:
+        """One more draft, or the stream's end, timed."""
+        position, met = len(draft.proposals), text.met or draft.asked
+        began = self.meter.now()
+        draft.pull()
+        seconds, self._heard_in = self.meter.since(began) + self._heard_in, 0.0
+        self._drafting.note(position, met, seconds)
+        if met:
+            draft.seconds += seconds

@@ -1,0 +1,187 @@
+"""The cost meter: what this machine takes for a target pass, measured while decoding."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from math import isfinite
+from statistics import median_low
+from threading import Lock
+from time import perf_counter
+from typing import Final, NamedTuple, TypeAlias, final
+
+from attrs import define, field
+from torch import Tensor
+
+from specflow.checks import MOST, calls, number, shown, valid, whole
+from specflow.errors import DecodeError
+from specflow.prefix import TEXTS, common_prefix
+from specflow.state import Predictor, Proposal, Tokens
+
+Clock: TypeAlias = Callable[[], float]
+"""Seconds since some moment. On a GPU it must wait for the device first."""
+
+TICK: Final = 1e-9
+"""Nothing takes less, whatever a coarse clock says, or one that goes backwards."""
+
+AGES: Final = 1e9
+"""Nothing takes longer: about thirty years."""
+
+WINDOW: Final = 9
+"""How many recent durations an estimate looks at."""
+
+HORIZON: Final = 256
+"""After how many passes a length that was not timed again is forgotten: what was slow once is tried again some day."""
+
+FRESH: Final = 16
+"""For how many passes the duration of a pass over one token is taken for granted where little depends on it."""
+
+SLOPE: Final = 0.01
+"""What a further token is thought to add to a pass that was never timed: little, so that it soon is timed."""
+
+
+@final
+@define(eq=False)
+class Durations:
+    """The last few durations of one thing, and the number of the pass that the newest belongs to."""
+
+    estimate: float = 0.0
+    newest: int = 0
+    _seconds: deque[float] = field(factory=lambda: deque(maxlen=WINDOW))
+
+    def note(self, seconds: float, number: int = 0) -> None:
+        self._seconds.append(min(max(seconds, TICK), AGES))
+        self.estimate, self.newest = median_low(self._seconds), number
+
+    @property
+    def count(self) -> int:
+        return len(self._seconds)
+
+
+_is_moment = number("the moment is not a finite number", "give what `now` returned")
+_is_duration = number("the duration is not a finite number", "give seconds")
+
+
+@final
+@define(eq=False)
+class CostMeter:
+    """What this machine takes for a target pass over k new tokens, measured while decoding.
+
+    `timed(target)` is the same predictor, its passes noted by how many tokens they had to read; what reads a prompt is
+    not noted. An estimate is the lower median of the last few, so that a stall moves nothing; of a length that was
+    timed once it is at most k passes over one token. Costs need not grow with k: each k stands for itself, and one that
+    was never timed lies on the line between its neighbours.
+
+    Threads may share a meter, and the predictors that it times: it knows the last few texts, so that decodes may take
+    turns. A pass that had to wait for another thread took as long as it took. `DecodeError` where the clock tells no
+    finite number; one that stands still or goes backwards makes everything quick.
+
+    >>> meter = CostMeter()
+    >>> for k, seconds in ((1, 2.0), (1, 9.0), (5, 4.0)):
+    ...     meter.note(k, seconds)
+    >>> meter.seconds(5)
+    [2.0, 2.5, 3.0, 3.5, 4.0]
+    """
+
+    clock: Clock = field(default=perf_counter, validator=valid(calls("a clock", "give one, such as time.perf_counter")))
+    _passes: int = field(init=False, default=0)
+    _noted: dict[int, Durations] = field(init=False, factory=dict, repr=False)
+    _lock: Lock = field(init=False, factory=Lock, repr=False)
+
+    def timed(self, target: Predictor) -> Predictor:
+        """`target`, timed. What it answers is its own."""
+        calls("a predictor", "give one, such as a CachedPredictor")("target", target)
+        read = _Read()
+
+        def predict(tokens: Tokens, drafts: Sequence[Proposal], /) -> Tensor:
+            shared, known = read.nearest(tokens)
+            began = self.now()
+            logits = target(tokens, drafts)
+            seconds = self.since(began)
+            goes_on = len(tokens) - shared <= known.drafts + 1
+            read.keep(_Known(tokens, len(drafts)), known if goes_on else None)
+            if goes_on:
+                self.note(len(drafts) + 1, seconds)
+            return logits
+
+        return predict
+
+    def now(self) -> float:
+        """What the clock says."""
+        seconds: object = self.clock()
+        if not isinstance(seconds, int | float) or not isfinite(seconds):
+            remedy = "give a function that returns seconds, such as time.perf_counter"
+            raise DecodeError("clock", "the clock tells no finite number", shown(seconds), remedy)
+        return seconds
+
+    def since(self, began: float) -> float:
+        """The seconds since then, from `TICK` to `AGES`."""
+        _is_moment("began", began)
+        return min(max(self.now() - began, TICK), AGES)
+
+    def note(self, k: int, seconds: float) -> None:
+        """A pass over k ≥ 1 tokens took `seconds`, a finite number; else `DecodeError`."""
+        whole(1, "give the number of tokens that were read", MOST)("k", k)
+        _is_duration("seconds", seconds)
+        with self._lock:
+            self._passes += 1
+            self._noted.setdefault(int(k), Durations()).note(float(seconds), self._passes)
+
+    @property
+    def stale(self) -> bool:
+        """Whether a pass over one token, which all others are weighed against, was not timed for some time."""
+        with self._lock:
+            return 1 not in self._noted or self._passes - self._noted[1].newest >= FRESH
+
+    def seconds(self, most: int) -> list[float] | None:
+        """What passes over 1 … `most` ≥ 1 tokens are expected to take, up to twice the longest that was timed.
+
+        None until a single token was timed twice.
+        """
+        whole(1, "ask for one token or more")("most", most)
+        with self._lock:
+            single = self._noted.get(1)
+            if single is None or single.count < 2 or self._passes - single.newest >= HORIZON:
+                return None
+            known = sorted(
+                [
+                    (k, min(each.estimate, k * single.estimate) if each.count == 1 else each.estimate)
+                    for k, each in self._noted.items()
+                    if self._passes - each.newest < HORIZON
+                ]
+            )
+        costs, i = [], 0
+        for k in range(1, min(int(most), 2 * known[-1][0]) + 1):
+            if i + 1 < len(known) and known[i + 1][0] <= k:
+                i += 1
+            below, cost = known[i]
+            if i + 1 < len(known):
+                above, higher = known[i + 1]
+                costs.append(cost + (higher - cost) * (k - below) / (above - below))
+            else:
+                costs.append(cost * (1 + SLOPE * (k - below)))
+        return costs
+
+
+class _Known(NamedTuple):
+    """A text that was read, and how many drafts behind it."""
+
+    tokens: Tokens = ()
+    drafts: int = 0
+
+
+@final
+@define(eq=False)
+class _Read:
+    """The last few texts that a predictor was given, the newest first."""
+
+    _known: tuple[_Known, ...] = ()
+
+    def nearest(self, tokens: Tokens) -> tuple[int, _Known]:
+        """The text that shares the most with these tokens, and how many it shares."""
+        known = [(common_prefix(each.tokens, tokens), each) for each in self._known]
+        return max(known, key=lambda found: found[0], default=(0, _Known()))
+
+    def keep(self, text: _Known, before: _Known | None) -> None:
+        """Remember a text, in place of the one that it grew from."""
+        self._known = (text, *[each for each in self._known if each is not before])[:TEXTS]

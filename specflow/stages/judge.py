@@ -1,0 +1,93 @@
+"""Judge: which of the drafts stand, by a rule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Generic, TypeAlias, final
+
+from attrs import field, frozen
+
+from specflow.checks import a, calls, is_id, named, shown, valid
+from specflow.distribution import BlackBox, Categorical, PointMass
+from specflow.errors import DecodeError
+from specflow.lossy import Lossy
+from specflow.processors import Processor
+from specflow.stages.score import Score, is_processor, is_target
+from specflow.state import TEXT, Drafted, Predictor, Rule, S, Scored, Verdict, Verified
+
+LossyRule: TypeAlias = Callable[[Scored], Lossy[Verdict[S]]]
+"""A rule under which the text does not have the target's law."""
+
+a_score = a(Scored, "put the stages in order: Draft, Score, Judge, Adjust, commit, advance")
+_is_rule = valid(calls("a rule", "give one, such as Reject(Dice())"))
+
+
+@final
+@frozen
+class Judge(Generic[S]):
+    """Lets a rule say which of the drafts stand. `DecodeError` for a verdict that is none.
+
+    Behind an accepted stop token there is no correction: the text is over.
+    """
+
+    rule: Rule[S] = field(validator=_is_rule)
+
+    def __call__(self, scored: Scored, /) -> Verified[S]:
+        a_score("scored", scored)
+        return _verified(scored, self.rule(scored), self.rule)
+
+
+@final
+@frozen
+class LossyJudge(Generic[S]):
+    """`Judge` by a rule under which the text does not have the target's law."""
+
+    rule: LossyRule[S] = field(validator=_is_rule)
+
+    def __call__(self, scored: Scored, /) -> Lossy[Verified[S]]:
+        a_score("scored", scored)
+        said: object = self.rule(scored)
+        if not isinstance(said, Lossy):
+            raise DecodeError("rule", f"the rule {named(self.rule)} is not lossy", shown(said), "use Judge(rule)")
+        verdict: Verdict[S] = said.value
+        return Lossy(_verified(scored, verdict, self.rule))
+
+
+@final
+@frozen
+class Verify(Generic[S]):
+    """`Score` and `Judge` in one, for who does not look in between."""
+
+    target: Predictor = field(validator=is_target)
+    processor: Processor = field(validator=is_processor)
+    rule: Rule[S] = field(validator=_is_rule)
+
+    def __call__(self, drafted: Drafted, /) -> Verified[S]:
+        return Judge(self.rule)(Score(self.target, self.processor)(drafted))
+
+
+def _verified(scored: Scored, verdict: Verdict[S], rule: object) -> Verified[S]:
+    said: object = verdict
+    if not isinstance(said, Verdict) or not _is_path(scored.drafted, said.path):
+        happened = f"the rule {named(rule)} says nothing of which drafts stand"
+        remedy = "return Verdict(path, correction), with a path of drafts from the text down"
+        raise DecodeError("rule", happened, shown(said), remedy)
+    path, correction = verdict.path, verdict.correction
+    if path and scored.drafted.proposals[path[-1]].token in scored.drafted.state.request.stop:
+        correction = None
+    elif correction is None:
+        correction = scored.law(path[-1] if path else TEXT)
+    elif not _is_law(correction):
+        happened = f"the correction of the rule {named(rule)} is no law"
+        raise DecodeError("rule", happened, shown(correction), "give a PointMass or Categorical, or None for p itself")
+    return Verified(scored, path, correction)
+
+
+def _is_law(value: object) -> bool:
+    return isinstance(value, PointMass | Categorical | BlackBox)
+
+
+def _is_path(drafted: Drafted, path: object) -> bool:
+    if not isinstance(path, tuple) or not all(is_id(i) and i < len(drafted.proposals) for i in path):
+        return False
+    return [drafted.parents[i] for i in path] == [TEXT, *path][:-1]

@@ -1,0 +1,55 @@
+"""Score: one target pass over all drafts. It is the only place that reads the target."""
+
+from __future__ import annotations
+
+from typing import final
+
+from attrs import field, frozen
+
+from specflow.asked import fits, laws_of, looked_at
+from specflow.checks import a, calls, does, is_id, shown, valid
+from specflow.errors import DecodeError
+from specflow.laws import Laws
+from specflow.processors import Processor
+from specflow.state import Drafted, Predictor, Proposal, Scored
+
+a_draft = a(Drafted, "put the stages in order: Draft, Score, Judge, Adjust, commit, advance")
+is_target = valid(calls("a predictor", "give a function of (text, drafts), such as a CachedPredictor"))
+is_processor = valid(
+    does("a processor", "give a Processor; interop.ProcessorList makes one of transformers' list", "laws")
+)
+
+
+@final
+@frozen
+class Score:
+    """Reads what the target says behind the text and behind each draft, in one pass.
+
+    Laws are made of its logits by `processor`, along a stretch of drafts at once where the processor is total, and one
+    by one as a rule goes on where it is not. `DecodeError` for a draft outside the vocabulary, for logits that are no
+    rows [n + 1, V], and for a law that is none, where a rule asks for it.
+    """
+
+    target: Predictor = field(validator=is_target)
+    processor: Processor = field(validator=is_processor)
+
+    def __call__(self, drafted: Drafted, /) -> Scored:
+        a_draft("drafted", drafted)
+        text, proposals = drafted.state.tokens, drafted.proposals
+        if not all(map(_is_draft, proposals)):
+            raise DecodeError("drafted", "a draft is no proposal of a token id", shown(proposals), "propose plain ints")
+        logits = looked_at(self.target(text, proposals), len(proposals) + 1, self.target, len(text) + len(proposals))
+        vocab_size = logits.shape[1]
+        for proposal in proposals:
+            if proposal.token >= vocab_size:
+                fits(proposal.token, proposal.source, vocab_size)
+
+        def make(way: tuple[int, ...]) -> Laws:
+            return laws_of(self.processor, drafted.text(way[-1]), scored.rows(way))
+
+        scored = Scored(drafted, logits, make)
+        return scored
+
+
+def _is_draft(value: object) -> bool:
+    return isinstance(value, Proposal) and is_id(value.token)
