@@ -65,7 +65,7 @@ def both_rules(
     for end in ends:
         drafts = tuple(islice(drafter(text[:end]), gamma))
         tokens = (*text[:end], *(draft.token for draft in drafts))
-        laws = processor.laws(tokens, target(tokens, gamma + 1))
+        laws = processor.laws(tokens, last_rows(target, tokens, gamma + 1))
         yield (
             accepted(lambda branch: Verify(target, processor, Reject(branch)), drafts, laws, end),
             accepted(lambda branch: Verify(target, processor, Block(branch)), drafts, laws, end),

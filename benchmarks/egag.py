@@ -61,7 +61,7 @@ def with_noise(model: Module, amount: float) -> Module:
 
 def first_drafts(drafter: Module, prompt: list[int], answer: list[int]) -> Iterator[Draft]:
     """The drafter's proposal at each position of the answer."""
-    rows = UncachedPredictor(drafter)((*prompt, *answer[:-1]), len(answer))
+    rows = last_rows(UncachedPredictor(drafter), (*prompt, *answer[:-1]), len(answer))
     for logits, token in zip(rows, answer, strict=True):
         draft = int(logits.argmax())
         yield Proposal(draft, PointMass(draft), "llm", logits), draft == token

@@ -35,7 +35,7 @@ from specflow import (
     unfold,
 )
 from specflow.drafters import SuffixDrafter
-from specflow.predictor import Prunable
+from specflow.protocols import Prunable
 
 LENGTHS: Final = (1024, 4096, 16384, 32768)
 TURNS: Final = 15

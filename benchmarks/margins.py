@@ -55,7 +55,7 @@ class Counted:
     def __call__(self, tokens: Tokens, last: int, /) -> Tensor:
         """The predictor's own answer."""
         self.passes += 1
-        return self.predictor(tokens, last)
+        return last_rows(self.predictor, tokens, last)
 
 
 @final

@@ -610,11 +610,11 @@ def relative(predictor: Predictor, fresh: Predictor) -> tuple[Predictor, Predict
     """Both in units of the largest logit of the fresh row."""
 
     def scale(tokens: Tokens, last: int) -> Tensor:
-        rows = fresh(tokens, last).abs()
+        rows = last_rows(fresh, tokens, last).abs()
         return rows.where(rows.isfinite(), 0).amax(dim=-1, keepdim=True).clamp_(min=1e-30)
 
     def ours(tokens: Tokens, last: int) -> Tensor:
-        rows, unit = predictor(tokens, last), scale(tokens, last)
+        rows, unit = last_rows(predictor, tokens, last), scale(tokens, last)
         if rows.shape[0] != last:
             raise AssertionError(f"{len(rows)} rows instead of {last}")
         return rows / unit

@@ -61,8 +61,8 @@ def main() -> None:
     predict, steady = (CachedPredictor(make(loaded.model)) for make in (accelerate.fast, accelerate.bit_for_bit))
     text = (*loaded.chat("Count."), *[7] * options.length)
     for model in (given, predict, steady):
-        model(text[:-1], 1)
-        model(text, 1)
+        model(text[:-1], ())
+        model(text, ())
     everything = torch.zeros(size // 4)  # at least as large as any cache of the processor
     print(f"SmolLM2-135M, {dtype}, {size / 1e6:.0f} MB of weights, {torch.get_num_threads()} threads")
     print(f"reading as many bytes: {milliseconds(everything.sum):.1f} ms")
@@ -70,7 +70,7 @@ def main() -> None:
         print(f"{name}, one token: {milliseconds(partial(model, text, 1)):.1f} ms")
     with profile(activities=[ProfilerActivity.CPU]) as record:
         for _ in range(STEPS):
-            predict(text, 1)
+            predict(text, ())
     groups: dict[str, float] = {}
     for event in record.key_averages():
         name = group_of(event.key)

@@ -39,18 +39,18 @@ def main() -> None:
     model, prompt = loaded.unwrap().model, loaded.unwrap().chat("Hello")
 
     def tried() -> None:
-        CachedPredictor(copy(model))(prompt, 1)  # another object over the same weights
+        CachedPredictor(copy(model))(prompt, ())  # another object over the same weights
 
     def tried_with_trees() -> None:
         CachedPredictor(copy(model)).read_tree(prompt, (Node(5), Node(6)))
 
     known = CachedPredictor(model)
-    known(prompt, 1)
-    once = milliseconds(lambda: CachedPredictor(model)(prompt, 1))
+    known(prompt, ())
+    once = milliseconds(lambda: CachedPredictor(model)(prompt, ()))
     print(f"the first reading of a prompt of {len(prompt)} tokens: {once:.0f} ms where the model is known")
     print(f"the trial, once for a model object: {milliseconds(tried) - once:.0f} ms")
     print(f"with trees of drafts: {milliseconds(tried_with_trees) - once:.0f} ms")
-    print(f"a pass over one token: {milliseconds(lambda: known((*prompt, 7), 1), 20):.1f} ms")
+    print(f"a pass over one token: {milliseconds(lambda: known((*prompt, 7), ()), 20):.1f} ms")
     print(f"a look at the model before it: {1e3 * milliseconds(Watch(model).look, 50):.0f} µs")
 
 

@@ -5,7 +5,6 @@ python examples/logits_processors.py
 
 from __future__ import annotations
 
-from returns.pipeline import flow
 from transformers import (
     LogitsProcessorList,
     MaxLengthCriteria,
@@ -18,7 +17,7 @@ from specflow import CachedPredictor, DecodeState, Dice, Finished, run, start
 from specflow.drafters import SuffixDrafter
 from specflow.interop import ProcessorList, stops
 from specflow.models import load
-from specflow.stages import Adjust, Draft, RejectTokens, StopWhen, advance, commit
+from specflow.stages import Adjust, Draft, Reject, StopWhen, Verify, advance, commit
 
 
 def main() -> None:
@@ -35,7 +34,7 @@ def main() -> None:
     stop = StopWhen(stops(criteria))
 
     def step(state: DecodeState) -> DecodeState | Finished:
-        return flow(state, draft, verify, adjust, stop, commit, advance)
+        return state.then(draft).then(verify).then(adjust).then(stop).then(commit).then(advance)
 
     finished = run(step, start(prompt, max_new_tokens=100, stop=loaded.stop).unwrap())
     print(loaded.tokenizer.decode(finished.state.output))

@@ -5,7 +5,7 @@ python examples/numpy_backend.py
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -21,9 +21,9 @@ COUNTS = np.full((len(ALPHABET), len(ALPHABET)), 0.01)
 np.add.at(COUNTS, (IDS[:-1], IDS[1:]), 1.0)
 
 
-def bigram(tokens: Tokens, last: int) -> Tensor:
-    """Logits [last, V] behind each of the last `last` prefixes: log counts of what follows a token."""
-    return torch.from_numpy(np.log(COUNTS[list(tokens[-last:])]))
+def bigram(tokens: Tokens, drafts: Sequence[Proposal]) -> Tensor:
+    """Logits [n + 1, V] behind the text and behind each of n drafts: log counts of what follows a token."""
+    return torch.from_numpy(np.log(COUNTS[[tokens[-1], *[draft.token for draft in drafts]]]))
 
 
 def repeat(tokens: Tokens) -> Iterator[Proposal[PointMass]]:

@@ -37,7 +37,7 @@ from specflow.laws import Laws as Laws
 from specflow.laws import Lazily as Lazily
 from specflow.loop import once as once
 from specflow.loop import run as run
-from specflow.loop import shared_vocabulary as shared_vocabulary
+from specflow.vocabulary import shared_vocabulary as shared_vocabulary
 from specflow.loop import start as start
 from specflow.loop import unfold as unfold
 from specflow.lossy import Lossy as Lossy
@@ -62,10 +62,10 @@ from specflow.policies import StopAfter as StopAfter
 from specflow.policies import Unsure as Unsure
 from specflow.policies import drafter_law as drafter_law
 from specflow.predictor import CachedPredictor as CachedPredictor
-from specflow.predictor import Limits as Limits
-from specflow.predictor import Prunable as Prunable
+from specflow.protocols import Limits as Limits
+from specflow.protocols import Prunable as Prunable
 from specflow.predictor import UncachedPredictor as UncachedPredictor
-from specflow.predictor import fitted as fitted
+from specflow.vocabulary import fitted as fitted
 from specflow.predictor import limits_of as limits_of
 from specflow.processors import EachPrefix as EachPrefix
 from specflow.processors import GreedyProcessor as GreedyProcessor

@@ -34,10 +34,13 @@ from specflow.drafters import (
     propose_nothing,
 )
 from specflow.errors import DecodeError, unwrap
-from specflow.loop import shared_vocabulary, start, unfold
+from specflow.loop import start, unfold
+from specflow.vocabulary import shared_vocabulary
 from specflow.models import SMOLLM2, DType, Loaded, bigrams_of, check_text, load, said, smollm2_is_converted
 from specflow.policies import EGAG, SVIP, AdaEDL, CostAware, CostMeter, Fixed, Heuristic, StopAfter, Unsure
-from specflow.predictor import CachedPredictor, Prunable, fitted, limits_of
+from specflow.predictor import CachedPredictor, limits_of
+from specflow.protocols import Prunable
+from specflow.vocabulary import fitted
 from specflow.processors import (
     GreedyProcessor,
     LogitsProcessor,

@@ -18,10 +18,13 @@ from specflow.drafters.storage import INgramStorage
 from specflow.errors import DecodeError, unwrap
 from specflow.finite import is_near
 from specflow.ids import ids_of, stops_of
-from specflow.loop import once, run, shared_vocabulary, start
+from specflow.loop import once, run, start
+from specflow.vocabulary import shared_vocabulary
 from specflow.lossy import accept_loss
 from specflow.policies import EGAG, Fixed
-from specflow.predictor import CachedPredictor, Limits, UncachedPredictor, fitted, limits_of
+from specflow.predictor import CachedPredictor, UncachedPredictor, limits_of
+from specflow.protocols import Limits
+from specflow.vocabulary import fitted
 from specflow.processors import GreedyProcessor, LogitsProcessor, MultinomialProcessor
 from specflow.random import Dice
 from specflow.reader import refuse_weightless

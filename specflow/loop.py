@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from returns.result import Failure, Result, Success
 from torch import Tensor
 
-from specflow.checks import a, calls, is_id, named, or_none, shown, whole
+from specflow.checks import a, calls, is_id, named, shown
 from specflow.errors import DecodeError
 from specflow.lossy import Lossy
-from specflow.predictor import Limits
+from specflow.protocols import Limits, checked_limits
 from specflow.state import DecodeState, Finished, Reason, Request, Step, Tokens
 
 LARGEST: Final = 2**63
@@ -46,7 +46,7 @@ def start(
 
 
 def _started(prompt: object, max_new_tokens: object, stop: object, limits: object) -> DecodeState:
-    limits = _checked(limits, "limits")
+    limits = checked_limits(limits, "limits")
     tokens = _ids("inputs", prompt, limits.vocab_size)
     stops = frozenset(_ids("eos_tokens_id", stop, limits.vocab_size))
     if not tokens:
@@ -97,39 +97,6 @@ def _listed(name: str, given: Tensor | NDArray[numpy.generic]) -> list[object]:
         raise DecodeError(name, f"{name} are no row of ids", received, "give whole numbers of shape [n], one text")
     numbers: list[object] = given.tolist()
     return numbers
-
-
-def _checked(limits: object, name: str) -> Limits:
-    a(Limits, "give limits_of(model)")(name, limits)
-    assert isinstance(limits, Limits)
-    or_none(whole(1, "give how many tokens the model knows"))("vocab_size", limits.vocab_size)
-    or_none(whole(1, "give how many tokens the model can read"))("context", limits.context)
-    return limits
-
-
-def shared_vocabulary(target: Limits, drafter: Limits) -> Result[int | None, DecodeError]:
-    """The vocabulary that drafts are expressed in: the target's. Refused if the two cannot be one vocabulary.
-
-    Models of one tokenizer pad it differently (151936 and 152064), so the sizes may differ by 512 tokens and by a
-    quarter. Exactness does not depend on this check: a drafter that means other tokens is refused at each of them.
-
-    >>> shared_vocabulary(Limits(151936), Limits(152064)).unwrap()
-    151936
-    >>> print(shared_vocabulary(Limits(49152), Limits(32000)).failure())
-    drafter and target have different vocabularies: received 32000 and 49152; use a drafter with the target's tokenizer.
-    """
-    try:
-        target, drafter = _checked(target, "target"), _checked(drafter, "drafter")
-    except DecodeError as error:
-        return Failure(error)
-    if target.vocab_size is None or drafter.vocab_size is None:
-        return Success(target.vocab_size)
-    small, large = sorted((target.vocab_size, drafter.vocab_size))
-    if large - small > min(512, small // 4):
-        received = f"{drafter.vocab_size} and {target.vocab_size}"
-        remedy = "use a drafter with the target's tokenizer"
-        return Failure(DecodeError("drafter", "drafter and target have different vocabularies", received, remedy))
-    return Success(target.vocab_size)
 
 
 def unfold(step: Step, state: DecodeState) -> Iterator[DecodeState | Finished]:

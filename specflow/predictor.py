@@ -4,66 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from math import inf
-from typing import Final, Protocol, TypeAlias, final
+from typing import Final, final
 
 import torch
-import torch.nn.functional as F
 from attrs import define, field, frozen
 from torch import Tensor
 from torch.nn import Module
 
-from specflow.asked import rows_of
 from specflow.caching import LossyCache, Past
 from specflow.checks import a, calls, or_none, shown, valid, whole
 from specflow.errors import DecodeError
 from specflow.finite import arrived, finite, is_near, on_arrival
 from specflow.ids import ids_of, text_of
 from specflow.prefix import NEAR, begins, common_prefix, parting
+from specflow.protocols import Choose, Limits
 from specflow.reader import Reader, context_of, vocabulary_of
-from specflow.state import Predictor, Proposal, Tokens, parents_of
+from specflow.state import Proposal, Tokens, parents_of
 from specflow.trees import is_chain, path_along, path_by_path
 from specflow.trial import ANY_PIECES, FEEDINGS, Caches, Feeding, Stretch, Trials
 from specflow.watch import Look
-
-Choose: TypeAlias = Callable[[Tensor, int], Tensor]
-"""(logits [V], position) → the id [] of the token that shall stand there, on the device of the logits."""
 
 DRAFTS: Final = 16
 """How many tokens a model that drafts may have read of its own drafts: it is fed them one by one, as text is."""
 
 REREAD: Final = 32
 """How many tokens may be read again with the next draft before they get a pass of their own."""
-
-
-@final
-@frozen
-class Limits:
-    """What a model can take: its vocabulary, and the most tokens it can read. None where the model does not tell."""
-
-    vocab_size: int | None = None
-    context: int | None = None
-
-
-class Prunable(Protocol):
-    """A provider that remembers what it read and can be told which text is still wanted."""
-
-    def prune(self, tokens: Tokens, /) -> None:
-        """Forget what is not a prefix of `tokens`. It never changes what the provider answers later."""
-        ...
-
-
-class ReadsAhead(Protocol):
-    """A model that goes on by itself for a while, where it is, before anybody on the host looks at what it chose."""
-
-    @property
-    def limits(self) -> Limits:
-        """What a text can take."""
-        ...
-
-    def read_ahead(self, tokens: Tokens, most: int, choose: Choose, /) -> Tokens:
-        """Up to `most` tokens that follow, each chosen from the logits behind those before it."""
-        ...
 
 
 def limits_of(model: Module) -> Limits:
@@ -436,30 +401,6 @@ def chosen_id(choose: Choose, logits: Tensor, position: int) -> Tensor:
     if not isinstance(token, Tensor) or token.numel() != 1 or token.is_floating_point() or token.is_meta:
         raise DecodeError("choose", "a choice is no id", shown(token), "return a tensor that holds one id")
     return token.reshape(())
-
-
-def fitted(predictor: Predictor, vocab_size: int) -> Predictor:
-    """The predictor over a vocabulary of `vocab_size`: padding is cut off, and what is missing gets the logit -∞.
-
-    Models of one tokenizer pad their vocabularies differently. Both laws stay laws over the target's vocabulary, so
-    verification stays exact.
-
-    >>> fitted(lambda tokens, drafts: torch.zeros(len(drafts) + 1, 3), 4)((1, 2), ())
-    tensor([[0., 0., 0., -inf]])
-    """
-
-    calls("a predictor", "give a function of a text and drafts")("predictor", predictor)
-    whole(1, "give the target's vocabulary", most=2**24)("vocab_size", vocab_size)
-
-    def predict(tokens: Tokens, drafts: Sequence[Proposal], /) -> Tensor:
-        return fit(rows_of(predictor, tokens, drafts, "predictor"), vocab_size)
-
-    return predict
-
-
-def fit(logits: Tensor, vocab_size: int) -> Tensor:
-    """`logits` [..., V] over a vocabulary of `vocab_size`."""
-    return F.pad(logits[..., :vocab_size], (0, max(0, vocab_size - logits.shape[-1])), value=-inf)
 
 
 def _checked(logits: Tensor, end: int) -> Tensor:

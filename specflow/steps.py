@@ -13,7 +13,7 @@ from specflow.checks import calls, shown
 from specflow.errors import DecodeError
 from specflow.lossy import LossyStep
 from specflow.policies import Fixed
-from specflow.predictor import Prunable
+from specflow.protocols import Prunable
 from specflow.processors import Processor
 from specflow.random import Randomness, Sampling
 from specflow.stages import (

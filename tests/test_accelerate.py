@@ -21,6 +21,7 @@ from transformers import DynamicCache, PreTrainedModel
 from typing_extensions import override
 
 from specflow import (
+    TEXT,
     CachedPredictor,
     CertainDrafter,
     DecodeError,
@@ -28,10 +29,11 @@ from specflow import (
     Fixed,
     GreedyProcessor,
     LLMDrafter,
+    Match,
     MultinomialProcessor,
-    Node,
     PointMass,
     Proposal,
+    Sampling,
     SharedNoise,
     Step,
     SuffixDrafter,
@@ -50,8 +52,9 @@ from specflow.accelerate.any_model import Replaced, is_linear
 from specflow.accelerate.llama import Llama
 from specflow.kv_cache import KVCache
 from specflow.models import Loaded, load
-from specflow.stages import Adjust, Draft, MatchSamples, advance, commit
+from specflow.stages import Adjust, Draft, Verify, advance, commit
 from specflow.testing import conformance, model_conformance, through_trees
+from specflow.trees import last_rows
 from tests.architectures import ARCHITECTURES, WINDOW, Architecture
 from tests.toys import VOCABULARY, oracle, passes_of, tiny_gpt2, tiny_llama
 
@@ -145,15 +148,15 @@ def test_the_family_computes_what_the_given_model_computes(name: str, dtype: tor
         predictor, UncachedPredictor(model), VOCABULARY, tolerance=tolerance, longest=5 * WINDOW, prune=predictor.prune
     )
     assert report.holds, report
-    trees = through_trees(predictor.read_tree, VOCABULARY)
+    trees = through_trees(predictor, VOCABULARY)
     report = conformance(
         trees, UncachedPredictor(model), VOCABULARY, tolerance=tolerance, longest=5 * WINDOW, prune=predictor.prune
     )
     assert report.holds, report
     passes = passes_of(fast)
-    predictor((1, 2, 3), 1)
+    predictor((1, 2, 3), ())
     passes.clear()
-    predictor.read_tree((1, 2, 3), [Node(5), Node(6), Node(7, 0)])
+    predictor((1, 2, 3), [Proposal(5), Proposal(6, parent=TEXT), Proposal(7, parent=0)])
     assert len(passes) == 1
     assert limits_of(fast) == limits_of(model)
 
@@ -182,7 +185,7 @@ def test_a_longer_text_than_the_first_buffers_and_angles() -> None:
     text = tuple(torch.randint(0, VOCABULARY, (1300,)).tolist())
     predict, truth = CachedPredictor(accelerate.fast(model)), UncachedPredictor(model)
     for length, last in ((500, 1), (520, 20), (1290, 700), (1300, 10), (515, 30)):
-        assert (predict(text[:length], last) - truth(text[:length], last)).abs().max() < 1e-9
+        assert (last_rows(predict, text[:length], last) - last_rows(truth, text[:length], last)).abs().max() < 1e-9
 
 
 def test_what_a_pass_leaves_behind_are_ordinary_tensors() -> None:
@@ -199,9 +202,9 @@ def test_the_real_model(smollm2: Loaded) -> None:
     fast = accelerate.fast(smollm2.model)
     prompt = smollm2.chat("Write a haiku about autumn leaves.")
     text = prompt + tuple(oracle(prompt, smollm2.model, 8))
-    truth = UncachedPredictor(smollm2.model)(text, len(text))
+    truth = last_rows(UncachedPredictor(smollm2.model), text, len(text))
     predict = CachedPredictor(fast)
-    ours = torch.cat([predict(text[: len(prompt)], len(prompt)), predict(text[:-3], 5), predict(text, 3)])
+    ours = torch.cat([last_rows(predict, text[: len(prompt)], len(prompt)), last_rows(predict, text[:-3], 5), last_rows(predict, text, 3)])
     assert (ours - truth).abs().max() < 1e-3
     assert greedy(fast, prompt, 40) == greedy(smollm2.model, prompt, 40)
 
@@ -210,7 +213,7 @@ def test_the_real_model_in_bf16_is_as_near_to_fp32_as_the_given_one(smollm2: Loa
     """Both round, and differently; the new one rounds a little less often."""
     text = smollm2.chat("Write a haiku about autumn leaves.")
     models = smollm2.model, smollm2_bf16.model, accelerate.fast(smollm2_bf16.model)
-    truth, theirs, ours = (UncachedPredictor(model)(text, len(text)).float() for model in models)
+    truth, theirs, ours = (last_rows(UncachedPredictor(model), text, len(text)).float() for model in models)
     assert (ours - truth).abs().mean() < 1.1 * (theirs - truth).abs().mean()
 
 
@@ -240,21 +243,21 @@ def test_the_given_model_stays_as_it_is() -> None:
 def test_a_model_that_is_taken_over_is_freed_and_says_so(make: object, tied: bool) -> None:
     model = evolve(variant("llama", tie_word_embeddings=tied), dtype=torch.float32).build()
     text = (5, 9, 7, 3)
-    truth = UncachedPredictor(model)(text, 4)
+    truth = last_rows(UncachedPredictor(model), text, 4)
     assert callable(make)
     taking = make(model, accelerate.Given.TAKEN)
     assert sum(weight.numel() for weight in model.parameters()) == 0
-    assert (UncachedPredictor(taking)(text, 4) - truth).abs().max() < 1e-4
+    assert (last_rows(UncachedPredictor(taking), text, 4) - truth).abs().max() < 1e-4
     with pytest.raises(DecodeError, match="taken over"):
-        UncachedPredictor(model)(text, 4)
+        last_rows(UncachedPredictor(model), text, 4)
 
 
 def test_another_model_that_is_taken_over() -> None:
     model = tiny_gpt2().float()
     text = (5, 9, 7, 3)
-    truth = UncachedPredictor(model)(text, 4)
+    truth = last_rows(UncachedPredictor(model), text, 4)
     taking = accelerate.fast(model, accelerate.Given.TAKEN)
-    assert (UncachedPredictor(taking)(text, 4) - truth).abs().max() < 1e-4
+    assert (last_rows(UncachedPredictor(taking), text, 4) - truth).abs().max() < 1e-4
     assert sum(weight.numel() for weight in model.parameters()) == 0
 
 
@@ -272,7 +275,7 @@ def test_an_accelerated_model_is_a_copy_and_notices_that_its_original_has_change
     def fresh() -> tuple[PreTrainedModel, Module, Tensor]:
         model = build().float()
         fast = accelerate.fast(model)
-        return model, fast, CachedPredictor(fast)(text, 4).clone()
+        return model, fast, last_rows(CachedPredictor(fast), text, 4).clone()
 
     def step(model: PreTrainedModel) -> None:
         model.requires_grad_(True)
@@ -289,17 +292,17 @@ def test_an_accelerated_model_is_a_copy_and_notices_that_its_original_has_change
         model, fast, _ = fresh()
         change(model)
         with pytest.raises(DecodeError, match="changed since it was accelerated"):
-            CachedPredictor(fast)(text, 4)
+            last_rows(CachedPredictor(fast), text, 4)
 
     model, fast, before = fresh()
     for parameter in model.parameters():
         parameter.data.mul_(-3)
     for buffer in model.buffers():
         buffer.mul_(2)
-    assert torch.equal(CachedPredictor(fast)(text, 4), before)
+    assert torch.equal(last_rows(CachedPredictor(fast), text, 4), before)
     model, fast, before = fresh()
     del model
-    assert torch.equal(CachedPredictor(fast)(text, 4), before)
+    assert torch.equal(last_rows(CachedPredictor(fast), text, 4), before)
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # of peft's
@@ -307,19 +310,19 @@ def test_adapters_on_the_given_model() -> None:
     """What is active when it is accelerated is in the copy; switching and adding adapters afterwards is not."""
     text, config = (5, 9, 7, 3), peft.LoraConfig(task_type="CAUSAL_LM", r=2, init_lora_weights=False)
     plain = tiny_llama(dtype=torch.float32)
-    fast, before = accelerate.fast(plain), UncachedPredictor(plain)(text, 4)
+    fast, before = accelerate.fast(plain), last_rows(UncachedPredictor(plain), text, 4)
     adapted = peft.get_peft_model(plain, config).eval()
-    truth = UncachedPredictor(adapted)(text, 4)
+    truth = last_rows(UncachedPredictor(adapted), text, 4)
     assert (truth - before).abs().max() > 0.1
-    assert (CachedPredictor(fast)(text, 4) - before).abs().max() < 1e-4
+    assert (last_rows(CachedPredictor(fast), text, 4) - before).abs().max() < 1e-4
     for given in (adapted, adapted.get_base_model()):
         assert family.strangeness(given) is not None
         made = accelerate.fast(given)
         assert made is not given
-        assert (CachedPredictor(made)(text, 4) - truth).abs().max() < 1e-4
+        assert (last_rows(CachedPredictor(made), text, 4) - truth).abs().max() < 1e-4
         adapted.disable_adapter_layers()
-        assert (UncachedPredictor(adapted)(text, 4) - before).abs().max() < 1e-4
-        assert (CachedPredictor(made)(text, 4) - truth).abs().max() < 1e-4
+        assert (last_rows(UncachedPredictor(adapted), text, 4) - before).abs().max() < 1e-4
+        assert (last_rows(CachedPredictor(made), text, 4) - truth).abs().max() < 1e-4
         adapted.enable_adapter_layers()
     with pytest.raises(DecodeError, match="not known to be of the llama family"):
         accelerate.bit_for_bit(adapted)
@@ -329,12 +332,12 @@ def test_a_model_in_training_and_its_dropout() -> None:
     """The copy is in evaluation mode, whatever the given model is in and goes into."""
     for kind in ("llama", "gpt2"):
         model = evolve(variant(kind, attention_dropout=0.5, attn_pdrop=0.5), dtype=torch.float32).build()
-        truth = UncachedPredictor(model)((5, 9, 7, 3), 4)
+        truth = last_rows(UncachedPredictor(model), (5, 9, 7, 3), 4)
         model.train()
         fast = accelerate.fast(model)
         assert not any(module.training for module in fast.modules())
         for _ in range(2):
-            assert (CachedPredictor(fast)((5, 9, 7, 3), 4) - truth).abs().max() < 1e-4
+            assert (last_rows(CachedPredictor(fast), (5, 9, 7, 3), 4) - truth).abs().max() < 1e-4
         model.activation_checkpointing_enable()  # by hooks
         with pytest.warns(accelerate.NotAccelerated, match="hooks"):
             assert accelerate.fast(model) is model
@@ -346,7 +349,7 @@ def test_two_threads_decode_over_one_accelerated_model(name: str) -> None:
     model = evolve(FAMILY[name], dtype=torch.float32).build()
     texts = [tuple(torch.randint(0, VOCABULARY, (1400,), generator=torch.Generator().manual_seed(i))) for i in range(3)]
     texts = [tuple(map(int, text)) for text in texts]
-    expected = [UncachedPredictor(model)(text, 3) for text in texts]
+    expected = [last_rows(UncachedPredictor(model), text, 3) for text in texts]
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     try:
@@ -355,7 +358,7 @@ def test_two_threads_decode_over_one_accelerated_model(name: str) -> None:
 
             def work(i: int, fast: Module = fast) -> Tensor:
                 predict = CachedPredictor(fast)
-                return [predict(texts[i][:end], 3) for end in (300, 700, 1300, 1400)][-1]
+                return [last_rows(predict, texts[i][:end], 3) for end in (300, 700, 1300, 1400)][-1]
 
             with ThreadPoolExecutor(3) as pool:
                 got = list(pool.map(work, range(3)))
@@ -605,7 +608,7 @@ def test_a_subclass_with_a_forward_of_its_own_is_not_of_the_family() -> None:
     fast = accelerate.fast(model)
     assert type(fast) is Louder
     text = (5, 9, 7, 3)
-    assert (UncachedPredictor(fast)(text, 4) - UncachedPredictor(model)(text, 4)).abs().max() < 1e-4
+    assert (last_rows(UncachedPredictor(fast), text, 4) - last_rows(UncachedPredictor(model), text, 4)).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize(
@@ -643,14 +646,14 @@ def test_without_products_in_half_precision_a_model_is_computed_in_fp32(
     text = tuple(range(20))
     fast, steady = accelerate.fast(model), accelerate.bit_for_bit(model)
     for made in (fast, steady):
-        assert (CachedPredictor(made)(text, 20) - CachedPredictor(exact)(text, 20)).abs().max() < 1e-4
+        assert (last_rows(CachedPredictor(made), text, 20) - last_rows(CachedPredictor(exact), text, 20)).abs().max() < 1e-4
     assert isinstance(fast, Llama)
     assert isinstance(fast.weights.head, kind)
     assert accelerate.check(steady, lengths=(7, 90), passes=(2, 3, 8, 31)).equal
 
     other = accelerate.fast(tiny_gpt2().to(dtype))
     assert isinstance(other.get_submodule("transformer.h.0.mlp.c_fc"), Replaced)
-    assert CachedPredictor(other)(text, 1).dtype == dtype
+    assert CachedPredictor(other)(text, ()).dtype == dtype
 
 
 def test_weights_that_fp16_holds_are_kept_in_it() -> None:
@@ -737,8 +740,8 @@ def test_predictors_that_share_a_model_share_no_text() -> None:
     one, other = CachedPredictor(fast), CachedPredictor(fast)
     text, another = (5, 9, 7, 3, 8), (1, 2, 3, 4, 5)
     for length in range(1, 6):
-        assert (one(text[:length], 1) - truth(text[:length], 1)).abs().max() < 1e-9
-        assert (other(another[:length], 1) - truth(another[:length], 1)).abs().max() < 1e-9
+        assert (one(text[:length], ()) - truth(text[:length], ())).abs().max() < 1e-9
+        assert (other(another[:length], ()) - truth(another[:length], ())).abs().max() < 1e-9
 
 
 # Bit for bit
@@ -880,8 +883,8 @@ def _nothing(tokens: Tokens) -> Iterator[Proposal[PointMass]]:
     yield from ()
 
 
-def _composed(draft: Draft, verify: MatchSamples, adjust: Adjust) -> Step:
-    return lambda state: advance(commit(adjust(verify(draft(state)))))
+def _composed(draft: Draft, verify: Verify[Sampling], adjust: Adjust[Sampling]) -> Step:
+    return lambda state: state.then(draft).then(verify).then(adjust).then(commit).then(advance)
 
 
 # A model as its own drafter

@@ -24,7 +24,6 @@ from specflow import (
     run,
     speculative_step,
     start,
-    tree_step,
 )
 from specflow.stages import UpdateNgram
 from specflow.testing import conformance, model_conformance, through_trees
@@ -46,7 +45,7 @@ def test_architecture(architecture: Architecture) -> None:
     assert predictor.feeding.name == architecture.feeding
 
     trees, fresh = CachedPredictor(model), UncachedPredictor(model)
-    paths = through_trees(trees.read_tree, VOCABULARY)
+    paths = through_trees(trees, VOCABULARY)
     report = conformance(
         paths, fresh, VOCABULARY, tolerance=report.tolerance, steps=15, longest=5 * WINDOW, prune=trees.prune
     )
@@ -63,7 +62,7 @@ def test_architecture(architecture: Architecture) -> None:
         "llm": speculative_step(llm, predictor, greedy, dice, gamma, prune),
         "ngram": ngram_step(ngram, predictor, greedy, dice, update, gamma, prune),
         "suffix": speculative_step(SuffixDrafter(), predictor, greedy, dice, gamma, prune),
-        "tree": tree_step(LookupTree(), predictor.read_tree, greedy, dice, gamma, prune),
+        "tree": speculative_step(LookupTree(), predictor, greedy, dice, gamma, prune),
     }
     for name, step in steps.items():
         state = run(step, start(PROMPT, NEW).unwrap()).state

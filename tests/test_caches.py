@@ -42,6 +42,7 @@ from specflow import (
 from specflow.caching import RECORD
 from specflow.predictor import REREAD
 from specflow.testing import model_conformance
+from specflow.trees import last_rows
 from tests.architectures import ARCHITECTURES, WINDOW
 from tests.toys import oracle, tiny_llama
 
@@ -54,7 +55,7 @@ class Counted(Module):
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
-        CachedPredictor(model)(PROMPT, 1)
+        CachedPredictor(model)(PROMPT, ())
         self.passes: list[int] = []
         model.register_forward_pre_hook(lambda module, inputs: self.passes.append(inputs[0].shape[1]))
 
@@ -75,7 +76,7 @@ def test_refused_drafts_cost_no_extra_target_pass(kind: str) -> None:
     model = BY_KIND[kind].build()
     text = [*PROMPT, *oracle(PROMPT, model, 24)]
     predictor = CachedPredictor(model)
-    predictor((1, 2, 3), 1)  # finds out how it can be fed
+    predictor((1, 2, 3), ())  # finds out how it can be fed
     counted = Counted(model)
     step = speculative_step(knowing(text, 3), predictor, GreedyProcessor(), Dice(), Fixed(4), (predictor,))
     first = autoregressive_step(predictor, GreedyProcessor(), Dice())
@@ -89,7 +90,7 @@ def test_refused_drafts_cost_no_extra_target_pass(kind: str) -> None:
 def test_a_text_read_again_and_again_is_moved_up_in_few_passes_of_its_own() -> None:
     model = BY_KIND["mamba2"].build()
     text = [*PROMPT, *oracle(PROMPT, model, 120)]
-    CachedPredictor(model)(PROMPT, 1)
+    CachedPredictor(model)(PROMPT, ())
     predictor, counted = CachedPredictor(model), Counted(model)
     step = speculative_step(knowing(text, 1), predictor, GreedyProcessor(), Dice(), Fixed(2))
     state = run(step, start(PROMPT, 120).unwrap()).state
@@ -103,13 +104,13 @@ def test_a_model_is_tried_once() -> None:
     model = BY_KIND["mamba2"].build()
     passes: list[int] = []
     model.register_forward_pre_hook(lambda module, inputs: passes.append(inputs[0].shape[1]))
-    CachedPredictor(model)(PROMPT, 1)
+    CachedPredictor(model)(PROMPT, ())
     assert len(passes) > 30
     passes.clear()
-    CachedPredictor(model)(PROMPT, 1)
+    CachedPredictor(model)(PROMPT, ())
     assert passes == [len(PROMPT)]
     model.to(torch.bfloat16)
-    CachedPredictor(model)(PROMPT, 1)
+    CachedPredictor(model)(PROMPT, ())
     assert len(passes) > 10
 
 
@@ -119,7 +120,7 @@ def test_the_state_behind_the_prompt_is_kept_for_the_next_sample() -> None:
     first = autoregressive_step(predictor, GreedyProcessor(), Dice())
     run(first, start(PROMPT, 10).unwrap())
     counted.passes.clear()
-    predictor((*PROMPT, 1), 1)
+    predictor((*PROMPT, 1), ())
     assert counted.passes == [1]
 
 
@@ -140,12 +141,12 @@ def test_a_text_that_outgrows_a_static_cache_is_refused_before_the_model_runs() 
     step = autoregressive_step(predictor, GreedyProcessor(), Dice())
     assert list(run(step, start(PROMPT, 50, (), predictor.limits).unwrap()).state.output) == expected
     counted = Counted(model)
-    predictor((*PROMPT, *expected), 1)
+    predictor((*PROMPT, *expected), ())
     counted.passes.clear()
     with pytest.raises(DecodeError, match="outgrows a cache of 16 tokens: received 17; make a larger cache"):
-        predictor((*PROMPT, *expected, 1), 1)
+        predictor((*PROMPT, *expected, 1), ())
     assert counted.passes == []
-    predictor((*PROMPT, *expected), 1)
+    predictor((*PROMPT, *expected), ())
     assert counted.passes == [1]  # the memo is still there
 
 
@@ -160,7 +161,7 @@ def test_the_same_cache_handed_out_twice_is_refused() -> None:
     model = tiny_llama()
     cache = DynamicCache(config=model.config)
     with pytest.raises(DecodeError, match="a new cache is not empty"):
-        CachedPredictor(model, lambda: cache)((1, 2, 3), 1)
+        CachedPredictor(model, lambda: cache)((1, 2, 3), ())
 
 
 @pytest.mark.parametrize("backend", ["fp8", "quanto"])
@@ -172,7 +173,7 @@ def test_a_quantized_cache_is_used_only_where_it_is_called_lossy(backend: str) -
         return QuantizedCache(backend, model.config, **sizes)
 
     with pytest.raises(DecodeError, match=r"not those of a fresh pass: received QuantizedCache; .*LossyCache"):
-        CachedPredictor(model, make)(PROMPT, 1)
+        CachedPredictor(model, make)(PROMPT, ())
     report = model_conformance(model, predictor=CachedPredictor(model, LossyCache(make)))
     assert not report.holds
     assert median(divergence.difference for divergence in report.divergences) < 1.0  # rounded: the logits reach 8
@@ -198,7 +199,7 @@ def test_an_offloaded_cache_is_refused_where_there_is_nothing_to_offload_from(wh
     predictor = CachedPredictor(model, offloaded(model.config)[which])
     counted = Counted(model)
     with pytest.raises(DecodeError, match="only from CUDA: received a model on cpu; make it without offloading"):
-        predictor(PROMPT, 1)
+        predictor(PROMPT, ())
     assert counted.passes == []
 
 
@@ -208,7 +209,7 @@ def test_a_sliding_window_records_what_a_draft_may_take_back_and_not_much_more()
     text = tuple(torch.randint(0, 64, (240,)).tolist())
     longest = 0
     for end in range(1, 240):
-        predictor(text[:end], 1)
+        predictor(text[:end], ())
         past = predictor._kept[0].past
         assert isinstance(past.cache, DynamicCache)
         (layer, _) = past.cache.layers
@@ -217,9 +218,9 @@ def test_a_sliding_window_records_what_a_draft_may_take_back_and_not_much_more()
         longest = max(longest, layer.keys.shape[-2])
     assert WINDOW + RECORD < longest <= WINDOW + 2 * RECORD
     counted.passes.clear()
-    predictor((*text[: 239 - RECORD // 2], 1), 1)
+    predictor((*text[: 239 - RECORD // 2], 1), ())
     assert counted.passes == [1]  # cropped
-    predictor((*text[:20], 1), 1)
+    predictor((*text[:20], 1), ())
     assert counted.passes == [1, 21]  # read again
 
 
@@ -263,7 +264,7 @@ def test_a_cache_of_tuples_is_cropped_where_it_has_rows_and_marked_where_it_has_
     assert predictor.feeding is not None
     assert predictor.feeding.name == "any pieces"
     for end in (5, 6, 7):  # at 6 tokens the transposed tensors look like rows, too
-        predictor(PROMPT[:end], 1)
+        predictor(PROMPT[:end], ())
         assert predictor._kept[0].past.needs_marks == transposed or end == 5
 
 
@@ -334,7 +335,7 @@ def test_a_text_that_crosses_the_edge_of_a_longrope_is_read_afresh_there(cached:
     for end in (25, edge, edge + 1, edge - 1, 30):
         text = (*PROMPT, *expected)[:end]
         fresh = torch.cat([model(torch.tensor([text[: end - back]])).logits[0, -1:] for back in (2, 1, 0)])
-        assert torch.allclose(predictor(text, 3), fresh, atol=1e-9)
+        assert torch.allclose(last_rows(predictor, text, 3), fresh, atol=1e-9)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -343,7 +344,7 @@ def test_gross_faults_are_found_in_half_precision_and_rounding_is_none(kind: str
     model = BY_KIND[kind].build()
     model.to(dtype)
     predictor = CachedPredictor(model)
-    predictor(PROMPT, 1)
+    predictor(PROMPT, ())
     assert predictor.feeding is not None
     assert predictor.feeding.name == BY_KIND[kind].feeding
 
@@ -364,7 +365,7 @@ def test_a_model_that_reads_few_tokens_is_tried_on_as_few(room: int, feeding: st
 
     model = Narrow("forgets for pieces")
     predictor = CachedPredictor(model)
-    predictor((1, 2), 1)
+    predictor((1, 2), ())
     assert predictor.feeding is not None
     assert predictor.feeding.name == feeding
 
@@ -378,8 +379,8 @@ def test_a_cache_for_a_model_that_takes_none_is_refused() -> None:
 def test_a_pass_that_fails_leaves_no_memo() -> None:
     model = BY_KIND["qwen3_next"].build()
     predictor = CachedPredictor(model)
-    predictor(PROMPT, 1)
+    predictor(PROMPT, ())
     with pytest.raises(DecodeError, match="outside the vocabulary of 64: received 1000"):
-        predictor((*PROMPT, 1, 2, 1000), 3)
-    fresh = CachedPredictor(model)((*PROMPT, 1, 2, 3), 3)
-    assert torch.allclose(predictor((*PROMPT, 1, 2, 3), 3), fresh, atol=1e-4)
+        last_rows(predictor, (*PROMPT, 1, 2, 1000), 3)
+    fresh = last_rows(CachedPredictor(model), (*PROMPT, 1, 2, 3), 3)
+    assert torch.allclose(last_rows(predictor, (*PROMPT, 1, 2, 3), 3), fresh, atol=1e-4)

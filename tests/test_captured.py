@@ -19,14 +19,14 @@ from specflow import (
     Dice,
     GreedyProcessor,
     LookupTree,
-    Node,
+    TEXT,
+    Proposal,
     UncachedPredictor,
     autoregressive_generate,
-    path_by_path,
     run,
     speculative_generate,
+    speculative_step,
     start,
-    tree_step,
 )
 from specflow.accelerate import build, fast
 from specflow.accelerate.build import FREE, NotAccelerated
@@ -36,6 +36,7 @@ from specflow.accelerate.linear import Plain
 from specflow.accelerate.llama import Llama
 from specflow.kv_cache import BLOCK, KVCache
 from specflow.testing import conformance, through_trees
+from specflow.trees import last_rows
 from tests.architectures import ARCHITECTURES, WINDOW, Architecture
 from tests.tape import FakeStream, Tape, on_stream, on_tape, recording_into
 from tests.toys import VOCABULARY, passes_of, tiny_gpt2, tiny_llama
@@ -56,7 +57,7 @@ def test_captured_passes_compute_what_the_given_model_computes(name: str) -> Non
         predictor, UncachedPredictor(model), VOCABULARY, tolerance=1e-9, longest=5 * WINDOW, prune=predictor.prune
     )
     assert report.holds, report
-    trees = through_trees(predictor.read_tree, VOCABULARY)
+    trees = through_trees(predictor, VOCABULARY)
     report = conformance(
         trees, UncachedPredictor(model), VOCABULARY, tolerance=1e-9, longest=5 * WINDOW, prune=predictor.prune
     )
@@ -72,11 +73,11 @@ def test_trees_of_any_shape_are_repetitions_of_one_pass() -> None:
 
     model = tiny_llama()
     made = captured(model, counting)
-    predictor, truth = CachedPredictor(made), path_by_path(UncachedPredictor(model))
-    predictor.read_tree((1, 2, 3), (Node(4),))  # the model is tried
+    predictor, truth = CachedPredictor(made), UncachedPredictor(model)
+    predictor((1, 2, 3), (Proposal(4), Proposal(5, parent=TEXT)))  # the model is tried
     captures.clear()
     passes = passes_of(made)
-    predictor((1, 2), 1)  # its hook has made another model of it
+    predictor((1, 2), ())  # its hook has made another model of it
     passes.clear()
     for nodes in ((Node(4), Node(5), Node(6)), (Node(4), Node(5, 0), Node(6, 0)), (Node(4), Node(5, 0), Node(6, 1))):
         for tokens in ((1, 2, 3), (1, 2, 3, 4, 6), (1, 2, 3, 4, 6, 6)):
@@ -96,10 +97,10 @@ def test_a_pass_is_captured_once_and_repeated_at_other_places() -> None:
     model = tiny_llama()
     predict, fresh = CachedPredictor(captured(model, counting)), UncachedPredictor(model)
     text = tuple(i % VOCABULARY for i in range(60))
-    predict(text[:20], 1)  # tried in passes over 1, 4 and 8 tokens
+    predict(text[:20], ())  # tried in passes over 1, 4 and 8 tokens
     captures.clear()
     for end, last in ((21, 1), (22, 1), (23, 1), (26, 3), (30, 4), (29, 2), (33, 3), (57, 24)):
-        assert (predict(text[:end], last) - fresh(text[:end], last)).abs().max() < 1e-9
+        assert (last_rows(predict, text[:end], last) - last_rows(fresh, text[:end], last)).abs().max() < 1e-9
     assert len(captures) == len({2, 32})
 
 
@@ -108,7 +109,7 @@ def test_longer_passes_are_not_captured_and_buffers_grow() -> None:
     predict, fresh = CachedPredictor(captured(model)), UncachedPredictor(model)
     text = tuple(i * 7 % VOCABULARY for i in range(BLOCK + 200))
     for end in (BLOCK - 3, BLOCK - 2, BLOCK + 2, BLOCK + 2 + max(PASSES) + 1, BLOCK + 60, BLOCK + 61):
-        assert (predict(text[:end], 1) - fresh(text[:end], 1)).abs().max() < 1e-9
+        assert (predict(text[:end], ()) - fresh(text[:end], ())).abs().max() < 1e-9
 
 
 def test_a_text_takes_over_the_buffer_and_the_passes_of_one_that_is_gone() -> None:
@@ -119,12 +120,12 @@ def test_a_text_takes_over_the_buffer_and_the_passes_of_one_that_is_gone() -> No
     fresh = UncachedPredictor(model)
     for end in range(10, 20):  # in turns: neither may read what the other wrote
         for i, text in enumerate(texts):
-            assert (predictors[i](text[:end], 1) - fresh(text[:end], 1)).abs().max() < 1e-9
+            assert (predictors[i](text[:end], ()) - fresh(text[:end], ())).abs().max() < 1e-9
     assert len(made._tracks) == 2
     predictors[0] = CachedPredictor(made)  # the first of them is gone
     for end in range(10, 20):
         for i, text in enumerate(texts):
-            assert (predictors[i](text[:end], 1) - fresh(text[:end], 1)).abs().max() < 1e-9
+            assert (predictors[i](text[:end], ()) - fresh(text[:end], ())).abs().max() < 1e-9
     assert len(made._tracks) == 2
 
 
@@ -132,7 +133,7 @@ def test_threads_take_turns_over_captured_passes() -> None:
     """A graph reads and writes one memory: two texts at once, and one that takes over what another leaves."""
     model = tiny_llama()
     texts = [tuple(random.choices(range(VOCABULARY), k=30)) for random in map(Random, range(3))]
-    expected = [UncachedPredictor(model)(text, 20) for text in texts]
+    expected = [last_rows(UncachedPredictor(model), text, 20) for text in texts]
     made = captured(model)
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
@@ -141,8 +142,8 @@ def test_threads_take_turns_over_captured_passes() -> None:
         found = []
         for _ in range(3):
             predict = CachedPredictor(made)
-            predict(texts[i][:10], 1)
-            found.append(torch.cat([predict(texts[i][:end], 1) for end in range(11, 31)]))
+            predict(texts[i][:10], ())
+            found.append(torch.cat([predict(texts[i][:end], ()) for end in range(11, 31)]))
         return found
 
     try:
@@ -155,10 +156,10 @@ def test_threads_take_turns_over_captured_passes() -> None:
 
 def test_a_copy_captures_passes_of_its_own() -> None:
     made = captured(tiny_llama())
-    CachedPredictor(made)((1, 2, 3), 1)
+    CachedPredictor(made)((1, 2, 3), ())
     other = deepcopy(made)
     assert other._tracks == []
-    assert torch.equal(CachedPredictor(other)((1, 2, 3), 1), CachedPredictor(made)((1, 2, 3), 1))
+    assert torch.equal(CachedPredictor(other)((1, 2, 3), ()), CachedPredictor(made)((1, 2, 3), ()))
 
 
 def test_the_last_logits_that_are_wanted_and_a_cache_that_is_not() -> None:
@@ -195,7 +196,7 @@ def test_speculation_over_captured_passes(monkeypatch: pytest.MonkeyPatch) -> No
     assert autoregressive_generate(prompt, made, 40, use_cache=True) == expected
     assert speculative_generate(prompt, fast(drafter), made, max_gen_len=40, use_cache=True)[0] == expected
     predictor = CachedPredictor(made)
-    step = tree_step(LookupTree(), predictor.read_tree, GreedyProcessor(), Dice(), prune=(predictor,))
+    step = speculative_step(LookupTree(), predictor, GreedyProcessor(), Dice(), prune=(predictor,))
     assert list(run(step, start(prompt, 40).unwrap()).state.output) == expected
 
     other = tiny_gpt2()

@@ -51,7 +51,7 @@ def test_a_memo_that_keeps_refused_tokens_is_found_and_named() -> None:
 
     def stale(tokens: Tokens, last: int) -> Tensor:
         # The row of a refused draft: right only where the text's last token is what was read before.
-        return right((*tokens[:-2], 3, tokens[-1]) if len(tokens) > 9 else tokens, last)
+        return last_rows(right, (*tokens[:-2], 3, tokens[-1]) if len(tokens) > 9 else tokens, last)
 
     report = conformance(
         stale, lambda tokens, last: model(torch.tensor([tokens])).logits[0, -last:], 64, tolerance=1e-9
@@ -138,7 +138,7 @@ def test_fresh_passes_are_of_each_prefix_and_by_a_model_that_has_read_nothing(ki
     text = tuple(range(40))
     for end, last in ((40, 3), (5, 5), (40, 1), (30, 12)):
         rows = [_like(model)(torch.tensor([text[:at]])).logits[0, -1:] for at in range(end - last + 1, end + 1)]
-        assert torch.equal(fresh(text[:end], last), torch.cat(rows))
+        assert torch.equal(last_rows(fresh, text[:end], last), torch.cat(rows))
     assert vars(model).keys() & {"calls", "longest"} == set()  # the given one has read nothing either
 
 
@@ -164,7 +164,7 @@ def test_a_pass_that_is_a_function_of_its_prefixes_is_done_once() -> None:
     def taken(model: Module) -> int:
         fresh = fresh_passes(model, VOCABULARY)
         before = next(passes)
-        fresh(tuple(range(30)), 7)
+        last_rows(fresh, tuple(range(30)), 7)
         return next(passes) - before - 1
 
     assert taken(Counted()) == 1

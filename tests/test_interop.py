@@ -44,7 +44,7 @@ from specflow import (
 )
 from specflow.interop import Generate, ProcessorList, new_tokens, sampled, stops, stream
 from specflow.models import Loaded
-from specflow.stages import Adjust, Draft, RejectTokens, StopWhen, advance, commit
+from specflow.stages import Adjust, Draft, Reject, StopWhen, Verify, advance, commit
 from tests.toys import disturbed, oracle, tiny_llama
 
 PROMPT = (5, 9, 5, 9, 7, 3, 5, 9, 7, 3, 5)

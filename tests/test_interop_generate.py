@@ -431,10 +431,10 @@ def test_a_streamer_is_ended_after_a_refusal_and_after_its_own_error() -> None:
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_stream_ends_its_streamer_after_any_error(error: type[BaseException]) -> None:
-    def target(tokens: Tokens, last: int) -> Tensor:
+    def target(tokens: Tokens, drafts: Sequence[Proposal]) -> Tensor:
         if len(tokens) > 4:
             raise error("out of memory")
-        return torch.zeros(last, 8)
+        return torch.zeros(len(drafts) + 1, 8)
 
     step = speculative_step(propose_nothing, target, GreedyProcessor(), Dice())
     for kept in (Kept(), Kept(fails_at=0)):

@@ -42,7 +42,7 @@ from specflow import (
 )
 from specflow.interop import Generate, InOrder, ProcessorList, Stateless, most_likely, sampled
 from specflow.models import Loaded
-from specflow.stages import Adjust, Draft, VerifyBlock, advance, commit
+from specflow.stages import Adjust, Block, Draft, Verify, advance, commit
 from tests.toys import disturbed, tiny_llama
 
 PROMPT, NEW = (5, 9, 5, 9, 7, 3, 5, 9, 7, 3, 5), 20

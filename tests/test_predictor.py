@@ -20,13 +20,16 @@ from specflow import (
     LLMDrafter,
     UncachedPredictor,
     autoregressive_step,
+    chain,
     fitted,
     limits_of,
+    path_by_path,
     run,
     speculative_step,
     start,
 )
 from specflow.prefix import NEAR
+from specflow.trees import last_rows
 from tests.toys import Unrunnable, disturbed, oracle, passes_of, tiny_gpt2, tiny_llama
 
 
@@ -45,7 +48,7 @@ def test_a_random_walk_over_texts_never_changes_a_result(model: PreTrainedModel)
                 text += [random.randrange(64) for _ in range(random.randint(1, 6))]
         text = text[:100]
         last = random.randint(1, len(text))
-        torch.testing.assert_close(cached(tuple(text), last), afresh(tuple(text), last), rtol=0, atol=1e-11)
+        torch.testing.assert_close(last_rows(cached, tuple(text), last), last_rows(afresh, tuple(text), last), rtol=0, atol=1e-11)
         if random.random() < 0.3:
             cached.prune(tuple(text[: random.randint(1, len(text))]))
 
@@ -53,12 +56,12 @@ def test_a_random_walk_over_texts_never_changes_a_result(model: PreTrainedModel)
 def test_only_what_the_memo_does_not_cover_is_fed() -> None:
     model = tiny_llama()
     predict, fed = CachedPredictor(model), passes_of(model)
-    predict((3, 4, 5), 1)
-    predict((3, 4, 5, 6), 1)
-    predict((3, 4, 5, 6, 7, 8), 3)  # two new tokens, and the logits behind one that was read before
-    predict((3, 4, 5, 6, 9), 1)  # 7 and 8 were refused
-    predict((3, 4, 5, 6, 9), 1)  # stepping a state again reads its last token again
-    predict((8,), 1)
+    predict((3, 4, 5), ())
+    predict((3, 4, 5, 6), ())
+    last_rows(predict, (3, 4, 5, 6, 7, 8), 3)  # two new tokens, and the logits behind one that was read before
+    predict((3, 4, 5, 6, 9), ())  # 7 and 8 were refused
+    predict((3, 4, 5, 6, 9), ())  # stepping a state again reads its last token again
+    predict((8,), ())
     assert fed == [3, 1, 3, 1, 1, 1]
 
 
@@ -101,11 +104,11 @@ def test_pruning_is_invisible() -> None:
 def test_pruning_frees_what_was_refused() -> None:
     model = tiny_llama()
     predict, fed = CachedPredictor(model), passes_of(model)
-    predict((3, 4, 5, 6, 7), 1)
+    predict((3, 4, 5, 6, 7), ())
     predict.prune((3, 4, 9))
     assert predict._kept[0].past.length == 2
-    predict((3, 4), 1)
-    predict((3, 4, 5), 1)
+    predict((3, 4), ())
+    predict((3, 4, 5), ())
     assert fed == [5, 1, 1]
 
 
@@ -113,9 +116,9 @@ def test_a_text_that_parts_where_pruning_does_not_look_is_read_rightly() -> None
     model = tiny_llama()
     predict, afresh = CachedPredictor(model), UncachedPredictor(model)
     end = tuple(i % 5 for i in range(NEAR))
-    predict((3, 4, *end, 6), 1)
+    predict((3, 4, *end, 6), ())
     predict.prune((3, 9, *end, 7))
-    torch.testing.assert_close(predict((3, 9, *end, 7), 1), afresh((3, 9, *end, 7), 1), rtol=0, atol=1e-11)
+    torch.testing.assert_close(predict((3, 9, *end, 7), ()), afresh((3, 9, *end, 7), ()), rtol=0, atol=1e-11)
 
 
 def test_an_interrupted_pass_leaves_no_wrong_memo() -> None:
@@ -135,11 +138,11 @@ def test_an_interrupted_pass_leaves_no_wrong_memo() -> None:
     model = tiny_llama()
     interrupted = Interrupted(model)
     predict, afresh = CachedPredictor(interrupted), UncachedPredictor(model)
-    predict((3, 4, 5), 1)
+    predict((3, 4, 5), ())
     interrupted.after = 1
     with pytest.raises(KeyboardInterrupt):
-        predict((3, 4, 5, 6, 7), 2)
-    torch.testing.assert_close(predict((3, 4, 5, 6, 7), 2), afresh((3, 4, 5, 6, 7), 2), rtol=0, atol=1e-11)
+        last_rows(predict, (3, 4, 5, 6, 7), 2)
+    torch.testing.assert_close(last_rows(predict, (3, 4, 5, 6, 7), 2), last_rows(afresh, (3, 4, 5, 6, 7), 2), rtol=0, atol=1e-11)
 
 
 def test_a_model_in_training_mode_decodes_without_dropout_and_stays_in_training_mode() -> None:
@@ -168,7 +171,7 @@ def test_any_module_whose_call_gives_logits() -> None:
     model = Bigram()
     assert limits_of(model) == Limits(None, None)
     for predict in (CachedPredictor(model), UncachedPredictor(model)):
-        assert torch.equal(predict((3, 4, 5), 2), model.table.weight[4:6])
+        assert torch.equal(last_rows(predict, (3, 4, 5), 2), model.table.weight[4:6])
 
 
 def test_a_model_without_logits_is_refused() -> None:
@@ -180,7 +183,7 @@ def test_a_model_without_logits_is_refused() -> None:
     with pytest.raises(
         DecodeError, match=r"returned no logits: received tuple; give a model with a language-model head"
     ):
-        CachedPredictor(Headless())((1,), 1)
+        CachedPredictor(Headless())((1,), ())
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -190,13 +193,13 @@ def test_logits_that_are_not_finite_are_refused_naming_the_position(bad: float) 
         model.table.weight[6, 2] = bad
     for predict in (CachedPredictor(model), UncachedPredictor(model)):
         with pytest.raises(DecodeError, match="NaN or infinity behind the token at position 3; check the weights"):
-            predict((3, 4, 5, 6, 7), 4)
+            last_rows(predict, (3, 4, 5, 6, 7), 4)
 
 
 def test_masked_logits_are_fine() -> None:
-    predict = fitted(lambda tokens, last: torch.zeros(last, 5), 7)
-    assert predict((1,), 1).tolist() == [[0.0] * 5 + [-torch.inf] * 2]
-    assert fitted(predict, 3)((1,), 2).tolist() == [[0.0] * 3] * 2
+    predict = fitted(path_by_path(lambda tokens, last: torch.zeros(last, 5)), 7)
+    assert predict((1,), ()).tolist() == [[0.0] * 5 + [-torch.inf] * 2]
+    assert last_rows(fitted(predict, 3), (1,), 2).tolist() == [[0.0] * 3] * 2
 
 
 def test_limits_are_read_without_running() -> None:

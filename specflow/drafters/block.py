@@ -12,10 +12,11 @@ from specflow.checks import MOST, a, does, or_none, shown, valid, whole
 from specflow.distribution import Categorical, PointMass
 from specflow.errors import DecodeError
 from specflow.ids import ids_of, text_of
-from specflow.predictor import Choose, Limits, ReadsAhead, fit
 from specflow.processors import LogitsProcessor
+from specflow.protocols import Choose, Limits, ReadsAhead
 from specflow.random import Sampling
 from specflow.state import Proposal, Tokens
+from specflow.vocabulary import fit
 
 _reads_ahead = valid(does("a predictor that reads ahead", "give a CachedPredictor", "read_ahead"))
 _at_least_one = valid(whole(1, "draft at least one token"))

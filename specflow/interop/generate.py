@@ -30,7 +30,8 @@ from specflow.interop.processors import InOrder, Processing, Stateless, fresh, m
 from specflow.interop.streaming import Streamer, condition, ended, put_through
 from specflow.loop import run, start
 from specflow.policies import Fixed
-from specflow.predictor import CachedPredictor, Limits, UncachedPredictor, limits_of
+from specflow.predictor import CachedPredictor, UncachedPredictor, limits_of
+from specflow.protocols import Limits
 from specflow.random import Dice, Randomness
 from specflow.stages import Adjust, Draft, Reject, Verify, draft_nothing, ending
 from specflow.stages.stop import Condition

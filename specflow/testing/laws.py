@@ -14,7 +14,7 @@ from specflow.distribution import Categorical, Distribution
 from specflow.drafters.combine import propose_nothing
 from specflow.errors import DecodeError
 from specflow.loop import unfold
-from specflow.predictor import Prunable
+from specflow.protocols import Prunable
 from specflow.random import Randomness, Sampling
 from specflow.stages.observe import Observer, unobserved
 from specflow.state import Committed, DecodeState, Drafter, Finished, Predictor, Proposal, Step, Tally, Tokens
