@@ -12,7 +12,7 @@ from specflow.distribution import BlackBox, Categorical, PointMass
 from specflow.errors import DecodeError
 from specflow.lossy import Lossy
 from specflow.processors import Processor
-from specflow.stages.score import Score, is_processor, is_target
+from specflow.stages.score import Score, a_draft, is_processor, is_target
 from specflow.state import TEXT, Drafted, Predictor, Rule, S, Scored, Verdict, Verified
 
 LossyRule: TypeAlias = Callable[[Scored], Lossy[Verdict[S]]]
@@ -61,9 +61,16 @@ class Verify(Generic[S]):
     target: Predictor = field(validator=is_target)
     processor: Processor = field(validator=is_processor)
     rule: Rule[S] = field(validator=_is_rule)
+    _score: Score = field(init=False, eq=False, repr=False)
+    _judge: Judge[S] = field(init=False, eq=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        object.__setattr__(self, "_score", Score(self.target, self.processor))
+        object.__setattr__(self, "_judge", Judge(self.rule))
 
     def __call__(self, drafted: Drafted, /) -> Verified[S]:
-        return Judge(self.rule)(Score(self.target, self.processor)(drafted))
+        a_draft("drafted", drafted)
+        return drafted.then(self._score).then(self._judge)
 
 
 def _verified(scored: Scored, verdict: Verdict[S], rule: object) -> Verified[S]:
