@@ -3,83 +3,102 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from itertools import islice
 from math import exp
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from specflow import (
+    TEXT,
     BlackBox,
+    Block,
     Categorical,
+    DecodeState,
     Distribution,
+    Drafted,
+    EachPrefix,
     LLMDrafter,
+    Match,
     MultinomialProcessor,
     PointMass,
     Predictor,
     Proposal,
     Randomness,
+    Reject,
+    Request,
+    Rule,
+    Scored,
     Tokens,
+    Traverse,
+    Verdict,
+    along_paths,
+    chain,
 )
-from specflow.stages import LossyTypicalAcceptance, MatchSamples, RejectTokens, VerifyBlock
-from specflow.stages.verify import Rule
+from specflow.stages import LossyTypical, Verify
 from specflow.testing import Branch, Law, TableModel, branches, exact_law
+from specflow.trees import preorder
 
-Verify: TypeAlias = Callable[[Randomness], Rule]
+Make: TypeAlias = Callable[[Randomness], Rule]
+"""What makes a rule of randomness."""
 
-SAMPLING = MultinomialProcessor(1.0)
-
-
-def by_tokens(rng: Randomness) -> Rule:
-    return Verify(TableModel(2), SAMPLING, Reject(rng)).judge
-
-
-def by_blocks(rng: Randomness) -> Rule:
-    return Verify(TableModel(2), SAMPLING, Block(rng)).judge
+SAMPLING: Final = MultinomialProcessor(1.0)
+RULES: Final[dict[str, Make]] = {"Reject": Reject, "Match": Match, "Block": Block, "Traverse": Traverse}
 
 
-def by_samples(rng: Randomness) -> Rule:
-    return Verify(TableModel(2), SAMPLING, Match(rng)).judge
+def behind_zero(stop: frozenset[int] = frozenset()) -> DecodeState:
+    """The text (0,)."""
+    return DecodeState(Request((0,), 99, stop), (0,))
 
 
-def one_step(verify: Verify, target: Predictor, drafter: Predictor, gamma: int) -> Law[tuple[int, Tokens]]:
+def one_step(
+    make: Make, target: Predictor, drafter: Predictor, gamma: int, widths: tuple[int, ...] = ()
+) -> Law[tuple[int, Tokens]]:
     """The exact law of (accepted, the tokens emitted) in one step behind the text (0,)."""
 
     def step(branch: Branch) -> tuple[int, Tokens]:
-        stream = LLMDrafter(drafter, SAMPLING, branch)((0,))
-        proposals = [next(stream) for _ in range(gamma)]
-        drafts = tuple(proposal.token for proposal in proposals)
-        laws = SAMPLING.laws((0, *drafts), target((0, *drafts), gamma + 1))
-        accepted, correction = verify(branch)(proposals, laws, 1)
-        return accepted, (*drafts[:accepted], branch.draw(correction or laws[accepted], 1 + accepted))
+        stream = LLMDrafter(drafter, SAMPLING, branch, widths=widths)((0,))
+        drafted = Drafted(behind_zero(), preorder(tuple(islice(stream, gamma))))
+        verified = Verify(target, SAMPLING, make(branch))(drafted)
+        assert verified.correction is not None
+        return verified.accepted, (*verified.tokens, branch.draw(verified.correction, 1 + verified.accepted))
 
     return exact_law(step)
 
 
-def accepted_tokens(verify: Verify, target: Predictor, drafter: Predictor, gamma: int) -> float:
-    return one_step(verify, target, drafter, gamma).mean(lambda outcome: outcome[0])
+def accepted_tokens(
+    make: Make, target: Predictor, drafter: Predictor, gamma: int, widths: tuple[int, ...] = ()
+) -> float:
+    return one_step(make, target, drafter, gamma, widths).mean(lambda outcome: outcome[0])
 
 
-def judge(
-    verify: Verify, proposals: list[Proposal], laws: Sequence[Distribution], branch: Branch
-) -> tuple[int, Distribution | None]:
-    return verify(branch)(proposals, laws, 1)
+def scored(proposals: Sequence[Proposal], laws: Sequence[Distribution]) -> Scored:
+    """Drafts behind the text (0,), where the target has these laws: behind the text, and behind each draft."""
+    drafted = Drafted(behind_zero(), tuple(proposals))
+    return Scored(drafted, torch.zeros(len(proposals) + 1, 2), lambda way: tuple([laws[i + 1] for i in way]))
+
+
+def behind(scored: Scored, verdict: Verdict) -> Distribution:
+    """The law of the token behind the drafts that stand."""
+    return verdict.correction or scored.law(verdict.path[-1] if verdict.path else TEXT)
 
 
 def always(*probs: float) -> Predictor:
     """A model that does not look at the text."""
     row = torch.tensor(probs, dtype=torch.float64).log()
-    return lambda tokens, last: row.expand(last, -1)
+    return along_paths(lambda tokens: row)
 
 
 def test_the_example_of_the_paper() -> None:
     """Sun et al. 2403.10444, section 2: 10/9 accepted tokens by tokens, 11/9 by blocks."""
     target, drafter = always(1 / 3, 2 / 3), always(2 / 3, 1 / 3)
-    assert accepted_tokens(by_tokens, target, drafter, 2) == pytest.approx(10 / 9, abs=1e-14)
-    assert accepted_tokens(by_blocks, target, drafter, 2) == pytest.approx(11 / 9, abs=1e-14)
+    assert accepted_tokens(Reject, target, drafter, 2) == pytest.approx(10 / 9, abs=1e-14)
+    assert accepted_tokens(Block, target, drafter, 2) == pytest.approx(11 / 9, abs=1e-14)
+    assert accepted_tokens(Traverse, target, drafter, 2) == pytest.approx(11 / 9, abs=1e-14)
 
 
 @pytest.mark.parametrize("gamma", [1, 2, 3])
@@ -87,9 +106,7 @@ def test_the_example_of_the_paper() -> None:
 def test_blocks_never_accept_fewer(gamma: int, seed: int) -> None:
     vocab_size = 3 if gamma < 3 else 2
     target, drafter = TableModel(vocab_size, 2 * seed), TableModel(vocab_size, 2 * seed + 1)
-    tokens, blocks, samples = (
-        accepted_tokens(verify, target, drafter, gamma) for verify in (by_tokens, by_blocks, by_samples)
-    )
+    tokens, blocks, samples = (accepted_tokens(make, target, drafter, gamma) for make in (Reject, Block, Match))
     assert blocks >= tokens - 1e-14
     assert tokens >= samples - 1e-14
     assert gamma > 1 or blocks == pytest.approx(tokens, abs=1e-14)
@@ -97,38 +114,41 @@ def test_blocks_never_accept_fewer(gamma: int, seed: int) -> None:
 
 def test_blocks_do_accept_more() -> None:
     gains = [
-        accepted_tokens(by_blocks, TableModel(3, seed), TableModel(3, seed + 50), 2)
-        - accepted_tokens(by_tokens, TableModel(3, seed), TableModel(3, seed + 50), 2)
+        accepted_tokens(Block, TableModel(3, seed), TableModel(3, seed + 50), 2)
+        - accepted_tokens(Reject, TableModel(3, seed), TableModel(3, seed + 50), 2)
         for seed in range(10)
     ]
     assert sum(gain > 0.01 for gain in gains) >= 3
 
 
-@given(st.integers(0, 10_000), st.lists(st.integers(0, 2), min_size=1, max_size=3))
-@settings(max_examples=25, deadline=None)
-def test_for_certain_drafts_all_rules_are_one(seed: int, drafts: list[int]) -> None:
-    proposals = [Proposal(token) for token in drafts]
-    tokens = (0, *drafts)
-    laws = SAMPLING.laws(tokens, TableModel(3, seed)(tokens, len(drafts) + 1))
+@given(st.integers(0, 10_000), st.lists(st.tuples(st.integers(0, 2), st.integers(0, 9)), min_size=1, max_size=4))
+@settings(max_examples=40, deadline=None)
+def test_for_certain_drafts_all_rules_are_one(seed: int, drafts: list[tuple[int, int]]) -> None:
+    """On chains, and on trees that may hold a token twice behind the same one."""
+    certain = chain([token for token, _ in drafts])
+    tree = [Proposal(token, parent=parent % (i + 1) - 1) for i, (token, parent) in enumerate(drafts)]
+    for proposals in (certain, preorder(tree)):
 
-    def law(verify: Verify) -> Law[tuple[int, int]]:
-        def judge(branch: Branch) -> tuple[int, int]:
-            accepted, correction = verify(branch)(proposals, laws, 1)
-            return accepted, branch.draw(correction or laws[accepted], 1 + accepted)
+        def law(make: Make, proposals: tuple[Proposal, ...] = proposals) -> Law[tuple[Tokens, int]]:
+            def judge(branch: Branch) -> tuple[Tokens, int]:
+                verified = Verify(TableModel(3, seed), SAMPLING, make(branch))(Drafted(behind_zero(), proposals))
+                assert verified.correction is not None
+                return verified.path, branch.draw(verified.correction, 1 + verified.accepted)
 
-        return exact_law(judge)
+            return exact_law(judge)
 
-    assert law(by_blocks).distance(law(by_tokens)) < 1e-14
-    assert law(by_samples).distance(law(by_tokens)) < 1e-14
+        for make in (Block, Match, Traverse):
+            assert law(make).distance(law(Reject)) < 1e-14
 
 
 def test_what_no_draft_can_be_is_refused_by_every_rule() -> None:
     """p(x) = 0."""
     p = Categorical(torch.tensor([0.0, 0.4, 0.6]))
     for q in (PointMass(0), Categorical(torch.tensor([0.5, 0.5, 0.0]))):
-        for verify in (by_tokens, by_blocks, by_samples):
-            judgements = branches(partial(judge, verify, [Proposal(0, q)], [p, p]))
-            assert {accepted for _, (accepted, _) in judgements} == {0}
+        for make in RULES.values():
+            drafts = scored([Proposal(0, q)], [p, p])
+            verdicts = branches(lambda branch: make(branch)(drafts).path)  # noqa: B023 - called here
+            assert {path for _, path in verdicts} == {()}
 
 
 def test_a_block_may_run_into_a_target_that_is_certain() -> None:
@@ -137,21 +157,25 @@ def test_a_block_may_run_into_a_target_that_is_certain() -> None:
     unlikely = Categorical(torch.tensor([0.25, 0.75], dtype=torch.float64))
     laws: list[Distribution] = [unlikely, PointMass(1), unlikely]
 
-    def text(branch: Branch) -> Tokens:
-        proposals = [Proposal(branch.draw(likely, 1), likely), Proposal(branch.draw(likely, 2), likely)]
-        accepted, correction = by_blocks(branch)(proposals, laws, 1)
-        tokens = [proposal.token for proposal in proposals[:accepted]]
-        tokens.append(branch.draw(correction or laws[accepted], 1 + accepted))
+    def text(branch: Branch, make: Make) -> Tokens:
+        drafts = scored([Proposal(branch.draw(likely, 1), likely), Proposal(branch.draw(likely, 2), likely)], laws)
+        verdict = make(branch)(drafts)
+        tokens = [drafts.drafted.proposals[i].token for i in verdict.path]
+        tokens.append(branch.draw(behind(drafts, verdict), 1 + len(tokens)))
         return tuple([*tokens, *[branch.draw(law, 2) for law in laws[len(tokens) : 2]]][:2])
 
-    assert exact_law(text).distance(Law({(0, 1): 0.25, (1, 1): 0.75}, 1)) < 1e-14
+    for make in (Block, Traverse):
+        law = exact_law(lambda branch: text(branch, make))  # noqa: B023 - called here
+        assert law.distance(Law({(0, 1): 0.25, (1, 1): 0.75}, 1)) < 1e-14
 
 
 def test_equal_laws_accept_everything() -> None:
     p = Categorical(torch.tensor([0.2, 0.8]))
-    for verify in (by_tokens, by_blocks):
-        accepted, correction = verify(Branch())([Proposal(1, p), Proposal(0, p)], [p, p, p], 1)
-        assert (accepted, correction) == (2, None)  # p itself
+    for make in (Reject, Block, Traverse):
+        drafts = scored([Proposal(1, p), Proposal(0, p)], [p, p, p])
+        verdict = make(Branch())(drafts)
+        assert verdict.path == (0, 1)
+        assert behind(drafts, verdict) is p  # p itself
 
 
 def test_hidden_laws_behind_a_known_block_are_judged_by_samples() -> None:
@@ -160,9 +184,14 @@ def test_hidden_laws_behind_a_known_block_are_judged_by_samples() -> None:
     hidden = BlackBox(torch.tensor([0.5, 0.5]), lambda probs: torch.tensor([[1]]))
     proposals = [Proposal(0, known), Proposal(1, known), Proposal(0, known)]
     laws: list[Distribution] = [known, hidden, hidden, known]
-    accepted, correction = by_blocks(Branch())(proposals, laws, 1)
-    assert accepted == 2
-    assert correction == PointMass(1)
+    for make in (Block, Traverse):
+        verdict = make(Branch())(scored(proposals, laws))
+        assert verdict.path == (0, 1)
+        assert verdict.correction == PointMass(1)
+
+
+def typical(proposals: Sequence[Proposal], laws: Sequence[Distribution]) -> Verdict:
+    return LossyTypical(Branch())(scored(proposals, laws)).value
 
 
 def test_typical_acceptance_keeps_what_is_not_unlikely() -> None:
@@ -170,17 +199,150 @@ def test_typical_acceptance_keeps_what_is_not_unlikely() -> None:
     p = Categorical(probs)
     threshold = min(0.09, 0.3 * exp(-p.entropy()))
     assert threshold > 0.07
-    rule = LossyTypicalAcceptance(TableModel(2), SAMPLING, Branch()).judge
-    for token, expected in ((0, (1, None)), (1, (0, p)), (2, (0, p))):
-        assert rule([Proposal(token)], [p, p], 1) == expected
+    expected: tuple[tuple[Tokens, Distribution | None], ...] = (((0,), None), ((), p), ((), p))
+    for token, (path, correction) in enumerate(expected):
+        verdict = typical([Proposal(token)], [p, p])
+        assert verdict.path == path
+        assert verdict.correction is correction
     flat = Categorical(torch.full((20,), 0.05, dtype=torch.float64))
-    assert rule([Proposal(3, flat)], [flat, flat], 1)[0] == 1  # 0.05 > 0.3 / 20
-    assert rule([Proposal(3, flat)], [PointMass(3), flat], 1)[0] == 1
-    assert rule([Proposal(3, flat)], [PointMass(4), flat], 1) == (0, PointMass(4))
+    assert typical([Proposal(3, flat)], [flat, flat]).path == (0,)  # 0.05 > 0.3 / 20
+    assert typical([Proposal(3, flat)], [PointMass(3), flat]).path == (0,)
+    verdict = typical([Proposal(3, flat)], [PointMass(4), flat])
+    assert (verdict.path, verdict.correction) == ((), PointMass(4))
+
+
+def test_typical_acceptance_takes_the_first_sibling_that_is_not_unlikely() -> None:
+    p = Categorical(torch.tensor([0.90, 0.07, 0.03], dtype=torch.float64))
+    siblings = [Proposal(1), Proposal(0, parent=TEXT), Proposal(0, parent=TEXT), Proposal(2)]
+    assert typical(siblings, [p] * 5).path == (1,)
 
 
 def test_typical_acceptance_of_a_users_sampler_matches_samples() -> None:
     hidden = BlackBox(torch.tensor([0.5, 0.5]), lambda probs: torch.tensor([[1]]))
-    rule = LossyTypicalAcceptance(TableModel(2), SAMPLING, Branch()).judge
-    assert rule([Proposal(0, hidden)], [hidden, hidden], 1) == (0, PointMass(1))
-    assert rule([Proposal(1, hidden)], [hidden, hidden], 1)[0] == 1
+    verdict = typical([Proposal(0, hidden)], [hidden, hidden])
+    assert (verdict.path, verdict.correction) == ((), PointMass(1))
+    assert typical([Proposal(1, hidden)], [hidden, hidden]).path == (0,)
+
+
+# Trees
+
+
+@pytest.mark.parametrize("gamma", [1, 2, 3])
+@pytest.mark.parametrize("seed", range(6))
+def test_on_a_chain_traversal_is_block_verification(gamma: int, seed: int) -> None:
+    vocab_size = 3 if gamma < 3 else 2
+    target, drafter = TableModel(vocab_size, 2 * seed), TableModel(vocab_size, 2 * seed + 1)
+    assert one_step(Traverse, target, drafter, gamma).distance(one_step(Block, target, drafter, gamma)) < 1e-14
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_where_all_siblings_follow_the_text_traversal_is_token_rejection(seed: int) -> None:
+    target, drafter = TableModel(3, 2 * seed), TableModel(3, 2 * seed + 1)
+    by_paths, by_tokens = (one_step(make, target, drafter, 2, (2,)) for make in (Traverse, Reject))
+    assert by_paths.distance(by_tokens) < 1e-14
+
+
+def residual(p: Tensor, q: Tensor) -> Tensor:
+    rest = (p - q).clamp(min=0)
+    return rest / rest.sum()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_siblings_are_judged_by_what_those_before_them_left(seed: int) -> None:
+    """P(one of two stands) = (1 - TV(p, q)) + TV(p, q) · (1 - TV(p', q)), for two draws from q."""
+    p, q = (TableModel(3, one)((0,), ())[0].exp() for one in (2 * seed, 2 * seed + 1))
+    law = Categorical(q)
+
+    def accepted(branch: Branch, make: Make) -> int:
+        proposals = [Proposal(branch.draw(law, 1), law, TEXT) for _ in range(2)]
+        return len(make(branch)(scored(proposals, [Categorical(p)] * 3)).path)
+
+    first, second = (0.5 * float((one - q).abs().sum()) for one in (p, residual(p, q)))
+    two = 1 - first * second
+    matched = float((p * (1 - (1 - q) ** 2)).sum())
+    expected = {"Reject": two, "Traverse": two, "Block": 1 - first, "Match": matched}
+    for name, make in RULES.items():
+        mean = exact_law(lambda branch: accepted(branch, make)).mean(float)  # noqa: B023 - called here
+        assert mean == pytest.approx(expected[name], abs=1e-14)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_of_all_tokens_one_stands(seed: int) -> None:
+    """Drawn without putting back; a sibling that is refused leaves nothing of itself."""
+    target, drafter = TableModel(3, 100 + seed), always(0.5, 0.25, 0.25)
+    for make in (Reject, Traverse, Match):
+        accepted = one_step(make, target, drafter, 3, (3,)).map(lambda outcome: outcome[0])
+        assert accepted.of(1) == pytest.approx(1.0, abs=1e-14)
+
+
+def test_branches_are_of_use_to_the_rules_for_trees() -> None:
+    """A second sibling behind the text never makes fewer drafts stand, and a block does not look at it."""
+    gains: dict[str, list[float]] = {name: [] for name in RULES}
+    for seed in range(6):
+        target, drafter = TableModel(3, 2 * seed), TableModel(3, 2 * seed + 1)
+        for name, make in RULES.items():
+            alone = accepted_tokens(make, target, drafter, 1)
+            gains[name].append(accepted_tokens(make, target, drafter, 2, (2,)) - alone)
+    for name, gain in gains.items():
+        assert min(gain) > -1e-14
+        assert sum(more > 0.01 for more in gain) >= 4 if name != "Block" else max(gain) < 1e-14
+
+
+def test_traversal_accepts_more_of_a_tree_than_token_rejection() -> None:
+    gains = []
+    for seed in range(8):
+        target, drafter = TableModel(2, seed), TableModel(2, seed + 50)
+        by_paths, by_tokens = (accepted_tokens(make, target, drafter, 4, (2, 1)) for make in (Traverse, Reject))
+        gains.append(by_paths - by_tokens)
+    assert sum(gain > 0.01 for gain in gains) >= 3
+    assert min(gains) > -1e-14
+
+
+@pytest.mark.parametrize("q", [Categorical(torch.tensor([0.4, 0.4, 0.2])), None], ids=["drawn", "certain"])
+@pytest.mark.parametrize("name", RULES)
+def test_no_rule_goes_below_a_stop_token(name: str, q: Categorical | None) -> None:
+    p = Categorical(torch.tensor([0.3, 0.3, 0.4]))
+    asked: list[Tokens] = []
+
+    def law(prefix: Tokens, logits: Tensor) -> Distribution:
+        asked.append(prefix)
+        return p
+
+    def judged(*drafts: tuple[int, int]) -> dict[Tokens, bool]:
+        """What may stand of drafts (token, parent) where 1 is a stop token, and whether the text is over then."""
+        several = tuple([Proposal(token, q or PointMass(token), parent) for token, parent in drafts])
+        drafted = Drafted(behind_zero(frozenset({1})), several)
+        verifications = [
+            verified
+            for _, verified in branches(
+                lambda branch: Verify(always(0.3, 0.3, 0.4), EachPrefix(law), RULES[name](branch))(drafted)
+            )
+        ]
+        return {verified.tokens: verified.correction is None for verified in verifications}
+
+    assert judged((0, TEXT), (1, 0), (1, 1)) == {(): False, (0,): False, (0, 1): True}
+    of_a_tree = judged((1, TEXT), (1, 0), (0, TEXT), (0, 2))
+    assert of_a_tree.items() >= {(): False, (1,): True}.items()
+    assert of_a_tree.keys() <= {(), (1,), (0,), (0, 0)}
+    assert asked
+    assert not any(1 in prefix for prefix in asked)
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("seed", range(4))
+def test_no_processor_hears_of_a_draft_that_cannot_stand(name: str, seed: int) -> None:
+    """A strict automaton refuses what is not in its language."""
+    target = TableModel(3, seed)
+
+    def strict(prefix: Tokens, logits: Tensor) -> Distribution:
+        for end in range(1, len(prefix)):
+            assert target(prefix[:end], ())[0][prefix[end]] > -torch.inf, f"{prefix} is not in the language"
+        return SAMPLING.laws(prefix, logits[None])[0]
+
+    def judged(branch: Branch, widths: tuple[int, ...]) -> int:
+        stream = LLMDrafter(always(0.4, 0.3, 0.3), SAMPLING, branch, widths=widths)((0,))
+        drafted = Drafted(behind_zero(), preorder(tuple(islice(stream, 3))))
+        return Verify(target, EachPrefix(strict), RULES[name](branch))(drafted).accepted
+
+    for widths in ((), (2, 1)):
+        assert exact_law(lambda branch: judged(branch, widths)).branches > 10  # noqa: B023 - called here
