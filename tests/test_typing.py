@@ -1,7 +1,9 @@
-"""mypy with the returns plugin accepts and refuses what tests/typing claims; without the plugin it does not."""
+"""What tests/typing claims holds for every type checker, and in `flow` for mypy with the plugin of returns alone."""
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,46 +13,103 @@ import pytest
 ROOT = Path(__file__).parent.parent
 CONFIG = (ROOT / "pyproject.toml").read_text()
 PLUGIN = 'plugins = ["returns.contrib.mypy.returns_plugin"]\n'
+PROGRAMS = ROOT / "tests" / "typing"
+OF_THE_PLUGIN = "flow.py"
+OF_ANY = sorted({path.name for path in PROGRAMS.glob("*.py")} - {OF_THE_PLUGIN, "__init__.py"})
 
 
-def mypy(config: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """mypy over tests/typing with `config`, and a cache of its own."""
+def said(config: str, folder: Path) -> dict[str, list[str]]:
+    """What mypy with `config`, and a cache of its own, says of each file of tests/typing."""
     file = folder / "pyproject.toml"
     file.write_text(config.replace('mypy_path = "typings"', f'mypy_path = "{ROOT}/typings"'))
-    command = [sys.executable, "-m", "mypy", "--config-file", str(file), "--cache-dir", str(folder / "cache")]
-    return subprocess.run([*command, "tests/typing"], cwd=ROOT, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "mypy", "--no-pretty", "--config-file", str(file), "--cache-dir", str(folder)]
+    result = subprocess.run([*command, "tests/typing"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert re.search(r"^(Success: no issues found in|Found \d+ errors? in)", result.stdout, re.MULTILINE), result
+    of_file: dict[str, list[str]] = {}
+    for path, line in re.findall(r"^([\w/.]+):(\d+: error: .*)$", result.stdout, re.MULTILINE):
+        of_file.setdefault(str(Path(path).relative_to("tests/typing")), []).append(line)
+    return of_file
 
 
-def test_programs_are_accepted_and_refused(tmp_path: Path) -> None:
-    result = mypy(CONFIG, tmp_path)
-    assert result.returncode == 0, result.stdout
-
-
-def test_the_claims_need_the_plugin(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def with_the_plugin(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     assert PLUGIN in CONFIG
-    result = mypy(CONFIG.replace(PLUGIN, ""), tmp_path)
+    return said(CONFIG, tmp_path_factory.mktemp("with"))
+
+
+@pytest.fixture(scope="module")
+def without_a_plugin(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    return said(CONFIG.replace(PLUGIN, ""), tmp_path_factory.mktemp("without"))
+
+
+def test_programs_are_accepted_and_refused(with_the_plugin: dict[str, list[str]]) -> None:
+    assert with_the_plugin == {}
+
+
+@pytest.mark.parametrize("name", OF_ANY)
+def test_programs_are_accepted_and_refused_without_a_plugin(name: str, without_a_plugin: dict[str, list[str]]) -> None:
+    assert without_a_plugin.get(name) is None
+
+
+def test_the_claims_about_flow_need_the_plugin(without_a_plugin: dict[str, list[str]]) -> None:
+    lines = without_a_plugin[OF_THE_PLUGIN]
+    assert any('Unused "type: ignore" comment' in line for line in lines)
+    claims = len(re.findall("type: ignore", (PROGRAMS / OF_THE_PLUGIN).read_text()))
+    unheard = sum('Unused "type: ignore' in line for line in lines)
+    assert unheard == claims - 2  # mypy knows the evolve of attrs by itself
+
+
+def test_a_checker_that_has_no_plugins_says_the_same(tmp_path: Path) -> None:
+    """basedpyright, which is pyright with its own node, so that it runs where there is no network."""
+    pytest.importorskip("basedpyright")
+    config = tmp_path / "pyrightconfig.json"
+    settings = {
+        "include": [str(PROGRAMS / name) for name in OF_ANY],
+        "typeCheckingMode": "standard",
+        "enableTypeIgnoreComments": True,
+        "reportUnnecessaryTypeIgnoreComment": "error",
+        "stubPath": str(ROOT / "typings"),
+        "extraPaths": [str(ROOT)],
+    }
+    config.write_text(json.dumps(settings))
+    command = [sys.executable, "-m", "basedpyright", "-p", str(config), "--pythonpath", sys.executable, "--outputjson"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    report = json.loads(result.stdout)
+    assert report["summary"]["filesAnalyzed"] >= len(OF_ANY)
+    errors = [each for each in report["generalDiagnostics"] if each["severity"] == "error"]
+    assert [(each["file"], each["range"]["start"]["line"] + 1, each["message"]) for each in errors] == []
+
+
+def errors_of(program: str, folder: Path) -> str:
+    """What mypy says of a program, as a user has it."""
+    file = folder / "program.py"
+    file.write_text(program)
+    command = [sys.executable, "-m", "mypy", "--config-file", str(ROOT / "pyproject.toml"), str(file)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 1
-    assert "refused.py" in result.stdout
-    assert 'Unused "type: ignore" comment' in result.stdout
+    return result.stdout
 
 
 def test_a_mistake_is_named(tmp_path: Path) -> None:
     """The message that a user sees names the stage and both types."""
-    program = tmp_path / "program.py"
-    program.write_text(
+    program = (
         "from returns.pipeline import flow\n"
         "from specflow import DecodeState\n"
         "from specflow.stages import commit, draft_nothing\n"
         "def step(state: DecodeState) -> object:\n"
         "    return flow(state, draft_nothing, commit)\n"
+        "def other(state: DecodeState) -> object:\n"
+        "    return state.then(draft_nothing).then(commit)\n"
     )
-    command = [sys.executable, "-m", "mypy", "--config-file", str(ROOT / "pyproject.toml"), str(program)]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert result.returncode == 1
-    assert 'Argument 1 to "commit" has incompatible type "Drafted"; expected "Adjusted"' in result.stdout
+    out = errors_of(program, tmp_path)
+    assert 'Argument 1 to "commit" has incompatible type "Drafted"; expected "Adjusted"' in out
+    assert (
+        'Argument 1 to "then" of "Record" has incompatible type "Callable[[Adjusted], Committed]"; '
+        'expected "Callable[[Drafted], Committed]"'
+    ) in out
 
 
-@pytest.mark.parametrize("name", ["refused", "accepted"])
+@pytest.mark.parametrize("name", ["refused", "accepted", "flow", "lossy", "refuse_longest"])
 def test_the_programs_are_importable(name: str) -> None:
     """A claim about a name that does not exist would be no claim."""
     __import__(f"tests.typing.{name}")

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from typing import assert_type
 
-from returns.functions import tap
-from returns.pipeline import flow
-
 from specflow import (
     Adjusted,
     DecodeState,
@@ -17,6 +14,9 @@ from specflow import (
     Lossy,
     LossyStep,
     Predictor,
+    Reject,
+    Sampling,
+    SharedNoise,
     Step,
     Verified,
     accept_loss,
@@ -28,22 +28,26 @@ from specflow import (
 from specflow.stages import (
     Adjust,
     Draft,
+    Judge,
+    LossyJudge,
     LossySkipAdjustment,
-    LossyTypicalAcceptance,
-    RejectTokens,
-    advance,
+    LossyTypical,
+    Score,
+    Verify,
     commit,
-    unobserved,
+    ending,
 )
 
 
 def refused(target: Predictor, drafter: Drafter, state: DecodeState) -> None:
-    draft, verify, adjust = Draft(drafter), Verify(target, GreedyProcessor(), Reject(Dice())), Adjust(Dice())
-    skip, typical = LossySkipAdjustment(Dice()), LossyTypicalAcceptance(target, GreedyProcessor(), Dice())
-    flow(state, draft, verify, skip, commit, advance)  # type: ignore[arg-type]
-    flow(state, draft, typical, adjust, commit, advance)  # type: ignore[arg-type]
-    flow(state, draft, typical, skip)  # type: ignore[arg-type]
-    unadjusted: Step = lambda s: flow(s, draft, verify, skip)  # type: ignore[assignment, return-value]  # noqa: E731
+    draft, score, adjust = Draft(drafter), Score(target, GreedyProcessor()), Adjust(Dice())
+    verify, skip, typical = Judge(Reject(Dice())), LossySkipAdjustment(Dice()), LossyJudge(LossyTypical(Dice()))
+    state.then(draft).then(score).then(verify).then(skip).then(commit)  # type: ignore[attr-defined]
+    state.then(draft).then(score).then(typical).then(adjust)  # type: ignore[attr-defined]
+    state.then(draft).then(score).then(typical).then(skip)  # type: ignore[attr-defined]
+    skip(state.then(draft).then(score).then(typical))  # type: ignore[arg-type]
+    state.then(draft).then(score).then(verify).then(skip).map(commit).map(adjust)  # type: ignore[arg-type]
+    unadjusted: Step = lambda s: s.then(draft).then(score).then(verify).then(skip)  # type: ignore[assignment, return-value]  # noqa: E731
     lossy = lossy_unadjusted_step(drafter, target, GreedyProcessor(), Dice())
     run(lossy, state)  # type: ignore[arg-type]
     once(lossy, unadjusted)  # type: ignore[arg-type]
@@ -53,13 +57,12 @@ def refused(target: Predictor, drafter: Drafter, state: DecodeState) -> None:
 
 
 def accepted(target: Predictor, drafter: Drafter, state: DecodeState) -> Finished:
-    draft, adjust = Draft(drafter), Adjust(Dice())
-    typical = LossyTypicalAcceptance(target, GreedyProcessor(), Dice())
-    assert_type(flow(state, draft, typical), Lossy[Verified])
-    assert_type(flow(state, draft, typical).map(adjust), Lossy[Adjusted])
-
-    def end(verified: Verified) -> DecodeState | Finished:
-        return flow(verified, adjust, commit, tap(unobserved), advance)
-
-    step: LossyStep = lambda s: flow(s, draft, typical).map(end)  # noqa: E731
-    return run(accept_loss(step), state)
+    draft, score, adjust = Draft(drafter), Score(target, GreedyProcessor()), Adjust(Dice())
+    typical, skip = LossyJudge(LossyTypical(Dice())), LossySkipAdjustment(SharedNoise(1))
+    verify = Verify(target, GreedyProcessor(), Reject(Dice()))
+    assert_type(state.then(draft).then(score).then(typical), Lossy[Verified[Sampling]])
+    assert_type(state.then(draft).then(score).then(typical).map(adjust), Lossy[Adjusted])
+    assert_type(state.then(draft).then(verify).then(skip), Lossy[Adjusted])
+    step: LossyStep = lambda s: s.then(draft).then(score).then(typical).map(adjust).map(ending())  # noqa: E731
+    both: LossyStep = lambda s: s.then(draft).then(verify).then(skip).map(ending())  # noqa: E731
+    return run(once(accept_loss(step), accept_loss(both)), state)
