@@ -3,8 +3,8 @@
 from specflow.beam import LengthPenalty as LengthPenalty
 from specflow.beam import beam_search_generate as beam_search_generate
 from specflow.beam import beam_step as beam_step
-from specflow.caching import LossyCache as LossyCache
-from specflow.caching import prune_cache as prune_cache
+from specflow.caches import LossyCache as LossyCache
+from specflow.caches import prune_cache as prune_cache
 from specflow.distribution import BlackBox as BlackBox
 from specflow.distribution import Categorical as Categorical
 from specflow.distribution import Distribution as Distribution
@@ -37,7 +37,6 @@ from specflow.laws import Laws as Laws
 from specflow.laws import Lazily as Lazily
 from specflow.loop import once as once
 from specflow.loop import run as run
-from specflow.vocabulary import shared_vocabulary as shared_vocabulary
 from specflow.loop import start as start
 from specflow.loop import unfold as unfold
 from specflow.lossy import Lossy as Lossy
@@ -62,10 +61,7 @@ from specflow.policies import StopAfter as StopAfter
 from specflow.policies import Unsure as Unsure
 from specflow.policies import drafter_law as drafter_law
 from specflow.predictor import CachedPredictor as CachedPredictor
-from specflow.protocols import Limits as Limits
-from specflow.protocols import Prunable as Prunable
 from specflow.predictor import UncachedPredictor as UncachedPredictor
-from specflow.vocabulary import fitted as fitted
 from specflow.predictor import limits_of as limits_of
 from specflow.processors import EachPrefix as EachPrefix
 from specflow.processors import GreedyProcessor as GreedyProcessor
@@ -75,6 +71,8 @@ from specflow.processors import NucleusProcessor as NucleusProcessor
 from specflow.processors import Processor as Processor
 from specflow.processors import TopKNucleusProcessor as TopKNucleusProcessor
 from specflow.processors import TopKProcessor as TopKProcessor
+from specflow.protocols import Limits as Limits
+from specflow.protocols import Prunable as Prunable
 from specflow.random import Dice as Dice
 from specflow.random import Randomness as Randomness
 from specflow.random import Sampling as Sampling
@@ -116,3 +114,5 @@ from specflow.steps import speculative_step as speculative_step
 from specflow.steps import verified_step as verified_step
 from specflow.trees import along_paths as along_paths
 from specflow.trees import path_by_path as path_by_path
+from specflow.vocabulary import fitted as fitted
+from specflow.vocabulary import shared_vocabulary as shared_vocabulary

@@ -22,7 +22,7 @@ from torch.nn import Module
 from transformers import Cache
 
 from specflow.asked import looked_at
-from specflow.caching import is_plain
+from specflow.caches import is_plain
 from specflow.checks import a, calls, does, each, number, or_none, shown, valid, whole
 from specflow.errors import DecodeError, unwrap
 from specflow.finite import finite

@@ -35,12 +35,9 @@ from specflow.drafters import (
 )
 from specflow.errors import DecodeError, unwrap
 from specflow.loop import start, unfold
-from specflow.vocabulary import shared_vocabulary
 from specflow.models import SMOLLM2, DType, Loaded, bigrams_of, check_text, load, said, smollm2_is_converted
 from specflow.policies import EGAG, SVIP, AdaEDL, CostAware, CostMeter, Fixed, Heuristic, StopAfter, Unsure
 from specflow.predictor import CachedPredictor, limits_of
-from specflow.protocols import Prunable
-from specflow.vocabulary import fitted
 from specflow.processors import (
     GreedyProcessor,
     LogitsProcessor,
@@ -49,6 +46,7 @@ from specflow.processors import (
     TopKNucleusProcessor,
     TopKProcessor,
 )
+from specflow.protocols import Prunable
 from specflow.random import Dice, SharedNoise
 from specflow.stages import Condition, Observer, UpdateNgram, never, stop_string, unobserved
 from specflow.state import (
@@ -61,6 +59,7 @@ from specflow.state import (
     Tokens,
 )
 from specflow.steps import seed_coupled_step, speculative_step
+from specflow.vocabulary import fitted, shared_vocabulary
 
 
 @final

@@ -19,19 +19,18 @@ from specflow.errors import DecodeError, unwrap
 from specflow.finite import is_near
 from specflow.ids import ids_of, stops_of
 from specflow.loop import once, run, start
-from specflow.vocabulary import shared_vocabulary
 from specflow.lossy import accept_loss
 from specflow.policies import EGAG, Fixed
 from specflow.predictor import CachedPredictor, UncachedPredictor, limits_of
-from specflow.protocols import Limits
-from specflow.vocabulary import fitted
 from specflow.processors import GreedyProcessor, LogitsProcessor, MultinomialProcessor
+from specflow.protocols import Limits
 from specflow.random import Dice
 from specflow.reader import refuse_weightless
 from specflow.stages.ngram import UpdateNgram
 from specflow.stages.observe import Observer, Show, Tokenizer, unobserved
 from specflow.state import DecodeState, Drafter, GammaPolicy
 from specflow.steps import autoregressive_step, lossy_unadjusted_step, ngram_step, speculative_step
+from specflow.vocabulary import fitted, shared_vocabulary
 
 
 @torch.no_grad()

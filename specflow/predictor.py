@@ -11,7 +11,7 @@ from attrs import define, field, frozen
 from torch import Tensor
 from torch.nn import Module
 
-from specflow.caching import LossyCache, Past
+from specflow.caches import LossyCache, Past
 from specflow.checks import a, calls, or_none, shown, valid, whole
 from specflow.errors import DecodeError
 from specflow.finite import arrived, finite, is_near, on_arrival

@@ -13,8 +13,8 @@ from specflow.checks import calls, shown
 from specflow.errors import DecodeError
 from specflow.lossy import LossyStep
 from specflow.policies import Fixed
-from specflow.protocols import Prunable
 from specflow.processors import Processor
+from specflow.protocols import Prunable
 from specflow.random import Randomness, Sampling
 from specflow.stages import (
     Adjust,

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import Module
 from transformers import PreTrainedConfig
 
-from specflow.caching import LossyCache, Past, capacity, is_empty, offloads
+from specflow.caches import LossyCache, Past, capacity, is_empty, offloads
 from specflow.errors import DecodeError
 from specflow.reader import Reader, context_of, embedded_of
 from specflow.state import TEXT

@@ -33,9 +33,9 @@ from specflow.accelerate.linear import (
     steady_linear,
 )
 from specflow.accelerate.llama import Llama, Shapes
+from specflow.caches import BLOCK
 from specflow.checks import a
 from specflow.errors import DecodeError
-from specflow.kv_cache import BLOCK
 from specflow.predictor import CachedPredictor, UncachedPredictor, limits_of
 from specflow.reader import vocabulary_of
 from specflow.state import Predictor, Tokens

@@ -15,7 +15,7 @@ from torch.nn import Embedding, Module
 from typing_extensions import override
 
 from specflow.accelerate.llama import Llama, Output, Place, Sight, hiding, logits_of, read
-from specflow.kv_cache import KVCache
+from specflow.caches import KVCache
 from specflow.trees import depths, lineage
 
 Work: TypeAlias = Callable[[], Tensor]

@@ -18,9 +18,9 @@ from transformers import PreTrainedConfig
 from typing_extensions import override
 
 from specflow.accelerate.linear import Linear
+from specflow.caches import KVCache
 from specflow.checks import shown
 from specflow.errors import DecodeError
-from specflow.kv_cache import KVCache
 from specflow.trees import depths, lineage
 
 ELEMENTS: Final = 32768

@@ -23,10 +23,10 @@ from specflow.bench.prompts import OWN_PROMPTS, read_prompts, spread
 from specflow.bench.report import Absent, build, facts_of, show, to_json
 from specflow.checks import a, or_none, shown, whole
 from specflow.errors import DecodeError, unwrap
-from specflow.vocabulary import shared_vocabulary
 from specflow.models import SMOLLM2, DType, load, said
 from specflow.predictor import limits_of
 from specflow.processors import GreedyProcessor, MultinomialProcessor
+from specflow.vocabulary import shared_vocabulary
 
 USUAL: Final = ("autoregressive", "suffix@cost", "generate", "hf-lookup@10")
 

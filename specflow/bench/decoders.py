@@ -33,10 +33,10 @@ from specflow.errors import DecodeError
 from specflow.models import bigrams_of, said
 from specflow.policies import CostAware, CostMeter, Fixed
 from specflow.predictor import CachedPredictor, limits_of
-from specflow.vocabulary import fitted
 from specflow.stages import UpdateNgram
 from specflow.state import Drafter, GammaPolicy, Predictor, Step
 from specflow.steps import autoregressive_step, ngram_step, speculative_step
+from specflow.vocabulary import fitted
 
 Composer: TypeAlias = Callable[[Context, Predictor, GammaPolicy], Step]
 """A decoder that leaves open how many tokens it drafts, and through which predictor it reads the target."""

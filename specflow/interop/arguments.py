@@ -17,7 +17,7 @@ from torch.nn import Module
 from transformers import GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from typing_extensions import override
 
-from specflow.caching import is_empty
+from specflow.caches import is_empty
 from specflow.checks import does, shown
 from specflow.errors import DecodeError
 from specflow.interop.streaming import Streamer

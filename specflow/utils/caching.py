@@ -1,3 +1,3 @@
 """The spec's `utils.caching`. Nothing is defined here."""
 
-from specflow.caching import prune_cache as prune_cache
+from specflow.caches import prune_cache as prune_cache

@@ -1,0 +1,14 @@
+"""KV caches of every kind behind one small protocol: what can be cropped, what goes back to a mark, what is kept."""
+
+from specflow.caches.buffer import BLOCK as BLOCK
+from specflow.caches.buffer import KVCache as KVCache
+from specflow.caches.layers import RECORD as RECORD
+from specflow.caches.layers import Part as Part
+from specflow.caches.made import LossyCache as LossyCache
+from specflow.caches.made import capacity as capacity
+from specflow.caches.made import is_empty as is_empty
+from specflow.caches.made import is_plain as is_plain
+from specflow.caches.made import offloads as offloads
+from specflow.caches.past import Past as Past
+from specflow.caches.prune import prune_cache as prune_cache
+from specflow.caches.rows import Roomy as Roomy
