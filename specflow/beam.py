@@ -21,19 +21,19 @@ from torch import Tensor
 from torch.nn import Module
 from transformers import Cache
 
-from specflow.asked import looked_at
 from specflow.caches import is_plain
-from specflow.checks import a, calls, does, each, number, or_none, shown, valid, whole
 from specflow.errors import DecodeError, unwrap
-from specflow.finite import finite
-from specflow.ids import ids_of, stops_of
+from specflow.guards.asked import looked_at
+from specflow.guards.checks import a, calls, does, each, number, or_none, shown, valid, whole
+from specflow.guards.finite import finite
+from specflow.guards.ids import ids_of, stops_of
 from specflow.loop import start
-from specflow.predictor import limits_of, read_afresh
-from specflow.reader import Reader, refuse_weightless
+from specflow.predictors import limits_of, read_afresh
+from specflow.predictors.reader import Reader, refuse_weightless
+from specflow.predictors.trial import Caches, Trials
+from specflow.predictors.watch import Look
 from specflow.stages.observe import Tokenizer
 from specflow.state import DecodeState, Finished, Reason, Request, Tally, Tokens
-from specflow.trial import Caches, Trials
-from specflow.watch import Look
 
 BeamPredictor: TypeAlias = Callable[[tuple[Tokens, ...]], Tensor]
 """B texts of one length → logits [B, V] of what follows each. A pure function of tokens."""
@@ -292,7 +292,7 @@ class CachedBeamPredictor:
     `predict(texts)` gives logits [B, V]. Where each text is one of the texts before and one more token, the rows of the
     cache are picked as the texts' parents are; anything else is read from the beginning, one text at a time. So is
     everything by a model whose cache is not keys and values of attention alone, that takes none, or that was found not
-    to read rightly over it, one token at a time (`specflow.trial`).
+    to read rightly over it, one token at a time (`specflow.predictors.trial`).
     Law: the cache never changes a result (exactly in exact arithmetic, within rounding in floats).
 
     Threads may share it, one pass at a time; searches in turns read their texts again. What was read is forgotten when

@@ -22,7 +22,6 @@ from transformers.utils import logging
 
 from specflow import bench
 from specflow.accelerate import Given, bit_for_bit, fast
-from specflow.checks import whole
 from specflow.drafters import (
     Bigrams,
     LLMDrafter,
@@ -34,10 +33,11 @@ from specflow.drafters import (
     propose_nothing,
 )
 from specflow.errors import DecodeError, unwrap
+from specflow.guards.checks import whole
 from specflow.loop import start, unfold
 from specflow.models import SMOLLM2, DType, Loaded, bigrams_of, check_text, load, said, smollm2_is_converted
 from specflow.policies import EGAG, SVIP, AdaEDL, CostAware, CostMeter, Fixed, Heuristic, StopAfter, Unsure
-from specflow.predictor import CachedPredictor, limits_of
+from specflow.predictors import CachedPredictor, limits_of
 from specflow.processors import (
     GreedyProcessor,
     LogitsProcessor,
@@ -47,7 +47,7 @@ from specflow.processors import (
     TopKProcessor,
 )
 from specflow.protocols import Prunable
-from specflow.random import Dice, SharedNoise
+from specflow.randomness import Dice, SharedNoise
 from specflow.stages import Condition, Observer, UpdateNgram, never, stop_string, unobserved
 from specflow.state import (
     DecodeState,

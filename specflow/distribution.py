@@ -10,9 +10,9 @@ import torch
 from attrs import field, frozen
 from torch import Tensor
 
-from specflow.checks import a, calls, is_id, named, shown
 from specflow.errors import DecodeError
-from specflow.finite import not_finite
+from specflow.guards.checks import a, calls, is_id, named, shown
+from specflow.guards.finite import not_finite
 
 TOLERANCE: Final = 0.01
 """How far from 1 a law's probabilities may sum to: what rounding them to 8 bits makes of a long row."""

@@ -9,23 +9,23 @@ import torch
 from returns.result import Result
 from torch.nn import Module
 
-from specflow.checks import a, does, number, or_none, temperature, whole
 from specflow.drafters.block import GreedyBlockDrafter, SampledBlockDrafter
 from specflow.drafters.combine import propose_nothing
 from specflow.drafters.llm import LLMDrafter
-from specflow.drafters.ngram import GuessingNGramDrafter, NGramDrafter
-from specflow.drafters.storage import INgramStorage
+from specflow.drafters.ngrams.drafter import GuessingNGramDrafter, NGramDrafter
+from specflow.drafters.ngrams.storage import INgramStorage
 from specflow.errors import DecodeError, unwrap
-from specflow.finite import is_near
-from specflow.ids import ids_of, stops_of
+from specflow.guards.checks import a, does, number, or_none, temperature, whole
+from specflow.guards.finite import is_near
+from specflow.guards.ids import ids_of, stops_of
 from specflow.loop import once, run, start
 from specflow.lossy import accept_loss
 from specflow.policies import EGAG, Fixed
-from specflow.predictor import CachedPredictor, UncachedPredictor, limits_of
+from specflow.predictors import CachedPredictor, UncachedPredictor, limits_of
+from specflow.predictors.reader import refuse_weightless
 from specflow.processors import GreedyProcessor, LogitsProcessor, MultinomialProcessor
 from specflow.protocols import Limits
-from specflow.random import Dice
-from specflow.reader import refuse_weightless
+from specflow.randomness import Dice
 from specflow.stages.ngram import UpdateNgram
 from specflow.stages.observe import Observer, Show, Tokenizer, unobserved
 from specflow.state import DecodeState, Drafter, GammaPolicy

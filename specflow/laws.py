@@ -7,8 +7,8 @@ from typing import Protocol, final
 
 from attrs import define, field
 
-from specflow.checks import MOST, calls, valid, whole
 from specflow.distribution import Distribution
+from specflow.guards.checks import MOST, calls, valid, whole
 
 
 class Laws(Protocol):

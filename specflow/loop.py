@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from returns.result import Failure, Result, Success
 from torch import Tensor
 
-from specflow.checks import a, calls, is_id, named, shown
 from specflow.errors import DecodeError
+from specflow.guards.checks import a, calls, is_id, named, shown
 from specflow.lossy import Lossy
 from specflow.protocols import Limits, checked_limits
 from specflow.state import DecodeState, Finished, Reason, Request, Step, Tokens

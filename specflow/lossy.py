@@ -8,8 +8,8 @@ from typing import Generic, TypeAlias, final
 from attrs import frozen
 from typing_extensions import TypeVar
 
-from specflow.checks import calls, named, shown
 from specflow.errors import DecodeError
+from specflow.guards.checks import calls, named, shown
 from specflow.state import DecodeState, Finished, Step
 
 R = TypeVar("R", covariant=True)

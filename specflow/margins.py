@@ -9,15 +9,15 @@ from attrs import define, field, frozen
 from torch.nn import Module
 from typing_extensions import override
 
-from specflow.asked import laws_of
-from specflow.checks import a, is_id, shown, valid
 from specflow.distribution import PointMass
 from specflow.errors import DecodeError, unwrap
+from specflow.guards.asked import laws_of
+from specflow.guards.checks import a, is_id, shown, valid
 from specflow.loop import start
-from specflow.near_ties import OneByOne, margins_of
-from specflow.predictor import CachedPredictor, limits_of
+from specflow.predictors import CachedPredictor, limits_of
+from specflow.predictors.rescore import OneByOne, margins_of
 from specflow.processors import GreedyProcessor
-from specflow.random import Dice
+from specflow.randomness import Dice
 from specflow.state import Committed
 
 

@@ -17,11 +17,11 @@ from returns.result import safe
 from torch.nn import Module
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from specflow.checks import a, shown, valid
 from specflow.drafters import Bigrams
 from specflow.errors import DecodeError
-from specflow.ids import stops_of
-from specflow.predictor import CachedPredictor, limits_of
+from specflow.guards.checks import a, shown, valid
+from specflow.guards.ids import stops_of
+from specflow.predictors import CachedPredictor, limits_of
 from specflow.state import Tokens
 
 SMOLLM2: Final = "smollm2"

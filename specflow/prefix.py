@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from itertools import takewhile
 from typing import Final
 
-from specflow.ids import ids_of
+from specflow.guards.ids import ids_of
 from specflow.state import Tokens
 
 NEAR: Final = 64

@@ -12,12 +12,12 @@ from attrs import field, frozen
 from torch import Tensor
 from typing_extensions import override
 
-from specflow.checks import calls, number, shown, valid, whole
-from specflow.checks import temperature as check_temperature
 from specflow.distribution import BlackBox, Categorical, Distribution, PointMass
 from specflow.errors import DecodeError
-from specflow.finite import NOTICED, argmax, finite, is_near, on_arrival
-from specflow.ids import text_of
+from specflow.guards.checks import calls, number, shown, valid, whole
+from specflow.guards.checks import temperature as check_temperature
+from specflow.guards.finite import NOTICED, argmax, finite, is_near, on_arrival
+from specflow.guards.ids import text_of
 from specflow.laws import Laws, Lazily
 from specflow.state import Tokens
 
@@ -34,7 +34,7 @@ class Processor(Protocol):
         A processor that is total, one that has a law behind any text, makes them all at once, as a tuple. Any other
         makes them `Lazily`.
 
-        Logits on a device have not been looked at: where tokens are chosen from them here, `specflow.finite.finite`
+        Logits on a device have not been looked at: where tokens are chosen from them here, `guards.finite.finite`
         refuses those that are not finite.
         """
         ...

@@ -8,7 +8,7 @@ from typing import Protocol, TypeAlias, final
 from attrs import frozen
 from torch import Tensor
 
-from specflow.checks import a, or_none, whole
+from specflow.guards.checks import a, or_none, whole
 from specflow.state import Tokens
 
 Choose: TypeAlias = Callable[[Tensor, int], Tensor]

@@ -16,13 +16,13 @@ from attrs import Factory, field, frozen
 from torch import Tensor
 from typing_extensions import TypeVar
 
-from specflow.checks import a, is_id, or_none, shown, valid, whole
 from specflow.distribution import Distribution, PointMass
 from specflow.errors import DecodeError
+from specflow.guards.checks import a, is_id, or_none, shown, valid, whole
 from specflow.laws import Laws, Lazily
 
 if TYPE_CHECKING:
-    from specflow.random import Randomness, Sampling
+    from specflow.randomness import Randomness, Sampling
 
 Tokens: TypeAlias = tuple[int, ...]
 

@@ -9,13 +9,13 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-from specflow.checks import calls, shown
 from specflow.errors import DecodeError
+from specflow.guards.checks import calls, shown
 from specflow.lossy import LossyStep
 from specflow.policies import Fixed
 from specflow.processors import Processor
 from specflow.protocols import Prunable
-from specflow.random import Randomness, Sampling
+from specflow.randomness import Randomness, Sampling
 from specflow.stages import (
     Adjust,
     Condition,

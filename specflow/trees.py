@@ -1,22 +1,14 @@
-"""Trees of drafts: how they hang together, and how a function of texts reads them."""
+"""Trees of drafts: how they hang together."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from collections.abc import Sequence
 
 import numpy
-import torch
 from attrs import evolve
 from numpy.typing import NDArray
-from torch import Tensor
 
-from specflow.asked import looked_at, rows_of
-from specflow.checks import calls
-from specflow.state import TEXT, Predictor, Proposal, Tokens, chain, parents_of
-
-Rows: TypeAlias = Callable[[Tokens, int], Tensor]
-"""(tokens, last) → logits [last, V] of what follows each of the last `last` prefixes. A pure function of tokens."""
+from specflow.state import TEXT, Proposal, Tokens, parents_of
 
 
 def is_chain(parents: Sequence[int]) -> bool:
@@ -113,57 +105,3 @@ def lineage(parents: Sequence[int]) -> NDArray[numpy.bool_]:
         if parent != TEXT:
             seen[i] |= seen[parent]
     return seen
-
-
-def path_by_path(rows: Rows) -> Predictor:
-    """A predictor made of what gives the last rows of one text: each path down to a leaf, one after the other.
-
-    It serves the models that cannot read a tree in one pass.
-
-    >>> sums = lambda tokens, last: torch.tensor(tokens).cumsum(0)[-last:, None].float()
-    >>> path_by_path(sums)((1, 1), (Proposal(5), Proposal(6, parent=TEXT), Proposal(7, parent=0)))[:, 0].tolist()
-    [2.0, 7.0, 8.0, 14.0]
-    """
-    calls("a function of texts", "give one of (tokens, last)")("rows", rows)
-
-    def predict(tokens: Tokens, drafts: Sequence[Proposal], /) -> Tensor:
-        parents = parents_of(drafts)
-        if is_chain(parents):
-            text = tokens + tuple([draft.token for draft in drafts])
-            return looked_at(rows(text, len(drafts) + 1), len(drafts) + 1, rows, len(text), "predictor")
-        known: dict[int, Tensor] = {}
-        for leaf in leaves(parents):
-            path = path_to(parents, leaf)
-            text = tokens + tuple([drafts[i].token for i in path])
-            logits = looked_at(rows(text, len(path) + 1), len(path) + 1, rows, len(text), "predictor")
-            known |= zip((TEXT, *path), logits, strict=True)
-        return torch.stack([known[i] for i in range(TEXT, len(drafts))])
-
-    return predict
-
-
-def along_paths(model: Callable[[Tokens], Tensor]) -> Predictor:
-    """A predictor made of any function of one text that gives a row of logits [V]: the meaning of all faster ones.
-
-    >>> along_paths(lambda tokens: torch.tensor([float(sum(tokens))]))((1, 1), (Proposal(5), Proposal(6))).tolist()
-    [[2.0], [7.0], [13.0]]
-    """
-    calls("a function of a text", "give one that returns logits [V]")("model", model)
-
-    def predict(tokens: Tokens, drafts: Sequence[Proposal], /) -> Tensor:
-        parents = parents_of(drafts)
-        texts = [tokens + tuple([drafts[k].token for k in path_to(parents, i)]) for i in range(TEXT, len(drafts))]
-        return torch.stack([looked_at(model(text)[None], 1, model, len(text), "predictor")[0] for text in texts])
-
-    return predict
-
-
-def last_rows(predictor: Predictor, tokens: Tokens, last: int, name: str = "predictor") -> Tensor:
-    """Logits [last, V] of what follows each of the last `last` prefixes of a text, in one reading.
-
-    >>> sums = along_paths(lambda tokens: torch.tensor([float(sum(tokens))]))
-    >>> last_rows(sums, (1, 1, 5), 2).tolist()
-    [[2.0], [7.0]]
-    """
-    end = len(tokens) - last + 1
-    return rows_of(predictor, tokens[:end], chain(tokens[end:]), name)

@@ -34,12 +34,12 @@ from specflow.accelerate.linear import (
 )
 from specflow.accelerate.llama import Llama, Shapes
 from specflow.caches import BLOCK
-from specflow.checks import a
 from specflow.errors import DecodeError
-from specflow.predictor import CachedPredictor, UncachedPredictor, limits_of
-from specflow.reader import vocabulary_of
+from specflow.guards.checks import a
+from specflow.predictors import CachedPredictor, UncachedPredictor, limits_of
+from specflow.predictors.paths import last_rows
+from specflow.predictors.reader import vocabulary_of
 from specflow.state import Predictor, Tokens
-from specflow.trees import last_rows
 
 FREE: Final = Shapes(TOKENS, rows=1, keys=1)
 """Nothing is padded: the last bits of what a pass computes depend on how many tokens it reads."""

@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.nn import Module
 from typing_extensions import override
 
-from specflow.checks import a, shown, whole
 from specflow.errors import DecodeError
-from specflow.predictor import CachedPredictor, UncachedPredictor, limits_of
-from specflow.reader import vocabulary_of
+from specflow.guards.checks import a, shown, whole
+from specflow.predictors import CachedPredictor, UncachedPredictor, limits_of
+from specflow.predictors.paths import last_rows
+from specflow.predictors.reader import vocabulary_of
 from specflow.state import Tokens
-from specflow.trees import last_rows
 
 LENGTHS: Final = (1, 40, 300, 490, 1000)
 """How many tokens are read before the passes that are compared; behind 490 they cross a border of the keys."""

@@ -19,8 +19,8 @@ from typing_extensions import override
 
 from specflow.accelerate.linear import Linear
 from specflow.caches import KVCache
-from specflow.checks import shown
 from specflow.errors import DecodeError
+from specflow.guards.checks import shown
 from specflow.trees import depths, lineage
 
 ELEMENTS: Final = 32768

@@ -21,10 +21,10 @@ from specflow.bench.decoders import NAMES, Decoder, Models, decoder, imported
 from specflow.bench.measure import Plan, Run, measure, warmed_up
 from specflow.bench.prompts import OWN_PROMPTS, read_prompts, spread
 from specflow.bench.report import Absent, build, facts_of, show, to_json
-from specflow.checks import a, or_none, shown, whole
 from specflow.errors import DecodeError, unwrap
+from specflow.guards.checks import a, or_none, shown, whole
 from specflow.models import SMOLLM2, DType, load, said
-from specflow.predictor import limits_of
+from specflow.predictors import limits_of
 from specflow.processors import GreedyProcessor, MultinomialProcessor
 from specflow.vocabulary import shared_vocabulary
 

@@ -11,9 +11,9 @@ from transformers import PreTrainedTokenizerBase
 
 from specflow.bench.stopwatch import Stopwatch
 from specflow.loop import unfold
-from specflow.predictor import CachedPredictor
+from specflow.predictors import CachedPredictor
 from specflow.processors import LogitsProcessor
-from specflow.random import Randomness
+from specflow.randomness import Randomness
 from specflow.state import Count, DecodeState, Finished, Step, Tally, Tokens
 
 T = TypeVar("T")

@@ -32,7 +32,7 @@ from specflow.drafters import (
 from specflow.errors import DecodeError
 from specflow.models import bigrams_of, said
 from specflow.policies import CostAware, CostMeter, Fixed
-from specflow.predictor import CachedPredictor, limits_of
+from specflow.predictors import CachedPredictor, limits_of
 from specflow.stages import UpdateNgram
 from specflow.state import Drafter, GammaPolicy, Predictor, Step
 from specflow.steps import autoregressive_step, ngram_step, speculative_step

@@ -17,9 +17,9 @@ from specflow.bench.stopwatch import Clock, Pass, Stopwatch, clock_for
 from specflow.errors import DecodeError
 from specflow.loop import start
 from specflow.models import Loaded, said
-from specflow.predictor import CachedPredictor, limits_of
+from specflow.predictors import CachedPredictor, limits_of
 from specflow.processors import LogitsProcessor
-from specflow.random import Dice
+from specflow.randomness import Dice
 from specflow.state import Count, DecodeState, Tokens
 
 

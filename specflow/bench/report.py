@@ -29,7 +29,7 @@ from specflow.bench.summary import (
     pass_costs,
     summarise,
 )
-from specflow.predictor import UncachedPredictor
+from specflow.predictors import UncachedPredictor
 from specflow.processors import GreedyProcessor, LogitsProcessor
 from specflow.state import Tokens
 

@@ -8,9 +8,9 @@ from typing import Final, final
 from attrs import define, field
 from torch import Tensor
 
-from specflow.checks import is_id, shown, valid, whole
 from specflow.errors import DecodeError
-from specflow.ids import ids_of
+from specflow.guards.checks import is_id, shown, valid, whole
+from specflow.guards.ids import ids_of
 
 BLOCK: Final = 512
 """Room is made in multiples of this, the number of keys that torch's attention on a CPU takes at a time."""

@@ -12,8 +12,8 @@ from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin, DummyLayer, StaticLayer
 
 from specflow.caches.layers import ATTENTION, layers_of
-from specflow.checks import calls, shown, valid
 from specflow.errors import DecodeError
+from specflow.guards.checks import calls, shown, valid
 
 
 def _makes_caches(name: str, value: object) -> None:

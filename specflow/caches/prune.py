@@ -12,8 +12,8 @@ from transformers.cache_utils import DummyLayer, DynamicLayer
 
 from specflow.caches.layers import Layer, spare_of
 from specflow.caches.rows import Roomy
-from specflow.checks import a, shown, whole
 from specflow.errors import DecodeError
+from specflow.guards.checks import a, shown, whole
 
 TupleCache: TypeAlias = tuple[tuple[Tensor, ...], ...]
 """One (keys, values) pair a layer, each [batch, heads, tokens, size]."""

@@ -10,11 +10,11 @@ from specflow.drafters.combine import propose_nothing as propose_nothing
 from specflow.drafters.combine import then as then
 from specflow.drafters.llm import LLMDrafter as LLMDrafter
 from specflow.drafters.lookup import PromptLookup as PromptLookup
-from specflow.drafters.ngram import GuessingNGramDrafter as GuessingNGramDrafter
-from specflow.drafters.ngram import NGramDrafter as NGramDrafter
-from specflow.drafters.storage import INgramStorage as INgramStorage
-from specflow.drafters.storage import NGramStorage as NGramStorage
-from specflow.drafters.storage import OneLevelNGramStorage as OneLevelNGramStorage
+from specflow.drafters.ngrams.drafter import GuessingNGramDrafter as GuessingNGramDrafter
+from specflow.drafters.ngrams.drafter import NGramDrafter as NGramDrafter
+from specflow.drafters.ngrams.storage import INgramStorage as INgramStorage
+from specflow.drafters.ngrams.storage import NGramStorage as NGramStorage
+from specflow.drafters.ngrams.storage import OneLevelNGramStorage as OneLevelNGramStorage
 from specflow.drafters.suffix import SuffixDrafter as SuffixDrafter
 from specflow.drafters.tree import LookupTree as LookupTree
 from specflow.drafters.tree import as_chain as as_chain

@@ -13,10 +13,10 @@ from safetensors.numpy import save
 from torch import Tensor
 from torch.nn.functional import softmax
 
-from specflow.checks import calls, shown, whole
-from specflow.drafters.storage_file import content_of, write
+from specflow.drafters.ngrams.file import content_of, write
 from specflow.errors import DecodeError
-from specflow.ids import ids_of
+from specflow.guards.checks import calls, shown, whole
+from specflow.guards.ids import ids_of
 from specflow.state import TEXT, Predictor, Proposal, Tokens
 
 TOGETHER: Final = 127

@@ -8,13 +8,13 @@ from typing import final
 from attrs import field, frozen
 from torch import Tensor
 
-from specflow.checks import MOST, a, does, or_none, shown, valid, whole
 from specflow.distribution import Categorical, PointMass
 from specflow.errors import DecodeError
-from specflow.ids import ids_of, text_of
+from specflow.guards.checks import MOST, a, does, or_none, shown, valid, whole
+from specflow.guards.ids import ids_of, text_of
 from specflow.processors import LogitsProcessor
 from specflow.protocols import Choose, Limits, ReadsAhead
-from specflow.random import Sampling
+from specflow.randomness import Sampling
 from specflow.state import Proposal, Tokens
 from specflow.vocabulary import fit
 

@@ -7,9 +7,9 @@ from typing import final
 
 from attrs import field, frozen
 
-from specflow.checks import a, drafts, valid
 from specflow.distribution import PointMass
-from specflow.ids import ids_of
+from specflow.guards.checks import a, drafts, valid
+from specflow.guards.ids import ids_of
 from specflow.prefix import text_of
 from specflow.state import Proposal, Tokens
 

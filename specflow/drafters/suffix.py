@@ -10,9 +10,9 @@ from typing import Final, NamedTuple, final
 
 from attrs import define, field
 
-from specflow.checks import a, drafts, number, valid, whole
 from specflow.distribution import PointMass
-from specflow.ids import ids_of
+from specflow.guards.checks import a, drafts, number, valid, whole
+from specflow.guards.ids import ids_of
 from specflow.prefix import TEXTS, begins, text_of
 from specflow.state import Proposal, Tokens
 

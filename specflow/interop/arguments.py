@@ -18,10 +18,10 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedConfig, Pr
 from typing_extensions import override
 
 from specflow.caches import is_empty
-from specflow.checks import does, shown
 from specflow.errors import DecodeError
+from specflow.guards.checks import does, shown
 from specflow.interop.streaming import Streamer
-from specflow.reader import Reader
+from specflow.predictors.reader import Reader
 from specflow.state import Tokens
 
 HONOURED: Final = frozenset(

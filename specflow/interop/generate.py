@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers.generation import GenerateDecoderOnlyOutput
 
-from specflow.checks import a, calls, does, or_none, shown, valid
 from specflow.errors import DecodeError, unwrap
+from specflow.guards.checks import a, calls, does, or_none, shown, valid
 from specflow.interop.arguments import (
     Asked,
     given,
@@ -30,9 +30,9 @@ from specflow.interop.processors import InOrder, Processing, Stateless, fresh, m
 from specflow.interop.streaming import Streamer, condition, ended, put_through
 from specflow.loop import run, start
 from specflow.policies import Fixed
-from specflow.predictor import CachedPredictor, UncachedPredictor, limits_of
+from specflow.predictors import CachedPredictor, UncachedPredictor, limits_of
 from specflow.protocols import Limits
-from specflow.random import Dice, Randomness
+from specflow.randomness import Dice, Randomness
 from specflow.stages import Adjust, Draft, Reject, Verify, draft_nothing, ending
 from specflow.stages.stop import Condition
 from specflow.state import Adjusted, DecodeState, Drafted, Drafter, Finished, GammaPolicy, Predictor, Step, Tokens

@@ -12,11 +12,11 @@ from attrs import define, field, frozen
 from torch import Tensor
 from torch.nn import Module
 
-from specflow.checks import calls, shown, valid
 from specflow.distribution import Categorical, Distribution, PointMass
 from specflow.errors import DecodeError
-from specflow.finite import finite, is_near
-from specflow.ids import ids_of
+from specflow.guards.checks import calls, shown, valid
+from specflow.guards.finite import finite, is_near
+from specflow.guards.ids import ids_of
 from specflow.interop.copying import Copies, copies_of, is_fixed, name_of
 from specflow.laws import Laws, Lazily
 from specflow.prefix import common_prefix

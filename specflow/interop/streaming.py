@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, StoppingCriteriaList
 
-from specflow.checks import a, calls, does, shown
 from specflow.errors import DecodeError
+from specflow.guards.checks import a, calls, does, shown
 from specflow.loop import unfold
 from specflow.state import DecodeState, Finished, Step, Tokens
 

@@ -7,8 +7,8 @@ from typing import Final, final
 
 from attrs import define, evolve, field, frozen
 
-from specflow.checks import a
 from specflow.distribution import PointMass
+from specflow.guards.checks import a
 from specflow.prefix import common_prefix
 from specflow.state import Proposal, Tokens
 

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from specflow import checks
-from specflow.checks import a, shown
 from specflow.distribution import BlackBox, Categorical, Known, PointMass
 from specflow.errors import DecodeError
+from specflow.guards import checks
+from specflow.guards.checks import a, shown
 from specflow.state import Proposal
 
 

@@ -8,8 +8,8 @@ from typing import Final, NamedTuple, final
 
 from attrs import define, field
 
-from specflow.checks import number
 from specflow.distribution import PointMass
+from specflow.guards.checks import number
 from specflow.policies.acceptance import PRIOR
 from specflow.policies.choice import DOUBT, Choice, are_numbers
 from specflow.policies.meter import CostMeter, Durations

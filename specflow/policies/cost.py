@@ -10,7 +10,7 @@ from typing import Final, NamedTuple, final
 
 from attrs import define, evolve, field, frozen
 
-from specflow.checks import a, calls, drafts, valid
+from specflow.guards.checks import a, calls, drafts, valid
 from specflow.policies.acceptance import Acceptance, Draft, Watched
 from specflow.policies.chances import ByChances
 from specflow.policies.choice import DOUBT, Choice, are_numbers, identity, untold

@@ -9,10 +9,10 @@ from typing import NamedTuple, final
 
 from attrs import field, frozen
 
-from specflow import checks
-from specflow.checks import drafts, number, valid
 from specflow.distribution import PointMass, normalised_entropy
 from specflow.errors import DecodeError
+from specflow.guards import checks
+from specflow.guards.checks import drafts, number, valid
 from specflow.policies.belief import drafter_law, told
 from specflow.policies.choice import are_numbers
 from specflow.state import DecodeState, Pace, Proposal

@@ -8,8 +8,8 @@ from typing import NamedTuple, final
 
 from attrs import field, frozen
 
-from specflow.checks import drafts, valid
 from specflow.errors import DecodeError
+from specflow.guards.checks import drafts, valid
 from specflow.policies.choice import are_numbers
 from specflow.state import DecodeState, Pace, Proposal, parents_of
 from specflow.trees import depths

@@ -13,8 +13,8 @@ from typing import Final, NamedTuple, TypeAlias, final
 from attrs import define, field
 from torch import Tensor
 
-from specflow.checks import MOST, calls, number, shown, valid, whole
 from specflow.errors import DecodeError
+from specflow.guards.checks import MOST, calls, number, shown, valid, whole
 from specflow.prefix import TEXTS, common_prefix
 from specflow.state import Predictor, Proposal, Tokens
 

@@ -8,10 +8,10 @@ from typing import TypeAlias, final
 
 from attrs import field, frozen
 
-from specflow import checks
-from specflow.checks import calls, number, shown, valid, whole
 from specflow.distribution import Categorical
 from specflow.errors import DecodeError
+from specflow.guards import checks
+from specflow.guards.checks import calls, number, shown, valid, whole
 from specflow.policies.belief import drafter_law, entropy_of, told
 from specflow.policies.fixed import Fixed
 from specflow.state import DecodeState, GammaPolicy, Pace, Proposal

@@ -7,10 +7,10 @@ from typing import Generic, Never, final
 from attrs import field, frozen
 from typing_extensions import TypeVar
 
-from specflow.checks import a
 from specflow.distribution import Distribution
+from specflow.guards.checks import a
 from specflow.lossy import Lossy
-from specflow.random import Sampling, drawn
+from specflow.randomness import Sampling, drawn
 from specflow.stages.rules.samples import is_sampling
 from specflow.state import TEXT, Adjusted, Verified
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from attrs import evolve
 
-from specflow.checks import a, is_id, shown
 from specflow.errors import DecodeError
+from specflow.guards.checks import a, is_id, shown
 from specflow.state import Adjusted, Committed, Count, DecodeState, Drafted, Finished, Reason, Tally
 
 _ORDER = "put the stages in order: Draft, Score, Judge, Adjust, commit, advance"

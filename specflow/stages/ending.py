@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from specflow.checks import calls
+from specflow.guards.checks import calls
 from specflow.stages.commit import advance, commit
 from specflow.stages.observe import Observer, unobserved
 from specflow.stages.stop import Condition, StopWhen, never

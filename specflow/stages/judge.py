@@ -7,9 +7,9 @@ from typing import Generic, TypeAlias, final
 
 from attrs import field, frozen
 
-from specflow.checks import a, calls, is_id, named, shown, valid
 from specflow.distribution import BlackBox, Categorical, PointMass
 from specflow.errors import DecodeError
+from specflow.guards.checks import a, calls, is_id, named, shown, valid
 from specflow.lossy import Lossy
 from specflow.processors import Processor
 from specflow.stages.score import Score, a_draft, is_processor, is_target

@@ -9,8 +9,8 @@ import torch
 from attrs import field, frozen
 from torch import Tensor
 
-from specflow.checks import does, valid, whole
-from specflow.drafters.storage import INgramStorage
+from specflow.drafters.ngrams.storage import INgramStorage
+from specflow.guards.checks import does, valid, whole
 from specflow.stages.commit import a_commitment
 from specflow.state import Committed
 

@@ -9,8 +9,8 @@ from attrs import field, frozen
 from rich.console import Console
 from rich.text import Text
 
-from specflow.checks import a, does, or_none, valid
 from specflow.distribution import BlackBox, Distribution
+from specflow.guards.checks import a, does, or_none, valid
 from specflow.stages.commit import a_commitment
 from specflow.state import TEXT, Committed, Drafted, Tokens, Verified
 

@@ -6,7 +6,7 @@ from typing import final
 
 from attrs import field, frozen
 
-from specflow.checks import does, each, valid
+from specflow.guards.checks import does, each, valid
 from specflow.protocols import Prunable
 from specflow.stages.commit import a_commitment
 from specflow.state import Committed

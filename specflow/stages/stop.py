@@ -8,8 +8,8 @@ from typing import TypeAlias, final
 import numpy
 from attrs import evolve, field, frozen
 
-from specflow.checks import a, calls, does, named, shown, valid
 from specflow.errors import DecodeError
+from specflow.guards.checks import a, calls, does, named, shown, valid
 from specflow.stages.commit import an_adjustment
 from specflow.stages.observe import Tokenizer
 from specflow.state import Adjusted, DecodeState, Reason, Tokens

@@ -11,10 +11,10 @@ from attrs import evolve, field, frozen
 from torch import Tensor
 from typing_extensions import TypeVar, override
 
-from specflow.asked import laws_of, rows_of
-from specflow.checks import a, calls, does, shown, valid, whole
 from specflow.errors import DecodeError
-from specflow.ids import ids_of, stops_of
+from specflow.guards.asked import laws_of, rows_of
+from specflow.guards.checks import a, calls, does, shown, valid, whole
+from specflow.guards.ids import ids_of, stops_of
 from specflow.loop import run
 from specflow.processors import (
     GreedyProcessor,
@@ -24,7 +24,7 @@ from specflow.processors import (
     TopKNucleusProcessor,
     TopKProcessor,
 )
-from specflow.random import Randomness, Sampling
+from specflow.randomness import Randomness, Sampling
 from specflow.stages.stop import Condition, never
 from specflow.state import DecodeState, Finished, Predictor, Reason, Request, Step, Tokens
 from specflow.testing.enumeration import Branch, Law, Noise, exact_law

@@ -17,14 +17,14 @@ from torch.nn import Module
 from transformers import PreTrainedConfig
 from typing_extensions import override
 
-from specflow.asked import rows_of
-from specflow.checks import MOST, a, calls, does, number, or_none, whole
 from specflow.errors import DecodeError
-from specflow.ids import ids_of
-from specflow.predictor import CachedPredictor, limits_of
-from specflow.reader import refuse_weightless, vocabulary_of
+from specflow.guards.asked import rows_of
+from specflow.guards.checks import MOST, a, calls, does, number, or_none, whole
+from specflow.guards.ids import ids_of
+from specflow.predictors import CachedPredictor, limits_of
+from specflow.predictors.paths import last_rows, path_by_path
+from specflow.predictors.reader import refuse_weightless, vocabulary_of
 from specflow.state import TEXT, Predictor, Proposal, Tokens
-from specflow.trees import last_rows, path_by_path
 
 
 class Move(Enum):

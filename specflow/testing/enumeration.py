@@ -14,9 +14,9 @@ from attrs import define, evolve, field, frozen
 from torch import Tensor
 from typing_extensions import TypeVar
 
-from specflow.checks import calls
 from specflow.distribution import BlackBox, Categorical, Distribution, PointMass, flaw, no_law
 from specflow.errors import DecodeError
+from specflow.guards.checks import calls
 
 T = TypeVar("T")
 Outcome = TypeVar("Outcome", bound=Hashable)

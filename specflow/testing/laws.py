@@ -9,13 +9,13 @@ import torch
 from attrs import define, evolve, field, frozen
 from torch import Tensor
 
-from specflow.checks import calls, does, shown
 from specflow.distribution import Categorical, Distribution
 from specflow.drafters.combine import propose_nothing
 from specflow.errors import DecodeError
+from specflow.guards.checks import calls, does, shown
 from specflow.loop import unfold
 from specflow.protocols import Prunable
-from specflow.random import Randomness, Sampling
+from specflow.randomness import Randomness, Sampling
 from specflow.stages.observe import Observer, unobserved
 from specflow.state import Committed, DecodeState, Drafter, Finished, Predictor, Proposal, Step, Tally, Tokens
 from specflow.testing.certificate import CASES, Case, Ending, World, autoregressive, cases_of, same_law

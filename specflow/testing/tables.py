@@ -12,14 +12,14 @@ from attrs import field, frozen
 from torch import Tensor
 from typing_extensions import override
 
-from specflow.checks import does, shown, valid, whole
 from specflow.distribution import Categorical
 from specflow.errors import DecodeError
-from specflow.ids import text_of
+from specflow.guards.checks import does, shown, valid, whole
+from specflow.guards.ids import text_of
+from specflow.predictors.paths import along_paths
 from specflow.processors import LogitsProcessor
-from specflow.random import Sampling, drawn
+from specflow.randomness import Sampling, drawn
 from specflow.state import Proposal, Tokens
-from specflow.trees import along_paths
 
 
 @final

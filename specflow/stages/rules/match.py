@@ -8,7 +8,7 @@ from typing import final
 from attrs import field, frozen
 
 from specflow.distribution import PointMass
-from specflow.random import Sampling
+from specflow.randomness import Sampling
 from specflow.stages.rules.samples import Samples, is_sampling
 from specflow.state import TEXT, Scored, Verdict
 

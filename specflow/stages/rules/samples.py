@@ -7,8 +7,8 @@ from typing import final
 
 from attrs import define, field
 
-from specflow.checks import does, valid
-from specflow.random import Sampling, draws
+from specflow.guards.checks import does, valid
+from specflow.randomness import Sampling, draws
 from specflow.state import Scored
 
 is_randomness = valid(does("randomness that takes decisions", "give Dice(), or use Match", "draw", "accept"))
@@ -21,7 +21,7 @@ class Samples:
     """One token of the target's law behind each draft that `by_samples` holds of, in the order of a walk.
 
     On a device all along a stretch are drawn at the first, and copied at once. Close it when the walk is over: what was
-    drawn for nothing is taken back (`specflow.random.draws`).
+    drawn for nothing is taken back (`specflow.randomness.draws`).
     """
 
     rng: Sampling

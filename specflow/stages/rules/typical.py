@@ -7,10 +7,10 @@ from typing import final
 
 from attrs import field, frozen
 
-from specflow.checks import number, valid
 from specflow.distribution import BlackBox, PointMass
+from specflow.guards.checks import number, valid
 from specflow.lossy import Lossy
-from specflow.random import Sampling, drawn
+from specflow.randomness import Sampling, drawn
 from specflow.stages.rules.samples import is_sampling
 from specflow.state import TEXT, Scored, Verdict
 

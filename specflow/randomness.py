@@ -11,10 +11,10 @@ import torch
 from attrs import Attribute, field, frozen
 from torch import Tensor
 
-from specflow.checks import a, is_id, named, or_none, shown, valid
 from specflow.distribution import BlackBox, Categorical, Distribution, PointMass, flaw, lawful, no_law, vector
 from specflow.errors import DecodeError
-from specflow.finite import NOTICED, is_near
+from specflow.guards.checks import a, is_id, named, or_none, shown, valid
+from specflow.guards.finite import NOTICED, is_near
 from specflow.laws import Laws
 
 

@@ -28,8 +28,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from specflow.checks import shown
 from specflow.errors import DecodeError
+from specflow.guards.checks import shown
 from specflow.state import Tokens
 
 FORMAT: Final = "specflow n-gram storage"

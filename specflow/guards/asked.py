@@ -10,13 +10,13 @@ import numpy
 from attrs import evolve
 from torch import Tensor
 
-from specflow.checks import is_id, named, shown
 from specflow.distribution import BlackBox, Categorical, Distribution, Origin, PointMass, flaw, no_law
 from specflow.errors import DecodeError
-from specflow.finite import is_near
+from specflow.guards.checks import is_id, named, shown
+from specflow.guards.finite import is_near
 from specflow.laws import Laws, Lazily
 from specflow.processors import EachPrefix, LogitsProcessor, Processor
-from specflow.random import Randomness
+from specflow.randomness import Randomness
 from specflow.state import BEFORE, Predictor, Proposal, Tokens
 
 

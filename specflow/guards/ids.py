@@ -9,8 +9,8 @@ import numpy
 import torch
 from torch import Tensor
 
-from specflow.checks import shown, whole
 from specflow.errors import DecodeError
+from specflow.guards.checks import shown, whole
 from specflow.state import Tokens
 
 REMEDY = "give plain ints, such as tokenizer(text).input_ids"

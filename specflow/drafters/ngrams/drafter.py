@@ -10,10 +10,10 @@ from typing import final
 
 from attrs import field, frozen
 
-from specflow.checks import a, does, named, or_none, shown, valid, whole
 from specflow.distribution import PointMass
-from specflow.drafters.storage import INgramStorage
+from specflow.drafters.ngrams.storage import INgramStorage
 from specflow.errors import DecodeError
+from specflow.guards.checks import a, does, named, or_none, shown, valid, whole
 from specflow.state import Proposal, Tokens
 
 

@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from copy import deepcopy
 from typing import Final, final
 
 import torch
-from attrs import define, field, frozen
+from attrs import define, field
 from torch import Tensor
 from torch.nn import Module
 
 from specflow.caches import LossyCache, Past
-from specflow.checks import a, calls, or_none, shown, valid, whole
 from specflow.errors import DecodeError
-from specflow.finite import arrived, finite, is_near, on_arrival
-from specflow.ids import ids_of, text_of
-from specflow.prefix import NEAR, begins, common_prefix, parting
+from specflow.guards.checks import a, calls, or_none, shown, valid, whole
+from specflow.guards.finite import arrived, checked, on_arrival
+from specflow.guards.ids import ids_of, text_of
+from specflow.predictors.fresh import read_afresh
+from specflow.predictors.memo import Memo, Memos
+from specflow.predictors.paths import path_by_path
+from specflow.predictors.reader import Reader, context_of, vocabulary_of
+from specflow.predictors.trial import ANY_PIECES, FEEDINGS, Caches, Feeding, Trials
+from specflow.predictors.watch import Look
 from specflow.protocols import Choose, Limits
-from specflow.reader import Reader, context_of, vocabulary_of
 from specflow.state import Proposal, Tokens, parents_of
-from specflow.trees import is_chain, path_along, path_by_path
-from specflow.trial import ANY_PIECES, FEEDINGS, Caches, Feeding, Stretch, Trials
-from specflow.watch import Look
-
-DRAFTS: Final = 16
-"""How many tokens a model that drafts may have read of its own drafts: it is fed them one by one, as text is."""
+from specflow.trees import is_chain
 
 REREAD: Final = 32
 """How many tokens may be read again with the next draft before they get a pass of their own."""
@@ -45,46 +43,6 @@ def limits_of(model: Module) -> Limits:
 
 @final
 @define(eq=False)
-class _Memo:
-    """What was read of one text: a cache, and what it covers.
-
-    The last `ahead` of its tokens were drafts when they were read, and so is the `tree` behind them.
-    """
-
-    past: Past
-    region: int
-    tokens: list[int] = field(factory=list)
-    ahead: int = 0
-    tree: tuple[Proposal, ...] = ()
-    parents: tuple[int, ...] = ()
-
-    def covers(self, tokens: Tokens) -> int:
-        """How many of the first of `tokens` it covers."""
-        return len(self.tokens) if begins(self.tokens, tokens) else common_prefix(self.tokens, tokens)
-
-    def settle(self, tokens: Tokens) -> None:
-        """Of the tree that was read last, keep the path that `tokens` took. Whether they begin alike is seen later."""
-        if self.tree:
-            path = path_along(self.tree, self.parents, tokens[len(self.tokens) :])
-            self.past.keep(len(self.tokens), path)
-            self.tokens += [self.tree[i].token for i in path]
-            self.tree = ()
-
-    def goes_on(self, covered: int) -> bool:
-        """Whether a text that shares the first `covered` tokens goes on with this one: only drafts are forgotten."""
-        return len(self.tokens) - covered <= max(DRAFTS, self.ahead)
-
-    def go_back(self, keep: int) -> bool:
-        """Cover at most `keep` tokens; whether there was a way to do it."""
-        if keep >= len(self.tokens):
-            return True
-        went = self.past.go_back(keep)
-        del self.tokens[self.past.length :]
-        return went
-
-
-@final
-@define(eq=False)
 class CachedPredictor:
     """A model with a memo: it feeds the model only what its cache does not cover.
 
@@ -93,9 +51,9 @@ class CachedPredictor:
     arithmetic, within rounding in floats); it is that of a fresh pass over that prefix alone, or an error. The model,
     its config and its mode stay as they were.
 
-    How a model can be fed is tried before it reads its first text, once for a model object (`specflow.trial`); one that
-    can only be read from the beginning is read so each time. Where a cache cannot be cropped, it goes back to a mark,
-    and what has been accepted since then is read again together with the next draft.
+    How a model can be fed is tried before it reads its first text, once for a model object (`predictors.trial`); one
+    that can only be read from the beginning is read so each time. Where a cache cannot be cropped, it goes back to a
+    mark, and what has been accepted since then is read again together with the next draft.
 
     Drafts that are a tree are read in one pass where the model can be told what each token sees, which is tried with
     the first tree; else, and over caches that are more than rows of keys and values, path by path.
@@ -105,14 +63,14 @@ class CachedPredictor:
     them in at a time, whatever predictor it comes through. A pass that fails or is interrupted loses its cache and
     never leaves a wrong one.
 
-    What was read is forgotten when the model has changed, as far as `specflow.watch.Watch` sees it: written weights,
+    What was read is forgotten when the model has changed, as far as `predictors.watch` sees it: written weights,
     another adapter, dtype or device. After any other change (weights written through `.data`, say) call `forget`.
 
     `make_cache` makes the cache to start from; by default the model makes its own. `DecodeError` for what is no model
     that reads ids alone and is a function of them, for ids that it does not have, where a text outgrows a cache of
     fixed size, where such a cache changes the logits and is no `LossyCache`, where it offloads from anything but CUDA,
     where the model gives no logits, or logits that are not finite, naming the position. On a device nothing is copied
-    to look for those: they are noticed where a token that was chosen from them arrives (`specflow.finite`).
+    to look for those: they are noticed where a token that was chosen from them arrives (`specflow.guards.finite`).
     """
 
     model: Module
@@ -124,9 +82,8 @@ class CachedPredictor:
     _model: Limits = field(init=False, repr=False)
     _caches: Caches = field(init=False, repr=False)
     _trials: Trials = field(init=False, repr=False)
-    _kept: list[_Memo] = field(init=False, factory=list, repr=False)
+    _memos: Memos = field(init=False, repr=False)
     _seen: Look | None = field(init=False, default=None, repr=False)
-    _goes_back: bool = field(init=False, default=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         self._reader = Reader.of(self.model)
@@ -135,6 +92,7 @@ class CachedPredictor:
             name, remedy = type(self.model).__name__, "leave make_cache out"
             raise DecodeError("make_cache", "the model takes no cache", name, remedy)
         self._model = limits_of(self.model)
+        self._memos = Memos(int(self.memos))
         self._caches = Caches(self._reader, self.make_cache)
         self._trials = Trials(self._caches, () if takes_none else FEEDINGS)
 
@@ -162,7 +120,7 @@ class CachedPredictor:
     def forget(self) -> None:
         """Forget all that was read, after a change of the model that cannot be noticed."""
         with self._reader.guard:
-            self._kept.clear()
+            self._memos.clear()
             self._seen = None
 
     def read_ahead(self, tokens: Tokens, most: int, choose: Choose, /) -> Tokens:
@@ -179,44 +137,49 @@ class CachedPredictor:
             row = self._rows(tokens, 1)[0]
             rows, ids = [row], [chosen_id(choose, row, len(tokens))]
             feeding = self._trials.stretch(len(tokens)).feeding
-            memo = self._taken(tokens, 0) if feeding.most and feeding.least == 1 and most > 1 else None
-            if memo is not None:
-                for length in range(len(tokens) + 1, self._furthest(tokens, most) + 1):
-                    logits = self._extend(memo, ids[-1].reshape(1, 1), length, 1, feeding)
-                    rows.append(logits[0])
-                    ids.append(chosen_id(choose, rows[-1], length))
-            sent: list[int] = on_arrival(torch.stack(ids), torch.stack(rows)).tolist()
-            chosen = tuple(arrived(sent, len(tokens) - 1))
-            if memo is not None:
-                memo.tokens += chosen[:-1]
-                self._put_back(memo)
-        return chosen
+            if feeding.most and feeding.least == 1 and most > 1:
+                with self._memos.of(tokens, self._trials.region(len(tokens)), 0) as memo:
+                    further = self._furthest(tokens, most) if len(memo.tokens) == len(tokens) else 0
+                    for length in range(len(tokens) + 1, further + 1):
+                        rows.append(self._extend(memo, ids[-1].reshape(1, 1), length, 1, feeding)[0])
+                        ids.append(chosen_id(choose, rows[-1], length))
+                    chosen = _arrived(ids, rows, len(tokens))
+                    memo.tokens += chosen[:-1]
+                return chosen
+        return _arrived(ids, rows, len(tokens))
 
     def _last(self, tokens: Tokens, last: int) -> Tensor:
         """Logits [last, V] behind each of the last `last` prefixes of a text."""
         with self._reader.guard:
             self._meet()
             rows = [self._rows(tokens[:end], wanted) for end, wanted in self._trials.parts(len(tokens), last)]
-        return _checked(rows[0] if len(rows) == 1 else torch.cat(rows), len(tokens))
+        return checked(rows[0] if len(rows) == 1 else torch.cat(rows), len(tokens))
 
     def _tree(self, tokens: Tokens, drafts: tuple[Proposal, ...], drafted: Tokens, parents: tuple[int, ...]) -> Tensor:
+        """Logits [n + 1, V] behind `tokens` and behind each draft of a tree."""
         with self._reader.guard:
             self._meet()
-            if len(tokens) == 1 or not self._may_read_trees(len(tokens) + len(drafts)):
-                rows = path_by_path(self._last)(tokens, drafts)
-                self._may_read_trees(len(tokens) + 1)  # tried now, with the prompt, and not in a pass that is timed
-                return rows
-            self._reader.refuse_strange(drafted)
-            memo = self._taken(tokens)
-            if memo is None or len(tokens) - len(memo.tokens) > 1 + REREAD:
-                if memo is not None:
-                    self._put_back(memo)
-                self._rows(tokens[:-1], 1)
-                memo = self._taken(tokens)
-            if memo is None or not memo.past.holds_rows:
-                if memo is not None:
-                    self._put_back(memo)
-                return path_by_path(self._last)(tokens, drafts)
+            if len(tokens) > 1 and self._may_read_trees(len(tokens) + len(drafts)):
+                rows = self._tree_at_once(tokens, drafts, drafted, parents)
+                if rows is not None:
+                    return checked(rows, len(tokens))
+            rows = path_by_path(self._last)(tokens, drafts)
+            self._may_read_trees(len(tokens) + 1)  # tried now, with the prompt, and not in a pass that is timed
+            return rows
+
+    def _tree_at_once(
+        self, tokens: Tokens, drafts: tuple[Proposal, ...], drafted: Tokens, parents: tuple[int, ...]
+    ) -> Tensor | None:
+        """The same in one pass; None over a cache whose rows cannot be kept one by one."""
+        self._reader.refuse_strange(drafted)
+        region = self._trials.region(len(tokens))
+        with self._memos.of(tokens, region) as memo:
+            missing = len(tokens) - len(memo.tokens)
+        if missing > 1 + REREAD:
+            self._rows(tokens[:-1], 1)
+        with self._memos.of(tokens, region) as memo:
+            if not (memo.tokens and memo.past.holds_rows):
+                return None
             piece = tokens[memo.past.length :]
             self._reader.refuse_strange(piece)
             ids = self._reader.ids([piece + drafted])
@@ -225,8 +188,7 @@ class CachedPredictor:
             memo.past.extend(cache, len(tokens) + len(drafts))
             memo.tokens += piece
             memo.ahead, memo.tree, memo.parents = 0, drafts, parents
-            self._put_back(memo)
-        return _checked(logits[0], len(tokens))
+        return logits[0]
 
     def prune(self, tokens: Tokens, /) -> None:
         """Forget what is seen not to be a prefix of `tokens`, if that costs nothing; other texts stay as they are.
@@ -235,23 +197,13 @@ class CachedPredictor:
         """
         tokens = text_of(tokens)
         with self._reader.guard:
-            memo = next(iter(self._kept), None)
-            if memo is None:
-                return
-            memo.settle(tokens)
-            keep = parting(memo.tokens, tokens)
-            if not memo.goes_on(keep):  # another text's
-                return
-            if memo.past.needs_marks:
-                memo.past.thin(keep)
-            elif not memo.go_back(keep):
-                self._kept.remove(memo)
+            self._memos.prune(tokens)
 
     def _meet(self) -> None:
         """Forget what was read of another model than this now is."""
         look = self._reader.watch.look()
         if self._seen is None or not self._seen.same(look):
-            self._kept.clear()
+            self._memos.clear()
             self._seen = look
             self._trials.meet(look)
 
@@ -262,17 +214,16 @@ class CachedPredictor:
             return read_afresh(self._reader, tokens, last, stretch)
         new = max(last, stretch.feeding.least)
         self._refuse_beyond_room(len(tokens))  # before a memo is taken out
-        memo = self._taken(tokens, new)
-        if memo is None:
-            memo = _Memo(Past(self._caches.new(), 0), self._trials.region(len(tokens)))
-        before = len(tokens) - new
-        if self._goes_back and before - len(memo.tokens) > REREAD and self._trials.region(before) == memo.region:
-            self._read(memo, tokens[:before], 1, stretch.feeding)
-        rows = self._read(memo, tokens, last, stretch.feeding)
-        self._put_back(memo)
-        return rows
+        with self._memos.of(tokens, self._trials.region(len(tokens)), new) as memo:
+            if not memo.tokens:
+                memo.past = Past(self._caches.new(), 0)
+            before = len(tokens) - new
+            missing = before - len(memo.tokens)
+            if self._memos.goes_back and missing > REREAD and self._trials.region(before) == memo.region:
+                self._read(memo, tokens[:before], 1, stretch.feeding)
+            return self._read(memo, tokens, last, stretch.feeding)
 
-    def _read(self, memo: _Memo, tokens: Tokens, last: int, feeding: Feeding) -> Tensor:
+    def _read(self, memo: Memo, tokens: Tokens, last: int, feeding: Feeding) -> Tensor:
         """Read `tokens`, whose beginning the memo covers, in the pieces that the model can be fed."""
         self._reader.refuse_strange(tokens[len(memo.tokens) :])
         rows = []
@@ -283,10 +234,10 @@ class CachedPredictor:
         memo.ahead = last - 1
         return torch.cat(rows)[-last:] if len(rows) > 1 else rows[0]
 
-    def _extend(self, memo: _Memo, ids: Tensor, end: int, last: int, feeding: Feeding) -> Tensor:
+    def _extend(self, memo: Memo, ids: Tensor, end: int, last: int, feeding: Feeding) -> Tensor:
         """Logits [last, V] of the text of `end` tokens that `ids` [1, k] end."""
         past = memo.past
-        if past.length and past.needs_marks and (last > 1 or self._goes_back or not past.is_marked):
+        if past.length and past.needs_marks and (last > 1 or self._memos.goes_back or not past.is_marked):
             past.mark()
         logits, cache = self._reader.read(ids, past.cache, past.length, last, told=feeding.told)
         if cache is None and past.cache is None:  # a few models keep the cache that they make to themselves
@@ -294,39 +245,6 @@ class CachedPredictor:
             return self._extend(memo, ids, end, last, feeding)
         past.extend(cache, end)
         return logits[0]
-
-    def _taken(self, tokens: Tokens, new: int = 1) -> _Memo | None:
-        """The memo that covers most of a text, taken out, and back to all but its last `new` tokens at least.
-
-        Where more than the drafts of a step would be forgotten of it, it is another text's, which goes on with a copy.
-        It is put back when a pass has succeeded: an exception or Ctrl-C inside the model must not leave a cache that
-        covers who knows what.
-        """
-        region = self._trials.region(len(tokens))
-        best, most = None, 0
-        for memo in self._kept:
-            if memo.region == region:
-                memo.settle(tokens)
-                covered = memo.covers(tokens)
-                if covered > most:
-                    best, most = memo, covered
-                if covered + NEAR >= len(tokens) and memo.goes_on(covered):
-                    break
-        if best is None:
-            return None
-        is_dropped_next = len(self._kept) == self.memos and best is self._kept[-1]
-        if best.goes_on(most) or is_dropped_next:
-            self._kept.remove(best)
-        else:
-            best = deepcopy(best)
-        keep = min(most, len(tokens) - new)
-        self._goes_back = self._goes_back or (keep < len(best.tokens) and best.past.needs_marks)
-        return best if best.go_back(keep) else None
-
-    def _put_back(self, memo: _Memo) -> None:
-        if memo.tokens:
-            self._kept.insert(0, memo)
-            del self._kept[self.memos :]
 
     def _furthest(self, tokens: Tokens, most: int) -> int:
         """How long a text may become that is read on by itself from `tokens`."""
@@ -347,54 +265,6 @@ class CachedPredictor:
             raise DecodeError("make_cache", f"the text outgrows a cache of {room} tokens", length, remedy)
 
 
-@final
-@frozen(eq=False)
-class UncachedPredictor:
-    """A model without a memo: it reads the whole text each time. The same function as `CachedPredictor`, slower.
-
-    It remembers nothing, so that threads may share it, one pass at a time. `DecodeError` as in `CachedPredictor`.
-    """
-
-    model: Module
-    _reader: Reader = field(init=False, repr=False)
-    _trials: Trials = field(init=False, repr=False)
-
-    def __attrs_post_init__(self) -> None:
-        reader = Reader.of(self.model)
-        object.__setattr__(self, "_reader", reader)
-        object.__setattr__(self, "_trials", Trials(Caches(reader), ()))
-
-    def __call__(self, tokens: Tokens, drafts: Sequence[Proposal], /) -> Tensor:
-        """Logits [n + 1, V] behind `tokens`, and behind them and the path down to each draft; a tree path by path."""
-        ids_of("drafts", [draft.token for draft in drafts])
-        return path_by_path(self._last)(text_of(tokens), drafts)
-
-    def _last(self, tokens: Tokens, last: int) -> Tensor:
-        reader, trials = self._reader, self._trials
-        reader.refuse_strange(tokens)
-        with reader.guard:
-            trials.meet(reader.watch.look())
-            parts = trials.parts(len(tokens), last)
-            rows = [read_afresh(reader, tokens[:end], wanted, trials.stretch(end)) for end, wanted in parts]
-        return _checked(rows[0] if len(rows) == 1 else torch.cat(rows), len(tokens))
-
-    def prune(self, tokens: Tokens, /) -> None:
-        """Nothing is remembered, so there is nothing to forget."""
-        text_of(tokens)
-
-
-def read_afresh(reader: Reader, tokens: Tokens, last: int, stretch: Stretch) -> Tensor:
-    """Logits [last, V] by passes over whole texts: one where its rows are right together, else one for each row."""
-    if stretch.feeding.together:
-        return reader.read_afresh(reader.ids([tokens]), last)[0]
-    rows = []
-    for end in range(len(tokens) - last + 1, len(tokens) + 1):
-        if stretch.forgetful:
-            reader.read_afresh(reader.ids([tokens[:1]]), 1)
-        rows.append(reader.read_afresh(reader.ids([tokens[:end]]), 1)[0])
-    return torch.cat(rows)
-
-
 def chosen_id(choose: Choose, logits: Tensor, position: int) -> Tensor:
     """What a choice from `logits` [V] comes to: an id []. `DecodeError` for anything else."""
     token: object = choose(logits, position)
@@ -403,5 +273,7 @@ def chosen_id(choose: Choose, logits: Tensor, position: int) -> Tensor:
     return token.reshape(())
 
 
-def _checked(logits: Tensor, end: int) -> Tensor:
-    return finite(logits, end) if is_near(logits) else logits
+def _arrived(ids: list[Tensor], rows: list[Tensor], length: int) -> Tokens:
+    """The chosen ids on the host, in one copy. `DecodeError` for one chosen from logits that are not finite."""
+    sent: list[int] = on_arrival(torch.stack(ids), torch.stack(rows)).tolist()
+    return tuple(arrived(sent, length - 1))

@@ -10,15 +10,16 @@ import torch
 from attrs import define, field, frozen
 from torch import Tensor
 
-from specflow.asked import rows_of
-from specflow.checks import calls, number, shown, valid, whole
 from specflow.distribution import PointMass
 from specflow.errors import DecodeError
-from specflow.ids import text_of
+from specflow.guards.asked import rows_of
+from specflow.guards.checks import calls, number, shown, valid, whole
+from specflow.guards.ids import text_of
+from specflow.predictors.paths import path_by_path
 from specflow.prefix import common_prefix
 from specflow.processors import GreedyProcessor
 from specflow.state import TEXT, Predictor, Proposal, Tokens, parents_of
-from specflow.trees import path_by_path, path_to
+from specflow.trees import path_to
 
 
 def margins_of(logits: Tensor) -> list[float]:

@@ -97,3 +97,8 @@ def not_finite(position: int) -> DecodeError:
         f"NaN or infinity behind the token at position {position}",
         "check the weights and the dtype",
     )
+
+
+def checked(logits: Tensor, end: int) -> Tensor:
+    """`logits`, finite where they are on the host: those behind a text of `end` tokens."""
+    return finite(logits, end) if is_near(logits) else logits

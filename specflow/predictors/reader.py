@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.nn import Module
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
-from specflow.checks import shown
 from specflow.errors import DecodeError
+from specflow.guards.checks import shown
+from specflow.predictors.untracked import Untracked, untracked
+from specflow.predictors.watch import Watch
 from specflow.state import Tokens
 from specflow.trees import depths, lineage
-from specflow.untracked import Untracked, untracked
-from specflow.watch import Watch
 
 CACHE_NAMES: Final = ("cache", "past_key_values", "cache_params", "state")
 """What models call their cache, as argument and as output: transformers' name, its older ones, and RWKV's."""

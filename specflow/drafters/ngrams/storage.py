@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from specflow.checks import or_none, shown, whole
-from specflow.drafters.counts import Counts
-from specflow.drafters.storage_file import Header, packed, read, refuse_contradiction, write
+from specflow.drafters.ngrams.counts import Counts
+from specflow.drafters.ngrams.file import Header, packed, read, refuse_contradiction, write
 from specflow.errors import DecodeError
-from specflow.ids import ids_of, plain, rows_of
+from specflow.guards.checks import or_none, shown, whole
+from specflow.guards.ids import ids_of, plain, rows_of
 from specflow.state import Tokens
 
 

@@ -25,10 +25,10 @@ from transformers import PreTrainedConfig
 
 from specflow.caches import LossyCache, Past, capacity, is_empty, offloads
 from specflow.errors import DecodeError
-from specflow.reader import Reader, context_of, embedded_of
+from specflow.predictors.reader import Reader, context_of, embedded_of
+from specflow.predictors.watch import Look
 from specflow.state import TEXT
 from specflow.trees import path_to
-from specflow.watch import Look
 
 
 @final
