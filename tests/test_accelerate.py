@@ -41,6 +41,7 @@ from specflow import (
     UncachedPredictor,
     accelerate,
     autoregressive_step,
+    chain,
     limits_of,
     run,
     speculative_generate,
@@ -50,11 +51,11 @@ from specflow import (
 from specflow.accelerate import build, family, linear
 from specflow.accelerate.any_model import Replaced, is_linear
 from specflow.accelerate.llama import Llama
-from specflow.kv_cache import KVCache
+from specflow.caches import KVCache
 from specflow.models import Loaded, load
 from specflow.stages import Adjust, Draft, Verify, advance, commit
 from specflow.testing import conformance, model_conformance, through_trees
-from specflow.trees import last_rows
+from specflow.predictors.paths import last_rows
 from tests.architectures import ARCHITECTURES, WINDOW, Architecture
 from tests.toys import VOCABULARY, oracle, passes_of, tiny_gpt2, tiny_llama
 
@@ -204,7 +205,8 @@ def test_the_real_model(smollm2: Loaded) -> None:
     text = prompt + tuple(oracle(prompt, smollm2.model, 8))
     truth = last_rows(UncachedPredictor(smollm2.model), text, len(text))
     predict = CachedPredictor(fast)
-    ours = torch.cat([last_rows(predict, text[: len(prompt)], len(prompt)), last_rows(predict, text[:-3], 5), last_rows(predict, text, 3)])
+    parts = ((text[: len(prompt)], len(prompt)), (text[:-3], 5), (text, 3))
+    ours = torch.cat([last_rows(predict, part, last) for part, last in parts])
     assert (ours - truth).abs().max() < 1e-3
     assert greedy(fast, prompt, 40) == greedy(smollm2.model, prompt, 40)
 
@@ -608,7 +610,8 @@ def test_a_subclass_with_a_forward_of_its_own_is_not_of_the_family() -> None:
     fast = accelerate.fast(model)
     assert type(fast) is Louder
     text = (5, 9, 7, 3)
-    assert (last_rows(UncachedPredictor(fast), text, 4) - last_rows(UncachedPredictor(model), text, 4)).abs().max() < 1e-4
+    truth = last_rows(UncachedPredictor(model), text, 4)
+    assert (last_rows(UncachedPredictor(fast), text, 4) - truth).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize(
@@ -645,8 +648,9 @@ def test_without_products_in_half_precision_a_model_is_computed_in_fp32(
     exact = tiny_llama(dtype=dtype).float()
     text = tuple(range(20))
     fast, steady = accelerate.fast(model), accelerate.bit_for_bit(model)
+    truth = last_rows(CachedPredictor(exact), text, 20)
     for made in (fast, steady):
-        assert (last_rows(CachedPredictor(made), text, 20) - last_rows(CachedPredictor(exact), text, 20)).abs().max() < 1e-4
+        assert (last_rows(CachedPredictor(made), text, 20) - truth).abs().max() < 1e-4
     assert isinstance(fast, Llama)
     assert isinstance(fast.weights.head, kind)
     assert accelerate.check(steady, lengths=(7, 90), passes=(2, 3, 8, 31)).equal
@@ -844,7 +848,7 @@ def bigram(most: int) -> CertainDrafter:
     def draft(tokens: Tokens) -> Iterator[Proposal[PointMass]]:
         for end in reversed(range(1, len(tokens))):
             if tokens[end - 1] == tokens[-1]:
-                yield from [Proposal(token, source="bigram") for token in tokens[end : end + most]]
+                yield from chain(tokens[end : end + most], "bigram")
                 return
 
     return draft
@@ -874,8 +878,9 @@ def test_sampling_by_seed_in_bf16_does_not_depend_on_the_drafter(smollm2_bf16: L
         prompt, noise = smollm2_bf16.chat(question), SharedNoise(seed)
         texts = []
         for draft in (bigram(3), SuffixDrafter(), _nothing):
-            stages = Draft(draft, Fixed(8)), Verify(CachedPredictor(steady_bf16), processor, Match(noise)), Adjust(noise)
-            texts.append(run(_composed(*stages), start(prompt, 40).unwrap()).state.output)
+            verify = Verify(CachedPredictor(steady_bf16), processor, Match(noise))
+            step = _composed(Draft(draft, Fixed(8)), verify, Adjust(noise))
+            texts.append(run(step, start(prompt, 40).unwrap()).state.output)
         assert texts[0] == texts[1] == texts[2]
 
 
@@ -883,7 +888,7 @@ def _nothing(tokens: Tokens) -> Iterator[Proposal[PointMass]]:
     yield from ()
 
 
-def _composed(draft: Draft, verify: Verify[Sampling], adjust: Adjust[Sampling]) -> Step:
+def _composed(draft: Draft, verify: Verify[Sampling], adjust: Adjust[SharedNoise]) -> Step:
     return lambda state: state.then(draft).then(verify).then(adjust).then(commit).then(advance)
 
 

@@ -39,10 +39,10 @@ from specflow import (
     speculative_step,
     start,
 )
-from specflow.caching import RECORD
-from specflow.predictor import REREAD
+from specflow.caches import RECORD
+from specflow.predictors import REREAD
 from specflow.testing import model_conformance
-from specflow.trees import last_rows
+from specflow.predictors.paths import last_rows
 from tests.architectures import ARCHITECTURES, WINDOW
 from tests.toys import oracle, tiny_llama
 
@@ -210,7 +210,7 @@ def test_a_sliding_window_records_what_a_draft_may_take_back_and_not_much_more()
     longest = 0
     for end in range(1, 240):
         predictor(text[:end], ())
-        past = predictor._kept[0].past
+        past = predictor._memos._kept[0].past
         assert isinstance(past.cache, DynamicCache)
         (layer, _) = past.cache.layers
         assert isinstance(layer, DynamicSlidingWindowLayer)
@@ -265,7 +265,7 @@ def test_a_cache_of_tuples_is_cropped_where_it_has_rows_and_marked_where_it_has_
     assert predictor.feeding.name == "any pieces"
     for end in (5, 6, 7):  # at 6 tokens the transposed tensors look like rows, too
         predictor(PROMPT[:end], ())
-        assert predictor._kept[0].past.needs_marks == transposed or end == 5
+        assert predictor._memos._kept[0].past.needs_marks == transposed or end == 5
 
 
 class Faulty(Module):

@@ -9,8 +9,8 @@ from transformers import DynamicCache, StaticCache
 from transformers.cache_utils import DynamicLayer
 
 from specflow import DecodeError, prune_cache
-from specflow.caching import Past, Roomy
-from specflow.kv_cache import BLOCK
+from specflow.caches import Past, Roomy
+from specflow.caches import BLOCK
 from tests.toys import tiny_llama
 
 MODEL = tiny_llama()

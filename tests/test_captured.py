@@ -15,14 +15,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from specflow import (
+    TEXT,
     CachedPredictor,
     Dice,
     GreedyProcessor,
     LookupTree,
-    TEXT,
     Proposal,
     UncachedPredictor,
     autoregressive_generate,
+    chain,
     run,
     speculative_generate,
     speculative_step,
@@ -34,9 +35,9 @@ from specflow.accelerate.captured import PASSES, Capture, Captured, Work, cuda_g
 from specflow.accelerate.family import weights_of
 from specflow.accelerate.linear import Plain
 from specflow.accelerate.llama import Llama
-from specflow.kv_cache import BLOCK, KVCache
+from specflow.caches import BLOCK, KVCache
 from specflow.testing import conformance, through_trees
-from specflow.trees import last_rows
+from specflow.predictors.paths import last_rows
 from tests.architectures import ARCHITECTURES, WINDOW, Architecture
 from tests.tape import FakeStream, Tape, on_stream, on_tape, recording_into
 from tests.toys import VOCABULARY, passes_of, tiny_gpt2, tiny_llama
@@ -79,9 +80,11 @@ def test_trees_of_any_shape_are_repetitions_of_one_pass() -> None:
     passes = passes_of(made)
     predictor((1, 2), ())  # its hook has made another model of it
     passes.clear()
-    for nodes in ((Node(4), Node(5), Node(6)), (Node(4), Node(5, 0), Node(6, 0)), (Node(4), Node(5, 0), Node(6, 1))):
+    beside = Proposal(4), Proposal(5, parent=TEXT), Proposal(6, parent=TEXT)
+    forked = Proposal(4), Proposal(5), Proposal(6, parent=0)
+    for drafts in (beside, forked, chain((4, 5, 6))):
         for tokens in ((1, 2, 3), (1, 2, 3, 4, 6), (1, 2, 3, 4, 6, 6)):
-            assert (predictor.read_tree(tokens, nodes) - truth(tokens, nodes)).abs().max() < 1e-9
+            assert (predictor(tokens, drafts) - truth(tokens, drafts)).abs().max() < 1e-9
     assert set(passes) == {4}
     assert len(passes) == 9
     assert len(captures) <= 1  # the trial may have taken a pass over 4 tokens before

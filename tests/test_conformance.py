@@ -14,10 +14,11 @@ from torch.nn import Embedding, Module
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from typing_extensions import override
 
-from specflow import CachedPredictor, DecodeError, Tokens
+from specflow import CachedPredictor, DecodeError, Tokens, along_paths, path_by_path
 from specflow.state import Predictor
 from specflow.testing import conformance, fresh_passes, model_conformance
 from specflow.testing.conformance import FARTHEST, _longest, _special
+from specflow.predictors.paths import last_rows
 from tests.toys import VOCABULARY, tiny_gpt2, tiny_llama
 
 
@@ -29,6 +30,11 @@ def test_a_memo_of_an_attention_model_conforms(seed: int) -> None:
     assert "differ by at most" in str(report)
 
 
+def _level(vocab_size: int) -> Predictor:
+    """All tokens are as likely everywhere."""
+    return along_paths(lambda tokens: torch.zeros(vocab_size))
+
+
 def test_the_script_depends_on_its_seed_alone() -> None:
     def texts(seed: int) -> list[tuple[Tokens, int]]:
         seen: list[tuple[Tokens, int]] = []
@@ -37,7 +43,7 @@ def test_the_script_depends_on_its_seed_alone() -> None:
             seen.append((tokens, last))
             return torch.zeros(last, 4)
 
-        conformance(watch, lambda tokens, last: torch.zeros(last, 4), 4, tolerance=0.0, seed=seed, longest=20)
+        conformance(path_by_path(watch), _level(4), 4, tolerance=0.0, seed=seed, longest=20)
         return seen
 
     assert texts(1) == texts(1)
@@ -53,9 +59,8 @@ def test_a_memo_that_keeps_refused_tokens_is_found_and_named() -> None:
         # The row of a refused draft: right only where the text's last token is what was read before.
         return last_rows(right, (*tokens[:-2], 3, tokens[-1]) if len(tokens) > 9 else tokens, last)
 
-    report = conformance(
-        stale, lambda tokens, last: model(torch.tensor([tokens])).logits[0, -last:], 64, tolerance=1e-9
-    )
+    fresh = path_by_path(lambda tokens, last: model(torch.tensor([tokens])).logits[0, -last:])
+    report = conformance(path_by_path(stale), fresh, 64, tolerance=1e-9)
     assert not report.holds
     first = report.divergences[0]
     assert first.position >= 9
@@ -64,11 +69,8 @@ def test_a_memo_that_keeps_refused_tokens_is_found_and_named() -> None:
 
 
 def test_a_row_that_is_not_a_number_differs_and_equal_infinities_do_not() -> None:
-    def minus_infinity(tokens: Tokens, last: int) -> Tensor:
-        return torch.full((last, 4), -torch.inf)
-
-    def nan(tokens: Tokens, last: int) -> Tensor:
-        return torch.full((last, 4), torch.nan)
+    minus_infinity = along_paths(lambda tokens: torch.full((4,), -torch.inf))
+    nan = along_paths(lambda tokens: torch.full((4,), torch.nan))
 
     assert conformance(minus_infinity, minus_infinity, 4, tolerance=0.0, steps=5).holds
     assert not conformance(nan, nan, 4, tolerance=1.0, steps=5).holds
@@ -192,7 +194,7 @@ def _memo(model: Module) -> Predictor:
         rows: Tensor = output.logits[0, -last:]
         return rows
 
-    return predict
+    return path_by_path(predict)
 
 
 def _odd_models() -> Iterator[tuple[str, PreTrainedModel]]:
@@ -243,7 +245,7 @@ def test_the_texts_go_past_what_the_config_names_and_hold_its_ids() -> None:
         seen.append(tokens)
         return torch.zeros(last, 4)
 
-    conformance(watch, lambda tokens, last: torch.zeros(last, 4), 4, tolerance=0.0, often=(77,))
+    conformance(path_by_path(watch), _level(4), 4, tolerance=0.0, often=(77,))
     assert 0.05 < sum(text.count(77) for text in seen) / sum(map(len, seen)) < 0.25
 
 
@@ -254,7 +256,7 @@ def test_two_conversations_take_turns() -> None:
         seen.append(tokens)
         return torch.zeros(last, 99)
 
-    conformance(watch, lambda tokens, last: torch.zeros(last, 99), 99, tolerance=0.0, steps=200)
+    conformance(path_by_path(watch), _level(99), 99, tolerance=0.0, steps=200)
     firsts = [text[:2] for text in seen]
     assert len({*firsts}) < 40
     assert sum(before != after for before, after in pairwise(firsts)) > 8
