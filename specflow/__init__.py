@@ -1,118 +1,99 @@
-"""specflow: compose LLM decoders from immutable stages, and trust what comes out."""
+"""specflow: compose LLM decoders from immutable stages, and trust what comes out.
 
-from specflow.beam import LengthPenalty as LengthPenalty
-from specflow.beam import beam_search_generate as beam_search_generate
-from specflow.beam import beam_step as beam_step
-from specflow.caches import LossyCache as LossyCache
-from specflow.caches import prune_cache as prune_cache
-from specflow.distribution import BlackBox as BlackBox
-from specflow.distribution import Categorical as Categorical
-from specflow.distribution import Distribution as Distribution
-from specflow.distribution import PointMass as PointMass
-from specflow.distribution import max_fn as max_fn
-from specflow.drafters import Bigrams as Bigrams
-from specflow.drafters import GreedyBlockDrafter as GreedyBlockDrafter
-from specflow.drafters import GuessingNGramDrafter as GuessingNGramDrafter
-from specflow.drafters import INgramStorage as INgramStorage
+Here stand the names that a person composes with. All else is one import deeper: `specflow.stages`, `drafters`,
+`policies`, `predictors`, `processors`, `state`, `testing`, `interop`, `accelerate`, `bench`.
+"""
+
+from typing import TYPE_CHECKING
+
+# The text and the loop.
+from specflow.errors import DecodeError as DecodeError
+from specflow.loop import run as run
+from specflow.loop import start as start
+from specflow.loop import unfold as unfold
+from specflow.state import DecodeState as DecodeState
+from specflow.state import Finished as Finished
+from specflow.state import Step as Step
+from specflow.state import Tokens as Tokens
+
+# Steps, and the rules that judge drafts.
+from specflow.steps import autoregressive_step as autoregressive_step
+from specflow.steps import ngram_step as ngram_step
+from specflow.steps import seed_coupled_step as seed_coupled_step
+from specflow.steps import speculative_step as speculative_step
+from specflow.steps import verified_step as verified_step
+from specflow.stages import Block as Block
+from specflow.stages import Match as Match
+from specflow.stages import Reject as Reject
+from specflow.stages import Traverse as Traverse
+from specflow.state import Rule as Rule
+from specflow.state import Verdict as Verdict
+
+# What goes from stage to stage.
+from specflow.state import Adjusted as Adjusted
+from specflow.state import Drafted as Drafted
+from specflow.state import Scored as Scored
+from specflow.state import Verified as Verified
+
+# Drafts and drafters.
+from specflow.state import TEXT as TEXT
+from specflow.state import Drafter as Drafter
+from specflow.state import Proposal as Proposal
+from specflow.state import chain as chain
 from specflow.drafters import LLMDrafter as LLMDrafter
 from specflow.drafters import LookupTree as LookupTree
 from specflow.drafters import NGramDrafter as NGramDrafter
 from specflow.drafters import NGramStorage as NGramStorage
-from specflow.drafters import OneLevelNGramStorage as OneLevelNGramStorage
 from specflow.drafters import PromptLookup as PromptLookup
-from specflow.drafters import SampledBlockDrafter as SampledBlockDrafter
 from specflow.drafters import SuffixDrafter as SuffixDrafter
-from specflow.drafters import as_chain as as_chain
 from specflow.drafters import at_most as at_most
 from specflow.drafters import first_of as first_of
 from specflow.drafters import longest as longest
-from specflow.drafters import propose_nothing as propose_nothing
 from specflow.drafters import then as then
-from specflow.errors import DecodeError as DecodeError
-from specflow.errors import unwrap as unwrap
-from specflow.generate import autoregressive_generate as autoregressive_generate
-from specflow.generate import ngram_assisted_speculative_generate as ngram_assisted_speculative_generate
-from specflow.generate import speculative_generate as speculative_generate
-from specflow.laws import Laws as Laws
-from specflow.laws import Lazily as Lazily
-from specflow.loop import once as once
-from specflow.loop import run as run
-from specflow.loop import start as start
-from specflow.loop import unfold as unfold
-from specflow.lossy import Lossy as Lossy
-from specflow.lossy import LossyStep as LossyStep
-from specflow.lossy import accept_loss as accept_loss
-from specflow.margins import Audit as Audit
-from specflow.margins import Margins as Margins
-from specflow.margins import audit as audit
-from specflow.policies import EGAG as EGAG
-from specflow.policies import SVIP as SVIP
-from specflow.policies import AdaEDL as AdaEDL
-from specflow.policies import Choice as Choice
+
+# How many drafts.
 from specflow.policies import CostAware as CostAware
 from specflow.policies import CostMeter as CostMeter
 from specflow.policies import Fixed as Fixed
-from specflow.policies import Heuristic as Heuristic
-from specflow.policies import Stop as Stop
-from specflow.policies import StopAfter as StopAfter
-from specflow.policies import Unsure as Unsure
-from specflow.policies import drafter_law as drafter_law
-from specflow.predictors import CachedPredictor as CachedPredictor
-from specflow.predictors import UncachedPredictor as UncachedPredictor
-from specflow.predictors import limits_of as limits_of
-from specflow.predictors.paths import along_paths as along_paths
-from specflow.predictors.paths import path_by_path as path_by_path
-from specflow.predictors.rescore import OneByOne as OneByOne
-from specflow.predictors.rescore import RescoreNearTies as RescoreNearTies
-from specflow.predictors.rescore import margins_of as margins_of
+from specflow.state import GammaPolicy as GammaPolicy
+
+# Laws, and randomness.
+from specflow.distribution import Categorical as Categorical
+from specflow.distribution import PointMass as PointMass
 from specflow.processors import EachPrefix as EachPrefix
 from specflow.processors import GreedyProcessor as GreedyProcessor
-from specflow.processors import LogitsProcessor as LogitsProcessor
 from specflow.processors import MultinomialProcessor as MultinomialProcessor
 from specflow.processors import NucleusProcessor as NucleusProcessor
 from specflow.processors import Processor as Processor
 from specflow.processors import TopKNucleusProcessor as TopKNucleusProcessor
 from specflow.processors import TopKProcessor as TopKProcessor
-from specflow.protocols import Limits as Limits
-from specflow.protocols import Prunable as Prunable
 from specflow.randomness import Dice as Dice
-from specflow.randomness import Randomness as Randomness
-from specflow.randomness import Sampling as Sampling
 from specflow.randomness import SharedNoise as SharedNoise
-from specflow.spec_paths import install_spec_paths as install_spec_paths
-from specflow.stages import Block as Block
-from specflow.stages import Match as Match
-from specflow.stages import Reject as Reject
-from specflow.stages import Traverse as Traverse
-from specflow.state import BEFORE as BEFORE
-from specflow.state import TEXT as TEXT
-from specflow.state import Adjusted as Adjusted
-from specflow.state import CertainDrafter as CertainDrafter
-from specflow.state import Committed as Committed
-from specflow.state import Count as Count
-from specflow.state import DecodeState as DecodeState
-from specflow.state import Drafted as Drafted
-from specflow.state import Drafter as Drafter
-from specflow.state import Finished as Finished
-from specflow.state import GammaPolicy as GammaPolicy
-from specflow.state import Pace as Pace
+
+# Models as functions of tokens, and the spec's functions; these load transformers once they are asked for.
+from specflow.paths import along_paths as along_paths
 from specflow.state import Predictor as Predictor
-from specflow.state import Proposal as Proposal
-from specflow.state import Reason as Reason
-from specflow.state import Request as Request
-from specflow.state import Rule as Rule
-from specflow.state import Scored as Scored
-from specflow.state import Step as Step
-from specflow.state import Tally as Tally
-from specflow.state import Tokens as Tokens
-from specflow.state import Verdict as Verdict
-from specflow.state import Verified as Verified
-from specflow.state import chain as chain
-from specflow.steps import autoregressive_step as autoregressive_step
-from specflow.steps import lossy_unadjusted_step as lossy_unadjusted_step
-from specflow.steps import ngram_step as ngram_step
-from specflow.steps import seed_coupled_step as seed_coupled_step
-from specflow.steps import speculative_step as speculative_step
-from specflow.steps import verified_step as verified_step
-from specflow.vocabulary import fitted as fitted
-from specflow.vocabulary import shared_vocabulary as shared_vocabulary
+
+if TYPE_CHECKING:
+    from specflow.beam import beam_search_generate as beam_search_generate
+    from specflow.generate import autoregressive_generate as autoregressive_generate
+    from specflow.generate import ngram_assisted_speculative_generate as ngram_assisted_speculative_generate
+    from specflow.generate import speculative_generate as speculative_generate
+    from specflow.predictors import CachedPredictor as CachedPredictor
+    from specflow.predictors import limits_of as limits_of
+else:
+    from importlib import import_module
+
+    _LATER = {
+        "beam_search_generate": "specflow.beam",
+        "autoregressive_generate": "specflow.generate",
+        "ngram_assisted_speculative_generate": "specflow.generate",
+        "speculative_generate": "specflow.generate",
+        "CachedPredictor": "specflow.predictors",
+        "limits_of": "specflow.predictors",
+    }
+
+    def __getattr__(name: str) -> object:
+        if name not in _LATER:
+            raise AttributeError(f"module 'specflow' has no attribute {name!r}")
+        return globals().setdefault(name, getattr(import_module(_LATER[name]), name))

@@ -36,8 +36,8 @@ from specflow.accelerate.llama import Llama, Shapes
 from specflow.caches import BLOCK
 from specflow.errors import DecodeError
 from specflow.guards.checks import a
+from specflow.paths import last_rows
 from specflow.predictors import CachedPredictor, UncachedPredictor, limits_of
-from specflow.predictors.paths import last_rows
 from specflow.predictors.reader import vocabulary_of
 from specflow.state import Predictor, Tokens
 

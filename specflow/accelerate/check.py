@@ -13,8 +13,8 @@ from typing_extensions import override
 
 from specflow.errors import DecodeError
 from specflow.guards.checks import a, shown, whole
+from specflow.paths import last_rows
 from specflow.predictors import CachedPredictor, UncachedPredictor, limits_of
-from specflow.predictors.paths import last_rows
 from specflow.predictors.reader import vocabulary_of
 from specflow.state import Tokens
 

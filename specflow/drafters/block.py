@@ -38,7 +38,7 @@ class GreedyBlockDrafter:
     else `DecodeError`.
 
     >>> import torch
-    >>> from specflow import Limits
+    >>> from specflow.protocols import Limits
     >>> class Counting:  # in real life a CachedPredictor
     ...     limits = Limits(vocab_size=16, context=9)
     ...     def read_ahead(self, tokens, most, choose, /):
@@ -73,7 +73,7 @@ class SampledBlockDrafter:
 
     >>> from specflow import Dice, TopKProcessor
     >>> import torch
-    >>> from specflow import Limits
+    >>> from specflow.protocols import Limits
     >>> class Counting:  # in real life a CachedPredictor
     ...     limits = Limits(vocab_size=16)
     ...     def read_ahead(self, tokens, most, choose, /):

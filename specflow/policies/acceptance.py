@@ -10,7 +10,7 @@ from attrs import define, evolve, field, frozen
 from specflow.distribution import PointMass
 from specflow.guards.checks import a
 from specflow.prefix import common_prefix
-from specflow.state import Proposal, Tokens
+from specflow.state import BEFORE, Proposal, Tokens
 
 PRIOR: Final = 0.6
 """The acceptance of a first draft of which nothing is known: high, so that a drafter is tried."""
@@ -30,20 +30,22 @@ FADE: Final = 0.97
 class Draft:
     """A draft in the making: what was pulled from the stream, up to `most`.
 
-    The first `drawn` proposals have to be taken: the last of them was drawn from a spread law.
+    The first `drawn` proposals have to be taken: the last of them was drawn from a spread law. It `is_told` once one of
+    them tells its chance, or does not follow the one before it.
     """
 
     stream: Iterator[Proposal]
     most: int
     proposals: list[Proposal] = field(factory=list)
     drawn: int = 0
+    is_told: bool = False
     seconds: float = 0.0
     asked: bool = False
     _ended: bool = False
 
     @property
     def goes_on(self) -> bool:
-        return not self._ended and len(self.proposals) < self.most
+        return not (self._ended or self.is_told) and len(self.proposals) < self.most
 
     @property
     def offered(self) -> int:
@@ -57,6 +59,8 @@ class Draft:
             self._ended = True
             return
         a(Proposal, "have the drafter yield proposals")("drafter", proposal)
+        branches = proposal.parent not in {BEFORE, len(self.proposals) - 1}
+        self.is_told = self.is_told or branches or proposal.chance is not None
         self.proposals.append(proposal)
         if not isinstance(proposal.q, PointMass):
             self.drawn = len(self.proposals)

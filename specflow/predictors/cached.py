@@ -15,9 +15,9 @@ from specflow.errors import DecodeError
 from specflow.guards.checks import a, calls, or_none, shown, valid, whole
 from specflow.guards.finite import arrived, checked, on_arrival
 from specflow.guards.ids import ids_of, text_of
+from specflow.paths import path_by_path
 from specflow.predictors.fresh import read_afresh
 from specflow.predictors.memo import Memo, Memos
-from specflow.predictors.paths import path_by_path
 from specflow.predictors.reader import Reader, context_of, vocabulary_of
 from specflow.predictors.trial import ANY_PIECES, FEEDINGS, Caches, Feeding, Trials
 from specflow.predictors.watch import Look

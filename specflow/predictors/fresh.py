@@ -12,7 +12,7 @@ from torch.nn import Module
 
 from specflow.guards.finite import checked
 from specflow.guards.ids import ids_of, text_of
-from specflow.predictors.paths import path_by_path
+from specflow.paths import path_by_path
 from specflow.predictors.reader import Reader
 from specflow.predictors.trial import Caches, Stretch, Trials
 from specflow.state import Proposal, Tokens

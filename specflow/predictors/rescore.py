@@ -15,7 +15,7 @@ from specflow.errors import DecodeError
 from specflow.guards.asked import rows_of
 from specflow.guards.checks import calls, number, shown, valid, whole
 from specflow.guards.ids import text_of
-from specflow.predictors.paths import path_by_path
+from specflow.paths import path_by_path
 from specflow.prefix import common_prefix
 from specflow.processors import GreedyProcessor
 from specflow.state import TEXT, Predictor, Proposal, Tokens, parents_of

@@ -21,8 +21,8 @@ from specflow.errors import DecodeError
 from specflow.guards.asked import rows_of
 from specflow.guards.checks import MOST, a, calls, does, number, or_none, whole
 from specflow.guards.ids import ids_of
+from specflow.paths import last_rows, path_by_path
 from specflow.predictors import CachedPredictor, limits_of
-from specflow.predictors.paths import last_rows, path_by_path
 from specflow.predictors.reader import refuse_weightless, vocabulary_of
 from specflow.state import TEXT, Predictor, Proposal, Tokens
 
@@ -229,7 +229,8 @@ def fresh_passes(model: Module, vocab_size: int, *, longest: int = 64, tolerance
 def through_trees(target: Predictor, vocab_size: int, *, seed: int = 0) -> Predictor:
     """What a predictor says along one path of each tree, the others being made by chance: for `conformance`.
 
-    >>> from specflow import chain, path_by_path
+    >>> from specflow import chain
+    >>> from specflow.predictors import path_by_path
     >>> logits = lambda tokens, last: torch.tensor(tokens).cumsum(0)[-last:, None].float()
     >>> through_trees(path_by_path(logits), 4)((1, 2), chain((3,))).tolist()
     [[3.0], [6.0]]

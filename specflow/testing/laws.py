@@ -213,7 +213,8 @@ def memo_is_invisible(memo: Predictor, fresh: Predictor, vocab_size: int, *, tol
 def pruning_is_identity(memo: Memo, fresh: Predictor, vocab_size: int, *, tolerance: float, seed: int = 0) -> None:
     """Whatever it was told to forget, a memo answers as `fresh` does. `LawError` has `conformance`'s report.
 
-    >>> from specflow import CachedPredictor, UncachedPredictor
+    >>> from specflow import CachedPredictor
+    >>> from specflow.predictors import UncachedPredictor
     >>> from transformers import GPT2Config, GPT2LMHeadModel
     >>> model = GPT2LMHeadModel(GPT2Config(vocab_size=32, n_positions=64, n_embd=8, n_layer=1, n_head=2)).double()
     >>> pruning_is_identity(CachedPredictor(model), UncachedPredictor(model), 32, tolerance=1e-9)

@@ -16,7 +16,7 @@ from specflow.distribution import Categorical
 from specflow.errors import DecodeError
 from specflow.guards.checks import does, shown, valid, whole
 from specflow.guards.ids import text_of
-from specflow.predictors.paths import along_paths
+from specflow.paths import along_paths
 from specflow.processors import LogitsProcessor
 from specflow.randomness import Sampling, drawn
 from specflow.state import Proposal, Tokens

@@ -1,0 +1,224 @@
+"""Drafters, policies and rules by name, for the commands and whatever else lets somebody choose.
+
+A new one is a file of its own, one line here, one test and one page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final, TypeAlias, final
+
+from attrs import frozen
+from torch.nn import Module
+from typing_extensions import TypeVar
+
+from specflow.drafters import (
+    Bigrams,
+    LLMDrafter,
+    LookupTree,
+    NGramDrafter,
+    NGramStorage,
+    PromptLookup,
+    SuffixDrafter,
+    at_most,
+    first_of,
+    longest,
+    propose_nothing,
+)
+from specflow.errors import DecodeError, unwrap
+from specflow.policies import EGAG, SVIP, AdaEDL, CostAware, CostMeter, Fixed, Heuristic, StopAfter, Unsure
+from specflow.policies.meter import Clock
+from specflow.predictors import CachedPredictor, limits_of
+from specflow.processors import Processor
+from specflow.protocols import Prunable
+from specflow.randomness import Randomness, Sampling
+from specflow.stages import (
+    Adjust,
+    Block,
+    Condition,
+    Draft,
+    Match,
+    PruneCache,
+    Reject,
+    Traverse,
+    UpdateNgram,
+    Verify,
+    ending,
+    never,
+    unobserved,
+)
+from specflow.state import Committed, Drafter, GammaPolicy, Predictor, Rule, Step, Tokens
+from specflow.vocabulary import fitted, shared_vocabulary
+
+S = TypeVar("S", bound=Sampling)
+
+
+# Drafters.
+
+
+@final
+@frozen(eq=False)
+class Setting:
+    """What a drafter is made for: the target and its vocabulary, the text so far, and how tokens are drawn.
+
+    `assistant` is a smaller model, and `bigrams` gives the target's own, each where there is one.
+    """
+
+    model: Module
+    vocab_size: int
+    text: Tokens
+    processor: Processor
+    rng: Sampling
+    assistant: Module | None = None
+    bigrams: Callable[[], Bigrams | None] = lambda: None
+
+
+@final
+@frozen(eq=False)
+class Drafting:
+    """A drafter, the stages that teach it what was committed, and its memos, which forget what was not."""
+
+    drafter: Drafter
+    teach: tuple[UpdateNgram, ...] = ()
+    memos: tuple[Prunable, ...] = ()
+
+
+Make: TypeAlias = Callable[[Setting], Drafting]
+"""Makes a drafter for one text."""
+
+
+@final
+@frozen(eq=False)
+class Entry:
+    """A drafter of the catalogue: `make()` serves all texts of a decoder, so that it may remember what they said.
+
+    `usual` is how many tokens it drafts a step where nobody says. One that is `assisted` needs an assistant; one that
+    takes `bigrams` knows what to do with the target's.
+    """
+
+    make: Callable[[], Make]
+    usual: int
+    assisted: bool = False
+    bigrams: bool = False
+
+
+def _each(drafter: Callable[[], Drafter]) -> Callable[[], Make]:
+    return lambda: lambda setting: Drafting(drafter())
+
+
+def _ngram(setting: Setting) -> Drafting:
+    """What the text has said, the prompt included."""
+    storage = NGramStorage(4, setting.vocab_size)
+    storage.initialize(setting.text)
+    return Drafting(NGramDrafter(storage), (UpdateNgram(storage),))
+
+
+def _memory() -> Make:
+    """The text's own repetitions first, then what all texts so far have said."""
+    kept: list[NGramStorage] = []
+
+    def make(setting: Setting) -> Drafting:
+        if not kept:
+            kept.append(NGramStorage(4, setting.vocab_size))
+        (storage,) = kept
+        drafter = first_of(SuffixDrafter(), at_most(5, NGramDrafter(storage, source="memory")))
+        return Drafting(drafter, (UpdateNgram(storage, filler_top_k=1),))
+
+    return make
+
+
+def _llm(setting: Setting) -> Drafting:
+    """The assistant's own samples."""
+    model = setting.assistant
+    if model is None:
+        raise DecodeError(
+            "drafter", "there is no assistant to draft", "llm", "give a smaller model of the same tokenizer"
+        )
+    known, predictor = limits_of(model), CachedPredictor(model)
+    vocab_size = unwrap(shared_vocabulary(limits_of(setting.model), known))
+    fit = predictor if vocab_size is None else fitted(predictor, vocab_size)
+    drafter = LLMDrafter(fit, setting.processor, setting.rng, known.context, known.vocab_size)
+    return Drafting(drafter, memos=(predictor,))
+
+
+def _tree(setting: Setting) -> Drafting:
+    """What the text repeats, and the target's own bigrams where they are given."""
+    return Drafting(LookupTree(setting.bigrams()))
+
+
+DRAFTERS: Final[Mapping[str, Entry]] = {
+    "none": Entry(_each(lambda: propose_nothing), 1),
+    "suffix": Entry(_each(SuffixDrafter), 20),
+    "lookup": Entry(_each(PromptLookup), 10),
+    "suffix+lookup": Entry(_each(lambda: longest(SuffixDrafter(), PromptLookup())), 20),
+    "ngram": Entry(lambda: _ngram, 5),
+    "memory": Entry(_memory, 20),
+    "llm": Entry(lambda: _llm, 5, assisted=True),
+    "tree": Entry(lambda: _tree, 8, bigrams=True),
+}
+
+
+# Policies.
+
+
+@final
+@frozen(eq=False)
+class Pacing:
+    """A gamma policy, and the predictor that it wants the target to be read through: for most the target itself."""
+
+    gamma: GammaPolicy
+    watched: Callable[[Predictor], Predictor] = lambda target: target
+
+
+Policy: TypeAlias = Callable[[int, float, Clock], Pacing]
+"""(the most tokens that it drafts, temperature, clock) → a policy, one for all texts of a decoder."""
+
+
+def _cost(most: int, temperature: float, clock: Clock) -> Pacing:
+    meter = CostMeter(clock)
+    return Pacing(CostAware(meter, most), meter.timed)
+
+
+POLICIES: Final[Mapping[str, Policy]] = {
+    "fixed": lambda most, temperature, clock: Pacing(Fixed(most)),
+    "heuristic": lambda most, temperature, clock: Pacing(Heuristic(min(5, most), most)),
+    "egag": lambda most, temperature, clock: Pacing(EGAG(gamma_max=most, temperature=temperature)),
+    "confidence": lambda most, temperature, clock: Pacing(StopAfter(Unsure(temperature=temperature), Fixed(most))),
+    "svip": lambda most, temperature, clock: Pacing(StopAfter(SVIP(temperature=temperature), Fixed(most))),
+    "adaedl": lambda most, temperature, clock: Pacing(StopAfter(AdaEDL(temperature=temperature), Fixed(most))),
+    "cost": _cost,
+}
+
+
+# Rules, and the step that all of them make.
+
+
+COUPLED: Final[Mapping[str, Callable[[Sampling], Rule[Sampling]]]] = {"match": Match}
+"""The rules under which a seed of `SharedNoise` has one text, whatever is drafted."""
+
+RULES: Final[Mapping[str, Callable[[Randomness], Rule]]] = {
+    "reject": Reject,
+    "block": Block,
+    "traverse": Traverse,
+    **COUPLED,
+}
+
+
+def composed(
+    drafting: Drafting,
+    pacing: Pacing,
+    target: CachedPredictor,
+    processor: Processor,
+    rng: S,
+    rule: Rule[S],
+    until: Condition = never,
+) -> Step:
+    """The step of a drafter, a policy and a rule. Its text has the target's law.
+
+    >>> from specflow import GreedyProcessor, SharedNoise, run, start
+    >>> from specflow.catalogue import COUPLED, DRAFTERS, POLICIES, Setting, composed
+    """
+    draft, adjust = Draft(drafting.drafter, pacing.gamma), Adjust(rng)
+    verify = Verify(pacing.watched(target), processor, rule)
+    end = ending(until, unobserved, PruneCache((*drafting.memos, target)), *drafting.teach)
+    return lambda state: state.then(draft).then(verify).then(adjust).then(end)
