@@ -26,7 +26,6 @@ from specflow import (
     LLMDrafter,
     Step,
     SuffixDrafter,
-    Tally,
     Tokens,
     accelerate,
     autoregressive_step,
@@ -35,6 +34,7 @@ from specflow import (
     start,
 )
 from specflow.models import DType, Loaded, load
+from specflow.state import Tally
 
 PROMPTS: Final = (
     "Write a short story about a lighthouse keeper who finds a letter in a bottle.",

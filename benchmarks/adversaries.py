@@ -19,7 +19,7 @@ from random import Random
 from time import sleep
 from typing import Final
 
-from specflow import CostAwareTree, Drafter, Node, PointMass, Proposal, Step, speculative_step, tree_step
+from specflow import Drafter, PointMass, Proposal, Step, speculative_step
 from specflow.bench import Context, read_prompts
 from specflow.policies import CostAware, CostMeter
 
@@ -67,11 +67,10 @@ def dear(context: Context) -> Step:
 def wrong_tree(context: Context) -> Step:
     """Drafts trees of such tokens, and is sure of them."""
     last = len(context.tokenizer) - 1
-    nodes = [Node(last - i % 2, i // 2 - 1, 0.9 ** (1 + i // 2), "wrong") for i in range(MOST)]
-    meter = CostMeter()
-    target, policy = meter.timed_tree(context.target.read_tree), CostAwareTree(meter)
-    drafter = context.timed(lambda tokens: iter(nodes))
-    return tree_step(drafter, target, context.processor, context.rng, policy, (context.target,))
+    drafts = [
+        Proposal(last - i % 2, parent=i // 2 - 1, source="wrong", chance=0.9 ** (1 + i // 2)) for i in range(MOST)
+    ]
+    return cost_aware(context, lambda tokens: iter(drafts))
 
 
 def main() -> None:

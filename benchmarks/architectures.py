@@ -25,9 +25,9 @@ BEGIN, END = "<!-- python -m benchmarks.architectures --write -->\n", "<!-- end 
 
 def holds(predictor: CachedPredictor) -> str:
     """The kinds of layers in a predictor's cache, in transformers' names."""
-    if not predictor._kept:
+    if not predictor._memos._kept:
         return "nothing"
-    past = predictor._kept[0].past
+    past = predictor._memos._kept[0].past
     if not isinstance(past.cache, DynamicCache):
         return type(past.cache).__name__
     return ", ".join(sorted({type(layer).__name__.removesuffix("Layer") for layer in past.cache.layers}))
@@ -39,7 +39,7 @@ def row(architecture: Architecture) -> str:
     predictor = CachedPredictor(model)
     report = model_conformance(model, predictor=predictor, steps=40, longest=5 * WINDOW)
     assert report.holds, f"{architecture.kind}: {report}"
-    back = "" if not predictor._kept else "marks" if predictor._kept[0].past.needs_marks else "cropping"
+    back = "" if not predictor._memos._kept else "marks" if predictor._memos._kept[0].past.needs_marks else "cropping"
     fed = predictor.feeding.name + (f": {architecture.why}" if architecture.why else "")
     precision = "fp64" if architecture.dtype == torch.float64 else "fp32"
     return f"| {architecture.kind} | {fed} | {holds(predictor)} | {back} | {precision} | {report.largest:.0e} |\n"

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
 from math import sqrt
 from statistics import fmean, stdev
 from typing import Final, TypeAlias
@@ -24,12 +23,11 @@ from specflow import (
     CachedPredictor,
     Dice,
     Drafter,
-    Laws,
+    Fixed,
     LLMDrafter,
     MultinomialProcessor,
     Predictor,
     Processor,
-    Proposal,
     Tokens,
     autoregressive_step,
     limits_of,
@@ -37,7 +35,9 @@ from specflow import (
     start,
 )
 from specflow.models import load
-from specflow.stages import RejectTokens, VerifyBlock
+from specflow.randomness import Randomness
+from specflow.stages import Block, Draft, Reject, Score
+from specflow.state import Rule, Scored
 from specflow.testing import Branch, exact_law
 
 LAYERS: Final = 28
@@ -49,27 +49,23 @@ PROMPTS: Final = (
 )
 
 
-Judge: TypeAlias = Callable[[Branch], RejectTokens | VerifyBlock]
+MakeRule: TypeAlias = Callable[[Branch], Rule[Randomness]]
 """A rule, on randomness that takes every branch."""
 
 
-def accepted(judge: Judge, drafts: Sequence[Proposal], laws: Laws, start: int) -> float:
+def accepted(rule: MakeRule, scored: Scored) -> float:
     """The exact expectation of how many of these drafts a rule accepts."""
-    return exact_law(lambda branch: judge(branch).judge(drafts, laws, start)[0]).mean(float)
+    return exact_law(lambda branch: len(rule(branch)(scored).path)).mean(float)
 
 
 def both_rules(
     target: Predictor, drafter: Drafter, processor: Processor, text: Tokens, ends: Sequence[int], gamma: int
 ) -> Iterator[tuple[float, float]]:
     """For a draft behind each of these prefixes: the accepted tokens by token rejection, and by block verification."""
+    draft, score = Draft(drafter, Fixed(gamma)), Score(target, processor)
     for end in ends:
-        drafts = tuple(islice(drafter(text[:end]), gamma))
-        tokens = (*text[:end], *(draft.token for draft in drafts))
-        laws = processor.laws(tokens, last_rows(target, tokens, gamma + 1))
-        yield (
-            accepted(lambda branch: Verify(target, processor, Reject(branch)), drafts, laws, end),
-            accepted(lambda branch: Verify(target, processor, Block(branch)), drafts, laws, end),
-        )
+        scored = start(text[:end], gamma + 1).unwrap().then(draft).then(score)
+        yield accepted(Reject, scored), accepted(Block, scored)
 
 
 def main() -> None:

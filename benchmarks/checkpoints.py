@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, Stat
 from transformers.utils import logging
 
 from specflow import CachedPredictor
+from specflow.predictors import last_rows
 
 _COMMON: Final[dict[str, object]] = {
     "vocab_size": 1024,
@@ -98,9 +99,9 @@ def measured(row: Row) -> str:
     predictor(text[:500][::-1], ())
     found = max(0.0, first - 1e3 * (perf_counter() - begun))
     predictor(text[:500], ())
-    past = predictor._kept[0].past
+    past = predictor._memos._kept[0].past
     mark = milliseconds(past.mark) if past.needs_marks else 0.0
-    size = sum(map(kibibytes, filter(None, past._marks[-1].layers))) if past.is_marked else 0.0
+    size = sum(kibibytes(layer) for layer in past._marks[-1].saved if layer is not None) if past.is_marked else 0.0
     ones, eights = iter(range(501, 540)), iter(range(520, 600, 5))
     one = milliseconds(lambda: predictor(text[: next(ones)], ()))
     eight = milliseconds(lambda: last_rows(predictor, text[: next(eights)], 8), 10)

@@ -42,11 +42,11 @@ from torch import Tensor
 from transformers.generation.candidate_generator import PromptLookupCandidateGenerator
 
 from specflow import (
-    Bigrams,
     CachedPredictor,
     Dice,
     Drafter,
     Fixed,
+    GammaPolicy,
     GreedyProcessor,
     LookupTree,
     NGramDrafter,
@@ -57,25 +57,23 @@ from specflow import (
     Proposal,
     Step,
     SuffixDrafter,
-    Tally,
     Tokens,
-    TreeDrafter,
     accelerate,
-    as_chain,
     at_most,
     autoregressive_step,
     first_of,
     longest,
     ngram_step,
-    path_by_path,
     run,
     speculative_step,
     start,
     then,
-    tree_step,
 )
+from specflow.drafters import Bigrams, as_chain
 from specflow.models import bigrams_of, load
 from specflow.stages import UpdateNgram
+from specflow.state import Tally, parents_of
+from specflow.trees import depths
 
 NEW_TOKENS: Final = 128
 PROMPT_TOKENS: Final = 1024
@@ -126,9 +124,11 @@ def greedy_texts(questions: Sequence[Question], kept: Path) -> list[Text]:
 def table(text: Tokens) -> Predictor:
     """A model that knows one text by heart: its logits behind i tokens are one-hot on token i."""
 
-    def predict(tokens: Tokens, last: int) -> Tensor:
-        logits = torch.zeros(last, VOCABULARY)
-        for row, position in enumerate(range(len(tokens) - last + 1, len(tokens) + 1)):
+    def predict(tokens: Tokens, drafts: Sequence[Proposal], /) -> Tensor:
+        behind = [-1, *depths(parents_of(drafts))]
+        logits = torch.zeros(len(behind), VOCABULARY)
+        for row, depth in enumerate(behind):
+            position = len(tokens) + depth + 1
             if position < len(text):
                 logits[row, text[position]] = 1.0
         return logits
@@ -143,18 +143,9 @@ EVERYTHING: Final = Fixed(1000)
 """The drafters decide themselves how much they draft."""
 
 
-def drafting(drafter: Drafter) -> Decoder:
+def drafting(drafter: Drafter, gamma: GammaPolicy = EVERYTHING) -> Decoder:
     """Speculative decoding with one drafter for all texts, which are decoded in turn."""
-    return lambda text, target: speculative_step(drafter, target, GreedyProcessor(), Dice(), EVERYTHING)
-
-
-def planting(drafter: TreeDrafter, nodes: int) -> Decoder:
-    """Speculative decoding with trees of so many nodes."""
-
-    def decoder(text: Text, target: Predictor) -> Step:
-        return tree_step(drafter, path_by_path(target), GreedyProcessor(), Dice(), Fixed(nodes))
-
-    return decoder
+    return lambda text, target: speculative_step(drafter, target, GreedyProcessor(), Dice(), gamma)
 
 
 def bigrams_in(path: Path) -> Bigrams:
@@ -238,9 +229,9 @@ def editors() -> dict[str, Decoder]:
         "suffix, always 10": drafting(SuffixDrafter(factor=0, offset=10)),
         "suffix, always 20": drafting(SuffixDrafter(factor=0, offset=20)),
         "suffix, shortest = 0, always 20": drafting(SuffixDrafter(factor=0, offset=20, shortest=0)),
-        "tree, 4 nodes": planting(LookupTree(), 4),
-        "tree, 10 nodes": planting(LookupTree(), 10),
-        "tree, 20 nodes": planting(LookupTree(), 20),
+        "tree, 4 nodes": drafting(LookupTree(), Fixed(4)),
+        "tree, 10 nodes": drafting(LookupTree(), Fixed(10)),
+        "tree, 20 nodes": drafting(LookupTree(), Fixed(20)),
     }
 
 
@@ -271,7 +262,9 @@ def decoders(texts: Sequence[Text], memory: Path | None, bigrams: Path | None) -
     if bigrams is not None:
         known = bigrams_in(bigrams)
         rows["likeliest path, bigrams"] = drafting(as_chain(LookupTree(known)))
-        rows |= {f"tree and bigrams, {n} nodes": planting(LookupTree(known), n) for n in (3, 4, 6, 8, 10, 16, 32)}
+        rows |= {
+            f"tree and bigrams, {n} nodes": drafting(LookupTree(known), Fixed(n)) for n in (3, 4, 6, 8, 10, 16, 32)
+        }
     return rows
 
 

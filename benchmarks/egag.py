@@ -18,21 +18,11 @@ from typing import Final
 import torch
 from torch.nn import Module
 
-from specflow import (
-    EGAG,
-    SVIP,
-    AdaEDL,
-    DecodeState,
-    PointMass,
-    Proposal,
-    Request,
-    Stop,
-    UncachedPredictor,
-    Unsure,
-    autoregressive_generate,
-    drafter_law,
-)
+from specflow import DecodeState, Proposal, autoregressive_generate
 from specflow.models import load
+from specflow.policies import EGAG, SVIP, AdaEDL, Stop, Unsure, drafter_law
+from specflow.predictors import UncachedPredictor, last_rows
+from specflow.state import Request
 
 PROMPTS: Final = (
     "Write a short poem about the sea.",
@@ -64,7 +54,7 @@ def first_drafts(drafter: Module, prompt: list[int], answer: list[int]) -> Itera
     rows = last_rows(UncachedPredictor(drafter), (*prompt, *answer[:-1]), len(answer))
     for logits, token in zip(rows, answer, strict=True):
         draft = int(logits.argmax())
-        yield Proposal(draft, PointMass(draft), "llm", logits), draft == token
+        yield Proposal(draft, source="llm", logits=logits), draft == token
 
 
 def share(drafts: list[Draft]) -> str:

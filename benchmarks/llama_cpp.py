@@ -28,7 +28,6 @@ from torch.nn import Module
 
 from benchmarks.accelerate import prompts_of
 from specflow import (
-    Bigrams,
     CachedPredictor,
     Dice,
     Finished,
@@ -44,9 +43,9 @@ from specflow import (
     first_of,
     speculative_step,
     start,
-    tree_step,
     unfold,
 )
+from specflow.drafters import Bigrams
 from specflow.models import DType, bigrams_of, load
 
 Stream: TypeAlias = Callable[[Tokens], Iterator[int]]
@@ -102,7 +101,7 @@ def suffix(target: CachedPredictor) -> Step:
 def planted(bigrams: Bigrams) -> Callable[[CachedPredictor], Step]:
     """Drafts trees from the text itself and the model's own bigrams."""
     drafter, greedy, dice = LookupTree(bigrams), GreedyProcessor(), Dice()
-    return lambda target: tree_step(drafter, target.read_tree, greedy, dice, Fixed(5), prune=(target,))
+    return lambda target: speculative_step(drafter, target, greedy, dice, Fixed(5), prune=(target,))
 
 
 def itself(drafter: Module) -> Callable[[CachedPredictor], Step]:

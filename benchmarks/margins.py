@@ -9,7 +9,7 @@ that differ from the autoregressive one, the tokens that an audit finds not to b
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, final
 
@@ -22,14 +22,11 @@ from specflow import (
     Dice,
     Fixed,
     GreedyProcessor,
-    Margins,
-    OneByOne,
     Predictor,
-    RescoreNearTies,
+    Proposal,
     Step,
     SuffixDrafter,
     Tokens,
-    audit,
     autoregressive_step,
     limits_of,
     run,
@@ -38,7 +35,9 @@ from specflow import (
 )
 from specflow.bench import read_prompts
 from specflow.bench.prompts import OWN_PROMPTS, spread
+from specflow.margins import Margins, audit
 from specflow.models import DType, Loaded, load
+from specflow.predictors import OneByOne, RescoreNearTies
 
 BELOW: Final = (0.26, 0.51)
 """Margins below which near-ties are re-scored: bf16 logits between 16 and 32 are 0.125 apart."""
@@ -52,10 +51,10 @@ class Counted:
     predictor: Predictor
     passes: int = 0
 
-    def __call__(self, tokens: Tokens, last: int, /) -> Tensor:
+    def __call__(self, tokens: Tokens, drafts: Sequence[Proposal], /) -> Tensor:
         """The predictor's own answer."""
         self.passes += 1
-        return last_rows(self.predictor, tokens, last)
+        return self.predictor(tokens, drafts)
 
 
 @final

@@ -17,11 +17,11 @@ from time import thread_time
 
 import torch
 
-from specflow import GuessingNGramDrafter, NGramDrafter, NGramStorage
-from specflow.distribution import PointMass
-from specflow.stages import Draft, UpdateNgram, commit
+from specflow import Dice, GreedyProcessor, NGramDrafter, NGramStorage
+from specflow.drafters import GuessingNGramDrafter
+from specflow.stages import Adjust, Reject, UpdateNgram, Verify, commit
 from specflow.stages.ngram import top_tokens
-from specflow.state import Adjusted, DecodeState, Request, Verified
+from specflow.state import DecodeState, Drafted, Request, chain
 
 VOCABULARY = 49152
 N = 4
@@ -92,9 +92,9 @@ def one_step() -> None:
     state = DecodeState(Request(tokens, len(tokens) + 100), tokens)
     logits = torch.randn(6, VOCABULARY, generator=torch.Generator().manual_seed(0))
     best = tuple(logits.argmax(dim=-1).tolist())
-    drafted = Draft(GuessingNGramDrafter(storage))(state)
-    laws = tuple(map(PointMass, best))
-    committed = commit(Adjusted(Verified(drafted, 5, laws[-1], laws, logits), best))
+    verify = Verify(lambda tokens, drafts: logits, GreedyProcessor(), Reject(Dice()))
+    committed = Drafted(state, chain(best[:5])).then(verify).then(Adjust(Dice())).then(commit)
+    assert committed.tokens == best
     draft, known = GuessingNGramDrafter(storage), NGramDrafter(storage)
     with_filler, without = UpdateNgram(storage, 3), UpdateNgram(storage, 1)
     found = interleaved(

@@ -10,7 +10,7 @@ import argparse
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from random import Random
 from time import perf_counter
@@ -33,7 +33,7 @@ from transformers.utils import logging
 from typing_extensions import override
 
 from specflow import CachedPredictor, DecodeError
-from specflow.state import Predictor, Tokens
+from specflow.state import Predictor, Proposal, Tokens
 from specflow.testing import Conformance, conformance, fresh_passes, through_trees
 from tests.architectures import ARCHITECTURES, DOUBLE, Architecture
 from tests.toys import VOCABULARY
@@ -589,18 +589,19 @@ def allowed(dtype: torch.dtype) -> float:
 
 
 def ahead(predictor: CachedPredictor) -> Predictor:
-    """A predictor whose last rows come from reading ahead, with the text's own tokens for a choice."""
+    """A predictor of chains whose rows come from reading ahead, with the drafts for a choice."""
 
-    def predict(tokens: Tokens, last: int) -> Tensor:
+    def predict(tokens: Tokens, drafts: Sequence[Proposal], /) -> Tensor:
+        text, last = (*tokens, *[draft.token for draft in drafts]), len(drafts) + 1
         rows: list[Tensor] = []
 
         def choose(logits: Tensor, position: int) -> Tensor:
             rows.append(logits.clone())
-            token = tokens[position] if position < len(tokens) else 0
+            token = text[position] if position < len(text) else 0
             return torch.tensor(token, device=logits.device)
 
         while len(rows) < last:
-            predictor.read_ahead(tokens[: len(tokens) - last + 1 + len(rows)], last - len(rows), choose)
+            predictor.read_ahead(text[: len(tokens) + len(rows)], last - len(rows), choose)
         return torch.stack(rows)
 
     return predict
@@ -609,17 +610,17 @@ def ahead(predictor: CachedPredictor) -> Predictor:
 def relative(predictor: Predictor, fresh: Predictor) -> tuple[Predictor, Predictor]:
     """Both in units of the largest logit of the fresh row."""
 
-    def scale(tokens: Tokens, last: int) -> Tensor:
-        rows = last_rows(fresh, tokens, last).abs()
+    def scale(tokens: Tokens, drafts: Sequence[Proposal]) -> Tensor:
+        rows = fresh(tokens, drafts).abs()
         return rows.where(rows.isfinite(), 0).amax(dim=-1, keepdim=True).clamp_(min=1e-30)
 
-    def ours(tokens: Tokens, last: int) -> Tensor:
-        rows, unit = last_rows(predictor, tokens, last), scale(tokens, last)
-        if rows.shape[0] != last:
-            raise AssertionError(f"{len(rows)} rows instead of {last}")
+    def ours(tokens: Tokens, drafts: Sequence[Proposal], /) -> Tensor:
+        rows, unit = predictor(tokens, drafts), scale(tokens, drafts)
+        if rows.shape[0] != len(drafts) + 1:
+            raise AssertionError(f"{len(rows)} rows instead of {len(drafts) + 1}")
         return rows / unit
 
-    return ours, lambda tokens, last: fresh(tokens, last) / scale(tokens, last)
+    return ours, lambda tokens, drafts: fresh(tokens, drafts) / scale(tokens, drafts)
 
 
 def outcome(seed: int, steps: int = 25) -> Outcome:
@@ -634,7 +635,7 @@ def outcome(seed: int, steps: int = 25) -> Outcome:
             (
                 ("rows", predictor),
                 ("rows", predictor),
-                ("trees", through_trees(predictor.read_tree, made.vocab_size, seed=seed)),
+                ("trees", through_trees(predictor, made.vocab_size, seed=seed)),
                 ("ahead", ahead(predictor)),
             )
         )

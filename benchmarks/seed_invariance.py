@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 import torch
-from returns.pipeline import flow
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from specflow import (
@@ -33,20 +32,20 @@ from specflow import (
     SharedNoise,
     Step,
     SuffixDrafter,
-    Tally,
     Tokens,
     at_most,
     autoregressive_step,
     first_of,
     limits_of,
-    once,
     run,
     seed_coupled_step,
     start,
     then,
 )
+from specflow.loop import once
 from specflow.models import load
-from specflow.stages import Adjust, Draft, MatchSamples, UpdateNgram, advance, commit
+from specflow.stages import Adjust, Draft, Match, UpdateNgram, Verify, advance, commit
+from specflow.state import Tally
 
 LAYERS: Final = 25
 PROMPT: Final = "List five fruits. Then list the same five fruits again, each with its colour."
@@ -68,7 +67,7 @@ def decoders(
         storage.initialize(prompt)
         draft, verify = Draft(NGramDrafter(storage)), Verify(target, processor, Match(noise))
         adjust, update = Adjust(noise), UpdateNgram(storage)
-        return lambda state: flow(state, draft, verify, adjust, commit, update, advance)
+        return lambda state: state.then(draft).then(verify).then(adjust).then(commit).then(update).then(advance)
 
     return {
         "no drafter": lambda: alone,

@@ -67,7 +67,7 @@ def main() -> None:
     print(f"SmolLM2-135M, {dtype}, {size / 1e6:.0f} MB of weights, {torch.get_num_threads()} threads")
     print(f"reading as many bytes: {milliseconds(everything.sum):.1f} ms")
     for name, model in (("given model", given), ("fast", predict), ("bit for bit", steady)):
-        print(f"{name}, one token: {milliseconds(partial(model, text, 1)):.1f} ms")
+        print(f"{name}, one token: {milliseconds(partial(model, text, ())):.1f} ms")
     with profile(activities=[ProfilerActivity.CPU]) as record:
         for _ in range(STEPS):
             predict(text, ())

@@ -13,9 +13,9 @@ from time import perf_counter
 
 from returns.result import Success
 
-from specflow import CachedPredictor, Node
+from specflow import TEXT, CachedPredictor, Proposal
 from specflow.models import SMOLLM2, load
-from specflow.watch import Watch
+from specflow.predictors.watch import Watch
 
 TIMES = 5
 
@@ -42,7 +42,7 @@ def main() -> None:
         CachedPredictor(copy(model))(prompt, ())  # another object over the same weights
 
     def tried_with_trees() -> None:
-        CachedPredictor(copy(model)).read_tree(prompt, (Node(5), Node(6)))
+        CachedPredictor(copy(model))(prompt, (Proposal(5), Proposal(6, parent=TEXT)))
 
     known = CachedPredictor(model)
     known(prompt, ())
