@@ -59,7 +59,7 @@ class Draft:
             self._ended = True
             return
         a(Proposal, "have the drafter yield proposals")("drafter", proposal)
-        branches = proposal.parent not in {BEFORE, len(self.proposals) - 1}
+        branches = proposal.parent not in (BEFORE, len(self.proposals) - 1)
         self.is_told = self.is_told or branches or proposal.chance is not None
         self.proposals.append(proposal)
         if not isinstance(proposal.q, PointMass):

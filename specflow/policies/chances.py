@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import accumulate, islice, takewhile
+from itertools import accumulate
 from typing import Final, NamedTuple, final
 
 from attrs import define, field
 
 from specflow.distribution import PointMass
-from specflow.guards.checks import number
+from specflow.guards.checks import a, number
 from specflow.policies.acceptance import PRIOR
 from specflow.policies.choice import DOUBT, Choice, are_numbers
 from specflow.policies.meter import CostMeter, Durations
@@ -56,14 +56,86 @@ class ChancesPace(NamedTuple):
 
 @final
 @define(eq=False)
+class _Weighed:
+    """Drafts in the making: what each number of them promises in tokens and in seconds, and the best number.
+
+    A draft that was drawn is taken, and all before it: it may not be left out because of what it is.
+    """
+
+    costs: Sequence[float]
+    worth: float
+    drafting: float
+    credit: float
+    drafts: list[Proposal] = field(factory=list)
+    chances: list[float] = field(factory=list)
+    tokens: list[float] = field(factory=lambda: [1.0])
+    seconds: list[float] = field(init=False)
+    drawn: int = 0
+    best: int = 0
+    _left: dict[int, float] = field(factory=lambda: {TEXT: 1.0})
+    _shortest: list[float] = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.seconds = [self.costs[0]]
+        self._shortest = list(accumulate(reversed(self.costs), min))[::-1]
+
+    def add(self, draft: Proposal) -> None:
+        n = len(self.drafts) + 1
+        parent = n - 2 if draft.parent == BEFORE else draft.parent
+        chance = PRIOR * max(0.0, self._left[parent]) if draft.chance is None else _told(draft.chance)
+        self._left[parent] -= chance
+        self._left[n - 1] = chance
+        self.drafts.append(draft)
+        self.chances.append(chance)
+        self.tokens.append(self.tokens[-1] + self.worth * chance)
+        self.seconds.append(self._seconds(n))
+        if not isinstance(draft.q, PointMass):
+            self.drawn = self.best = n
+        elif self._pays(n, self.tokens[n]):
+            self.best = n
+
+    def goes_on(self, drawn: bool) -> bool:
+        """Whether more drafts may pay. Those that are `drawn` have to be taken: would they, by a guess of them?"""
+        n, most = len(self.drafts), len(self.costs) - 1
+        chance = self.chances[-1] if self.chances else 1.0
+        if not drawn:
+            further = (most - n) * self.worth * chance  # the drafts to come are no likelier than this one
+            return n < most and (self.tokens[n] + further) / self._shortest[n] > self._rate
+        tokens = self.tokens[n]
+        for more in range(n + 1, most + 1):
+            chance *= PRIOR
+            tokens += self.worth * chance
+            if self._pays(more, tokens):
+                return True
+        return False
+
+    @property
+    def _rate(self) -> float:
+        return self.tokens[self.best] / self.seconds[self.best]
+
+    def _seconds(self, n: int) -> float:
+        return self.costs[n] + n * self.drafting
+
+    def _pays(self, n: int, tokens: float) -> bool:
+        """Whether n drafts that promise so much are better than the best, and the text can afford their refusal."""
+        first = self.tokens[1] if self.drafts else 1 + self.worth * PRIOR
+        is_safe = max(DOUBT, 2 - first) * (self._seconds(n) - self.costs[0]) <= self.credit
+        return is_safe and tokens / self._seconds(n) > self._rate
+
+
+@final
+@define(eq=False)
 class ByChances:
     """The first n drafts, with n maximising (1 + w Σ chance) / (seconds of a pass over n + 1 tokens).
 
     Σ is over the n drafts: a draft's chance is the probability that one more token is taken; where the drafter does not
-    tell it, it is 0.6 of that of its parent. w corrects the chances by what came of them in this text, (given + 4) /
-    (promised + 4) in tokens. A text may lose 1.5 passes, and 1 % of a pass for each token, to drafts that were not
-    taken; more drafts than that pays for are left alone. What drafting takes is measured and counted too, and ended
-    when a text cannot afford more.
+    tell it, it is 0.6 of what its parent and the siblings before it leave. w corrects the chances by what came of them
+    in this text, (given + 4) / (promised + 4) in tokens. A text may lose 1.5 passes, and 1 % of a pass for each token,
+    to drafts that were not taken; more drafts than that pays for are left alone. What drafting takes is measured and
+    counted too, and ended when a text cannot afford more.
+
+    Certain drafts are looked at before n is chosen. One that is drawn is taken, so whether to draw it is decided
+    before, by a guess: each of the next is 0.6 times as likely as the one before it.
     Source: Chen et al. 2402.12374 (Sequoia), its hardware-aware tree optimizer, whose one tree for a machine is chosen
     anew here for each text and place.
     """
@@ -72,65 +144,60 @@ class ByChances:
     most: int
     identity: int
     _drafting: Durations = field(init=False, factory=Durations)
+    _draws: bool = field(init=False, default=False)
 
-    def step(self, stream: Iterator[Proposal], state: DecodeState) -> tuple[tuple[Proposal, ...], Choice, Pace]:
-        """The drafts to take, why, and the pace to carry on."""
-        costs = self.meter.seconds(self.most + 1)
-        text = self._settled(state, costs)
-        credit = 0.0 if costs is None else costs[0] * (ADVANCE + LOSS * len(state.output)) - text.lost
-        if costs is None or self._drafting.estimate > credit:
-            nothing = Choice(len(state.tokens), 0, 0, (), (), text.lost)
-            return (), nothing, ChancesPace(len(state.tokens), 0, 0.0, 0.0, *text, self.identity)
-        began = self.meter.now()
-        in_time = takewhile(lambda _: self.meter.since(began) <= credit, stream)
-        drafts, tokens, seconds, best = self._weighed(in_time, costs, text.worth, credit)
-        self._drafting.note((self.meter.since(began)) / max(1, len(drafts)))
-        choice = Choice(len(state.tokens), len(drafts), best, tuple(tokens), tuple(seconds), text.lost)
-        promised = (tokens[best] - 1) / text.worth
-        drafting = seconds[len(drafts)] - costs[len(drafts)]
-        pace = ChancesPace(len(state.tokens), best, drafting, promised, *text, self.identity)
-        return tuple(drafts[:best]), choice, pace
+    def step(
+        self, stream: Iterator[Proposal], state: DecodeState, pulled: Sequence[Proposal] = (), lost: float = 0.0
+    ) -> tuple[tuple[Proposal, ...], Choice, Pace]:
+        """The drafts to take, why, and the pace to carry on.
 
-    def _weighed(
-        self, stream: Iterator[Proposal], costs: Sequence[float], worth: float, credit: float
-    ) -> tuple[list[Proposal], list[float], list[float], int]:
-        """As many drafts as it takes to tell, what each number of them promises in tokens and seconds, and the best.
-
-        A draft that was drawn is taken, and all before it: it may not be left out because of what it is.
+        `pulled` are drafts from before the stream. `lost` is what the text lost already, where it is not in the pace.
         """
-        shortest = list(accumulate(reversed(costs), min))[::-1]
-        drafts, chances, tokens, seconds, best = list[Proposal](), list[float](), [1.0], [costs[0]], 0
-        for draft in islice(stream, len(costs) - 1):
-            chances.append(_chance(draft, chances))
-            drafts.append(draft)
-            n = len(drafts)
-            tokens.append(tokens[-1] + worth * chances[-1])
-            seconds.append(costs[n] + n * self._drafting.estimate)
-            refused = max(DOUBT, 2 - tokens[1])
-            safe = refused * (seconds[n] - costs[0]) <= credit
-            if not isinstance(draft.q, PointMass) or (safe and tokens[n] / seconds[n] > tokens[best] / seconds[best]):
-                best = n
-            further = (len(costs) - 1 - n) * worth * chances[-1]  # the drafts to come are no likelier than this one
-            if (tokens[n] + further) / shortest[n] <= tokens[best] / seconds[best]:
-                break
-        return drafts, tokens, seconds, best
+        costs = self.meter.seconds(self.most + 1)
+        text = self._settled(state, costs, lost)
+        credit = 0.0 if costs is None else costs[0] * (ADVANCE + LOSS * len(state.output)) - text.lost
+        weighed = _Weighed(costs or [1.0] * (len(pulled) + 1), text.worth, self._drafting.estimate, credit)
+        for draft in pulled:
+            weighed.add(draft)
+        if costs is None or self._drafting.estimate > credit:
+            taken, drafting = weighed.drawn, 0.0
+            choice = Choice(len(state.tokens), len(pulled), taken, (), (), text.lost)
+        else:
+            self._pull(stream, weighed)
+            taken, drafting = weighed.best, len(weighed.drafts) * weighed.drafting
+            promises = tuple(weighed.tokens), tuple(weighed.seconds)
+            choice = Choice(len(state.tokens), len(weighed.drafts), taken, *promises, text.lost)
+        promised = sum(weighed.chances[:taken])
+        pace = ChancesPace(len(state.tokens), taken, drafting, promised, *text, self.identity)
+        return tuple(weighed.drafts[:taken]), choice, pace
 
-    def _settled(self, state: DecodeState, costs: Sequence[float] | None) -> _Text:
+    def _pull(self, stream: Iterator[Proposal], weighed: _Weighed) -> None:
+        """As many drafts as it takes to tell, and as there is time for."""
+        began, before = self.meter.now(), len(weighed.drafts)
+        is_late = False
+        while not is_late and weighed.goes_on(self._draws):
+            draft = next(stream, None)
+            is_late = self.meter.since(began) > weighed.credit
+            if draft is None:
+                break
+            a(Proposal, "have the drafter yield proposals")("drafter", draft)
+            self._draws = not isinstance(draft.q, PointMass)
+            if self._draws or not is_late:
+                weighed.add(draft)
+        self._drafting.note(self.meter.since(began) / max(1, len(weighed.drafts) - before))
+
+    def _settled(self, state: DecodeState, costs: Sequence[float] | None, lost: float) -> _Text:
         """The text up to here, once what became of the last step is counted."""
         match state.pace:
-            case ChancesPace(length, gamma, drafting, promised, before, given, lost, policy) if (
+            case ChancesPace(length, gamma, drafting, promised, before, given, lost_before, policy) if (
                 policy == self.identity and are_numbers(state.pace)
             ):
                 came = len(state.tokens) - length
                 took = 0.0 if costs is None else costs[min(int(gamma), len(costs) - 1)] - costs[0] * came
-                return _Text(before + promised, given + (came - 1 if gamma else 0), lost + took + drafting)
-        return _Text()
+                return _Text(before + promised, given + (came - 1 if gamma else 0), lost_before + took + drafting)
+        return _Text(lost=lost)
 
 
-def _chance(draft: Proposal, before: Sequence[float]) -> float:
-    """The probability that the target takes the whole path down to a draft, as its drafter or a guess has it."""
-    if draft.chance is not None:
-        _is_chance("chance", draft.chance)
-        return draft.chance
-    parent = len(before) - 1 if draft.parent == BEFORE else draft.parent
-    return PRIOR * (1.0 if parent == TEXT else before[parent])
+def _told(chance: float) -> float:
+    _is_chance("chance", chance)
+    return min(max(chance, 0.0), 1.0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import accumulate, chain, count
+from itertools import accumulate, count
 from operator import mul
 from threading import RLock
 from typing import Final, NamedTuple, final
@@ -99,9 +99,9 @@ class CostAware:
 
     maximise (1 + Σ_{i ≤ γ} Π_{j ≤ i} a_j) / (t(γ + 1) + d(γ))
 
-    So it is for drafts of which nothing is known. Where the drafter tells the chances of its drafts, as `LookupTree`
-    does, it is the first n drafts with the most (1 + w Σ chance) / t(n + 1), with w what came of the chances in this
-    text: trees are paced like that (`policies.chances`).
+    So it is for chains of which nothing is known. Once a draft tells its chance, as those of `LookupTree` do, or does
+    not follow the one before it, it is the first n drafts with the most (1 + w Σ chance) / t(n + 1), with w what came
+    of the chances in this text: so trees are paced, from then on (`policies.chances`).
 
     t comes from `meter`, which has to be the one that times the target. d, the time that γ drafts take, is measured
     here. a_j, the acceptance of the j-th draft once those before it stand, is learnt from the texts, by source and by
@@ -139,34 +139,15 @@ class CostAware:
     _taken: _Taken | None = field(init=False, default=None, repr=False)
     _lock: RLock = field(init=False, factory=RLock, repr=False)
     _by_chances: ByChances | None = field(init=False, default=None, repr=False)
-    _heard_in: float = field(init=False, default=0.0, repr=False)
 
     def __call__(self, stream: Iterator[Proposal], state: DecodeState, /) -> tuple[tuple[Proposal, ...], Pace]:
         with self._lock:
-            if self._by_chances is None:
-                stream = self._heard(stream, state)
-            if self._by_chances is None:
-                return self._step(stream, state)
-            drafts, choice, pace = self._by_chances.step(stream, state)
+            step = self._step if self._by_chances is None else self._by_chances.step
+            drafts, choice, pace = step(stream, state)
             self.tell(choice)
             return drafts, pace
 
-    def _heard(self, stream: Iterator[Proposal], state: DecodeState) -> Iterator[Proposal]:
-        """The stream, once it is known whether its drafter tells chances: the first draft of the first text says so."""
-        if self._taken is not None or self._own(state.pace) is not None:
-            return stream
-        began = self.meter.now()
-        first = next(stream, None)
-        if first is None:
-            return stream
-        a(Proposal, "have the drafter yield proposals")("drafter", first)
-        if first.chance is not None:
-            self._by_chances = ByChances(self.meter, int(self.most), self._identity)
-        else:
-            self._heard_in = self.meter.since(began)
-        return chain((first,), stream)
-
-    def _step(self, stream: Iterator[Proposal], state: DecodeState) -> tuple[tuple[Proposal, ...], Pace]:
+    def _step(self, stream: Iterator[Proposal], state: DecodeState) -> tuple[tuple[Proposal, ...], Choice, Pace]:
         costs = self.meter.seconds(int(self.most) + 1)
         pace = self._own(state.pace)
         text = self._settled(state, pace, costs)
@@ -177,13 +158,16 @@ class CostAware:
             if pace is None:
                 self._pull(draft, text)
             gamma, tokens, seconds = len(draft.proposals), (), ()
+        if draft.is_told:
+            self._by_chances = ByChances(self.meter, int(self.most), self._identity)
+            return self._by_chances.step(stream, state, draft.proposals, text.lost)
         step = next(STEPS)
         watched = text.watched or draft.watched(len(state.tokens))
         promised = seconds[gamma] if pace is not None and seconds else None
         self._taken = _Taken(step, len(state.tokens), gamma, draft.seconds, promised, watched)
-        self.tell(Choice(len(state.tokens), len(draft.proposals), gamma, tokens, seconds, text.lost))
+        choice = Choice(len(state.tokens), len(draft.proposals), gamma, tokens, seconds, text.lost)
         after = CostAwarePace(self._identity, step, text.lost, text.met or draft.asked)
-        return tuple(draft.proposals[:gamma]), after
+        return tuple(draft.proposals[:gamma]), choice, after
 
     def _own(self, pace: Pace) -> CostAwarePace | None:
         """The pace, if it is one of this policy's."""
@@ -248,7 +232,7 @@ class CostAware:
         position, met = len(draft.proposals), text.met or draft.asked
         began = self.meter.now()
         draft.pull()
-        seconds, self._heard_in = self.meter.since(began) + self._heard_in, 0.0
+        seconds = self.meter.since(began)
         self._drafting.note(position, met, seconds)
         if met:
             draft.seconds += seconds

@@ -71,6 +71,7 @@ class Unsure:
 
     Source: transformers, `assistant_confidence_threshold`, 0.4 by default.
 
+    >>> import torch
     >>> Unsure()(Proposal(0, logits=torch.zeros(4))), Unsure()(Proposal(0))
     (True, False)
     """
@@ -93,6 +94,7 @@ class SVIP:
     √(c·H) estimates the distance TV(p, q), so 1 - √(c·H) the chance of acceptance. The defaults stop at H > 0.6.
     Source: Zhang et al. 2411.18462, section 3; c and h from the authors' code.
 
+    >>> import torch
     >>> SVIP()(Proposal(0, logits=torch.zeros(4))), SVIP()(Proposal(0))
     (True, False)
     """
@@ -113,6 +115,7 @@ class AdaEDL:
     λ is fixed here; the paper also moves it with the acceptance rate. The default stops at H > 1.8 nats.
     Source: Agrawal et al. 2410.18351, section 3; the default λ is the confidence threshold of transformers.
 
+    >>> import torch
     >>> AdaEDL()(Proposal(0, logits=torch.zeros(8))), AdaEDL()(Proposal(0))
     (True, False)
     """
