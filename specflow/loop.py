@@ -117,6 +117,28 @@ def _outcomes(step: Step, state: DecodeState) -> Iterator[DecodeState | Finished
         yield outcome
 
 
+def grow(step: Step, state: DecodeState) -> Iterator[tuple[Tokens, DecodeState | Finished]]:
+    """`unfold`, each outcome with the tokens that its step added: for all who stream.
+
+    A text that has no room ends without new tokens. `DecodeError` as in `unfold`.
+
+    >>> from specflow.state import Request
+    >>> counting = lambda state: DecodeState(state.request, (*state.tokens, len(state.tokens)))
+    >>> [tokens for tokens, outcome in grow(counting, DecodeState(Request((7,), 3), (7,)))]
+    [(1,), (2,), ()]
+    """
+    _can_step(step, state)
+    return _growing(step, state)
+
+
+def _growing(step: Step, state: DecodeState) -> Iterator[tuple[Tokens, DecodeState | Finished]]:
+    length = len(state.tokens)
+    for outcome in _outcomes(step, state):
+        tokens = (outcome.state if isinstance(outcome, Finished) else outcome).tokens
+        yield tokens[length:], outcome
+        length = len(tokens)
+
+
 def run(step: Step, state: DecodeState) -> Finished:
     """The end of the text that begins with `state`. `DecodeError` as in `unfold`."""
     outcome: DecodeState | Finished = state

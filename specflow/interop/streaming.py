@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import copy_context
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,8 +14,10 @@ from transformers import LogitsProcessor, StoppingCriteriaList
 
 from specflow.errors import DecodeError
 from specflow.guards.checks import a, calls, does, shown
-from specflow.loop import unfold
+from specflow.loop import grow
 from specflow.state import DecodeState, Finished, Step, Tokens
+
+T = TypeVar("T")
 
 
 class Streamer(Protocol):
@@ -56,11 +58,9 @@ def ended(streamer: Streamer | None) -> Iterator[None]:
 def put_through(step: Step, state: DecodeState, streamer: Streamer) -> Finished:
     """`run(step, state)`, with each new token put into `streamer`."""
     outcome: DecodeState | Finished = state
-    for outcome in unfold(step, state):
-        after = outcome.state if isinstance(outcome, Finished) else outcome
-        for token in after.tokens[len(state.tokens) :]:
+    for new, outcome in grow(step, state):
+        for token in new:
             streamer.put(torch.tensor([token]))
-        state = after
     assert isinstance(outcome, Finished)
     return outcome
 
@@ -83,18 +83,16 @@ def new_tokens(step: Step, state: DecodeState) -> AsyncGenerator[Tokens, None]:
 
 
 async def _new_tokens(step: Step, state: DecodeState) -> AsyncGenerator[Tokens, None]:
-    outcomes = unfold(step, state)
-    while (outcome := await _next(outcomes)) is not None:
-        after = outcome.state if isinstance(outcome, Finished) else outcome
-        if len(after.tokens) > len(state.tokens):
-            yield after.tokens[len(state.tokens) :]
-        state = after
+    growing = grow(step, state)
+    while (grown := await _next(growing)) is not None:
+        if grown[0]:
+            yield grown[0]
 
 
-async def _next(outcomes: Iterator[DecodeState | Finished]) -> DecodeState | Finished | None:
-    """The next outcome, from a thread. A task that is cancelled meanwhile stays until the thread is done with it."""
+async def _next(growing: Iterator[T]) -> T | None:
+    """The next step, from a thread. A task that is cancelled meanwhile stays until the thread is done with it."""
     context = copy_context()
-    running = asyncio.get_running_loop().run_in_executor(None, lambda: context.run(lambda: next(outcomes, None)))
+    running = asyncio.get_running_loop().run_in_executor(None, lambda: context.run(lambda: next(growing, None)))
     cancelled: asyncio.CancelledError | None = None
     while not running.done():
         try:
