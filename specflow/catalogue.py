@@ -79,7 +79,7 @@ class Drafting:
     """A drafter, the stages that teach it what was committed, and its memos, which forget what was not."""
 
     drafter: Drafter
-    teach: tuple[UpdateNgram, ...] = ()
+    teach: tuple[Callable[[Committed], Committed], ...] = ()
     memos: tuple[Prunable, ...] = ()
 
 
@@ -131,9 +131,7 @@ def _llm(setting: Setting) -> Drafting:
     """The assistant's own samples."""
     model = setting.assistant
     if model is None:
-        raise DecodeError(
-            "drafter", "there is no assistant to draft", "llm", "give a smaller model of the same tokenizer"
-        )
+        raise DecodeError("drafter", "there is no assistant to draft", "None", "give one with the same tokenizer")
     known, predictor = limits_of(model), CachedPredictor(model)
     vocab_size = unwrap(shared_vocabulary(limits_of(setting.model), known))
     fit = predictor if vocab_size is None else fitted(predictor, vocab_size)
@@ -204,21 +202,29 @@ RULES: Final[Mapping[str, Callable[[Randomness], Rule]]] = {
 }
 
 
-def composed(
+def step_of(
     drafting: Drafting,
     pacing: Pacing,
-    target: CachedPredictor,
+    target: Predictor,
     processor: Processor,
     rng: S,
     rule: Rule[S],
+    prune: tuple[Prunable, ...] = (),
     until: Condition = never,
 ) -> Step:
-    """The step of a drafter, a policy and a rule. Its text has the target's law.
+    """The step that a drafter, a policy and a rule make. Lossless, as all of the catalogue is.
 
-    >>> from specflow import GreedyProcessor, SharedNoise, run, start
-    >>> from specflow.catalogue import COUPLED, DRAFTERS, POLICIES, Setting, composed
+    >>> from time import perf_counter
+    >>> from specflow import MultinomialProcessor, SharedNoise, run, start
+    >>> from specflow.testing import TableModel
+    >>> noise, processor = SharedNoise(1), MultinomialProcessor(1.0)
+    >>> drafting = DRAFTERS["suffix"].make()(Setting(Module(), 3, (0,), processor, noise))
+    >>> pacing = POLICIES["fixed"](5, processor.temperature, perf_counter)
+    >>> step = step_of(drafting, pacing, TableModel(3), processor, noise, COUPLED["match"](noise))
+    >>> run(step, start((0,), 6).unwrap()).state.output
+    (0, 0, 2, 0, 0, 1)
     """
     draft, adjust = Draft(drafting.drafter, pacing.gamma), Adjust(rng)
     verify = Verify(pacing.watched(target), processor, rule)
-    end = ending(until, unobserved, PruneCache((*drafting.memos, target)), *drafting.teach)
+    end = ending(until, unobserved, PruneCache((*drafting.memos, *prune)), *drafting.teach)
     return lambda state: state.then(draft).then(verify).then(adjust).then(end)

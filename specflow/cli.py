@@ -8,10 +8,11 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
 from time import perf_counter
-from typing import Final, TextIO, TypeAlias, final
+from typing import Final, TextIO, final
 
 import torch
 from attrs import fields, frozen
@@ -22,21 +23,12 @@ from transformers.utils import logging
 
 from specflow import bench
 from specflow.accelerate import Given, bit_for_bit, fast
-from specflow.drafters import (
-    Bigrams,
-    LLMDrafter,
-    LookupTree,
-    NGramDrafter,
-    NGramStorage,
-    PromptLookup,
-    SuffixDrafter,
-    propose_nothing,
-)
+from specflow.catalogue import COUPLED, DRAFTERS, POLICIES, RULES, Drafting, Pacing, Setting, step_of
+from specflow.drafters import Bigrams
 from specflow.errors import DecodeError, unwrap
 from specflow.guards.checks import whole
 from specflow.loop import start, unfold
 from specflow.models import SMOLLM2, DType, Loaded, bigrams_of, check_text, load, said, smollm2_is_converted
-from specflow.policies import EGAG, SVIP, AdaEDL, CostAware, CostMeter, Fixed, Heuristic, StopAfter, Unsure
 from specflow.predictors import CachedPredictor, limits_of
 from specflow.processors import (
     GreedyProcessor,
@@ -46,113 +38,15 @@ from specflow.processors import (
     TopKNucleusProcessor,
     TopKProcessor,
 )
-from specflow.protocols import Prunable
-from specflow.randomness import Dice, SharedNoise
-from specflow.stages import Condition, Observer, UpdateNgram, never, stop_string, unobserved
-from specflow.state import (
-    DecodeState,
-    Drafter,
-    Finished,
-    GammaPolicy,
-    Predictor,
-    Step,
-    Tokens,
-)
-from specflow.steps import seed_coupled_step, speculative_step
-from specflow.vocabulary import fitted, shared_vocabulary
+from specflow.randomness import Dice, Sampling, SharedNoise
+from specflow.stages import Condition, never, stop_string
+from specflow.state import DecodeState, Finished, Step, Tokens
 
 
-@final
-@frozen(eq=False)
-class Pacing:
-    """A gamma policy, and the predictor that it wants the target to be read through: for most the target itself."""
-
-    gamma: GammaPolicy
-    watched: Callable[[Predictor], Predictor] = lambda target: target
-
-
-def _cost_aware(gamma: int, temperature: float) -> Pacing:
-    meter = CostMeter()
-    return Pacing(CostAware(meter, gamma), meter.timed)
-
-
-POLICIES: Final[Mapping[str, Callable[[int, float], Pacing]]] = {
-    "fixed": lambda gamma, temperature: Pacing(Fixed(gamma)),
-    "heuristic": lambda gamma, temperature: Pacing(Heuristic(min(5, gamma), gamma)),
-    "egag": lambda gamma, temperature: Pacing(EGAG(gamma_max=gamma, temperature=temperature)),
-    "confidence": lambda gamma, temperature: Pacing(StopAfter(Unsure(temperature=temperature), Fixed(gamma))),
-    "svip": lambda gamma, temperature: Pacing(StopAfter(SVIP(temperature=temperature), Fixed(gamma))),
-    "adaedl": lambda gamma, temperature: Pacing(StopAfter(AdaEDL(temperature=temperature), Fixed(gamma))),
-    "cost": _cost_aware,
-}
-"""Gamma policies that draft at most `gamma` tokens."""
-
-
-@final
-@frozen(eq=False)
-class Parts:
-    """What any step here is composed of.
-
-    With a seed the randomness is `SharedNoise`, so that a text depends on the model, the prompt and the seed alone: not
-    on what drafts it, nor on how far, which a cost-aware policy reads off the clock.
-    """
-
-    target: CachedPredictor
-    processor: LogitsProcessor
-    rng: Dice | SharedNoise
-    until: Condition
-    loaded: Loaded
-    state: DecodeState
-
-    def step(
-        self, drafter: Drafter, pacing: Pacing, memos: Sequence[Prunable] = (), observe: Observer = unobserved
-    ) -> Step:
-        """A step that drafts and verifies."""
-        target, processor, gamma, prune = (
-            pacing.watched(self.target),
-            self.processor,
-            pacing.gamma,
-            (*memos, self.target),
-        )
-        match self.rng:
-            case SharedNoise() as noise:
-                return seed_coupled_step(drafter, target, processor, noise, gamma, prune, observe, self.until)
-            case Dice() as dice:
-                return speculative_step(drafter, target, processor, dice, gamma, prune, observe, self.until)
-
-
-Compose: TypeAlias = Callable[[Parts], Step]
-
-
-def _with(drafter: Drafter) -> Callable[[Pacing], Compose]:
-    return lambda pacing: lambda parts: parts.step(drafter, pacing)
-
-
-def _with_ngrams(pacing: Pacing) -> Compose:
-    def compose(parts: Parts) -> Step:
-        storage = NGramStorage(4, _vocabulary(parts.loaded))
-        storage.initialize(parts.state.tokens)
-        return parts.step(NGramDrafter(storage), pacing, observe=UpdateNgram(storage))
-
-    return compose
-
-
-def _with_model(model: Module, vocab_size: int | None, pacing: Pacing) -> Compose:
-    known, predictor = limits_of(model), CachedPredictor(model)
-    fit = predictor if vocab_size is None else fitted(predictor, vocab_size)
-    return lambda parts: parts.step(
-        LLMDrafter(fit, parts.processor, parts.rng, known.context, known.vocab_size), pacing, (predictor,)
-    )
-
-
-@safe(exceptions=(DecodeError,))
-def _with_trees(path: Path | None, pacing: Pacing, loaded: Loaded) -> Compose:
-    drafter = LookupTree(None if path is None else _bigrams(path, loaded))
-    return lambda parts: parts.step(drafter, pacing)
-
-
-def _bigrams(path: Path, loaded: Loaded) -> Bigrams:
+def _bigrams(path: Path | None, loaded: Loaded) -> Bigrams | None:
     """The table in the file; where there is none, the model is asked, and its answers are kept there."""
+    if path is None:
+        return None
     vocab_size = _vocabulary(loaded)
     if not path.exists():
         print(f"asking the model for its bigrams, once; they are kept in {path}", file=sys.stderr)
@@ -187,6 +81,7 @@ class Options:
     draft_model: str | None
     policy: str
     gamma: int
+    rule: str | None
     sample: bool
     temperature: float | None
     top_k: int | None
@@ -194,69 +89,32 @@ class Options:
     seed: int | None
     stop: Sequence[str]
 
+    @property
+    def drafts(self) -> str:
+        """The name of what drafts."""
+        return self.drafter or (USUAL if self.draft_model is None else USUAL_OF_MODELS)
 
-Drafting: TypeAlias = Callable[[Loaded], Result[Compose, DecodeError]]
-"""How drafts are made for a target, once that is loaded."""
-
-Draft: TypeAlias = Callable[[Options, float], Drafting]
-"""(options, temperature) → drafting; `DecodeError` for options that do not go together."""
-
-
-def _chains(make: Callable[[Pacing], Compose]) -> Draft:
-    """A drafter of chains."""
-
-    def drafting(options: Options, temperature: float) -> Drafting:
-        compose = make(_pacing(options, temperature))
-        return lambda target: Success(compose)
-
-    return drafting
-
-
-def _model(name: str) -> Draft:
-    """A smaller model that drafts chains."""
-
-    def drafting(options: Options, temperature: float) -> Drafting:
-        pacing = _pacing(options, temperature)
-        return lambda target: Result.do(
-            _with_model(drafter.model, vocab_size, pacing)
-            for drafter in load(name, options.dtype)
-            for vocab_size in shared_vocabulary(limits_of(target.model), limits_of(drafter.model))
-        )
-
-    return drafting
-
-
-def _trees(options: Options, temperature: float) -> Drafting:
-    """Trees, from the text and the target's bigrams."""
-    path = options.bigrams
-    if path is not None and not _can_hold(path):
-        raise DecodeError("bigrams", "no file can be kept there", str(path), "name a file in a folder")
-    pacing = POLICIES[options.policy](options.gamma, temperature)
-    return lambda target: _with_trees(path, pacing, target)
+    @property
+    def judges(self) -> str:
+        """The name of the rule that judges drafts."""
+        return self.rule or (USUAL_RULE if self.seed is None else USUAL_RULE_OF_SEEDS)
 
 
 def _can_hold(path: Path) -> bool:
     return path.is_file() or (not path.exists() and path.parent.is_dir() and os.access(path.parent, os.W_OK))
 
 
-def _pacing(options: Options, temperature: float) -> Pacing:
-    if options.bigrams is not None:
-        received = options.draft_model or options.drafter or USUAL
-        raise DecodeError("bigrams", "only trees are drafted from bigrams", received, "use --drafter tree")
-    return POLICIES[options.policy](options.gamma, temperature)
-
-
-DRAFTERS: Final[Mapping[str, Draft]] = {
-    "none": _chains(_with(propose_nothing)),
-    "ngram": _chains(_with_ngrams),
-    "lookup": _chains(_with(PromptLookup())),
-    "suffix": _chains(_with(SuffixDrafter())),
-    "tree": _trees,
-}
-"""The drafters that need no other model and no training."""
-
 USUAL: Final = "suffix"
 """What drafts unless somebody says otherwise."""
+
+USUAL_OF_MODELS: Final = "llm"
+"""What drafts where there is a draft model."""
+
+USUAL_RULE: Final = "reject"
+"""What judges drafts."""
+
+USUAL_RULE_OF_SEEDS: Final = "match"
+"""What judges drafts where there is a seed."""
 
 ACCELERATE: Final[Mapping[str, Callable[[Module], Module]]] = {
     "no": lambda model: model,
@@ -354,7 +212,11 @@ def _parser() -> argparse.ArgumentParser:
         default="no",
         help="decode with an accelerated model (docs/acceleration.md)",
     )
-    generate.add_argument("--drafter", choices=tuple(DRAFTERS), help=f"what proposes tokens ({USUAL})")
+    generate.add_argument(
+        "--drafter",
+        choices=tuple(DRAFTERS),
+        help=f"what proposes tokens ({USUAL}; with --draft-model {USUAL_OF_MODELS})",
+    )
     generate.add_argument(
         "--bigrams",
         type=Path,
@@ -366,9 +228,16 @@ def _parser() -> argparse.ArgumentParser:
         "--policy",
         choices=tuple(POLICIES),
         default="fixed",
-        help="how many tokens to draft (fixed); cost measures what passes and drafts take and picks the fastest",
+        help="how many tokens to draft, in a row or a tree (fixed); cost measures what passes and drafts take and "
+        "picks the fastest",
     )
     generate.add_argument("--gamma", type=int, default=10, metavar="N", help="the most tokens drafted a step (10)")
+    generate.add_argument(
+        "--rule",
+        choices=tuple(RULES),
+        help=f"what judges the drafts ({USUAL_RULE}; with --seed {USUAL_RULE_OF_SEEDS}); the text has the model's law "
+        "under each",
+    )
     generate.add_argument("--sample", action="store_true", help="sample; the next three options imply it")
     generate.add_argument("--temperature", type=float, metavar="T", help="1.0 unless given")
     generate.add_argument("--top-k", type=int, metavar="K", help="sample from the K most probable tokens")
@@ -395,16 +264,19 @@ def _generate(options: Options) -> Result[int, DecodeError]:
     if smollm2_is_converted() if options.model == SMOLLM2 else Path(options.model).is_dir():
         logging.disable_progress_bar()
     logging.set_verbosity_error()
+    rng = _randomness(options.seed)
     return Result.do(
-        _stream(compose(Parts(target, processor, _randomness(options.seed), until, loaded, state)), state, loaded)
+        _stream(step, state, loaded)
         for _ in _consistent(options)
         for processor in _processor(options)
-        for drafting in _drafting(options, processor.temperature)
+        for pacing in _pacing(options, processor.temperature)
         for loaded in load(options.model, options.dtype)
         for state in _started(options, loaded)
         for until in _until(options.stop, loaded)
-        for compose in drafting(loaded)
+        for assistant in _assistant(options)
+        for drafting in _drafting(options, processor, rng, loaded, state, assistant)
         for target in _target(options, loaded)
+        for step in _step(options.judges, drafting, pacing, target, processor, rng, until)
     )
 
 
@@ -417,12 +289,26 @@ def _consistent(options: Options) -> None:
     whole(1, "draft at least one token")("gamma", options.gamma)
     if options.gamma > sys.maxsize:
         raise DecodeError("gamma", "gamma is beyond the longest text", options.gamma, "draft fewer tokens")
-    if options.draft_model is not None and options.drafter is not None:
+    entry = DRAFTERS[options.drafts]
+    if options.draft_model is not None and not entry.assisted:
         received = f"--drafter {options.drafter} and --draft-model {options.draft_model}"
         raise DecodeError("drafter", "a drafter and a draft model are both given", received, "give one of them")
+    if options.draft_model is None and entry.assisted:
+        received, remedy = f"--drafter {options.drafter}", "name one with --draft-model"
+        raise DecodeError("drafter", "there is no model to draft with", received, remedy)
+    if options.bigrams is not None and not entry.bigrams:
+        received = options.draft_model or options.drafts
+        raise DecodeError("bigrams", "only trees are drafted from bigrams", received, "use --drafter tree")
+    if options.bigrams is not None and not _can_hold(options.bigrams):
+        received = str(options.bigrams)
+        raise DecodeError("bigrams", "no file can be kept there", received, "name a file in a folder")
+    if options.seed is not None and options.judges not in COUPLED:
+        happened, remedy = "under this rule a seed has no text of its own", f"use --rule {' or '.join(COUPLED)}"
+        raise DecodeError("rule", happened, options.judges, remedy)
 
 
 def _randomness(seed: int | None) -> Dice | SharedNoise:
+    """With a seed a text depends on the model, the prompt and the seed alone: not on what drafts it, nor on how far."""
     if seed is not None:
         return SharedNoise(seed)
     generator = torch.Generator()
@@ -446,9 +332,45 @@ def _processor(options: Options) -> LogitsProcessor:
 
 
 @safe(exceptions=(DecodeError,))
-def _drafting(options: Options, temperature: float) -> Drafting:
-    make = DRAFTERS[options.drafter or USUAL] if options.draft_model is None else _model(options.draft_model)
-    return make(options, temperature)
+def _pacing(options: Options, temperature: float) -> Pacing:
+    return POLICIES[options.policy](options.gamma, temperature, perf_counter)
+
+
+def _assistant(options: Options) -> Result[Module | None, DecodeError]:
+    if options.draft_model is None:
+        return Success(None)
+    return load(options.draft_model, options.dtype).map(lambda loaded: loaded.model)
+
+
+@safe(exceptions=(DecodeError,))
+def _drafting(
+    options: Options,
+    processor: LogitsProcessor,
+    rng: Sampling,
+    loaded: Loaded,
+    state: DecodeState,
+    assistant: Module | None,
+) -> Drafting:
+    bigrams = partial(_bigrams, options.bigrams, loaded)
+    setting = Setting(loaded.model, _vocabulary(loaded), state.tokens, processor, rng, assistant, bigrams)
+    return DRAFTERS[options.drafts].make()(setting)
+
+
+@safe(exceptions=(DecodeError,))
+def _step(
+    rule: str,
+    drafting: Drafting,
+    pacing: Pacing,
+    target: CachedPredictor,
+    processor: LogitsProcessor,
+    rng: Dice | SharedNoise,
+    until: Condition,
+) -> Step:
+    match rng:
+        case SharedNoise() as noise:
+            return step_of(drafting, pacing, target, processor, noise, COUPLED[rule](noise), (target,), until)
+        case Dice() as dice:
+            return step_of(drafting, pacing, target, processor, dice, RULES[rule](dice), (target,), until)
 
 
 @safe(exceptions=(DecodeError,))

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from shutil import copytree
 
@@ -22,18 +22,25 @@ from torch.nn import Module
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from specflow import (
-    Bigrams,
     CachedPredictor,
     CostMeter,
     DecodeState,
     Finished,
+    Proposal,
     Step,
+    Tokens,
     autoregressive_generate,
+    catalogue,
     cli,
     unfold,
 )
 from specflow.accelerate.llama import Llama
+from specflow.catalogue import COUPLED, DRAFTERS, POLICIES, RULES, Drafting, Entry, Setting
+from specflow.drafters import Bigrams
 from specflow.models import Loaded
+from specflow.policies.meter import Clock
+from specflow.randomness import Randomness
+from specflow.state import Rule, Scored, Verdict
 from tests.toys import VOCABULARY, disturbed, tiny_llama
 
 
@@ -55,7 +62,11 @@ def test_it_answers_and_ends_with_one_line(smollm2: Loaded) -> None:
     assert "steps, acceptance" in result.stderr
 
 
-@pytest.mark.parametrize("drafter", ["none", "ngram", "lookup", "suffix", "tree"])
+ALONE = [name for name, entry in DRAFTERS.items() if not entry.assisted]
+"""The drafters that need no other model."""
+
+
+@pytest.mark.parametrize("drafter", ALONE)
 def test_every_drafter_gives_the_same_answer(drafter: str, smollm2: Loaded, capsys: pytest.CaptureFixture[str]) -> None:
     prompt = "Repeat this twice: one two three four five six."
     assert cli.main(["generate", prompt, "--max-new-tokens", "24", "--drafter", drafter]) == 0
@@ -66,7 +77,7 @@ def test_every_drafter_gives_the_same_answer(drafter: str, smollm2: Loaded, caps
     assert ("acceptance 0/0" in captured.err) is (drafter == "none")
 
 
-@pytest.mark.parametrize("policy", ["fixed", "heuristic", "egag", "confidence", "svip", "adaedl", "cost"])
+@pytest.mark.parametrize("policy", POLICIES)
 def test_a_model_drafts_under_every_policy(
     policy: str, smollm2: Loaded, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -81,18 +92,18 @@ def test_a_model_drafts_under_every_policy(
     assert "= 100%" in captured.err
 
 
-@pytest.mark.parametrize("drafter", ["none", "ngram", "lookup", "suffix", "tree"])
+@pytest.mark.parametrize("drafter", ALONE)
 def test_the_cost_aware_policy_times_the_target_that_decodes(
     drafter: str, smollm2: Loaded, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It knows what a pass over one token takes, or it could not choose; and the text is the target's."""
     meters: list[CostMeter] = []
 
-    def noted() -> CostMeter:
-        meters.append(CostMeter())
+    def noted(clock: Clock) -> CostMeter:
+        meters.append(CostMeter(clock))
         return meters[-1]
 
-    monkeypatch.setattr(cli, "CostMeter", noted)
+    monkeypatch.setattr(catalogue, "CostMeter", noted)
     prompt = "Repeat this twice: one two three four five six."
     arguments = ["generate", prompt, "--max-new-tokens", "24", "--drafter", drafter]
     assert cli.main([*arguments, "--drafter", "none"]) == 0
@@ -189,8 +200,23 @@ def test_a_seed_makes_sampling_repeatable(smollm2: Loaded, capsys: pytest.Captur
         (["a", "--gamma", "0", "--policy", "cost"], "gamma is below 1: received 0; draft at least one token"),
         (["a", "--model", "./no/such/folder"], "the model cannot be loaded"),
         (
-            ["a", "--drafter", "tree", "--policy", "svip"],
-            "paces chains of drafts, not trees: received svip; use fixed or",
+            ["a", "--drafter", "tree", "--policy", "svip", "--gamma", "0"],
+            "gamma is below 1: received 0; draft at least",
+        ),
+        (
+            ["a", "--drafter", "llm"],
+            "there is no model to draft with: received --drafter llm; name one with --draft-model",
+        ),
+        (["a", "--drafter", "llm", "--bigrams", "b"], "there is no model to draft with: received --drafter llm"),
+        (
+            ["a", "--draft-model", "m", "--bigrams", "b"],
+            "only trees are drafted from bigrams: received m; use --drafter",
+        ),
+        (["a", "--seed", "1", "--rule", "reject"], "a seed has no text of its own: received reject; use --rule match"),
+        (["a", "--seed", "1", "--rule", "block"], "a seed has no text of its own: received block; use --rule match"),
+        (
+            ["a", "--seed", "1", "--rule", "traverse"],
+            "under this rule a seed has no text of its own: received traverse",
         ),
         (["a", "--drafter", "tree", "--gamma", "0"], "gamma is below 1: received 0; draft at least one token"),
         (["a", "--bigrams", "b"], "only trees are drafted from bigrams: received suffix; use --drafter tree"),
@@ -332,9 +358,10 @@ def multimodal(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     "more",
     [
-        *[["--drafter", drafter] for drafter in cli.DRAFTERS],
+        *[["--drafter", drafter] for drafter in ALONE],
         ["--drafter", "tree", "--bigrams", "table"],
         ["--draft-model", "tiny"],
+        ["--draft-model", "tiny", "--drafter", "llm"],
         ["--accelerate", "fast"],
     ],
     ids=" ".join,
@@ -454,7 +481,7 @@ def test_weights_that_are_cut_short_or_not_all_there_are_refused(
 def test_what_a_model_raises_is_one_sentence(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def broken(predictor: CachedPredictor, tokens: tuple[int, ...], last: int) -> Tensor:
+    def broken(predictor: CachedPredictor, tokens: Tokens, drafts: Sequence[Proposal]) -> Tensor:
         raise NotImplementedError("no kernel\nfor this dtype")
 
     monkeypatch.setattr(CachedPredictor, "__call__", broken)
@@ -472,15 +499,101 @@ def test_a_seed_has_one_text_whatever_drafts_it_and_however_far(
     texts = set()
     for more in (
         ["--drafter", "none"],
-        *[["--drafter", drafter, "--policy", "cost"] for drafter in cli.DRAFTERS],
+        *[["--drafter", drafter, "--policy", "cost"] for drafter in ALONE],
+        *[["--drafter", "tree", "--policy", policy, "--gamma", "6"] for policy in POLICIES],
+        ["--drafter", "tree", "--bigrams", str(tmp_path / "bigrams")],
         ["--drafter", "ngram", "--gamma", "2"],
-        *[["--draft-model", str(tmp_path / "draft"), "--policy", policy] for policy in cli.POLICIES],
+        *[["--draft-model", str(tmp_path / "draft"), "--policy", policy] for policy in POLICIES],
         ["--draft-model", str(tmp_path / "draft"), "--gamma", "1"],
+        ["--draft-model", str(tmp_path / "draft"), "--rule", "match"],
     ):
         arguments = ["--dtype", "float64", "--sample", "--temperature", "1.5", "--seed", seed, "--max-new-tokens", "24"]
         assert generate(tiny, *arguments, *more) == 0, capsys.readouterr().err
         texts.add(capsys.readouterr().out)
     assert len(texts) == 1
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_every_policy_paces_trees(policy: str, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate(tiny, "--dtype", "float64", "--drafter", "none") == 0
+    expected = capsys.readouterr().out
+    assert generate(tiny, "--dtype", "float64", "--drafter", "tree", "--policy", policy, "--gamma", "4") == 0
+    captured = capsys.readouterr()
+    assert captured.out == expected
+    assert policy == "cost" or "acceptance 0/0" not in captured.err
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("drafter", ["tree", "llm"])
+def test_drafts_are_judged_by_the_rule_that_was_asked_for(
+    rule: str,
+    drafter: str,
+    tiny: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Greedily each gives the model's own text; sampled, each decides, and no other."""
+    disturbed(tiny_llama(), 1, 0.05).save_pretrained(tmp_path)
+    words().save_pretrained(tmp_path)
+    more = ["--dtype", "float64", "--drafter", drafter, *(["--draft-model", str(tmp_path)] * (drafter == "llm"))]
+    judged: list[str] = []
+    for name, make in RULES.items():
+
+        def noted(rng: Randomness, name: str = name, make: Callable[[Randomness], Rule] = make) -> Rule:
+            rule = make(rng)
+
+            def judge(scored: Scored) -> Verdict:
+                judged.append(name)
+                return rule(scored)
+
+            return judge
+
+        monkeypatch.setitem(RULES, name, noted)
+    assert generate(tiny, "--dtype", "float64", "--drafter", "none") == 0
+    expected = capsys.readouterr().out
+    del judged[:]
+    assert generate(tiny, *more, "--rule", rule) == 0
+    assert capsys.readouterr().out == expected
+    assert generate(tiny, *more, "--rule", rule, "--temperature", "1.5") == 0
+    assert capsys.readouterr().out
+    assert set(judged) == {rule}
+    del judged[:]
+    assert generate(tiny, *more) == 0
+    assert set(judged) == {"reject"}
+
+
+def test_under_a_seed_match_is_the_rule(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert set(COUPLED) == {"match"}
+    texts = []
+    for more in ([], ["--rule", "match"]):
+        assert generate(tiny, "--sample", "--seed", "5", *more) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1]
+
+
+def test_a_line_in_the_catalogue_is_a_drafter_of_the_command(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings: list[Setting] = []
+
+    def sixes(tokens: Tokens) -> Iterator[Proposal]:
+        yield Proposal(6, source="mine")
+
+    def make(setting: Setting) -> Drafting:
+        settings.append(setting)
+        return Drafting(sixes)
+
+    monkeypatch.setitem(DRAFTERS, "mine", Entry(lambda: make, 1))
+    assert generate(tiny, "--drafter", "none") == 0
+    expected = capsys.readouterr().out
+    assert generate(tiny, "--drafter", "mine") == 0
+    captured = capsys.readouterr()
+    assert captured.out == expected
+    assert "acceptance 0/0" not in captured.err
+    (setting,) = settings
+    assert (setting.vocab_size, setting.assistant, setting.bigrams()) == (VOCABULARY, None, None)
+    assert setting.text[-5:] == (5, 6, 7, 5, 6)
 
 
 def test_seeds_of_any_size_have_texts_of_their_own(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,6 +21,7 @@ from specflow.bench.decoders import NAMES, Decoder, Models, decoder, imported
 from specflow.bench.measure import Plan, Run, measure, warmed_up
 from specflow.bench.prompts import OWN_PROMPTS, read_prompts, spread
 from specflow.bench.report import Absent, build, facts_of, show, to_json
+from specflow.catalogue import POLICIES, RULES
 from specflow.errors import DecodeError, unwrap
 from specflow.guards.checks import a, or_none, shown, whole
 from specflow.models import SMOLLM2, DType, load, said
@@ -44,7 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=list(USUAL),
         metavar="NAME",
-        help=f"[model/]name[@gamma] or [model/]module:function; names: {', '.join(NAMES)}",
+        help="[model/]name[@gamma or policy][@rule] or [model/]module:function; "
+        f"names: {', '.join(NAMES)}; policies: {', '.join(POLICIES)}; rules: {', '.join(RULES)}",
     )
     parser.add_argument(
         "--baseline", metavar="NAME", help="the decoder that others are divided by (default: the first)"

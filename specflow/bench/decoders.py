@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Mapping
+from functools import cache, partial
 from importlib import import_module
-from typing import Final, TypeAlias, cast, final
+from typing import Final, cast, final
 from weakref import WeakKeyDictionary
 
-from attrs import frozen
+from attrs import evolve, frozen
 from returns.result import Failure, Result, Success
 from torch.nn import Module
 from transformers import PreTrainedModel
@@ -17,29 +18,14 @@ from transformers import PreTrainedModel
 from specflow.bench import peers
 from specflow.bench.context import Compose, Context, Prepare, composed
 from specflow.bench.stopwatch import clock_for
-from specflow.drafters import (
-    Bigrams,
-    LLMDrafter,
-    LookupTree,
-    NGramDrafter,
-    NGramStorage,
-    PromptLookup,
-    SuffixDrafter,
-    at_most,
-    first_of,
-    longest,
-)
+from specflow.catalogue import DRAFTERS, POLICIES, RULES, Entry, Policy, Setting, step_of
+from specflow.drafters import Bigrams
 from specflow.errors import DecodeError
 from specflow.models import bigrams_of, said
-from specflow.policies import CostAware, CostMeter, Fixed
-from specflow.predictors import CachedPredictor, limits_of
-from specflow.stages import UpdateNgram
-from specflow.state import Drafter, GammaPolicy, Predictor, Step
-from specflow.steps import autoregressive_step, ngram_step, speculative_step
-from specflow.vocabulary import fitted
-
-Composer: TypeAlias = Callable[[Context, Predictor, GammaPolicy], Step]
-"""A decoder that leaves open how many tokens it drafts, and through which predictor it reads the target."""
+from specflow.predictors import limits_of
+from specflow.randomness import Randomness
+from specflow.state import Rule, Step
+from specflow.steps import autoregressive_step
 
 PEERS: Final[Mapping[str, Callable[[int | None], Prepare]]] = {
     "generate": lambda gamma: peers.generate(),
@@ -48,54 +34,6 @@ PEERS: Final[Mapping[str, Callable[[int | None], Prepare]]] = {
     "hf-assistant": peers.assistant,
 }
 """transformers' decoders; `hf-lookup-3` matches up to 3 tokens where transformers' default is 2."""
-
-
-def _with(draft: Callable[[Context], Drafter]) -> Composer:
-    def compose(context: Context, target: Predictor, gamma: GammaPolicy) -> Step:
-        drafter = context.timed(draft(context))
-        return speculative_step(drafter, target, context.processor, context.rng, gamma, prune=(context.target,))
-
-    return compose
-
-
-def _model(context: Context) -> Drafter:
-    assistant = context.assistant
-    assert assistant is not None
-    known, vocab_size = limits_of(assistant), limits_of(context.model).vocab_size
-    predictor = CachedPredictor(assistant)
-    return LLMDrafter(
-        predictor if vocab_size is None else fitted(predictor, vocab_size),
-        context.processor,
-        context.rng,
-        known.context,
-        known.vocab_size,
-    )
-
-
-def _storage(context: Context) -> NGramStorage:
-    return NGramStorage(4, limits_of(context.model).vocab_size or len(context.tokenizer))
-
-
-def _with_ngrams(context: Context, target: Predictor, gamma: GammaPolicy) -> Step:
-    storage = _storage(context)
-    storage.initialize(context.prompt)
-    drafter, update = context.timed(NGramDrafter(storage)), UpdateNgram(storage)
-    return ngram_step(drafter, target, context.processor, context.rng, update, gamma, prune=(context.target,))
-
-
-def _with_memory() -> Composer:
-    """The text's own repetitions first, then what all texts so far have said, that of the warm-up included."""
-    kept: list[NGramStorage] = []
-
-    def compose(context: Context, target: Predictor, gamma: GammaPolicy) -> Step:
-        if not kept:
-            kept.append(_storage(context))
-        (storage,) = kept
-        drafter = context.timed(first_of(SuffixDrafter(), at_most(5, NGramDrafter(storage, source="memory"))))
-        update = UpdateNgram(storage, filler_top_k=1)
-        return ngram_step(drafter, target, context.processor, context.rng, update, gamma, prune=(context.target,))
-
-    return compose
 
 
 _BIGRAMS: Final[WeakKeyDictionary[Module, Bigrams]] = WeakKeyDictionary()
@@ -108,43 +46,36 @@ def _bigrams(context: Context) -> Bigrams:
     return _BIGRAMS[context.model]
 
 
-def _with_tree(context: Context, target: Predictor, gamma: GammaPolicy) -> Step:
-    """Trees of what the text repeats and of the target's own bigrams."""
-    drafter = context.timed(LookupTree(_bigrams(context)))
-    return speculative_step(drafter, target, context.processor, context.rng, gamma, prune=(context.target,))
+def _drafted(entry: Entry, policy: Policy, most: int, rule: Callable[[Randomness], Rule], model: Module) -> Compose:
+    """One of our drafters in a step. What it and its policy remember is kept from text to text."""
+    make, clock = entry.make(), clock_for(model)
+    paced = cache(lambda temperature: policy(most, temperature, clock))
+
+    def compose(context: Context) -> Step:
+        target, processor, rng = context.target, context.processor, context.rng
+        vocab_size = limits_of(context.model).vocab_size or len(context.tokenizer)
+        bigrams = partial(_bigrams, context)
+        setting = Setting(context.model, vocab_size, context.prompt, processor, rng, context.assistant, bigrams)
+        drafting = make(setting)
+        timed = evolve(drafting, drafter=context.timed(drafting.drafter))
+        return step_of(timed, paced(processor.temperature), target, processor, rng, rule(rng), (target,))
+
+    return compose
 
 
-Make: TypeAlias = Callable[[str | None, Module], Compose]
-"""(a gamma: a number, "cost", or None for the usual; the model) → a decoder. One serves all texts."""
-
-
-def _drafted_by(make: Callable[[], Composer], usual: int) -> Make:
-    def of(gamma: str | None, model: Module) -> Compose:
-        composer, meter = make(), CostMeter(clock_for(model))
-        if gamma == "cost":
-            cost_aware = CostAware(meter)
-            return lambda context: composer(context, meter.timed(context.target), cost_aware)
-        fixed = Fixed(int(gamma or usual))
-        return lambda context: composer(context, context.target, fixed)
-
-    return of
-
-
-DRAFTERS: Final[Mapping[str, Make]] = {
-    "llm": _drafted_by(lambda: _with(_model), 5),
-    "suffix": _drafted_by(lambda: _with(lambda context: SuffixDrafter()), 20),
-    "lookup": _drafted_by(lambda: _with(lambda context: PromptLookup()), 10),
-    "suffix+lookup": _drafted_by(lambda: _with(lambda context: longest(SuffixDrafter(), PromptLookup())), 20),
-    "ngram": _drafted_by(lambda: _with_ngrams, 5),
-    "memory": _drafted_by(_with_memory, 20),
-    "tree": _drafted_by(lambda: _with_tree, 8),
-}
-"""Our drafters, each in a step."""
+MOST: Final = 16
+"""The most tokens that a named policy drafts a step."""
 
 NAMES: Final = ("autoregressive", *DRAFTERS, *PEERS)
 """The decoders that have a name."""
 
-_ASSISTED: Final = frozenset({"llm", "hf-assistant"})
+_ASSISTED: Final = frozenset({"hf-assistant", *[name for name, entry in DRAFTERS.items() if entry.assisted]})
+
+_LABEL: Final = re.compile(
+    rf"(?P<base>[a-z0-9+-]+)"
+    rf"(@((?P<gamma>[1-9]\d{{0,17}})|(?P<policy>{'|'.join(POLICIES)})))?"
+    rf"(@(?P<rule>{'|'.join(RULES)}))?"
+)
 
 
 @final
@@ -167,13 +98,12 @@ class Models:
 
 
 def decoder(label: str, models: Models) -> Result[Decoder, DecodeError]:
-    """The decoder named `[model/]name[@γ]` or `[model/]module:function`, or why it cannot run here.
+    """The decoder named `[model/]name[@γ][@rule]` or `[model/]module:function`, or why it cannot run here.
 
-    `autoregressive`; a drafter of ours: `suffix`, `suffix@10`, or `suffix@cost`, which is `CostAware`, and likewise
-    `lookup`, `suffix+lookup` (the longer draft), `ngram`, `memory`, `llm`, and `tree` with γ nodes; `generate`,
-    `hf-lookup@10`, `hf-lookup-3@10`, `hf-assistant` of transformers. A function is a `Compose`: it takes a `Context`
-    and gives a `Step`. What a cost-aware γ learns, what `memory` remembers, and what `tree` asked the target, is kept
-    from text to text.
+    `autoregressive`; a drafter of ours (`specflow.catalogue`): `suffix`, `suffix@10`, or under a policy `suffix@cost`,
+    which drafts up to 16 tokens, and judged by another rule than `reject`, `llm@5@block`; `generate`, `hf-lookup@10`,
+    `hf-lookup-3@10`, `hf-assistant` of transformers. A function is a `Compose`: it takes a `Context` and gives a
+    `Step`. What a policy learns, what `memory` remembers, and what `tree` asked the target, is kept from text to text.
     """
     variant, _, name = label.rpartition("/")
     if variant not in models.targets:
@@ -187,21 +117,23 @@ def decoder(label: str, models: Models) -> Result[Decoder, DecodeError]:
 def _prepare(name: str, model: Module, assistant: Module | None) -> Result[Prepare, DecodeError]:
     if ":" in name:
         return imported(name).map(lambda function: composed(cast(Compose, function)))
-    parts = re.fullmatch(r"(?P<base>[a-z0-9+-]+)(@(?P<gamma>[1-9]\d{0,17}|cost))?", name)
-    base, gamma = (parts["base"], parts["gamma"]) if parts else (name, None)
-    refusal = _refusal(base, gamma, model, assistant)
+    found = _LABEL.fullmatch(name)
+    parts = found.group("base", "gamma", "policy", "rule") if found else (name, None, None, None)
+    base, gamma, policy, rule = parts
+    refusal = _refusal(base, name, policy or rule, model, assistant)
     if refusal is not None:
         return Failure(refusal)
     if base in PEERS:
         return Success(PEERS[base](None if gamma is None else int(gamma)))
     if base in DRAFTERS:
-        return Success(composed(DRAFTERS[base](gamma, model)))
+        entry = DRAFTERS[base]
+        most = MOST if policy else int(gamma or entry.usual)
+        return Success(composed(_drafted(entry, POLICIES[policy or "fixed"], most, RULES[rule or "reject"], model)))
     return Success(composed(_autoregressive))
 
 
-def _refusal(base: str, gamma: str | None, model: Module, assistant: Module | None) -> DecodeError | None:
-    if base not in NAMES or (gamma == "cost" and base not in DRAFTERS):
-        name = base if gamma is None else f"{base}@{gamma}"
+def _refusal(base: str, name: str, ours: str | None, model: Module, assistant: Module | None) -> DecodeError | None:
+    if base not in NAMES or (ours and base not in DRAFTERS):
         remedy = f"use {', '.join(NAMES)}, or module:function"
         return DecodeError("decoders", "no decoder has this name", name, remedy)
     if base in _ASSISTED and assistant is None:
