@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import count
 from math import exp, floor, inf, isfinite, log, nan
@@ -17,42 +17,43 @@ from torch import Tensor
 from torch.nn import Module
 
 from specflow import (
-    EGAG,
-    SVIP,
-    AdaEDL,
-    BlackBox,
     Categorical,
     CostAware,
     CostMeter,
-    Count,
     DecodeError,
     DecodeState,
     Dice,
     Fixed,
     GammaPolicy,
     GreedyProcessor,
-    Heuristic,
     LLMDrafter,
     MultinomialProcessor,
-    Pace,
     PointMass,
     Predictor,
     Proposal,
-    Request,
     Step,
-    StopAfter,
-    Tally,
     Tokens,
     TopKProcessor,
-    UncachedPredictor,
-    Unsure,
-    drafter_law,
     run,
     speculative_generate,
     speculative_step,
 )
-from specflow.policies import EGAGPace, HeuristicPace
-from specflow.policies import CostAwarePace
+from specflow.distribution import BlackBox
+from specflow.policies import (
+    EGAG,
+    SVIP,
+    AdaEDL,
+    Heuristic,
+    StopAfter,
+    Unsure,
+    drafter_law,
+)
+from specflow.policies.chances import ChancesPace
+from specflow.policies.cost import CostAwarePace
+from specflow.policies.egag import EGAGPace
+from specflow.policies.fixed import HeuristicPace
+from specflow.predictors import UncachedPredictor
+from specflow.state import Count, Pace, Request, Tally
 from specflow.testing import ExactnessError, World, certify
 from tests.toys import Unrunnable, disturbed, oracle, tiny_llama
 
@@ -93,9 +94,7 @@ def test_egag_is_its_formula(fraction: float, least: int, most: int) -> None:
 
 def test_egag_at_the_ends_of_the_scale() -> None:
     assert taken(EGAG(2, 7), proposals(*[[0.0] * 64] * 20)) == 2
-    assert taken(EGAG(2, 7), (Proposal(3) for _ in range(20))) == 7, (
-        "a proposal without logits is certain"
-    )
+    assert taken(EGAG(2, 7), (Proposal(3) for _ in range(20))) == 7, "a proposal without logits is certain"
     assert EGAG(2, 7)(iter(()), STATE) == ((), ()), "a drafter with nothing to say leaves the pace"
 
 
@@ -145,9 +144,9 @@ class Counted:
     predictor: Predictor
     passes: int = 0
 
-    def __call__(self, tokens: Tokens, last: int, /) -> Tensor:
+    def __call__(self, tokens: Tokens, drafts: Sequence[Proposal], /) -> Tensor:
         self.passes += 1
-        return self.predictor(tokens, last)
+        return self.predictor(tokens, drafts)
 
 
 POLICIES: dict[str, GammaPolicy] = {
@@ -311,14 +310,18 @@ def test_a_mean_of_other_bounds_stays_within_these(mean: float) -> None:
 @pytest.mark.parametrize(
     "pace",
     [
-        HeuristicPace(40, 9, 8),  # a gamma of other bounds
-        HeuristicPace(-5, 9, 8),
-        HeuristicPace(3, 100, 8),  # tallies of other texts
-        HeuristicPace(3, 0, 100),
-        HeuristicPace(3, 8, 2),
-        HeuristicPace(10**400, 9, 8),
-        HeuristicPace(nan, 9, 8),
-        HeuristicPace("a", None, ()),  # type: ignore[arg-type]
+        HeuristicPace(40, 5, 9, 8),  # a gamma of other bounds
+        HeuristicPace(-5, 5, 9, 8),
+        HeuristicPace(3, 3, 100, 8),  # tallies of other texts
+        HeuristicPace(3, 3, 0, 100),
+        HeuristicPace(3, 3, 8, 2),
+        HeuristicPace(10**400, 5, 9, 8),
+        HeuristicPace(nan, 5, 9, 8),
+        HeuristicPace(3, nan, 9, 8),
+        HeuristicPace(3, inf, 9, 8),
+        HeuristicPace(3, 10**400, 9, 8),
+        HeuristicPace(3, -7, 9, 8),
+        HeuristicPace("a", None, (), 5),  # type: ignore[arg-type]
         EGAGPace(nan),
         EGAGPace(inf),
         EGAGPace("a"),  # type: ignore[arg-type]
@@ -333,7 +336,7 @@ def test_no_number_in_a_pace_takes_a_policy_out_of_its_bounds(pace: Pace) -> Non
 
 
 def test_a_tally_of_another_text_is_a_fresh_start() -> None:
-    state = evolve(STATE, pace=HeuristicPace(1, 100, 8), tally=Tally(3, (("llm", Count(9, 8)),)))
+    state = evolve(STATE, pace=HeuristicPace(1, 1, 100, 8), tally=Tally(3, (("llm", Count(9, 8)),)))
     assert taken(Heuristic(3, 9), certain(), state) == 3
 
 
