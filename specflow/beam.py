@@ -21,9 +21,9 @@ from torch import Tensor
 from torch.nn import Module
 from transformers import Cache
 
+from specflow.asked import looked_at
 from specflow.caches import is_plain
 from specflow.errors import DecodeError, unwrap
-from specflow.guards.asked import looked_at
 from specflow.guards.checks import a, calls, does, each, number, or_none, shown, valid, whole
 from specflow.guards.finite import finite
 from specflow.guards.ids import ids_of, stops_of

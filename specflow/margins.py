@@ -9,9 +9,9 @@ from attrs import define, field, frozen
 from torch.nn import Module
 from typing_extensions import override
 
+from specflow.asked import laws_of
 from specflow.distribution import PointMass
 from specflow.errors import DecodeError, unwrap
-from specflow.guards.asked import laws_of
 from specflow.guards.checks import a, is_id, shown, valid
 from specflow.loop import start
 from specflow.predictors import CachedPredictor, limits_of

@@ -8,7 +8,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from specflow.guards.asked import looked_at, rows_of
+from specflow.asked import looked_at, rows_of
 from specflow.guards.checks import calls
 from specflow.state import TEXT, Predictor, Proposal, Tokens, chain, parents_of
 from specflow.trees import is_chain, leaves, path_to

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from itertools import takewhile
 from typing import Final
 
-from specflow.guards.ids import ids_of
-from specflow.state import Tokens
+from specflow.guards.ids import Tokens, ids_of
 
 NEAR: Final = 64
 """How near the end `parting` looks."""

@@ -19,12 +19,11 @@ from typing_extensions import TypeVar
 from specflow.distribution import Distribution, PointMass
 from specflow.errors import DecodeError
 from specflow.guards.checks import a, is_id, or_none, shown, valid, whole
+from specflow.guards.ids import Tokens as Tokens  # noqa: PLC0414 - who reads a state finds it here
 from specflow.laws import Laws, Lazily
 
 if TYPE_CHECKING:
     from specflow.randomness import Randomness, Sampling
-
-Tokens: TypeAlias = tuple[int, ...]
 
 Pace: TypeAlias = tuple[float, ...]
 """What a gamma policy carries from one step to the next. It belongs to the policy; nothing else reads it."""

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from returns.result import Failure, Result, Success
 from torch import Tensor
 
+from specflow.asked import rows_of
 from specflow.errors import DecodeError
-from specflow.guards.asked import rows_of
 from specflow.guards.checks import calls, whole
 from specflow.protocols import Limits, checked_limits
 from specflow.state import Predictor, Proposal, Tokens

@@ -14,8 +14,8 @@ from typing import TypeAlias
 
 from attrs import evolve
 
+from specflow.asked import proposal_of, stream_of
 from specflow.distribution import PointMass
-from specflow.guards.asked import proposal_of, stream_of
 from specflow.guards.checks import MOST, calls, each, whole
 from specflow.state import BEFORE, TEXT, CertainDrafter, Proposal, Q, Tokens, parents_of
 from specflow.trees import depths

@@ -9,8 +9,8 @@ from typing import final
 from attrs import field, frozen
 from torch import Tensor
 
+from specflow.asked import laws_of, rows_of
 from specflow.distribution import BlackBox, Categorical, Distribution, PointMass
-from specflow.guards.asked import laws_of, rows_of
 from specflow.guards.checks import MOST, a, calls, does, each, or_none, valid, whole
 from specflow.guards.ids import ids_of, text_of
 from specflow.processors import Processor

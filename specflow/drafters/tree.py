@@ -9,11 +9,11 @@ from typing import Final, NamedTuple, TypeVar, final
 
 from attrs import field, frozen
 
+from specflow.asked import proposal_of
 from specflow.distribution import PointMass
 from specflow.drafters.bigrams import Bigrams
 from specflow.drafters.suffix import Reading, SuffixDrafter
 from specflow.errors import DecodeError
-from specflow.guards.asked import proposal_of
 from specflow.guards.checks import a, calls, drafts, number, or_none, shown, valid
 from specflow.prefix import text_of
 from specflow.state import BEFORE, TEXT, CertainDrafter, Proposal, Tokens

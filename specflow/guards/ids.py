@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence, Set
 from numbers import Integral
+from typing import TypeAlias
 
 import numpy
 import torch
@@ -11,7 +12,9 @@ from torch import Tensor
 
 from specflow.errors import DecodeError
 from specflow.guards.checks import shown, whole
-from specflow.state import Tokens
+
+Tokens: TypeAlias = tuple[int, ...]
+"""The ids of a text."""
 
 REMEDY = "give plain ints, such as tokenizer(text).input_ids"
 

@@ -58,7 +58,7 @@ def ended(streamer: Streamer | None) -> Iterator[None]:
 def put_through(step: Step, state: DecodeState, streamer: Streamer) -> Finished:
     """`run(step, state)`, with each new token put into `streamer`."""
     outcome: DecodeState | Finished = state
-    for new, outcome in grow(step, state):
+    for new, outcome in grow(step, state):  # noqa: B007 - the last outcome is wanted
         for token in new:
             streamer.put(torch.tensor([token]))
     assert isinstance(outcome, Finished)

@@ -10,9 +10,9 @@ import torch
 from attrs import define, field, frozen
 from torch import Tensor
 
+from specflow.asked import rows_of
 from specflow.distribution import PointMass
 from specflow.errors import DecodeError
-from specflow.guards.asked import rows_of
 from specflow.guards.checks import calls, number, shown, valid, whole
 from specflow.guards.ids import text_of
 from specflow.paths import path_by_path

@@ -7,8 +7,8 @@ from typing import final
 
 from attrs import evolve, field, frozen
 
+from specflow.asked import proposal_of, stream_of
 from specflow.errors import DecodeError
-from specflow.guards.asked import proposal_of, stream_of
 from specflow.guards.checks import a, calls, named, shown, valid
 from specflow.policies.fixed import Fixed
 from specflow.state import BEFORE, TEXT, DecodeState, Drafted, Drafter, GammaPolicy, Proposal

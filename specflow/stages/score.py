@@ -6,8 +6,8 @@ from typing import final
 
 from attrs import field, frozen
 
+from specflow.asked import fits, laws_of, looked_at
 from specflow.errors import DecodeError
-from specflow.guards.asked import fits, laws_of, looked_at
 from specflow.guards.checks import a, calls, does, is_id, shown, valid
 from specflow.laws import Laws
 from specflow.processors import Processor

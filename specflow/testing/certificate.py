@@ -11,8 +11,8 @@ from attrs import evolve, field, frozen
 from torch import Tensor
 from typing_extensions import TypeVar, override
 
+from specflow.asked import laws_of, rows_of
 from specflow.errors import DecodeError
-from specflow.guards.asked import laws_of, rows_of
 from specflow.guards.checks import a, calls, does, shown, valid, whole
 from specflow.guards.ids import ids_of, stops_of
 from specflow.loop import run

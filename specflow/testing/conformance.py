@@ -17,8 +17,8 @@ from torch.nn import Module
 from transformers import PreTrainedConfig
 from typing_extensions import override
 
+from specflow.asked import rows_of
 from specflow.errors import DecodeError
-from specflow.guards.asked import rows_of
 from specflow.guards.checks import MOST, a, calls, does, number, or_none, whole
 from specflow.guards.ids import ids_of
 from specflow.paths import last_rows, path_by_path

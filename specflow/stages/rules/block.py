@@ -9,8 +9,8 @@ import torch
 from attrs import field, frozen
 from torch import Tensor
 
+from specflow.asked import accepts
 from specflow.distribution import BlackBox, Categorical, Known, PointMass
-from specflow.guards.asked import accepts
 from specflow.randomness import Randomness
 from specflow.stages.rules.odds import Odds
 from specflow.stages.rules.reject import Reject

@@ -8,9 +8,9 @@ from typing import TypeAlias, final
 import torch
 from attrs import define, field
 
+from specflow.asked import no_draft
 from specflow.distribution import Categorical, Known, flaw_of_sums, no_law
 from specflow.errors import DecodeError
-from specflow.guards.asked import no_draft
 from specflow.guards.finite import is_near
 from specflow.state import Scored, Stretch
 

@@ -7,8 +7,8 @@ from typing import final
 
 from attrs import field, frozen
 
+from specflow.asked import accepts
 from specflow.distribution import BlackBox, Categorical, Distribution, PointMass
-from specflow.guards.asked import accepts
 from specflow.randomness import Randomness, drawn
 from specflow.stages.rules.odds import Odds
 from specflow.stages.rules.samples import Samples, is_randomness

@@ -6,8 +6,8 @@ from typing import final
 
 from attrs import define, field, frozen
 
+from specflow.asked import accepts
 from specflow.distribution import BlackBox, Categorical, Distribution, Known
-from specflow.guards.asked import accepts
 from specflow.randomness import Randomness
 from specflow.stages.rules.block import left_over, mass_of, weight_behind
 from specflow.stages.rules.odds import Odds
