@@ -47,7 +47,7 @@ class Margins:
 
 @final
 @frozen
-class Difference:
+class Departure:
     """The token at `position` is not the `best` there, which the model prefers to any other by `margin`."""
 
     position: int
@@ -66,10 +66,10 @@ class Audit:
     """
 
     tokens: int
-    differences: tuple[Difference, ...]
+    differences: tuple[Departure, ...]
 
     @property
-    def first(self) -> Difference | None:
+    def first(self) -> Departure | None:
         """Where the text leaves the greedy one, if it does."""
         return next(iter(self.differences), None)
 
@@ -108,5 +108,5 @@ def audit(tokens: Sequence[int], model: Module, prompt: int) -> Audit:
         logits = predict(before, ())
         law = laws_of(greedy, before, logits)[0]
         if law != PointMass(token):
-            differences.append(Difference(position, token, Dice().draw(law, position), margins_of(logits)[0]))
+            differences.append(Departure(position, token, Dice().draw(law, position), margins_of(logits)[0]))
     return Audit(len(state.tokens) - prompt, tuple(differences))

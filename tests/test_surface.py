@@ -1173,8 +1173,8 @@ EXEMPT: Final[Mapping[str, str]] = {
     ),
     **dict.fromkeys(
         (
-            "accelerate.check.Difference",
-            "accelerate.check.Report",
+            "accelerate.check.Disagreement",
+            "accelerate.check.Agreement",
             "gamma_cost.Choice",
             "margins.Audit",
             "testing.certificate.Certificate",

@@ -26,7 +26,7 @@ PASSES: Final = tuple(range(2, 33))
 
 @final
 @frozen
-class Difference:
+class Disagreement:
     """A pass over `tokens` tokens behind `length` others, and how many of its logits have other bits."""
 
     length: int
@@ -36,7 +36,7 @@ class Difference:
 
 @final
 @frozen
-class Report:
+class Agreement:
     """What was compared with passes over single tokens, and what differed.
 
     `lengths` were read first, in one pass; behind each, passes over `passes` tokens, each after a rollback; and the
@@ -48,7 +48,7 @@ class Report:
     lengths: tuple[int, ...]
     passes: tuple[int, ...] = field(repr=False)
     elements: int
-    differing: tuple[Difference, ...]
+    differing: tuple[Disagreement, ...]
 
     @property
     def equal(self) -> bool:
@@ -65,7 +65,7 @@ class Report:
         return f"{count} of {self.elements} logits differ ({setting}), most in {worst}"
 
 
-def check(model: Module, lengths: Iterable[int] = LENGTHS, passes: Iterable[int] = PASSES) -> Report:
+def check(model: Module, lengths: Iterable[int] = LENGTHS, passes: Iterable[int] = PASSES) -> Agreement:
     """Compare passes over k tokens with k passes over one, bit for bit, on any model that specflow can call.
 
     Texts of fixed, arbitrary tokens are used; lengths for which the model's context is too short are left out, and
@@ -95,8 +95,8 @@ def check(model: Module, lengths: Iterable[int] = LENGTHS, passes: Iterable[int]
             compared += logits.numel()
             elements = _differing_bits(logits, alone[: len(logits)])
             if elements:
-                differing.append(Difference(start, k, elements))
-    return Report(dtype, torch.get_num_threads(), lengths, passes, compared, tuple(differing))
+                differing.append(Disagreement(start, k, elements))
+    return Agreement(dtype, torch.get_num_threads(), lengths, passes, compared, tuple(differing))
 
 
 def _counts(name: str, values: object) -> tuple[int, ...]:

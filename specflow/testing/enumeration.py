@@ -25,8 +25,8 @@ Image = TypeVar("Image", bound=Hashable)
 
 @final
 @frozen
-class Choice:
-    """Which of several alternatives is taken, and the probabilities of all."""
+class Turn:
+    """A choice: which of several alternatives is taken, and the probabilities of all."""
 
     index: int
     weights: tuple[float, ...]
@@ -39,14 +39,14 @@ class Branch:
 
     `weight` is the probability of the choices taken so far. What has probability 0 is no alternative.
 
-    >>> branch = Branch((Choice(1, (0.25, 0.75)),))
+    >>> branch = Branch((Turn(1, (0.25, 0.75)),))
     >>> branch.draw(Categorical(torch.tensor([0.25, 0.75])), 0), branch.accept(0.5), branch.weight
     (1, True, 0.375)
     """
 
-    script: tuple[Choice, ...] = ()
+    script: tuple[Turn, ...] = ()
     weight: float = field(init=False, default=1.0)
-    taken: tuple[Choice, ...] = field(init=False, default=())
+    taken: tuple[Turn, ...] = field(init=False, default=())
 
     def draw(self, law: Distribution, position: int, /) -> int:
         """One token of the law; a `BlackBox` draws its own."""
@@ -78,7 +78,7 @@ class Branch:
     def choose(self, weights: Sequence[float]) -> int:
         """The index of one of the alternatives, which have these probabilities."""
         turn = len(self.taken)
-        choice = self.script[turn] if turn < len(self.script) else Choice(0, tuple(weights))
+        choice = self.script[turn] if turn < len(self.script) else Turn(0, tuple(weights))
         if choice.weights != tuple(weights):
             raise AssertionError("the program is not a function of its randomness: build afresh what it remembers")
         self.taken = (*self.taken, choice)
@@ -99,7 +99,7 @@ class Noise:
     It stands for `SharedNoise`, whose noise is continuous and many-dimensional. What is proved with it holds for both:
     see `certify_seed`.
 
-    >>> noise = Noise(Branch((Choice(1, (0.25, 0.75)),)))
+    >>> noise = Noise(Branch((Turn(1, (0.25, 0.75)),)))
     >>> law = Categorical(torch.tensor([0.25, 0.75]))
     >>> noise.draw(law, 5), noise.draw(law, 5), noise.branch.weight
     (1, 1, 0.75)
@@ -183,7 +183,7 @@ def branches(program: Callable[[Branch], T]) -> Iterator[tuple[float, T]]:
     [(0.25, 0), (0.25, 1), (0.25, 1), (0.25, 2)]
     """
     calls("a program", "give a function of randomness")("program", program)
-    script: tuple[Choice, ...] | None = ()
+    script: tuple[Turn, ...] | None = ()
     while script is not None:
         branch = Branch(script)
         before = torch.get_rng_state(), getstate()
@@ -208,7 +208,7 @@ def exact_law(program: Callable[[Branch], Outcome]) -> Law[Outcome]:
     return Law(law, sum(map(len, weights.values())))
 
 
-def _next(taken: tuple[Choice, ...]) -> tuple[Choice, ...] | None:
+def _next(taken: tuple[Turn, ...]) -> tuple[Turn, ...] | None:
     """The script of the branch after the one that took these choices, if there is one."""
     for turn in reversed(range(len(taken))):
         choice = taken[turn]
