@@ -27,7 +27,7 @@ from specflow.errors import DecodeError, unwrap
 from specflow.guards.checks import a, calls, does, each, number, or_none, shown, valid, whole
 from specflow.guards.finite import finite
 from specflow.guards.ids import ids_of, stops_of
-from specflow.loop import start
+from specflow.loop import SPEC_NAMES, start
 from specflow.predictors import limits_of, read_afresh
 from specflow.predictors.reader import Reader, refuse_weightless
 from specflow.predictors.trial import Caches, Trials
@@ -381,7 +381,8 @@ def beam_search_generate(
     if limits.vocab_size is not None:
         _refuse_beyond("num_beams", num_beams, limits.vocab_size)
         _refuse_beyond("top_k", top_k, limits.vocab_size)
-    state = unwrap(start(ids_of("inputs", inputs), max_gen_len, stops_of("eos_tokens_id", eos_tokens_id), limits))
+    started = start(ids_of("inputs", inputs), max_gen_len, stops_of("eos_tokens_id", eos_tokens_id), limits)
+    state = unwrap(started.alt(lambda error: error.renamed(SPEC_NAMES)))
     if state.room == 0:
         return []
     penalty.of(state.room)  # refused here rather than when the longest text is scored

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NoReturn, TypeVar, final
 
 from attrs import Attribute
@@ -27,6 +28,15 @@ class DecodeError(ValueError):
         self.happened = happened
         self.received = received
         self.remedy = remedy
+
+    def renamed(self, names: Mapping[str, str]) -> DecodeError:
+        """The same error of a caller's own parameter, where `names` has one for it.
+
+        >>> error = DecodeError("prompt", "the prompt is empty", "no tokens", "give one")
+        >>> error.renamed({"prompt": "inputs"}).parameter
+        'inputs'
+        """
+        return DecodeError(names.get(self.parameter, self.parameter), self.happened, self.received, self.remedy)
 
     @override
     def __str__(self) -> str:

@@ -18,7 +18,7 @@ from specflow.errors import DecodeError, unwrap
 from specflow.guards.checks import a, does, number, or_none, temperature, whole
 from specflow.guards.finite import is_near
 from specflow.guards.ids import ids_of, stops_of
-from specflow.loop import once, run, start
+from specflow.loop import SPEC_NAMES, once, run, start
 from specflow.lossy import accept_loss
 from specflow.policies import EGAG, Fixed
 from specflow.predictors import CachedPredictor, UncachedPredictor, limits_of
@@ -246,7 +246,8 @@ def _check_model(name: str, model: Module) -> None:
 def _started(inputs: object, target: Module, max_gen_len: int, eos_tokens_id: object) -> DecodeState:
     tokens, stop = ids_of("inputs", inputs), stops_of("eos_tokens_id", eos_tokens_id)
     whole(-sys.maxsize, "give 0 or more tokens")("max_gen_len", max_gen_len)  # below 0 `start` refuses it
-    return unwrap(start(tokens, int(max_gen_len), stop, limits_of(target)))
+    started = start(tokens, int(max_gen_len), stop, limits_of(target))
+    return unwrap(started.alt(lambda error: error.renamed(SPEC_NAMES)))
 
 
 def _predictor(model: Module, use_cache: bool) -> CachedPredictor | UncachedPredictor:

@@ -18,6 +18,9 @@ from specflow.lossy import Lossy
 from specflow.protocols import Limits, checked_limits
 from specflow.state import DecodeState, Finished, Reason, Request, Step, Tokens
 
+SPEC_NAMES: Final = {"prompt": "inputs", "max_new_tokens": "max_gen_len", "stop": "eos_tokens_id"}
+"""What the spec's functions call the parameters of `start`."""
+
 LARGEST: Final = 2**63
 """No id is this large: models read ids of 64 bits, one of them for the sign."""
 
@@ -47,19 +50,19 @@ def start(
 
 def _started(prompt: object, max_new_tokens: object, stop: object, limits: object) -> DecodeState:
     limits = checked_limits(limits, "limits")
-    tokens = _ids("inputs", prompt, limits.vocab_size)
-    stops = frozenset(_ids("eos_tokens_id", stop, limits.vocab_size))
+    tokens = _ids("prompt", prompt, limits.vocab_size)
+    stops = frozenset(_ids("stop", stop, limits.vocab_size))
     if not tokens:
         remedy = "give at least one token, such as the model's bos"
-        raise DecodeError("inputs", "the prompt is empty", "no tokens", remedy)
+        raise DecodeError("prompt", "the prompt is empty", "no tokens", remedy)
     if limits.context is not None and len(tokens) > limits.context:
         happened = f"the prompt is longer than the target's context of {limits.context}"
-        raise DecodeError("inputs", happened, f"{len(tokens)} tokens", "shorten the prompt")
+        raise DecodeError("prompt", happened, f"{len(tokens)} tokens", "shorten the prompt")
     remedy = "give 0 or more tokens"
     if not is_id(max_new_tokens):
         number = type(max_new_tokens) is not bool and isinstance(max_new_tokens, Integral)
         what = "negative" if number else "not a whole number"
-        raise DecodeError("max_gen_len", f"the number of new tokens is {what}", shown(max_new_tokens), remedy)
+        raise DecodeError("max_new_tokens", f"the number of new tokens is {what}", shown(max_new_tokens), remedy)
     limit = len(tokens) + int(max_new_tokens)  # type: ignore[call-overload] # it is a whole number
     if limits.context is not None:
         limit = min(limit, limits.context)
@@ -70,7 +73,7 @@ def _ids(name: str, given: object, vocab_size: int | None) -> Tokens:
     """Token ids as plain ints, whatever they came in."""
     if isinstance(given, str | bytes | dict) or not isinstance(given, Iterable):
         remedy = "give ids in a list, such as tokenizer(text).input_ids"
-        raise DecodeError(name, f"{name} are no token ids", shown(given), remedy)
+        raise DecodeError(name, f"{name} is no sequence of token ids", shown(given), remedy)
     if isinstance(given, Tensor | numpy.ndarray):
         given = _listed(name, given)
     tokens = tuple(given)
@@ -94,7 +97,7 @@ def _listed(name: str, given: Tensor | NDArray[numpy.generic]) -> list[object]:
     )
     if given.ndim != 1 or not whole_numbers:
         received = f"{given.dtype} of shape {list(given.shape)}"
-        raise DecodeError(name, f"{name} are no row of ids", received, "give whole numbers of shape [n], one text")
+        raise DecodeError(name, f"{name} is no row of ids", received, "give whole numbers of shape [n], one text")
     numbers: list[object] = given.tolist()
     return numbers
 

@@ -9,16 +9,16 @@ from specflow import (
     DecodeError,
     Fixed,
     GreedyProcessor,
-    Limits,
     MultinomialProcessor,
     NucleusProcessor,
     TopKNucleusProcessor,
     TopKProcessor,
     autoregressive_generate,
-    shared_vocabulary,
     speculative_generate,
     start,
 )
+from specflow.protocols import Limits
+from specflow.vocabulary import shared_vocabulary
 from tests.toys import Unrunnable, tiny_llama
 
 TARGET = Unrunnable(tiny_llama(context=32))
@@ -109,5 +109,5 @@ def test_top_k_and_top_p() -> None:
 def test_an_error_is_a_value_where_a_decode_is_started() -> None:
     refused = start([], 5)
     assert isinstance(refused, Failure)
-    assert refused.failure().parameter == "inputs"
+    assert refused.failure().parameter == "prompt"
     assert isinstance(refused.failure(), ValueError)
