@@ -16,9 +16,10 @@ from attrs import Factory, field, frozen
 from torch import Tensor
 from typing_extensions import TypeVar
 
-from specflow.distribution import Distribution, PointMass
+from specflow.distribution import Categorical, Distribution, PointMass
 from specflow.errors import DecodeError
 from specflow.guards.checks import a, is_id, or_none, shown, valid, whole
+from specflow.guards.finite import is_near
 from specflow.guards.ids import Tokens as Tokens  # noqa: PLC0414 - who reads a state finds it here
 from specflow.laws import Laws, Lazily
 
@@ -187,7 +188,7 @@ class Proposal(Generic[Q]):
 
     `source` names who drafted it, for the statistics. `chance` is the drafter's guess at the probability that the
     target takes the whole path down to here, where it has one. `logits` [V] are the drafter's own, before any
-    processing, where the drafter is a model; policies read both. `DecodeError` for a point mass of another token.
+    processing, where the drafter is a model; policies read both. `DecodeError` for a q that does not hold the token.
 
     >>> Proposal(7, source="mine").q.of(7), Proposal(7).parent == BEFORE
     (1.0, True)
@@ -201,13 +202,24 @@ class Proposal(Generic[Q]):
     logits: Tensor | None = field(default=None, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        if isinstance(self.q, PointMass) and is_id(self.token) and is_id(self.q.token) and self.q.token != self.token:
-            raise DecodeError(
-                "q",
-                f"the source {self.source!r} drafts token {shown(self.token)} with a q that it was not drawn from",
-                f"certainty of token {shown(self.q.token)}",
-                "give the law that the token was drawn from, or leave q out",
-            )
+        what = _not_held(self.q, self.token)
+        if what is not None:
+            happened = f"the source {self.source!r} drafts token {shown(self.token)} with a q that it was not drawn from"
+            raise DecodeError("q", happened, what, "give the law that the token was drawn from, or leave q out")
+
+
+def _not_held(q: Distribution, token: int) -> str | None:
+    """What is wrong with a law that this token cannot have been drawn from, as far as that is known for free."""
+    if not is_id(token):
+        return None
+    match q:
+        case PointMass(certain) if is_id(certain) and certain != token:
+            return f"certainty of token {certain}"
+        case Categorical(probs) if token >= len(probs):
+            return f"{len(probs)} probabilities"
+        case Categorical(probs) if is_near(probs) and float(probs[token]) == 0:
+            return f"q({token}) = 0"
+    return None
 
 
 def chain(tokens: Sequence[int], source: str = "draft") -> tuple[Proposal[PointMass], ...]:
