@@ -204,7 +204,7 @@ class Proposal(Generic[Q]):
     def __attrs_post_init__(self) -> None:
         what = _not_held(self.q, self.token)
         if what is not None:
-            happened = f"the source {self.source!r} drafts token {shown(self.token)} with a q that it was not drawn from"
+            happened = f"the source {self.source!r} drafts token {self.token} with a q that it was not drawn from"
             raise DecodeError("q", happened, what, "give the law that the token was drawn from, or leave q out")
 
 
