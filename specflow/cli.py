@@ -303,7 +303,7 @@ def _consistent(options: Options) -> None:
         received = str(options.bigrams)
         raise DecodeError("bigrams", "no file can be kept there", received, "name a file in a folder")
     if options.seed is not None and options.judges not in COUPLED:
-        happened, remedy = "under this rule a seed has no text of its own", f"use --rule {' or '.join(COUPLED)}"
+        happened, remedy = "a seed has no text of its own under this rule", f"use --rule {' or '.join(COUPLED)}"
         raise DecodeError("rule", happened, options.judges, remedy)
 
 

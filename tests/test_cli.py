@@ -92,7 +92,7 @@ def test_a_model_drafts_under_every_policy(
     assert "= 100%" in captured.err
 
 
-@pytest.mark.parametrize("drafter", ALONE)
+@pytest.mark.parametrize("drafter", ["none", "ngram", "lookup", "suffix", "tree"])
 def test_the_cost_aware_policy_times_the_target_that_decodes(
     drafter: str, smollm2: Loaded, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -199,25 +199,16 @@ def test_a_seed_makes_sampling_repeatable(smollm2: Loaded, capsys: pytest.Captur
         (["a", "--gamma", "0"], "gamma is below 1: received 0; draft at least one token"),
         (["a", "--gamma", "0", "--policy", "cost"], "gamma is below 1: received 0; draft at least one token"),
         (["a", "--model", "./no/such/folder"], "the model cannot be loaded"),
-        (
-            ["a", "--drafter", "tree", "--policy", "svip", "--gamma", "0"],
-            "gamma is below 1: received 0; draft at least",
-        ),
-        (
-            ["a", "--drafter", "llm"],
-            "there is no model to draft with: received --drafter llm; name one with --draft-model",
-        ),
+        (["a", "--drafter", "tree", "--policy", "svip", "--gamma", "0"], "gamma is below 1: received 0; draft at"),
+        (["a", "--drafter", "llm"], "there is no model to draft with: received --drafter llm; name one with --draft"),
         (["a", "--drafter", "llm", "--bigrams", "b"], "there is no model to draft with: received --drafter llm"),
+        (["a", "--draft-model", "m", "--bigrams", "b"], "only trees are drafted from bigrams: received m; use --draft"),
         (
-            ["a", "--draft-model", "m", "--bigrams", "b"],
-            "only trees are drafted from bigrams: received m; use --drafter",
+            ["a", "--seed", "1", "--rule", "reject"],
+            "a seed has no text of its own under this rule: received reject",
         ),
-        (["a", "--seed", "1", "--rule", "reject"], "a seed has no text of its own: received reject; use --rule match"),
-        (["a", "--seed", "1", "--rule", "block"], "a seed has no text of its own: received block; use --rule match"),
-        (
-            ["a", "--seed", "1", "--rule", "traverse"],
-            "under this rule a seed has no text of its own: received traverse",
-        ),
+        (["a", "--seed", "1", "--rule", "block"], "under this rule: received block; use --rule match"),
+        (["a", "--seed", "1", "--rule", "traverse"], "under this rule: received traverse; use --rule match"),
         (["a", "--drafter", "tree", "--gamma", "0"], "gamma is below 1: received 0; draft at least one token"),
         (["a", "--bigrams", "b"], "only trees are drafted from bigrams: received suffix; use --drafter tree"),
         (["a", "--drafter", "tree", "--bigrams", "no/such/b"], "no file can be kept there: received no/such/b; name"),
