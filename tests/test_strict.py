@@ -9,41 +9,40 @@ from typing import Final
 import pytest
 import torch
 from attrs import define, evolve, field
-from returns.pipeline import flow
 from torch import Tensor
 
 from specflow import (
+    TEXT,
+    Block,
     Categorical,
     DecodeState,
     Dice,
-    Distribution,
     Drafter,
     EachPrefix,
-    Finished,
     Fixed,
-    Lazily,
     LLMDrafter,
+    Match,
     MultinomialProcessor,
-    Node,
     PointMass,
     Processor,
     Proposal,
-    Reason,
-    Request,
-    Sampling,
+    Reject,
+    Rule,
     Step,
     Tokens,
-    accept_loss,
-    as_tree,
-    lossy_unadjusted_step,
-    path_by_path,
+    Traverse,
     run,
-    seed_coupled_step,
     speculative_step,
-    tree_step,
+    verified_step,
 )
-from specflow.stages import Adjust, Draft, LossyTypicalAcceptance, VerifyBlock, advance, commit
-from specflow.state import Verified
+from specflow.distribution import Distribution
+from specflow.laws import Lazily
+from specflow.lossy import accept_loss
+from specflow.paths import path_by_path
+from specflow.randomness import Randomness, Sampling
+from specflow.stages import Adjust, Draft, LossyJudge, LossyTypical, Score, ending
+from specflow.state import Reason, Request
+from specflow.steps import lossy_unadjusted_step
 from specflow.testing import Case, World, certify
 
 V: Final = 6
@@ -79,6 +78,7 @@ def drawn(scores: Tensor) -> Distribution:
     return Categorical(scores.softmax(-1))
 
 
+@path_by_path
 def target(tokens: Tokens, last: int) -> Tensor:
     """All is possible, and a 5 is likely."""
     table = torch.randn(V, V, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
@@ -105,7 +105,7 @@ def spread(tokens: Tokens) -> Iterator[Proposal[Categorical]]:
     dice = Dice(torch.Generator().manual_seed(len(tokens)))
     q = Categorical(torch.full((V,), 1 / V, dtype=torch.float64))
     while True:
-        yield Proposal(dice.draw(q, 0), q, "spread")
+        yield Proposal(dice.draw(q, 0), q, source="spread")
 
 
 def mixed(tokens: Tokens) -> Iterator[Proposal]:
@@ -114,43 +114,59 @@ def mixed(tokens: Tokens) -> Iterator[Proposal]:
         yield other
 
 
-DRAFTERS: dict[str, Drafter] = {"repeats": repeats, "counts": counts, "spread": spread, "mixed": mixed}
-
-
-def bush(tokens: Tokens) -> Iterator[Node]:
+def bush(tokens: Tokens) -> Iterator[Proposal[PointMass]]:
     """A legal and an illegal token, and below both again, a 5 among them."""
     even, odd = tokens[-1] // 2 * 2, STOP
-    yield Node(odd)
-    yield Node(even)
-    yield Node(even, 0)
-    yield Node(odd, 0)
-    yield Node(odd, 1)
-    yield Node(even, 1)
-    yield Node(even, 4)
+    yield Proposal(odd, parent=TEXT)
+    yield Proposal(even, parent=TEXT)
+    yield Proposal(even, parent=0)
+    yield Proposal(odd, parent=0)
+    yield Proposal(odd, parent=1)
+    yield Proposal(even, parent=1)
+    yield Proposal(even, parent=4)
 
 
-def by_blocks(drafter: Drafter, processor: Processor, dice: Dice) -> Step:
-    draft, verify, adjust = Draft(drafter, Fixed(4)), Verify(target, processor, Block(dice)), Adjust(dice)
-    return lambda state: flow(state, draft, verify, adjust, commit, advance)
+def thicket(tokens: Tokens) -> Iterator[Proposal[Categorical]]:
+    """Two siblings drawn from all tokens, legal or not, and two more below each of them."""
+    parents = (TEXT, TEXT, 0, 0, 1, 1)
+    for draft, parent in zip(spread(tokens), parents, strict=False):
+        yield evolve(draft, parent=parent)
+
+
+DRAFTERS: dict[str, Drafter] = {
+    "repeats": repeats,
+    "counts": counts,
+    "spread": spread,
+    "mixed": mixed,
+    "a tree": bush,
+    "a drawn tree": thicket,
+}
 
 
 def typically(drafter: Drafter, processor: Processor, dice: Dice) -> Step:
-    draft, verify, adjust = Draft(drafter, Fixed(4)), LossyTypicalAcceptance(target, processor, dice), Adjust(dice)
+    draft, score, judge, adjust = (
+        Draft(drafter, Fixed(7)),
+        Score(target, processor),
+        LossyJudge(LossyTypical(dice)),
+        Adjust(dice),
+    )
+    end = ending()
+    return accept_loss(
+        lambda state: state.then(draft).then(score).then(judge).map(lambda verified: verified.then(adjust).then(end))
+    )
 
-    def end(verified: Verified) -> DecodeState | Finished:
-        return flow(verified, adjust, commit, advance)
 
-    return accept_loss(lambda state: flow(state, draft, verify).map(end))
+def by(rule: Callable[[Randomness], Rule]) -> Callable[[Drafter, Processor, Dice], Step]:
+    return lambda drafter, processor, dice: verified_step(drafter, target, processor, dice, rule(dice), Fixed(7))
 
 
 RULES: dict[str, Callable[[Drafter, Processor, Dice], Step]] = {
-    "token rejection": lambda d, p, r: speculative_step(d, target, p, r, Fixed(4)),
-    "sample-and-match": lambda d, p, r: seed_coupled_step(d, target, p, r, Fixed(4)),
-    "block verification": by_blocks,
+    "token rejection": by(Reject),
+    "sample-and-match": by(Match),
+    "block verification": by(Block),
+    "traversal verification": by(Traverse),
     "typical acceptance": typically,
-    "no adjustment": lambda d, p, r: accept_loss(lossy_unadjusted_step(d, target, p, r, Fixed(4))),
-    "a chain as a tree": lambda d, p, r: tree_step(as_tree(d), path_by_path(target), p, r),  # type: ignore[arg-type]
-    "a tree": lambda d, p, r: tree_step(bush, path_by_path(target), p, r),
+    "no adjustment": lambda d, p, r: accept_loss(lossy_unadjusted_step(d, target, p, r, Fixed(7))),
 }
 
 
@@ -176,7 +192,9 @@ def test_a_strict_automaton_hears_of_nothing_that_it_forbids(
 def test_an_accepted_stop_token_is_the_last_and_has_no_token_behind_it() -> None:
     automaton = Automaton(likeliest)
     row = torch.tensor([[0.0, 1.0, 0.5, 0.0, 4.0, 5.0]])
-    step = speculative_step(counts, lambda tokens, last: row.expand(last, -1), automaton.processor, Dice(), Fixed(4))
+    step = speculative_step(
+        counts, lambda tokens, drafts: row.expand(len(drafts) + 1, -1), automaton.processor, Dice(), Fixed(4)
+    )
     end = run(step, DecodeState(Request((3,), 20, frozenset({STOP})), (3,)))
     assert (end.state.output, end.reason) == ((4, 5), Reason.STOP)
     assert (end.state.tally.steps, end.state.tally.drafted, end.state.tally.accepted) == (1, 2, 2)
@@ -186,15 +204,27 @@ def test_an_accepted_stop_token_is_the_last_and_has_no_token_behind_it() -> None
 def test_a_drafter_is_not_asked_behind_a_stop_token_and_neither_is_its_processor() -> None:
     automaton = Automaton(likeliest)
     row = torch.tensor([[0.0, 1.0, 0.5, 0.0, 4.0, 5.0]])
-    drafter = LLMDrafter(lambda tokens, last: row.expand(last, -1), automaton.processor, Dice())
+    drafter = LLMDrafter(lambda tokens, drafts: row.expand(len(drafts) + 1, -1), automaton.processor, Dice())
     drafted = Draft(drafter, Fixed(5))(DecodeState(Request((3,), 20, frozenset({STOP})), (3,)))
     assert drafted.tokens == (4, 5)
     assert automaton.asked == [(3,), (3, 4)]
     assert Draft(counts, Fixed(5))(DecodeState(Request((3,), 20), (3,))).tokens == (4, 5, 0, 1, 2)
 
 
-@pytest.mark.parametrize("rule", ["token rejection", "sample-and-match", "block verification", "a tree"])
-def test_the_certificate_holds_for_laws_that_are_made_lazily(rule: str) -> None:
+BUSH = ((0, TEXT), (1, TEXT), (0, 0), (0, 1), (1, 0))
+GAMMAS = {"a chain": 3, "a tree": 5, "a drawn tree": 3}
+
+CERTIFIED: dict[str, Callable[[World], Rule]] = {
+    "token rejection": lambda world: Reject(world.rng),
+    "sample-and-match": lambda world: Match(world.rng),
+    "block verification": lambda world: Block(world.rng),
+    "traversal verification": lambda world: Traverse(world.rng),
+}
+
+
+@pytest.mark.parametrize("drafts", ["a chain", "a tree", "a drawn tree"])
+@pytest.mark.parametrize("rule", CERTIFIED)
+def test_the_certificate_holds_for_laws_that_are_made_lazily(rule: str, drafts: str) -> None:
     """Over the cases' own models: a token that is not the one before, and an automaton that raises where it is."""
 
     def law(prefix: Tokens, logits: Tensor) -> Distribution:
@@ -204,27 +234,23 @@ def test_the_certificate_holds_for_laws_that_are_made_lazily(rule: str) -> None:
             scores[prefix[-1]] = -torch.inf
         return Categorical(scores.softmax(-1)) if scores.isfinite().any() else PointMass(1 - prefix[-1])
 
-    def by(rng: Sampling) -> Processor:
+    def strict(rng: Sampling) -> Processor:
         return EachPrefix(law)
 
     cases = [Case(2, (0,), 4, seed=15), Case(3, (2,), 3, seed=1), Case(4, (3, 0, 1), 3, frozenset({1}), seed=4)]
-    cases = [evolve(case, processor=by) for case in cases]
+    if drafts == "a drawn tree":  # has many more branches
+        cases = [Case(2, (0,), 3, seed=15), Case(3, (2,), 3, frozenset({1}), seed=1)]
+    cases = [evolve(case, processor=strict) for case in cases]
 
     def compose(world: World) -> Step:
-        drafter = LLMDrafter(world.drafter, MultinomialProcessor(1.0), world.rng)
-        if rule == "a tree":
-            return tree_step(
-                lambda tokens: iter((Node(0), Node(1), Node(0, 0), Node(1, 0), Node(0, 1))),
-                path_by_path(world.target),
-                world.processor,
-                world.rng,
-            )
-        if rule == "block verification":
-            draft, verify = Draft(drafter, Fixed(3)), Verify(world.target, world.processor, Block(world.rng))
-            adjust = Adjust(world.rng)
-            return lambda state: flow(state, draft, verify, adjust, commit, advance)
-        make = speculative_step if rule == "token rejection" else seed_coupled_step
-        return make(drafter, world.target, world.processor, world.rng, Fixed(3))
+        model = MultinomialProcessor(1.0)
+        drafters: dict[str, Drafter] = {
+            "a chain": LLMDrafter(world.drafter, model, world.rng),
+            "a tree": lambda tokens: iter([Proposal(token, parent=parent) for token, parent in BUSH]),
+            "a drawn tree": LLMDrafter(world.drafter, model, world.rng, widths=(2,)),
+        }
+        by_rule, gamma = CERTIFIED[rule](world), Fixed(GAMMAS[drafts])
+        return verified_step(drafters[drafts], world.target, world.processor, world.rng, by_rule, gamma)
 
     assert certify(compose, cases=cases).accepted > 0
 
