@@ -11,10 +11,8 @@ import torch
 from returns.pipeline import flow
 
 from specflow import (
-    EGAG,
     CachedPredictor,
     CostAware,
-    CostAwareTree,
     CostMeter,
     DecodeState,
     Dice,
@@ -22,27 +20,25 @@ from specflow import (
     Fixed,
     GammaPolicy,
     GreedyProcessor,
-    Heuristic,
     LLMDrafter,
     LookupTree,
     MultinomialProcessor,
     NucleusProcessor,
-    Pace,
     PromptLookup,
     Proposal,
     Step,
     SuffixDrafter,
     TopKProcessor,
-    as_tree,
     autoregressive_step,
-    propose_nothing,
     run,
     seed_coupled_step,
     speculative_step,
     start,
-    tree_step,
 )
-from specflow.stages import Adjust, Draft, VerifyBlock, advance, commit
+from specflow.drafters import propose_nothing
+from specflow.policies import EGAG, Heuristic
+from specflow.stages import Adjust, Block, Draft, Verify, advance, commit
+from specflow.state import Pace
 from tests.toys import disturbed, tiny_llama
 
 TARGET: Final = tiny_llama(3, layers=1)
@@ -118,14 +114,14 @@ def test_a_seed_has_one_text_with_trees_too(processor: MultinomialProcessor) -> 
         for drafter, policy in (
             (LookupTree(), Fixed(9)),
             (LookupTree(branches=2), Fixed(3)),
-            (as_tree(SuffixDrafter()), Fixed(5)),
+            (SuffixDrafter(), Fixed(5)),
+            (LLMDrafter(CachedPredictor(SMALL), GreedyProcessor(), Dice(), widths=(2, 2)), Fixed(6)),
         ):
-            step = tree_step(drafter, CachedPredictor(TARGET).read_tree, processor, dice(seed), policy)
+            step = speculative_step(drafter, CachedPredictor(TARGET), processor, dice(seed), policy)
             end = run(step, start(PROMPT, NEW, [7]).unwrap())
             assert end.state.output == expected
             accepted += end.state.tally.accepted
-        aware = CostAwareTree(meter, 8)
-        step = tree_step(LookupTree(), meter.timed_tree(memo.read_tree), processor, dice(seed), aware)
+        step = speculative_step(LookupTree(), meter.timed(memo), processor, dice(seed), CostAware(meter, 8))
         assert text(step) == expected
     assert accepted > 0
 

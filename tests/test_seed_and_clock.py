@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from random import Random
 
 import pytest
 import torch
+from attrs import evolve
 
 from specflow import (
     CachedPredictor,
     CostAware,
-    CostAwareTree,
     CostMeter,
     Dice,
     GreedyProcessor,
     LLMDrafter,
     LookupTree,
     MultinomialProcessor,
+    Proposal,
     SharedNoise,
     Step,
     SuffixDrafter,
     Tokens,
-    as_tree,
     run,
     seed_coupled_step,
     speculative_step,
     start,
-    tree_step,
 )
 from tests.toys import disturbed, tiny_llama
 
@@ -58,13 +57,18 @@ def greedy_model(seed: int) -> Step:
 
 def tree(seed: int) -> Step:
     meter, memo, dice = clocked(seed), CachedPredictor(MODEL), Dice(torch.Generator().manual_seed(7))
-    return tree_step(LookupTree(), meter.timed_tree(memo.read_tree), SAMPLED, dice, CostAwareTree(meter, 8))
+    return speculative_step(LookupTree(), meter.timed(memo), SAMPLED, dice, CostAware(meter, 8))
 
 
 def tree_of_a_chain(seed: int) -> Step:
+    """A chain whose drafter tells the chances of its drafts."""
     meter, memo, dice = clocked(seed), CachedPredictor(MODEL), Dice(torch.Generator().manual_seed(7))
-    drafter = as_tree(SuffixDrafter())
-    return tree_step(drafter, meter.timed_tree(memo.read_tree), SAMPLED, dice, CostAwareTree(meter, 8))
+
+    def told(tokens: Tokens) -> Iterator[Proposal]:
+        for depth, proposal in enumerate(SuffixDrafter()(tokens)):
+            yield evolve(proposal, chance=0.9**depth)
+
+    return speculative_step(told, meter.timed(memo), SAMPLED, dice, CostAware(meter, 8))
 
 
 def coupled(seed: int) -> Step:

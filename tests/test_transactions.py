@@ -14,17 +14,13 @@ from returns.functions import tap
 from returns.pipeline import flow
 
 from specflow import (
-    EGAG,
-    AdaEDL,
     CachedPredictor,
-    Committed,
     DecodeState,
     Drafter,
     Finished,
     Fixed,
     GammaPolicy,
     GreedyProcessor,
-    Heuristic,
     LLMDrafter,
     MultinomialProcessor,
     NGramDrafter,
@@ -32,31 +28,33 @@ from specflow import (
     Processor,
     SharedNoise,
     Step,
-    StopAfter,
     SuffixDrafter,
     Tokens,
-    UncachedPredictor,
     at_most,
     first_of,
-    propose_nothing,
     run,
     start,
     then,
     unfold,
 )
+from specflow.drafters import propose_nothing
+from specflow.policies import EGAG, AdaEDL, Heuristic, StopAfter
+from specflow.predictors import UncachedPredictor
 from specflow.stages import (
     Adjust,
     Condition,
     Draft,
-    MatchSamples,
+    Match,
     PruneCache,
     StopWhen,
     UpdateNgram,
+    Verify,
     advance,
     commit,
     never,
     stop_string,
 )
+from specflow.state import Committed
 from specflow.testing import CASES, Case, Ending, World, same_law
 from specflow.testing.certificate import autoregressive
 from tests.mutants import samples
@@ -158,7 +156,7 @@ def test_what_a_decode_leaves_is_what_the_text_alone_leaves(
     # A step adds its accepted drafts and one token; only the last one may end on an accepted draft.
     assert tally.accepted <= tally.drafted
     assert tally.accepted + tally.steps - emitted in (0, 1)
-    assert len(ours.target._kept[0].tokens) >= len(end.state.tokens) - 1
+    assert len(ours.target._memos._kept[0].tokens) >= len(end.state.tokens) - 1
     assert_memos_hold_nothing_else(ours, end.state.tokens)
 
     # Going on, with all that is remembered, equals never having stopped.
@@ -172,9 +170,9 @@ def test_what_a_decode_leaves_is_what_the_text_alone_leaves(
 def assert_memos_hold_nothing_else(decoder: Decoder, tokens: Tokens) -> None:
     """The memos cover the text and nothing that was cut, and answer as a fresh reading does."""
     for memo, model in ((decoder.target, TARGET), (decoder.small, SMALL)):
-        for kept in memo._kept:
+        for kept in memo._memos._kept:
             assert tuple(kept.tokens) == tokens[: len(kept.tokens)]
-        assert torch.allclose(memo((*tokens, 7), 1), UncachedPredictor(model)((*tokens, 7), 1), atol=1e-9)
+        assert torch.allclose(memo((*tokens, 7), ()), UncachedPredictor(model)((*tokens, 7), ()), atol=1e-9)
 
 
 @given(

@@ -26,7 +26,6 @@ from specflow import (
     GreedyProcessor,
     LLMDrafter,
     MultinomialProcessor,
-    UncachedPredictor,
     autoregressive_generate,
     run,
     speculative_generate,
@@ -35,6 +34,8 @@ from specflow import (
 )
 from specflow.interop import Generate, ProcessorList
 from specflow.models import Loaded
+from specflow.paths import last_rows
+from specflow.predictors import UncachedPredictor
 from specflow.testing import model_conformance
 from tests.architectures import ARCHITECTURES
 from tests.toys import tiny_llama
@@ -149,7 +150,7 @@ class Keeping(Module):
 
 def test_what_a_model_keeps_from_a_pass_can_be_trained_on() -> None:
     model = Keeping(torch.randn(16, 16, generator=torch.Generator().manual_seed(0)))
-    logits = UncachedPredictor(model)((3,), 1)
+    logits = UncachedPredictor(model)((3,), ())
     assert (model.skips_autograd, model.skips_views) == (True, True)
     assert not skips("AutogradFunctionality") | skips("ADInplaceOrView")
     model.kept.mul_(2.0)
@@ -161,7 +162,7 @@ def test_what_a_model_keeps_from_a_pass_can_be_trained_on() -> None:
 def test_a_pass_over_several_tokens_copies_no_weights() -> None:
     """torch would copy a weight whose view does not require a gradient, for rows that do not lie together."""
     model = Keeping(torch.randn(16, 16))
-    UncachedPredictor(model)((3, 4, 5), 2)
+    last_rows(UncachedPredictor(model), (3, 4, 5), 2)
     assert (model.skips_autograd, model.skips_views, model.folds) == (True, False, True)
 
 
@@ -171,7 +172,7 @@ class Sharded(Parameter):
 
 def test_weights_that_are_no_plain_tensors_keep_autograd() -> None:
     model = Keeping(torch.randn(16, 16, generator=torch.Generator().manual_seed(0)))
-    expected = UncachedPredictor(model)((3,), 1)
+    expected = UncachedPredictor(model)((3,), ())
     model.weight = Sharded(model.weight.detach())
-    assert UncachedPredictor(model)((3,), 1).equal(expected)
+    assert UncachedPredictor(model)((3,), ()).equal(expected)
     assert (model.skips_autograd, model.skips_views) == (False, False)
