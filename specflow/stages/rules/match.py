@@ -25,9 +25,10 @@ class Match:
     Source: Daliri et al. 2408.07978, section 3; for trees Miao et al. 2305.09781 (SpecInfer), section 4, its naive
     sampling.
 
-    >>> from specflow import Dice, Drafted, GreedyProcessor, Proposal, Score, start
+    >>> from specflow import Dice, Drafted, GreedyProcessor, Proposal, start
+    >>> from specflow.stages import Score
     >>> from specflow.testing import TableModel
-    >>> drafted = Drafted(start([1], 9).unwrap(), (Proposal(0), Proposal(2, parent=TEXT)))
+    >>> drafted = Drafted(start([1], 9).unwrap(), (Proposal(2), Proposal(0, parent=TEXT)))
     >>> Match(Dice())(Score(TableModel(3, seed=1), GreedyProcessor())(drafted)).path
     (1,)
     """

@@ -32,9 +32,10 @@ class Reject:
     rejection of Miao et al. 2305.09781, section 4.3. Beyond them: p(x) = 0 is always refused, and a residual without
     mass (p = q) is replaced by p.
 
-    >>> from specflow import Dice, Drafted, GreedyProcessor, Proposal, Score, start
+    >>> from specflow import Dice, Drafted, GreedyProcessor, Proposal, start
+    >>> from specflow.stages import Score
     >>> from specflow.testing import TableModel
-    >>> drafted = Drafted(start([1], 9).unwrap(), (Proposal(2), Proposal(0)))
+    >>> drafted = Drafted(start([1], 9).unwrap(), (Proposal(0), Proposal(0)))
     >>> Reject(Dice())(Score(TableModel(3, seed=1), GreedyProcessor())(drafted)).path
     (0,)
     """
