@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import final
 
 import pytest
@@ -12,37 +12,48 @@ from returns.pipeline import flow
 from torch import Tensor
 
 from specflow import (
-    EGAG,
-    SVIP,
     CachedPredictor,
-    Committed,
     DecodeState,
     Drafter,
     Fixed,
     GammaPolicy,
-    Heuristic,
     LLMDrafter,
     NGramDrafter,
     NGramStorage,
     Proposal,
     Step,
-    StopAfter,
     SuffixDrafter,
-    Tally,
     Tokens,
-    UncachedPredictor,
-    accept_loss,
     autoregressive_step,
     first_of,
-    lossy_unadjusted_step,
     ngram_step,
-    once,
-    path_by_path,
     seed_coupled_step,
     speculative_step,
-    tree_step,
+    verified_step,
 )
-from specflow.stages import Adjust, Draft, Observer, RejectTokens, UpdateNgram, VerifyBlock, advance, commit, unobserved
+from specflow.loop import once
+from specflow.lossy import accept_loss
+from specflow.paths import last_rows, path_by_path
+from specflow.policies import EGAG, SVIP, Heuristic, StopAfter
+from specflow.predictors import UncachedPredictor
+from specflow.randomness import Randomness
+from specflow.stages import (
+    Adjust,
+    Block,
+    Draft,
+    Match,
+    Observer,
+    Reject,
+    Traverse,
+    UpdateNgram,
+    Verify,
+    advance,
+    commit,
+    ending,
+    unobserved,
+)
+from specflow.state import Committed, Rule, Tally
+from specflow.steps import lossy_unadjusted_step
 from specflow.testing import (
     ExactnessError,
     LawError,
@@ -70,7 +81,18 @@ def speculative(world: World, drafter: Drafter, observe: Observer = unobserved, 
 
 def block(world: World, drafter: Drafter) -> Step:
     verify, adjust = Verify(world.target, world.processor, Block(world.rng)), Adjust(world.rng)
-    return lambda state: flow(state, Draft(drafter, Fixed(2)), verify, adjust, commit, advance)
+    draft, end = Draft(drafter, Fixed(2)), ending()
+    return lambda state: state.then(draft).then(verify).then(adjust).then(end)
+
+
+def judged(rule: Callable[[Randomness], Rule[Randomness]], widths: tuple[int, ...] = ()) -> Callable[[World], Step]:
+    """The step of a rule over drafts of a model: a chain, or a tree with drawn siblings."""
+
+    def compose(world: World) -> Step:
+        drafter = LLMDrafter(world.drafter, world.processor, world.rng, widths=widths)
+        return verified_step(drafter, world.target, world.processor, world.rng, rule(world.rng), Fixed(2))
+
+    return compose
 
 
 def taught(world: World, drafter: Drafter | None = None, observe: Observer = unobserved) -> Step:
@@ -99,7 +121,10 @@ DECODERS: Mapping[str, Callable[[World], Step]] = {
     "seed-coupled": lambda world: seed_coupled_step(
         LLMDrafter(world.drafter, world.processor, world.noise), world.target, world.processor, world.noise, Fixed(2)
     ),
-    "tree": lambda world: tree_step(bush, path_by_path(world.target), world.processor, world.rng, Fixed(4)),
+    "tree": lambda world: speculative_step(bush, world.target, world.processor, world.rng, Fixed(4)),
+    "match, a drawn tree": judged(Match, (2,)),
+    "reject, a drawn tree": judged(Reject, (2,)),
+    "traverse, a drawn tree": judged(Traverse, (2,)),
     "first token alone": lambda world: once(alone(world), speculative(world, samples(world))),
     "lossy": lambda world: accept_loss(
         lossy_unadjusted_step(samples(world), world.target, world.processor, world.rng, Fixed(2))
@@ -229,11 +254,14 @@ class Stale:
     forgets: bool
     _tokens: Tokens = field(init=False, default=())
 
-    def __call__(self, tokens: Tokens, last: int, /) -> Tensor:
+    def __call__(self, tokens: Tokens, drafts: Sequence[Proposal], /) -> Tensor:
+        return path_by_path(self._last)(tokens, drafts)
+
+    def _last(self, tokens: Tokens, last: int) -> Tensor:
         same = self._tokens[: len(tokens)]
         text = tokens if self.forgets else (*same[: len(tokens) - last], *tokens[len(same[: len(tokens) - last]) :])
         self._tokens = text
-        return self.model(text, last)
+        return last_rows(self.model, text, last)
 
     def prune(self, tokens: Tokens, /) -> None:
         self.model = TableModel(self.model.vocab_size, len(tokens))

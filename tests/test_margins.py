@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import inf
 from typing import final
 
@@ -16,23 +17,20 @@ from specflow import (
     Dice,
     Fixed,
     GreedyProcessor,
-    Margins,
     MultinomialProcessor,
-    OneByOne,
-    PointMass,
     Predictor,
     Proposal,
-    RescoreNearTies,
     SuffixDrafter,
     Tokens,
-    UncachedPredictor,
-    audit,
     autoregressive_step,
-    margins_of,
+    chain,
     run,
     speculative_step,
     start,
 )
+from specflow.margins import Margins, audit
+from specflow.paths import last_rows
+from specflow.predictors import OneByOne, RescoreNearTies, UncachedPredictor, margins_of
 from specflow.testing import certify
 from tests.toys import VOCABULARY, oracle, tiny_llama
 
@@ -70,7 +68,7 @@ def test_a_decode_records_the_margin_of_each_token_it_emits() -> None:
             observe=recorder,
         )
         end = run(step, start(PROMPT, NEW, [stop]).unwrap()).state
-        expected = margins_of(truth(end.tokens[:-1], len(end.output)))
+        expected = margins_of(last_rows(truth, end.tokens[:-1], len(end.output)))
         assert recorder.recorded == pytest.approx(expected, abs=1e-9)
 
 
@@ -90,7 +88,7 @@ def test_an_audit_names_the_first_token_that_is_not_greedy_and_its_margin() -> N
     report = audit(changed, model, len(PROMPT))
     assert report.first is not None
     assert (report.first.position, report.first.token, report.first.best) == (12, wrong, text[12])
-    assert report.first.margin == pytest.approx(margins_of(UncachedPredictor(model)(text[:12], 1))[0], abs=1e-9)
+    assert report.first.margin == pytest.approx(margins_of(UncachedPredictor(model)(text[:12], ()))[0], abs=1e-9)
     assert f"the first is {wrong} at position 12, where {text[12]} is best" in str(report)
 
 
@@ -113,9 +111,9 @@ class Counted:
     predictor: Predictor
     asked: list[tuple[int, int]] = field(factory=list)
 
-    def __call__(self, tokens: Tokens, last: int, /) -> Tensor:
-        self.asked.append((len(tokens), last))
-        return self.predictor(tokens, last)
+    def __call__(self, tokens: Tokens, drafts: Sequence[Proposal], /) -> Tensor:
+        self.asked.append((len(tokens) + len(drafts), len(drafts) + 1))
+        return self.predictor(tokens, drafts)
 
 
 def test_one_by_one_is_the_same_function_and_reads_each_token_alone() -> None:
@@ -125,7 +123,7 @@ def test_one_by_one_is_the_same_function_and_reads_each_token_alone() -> None:
     text = (*PROMPT, *text_of(truth))
     other = (*text[:9], 1, 2, 3)
     for tokens, last in ((text[:9], 1), (text[:9], 1), (text[:14], 3), (other, 2), (text[:20], 1), (text[:4], 2)):
-        assert torch.allclose(predict(tokens, last), truth(tokens, last), atol=1e-9)
+        assert torch.allclose(last_rows(predict, tokens, last), last_rows(truth, tokens, last), atol=1e-9)
     assert {last for _, last in counted.asked} == {1}
     lengths = [length for length, _ in counted.asked]
     assert lengths[:6] == [5, 6, 7, 8, 9, 9]  # asked again, it reads the last token again
@@ -141,17 +139,17 @@ class Rounding:
 
     model: Predictor
 
-    def __call__(self, tokens: Tokens, last: int, /) -> Tensor:
-        logits = self.model(tokens, last)
-        if last == 1:
+    def __call__(self, tokens: Tokens, drafts: Sequence[Proposal], /) -> Tensor:
+        logits = self.model(tokens, drafts)
+        if not drafts:
             return logits
-        generator = torch.Generator().manual_seed(len(tokens) * 100 + last)
+        generator = torch.Generator().manual_seed((len(tokens) + len(drafts)) * 100 + len(drafts) + 1)
         return logits + (torch.rand(logits.shape, generator=generator, dtype=logits.dtype) - 0.5) * BELOW
 
 
-def flat(tokens: Tokens, last: int, /) -> Tensor:
+def flat(tokens: Tokens, drafts: Sequence[Proposal], /) -> Tensor:
     """A tiny llama whose logits lie so near to each other that rounding often decides."""
-    logits: Tensor = UncachedPredictor(FLAT)(tokens, last) / 6
+    logits: Tensor = UncachedPredictor(FLAT)(tokens, drafts) / 6
     return logits
 
 
@@ -174,15 +172,15 @@ def test_near_ties_are_decided_by_passes_over_one_token() -> None:
 
     assert drafted(target) != expected
     assert drafted(RescoreNearTies(target, single, BELOW)) == expected
-    near = sum(margin < BELOW for margin in margins_of(flat((*PROMPT, *expected)[:-1], NEW)))
+    near = sum(margin < BELOW for margin in margins_of(last_rows(flat, (*PROMPT, *expected)[:-1], NEW)))
     assert 0 < near < NEW
     assert 0 < len(single.asked) < NEW
 
 
 def test_rows_behind_a_draft_that_is_not_the_best_token_are_not_asked_for() -> None:
-    single = Counted(lambda tokens, last: torch.tensor([[0.0, 0.1]]))
-    near = RescoreNearTies(lambda tokens, last: torch.zeros(last, 2), single, 0.5)
-    assert near((0, 0, 1), 3).tolist() == [[0.0, pytest.approx(0.1)], [0.0, 0.0], [0.0, 0.0]]
+    single = Counted(lambda tokens, drafts: torch.tensor([[0.0, 0.1]]))
+    near = RescoreNearTies(lambda tokens, drafts: torch.zeros(len(drafts) + 1, 2), single, 0.5)
+    assert near((0,), chain((0, 1))).tolist() == [[0.0, pytest.approx(0.1)], [0.0, 0.0], [0.0, 0.0]]
     assert single.asked == [(1, 1)]
 
 

@@ -6,43 +6,41 @@ from io import StringIO
 
 import pytest
 import torch
-from attrs import evolve
 from returns.functions import tap
 from returns.pipeline import flow
 from rich.console import Console
 from torch import Tensor
 
 from specflow import (
-    BlackBox,
     Categorical,
-    Committed,
     DecodeState,
     Dice,
-    Distribution,
     Fixed,
     GreedyProcessor,
     LLMDrafter,
     MultinomialProcessor,
     PointMass,
     Proposal,
-    Reason,
-    Request,
-    UncachedPredictor,
+    along_paths,
     autoregressive_generate,
     run,
     speculative_generate,
     speculative_step,
 )
+from specflow.distribution import BlackBox, Distribution
+from specflow.predictors import UncachedPredictor
+from specflow.randomness import Randomness
 from specflow.stages import (
     Adjust,
     Draft,
-    RejectTokens,
+    Reject,
     Show,
     StopWhen,
+    Verify,
     advance,
     commit,
 )
-from specflow.state import Adjusted, Drafted, Verified
+from specflow.state import TEXT, Adjusted, Committed, Drafted, Reason, Request, Scored, Verified
 from tests.toys import disturbed, oracle, tiny_llama
 
 GREEN, RED, CYAN, DIM, BOLD = "\x1b[32m", "\x1b[31m", "\x1b[36m", "\x1b[2m", "\x1b[1m"
@@ -61,11 +59,27 @@ def shown(committed: Committed) -> list[str]:
     return console.export_text(styles=True).splitlines()
 
 
-def a_step(accepted: int, tokens: tuple[int, ...], q: Distribution, p: Distribution, room: int = 9) -> Committed:
-    """Three drafts of token 3 with the law q, judged against p, of which `accepted` stand."""
+def a_step(
+    accepted: int,
+    bonus: int,
+    q: Distribution,
+    p: Distribution,
+    room: int = 9,
+    drafts: tuple[int, ...] = (3, 3, 3),
+) -> Committed:
+    """Drafts with the law q, judged against p, of which `accepted` stand, and the token behind them."""
     state = DecodeState(Request((1, 2), 2 + room, frozenset({9})), (1, 2))
-    drafted = Drafted(state, (Proposal(3, q, "toy"),) * 3)
-    return commit(Adjusted(Verified(drafted, accepted, p, (p,) * 4, torch.zeros(4, 10)), tokens))
+    proposals = tuple([Proposal(token, q, source="toy") for token in drafts])
+    return judged(Drafted(state, proposals), tuple(range(accepted)), bonus, p)
+
+
+def judged(drafted: Drafted, path: tuple[int, ...], bonus: int, p: Distribution) -> Committed:
+    """The step in which the drafts on `path` stand, p being the law everywhere."""
+    scored = Scored(drafted, torch.zeros(len(drafted.proposals) + 1, 10), lambda way: (p,) * len(way))
+    for i in range(TEXT, len(drafted.proposals)):
+        scored.law(i)
+    verified: Verified[Randomness] = Verified(scored, path, p)
+    return commit(Adjusted(verified, bonus))
 
 
 HALF = Categorical(torch.tensor([0.25, 0.0, 0.25, 0.5]))
@@ -73,7 +87,7 @@ QUARTER = Categorical(torch.tensor([0.5, 0.0, 0.25, 0.25]))
 
 
 def test_a_refusal_is_shown_with_everything_about_it() -> None:
-    heading, *drafts, token = shown(a_step(1, (3, 4), HALF, QUARTER))
+    heading, *drafts, token = shown(a_step(1, 4, HALF, QUARTER))
     assert heading.startswith(BOLD)
     assert "position 2  gamma 3  accepted 1/3" in heading
     for line, colour, verdict in zip(drafts, (GREEN, RED, DIM), ("accepted", "rejected", "dropped"), strict=True):
@@ -85,51 +99,43 @@ def test_a_refusal_is_shown_with_everything_about_it() -> None:
 
 
 def test_a_bonus_and_a_token_without_a_draft() -> None:
-    *_, token = shown(a_step(3, (3, 3, 3, 5), PointMass(3), PointMass(3)))
+    *_, token = shown(a_step(3, 5, PointMass(3), PointMass(3)))
     assert "bonus     5 'f'" in token
-    committed = a_step(0, (4,), HALF, QUARTER)
-    undrafted = evolve(
-        committed,
-        adjusted=evolve(
-            committed.adjusted,
-            verified=evolve(
-                committed.adjusted.verified, drafted=evolve(committed.adjusted.verified.drafted, proposals=())
-            ),
-        ),
-    )
-    heading, token = shown(undrafted)
+    heading, token = shown(a_step(0, 4, HALF, QUARTER, drafts=()))
     assert "gamma 0  accepted 0/0" in heading
     assert "drawn     4 'e'" in token
 
 
 def test_other_branches_of_a_tree_are_shown_as_such() -> None:
     state = DecodeState(Request((1, 2), 9), (1, 2))
-    path, beside = Proposal(3, source="toy"), Proposal(5, source="bush")
-    verified = Verified(Drafted(state, (path,), (beside,)), 1, HALF, (HALF, HALF), torch.zeros(2, 10))
-    heading, accepted, other, token = shown(commit(Adjusted(verified, (3, 4))))
+    path, beside = Proposal(3, source="toy"), Proposal(5, parent=TEXT, source="bush")
+    heading, accepted, other, token = shown(judged(Drafted(state, (path, beside)), (0,), 4, HALF))
     assert "gamma 2  accepted 1/2" in heading
     assert accepted.startswith(GREEN)
     assert other.startswith(DIM)
-    assert "beside    5 'f'  bush" in other
+    assert "beside    5 'f'" in other
+    assert "bush" in other
     assert "bonus     4 'e'" in token  # behind a leaf
-    left = evolve(verified, correction=PointMass(4))
-    assert "corrected 4 'e'" in shown(commit(Adjusted(left, (3, 4))))[-1]  # its children were refused
+    below = Proposal(6, parent=0, source="toy")
+    *_, refused, other, token = shown(judged(Drafted(state, (path, below, beside)), (0,), 4, HALF))
+    assert refused.startswith(RED)
+    assert other.startswith(DIM)
+    assert "corrected 4 'e'" in token  # its child was refused
 
 
 def test_what_a_stop_or_the_limit_drops_is_not_shown_as_accepted() -> None:
-    heading, first, second, third = shown(a_step(3, (3, 9, 3, 5), HALF, HALF))
+    heading, first, second, third = shown(a_step(3, 5, Categorical(torch.full((10,), 0.1)), HALF, drafts=(3, 9, 3)))
     assert "accepted 2/3  ends: stop token" in heading
     assert ["accepted" in line for line in (first, second, third)] == [True, True, False]
-    heading, *lines = shown(a_step(3, (3, 3, 3, 5), HALF, HALF, room=1))
+    heading, *lines = shown(a_step(3, 5, HALF, HALF, room=1))
     assert "accepted 1/3  ends: length limit" in heading
     assert ["dropped" in line for line in lines] == [False, True, True]
 
 
 def test_laws_that_nobody_knows_are_question_marks() -> None:
     hidden = BlackBox(torch.ones(4), lambda probs: probs.argmax(-1, keepdim=True))
-    assert "q ?  p/q ?" in shown(a_step(1, (3, 4), hidden, HALF))[1]
-    assert "q 0.5  p/q ?" in shown(a_step(1, (3, 4), HALF, hidden))[1]
-    assert "q 0  p/q ∞" in shown(a_step(1, (3, 4), PointMass(1), HALF))[1]
+    assert "q ?  p/q ?" in shown(a_step(1, 4, hidden, HALF))[1]
+    assert "q 0.5  p/q ?" in shown(a_step(1, 4, HALF, hidden))[1]
 
 
 def test_text_is_printed_as_it_is() -> None:
@@ -138,7 +144,7 @@ def test_text_is_printed_as_it_is() -> None:
             return "[red]\x1b[0m\n[/]"
 
     console = Console(file=StringIO(), record=True, width=200)
-    Show(Markup(), console)(a_step(1, (3, 4), HALF, QUARTER))
+    Show(Markup(), console)(a_step(1, 4, HALF, QUARTER))
     out = console.export_text()
     assert repr("[red]\x1b[0m\n[/]") in out
     assert len(out.splitlines()) == 5
@@ -183,8 +189,9 @@ def test_every_step_of_a_decode_is_shown_and_adds_up() -> None:
 
 
 def test_show_is_a_stage_of_ones_own_step() -> None:
-    def constant(tokens: tuple[int, ...], last: int) -> Tensor:
-        return torch.eye(5)[torch.tensor(tokens[-last:])].roll(1, dims=-1)  # after t comes t + 1
+    @along_paths
+    def constant(tokens: tuple[int, ...]) -> Tensor:
+        return torch.eye(5)[tokens[-1]].roll(1, dims=-1)  # after t comes t + 1
 
     console = Console(file=StringIO(), record=True, width=200)
     draft = Draft(lambda tokens: (Proposal(t % 5) for t in (tokens[-1] + i for i in (1, 2, 9))))
