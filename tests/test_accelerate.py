@@ -23,7 +23,6 @@ from typing_extensions import override
 from specflow import (
     TEXT,
     CachedPredictor,
-    CertainDrafter,
     DecodeError,
     Dice,
     Fixed,
@@ -33,12 +32,10 @@ from specflow import (
     MultinomialProcessor,
     PointMass,
     Proposal,
-    Sampling,
     SharedNoise,
     Step,
     SuffixDrafter,
     Tokens,
-    UncachedPredictor,
     accelerate,
     autoregressive_step,
     chain,
@@ -53,9 +50,11 @@ from specflow.accelerate.any_model import Replaced, is_linear
 from specflow.accelerate.llama import Llama
 from specflow.caches import KVCache
 from specflow.models import Loaded, load
+from specflow.predictors import UncachedPredictor, last_rows
+from specflow.randomness import Sampling
 from specflow.stages import Adjust, Draft, Verify, advance, commit
+from specflow.state import CertainDrafter
 from specflow.testing import conformance, model_conformance, through_trees
-from specflow.predictors.paths import last_rows
 from tests.architectures import ARCHITECTURES, WINDOW, Architecture
 from tests.toys import VOCABULARY, oracle, passes_of, tiny_gpt2, tiny_llama
 

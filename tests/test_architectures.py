@@ -18,13 +18,13 @@ from specflow import (
     NGramStorage,
     Step,
     SuffixDrafter,
-    UncachedPredictor,
     autoregressive_step,
     ngram_step,
     run,
     speculative_step,
     start,
 )
+from specflow.predictors import UncachedPredictor
 from specflow.stages import UpdateNgram
 from specflow.testing import conformance, model_conformance, through_trees
 from tests.architectures import ARCHITECTURES, NONE, WINDOW, Architecture

@@ -28,21 +28,19 @@ from specflow import (
     Dice,
     Fixed,
     GreedyProcessor,
-    LossyCache,
     PointMass,
     Proposal,
     Tokens,
-    UncachedPredictor,
     autoregressive_step,
-    once,
     run,
     speculative_step,
     start,
 )
-from specflow.caches import RECORD
-from specflow.predictors import REREAD
+from specflow.caches import RECORD, LossyCache
+from specflow.loop import once
+from specflow.predictors import UncachedPredictor, last_rows
+from specflow.predictors.cached import REREAD
 from specflow.testing import model_conformance
-from specflow.predictors.paths import last_rows
 from tests.architectures import ARCHITECTURES, WINDOW
 from tests.toys import oracle, tiny_llama
 

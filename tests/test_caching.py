@@ -8,9 +8,8 @@ from torch import Tensor
 from transformers import DynamicCache, StaticCache
 from transformers.cache_utils import DynamicLayer
 
-from specflow import DecodeError, prune_cache
-from specflow.caches import Past, Roomy
-from specflow.caches import BLOCK
+from specflow import DecodeError
+from specflow.caches import BLOCK, Past, Roomy, prune_cache
 from tests.toys import tiny_llama
 
 MODEL = tiny_llama()

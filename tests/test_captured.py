@@ -21,7 +21,6 @@ from specflow import (
     GreedyProcessor,
     LookupTree,
     Proposal,
-    UncachedPredictor,
     autoregressive_generate,
     chain,
     run,
@@ -36,8 +35,8 @@ from specflow.accelerate.family import weights_of
 from specflow.accelerate.linear import Plain
 from specflow.accelerate.llama import Llama
 from specflow.caches import BLOCK, KVCache
+from specflow.predictors import UncachedPredictor, last_rows
 from specflow.testing import conformance, through_trees
-from specflow.predictors.paths import last_rows
 from tests.architectures import ARCHITECTURES, WINDOW, Architecture
 from tests.tape import FakeStream, Tape, on_stream, on_tape, recording_into
 from tests.toys import VOCABULARY, passes_of, tiny_gpt2, tiny_llama

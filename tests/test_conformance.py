@@ -14,11 +14,11 @@ from torch.nn import Embedding, Module
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from typing_extensions import override
 
-from specflow import CachedPredictor, DecodeError, Tokens, along_paths, path_by_path
+from specflow import CachedPredictor, DecodeError, Tokens, along_paths
+from specflow.predictors import last_rows, path_by_path
 from specflow.state import Predictor
 from specflow.testing import conformance, fresh_passes, model_conformance
 from specflow.testing.conformance import FARTHEST, _longest, _special
-from specflow.predictors.paths import last_rows
 from tests.toys import VOCABULARY, tiny_gpt2, tiny_llama
 
 

@@ -16,20 +16,18 @@ from specflow import (
     DecodeError,
     Dice,
     GreedyProcessor,
-    Limits,
     LLMDrafter,
-    UncachedPredictor,
     autoregressive_step,
     chain,
-    fitted,
     limits_of,
-    path_by_path,
     run,
     speculative_step,
     start,
 )
+from specflow.predictors import UncachedPredictor, last_rows, path_by_path
 from specflow.prefix import NEAR
-from specflow.predictors.paths import last_rows
+from specflow.protocols import Limits
+from specflow.vocabulary import fitted
 from tests.toys import Unrunnable, disturbed, oracle, passes_of, tiny_gpt2, tiny_llama
 
 
