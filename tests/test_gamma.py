@@ -7,6 +7,7 @@ from functools import partial
 from itertools import count
 from math import exp, floor, inf, isfinite, log, nan
 from pickle import dumps, loads
+from random import Random
 from typing import Any
 
 import numpy
@@ -17,44 +18,46 @@ from torch import Tensor
 from torch.nn import Module
 
 from specflow import (
+    TEXT,
     Categorical,
     CostAware,
     CostMeter,
     DecodeError,
     DecodeState,
     Dice,
+    Drafter,
     Fixed,
     GammaPolicy,
     GreedyProcessor,
     LLMDrafter,
+    LookupTree,
     MultinomialProcessor,
     PointMass,
     Predictor,
+    Processor,
     Proposal,
+    SharedNoise,
     Step,
     Tokens,
     TopKProcessor,
+    along_paths,
+    autoregressive_step,
     run,
+    seed_coupled_step,
     speculative_generate,
     speculative_step,
+    start,
 )
 from specflow.distribution import BlackBox
-from specflow.policies import (
-    EGAG,
-    SVIP,
-    AdaEDL,
-    Heuristic,
-    StopAfter,
-    Unsure,
-    drafter_law,
-)
+from specflow.policies import EGAG, SVIP, AdaEDL, Heuristic, StopAfter, Unsure, drafter_law
 from specflow.policies.chances import ChancesPace
 from specflow.policies.cost import CostAwarePace
 from specflow.policies.egag import EGAGPace
 from specflow.policies.fixed import HeuristicPace
 from specflow.predictors import UncachedPredictor
-from specflow.state import Count, Pace, Request, Tally
-from specflow.testing import ExactnessError, World, certify
+from specflow.randomness import Sampling
+from specflow.state import Committed, Count, Pace, Request, Tally
+from specflow.testing import Case, ExactnessError, HiddenProcessor, World, certify
 from tests.toys import Unrunnable, disturbed, oracle, tiny_llama
 
 STATE = DecodeState(Request((1,), 100), (1,))
@@ -251,10 +254,20 @@ def certain() -> Iterator[Proposal]:
 
 
 def all_policies() -> dict[str, GammaPolicy]:
-    meter = CostMeter()
+    """All of them, on a clock that stands still."""
+    meter = CostMeter(lambda: 0.0)
     for k in (1, 1, 2, 6):
         meter.note(k, 1.0)
-    return {**POLICIES, "cost": CostAware(meter, 6), "another cost": CostAware(meter, 6)}
+    of_trees = [CostAware(meter, 6), CostAware(meter, 6)]
+    for policy in of_trees:
+        assert isinstance(policy(iter([Proposal(3, chance=0.5)]), STATE)[1], ChancesPace)
+    return {
+        **POLICIES,
+        "cost": CostAware(meter, 6),
+        "another cost": CostAware(meter, 6),
+        "cost of trees": of_trees[0],
+        "another cost of trees": of_trees[1],
+    }
 
 
 def foreign_paces() -> dict[str, Pace]:
@@ -280,7 +293,7 @@ def test_a_pace_of_another_policy_is_a_fresh_start(name: str) -> None:
     text = evolve(STATE, tokens=(1, 2, 3), tally=Tally(3, (("llm", Count(9, 8)),)))
     pace = foreign_paces()[name]  # of policies that are gone: no number of theirs is a number of these
     for policy in all_policies().values():
-        if isinstance(pace, CostAwarePace) or type(pace) is not type(policy(certain(), text)[1]):
+        if isinstance(pace, CostAwarePace | ChancesPace) or type(pace) is not type(policy(certain(), text)[1]):
             fresh = policy(certain(), evolve(text, pace=()))
             took, after = policy(certain(), evolve(text, pace=pace))
             assert [draft.token for draft in took] == [draft.token for draft in fresh[0]]
@@ -347,7 +360,8 @@ def test_states_are_values_whatever_the_policy(policy: GammaPolicy) -> None:
     assert again == state
     assert hash(again) == hash(state)
     assert type(again.pace) is type(state.pace)
-    assert policy.__class__.__name__ in repr(state) or isinstance(policy, Fixed | StopAfter)
+    name = "Chances" if isinstance(state.pace, ChancesPace) else policy.__class__.__name__
+    assert f"{name}Pace(" in repr(state) or isinstance(policy, Fixed | StopAfter)
 
 
 WRONG = (None, True, 0.5, "a", 0, -1, 2**31, nan, inf, torch.tensor(3), numpy.array([2]))
@@ -479,6 +493,165 @@ def test_a_policy_that_picks_its_tokens_changes_the_law() -> None:
 
     with pytest.raises(ExactnessError):
         certify(drafting(only_ones))
+
+
+# Trees: the same policies pace them.
+
+SMALL = (
+    Case(2, (0,), 3, seed=15),
+    Case(3, (2,), 2, seed=1),
+    Case(3, (0, 1), 3, frozenset({2}), seed=2),
+    Case(3, (2, 0), 3, processor=lambda rng: TopKProcessor(0.8, 2), seed=6),
+    Case(2, (1, 1), 3, processor=HiddenProcessor, seed=12),
+    Case(3, (0, 1), 4, processor=lambda rng: GreedyProcessor(), seed=13),
+)
+"""Small enough for trees, which have many branches. Paths of two drafts fit, but in the second."""
+
+PACED: dict[str, Callable[[], tuple[GammaPolicy, Callable[[Predictor], Predictor]]]] = {
+    **{name: partial(lambda policy: (policy, lambda target: target), policy) for name, policy in POLICIES.items()},
+    "cost": lambda: jumping(1),
+    "another cost": lambda: jumping(2),
+}
+"""Each policy, and what has to be done to the target for it."""
+
+
+def jumping(seed: int) -> tuple[GammaPolicy, Callable[[Predictor], Predictor]]:
+    """A cost-aware policy on a machine so unsteady that it takes now few, now many drafts."""
+    random, now = Random(seed), [0.0]
+    meter = CostMeter(lambda: now[0])
+    for k in (1, 1, 2, 3, 4, 9):
+        meter.note(k, 1.0)
+
+    def timed(target: Predictor) -> Predictor:
+        def unsteady(tokens: Tokens, drafts: Sequence[Proposal]) -> Tensor:
+            now[0] += random.uniform(0.5, 1.5)
+            return target(tokens, drafts)
+
+        return meter.timed(unsteady)
+
+    return CostAware(meter, 9), timed
+
+
+def forked(drafter: Predictor, processor: Processor, rng: Sampling) -> LLMDrafter:
+    return LLMDrafter(drafter, processor, rng, widths=(2, 2))
+
+
+def without_chances(drafter: Drafter) -> Drafter:
+    return lambda tokens: (evolve(draft, chance=None) for draft in drafter(tokens))
+
+
+@pytest.mark.parametrize("paced", PACED.values(), ids=PACED)
+def test_no_policy_changes_the_law_of_a_tree(paced: Callable[[], tuple[GammaPolicy, Callable[..., Predictor]]]) -> None:
+    """On every branch, with drawn siblings: how far a draft goes is decided before it is drawn."""
+
+    def compose(world: World) -> Step:
+        policy, timed = paced()
+        drafter = forked(world.drafter, world.processor, world.rng)
+        return speculative_step(drafter, timed(world.target), world.processor, world.rng, policy)
+
+    assert certify(compose, cases=SMALL).accepted > 0.2
+
+
+def test_a_policy_that_picks_its_siblings_changes_the_law() -> None:
+    """The rule that every policy keeps is needed in trees too, and the test above would see it broken."""
+
+    def no_sibling_one(stream: Iterator[Proposal], state: DecodeState) -> tuple[tuple[Proposal, ...], Pace]:
+        first, second = next(stream, None), next(stream, None)
+        if first is None or second is None or second.token == 1:
+            return () if first is None else (first,), state.pace
+        return (first, second), state.pace
+
+    def compose(world: World) -> Step:
+        drafter = forked(world.drafter, world.processor, world.rng)
+        return speculative_step(drafter, world.target, world.processor, world.rng, no_sibling_one)
+
+    with pytest.raises(ExactnessError):
+        certify(compose, cases=SMALL)
+
+
+ROWS = 3 * torch.randn(6, 6, generator=torch.Generator().manual_seed(38), dtype=torch.float64)
+NEAR = ROWS + torch.randn(6, 6, generator=torch.Generator().manual_seed(1038), dtype=torch.float64)
+PROMPT = (1, 2, 3, 1, 2, 5, 1, 2)
+
+
+def by_last(rows: Tensor) -> Predictor:
+    """A model that looks at the last token alone, so that its texts repeat themselves: greedily 4, 5, 0, 3, 4, …"""
+    return along_paths(lambda tokens: rows[tokens[-1]])
+
+
+TREES: dict[str, Callable[[Sampling], Drafter]] = {
+    "lookup": lambda rng: LookupTree(),
+    "lookup that tells no chance": lambda rng: without_chances(LookupTree()),
+    "greedy model": lambda rng: forked(by_last(NEAR), GreedyProcessor(), rng),
+    "model": lambda rng: forked(by_last(NEAR), MultinomialProcessor(1.0), rng),
+}
+
+
+@pytest.mark.parametrize("name", PACED)
+@pytest.mark.parametrize("drafts", TREES)
+@pytest.mark.parametrize("processor", [GreedyProcessor(), MultinomialProcessor(1.0)], ids=["greedy", "sampled"])
+def test_a_policy_paces_a_tree_and_the_text_stays(name: str, drafts: str, processor: Processor) -> None:
+    """That of greedy decoding, and that of a seed, with a drafter on the same noise and with one that is certain."""
+    beside = []
+
+    def look(step: Committed) -> None:
+        drafted = step.adjusted.verified.drafted
+        deepest = max((len(drafted.path(i)) for i in range(len(drafted.proposals))), default=0)
+        beside.append(len(drafted.proposals) - deepest)
+
+    policy, timed = PACED[name]()
+    noise, target = SharedNoise(7), by_last(ROWS)
+    step = seed_coupled_step(TREES[drafts](noise), timed(target), processor, noise, policy, observe=look)
+    end = run(step, start(PROMPT, 60).unwrap()).state
+    assert end.output == run(autoregressive_step(target, processor, noise), start(PROMPT, 60).unwrap()).state.output
+    assert end.tally.accepted > 0
+    deep = name in {"fixed", "heuristic"} and "lookup" in drafts  # the likeliest few are one path
+    assert deep or max(beside) > 0, "a tree is more than its longest path"
+
+
+@pytest.mark.parametrize("name", PACED)
+@pytest.mark.parametrize("processor", [GreedyProcessor(), MultinomialProcessor(1.0)], ids=["greedy", "sampled"])
+def test_certain_trees_leave_a_seed_its_text(name: str, processor: Processor) -> None:
+    """By token rejection too: it draws a token for each that is committed, whatever tree is judged."""
+    policy, timed = PACED[name]()
+    dice, other = (Dice(torch.Generator().manual_seed(5)) for _ in range(2))
+    step = speculative_step(LookupTree(), timed(by_last(ROWS)), processor, dice, policy)
+    alone = autoregressive_step(by_last(ROWS), processor, other)
+    end = run(step, start(PROMPT, 60).unwrap()).state
+    assert end.output == run(alone, start(PROMPT, 60).unwrap()).state.output
+    assert end.tally.accepted > 0
+
+
+def tree() -> Iterator[Proposal]:
+    """Two tokens behind the text, three behind the first of them, and one behind the second of those."""
+    for token, parent in ((5, TEXT), (6, TEXT), (7, 0), (8, 0), (9, 0), (4, 3)):
+        yield Proposal(token, parent=parent, logits=torch.tensor(with_entropy(0.02 if token != 8 else 0.9)))
+
+
+def test_what_each_policy_takes_of_a_tree_is_its_beginning() -> None:
+    for policy, gamma in (
+        (Fixed(4), 4),
+        (EGAG(1, 5), 4),
+        (Heuristic(3), 3),
+        (StopAfter(SVIP()), 4),  # what it stops at is kept, and nothing behind it is taken in any branch
+        (StopAfter(AdaEDL(), Fixed(2)), 2),
+        (StopAfter(lambda draft: draft.token == 6), 2),
+    ):
+        took, _ = policy(tree(), STATE)
+        assert [(draft.token, draft.parent) for draft in took] == [(5, -1), (6, -1), (7, 0), (8, 0)][:gamma]
+
+
+def test_the_heuristic_grows_where_a_longest_path_was_accepted() -> None:
+    """Of 6 drafts 3 can be accepted, and of the first 5 of them 2."""
+    for gamma, accepted, then in ((6, 3, 8), (6, 2, 5), (5, 2, 7), (5, 1, 4), (5, 0, 4), (2, 1, 4), (2, 0, 1)):
+        took, pace = Heuristic(gamma)(tree(), STATE)
+        assert len(took) == gamma
+        assert pace[:2] == (gamma, {6: 3, 5: 2, 2: 1}[gamma])
+        tally = Tally(1, (("a", Count(gamma - accepted, 0)), ("b", Count(accepted, accepted))))
+        assert taken(Heuristic(gamma), certain(), evolve(STATE, pace=pace, tally=tally)) == then
+    # A text that was resumed behind its end: what was judged is the path alone, and all of it stood.
+    cut = evolve(STATE, pace=HeuristicPace(6, 3, 0, 0), tally=Tally(1, (("a", Count(2, 2)),)))
+    assert taken(Heuristic(6), certain(), cut) == 8
 
 
 # The spec's flags.
