@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, final
 
 import numpy
@@ -17,64 +17,71 @@ from transformers import LogitsProcessorList
 from typing_extensions import override
 
 from specflow import (
-    BlackBox,
+    TEXT,
+    Block,
     Categorical,
     DecodeError,
     DecodeState,
     Dice,
-    Distribution,
+    Drafted,
     EachPrefix,
     Fixed,
     GreedyProcessor,
-    Limits,
     LLMDrafter,
-    LogitsProcessor,
+    Match,
     MultinomialProcessor,
-    Node,
     PointMass,
     Proposal,
-    RescoreNearTies,
+    Reject,
+    Scored,
     SharedNoise,
     Step,
     SuffixDrafter,
     Tokens,
     TopKProcessor,
+    Traverse,
     Verified,
-    accept_loss,
+    along_paths,
     autoregressive_step,
-    lossy_unadjusted_step,
-    once,
-    path_by_path,
-    propose_nothing,
     run,
     seed_coupled_step,
-    shared_vocabulary,
     speculative_step,
     start,
-    tree_step,
     unfold,
+    verified_step,
 )
+from specflow.distribution import BlackBox, Distribution
+from specflow.drafters import propose_nothing
+from specflow.laws import Laws
+from specflow.loop import once
+from specflow.lossy import accept_loss
+from specflow.predictors import RescoreNearTies, path_by_path
+from specflow.processors import LogitsProcessor
+from specflow.protocols import Limits
 from specflow.stages import (
     Adjust,
     Draft,
-    DraftTree,
+    Judge,
     PruneCache,
-    RejectTokens,
+    Score,
     StopWhen,
-    VerifyBlock,
+    Verify,
     advance,
     commit,
     stop_string,
 )
+from specflow.steps import lossy_unadjusted_step
 from specflow.testing import CASES, World, certify
+from specflow.vocabulary import shared_vocabulary
 
 V: Final = 8
 TABLE: Final = torch.randn(V, V, generator=torch.Generator().manual_seed(0))
 NAN, INF = float("nan"), float("inf")
 
 
-def target(tokens: Tokens, last: int) -> Tensor:
-    return TABLE[torch.tensor(tokens[-last:])]
+@along_paths
+def target(tokens: Tokens) -> Tensor:
+    return TABLE[tokens[-1]]
 
 
 def decode(step: Step, room: int = 8) -> Tokens:
@@ -90,24 +97,35 @@ def says(*proposals: object) -> Any:
     return mine
 
 
-def never_run(tokens: Tokens, last: int) -> Tensor:
+def never_run(tokens: Tokens, drafts: Sequence[Proposal]) -> Tensor:
     raise AssertionError("the target was run")
 
 
 half = Categorical(torch.tensor([0.5, 0.5, 0, 0, 0, 0, 0, 0]))
 
-DRAFTS: dict[str, tuple[object, str]] = {
-    "a tensor": (Proposal(torch.tensor(3), PointMass(3), "mine"), "'mine' drafts what is no token id: received tensor"),  # type: ignore[arg-type]
-    "a bool": (Proposal(True, PointMass(1), "mine"), "'mine' drafts what is no token id: received True"),
-    "a float": (Proposal(3.0, PointMass(3), "mine"), "'mine' drafts what is no token id: received 3.0"),  # type: ignore[arg-type]
-    "a string": (Proposal("3", PointMass(3), "mine"), "'mine' drafts what is no token id: received '3'"),  # type: ignore[arg-type]
-    "nothing": (Proposal(None, PointMass(3), "mine"), "'mine' drafts what is no token id: received None"),  # type: ignore[arg-type]
-    "negative": (Proposal(-1, source="mine"), "'mine' drafts what is no token id: received -1"),
-    "too large": (Proposal(V, source="mine"), "'mine' drafts a token outside the vocabulary of 8: received 8"),
-    "another's q": (Proposal(3, PointMass(4), "mine"), "token 3 with a q that it was not drawn from: received cert"),
-    "no law": (Proposal(3, None, "mine"), "'mine' drafts token 3 with a q that it was not drawn from: received None"),  # type: ignore[type-var]
-    "a token alone": (3, "mine proposes what is no Proposal: received 3"),
-    "a pair": ((3, PointMass(3)), "mine proposes what is no Proposal: received (3"),
+
+def mine(token: Any, q: Any = None, **others: Any) -> Callable[[], object]:
+    return lambda: (
+        Proposal(token, source="mine", **others) if q is None else Proposal(token, q, source="mine", **others)
+    )
+
+
+DRAFTS: dict[str, tuple[Callable[[], object], str]] = {
+    "a tensor": (mine(torch.tensor(3), PointMass(3)), "'mine' drafts what is no token id: received tensor"),
+    "a bool": (mine(True, PointMass(1)), "'mine' drafts what is no token id: received True"),
+    "a float": (mine(3.0, PointMass(3)), "'mine' drafts what is no token id: received 3.0"),
+    "a string": (mine("3", PointMass(3)), "'mine' drafts what is no token id: received '3'"),
+    "nothing": (mine(None, PointMass(3)), "'mine' drafts what is no token id: received None"),
+    "negative": (mine(-1), "'mine' drafts what is no token id: received -1"),
+    "too large": (mine(V), "'mine' drafts a token outside the vocabulary of 8: received 8"),
+    "another's q": (mine(3, PointMass(4)), "token 3 with a q that it was not drawn from: received cert"),
+    "no law": (mine(3, 0.5), "'mine' drafts token 3 with a q that it was not drawn from: received 0.5"),
+    "no parent": (mine(3, parent=None), "does not come behind its parent"),
+    "its own parent": (mine(3, parent=0), "does not come behind its parent"),
+    "beyond any parent": (mine(3, parent=-3), "does not come behind its parent"),
+    "a parent that is true": (mine(3, parent=True), "does not come behind its parent"),
+    "a token alone": (lambda: 3, "mine proposes what is no Proposal: received 3"),
+    "a pair": (lambda: (3, PointMass(3)), "mine proposes what is no Proposal: received (3"),
 }
 
 
@@ -115,7 +133,7 @@ DRAFTS: dict[str, tuple[object, str]] = {
 def test_a_draft_that_cannot_be_is_refused_before_the_target_runs(name: str) -> None:
     proposal, sentence = DRAFTS[name]
     with pytest.raises(DecodeError) as refused:
-        decode(speculative_step(says(proposal), never_run, GreedyProcessor(), Dice()))
+        decode(speculative_step(says(proposal()), never_run, GreedyProcessor(), Dice()))
     assert sentence in str(refused.value)
 
 
@@ -128,15 +146,15 @@ SPREAD: dict[str, tuple[Categorical, str]] = {
 }
 
 
-@pytest.mark.parametrize("rule", [RejectTokens, VerifyBlock])
+@pytest.mark.parametrize("rule", [Reject, Block, Traverse])
 @pytest.mark.parametrize("name", SPREAD)
 def test_a_law_that_a_draft_was_not_drawn_from_is_refused_where_it_is_read(
-    name: str, rule: type[RejectTokens | VerifyBlock]
+    name: str, rule: type[Reject | Block | Traverse]
 ) -> None:
     q, sentence = SPREAD[name]
-    draft, verify = Draft(says(Proposal(3, q, "mine"))), rule(target, MultinomialProcessor(1.0), Dice())
+    verify = Verify(target, MultinomialProcessor(1.0), rule(Dice()))
     with pytest.raises(DecodeError) as refused:
-        verify(draft(start([1, 2], 8).unwrap()))
+        verify(Draft(says(Proposal(3, q, source="mine")))(start([1, 2], 8).unwrap()))
     assert sentence in str(refused.value)
     assert "'mine'" in str(refused.value)
 
@@ -149,30 +167,12 @@ def test_numpy_ids_are_ids_and_an_unknown_vocabulary_is_that_of_the_logits() -> 
         run(step, start([1, 2], 8).unwrap())
 
 
-def flat(tokens: Tokens, last: int) -> Tensor:
-    return torch.zeros(last, V)
+def flat(tokens: Tokens, drafts: Sequence[Proposal]) -> Tensor:
+    return torch.zeros(len(drafts) + 1, V)
 
 
 def never_asked(prefix: Tokens, logits: Tensor) -> Distribution:
     raise AssertionError("the processor was asked")
-
-
-NODES: dict[str, tuple[object, str]] = {
-    "a tensor": (Node(torch.tensor(3), source="mine"), "'mine' drafts what is no token id"),  # type: ignore[arg-type]
-    "negative": (Node(-1, source="mine"), "'mine' drafts what is no token id: received -1"),
-    "too large": (Node(V, source="mine"), "'mine' drafts a token outside the vocabulary of 8"),
-    "no parent": (Node(3, parent=None), "does not come behind its parent"),  # type: ignore[arg-type]
-    "its own parent": (Node(3, parent=0), "does not come behind its parent"),
-    "a proposal": (Proposal(3), "mine proposes what is no Node"),
-}
-
-
-@pytest.mark.parametrize("name", NODES)
-def test_a_node_that_cannot_be_is_refused_before_the_target_runs(name: str) -> None:
-    node, sentence = NODES[name]
-    with pytest.raises(DecodeError) as refused:
-        decode(tree_step(says(node), never_run, GreedyProcessor(), Dice()))  # type: ignore[arg-type]
-    assert sentence in str(refused.value)
 
 
 ROWS: dict[str, object] = {
@@ -190,21 +190,16 @@ ROWS: dict[str, object] = {
 
 @pytest.mark.parametrize("name", ROWS)
 def test_rows_that_cannot_be_name_the_predictor(name: str) -> None:
-    def model(tokens: Tokens, last: int) -> Any:
-        return ROWS[name]
-
-    def tree(tokens: Tokens, nodes: object) -> Any:
+    def model(tokens: Tokens, drafts: object) -> Any:
         return ROWS[name]
 
     where = r"gives no rows of logits: .*position 1"
     with pytest.raises(DecodeError, match=f"the target .*model {where}"):
         decode(autoregressive_step(model, GreedyProcessor(), Dice()))
-    with pytest.raises(DecodeError, match=f"the target .*tree {where}"):
-        decode(tree_step(says(), tree, GreedyProcessor(), Dice()))
     with pytest.raises(DecodeError, match=f"the drafter .*model {where}"):
         decode(speculative_step(LLMDrafter(model, GreedyProcessor(), Dice()), target, GreedyProcessor(), Dice()))
     with pytest.raises(DecodeError, match=f"the single .*model {where}"):
-        RescoreNearTies(target, model, below=INF)((1, 2), 1)
+        RescoreNearTies(target, model, below=INF)((1, 2), ())
     with pytest.raises(DecodeError, match=f"the target .*model {where}"):
         certify(
             lambda world: autoregressive_step(model, world.processor, world.rng),
@@ -250,7 +245,9 @@ STEPS: dict[str, Callable[[Any], Step]] = {
     "rejection": lambda p: speculative_step(SuffixDrafter(), target, p, Dice()),
     "rejection of draws": lambda p: speculative_step(says(Proposal(1, half)), target, p, Dice()),
     "seed-coupled": lambda p: seed_coupled_step(SuffixDrafter(), target, p, SharedNoise(1)),
-    "a tree": lambda p: tree_step(says(Node(3), Node(4, 0)), path_by_path(target), p, Dice()),
+    "a tree": lambda p: speculative_step(says(Proposal(3), Proposal(4, parent=TEXT)), target, p, Dice()),
+    "a block": lambda p: verified_step(says(Proposal(1, half)), target, p, Dice(), Block(Dice())),
+    "a traversal": lambda p: verified_step(says(Proposal(1, half)), target, p, Dice(), Traverse(Dice())),
     "lossy": lambda p: accept_loss(lossy_unadjusted_step(says(Proposal(1, half)), target, p, Dice())),
     "drafts": lambda p: speculative_step(LLMDrafter(target, p, Dice()), target, GreedyProcessor(), Dice()),
 }
@@ -320,7 +317,7 @@ def test_logits_that_are_not_finite_keep_the_error_that_names_the_model(
     row = torch.tensor([bad], dtype=dtype)
     row = torch.where(row.isnan(), row.copysign(torch.tensor(sign, dtype=dtype)), row)
     with pytest.raises(DecodeError, match="model's logits are not finite: received NaN or infinity .* position 1;"):
-        decode(autoregressive_step(lambda tokens, last: row, processor, Dice()))
+        decode(autoregressive_step(lambda tokens, drafts: row, processor, Dice()))
 
 
 @pytest.mark.parametrize(
@@ -369,7 +366,8 @@ def test_half_laws_are_laws_and_draw_nothing_that_is_impossible() -> None:
             assert law.of(int(dice.draw_there(law.probs, position))) > 0
         processor = EachPrefix(lambda prefix, logits: law)  # noqa: B023 - used here
         run(
-            autoregressive_step(lambda tokens, last: torch.zeros(last, 50_000), processor, dice), start([1], 3).unwrap()
+            autoregressive_step(along_paths(lambda tokens: torch.zeros(50_000)), processor, dice),
+            start([1], 3).unwrap(),
         )
 
 
@@ -389,9 +387,11 @@ def test_a_block_with_a_mass_that_is_small_is_divided_by_what_is_not_0() -> None
         def draw_there(self, probs: Tensor, position: int, /) -> Tensor:
             return torch.tensor(0)
 
-    rule = Verify(None, None, Block(Certain()))  # type: ignore[arg-type] # the rule alone
-    accepted, correction = rule.judge([Proposal(0, even), Proposal(0, q2)], [even, p2, p2], 0)
-    assert accepted == 1
+    drafted = Drafted(start([1], 9).unwrap(), (Proposal(0, even), Proposal(0, q2)))
+    laws: dict[tuple[int, ...], Laws] = {(TEXT, 0, 1): (even, p2, p2)}
+    verdict = Block(Certain())(Scored(drafted, torch.zeros(3, 2), lambda way: laws[way]))
+    correction = verdict.correction
+    assert verdict.path == (0,)
     assert isinstance(correction, Categorical)
     assert correction.of(1) == 1.0
     assert asked[-1] == 1.0
@@ -429,8 +429,14 @@ def test_a_policy_returns_proposals_and_a_pace(answer: Any) -> None:
 
     with pytest.raises(DecodeError, match="policy returns no proposals and pace"):
         decode(speculative_step(SuffixDrafter(), target, GreedyProcessor(), Dice(), policy))
-    with pytest.raises(DecodeError, match="policy returns no nodes and pace"):
-        decode(tree_step(says(Node(3)), path_by_path(target), GreedyProcessor(), Dice(), policy))
+
+
+def test_what_a_policy_takes_are_proposals_of_the_stream() -> None:
+    def policy(stream: object, state: DecodeState) -> Any:
+        return (3,), state.pace
+
+    with pytest.raises(DecodeError, match="gamma is not a Proposal: received 3"):
+        decode(speculative_step(SuffixDrafter(), target, GreedyProcessor(), Dice(), policy))
 
 
 @pytest.mark.parametrize("answer", [None, "no", 0, torch.tensor(True)])
@@ -460,7 +466,8 @@ def test_a_stage_of_another_kind_is_refused() -> None:
     state = start([1, 2], 8).unwrap()
     for stage in (
         Draft(propose_nothing),
-        DraftTree(says()),
+        Score(target, GreedyProcessor()),
+        Judge(Reject(Dice())),
         Verify(target, GreedyProcessor(), Reject(Dice())),
         Adjust(Dice()),
         StopWhen(lambda state: True),
@@ -471,7 +478,8 @@ def test_a_stage_of_another_kind_is_refused() -> None:
         unfit: Any = stage
         with pytest.raises(DecodeError):
             unfit(None)
-    wrong: Any = Verified(Draft(propose_nothing)(state), 0, None, (), torch.zeros(1, V))
+    scored = Score(target, GreedyProcessor())(Draft(propose_nothing)(state))
+    wrong: Any = Verified(scored, (), None)
     nothing: Any = lambda state: flow(wrong, Adjust(Dice()), commit, advance)  # noqa: E731
     with pytest.raises(DecodeError, match="adds nothing"):
         run(nothing, state)
@@ -506,7 +514,7 @@ def test_parts_that_cannot_be_are_refused_when_they_are_put_together(wrong: Any)
     for first, then in ((wrong, step), (step, wrong)):
         with pytest.raises(DecodeError):
             once(first, then)
-    singles: list[Any] = [accept_loss, path_by_path, StopWhen, Adjust, Draft, DraftTree]
+    singles: list[Any] = [accept_loss, path_by_path, along_paths, StopWhen, Adjust, Draft, Judge, Reject, Match, Block]
     for single in singles:
         with pytest.raises(DecodeError):
             single(wrong)
