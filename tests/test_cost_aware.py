@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from functools import partial
@@ -21,28 +21,31 @@ from torch import Tensor
 from specflow import (
     CachedPredictor,
     Categorical,
-    Committed,
+    CostAware,
+    CostMeter,
     DecodeError,
     DecodeState,
     Dice,
     Drafter,
     GreedyProcessor,
     LLMDrafter,
-    PointMass,
     Proposal,
-    Request,
     Step,
     SuffixDrafter,
     Tokens,
-    UncachedPredictor,
     at_most,
+    chain,
     run,
     speculative_step,
     start,
     then,
     unfold,
 )
-from specflow.policies import ADVANCE, HORIZON, LOSS, Choice, CostAware, CostAwarePace, CostMeter
+from specflow.policies import Choice
+from specflow.policies.cost import ADVANCE, LOSS, CostAwarePace
+from specflow.policies.meter import HORIZON
+from specflow.predictors import UncachedPredictor
+from specflow.state import Committed, Request
 from specflow.testing import World as Toy
 from specflow.testing import certify
 from tests.toys import disturbed, oracle, tiny_llama
@@ -142,11 +145,11 @@ def speed(world: World, text: Text, policy: CostAware, hand: Hand, random: Rando
             met, hand.now, spent = True, hand.now + seconds, spent + seconds
             yield Proposal(token, source="toy")
 
-    def target(tokens: Tokens, last: int) -> Tensor:
+    def target(tokens: Tokens, drafts: Sequence[Proposal]) -> Tensor:
         nonlocal spent
         stall = random.uniform(2, 6) if random.random() < world.stalls else 1.0
-        hand.now += world.costs[last] * random.gauss(1, world.noise) * stall
-        spent += world.costs[last]
+        hand.now += world.costs[len(drafts) + 1] * random.gauss(1, world.noise) * stall
+        spent += world.costs[len(drafts) + 1]
         return torch.empty(0)
 
     timed = policy.meter.timed(target)
@@ -154,7 +157,7 @@ def speed(world: World, text: Text, policy: CostAware, hand: Hand, random: Rando
     while state.room > 0:
         stream = islice(drafter(state.tokens), max(0, state.room - 1))
         proposals, pace = policy(stream, state)
-        timed(state.tokens + tuple([each.token for each in proposals]), len(proposals) + 1)
+        timed(state.tokens, proposals)
         accepted = 0
         while accepted < len(proposals) and proposals[accepted].token == text.output[len(state.output) + accepted]:
             accepted += 1
@@ -320,21 +323,22 @@ def test_the_meter() -> None:
 def test_the_meter_times_a_predictor_and_leaves_prompts_out() -> None:
     hand = Hand()
     meter = CostMeter(hand)
-    asked: list[tuple[Tokens, int]] = []
+    asked: list[tuple[Tokens, Sequence[Proposal]]] = []
 
-    def target(tokens: Tokens, last: int) -> Tensor:
-        asked.append((tokens, last))
-        hand.now += 100 if len(asked) in {1, 5} else last
-        return torch.full((last, 3), float(len(asked)))
+    def target(tokens: Tokens, drafts: Sequence[Proposal]) -> Tensor:
+        asked.append((tokens, drafts))
+        hand.now += 100 if len(asked) in {1, 5} else len(drafts) + 1
+        return torch.full((len(drafts) + 1, 3), float(len(asked)))
 
     timed = meter.timed(target)
-    assert timed((1, 2, 3, 4), 1).tolist() == [[1.0, 1.0, 1.0]]  # the prompt: 4 new tokens
-    timed((1, 2, 3, 4, 5), 1)
-    timed((1, 2, 3, 4, 5, 6, 7, 8), 3)  # 6 is accepted, 7 and 8 are not
-    timed((1, 2, 3, 4, 5, 6, 9), 1)
-    timed((7, 7, 7, 7), 2)  # another text
-    timed((7, 7, 7, 7, 8), 1)
-    assert [last for _, last in asked] == [1, 1, 3, 1, 2, 1]
+    assert timed((1, 2, 3, 4), ()).tolist() == [[1.0, 1.0, 1.0]]  # the prompt: 4 new tokens
+    timed((1, 2, 3, 4, 5), ())
+    timed((1, 2, 3, 4, 5, 6), drafts := chain((7, 8)))  # both are refused
+    timed((1, 2, 3, 4, 5, 6, 9), ())
+    timed((7, 7, 7), chain((7,)))  # another text
+    timed((7, 7, 7, 7, 8), ())
+    assert [len(drafts) + 1 for _, drafts in asked] == [1, 1, 3, 1, 2, 1]
+    assert asked[2] == ((1, 2, 3, 4, 5, 6), drafts)  # as they are
     assert meter.seconds(3) == pytest.approx([1.0, 2.0, 3.0])
 
 
@@ -344,7 +348,7 @@ def spread(hand: Hand, drawn: list[int], pulled: list[int]) -> Iterator[Proposal
     for token in drawn:
         hand.now += 0.2
         pulled.append(token)
-        yield Proposal(token, law, "spread")
+        yield Proposal(token, law, source="spread")
 
 
 def test_what_is_drawn_is_taken_and_never_looked_at() -> None:
@@ -354,7 +358,7 @@ def test_what_is_drawn_is_taken_and_never_looked_at() -> None:
         hand = Hand()
         policy = policy_for(hand)
 
-        def passes(tokens: Tokens, last: int) -> Tensor:
+        def passes(tokens: Tokens, drafts: Sequence[Proposal]) -> Tensor:
             hand.now += 1
             return torch.empty(0)
 
@@ -367,7 +371,7 @@ def test_what_is_drawn_is_taken_and_never_looked_at() -> None:
 
             proposals, pace = policy(spread(hand, drawn, pulled), state)
             assert [proposal.token for proposal in proposals] == pulled
-            target(state.tokens + tuple(pulled), len(pulled) + 1)
+            target(state.tokens, proposals)
             state = DecodeState(state.request, (*state.tokens, *pulled, 5), pace)  # all stand
             taken.append(len(pulled))
         return taken
@@ -380,13 +384,13 @@ def test_what_is_drawn_is_taken_and_never_looked_at() -> None:
 def test_what_is_drawn_is_taken_even_if_it_turned_out_dear() -> None:
     random = Random(0)
     policy = CostAware(CostMeter(random.random), MOST)
-    target = policy.meter.timed(lambda tokens, last: torch.empty(0))
+    target = policy.meter.timed(lambda tokens, drafts: torch.empty(0))
     state = DecodeState(Request((1, 2), 2000), (1, 2))
     for _ in range(300):
         pulled: list[int] = []
         proposals, pace = policy(spread(Hand(), [7] * MOST, pulled), state)
         assert [proposal.token for proposal in proposals] == pulled
-        target(state.tokens + tuple(pulled), len(pulled) + 1)
+        target(state.tokens, proposals)
         state = DecodeState(state.request, (*state.tokens, *pulled[: random.randrange(MOST)], 5), pace)
 
 
@@ -537,7 +541,7 @@ def test_a_step_that_fails_is_not_learnt_twice() -> None:
 def test_a_clock_that_tells_no_time_is_refused(wrong: object) -> None:
     meter = CostMeter(lambda: wrong)  # type: ignore[arg-type, return-value]
     with pytest.raises(DecodeError, match="the clock tells no finite number"):
-        meter.timed(lambda tokens, last: torch.zeros(last, 3))((1, 2), 1)
+        meter.timed(lambda tokens, drafts: torch.zeros(1, 3))((1, 2), ())
 
 
 @pytest.mark.parametrize(
@@ -582,7 +586,7 @@ def test_only_passes_over_tokens_are_noted(k: int, seconds: float) -> None:
         (lambda: CostAware(CostMeter(), 3, None), "tell"),  # type: ignore[arg-type]
         (lambda: CostMeter().timed(None), "target"),  # type: ignore[arg-type]
         (lambda: CostMeter().timed(tiny_llama()), "target"),
-        (lambda: CostMeter().timed_tree("a"), "target"),  # type: ignore[arg-type]
+        (lambda: CostMeter().timed("a"), "target"),  # type: ignore[arg-type]
     ],
 )
 def test_wrong_parts_are_refused(make: Callable[[], object], parameter: str) -> None:
@@ -595,17 +599,16 @@ def test_a_meter_times_conversations_that_take_turns() -> None:
     hand = Hand()
     meter = CostMeter(hand)
 
-    def target(tokens: Tokens, last: int) -> Tensor:
+    def target(tokens: Tokens, drafts: Sequence[Proposal]) -> Tensor:
         hand.now += 1 if len(tokens) > 20 else 100
-        return torch.zeros(last, 3)
+        return torch.zeros(len(drafts) + 1, 3)
 
     read = meter.timed(target)
     texts: list[Tokens] = [(seed,) * 20 for seed in range(4)]
     for _ in range(4):
         for i, text in enumerate(texts):
-            read(text, 1)
-            texts[i] = (*text, i, 9)  # the second is a draft that is refused
-            read(texts[i], 2)
+            read(text, ())
+            read((*text, i), chain((9,)))  # a draft that is refused
             texts[i] = (*text, i, 8)
     assert meter.seconds(2) == pytest.approx([1.0, 1.0])
 
