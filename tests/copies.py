@@ -16,47 +16,34 @@ from specflow import (
     DecodeError,
     DecodeState,
     Dice,
-    Distribution,
     Drafter,
     EachPrefix,
     Finished,
     Fixed,
-    GreedyBlockDrafter,
     GreedyProcessor,
     LLMDrafter,
-    LogitsProcessor,
     LookupTree,
     MultinomialProcessor,
     Processor,
-    SampledBlockDrafter,
-    Sampling,
     SharedNoise,
     SuffixDrafter,
     Tokens,
-    TreeDrafter,
-    as_tree,
     autoregressive_step,
     run,
     speculative_generate,
     speculative_step,
     start,
 )
-from specflow.stages import (
-    Adjust,
-    Draft,
-    DraftTree,
-    MatchSamples,
-    RejectTokens,
-    VerifyBlock,
-    VerifyTree,
-    advance,
-    commit,
-)
-from specflow.state import Adjusted, Verified
+from specflow.distribution import Distribution
+from specflow.drafters import GreedyBlockDrafter, SampledBlockDrafter
+from specflow.processors import LogitsProcessor
+from specflow.randomness import Sampling
+from specflow.stages import Adjust, Block, Draft, Match, Reject, Verify, advance, commit
+from specflow.state import Adjusted, Drafted
 from tests.far import COPIES, Remote
 from tests.toys import disturbed, passes_of, tiny_llama
 
-T = TypeVar("T")
+S = TypeVar("S", bound=Sampling)
 
 PROMPT: Final = [3, 4, 5, 3, 4]
 NEW: Final = 40
@@ -68,18 +55,18 @@ SHARP: Final = MultinomialProcessor(0.1)
 """What it samples repeats itself, so that a lookup is right at times."""
 
 
-def counted(draft: Callable[[DecodeState], T], verify: Callable[[T], Verified], adjust: Adjust) -> dict[str, object]:
+def counted(draft: Draft, verify: Verify[S], adjust: Adjust[S]) -> dict[str, object]:
     """The copies of each step but the first, in which the models find out how they are fed."""
     drafts: list[int] = []
     verifications: list[int] = []
 
-    def drafting(state: DecodeState) -> T:
+    def drafting(state: DecodeState) -> Drafted:
         COPIES.clear()
         drafted = draft(state)
         drafts.append(len(COPIES))
         return drafted
 
-    def verifying(drafted: T) -> Adjusted:
+    def verifying(drafted: Drafted) -> Adjusted:
         COPIES.clear()
         adjusted = adjust(verify(drafted))
         verifications.append(len(COPIES))
@@ -107,15 +94,15 @@ def decoded(name: str) -> dict[str, object]:
     def rejecting(drafter: Drafter, processor: Processor) -> dict[str, object]:
         return counted(Draft(drafter, Fixed(GAMMA)), Verify(target, processor, Reject(dice)), Adjust(dice))
 
-    def planting(drafter: TreeDrafter, processor: Processor, rng: Sampling) -> dict[str, object]:
-        return counted(DraftTree(drafter, Fixed(GAMMA)), VerifyTree(target.read_tree, processor, rng), Adjust(rng))
+    def matching(drafter: Drafter, processor: Processor) -> dict[str, object]:
+        return counted(Draft(drafter, Fixed(GAMMA)), Verify(target, processor, Match(noise)), Adjust[Sampling](noise))
 
     decoders: dict[str, Callable[[], dict[str, object]]] = {
         "greedy, by blocks": lambda: rejecting(greedy, GREEDY),
         "greedy, token by token": lambda: rejecting(LLMDrafter(model, GREEDY, dice), GREEDY),
         "greedy, suffix": lambda: rejecting(SuffixDrafter(), GREEDY),
-        "greedy, a tree without branches": lambda: planting(as_tree(SuffixDrafter()), GREEDY, dice),
-        "greedy, a tree": lambda: planting(LookupTree(), GREEDY, dice),
+        "greedy, a tree without branches": lambda: rejecting(LookupTree(branches=1), GREEDY),
+        "greedy, a tree": lambda: rejecting(LookupTree(), GREEDY),
         "sampled, by blocks": lambda: rejecting(sampled, SAMPLING),
         "sampled, from greedy blocks": lambda: rejecting(greedy, SAMPLING),
         "sampled, token by token": lambda: rejecting(LLMDrafter(model, SAMPLING, dice), SAMPLING),
@@ -126,9 +113,9 @@ def decoded(name: str) -> dict[str, object]:
         "seed-coupled": lambda: counted(
             Draft(SampledBlockDrafter(model, SAMPLING, noise, GAMMA), Fixed(GAMMA)),
             Verify(target, SAMPLING, Match(noise)),
-            Adjust(noise),
+            Adjust[Sampling](noise),
         ),
-        "seed-coupled, a tree": lambda: planting(LookupTree(), SHARP, noise),
+        "seed-coupled, a tree": lambda: matching(LookupTree(), SHARP),
     }
     return decoders[name]()
 

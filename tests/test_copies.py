@@ -21,12 +21,10 @@ from specflow import (
     DecodeError,
     Dice,
     Fixed,
-    GreedyBlockDrafter,
     GreedyProcessor,
     LLMDrafter,
     MultinomialProcessor,
     Predictor,
-    SampledBlockDrafter,
     SharedNoise,
     Step,
     Tokens,
@@ -36,6 +34,8 @@ from specflow import (
     speculative_step,
     start,
 )
+from specflow.drafters import GreedyBlockDrafter, SampledBlockDrafter
+from specflow.paths import last_rows
 from specflow.testing import CASES, TableModel, World, certify
 from tests.toys import disturbed, oracle, passes_of, tiny_gpt2, tiny_llama
 
@@ -191,7 +191,7 @@ class Table(Module):
     def forward(self, input_ids: Tensor, state: tuple[int, ...] | None = None, use_cache: bool = True) -> object:
         new = tuple(input_ids[0].tolist())
         tokens = (state or ()) + new
-        return Output(self.predict(tokens, len(new))[None], tokens)
+        return Output(last_rows(self.predict, tokens, len(new))[None], tokens)
 
 
 class Output:
