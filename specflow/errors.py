@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NoReturn, TypeVar, final
 
-from attrs import Attribute
 from returns.result import Failure, Result
 from typing_extensions import override
 
@@ -30,12 +29,16 @@ class DecodeError(ValueError):
         self.remedy = remedy
 
     def renamed(self, names: Mapping[str, str]) -> DecodeError:
-        """The same error of a caller's own parameter, where `names` has one for it.
+        """The same error of a caller's own parameter, where `names` has one for it; `DecodeError` for no mapping.
 
         >>> error = DecodeError("prompt", "the prompt is empty", "no tokens", "give one")
         >>> error.renamed({"prompt": "inputs"}).parameter
         'inputs'
         """
+        given: object = names
+        if not isinstance(given, Mapping):
+            kind = f"a {type(given).__name__}"
+            raise DecodeError("names", "names are no mapping", kind, 'give one, such as {"prompt": "inputs"}')
         return DecodeError(names.get(self.parameter, self.parameter), self.happened, self.received, self.remedy)
 
     @override
@@ -60,9 +63,3 @@ def unwrap(result: Result[T, DecodeError]) -> T:
 
 def _fail(error: DecodeError) -> NoReturn:
     raise error
-
-
-def at_least_one(instance: object, attribute: Attribute[int], value: int) -> None:
-    """An attrs validator: refuses a value below 1."""
-    if value < 1:
-        raise DecodeError(attribute.name, f"{attribute.name} is below 1", value, "give 1 or more")

@@ -8,8 +8,9 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from specflow.asked import looked_at, rows_of
+from specflow.asked import looked_at, no_rows, rows_of
 from specflow.guards.checks import calls
+from specflow.guards.ids import reading_of
 from specflow.state import TEXT, Predictor, Proposal, Tokens, chain, parents_of
 from specflow.trees import is_chain, leaves, path_to
 
@@ -55,17 +56,28 @@ def along_paths(model: Callable[[Tokens], Tensor]) -> Predictor:
     def predict(tokens: Tokens, drafts: Sequence[Proposal], /) -> Tensor:
         parents = parents_of(drafts)
         texts = [tokens + tuple([drafts[k].token for k in path_to(parents, i)]) for i in range(TEXT, len(drafts))]
-        return torch.stack([looked_at(model(text)[None], 1, model, len(text), "predictor")[0] for text in texts])
+        return torch.stack([_row(model, text) for text in texts])
 
     return predict
+
+
+def _row(model: Callable[[Tokens], Tensor], text: Tokens) -> Tensor:
+    row: object = model(text)
+    if not isinstance(row, Tensor) or row.ndim != 1:
+        raise DecodeError("model", f"the function {named(model)} gives no row of logits", shown(row), "return floats [V]")
+    return looked_at(row[None], 1, model, len(text), "predictor")[0]
 
 
 def last_rows(predictor: Predictor, tokens: Tokens, last: int, name: str = "predictor") -> Tensor:
     """Logits [last, V] of what follows each of the last `last` prefixes of a text, in one reading.
 
+    `name` is what errors call the predictor. `DecodeError` unless 1 ≤ last ≤ the length of the text.
+
     >>> sums = along_paths(lambda tokens: torch.tensor([float(sum(tokens))]))
     >>> last_rows(sums, (1, 1, 5), 2).tolist()
     [[2.0], [7.0]]
     """
+    calls("a predictor", "give a function of (text, drafts)")(name, predictor)
+    tokens = reading_of(tokens, last)
     end = len(tokens) - last + 1
     return rows_of(predictor, tokens[:end], chain(tokens[end:]), name)

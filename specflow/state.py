@@ -18,9 +18,10 @@ from typing_extensions import TypeVar
 
 from specflow.distribution import Categorical, Distribution, PointMass
 from specflow.errors import DecodeError
-from specflow.guards.checks import a, is_id, or_none, shown, valid, whole
+from specflow.guards.checks import a, calls, is_id, or_none, shown, valid, whole
 from specflow.guards.finite import is_near
 from specflow.guards.ids import Tokens as Tokens  # noqa: PLC0414 - who reads a state finds it here
+from specflow.guards.ids import ids_of
 from specflow.laws import Laws, Lazily
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ Q = TypeVar("Q", bound=Distribution, covariant=True, default=Distribution)
 R = TypeVar("R")
 S = TypeVar("S", bound="Sampling", contravariant=True, default="Randomness")
 
+_is_stage = calls("a stage", "give a function of the record, such as Draft(drafter)")
+
 
 class Record:
     """What a stage takes and gives: `state.then(draft).then(verify)…` has its order checked by every type checker."""
@@ -40,7 +43,8 @@ class Record:
     __slots__ = ()
 
     def then(self, stage: Callable[[Self], R], /) -> R:
-        """What `stage` makes of this record."""
+        """What `stage` makes of this record. `DecodeError` for what cannot be called."""
+        _is_stage("stage", stage)
         return stage(self)
 
 
@@ -204,7 +208,7 @@ class Proposal(Generic[Q]):
     def __attrs_post_init__(self) -> None:
         what = _not_held(self.q, self.token)
         if what is not None:
-            happened = f"the source {self.source!r} drafts token {self.token} with a q that it was not drawn from"
+            happened = f"the source {shown(self.source)} drafts token {self.token} with a q that it was not drawn from"
             raise DecodeError("q", happened, what, "give the law that the token was drawn from, or leave q out")
 
 
@@ -223,12 +227,12 @@ def _not_held(q: Distribution, token: int) -> str | None:
 
 
 def chain(tokens: Sequence[int], source: str = "draft") -> tuple[Proposal[PointMass], ...]:
-    """Certain drafts, each behind the one before it.
+    """Certain drafts, each behind the one before it. `DecodeError` for what is no sequence of ids.
 
     >>> [draft.token for draft in chain((5, 6))]
     [5, 6]
     """
-    return tuple([Proposal(token, PointMass(token), source=source) for token in tokens])
+    return tuple([Proposal(token, PointMass(token), source=source) for token in ids_of("tokens", tokens)])
 
 
 @final
@@ -236,14 +240,15 @@ def chain(tokens: Sequence[int], source: str = "draft") -> tuple[Proposal[PointM
 class Drafted(Record):
     """What is proposed: drafts that would follow `state.tokens`, as a chain or a tree.
 
-    `parents` are what they follow, by number. `DecodeError` for a draft that does not come behind its parent.
+    `parents` are what they follow, by number. `DecodeError` for a draft that does not come behind its parent, and where
+    one is asked about that is not there.
 
     >>> drafted = Drafted(DecodeState(Request((1,), 9), (1,)), (Proposal(5), Proposal(6, parent=TEXT), Proposal(7)))
     >>> drafted.parents, drafted.children(TEXT), drafted.path(2), drafted.text(2)
     ((-1, -1, 1), (0, 1), (1, 2), (1, 6, 7))
     """
 
-    state: DecodeState
+    state: DecodeState = field(validator=valid(a(DecodeState, "give a state, such as start(prompt, 32).unwrap()")))
     proposals: tuple[Proposal, ...]
     parents: tuple[int, ...] = field(init=False, repr=False)
     _children: Mapping[int, tuple[int, ...]] = field(init=False, repr=False)
@@ -263,6 +268,7 @@ class Drafted(Record):
 
     def children(self, i: int) -> tuple[int, ...]:
         """The drafts that directly follow draft i, or the text; none follows a stop token."""
+        _is_number(i, len(self.proposals))
         if i != TEXT and self.proposals[i].token in self.state.request.stop:
             return ()
         return self._children.get(i, ())
@@ -273,6 +279,7 @@ class Drafted(Record):
 
     def path(self, i: int) -> tuple[int, ...]:
         """The drafts from the text down to draft i, itself included."""
+        _is_number(i, len(self.proposals))
         path = []
         while i != TEXT:
             path.append(i)
@@ -297,6 +304,12 @@ def parents_of(drafts: Sequence[Proposal]) -> tuple[int, ...]:
     >>> parents_of((Proposal(5), Proposal(6), Proposal(7, parent=TEXT)))
     (-1, 0, -1)
     """
+    given: object = drafts
+    if not isinstance(given, Sequence):
+        raise DecodeError("drafts", "drafts are no row of them", shown(given), "give proposals, such as chain(tokens)")
+    given: object = drafts
+    if not isinstance(given, Sequence):
+        raise DecodeError("drafts", "drafts are no sequence", shown(given), "give proposals, such as chain(tokens)")
     parents = []
     for i, draft in enumerate(drafts):
         if not isinstance(draft, Proposal):
@@ -309,6 +322,12 @@ def parents_of(drafts: Sequence[Proposal]) -> tuple[int, ...]:
             raise DecodeError("drafter", happened, shown(draft), "yield parents first")
         parents.append(i - 1 if parent == BEFORE else parent)
     return tuple(parents)
+
+
+def _is_number(i: object, drafts: int) -> None:
+    """Refuses what is neither the number of one of so many drafts nor `TEXT`."""
+    if type(i) is not int or not TEXT <= i < drafts:
+        raise DecodeError("i", f"there is no such draft among {drafts}", shown(i), "give a draft's number, or TEXT")
 
 
 @final
@@ -345,6 +364,7 @@ class Scored(Record):
 
     def stretch(self, i: int) -> tuple[Stretch, int]:
         """A stretch of drafts that has draft i on it, and where."""
+        _is_number(i, len(self.drafted.proposals))
         if i not in self._known:
             way = self.drafted.trunk(i)
             start = len(self.drafted.state.tokens) + len(self.drafted.path(i))
@@ -354,6 +374,7 @@ class Scored(Record):
 
     def made(self, i: int) -> Distribution | None:
         """The law behind draft i, where it was asked for."""
+        _is_number(i, len(self.drafted.proposals))
         if i not in self._known:
             return None
         stretch, at = self._known[i]
@@ -362,6 +383,11 @@ class Scored(Record):
 
     def rows(self, path: Sequence[int]) -> Tensor:
         """The logits behind drafts that follow one another, without a copy where they lie together."""
+        given: object = path
+        if not isinstance(given, Sequence) or not given:
+            raise DecodeError("path", "a path is no numbers of drafts", shown(given), "give some, such as (TEXT, 0)")
+        for i in path:
+            _is_number(i, len(self.drafted.proposals))
         first, last = path[0] + 1, path[-1] + 1
         return self.logits[first : last + 1] if last - first == len(path) - 1 else self.logits[[i + 1 for i in path]]
 
@@ -431,13 +457,13 @@ class Adjusted(Record):
     """The new tokens of this step: the accepted drafts and the `bonus` behind them, if any, cut to `keep` of them.
 
     A stage that ends the text says how many tokens to `keep` and names the `reason`; it can add nothing. `commit` cuts
-    at stop tokens and the limit.
+    at stop tokens and the limit. `DecodeError` for a bonus that is no token id, and for values of other kinds.
     """
 
-    verified: Verified[Never]
-    bonus: int | None
-    keep: int | None = None
-    reason: Reason | None = None
+    verified: Verified[Never] = field(validator=valid(a(Verified, "give what Judge returns")))
+    bonus: int | None = field(validator=valid(or_none(whole(0, "give a token id, or None"))))
+    keep: int | None = field(default=None, validator=valid(or_none(whole(0, "give how many tokens stand, or None"))))
+    reason: Reason | None = field(default=None, validator=valid(or_none(a(Reason, "give a Reason, or None"))))
 
     @property
     def tokens(self) -> Tokens:

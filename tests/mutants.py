@@ -11,50 +11,61 @@ from typing import Final, final
 
 import torch
 from attrs import evolve, frozen
-from returns.functions import tap
 from returns.pipeline import flow
 from torch import Tensor
 from typing_extensions import override
 
 from specflow import (
+    TEXT,
     Adjusted,
     Categorical,
-    Committed,
     DecodeState,
-    Distribution,
     Drafted,
-    DraftedTree,
     Drafter,
-    Finished,
+    EachPrefix,
+    Fixed,
     GreedyProcessor,
-    INgramStorage,
     LLMDrafter,
     MultinomialProcessor,
     NGramStorage,
-    Node,
-    Pace,
     PointMass,
+    Processor,
     Proposal,
-    Randomness,
-    Reason,
+    Reject,
+    Rule,
+    Scored,
     Step,
     Tokens,
     TopKProcessor,
+    Verdict,
     Verified,
-    accept_loss,
-    lossy_unadjusted_step,
-    max_fn,
     ngram_step,
-    path_by_path,
     run,
     speculative_step,
+    verified_step,
 )
-from specflow.drafters import propose_nothing
-from specflow.processors import Laws
-from specflow.stages import Adjust, Draft, DraftTree, LossyTypicalAcceptance, RejectTokens, UpdateNgram, advance, commit
-from specflow.stages.verify import Judgement, Rule, judged
-from specflow.state import TEXT
+from specflow.distribution import Distribution, max_fn
+from specflow.drafters import INgramStorage, propose_nothing
+from specflow.lossy import accept_loss
+from specflow.randomness import Randomness
+from specflow.stages import (
+    Adjust,
+    Draft,
+    LossyJudge,
+    LossyTypical,
+    Score,
+    UpdateNgram,
+    Verify,
+    advance,
+    commit,
+    ending,
+    never,
+    unobserved,
+)
+from specflow.state import Committed, Pace, Reason
+from specflow.steps import lossy_unadjusted_step
 from specflow.testing import Case, Ending, ExactnessError, World, certify, same_law
+from specflow.testing.certificate import autoregressive
 
 
 def samples(world: World) -> LLMDrafter:
@@ -69,13 +80,40 @@ def guesses(tokens: Tokens) -> Iterator[Proposal[PointMass]]:
         yield Proposal(tokens[-1])
 
 
-def bush(tokens: Tokens) -> Iterator[Node]:
+FEW: Final = 3
+"""How many drafts of a drawn tree are enough to show a mistake: two siblings, and one behind the first."""
+
+
+def bush(tokens: Tokens) -> Iterator[Proposal[PointMass]]:
     """A tree drafter without a die: both 0 and 1 behind the text, and behind each of them the token that comes next."""
     first = len(tokens) % 2
-    yield Node(first)
-    yield Node(1 - first)
-    yield Node(1 - first, 0)
-    yield Node(first, 1)
+    yield Proposal(first, parent=TEXT)
+    yield Proposal(1 - first, parent=TEXT)
+    yield Proposal(1 - first, parent=0)
+    yield Proposal(first, parent=1)
+
+
+def forked(world: World, widths: tuple[int, ...] = (2, 1)) -> LLMDrafter:
+    """The small model as drafter of a tree: siblings drawn without putting back, the next level behind each of them."""
+    return LLMDrafter(world.drafter, world.processor, world.rng, widths=widths)
+
+
+def thicket(world: World) -> Drafter:
+    """A tree drafter with two draws of one law behind the text, which may be equal, and a certain draft beside them.
+
+    Behind the first draw the drafter draws again, and behind the certain draft there is a certain one.
+    """
+
+    def propose(tokens: Tokens) -> Iterator[Proposal]:
+        sampled, certain = samples(world), len(tokens) % 2
+        first = next(sampled(tokens))
+        yield evolve(first, parent=TEXT)
+        yield evolve(next(sampled(tokens)), parent=TEXT)
+        yield Proposal(certain, parent=TEXT)
+        yield evolve(next(sampled((*tokens, first.token))), parent=0)
+        yield Proposal(1 - certain, parent=2)
+
+    return propose
 
 
 def apart(drafter: Drafter) -> Drafter:
@@ -93,14 +131,10 @@ def apart(drafter: Drafter) -> Drafter:
     return propose
 
 
-def by_rule(world: World, rule: Rule, drafter: Drafter | None = None) -> Step:
+def by_rule(world: World, rule: Rule, drafter: Drafter | None = None, gamma: int = 5) -> Step:
     """The usual step with another verification rule."""
-    draft, adjust = Draft(samples(world) if drafter is None else drafter), Adjust(world.rng)
-
-    def verify(drafted: Drafted) -> Verified:
-        return judged(drafted, world.target, world.processor, rule)
-
-    return lambda state: flow(state, draft, verify, adjust, commit, advance)
+    drafter = samples(world) if drafter is None else drafter
+    return verified_step(drafter, world.target, world.processor, world.rng, rule, Fixed(gamma))
 
 
 def ratio(p: Distribution, draft: Proposal) -> float:
@@ -146,33 +180,26 @@ class Argmax:
 def greedy_by_softmax(world: World) -> Step:
     draft, adjust = Draft(LLMDrafter(world.drafter, SoftmaxLaws(), Argmax())), Adjust(Argmax())
     verify = Verify(world.target, SoftmaxLaws(), Reject(world.rng))
-    return lambda state: flow(state, draft, verify, adjust, commit, advance)
+    return lambda state: flow(state, draft, verify, adjust, commit, advance)  # type: ignore[arg-type] # as mypy sees
 
 
 # Trees
 
 
-def tree_by(world: World, choose: Callable[[Distribution, Sequence[int], int], int | None]) -> Step:
+def walking(world: World, choose: Callable[[Distribution, Sequence[int], int], int | None]) -> Step:
     """The usual step over `bush`; `choose` takes p, the siblings' tokens and their position, and says which stands."""
-    read, draft, adjust = path_by_path(world.target), DraftTree(bush), Adjust(world.rng)
 
-    def verify(drafted: DraftedTree) -> Verified:
-        text, nodes = drafted.state.tokens, drafted.nodes
-        logits = read(text, nodes)
-        path, laws = [TEXT], list[Distribution]()
-        while True:
-            tokens = text + tuple([nodes[i].token for i in path[1:]])
-            laws.append(world.processor.laws(tokens, logits[path[-1] + 1][None])[0])
-            below = [i for i, node in enumerate(nodes) if node.parent == path[-1]]
-            chosen = choose(laws[-1], [nodes[i].token for i in below], len(tokens)) if below else None
+    def rule(scored: Scored) -> Verdict:
+        drafted, here = scored.drafted, TEXT
+        while children := drafted.children(here):
+            siblings = [drafted.proposals[i].token for i in children]
+            chosen = choose(scored.law(here), siblings, len(drafted.text(here)))
             if chosen is None:
                 break
-            path.append(below[chosen])
-        proposals = [Proposal(nodes[i].token) for i in path[1:]]
-        way = logits[[i + 1 for i in path]]
-        return Verified(Drafted(drafted.state, tuple(proposals)), len(proposals), laws[-1], tuple(laws), way)
+            here = children[chosen]
+        return Verdict(drafted.path(here))
 
-    return lambda state: flow(state, draft, verify, adjust, commit, advance)
+    return by_rule(world, rule, bush)
 
 
 def siblings_judged_one_by_one(world: World) -> Step:
@@ -182,7 +209,7 @@ def siblings_judged_one_by_one(world: World) -> Step:
         accepted = [i for i, x in enumerate(siblings) if world.rng.accept(float(dense(p)[x]))]
         return accepted[0] if accepted else None
 
-    return tree_by(world, choose)
+    return walking(world, choose)
 
 
 def redraw_behind_a_tree(world: World) -> Step:
@@ -192,30 +219,136 @@ def redraw_behind_a_tree(world: World) -> Step:
         sample = world.rng.draw(p, position)
         return siblings.index(sample) if sample in siblings else None
 
-    return tree_by(world, choose)
+    return walking(world, choose)
+
+
+def by_siblings(world: World, judged_by: Callable[[Sequence[Distribution]], int], leaves: int) -> Step:
+    """Token rejection on a tree of drawn siblings: p, and what the refused siblings left of it one after the other.
+
+    `judged_by` says which of these laws so far judges the next sibling, and `leaves` which of them all is the
+    correction's.
+    """
+
+    def rule(scored: Scored) -> Verdict:
+        drafted, here = scored.drafted, TEXT
+        while children := drafted.children(here):
+            laws = [scored.law(here)]
+            for child in children:
+                draft = drafted.proposals[child]
+                if world.rng.accept(ratio(laws[judged_by(laws)], draft)):
+                    here = child
+                    break
+                laws.append(left_by(draft, laws[-1]))
+            else:
+                return Verdict(drafted.path(here), laws[leaves])
+        return Verdict(drafted.path(here))
+
+    return by_rule(world, rule, forked(world), FEW)
+
+
+def left_by(draft: Proposal, p: Distribution) -> Distribution:
+    """norm(max(0, p - q)), and p where nothing is left."""
+    rest = max_fn(dense(p) - dense(draft.q))
+    return Categorical(rest) if rest.any() else p
+
+
+def siblings_judged_by_one_law(world: World) -> Step:
+    """Each sibling stands with probability p(x) / q(x), whatever was refused before it."""
+    return by_siblings(world, lambda laws: 0, -1)
+
+
+def residual_of_the_first_sibling_alone(world: World) -> Step:
+    """What the first sibling left judges all others, and is what the correction is drawn from."""
+    return by_siblings(world, lambda laws: min(1, len(laws) - 1), 1)
+
+
+def siblings_as_if_put_back(world: World) -> Step:
+    """Siblings are drawn without putting back, and each comes with the law that the first was drawn from."""
+
+    def forgetful(tokens: Tokens) -> Iterator[Proposal]:
+        laws: dict[int, Distribution] = {}
+        for draft in forked(world)(tokens):
+            yield evolve(draft, q=laws.setdefault(draft.parent, draft.q))
+
+    return by_rule(world, Reject(world.rng), forgetful, FEW)
+
+
+def equal_siblings_kept_once(world: World) -> Step:
+    """Two tokens are drawn from one law, and the second is dropped where it is the first again."""
+
+    def propose(tokens: Tokens) -> Iterator[Proposal]:
+        first, second = (next(samples(world)(tokens)) for _ in range(2))
+        yield evolve(first, parent=TEXT)
+        if second.token != first.token:
+            yield evolve(second, parent=TEXT)
+
+    return speculative_step(propose, world.target, world.processor, world.rng)
+
+
+def traversal(world: World, refused: Callable[[float, float], float]) -> Step:
+    """`Traverse` for drafts that were all drawn; `refused` makes a weight and a mass the weight after a refusal."""
+
+    def below(scored: Scored, here: int, weight: float) -> tuple[int, Distribution] | None:
+        drafted, p = scored.drafted, scored.law(here)
+        for child in drafted.children(here):
+            draft = drafted.proposals[child]
+            q, x = dense(draft.q), draft.token
+            found = below(scored, child, min(1.0, weight * float(dense(p)[x] / q[x]))) if weight > 0 else None
+            if found is not None:
+                return found
+            mass = float((weight * dense(p) - q).clamp(min=0).sum())
+            p = Categorical(max_fn(weight * dense(p) - q)) if mass > 0 else p
+            weight = refused(weight, mass)
+        return (here, p) if world.rng.accept(weight) else None
+
+    def rule(scored: Scored) -> Verdict:
+        found = below(scored, TEXT, 1.0)
+        return Verdict(()) if found is None else Verdict(scored.drafted.path(found[0]), found[1])
+
+    return by_rule(world, rule, forked(world), FEW)
+
+
+def traversed(weight: float, mass: float) -> float:
+    """The right weight after a refusal."""
+    return mass / (mass + (1.0 - weight)) if mass > 0 else float(weight >= 1)
+
+
+def traversal_that_keeps_its_weight(world: World) -> Step:
+    return traversal(world, lambda weight, mass: weight)
+
+
+def traversal_that_takes_the_mass_for_a_weight(world: World) -> Step:
+    return traversal(world, lambda weight, mass: weight if weight >= 1 else min(mass, 1.0))
 
 
 # Verification
 
 
 def redraw_after_a_miss(world: World) -> Step:
-    def rule(proposals: Sequence[Proposal], laws: Laws, start: int) -> Judgement:
-        for i, draft in enumerate(proposals):
-            if world.rng.draw(laws[i], start + i) != draft.token:
-                return i, laws[i]
-        return len(proposals), laws[-1]
+    def rule(scored: Scored) -> Verdict:
+        start = len(scored.drafted.state.tokens)
+        for i, draft in enumerate(scored.drafted.proposals):
+            if world.rng.draw(scored.law(i - 1), start + i) != draft.token:
+                return Verdict(tuple(range(i)), scored.law(i - 1))
+        return all_stand(scored)
 
     return by_rule(world, rule, guesses)
 
 
+def all_stand(scored: Scored) -> Verdict:
+    """The whole of a chain stands."""
+    return Verdict(tuple(range(len(scored.drafted.proposals))))
+
+
 def residual_of_a_point_mass(world: World) -> Step:
-    def rule(proposals: Sequence[Proposal], laws: Laws, start: int) -> Judgement:
-        for i, draft in enumerate(proposals):
-            if not world.rng.accept(ratio(laws[i], draft)):
-                rest = dense(laws[i])
+    def rule(scored: Scored) -> Verdict:
+        for i, draft in enumerate(scored.drafted.proposals):
+            p = scored.law(i - 1)
+            if not world.rng.accept(ratio(p, draft)):
+                rest = dense(p)
                 rest[draft.token] = 0.0
-                return i, Categorical(max_fn(rest)) if rest.any() else laws[i]
-        return len(proposals), laws[-1]
+                return Verdict(tuple(range(i)), Categorical(max_fn(rest)) if rest.any() else p)
+        return all_stand(scored)
 
     return by_rule(world, rule)
 
@@ -241,11 +374,12 @@ class LessOrEqual:
 
 
 def less_or_equal(world: World) -> Step:
-    def rule(proposals: Sequence[Proposal], laws: Laws, start: int) -> Judgement:
-        for i, draft in enumerate(proposals):
-            if not LessOrEqual(world.rng).accept(ratio(laws[i], draft)):
-                return i, Categorical(max_fn(dense(laws[i]) - dense(draft.q)))
-        return len(proposals), laws[-1]
+    def rule(scored: Scored) -> Verdict:
+        for i, draft in enumerate(scored.drafted.proposals):
+            p = scored.law(i - 1)
+            if not LessOrEqual(world.rng).accept(ratio(p, draft)):
+                return Verdict(tuple(range(i)), Categorical(max_fn(dense(p) - dense(draft.q))))
+        return all_stand(scored)
 
     return by_rule(world, rule)
 
@@ -253,14 +387,16 @@ def less_or_equal(world: World) -> Step:
 def reused_uniform(world: World) -> Step:
     """`noise` is one uniform for each position: the one that refused the draft also draws its replacement."""
 
-    def rule(proposals: Sequence[Proposal], laws: Laws, start: int) -> Judgement:
-        for i, draft in enumerate(proposals):
-            accepted = ratio(laws[i], draft)
+    def rule(scored: Scored) -> Verdict:
+        start = len(scored.drafted.state.tokens)
+        for i, draft in enumerate(scored.drafted.proposals):
+            p = scored.law(i - 1)
+            accepted = ratio(p, draft)
             decision = Categorical(torch.tensor([accepted, 1.0 - accepted], dtype=torch.float64))
             if world.noise.draw(decision, start + i) == 1:
-                rest = Categorical(max_fn(dense(laws[i]) - dense(draft.q)))
-                return i, PointMass(world.noise.draw(rest, start + i))
-        return len(proposals), laws[-1]
+                rest = Categorical(max_fn(dense(p) - dense(draft.q)))
+                return Verdict(tuple(range(i)), PointMass(world.noise.draw(rest, start + i)))
+        return all_stand(scored)
 
     return by_rule(world, rule)
 
@@ -269,34 +405,34 @@ def shared_noise_under_rejection(world: World) -> Step:
     """Seed coupling with the wrong rule: the noise that made the draft also draws its replacement."""
     draft, adjust = Draft(LLMDrafter(world.drafter, world.processor, world.noise)), Adjust(world.noise)
     verify = Verify(world.target, world.processor, Reject(world.rng))
-    return lambda state: flow(state, draft, verify, adjust, commit, advance)
+    return lambda state: flow(state, draft, verify, adjust, commit, advance)  # type: ignore[arg-type] # as mypy sees
 
 
 def first_failure_in_the_block(world: World) -> Step:
-    def rule(proposals: Sequence[Proposal], laws: Laws, start: int) -> Judgement:
-        weight, rest = 1.0, laws[0]
+    def rule(scored: Scored) -> Verdict:
+        proposals = scored.drafted.proposals
+        weight, rest = 1.0, scored.law(TEXT)
         for i, draft in enumerate(proposals):
-            p, q = dense(laws[i]), dense(draft.q)
+            p, q = dense(scored.law(i - 1)), dense(draft.q)
             left = (weight * p - q).clamp(min=0)
-            rest = Categorical(max_fn(left)) if left.any() else laws[i]
+            rest = Categorical(max_fn(left)) if left.any() else scored.law(i - 1)
             weight = min(1.0, weight * float(p[draft.token] / q[draft.token]))
             if i + 1 == len(proposals):
                 passes = weight
             else:
-                mass = float((weight * dense(laws[i + 1]) - dense(proposals[i + 1].q)).clamp(min=0).sum())
+                mass = float((weight * dense(scored.law(i)) - dense(proposals[i + 1].q)).clamp(min=0).sum())
                 passes = mass / (mass + 1.0 - weight) if mass else float(weight == 1.0)
             if not world.rng.accept(passes):
-                return i, rest
-        return len(proposals), laws[-1]
+                return Verdict(tuple(range(i)), rest)
+        return all_stand(scored)
 
     return by_rule(world, rule)
 
 
 def bonus_from_the_wrong_row(world: World) -> Step:
-    def rule(proposals: Sequence[Proposal], laws: Laws, start: int) -> Judgement:
-        verify = Verify(world.target, world.processor, Reject(world.rng))
-        accepted, correction = verify.judge(proposals, laws, start)
-        return accepted, laws[-2] if accepted == len(proposals) > 0 else correction
+    def rule(scored: Scored) -> Verdict:
+        verdict, drafts = Reject(world.rng)(scored), len(scored.drafted.proposals)
+        return Verdict(verdict.path, scored.law(drafts - 2)) if len(verdict.path) == drafts > 0 else verdict
 
     return by_rule(world, rule)
 
@@ -306,13 +442,11 @@ def skipped_adjustment(world: World) -> Step:
 
 
 def typical_acceptance(world: World) -> Step:
-    draft, adjust = Draft(samples(world)), Adjust(world.rng)
-    verify = LossyTypicalAcceptance(world.target, world.processor, world.rng)
-
-    def end(verified: Verified) -> DecodeState | Finished:
-        return flow(verified, adjust, commit, advance)
-
-    return accept_loss(lambda state: flow(state, draft, verify).map(end))
+    draft, score = Draft(samples(world)), Score(world.target, world.processor)
+    judge, adjust, end = LossyJudge(LossyTypical(world.rng)), Adjust(world.rng), ending()
+    return accept_loss(
+        lambda state: state.then(draft).then(score).then(judge).map(lambda verified: verified.then(adjust).then(end))
+    )
 
 
 # Drafting
@@ -334,7 +468,7 @@ def policy_peeks_at_the_target(world: World) -> Step:
     def knowing(stream: Iterator[Proposal], state: DecodeState) -> tuple[tuple[Proposal, ...], Pace]:
         tokens, taken = state.tokens, []
         for proposal in islice(stream, 5):
-            p = world.processor.laws(tokens, world.target(tokens, 1))[0]
+            p = world.processor.laws(tokens, world.target(tokens, ()))[0]
             if dense(p)[proposal.token] < dense(proposal.q)[proposal.token]:
                 break
             taken.append(proposal)
@@ -347,39 +481,53 @@ def policy_peeks_at_the_target(world: World) -> Step:
 def another_law_than_the_draft_was_drawn_from(world: World) -> Step:
     def flattened(tokens: Tokens) -> Iterator[Proposal]:
         while True:
-            (q,) = MultinomialProcessor(3.0).laws(tokens, world.drafter(tokens, 1))
-            reported = world.processor.laws(tokens, world.drafter(tokens, 1))[0]
+            (q,) = MultinomialProcessor(3.0).laws(tokens, world.drafter(tokens, ()))
+            reported = world.processor.laws(tokens, world.drafter(tokens, ()))[0]
             tokens = (*tokens, world.rng.draw(q, len(tokens)))
             yield Proposal(tokens[-1], reported)
 
     return speculative_step(flattened, world.target, world.processor, world.rng)
 
 
-# Committing
+# Stopping
+
+
+def without_stops(scored: Scored) -> Scored:
+    """The same, of a text that nothing ends."""
+    drafted = scored.drafted
+    endless = evolve(drafted.state, request=evolve(drafted.state.request, stop=frozenset()))
+    return Scored(Drafted(endless, drafted.proposals), scored.logits, scored.make)
 
 
 def past_stops(world: World) -> Callable[[DecodeState], Drafted]:
-    """Drafts that go on behind a stop token, as those of `Draft` do not."""
+    """Drafts that go on behind a stop token, as chains of `Draft` do not."""
     return lambda state: Drafted(state, tuple(islice(samples(world)(state.tokens), min(5, state.room - 1))))
 
 
-def stop_looked_for_at_the_end_only(world: World) -> Step:
-    draft, verify = past_stops(world), Verify(world.target, world.processor, Reject(world.rng))
-    adjust = Adjust(world.rng)
+def reject_past_stops(world: World) -> Rule:
+    """Token rejection that goes on behind a stop token."""
+    return lambda scored: Reject(world.rng)(without_stops(scored))
 
+
+def judged_past_stops(world: World, end: Callable[[Adjusted], Committed]) -> Step:
+    """The usual step, but drafts and rule do not look for stop tokens, and another stage commits."""
+    draft, verify = past_stops(world), Verify(world.target, world.processor, reject_past_stops(world))
+    adjust = Adjust(world.rng)
+    return lambda state: draft(state).then(verify).then(adjust).then(end).then(advance)
+
+
+def stop_looked_for_at_the_end_only(world: World) -> Step:
     def late(adjusted: Adjusted) -> Committed:
         state = adjusted.verified.drafted.state
         after = evolve(state, tokens=state.tokens + adjusted.tokens)
         stopped = after.tokens[-1] in state.request.stop
         return Committed(adjusted, after, Reason.STOP if stopped else Reason.LIMIT if after.room <= 0 else None)
 
-    return lambda state: flow(state, draft, verify, adjust, late, advance)
+    return judged_past_stops(world, late)
 
 
 def stop_found_by_id(world: World) -> Step:
     """Several stop tokens in one step: cuts at the first *id* that occurs, not at the earliest position."""
-    draft, verify = past_stops(world), Verify(world.target, world.processor, Reject(world.rng))
-    adjust = Adjust(world.rng)
 
     def misled(adjusted: Adjusted) -> Committed:
         state = adjusted.verified.drafted.state
@@ -389,7 +537,46 @@ def stop_found_by_id(world: World) -> Step:
                 return Committed(adjusted, evolve(state, tokens=state.tokens + adjusted.tokens[:end]), Reason.STOP)
         return commit(adjusted)
 
-    return lambda state: flow(state, draft, verify, adjust, misled, advance)
+    return judged_past_stops(world, misled)
+
+
+@final
+@frozen
+class Heard:
+    """A text, and the texts behind a stop token whose law a processor was asked for."""
+
+    ending: Ending
+    over: frozenset[Tokens]
+
+    @override
+    def __str__(self) -> str:
+        return f"{self.ending}; asked behind {', '.join(map(str, sorted(self.over))) or 'no stop token'}"
+
+
+def heard_of(compose: Callable[[World, Processor], Step]) -> Callable[[Case], object]:
+    """The target's processor must not be asked about a text that is over: a strict automaton has no law there."""
+
+    def program(world: World) -> Heard:
+        prompt, stop = world.start.request.prompt, world.start.request.stop
+        over: set[Tokens] = set()
+
+        def law(prefix: Tokens, logits: Tensor) -> Distribution:
+            if stop.intersection(prefix[len(prompt) :]):
+                over.add(prefix[len(prompt) :])
+            return world.processor.laws(prefix, logits[None])[0]
+
+        ending = Ending.of(run(compose(world, EachPrefix(law)), world.start))
+        return Heard(ending, frozenset(over))
+
+    def reference(world: World) -> Heard:
+        return Heard(autoregressive(world, world.rng), frozenset())
+
+    return lambda case: same_law(program, reference, [case])
+
+
+def rule_that_goes_below_a_stop_token(world: World, processor: Processor) -> Step:
+    """The text is cut at its first stop token, so that it is exact; but what is behind that was asked for."""
+    return verified_step(forked(world), world.target, processor, world.rng, reject_past_stops(world), Fixed(FEW))
 
 
 # Learning
@@ -428,14 +615,15 @@ def learning(world: World, storage: INgramStorage, drafter: Drafter, filler_top_
 
 def learning_what_was_refused(world: World, storage: NGramStorage) -> Step:
     draft, verify = Draft(samples(world)), Verify(world.target, world.processor, Reject(world.rng))
-    adjust, update = Adjust(world.rng), UpdateNgram(storage, 2)
+    adjust, end = Adjust(world.rng), ending(never, unobserved, UpdateNgram(storage, 2))
 
-    def too_eager(verified: Verified) -> None:
+    def too_eager(verified: Verified) -> Verified:
         text, accepted = verified.drafted.state.tokens + verified.drafted.tokens, verified.accepted
         refused = verified.drafted.tokens[accepted:]
         storage.learn(text, len(text) - len(refused), [[draft] for draft in refused])
+        return verified
 
-    return lambda state: flow(state, draft, verify, tap(too_eager), adjust, commit, update, advance)
+    return lambda state: state.then(draft).then(verify).then(too_eager).then(adjust).then(end)
 
 
 def contents_of(compose: Callable[[World, NGramStorage], Step], filler_top_k: int = 2) -> Callable[[Case], object]:
@@ -486,6 +674,15 @@ MUTANTS: Final = (
     Mutant("greedy by softmax: p and q are softmaxes, choices argmax", text_of(greedy_by_softmax), GREEDY),
     Mutant("siblings of a tree judged one by one by p", text_of(siblings_judged_one_by_one)),
     Mutant("a tree that redraws where the sample is no child", text_of(redraw_behind_a_tree)),
+    Mutant("siblings of a tree all judged by p/q", text_of(siblings_judged_by_one_law)),
+    Mutant("a residual that is not updated between siblings", text_of(residual_of_the_first_sibling_alone)),
+    Mutant("siblings drawn without putting back, their q as if they were put back", text_of(siblings_as_if_put_back)),
+    Mutant("equal siblings, each drawn from q, kept once", text_of(equal_siblings_kept_once)),
+    Mutant("traversal whose weight stays as it is after a refusal", text_of(traversal_that_keeps_its_weight)),
+    Mutant(
+        "traversal with the mass as its weight after a refusal", text_of(traversal_that_takes_the_mass_for_a_weight)
+    ),
+    Mutant("a rule that goes below a stop token", heard_of(rule_that_goes_below_a_stop_token)),
     Mutant("n-gram drafting that redraws from p after a miss", text_of(redraw_after_a_miss)),
     Mutant("a wrong residual: p without the draft, though it was sampled", text_of(residual_of_a_point_mass)),
     Mutant("`u <= p/q` at p = 0, `u` one of the 2²⁴ numbers of `torch.rand`", text_of(less_or_equal)),
@@ -502,7 +699,7 @@ MUTANTS: Final = (
         SAMPLED[:3],  # of a draft outside the top k it would be seen that it was not drawn from q
     ),
     Mutant("skipped adjustment: `LossySkipAdjustment`", text_of(skipped_adjustment)),
-    Mutant("typical acceptance: `LossyTypicalAcceptance`", text_of(typical_acceptance)),
+    Mutant("typical acceptance: `LossyTypical`", text_of(typical_acceptance)),
     Mutant("a stop token inside the block is overlooked", text_of(stop_looked_for_at_the_end_only)),
     Mutant("of two stop tokens the first id wins, not the first position", text_of(stop_found_by_id)),
 )

@@ -18,7 +18,7 @@ from torch.nn import Module
 from transformers import PreTrainedModel
 from typing_extensions import override
 
-from specflow import DecodeError, LengthPenalty, autoregressive_generate, beam_search_generate
+from specflow import DecodeError, autoregressive_generate, beam_search_generate
 from specflow.beam import (
     Beam,
     BeamPredictor,
@@ -26,6 +26,7 @@ from specflow.beam import (
     CachedBeamPredictor,
     Expand,
     Expanded,
+    LengthPenalty,
     Select,
     Selected,
     ShowBeams,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import final
@@ -21,11 +21,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from typing_extensions import override
 
 from specflow import (
+    TEXT,
     CachedPredictor,
     DecodeError,
     Fixed,
     GreedyProcessor,
-    Node,
     PointMass,
     Proposal,
     Step,
@@ -130,7 +130,7 @@ def test_the_time_of_a_text_is_split_exactly() -> None:
 
     base = plan_of(tiny_llama())
     slow = Slow(hand)
-    CachedPredictor(slow)((5, 6), 1)  # it is tried before anything is timed
+    CachedPredictor(slow)((5, 6), ())  # it is tried before anything is timed
     plan = evolve(
         base,
         models=Models({"": slow}),
@@ -172,7 +172,7 @@ def test_every_decoder_writes_the_oracles_text_and_its_counts_fit() -> None:
     model = tiny_llama(3)
     helper = disturbed(model, 1, 0.05)
     for each in (model, helper):  # tried before anything is counted, as by the warm-up of a benchmark
-        CachedPredictor(each).read_tree((0, 1), (Node(0), Node(1)))
+        CachedPredictor(each)((0, 1), (Proposal(0), Proposal(1, parent=TEXT)))
     before = helper.generation_config.to_dict()
     labels = (
         "autoregressive",
@@ -266,8 +266,8 @@ def test_a_text_that_differs_is_found_with_its_margin() -> None:
     def forgetful(context: Context) -> Step:
         """Decodes as if the text began 4 tokens before its end, from the sixth new token on."""
 
-        def target(tokens: Tokens, last: int) -> Tensor:
-            return context.target(tokens[-4:] if len(tokens) > 7 else tokens, last)
+        def target(tokens: Tokens, drafts: Sequence[Proposal]) -> Tensor:
+            return context.target(tokens[-4:] if len(tokens) > 7 else tokens, drafts)
 
         return autoregressive_step(target, context.processor, context.rng)
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from itertools import islice
 from math import fsum
 from operator import itemgetter
 from pathlib import Path
+from typing import Final, final
 
 import pytest
 import torch
+from attrs import evolve, frozen
 from returns.pipeline import flow
+from torch import Tensor
 
 from specflow import (
-    BlackBox,
+    Block,
     Categorical,
     DecodeError,
     DecodeState,
@@ -22,34 +26,43 @@ from specflow import (
     Finished,
     Fixed,
     GammaPolicy,
-    GuessingNGramDrafter,
-    INgramStorage,
+    GreedyProcessor,
     LLMDrafter,
     LookupTree,
+    Match,
     NGramDrafter,
     NGramStorage,
-    OneLevelNGramStorage,
+    NucleusProcessor,
+    Processor,
+    PromptLookup,
     Proposal,
-    Sampling,
+    Reject,
+    Rule,
     Step,
+    SuffixDrafter,
     Tokens,
-    TreeDrafter,
-    as_tree,
+    TopKProcessor,
+    Traverse,
+    at_most,
     autoregressive_step,
-    once,
-    path_by_path,
+    first_of,
+    longest,
     seed_coupled_step,
     speculative_step,
-    tree_step,
+    then,
+    verified_step,
 )
-from specflow.drafters import PromptLookup, SuffixDrafter, at_most, first_of, longest, propose_nothing, then
+from specflow.distribution import BlackBox, Distribution
+from specflow.drafters import GuessingNGramDrafter, INgramStorage, OneLevelNGramStorage, propose_nothing
+from specflow.loop import once
+from specflow.randomness import Randomness, Sampling
 from specflow.stages import (
     Adjust,
     Condition,
     Draft,
     Observer,
     StopWhen,
-    VerifyBlock,
+    Verify,
     advance,
     commit,
     never,
@@ -60,6 +73,7 @@ from specflow.testing import (
     Branch,
     Case,
     ExactnessError,
+    HiddenProcessor,
     Noise,
     TableModel,
     World,
@@ -68,7 +82,23 @@ from specflow.testing import (
     certify_seed,
     exact_law,
 )
-from tests.mutants import MUTANTS, Mutant, apart, bush, contents_of, guesses, learning, samples, table
+from tests.mutants import (
+    MUTANTS,
+    Mutant,
+    apart,
+    bush,
+    by_siblings,
+    contents_of,
+    forked,
+    guesses,
+    heard_of,
+    learning,
+    samples,
+    table,
+    thicket,
+    traversal,
+    traversed,
+)
 
 DOCS = Path(__file__).parent.parent / "docs" / "certificate.md"
 
@@ -108,6 +138,14 @@ def by_blocks(world: World, drafter: Drafter, gamma: GammaPolicy = Fixed()) -> S
     return lambda state: flow(state, draft, verify, adjust, commit, advance)
 
 
+def by_paths(world: World, drafter: Drafter, gamma: GammaPolicy = Fixed()) -> Step:
+    return by_rule(Traverse, world, drafter, gamma)
+
+
+def by_rule(make: Callable[[Randomness], Rule], world: World, drafter: Drafter, gamma: GammaPolicy = Fixed()) -> Step:
+    return verified_step(drafter, world.target, world.processor, world.rng, make(world.rng), gamma)
+
+
 def coupled(world: World, drafter: Drafter, gamma: GammaPolicy = Fixed()) -> Step:
     return seed_coupled_step(drafter, world.target, world.processor, world.noise, gamma)
 
@@ -115,10 +153,6 @@ def coupled(world: World, drafter: Drafter, gamma: GammaPolicy = Fixed()) -> Ste
 def sharing(world: World) -> LLMDrafter:
     """The small model as drafter, drawing from the noise that the target draws from."""
     return LLMDrafter(world.drafter, world.processor, world.noise)
-
-
-def by_trees(world: World, rng: Sampling, gamma: int = 4, drafter: TreeDrafter = bush) -> Step:
-    return tree_step(drafter, path_by_path(world.target), world.processor, rng, Fixed(gamma))
 
 
 def by_turns(world: World) -> Drafter:
@@ -147,7 +181,7 @@ def nasd(world: World, storage: INgramStorage, filler_top_k: int = 3) -> Step:
 
 def guessing(world: World) -> Step:
     storage = fresh(world)
-    return learning(world, storage, apart(GuessingNGramDrafter(storage, world.target((0,), 1).shape[-1])))
+    return learning(world, storage, apart(GuessingNGramDrafter(storage, world.target((0,), ()).shape[-1])))
 
 
 def kept_while_likely(stream: Iterator[Proposal], state: DecodeState) -> tuple[tuple[Proposal, ...], tuple[float, ...]]:
@@ -160,6 +194,74 @@ def kept_while_likely(stream: Iterator[Proposal], state: DecodeState) -> tuple[t
     return tuple(taken), state.pace
 
 
+def likely_up_to_four(stream: Iterator[Proposal], state: DecodeState) -> tuple[tuple[Proposal, ...], tuple[float, ...]]:
+    return kept_while_likely(islice(stream, 4), state)
+
+
+@final
+@frozen
+class Undecided:
+    """Noise that belongs to positions, for what draws and takes no decisions."""
+
+    noise: Sampling
+
+    def draw(self, law: Distribution, position: int, /) -> int:
+        """One token of the law."""
+        return self.noise.draw(law, position)
+
+    def draw_there(self, probs: Tensor, position: int, /) -> Tensor:
+        """`draw`, where the law is."""
+        return self.noise.draw_there(probs, position)
+
+    def accept(self, probability: float, /) -> bool:
+        """Fails the test."""
+        raise AssertionError("noise was asked for a decision")
+
+
+RULES: Final[dict[str, Callable[[Randomness], Rule]]] = {
+    "token rejection": Reject,
+    "sample-and-match": Match,
+    "block verification": Block,
+    "traversal": Traverse,
+}
+
+CHAINS: Final[dict[str, Callable[[World], Drafter]]] = {
+    "sampled drafts": samples,
+    "certain drafts": lambda w: guesses,
+    "certain and sampled drafts": by_turns,
+    "suffix, then a model": lambda w: then(SuffixDrafter(most=1), samples(w)),
+    "a model, then suffix": lambda w: then(at_most(1, samples(w)), SuffixDrafter()),
+}
+
+TREES: Final[dict[str, Callable[[World], Drafter]]] = {
+    "a certain tree": lambda w: bush,
+    "a tree of lookups": lambda w: LookupTree(),
+    "a tree of a model": forked,
+    "three siblings of a model": lambda w: forked(w, (3,)),
+    "a chain of a model as a tree": lambda w: forked(w, (1,)),
+    "drawn and certain siblings": thicket,
+    "a tree behind a lookup": lambda w: then(at_most(1, guesses), forked(w)),
+    "a lookup behind a tree": lambda w: then(at_most(2, forked(w)), PromptLookup()),
+}
+
+TREE_CASES: Final = (
+    Case(2, (0,), 4, seed=15),
+    Case(2, (1, 0), 4, frozenset({1}), seed=16),
+    Case(3, (2,), 3, seed=1),
+    Case(3, (0, 1), 3, frozenset({2}), seed=2),
+    Case(3, (1, 1), 3, frozenset({0, 2}), seed=3),
+    Case(3, (2, 0), 3, processor=lambda rng: TopKProcessor(0.8, 2), seed=6),
+    Case(4, (2, 2), 3, frozenset({0}), lambda rng: NucleusProcessor(1.5, 0.7), 9),
+    Case(2, (1, 1), 3, processor=HiddenProcessor, seed=12),
+    Case(3, (1,), 3, frozenset({1}), HiddenProcessor, 11),
+    Case(3, (0, 1), 6, processor=lambda rng: GreedyProcessor(), seed=13),
+    Case(4, (3,), 6, frozenset({0, 1}), lambda rng: GreedyProcessor(0.7), 14),
+)
+"""Sampled, hidden and greedy, each with stop tokens and without; small, as a drawn tree has many branches."""
+
+FULL_TREES: Final = frozenset({"a certain tree", "a tree of lookups", "a chain of a model as a tree"})
+"""Those with so few branches that they are certified on all cases."""
+
 DECODERS: dict[str, Callable[[World], Step]] = {
     "autoregressive": plain,
     "autoregressive, a drafter without words": lambda w: rejecting(w, propose_nothing),
@@ -171,6 +273,7 @@ DECODERS: dict[str, Callable[[World], Step]] = {
     "sampled drafts, block verification, gamma 2": lambda w: by_blocks(w, samples(w), Fixed(2)),
     "sampled drafts, block verification, a confidence stop": lambda w: by_blocks(w, samples(w), kept_while_likely),
     "sampled drafts, token rejection, a confidence stop": lambda w: rejecting(w, samples(w), kept_while_likely),
+    "sampled drafts, traversal, a confidence stop": lambda w: by_paths(w, samples(w), kept_while_likely),
     "shared noise, sample-and-match": lambda w: coupled(w, sharing(w)),
     "certain drafts, token rejection": lambda w: rejecting(w, guesses),
     "certain drafts, sample-and-match": lambda w: matching(w, guesses),
@@ -189,10 +292,10 @@ DECODERS: dict[str, Callable[[World], Step]] = {
     "suffix, else a model": lambda w: rejecting(w, first_of(SuffixDrafter(shortest=2), samples(w))),
     "suffix, then a model, block verification": lambda w: by_blocks(w, then(SuffixDrafter(most=1), samples(w))),
     "the first token from the target": lambda w: once(plain(w), rejecting(w, samples(w), Fixed(2))),
-    "a tree": lambda w: by_trees(w, w.rng),
-    "a tree of one node": lambda w: by_trees(w, w.rng, 1),
-    "a tree that is a chain": lambda w: by_trees(w, w.rng, 3, as_tree(guesses)),
-    "a tree of lookups": lambda w: by_trees(w, w.rng, 4, LookupTree()),
+    "a tree": lambda w: rejecting(w, bush, Fixed(4)),
+    "a tree of one draft": lambda w: rejecting(w, bush, Fixed(1)),
+    "a tree that is a chain": lambda w: rejecting(w, guesses, Fixed(3)),
+    "a tree of lookups": lambda w: rejecting(w, LookupTree(), Fixed(4)),
 }
 """One line for each decoder, each certified on every case."""
 
@@ -208,7 +311,7 @@ COUPLED: dict[str, Callable[[World], Step]] = {
     "n-gram storage": lambda w: coupled(w, apart(NGramDrafter(fresh(w)))),
     "suffix, then a model": lambda w: coupled(w, then(SuffixDrafter(most=1), sharing(w))),
     "the first token from the target": lambda w: once(coupled(w, propose_nothing), coupled(w, sharing(w), Fixed(2))),
-    "a tree": lambda w: by_trees(w, w.noise),
+    "a tree": lambda w: coupled(w, bush, Fixed(4)),
 }
 """One line for each decoder whose text depends on the seed alone."""
 
@@ -220,9 +323,76 @@ def test_decoders_are_exact(name: str) -> None:
     assert certificate.distance < 1e-12
 
 
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", CHAINS)
+def test_every_rule_is_exact_on_chains(name: str, rule: str) -> None:
+    certificate = certify(lambda world: by_rule(RULES[rule], world, CHAINS[name](world), Fixed(3)))
+    assert certificate.cases == len(CASES)
+    assert certificate.distance < 1e-12
+    assert 0 < certificate.accepted < 1
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", TREES)
+def test_every_rule_is_exact_on_trees(name: str, rule: str) -> None:
+    cases = CASES if name in FULL_TREES else TREE_CASES
+    certificate = certify(lambda world: by_rule(RULES[rule], world, TREES[name](world), Fixed(4)), cases=cases)
+    assert certificate.cases == len(cases)
+    assert certificate.distance < 1e-12
+    assert 0 < certificate.accepted < 1
+
+
+@pytest.mark.parametrize("gamma", [1, 2, 3, 5])
+@pytest.mark.parametrize("rule", ["token rejection", "traversal"])
+def test_a_tree_may_be_cut_anywhere(rule: str, gamma: int) -> None:
+    for drafter in (forked, thicket):
+        certify(lambda w: by_rule(RULES[rule], w, drafter(w), Fixed(gamma)), cases=TREE_CASES[1::2])  # noqa: B023
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_tree_may_end_behind_an_unlikely_draft(rule: str) -> None:
+    """A policy that looks at what it took; the token that it saw is kept."""
+    for drafter in (forked, thicket):
+        certify(
+            lambda w: by_rule(RULES[rule], w, drafter(w), likely_up_to_four),  # noqa: B023 - called here
+            cases=TREE_CASES[:5],
+        )
+
+
 @pytest.mark.parametrize("name", COUPLED)
 def test_a_seed_has_one_text(name: str) -> None:
     certify_seed(COUPLED[name])
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_a_seed_has_one_text_on_trees(name: str) -> None:
+    """Of a model's tree that draws its siblings from the same noise, without putting back."""
+    seeded = tuple(case for case in TREE_CASES if case.processor is not HiddenProcessor)
+
+    def compose(world: World) -> Step:
+        return coupled(world, TREES[name](evolve(world, rng=Undecided(world.noise))), Fixed(4))
+
+    certify_seed(compose, cases=seeded)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_no_rule_asks_a_processor_behind_a_stop_token(rule: str) -> None:
+    def compose(world: World, processor: Processor, drafter: Callable[[World], Drafter]) -> Step:
+        return verified_step(drafter(world), world.target, processor, world.rng, RULES[rule](world.rng), Fixed(3))
+
+    for case in TREE_CASES:
+        if case.stop:
+            for drafter in (forked, thicket, samples):
+                heard_of(lambda world, processor: compose(world, processor, drafter))(case)  # noqa: B023
+
+
+def test_the_mutants_for_trees_have_one_mistake() -> None:
+    """Without it they are exact."""
+    for compose in (
+        lambda world: by_siblings(world, lambda laws: len(laws) - 1, -1),
+        lambda world: traversal(world, traversed),
+    ):
+        certify(compose, cases=TREE_CASES[:7])
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.mistake)
@@ -311,7 +481,7 @@ def test_all_branches_weigh_one() -> None:
 def test_noise_has_the_law_it_is_asked_for_at_every_position(seed: int) -> None:
     """Whatever was drawn before at the same position, each single draw has its law: a coupling of all of them."""
     random_laws = TableModel(3, seed)
-    laws = [Categorical(random_laws((context,), 1)[0].exp()) for context in range(3)]
+    laws = [Categorical(random_laws((context,), ())[0].exp()) for context in range(3)]
 
     def draws(branch: Branch) -> tuple[int, ...]:
         noise = Noise(branch)
@@ -344,5 +514,5 @@ def test_the_expected_number_of_accepted_drafts_is_exact() -> None:
         outcome = rejecting(world, samples(world), Fixed(1))(world.start)
         return (outcome.state if isinstance(outcome, Finished) else outcome).tally.accepted
 
-    p, q = (TableModel(3, seed)((0,), 1)[0].exp() for seed in (2, 3))
+    p, q = (TableModel(3, seed)((0,), ())[0].exp() for seed in (2, 3))
     assert case.law(accepted).mean(float) == pytest.approx(1 - 0.5 * float((p - q).abs().sum()), abs=1e-15)

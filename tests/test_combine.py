@@ -18,11 +18,8 @@ from transformers import PreTrainedModel
 from specflow import (
     CachedPredictor,
     Categorical,
-    CertainDrafter,
-    Count,
     DecodeError,
     Dice,
-    Distribution,
     Drafter,
     Finished,
     Fixed,
@@ -34,21 +31,23 @@ from specflow import (
     PointMass,
     PromptLookup,
     Proposal,
-    Randomness,
     SuffixDrafter,
     Tokens,
-    UncachedPredictor,
     at_most,
     autoregressive_generate,
     first_of,
     longest,
-    propose_nothing,
     run,
     speculative_step,
     start,
     then,
 )
+from specflow.distribution import Distribution
+from specflow.drafters import propose_nothing
 from specflow.models import Loaded
+from specflow.predictors import UncachedPredictor
+from specflow.randomness import Randomness
+from specflow.state import CertainDrafter, Count
 from tests.toys import VOCABULARY, disturbed, oracle, tiny_gpt2, tiny_llama
 
 

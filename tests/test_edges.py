@@ -35,10 +35,9 @@ from specflow import (
     Dice,
     Fixed,
     GreedyProcessor,
-    Node,
+    Proposal,
     SuffixDrafter,
     Tokens,
-    UncachedPredictor,
     autoregressive_generate,
     autoregressive_step,
     beam_search_generate,
@@ -49,8 +48,10 @@ from specflow import (
     start,
 )
 from specflow.interop import new_tokens
-from specflow.state import Finished
-from specflow.trial import horizons_of
+from specflow.paths import last_rows
+from specflow.predictors import UncachedPredictor
+from specflow.predictors.trial import horizons_of
+from specflow.state import Finished, chain
 from tests.toys import oracle, passes_of, tiny_gpt2, tiny_llama
 
 OF_PEFT = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
@@ -81,14 +82,18 @@ def fresh(model: Module, tokens: Tokens, last: int) -> Tensor:
         return torch.cat([deepcopy(model)(torch.tensor([tokens[:end]])).logits[0, -1:] for end in ends])
 
 
+TREE: Final = (Proposal(4), Proposal(5, parent=-1), Proposal(6, parent=0))
+PAIR: Final = (Proposal(4), Proposal(5, parent=-1))
+
+
 def walk(model: Module, pristine: Module, longest: int = 48) -> None:
     """Reads on, drafts that are refused, trees, and back: all rows are the fresh ones, with a memo and without."""
     cached, afresh = CachedPredictor(model), UncachedPredictor(model)
     for predict in (cached, afresh):
         for end in (3, 14, 13, longest - 6, longest - 5, 20, longest - 2):
             text = (*TEXT[:end], 7, 9)
-            torch.testing.assert_close(predict(text, 3), fresh(pristine, text, 3), rtol=0, atol=1e-9)
-            rows = predict.read_tree(text, (Node(4), Node(5), Node(6, parent=0)))
+            torch.testing.assert_close(last_rows(predict, text, 3), fresh(pristine, text, 3), rtol=0, atol=1e-9)
+            rows = predict(text, TREE)
             expected = torch.cat([fresh(pristine, (*text, 4, 6), 3), fresh(pristine, (*text, 5), 1)])
             torch.testing.assert_close(rows[[0, 1, 3, 2]], expected, rtol=0, atol=1e-9)
 
@@ -217,12 +222,12 @@ def test_what_is_no_function_of_the_tokens_is_refused_before_any_text(
     predictor: Callable[[Module], CachedPredictor | UncachedPredictor],
 ) -> None:
     with pytest.raises(DecodeError, match="depend on what it read before: received Counting; give a function"):
-        predictor(Counting())((1, 2), 1)
+        predictor(Counting())((1, 2), ())
     seq2seq = T5ForConditionalGeneration(T5Config(vocab_size=32, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2))
     with pytest.raises(DecodeError, match="the model is an encoder-decoder: received T5ForConditionalGeneration"):
         predictor(seq2seq)
     with pytest.raises(DecodeError, match=r"cannot read ids alone .*: received Linear"):
-        predictor(nn.Linear(2, 2))((1, 2), 1)
+        predictor(nn.Linear(2, 2))((1, 2), ())
     with torch.device("meta"):
         nowhere = GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=2))
     with pytest.raises(DecodeError, match="the model has no weights: received parameters on the meta device"):
@@ -235,44 +240,50 @@ def test_what_is_no_function_of_the_tokens_is_refused_before_any_text(
 
 @pytest.mark.parametrize("predictor", [CachedPredictor, UncachedPredictor])
 @pytest.mark.parametrize(
-    ("tokens", "last"),
+    ("tokens", "drafts"),
     [
-        ((), 1), ((1, 2), 0), ((1, 2), 3), ((1, 2), -1), ((1, 2), 1.0), ((1, 2), None), ((1, 2), True),
-        (None, 1), ("12", 1), ((1, -1), 1), ((1, 64), 1), ((1, 2**40), 1), ((1, "a"), 1),
-        ((1, 1.5), 1), ((1, None), 1), ((1, torch.tensor(2)), 1),
+        ((), ()), (None, ()), ("12", ()), ((1, -1), ()), ((1, 64), ()), ((1, 2**40), ()), ((1, "a"), ()),
+        ((1, 1.5), ()), ((1, None), ()), ((1, torch.tensor(2)), ()),
+        ((1, 2), None), ((1, 2), 1), ((1, 2), True), ((1, 2), 1.0), ((1, 2), (3,)), ((1, 2), "34"),
+        ((1, 2), (Proposal(-1),)), ((1, 2), (Proposal(64),)), ((1, 2), (Proposal(2**40),)),
+        ((1, 2), (Proposal("a"),)), ((1, 2), (Proposal(1.5),)), ((1, 2), (Proposal(torch.tensor(2)),)),  # type: ignore[arg-type]
+        ((1, 2), (Proposal(1), Proposal(64, parent=-1))), ((1, 2), (Proposal(1), Proposal(None, parent=-1))),  # type: ignore[arg-type]
+        ((1, 2), (Proposal(1, parent=0),)), ((1, 2), (Proposal(1, parent=-3),)), ((1, 2), (Proposal(1, parent=None),)),  # type: ignore[arg-type]
     ],
 )  # fmt: skip
-def test_texts_that_are_none_are_refused(
-    predictor: Callable[[Module], CachedPredictor | UncachedPredictor], tokens: object, last: object
+def test_texts_and_drafts_that_are_none_are_refused(
+    predictor: Callable[[Module], CachedPredictor | UncachedPredictor], tokens: object, drafts: object
 ) -> None:
     predict = predictor(tiny_llama())
     with pytest.raises(DecodeError):
-        predict(tokens, last)  # type: ignore[arg-type]
+        predict(tokens, drafts)  # type: ignore[arg-type]
 
 
 def test_the_vocabulary_is_what_the_model_reads_and_writes() -> None:
     model = made("llama")
     model.lm_head = nn.Linear(32, 90, bias=False).double()  # wider than the embedding
     assert limits_of(model).vocab_size == 64
-    assert CachedPredictor(model)(TEXT[:9], 2).shape == (2, 90)
+    assert CachedPredictor(model)(TEXT[:9], chain((3,))).shape == (2, 90)
     with pytest.raises(DecodeError, match="outside the vocabulary of 64: received 70"):
-        CachedPredictor(model)((1, 70), 1)
+        CachedPredictor(model)((1, 70), ())
+    with pytest.raises(DecodeError, match="outside the vocabulary of 64: received 70"):
+        CachedPredictor(model)((1,), chain((70,)))
     model.config.vocab_size = 1000
     assert limits_of(model).vocab_size == 64
 
 
 def test_a_trial_of_trees_that_failed_does_not_stick() -> None:
     model: Any = tiny_llama()
-    spoiled, tree = deepcopy(model), (Node(4), Node(5), Node(6, parent=0))
+    spoiled = deepcopy(model)
     hook = spoiled.model.layers[0].register_forward_pre_hook(_refuse_trees, with_kwargs=True)
     predict = CachedPredictor(spoiled)
-    predict.read_tree(TEXT[:9], tree)
+    predict(TEXT[:9], TREE)
     fed = passes_of(spoiled)
     hook.remove()
-    assert torch.allclose(predict.read_tree(TEXT[:10], tree), CachedPredictor(model).read_tree(TEXT[:10], tree))
+    assert torch.allclose(predict(TEXT[:10], TREE), CachedPredictor(model)(TEXT[:10], TREE))
     fed.clear()
-    predict.read_tree(TEXT[:11], tree)
-    assert fed == [1 + len(tree)]
+    predict(TEXT[:11], TREE)
+    assert fed == [1 + len(TREE)]
 
 
 def _refuse_trees(module: Module, inputs: tuple[object, ...], arguments: dict[str, object]) -> None:
@@ -364,24 +375,25 @@ CHANGES: list[tuple[Callable[[], Any], Callable[[Any], object]]] = [
 def test_what_changes_under_a_predictor_is_noticed(build: Callable[[], Any], change: Callable[[Any], object]) -> None:
     model = build()
     kept = CachedPredictor(model)
-    before = kept(TEXT[:12], 2)
-    kept.read_tree(TEXT[:12], (Node(4), Node(5)))
+    before = last_rows(kept, TEXT[:12], 2)
+    kept(TEXT[:12], PAIR)
     change(model)
-    after, tree = kept(TEXT[:14], 2), kept.read_tree(TEXT[:15], (Node(4), Node(5)))
+    after, tree = last_rows(kept, TEXT[:14], 2), kept(TEXT[:15], PAIR)
     expected = UncachedPredictor(model)
-    torch.testing.assert_close(after, expected(TEXT[:14], 2), rtol=0, atol=1e-4)
-    torch.testing.assert_close(tree, expected.read_tree(TEXT[:15], (Node(4), Node(5))), rtol=0, atol=1e-4)
-    other = UncachedPredictor(model)(TEXT[:12], 2)
+    torch.testing.assert_close(after, last_rows(expected, TEXT[:14], 2), rtol=0, atol=1e-4)
+    torch.testing.assert_close(tree, expected(TEXT[:15], PAIR), rtol=0, atol=1e-4)
+    other = last_rows(UncachedPredictor(model), TEXT[:12], 2)
     assert before.dtype != other.dtype or not torch.allclose(before, other, atol=1e-2)
 
 
 def test_what_cannot_be_noticed_is_forgotten_on_demand() -> None:
     model: Any = tiny_llama()
     kept = CachedPredictor(model)
-    kept(TEXT[:12], 1)
+    kept(TEXT[:12], ())
     model.model.layers[0].self_attn.k_proj.weight.data.mul_(-1)
     kept.forget()
-    torch.testing.assert_close(kept(TEXT[:14], 2), UncachedPredictor(model)(TEXT[:14], 2), rtol=0, atol=1e-9)
+    expected = last_rows(UncachedPredictor(model), TEXT[:14], 2)
+    torch.testing.assert_close(last_rows(kept, TEXT[:14], 2), expected, rtol=0, atol=1e-9)
 
 
 @OF_PEFT
@@ -471,21 +483,21 @@ def test_conversations_in_turns_are_not_read_again() -> None:
     shared = TEXT * 3
     texts = [shared[:150] + TEXT[i::3] * 4 for i in range(3)]
     for text in texts:
-        predict(text[:190], 1)
+        predict(text[:190], ())
     fed.clear()
     for end in range(191, 200):
         for text in texts:
-            predict(text[:end], 1)
+            predict(text[:end], ())
     assert fed == [1] * 27
 
 
 def test_no_more_memos_are_kept_than_were_asked_for() -> None:
     predict = CachedPredictor(tiny_llama(context=512), memos=2)
     for i in range(5):
-        predict(TEXT[i:] * 2, 1)
-        assert len(predict._kept) <= 2
+        predict(TEXT[i:] * 2, ())
+        assert len(predict._memos._kept) <= 2
     predict.forget()
-    assert predict._kept == []
+    assert predict._memos._kept == []
 
 
 @pytest.mark.parametrize("memos", [0, -1, 1.5, None, "2", True])
@@ -538,7 +550,7 @@ def test_soft_prompts_are_read() -> None:
 def test_a_text_longer_than_the_table_of_positions_is_an_error_of_one_sentence() -> None:
     model = tiny_gpt2(context=16)
     with pytest.raises(DecodeError, match="the model has no embedding for one of 20 tokens or their positions"):
-        CachedPredictor(model)(TEXT[:20], 1)
+        CachedPredictor(model)(TEXT[:20], ())
     step = autoregressive_step(CachedPredictor(model), GreedyProcessor(), Dice())
     end = run(step, start(TEXT[:5], 40, limits=limits_of(model)).unwrap())
     assert isinstance(end, Finished)

@@ -23,7 +23,6 @@ from transformers import (
 
 from specflow import (
     CachedPredictor,
-    CertainDrafter,
     DecodeError,
     DecodeState,
     Dice,
@@ -45,6 +44,7 @@ from specflow import (
 from specflow.interop import Generate, ProcessorList, new_tokens, sampled, stops, stream
 from specflow.models import Loaded
 from specflow.stages import Adjust, Draft, Reject, StopWhen, Verify, advance, commit
+from specflow.state import CertainDrafter
 from tests.toys import disturbed, oracle, tiny_llama
 
 PROMPT = (5, 9, 5, 9, 7, 3, 5, 9, 7, 3, 5)

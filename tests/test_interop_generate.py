@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,10 @@ from specflow import (
     PointMass,
     Proposal,
     Tokens,
-    propose_nothing,
     speculative_step,
     start,
 )
-from specflow.drafters import SuffixDrafter
+from specflow.drafters import SuffixDrafter, propose_nothing
 from specflow.interop import Generate, Stateless, new_tokens, stops, stream
 from specflow.interop.arguments import HARMLESS, HINTS, HONOURED, OUTPUTS, REFUSED
 from specflow.models import Loaded
@@ -328,9 +327,7 @@ class Strict:
         return scores
 
 
-@pytest.mark.parametrize(
-    "drafter", [right, lambda tokens: (Proposal(tokens[-1]) for _ in "1234")]
-)
+@pytest.mark.parametrize("drafter", [right, lambda tokens: (Proposal(tokens[-1]) for _ in "1234")])
 def test_a_strict_automaton_hears_of_no_draft_that_it_forbids(drafter: Callable[[Tokens], Iterator[Proposal]]) -> None:
     theirs = LLAMA.generate(IDS, logits_processor=LogitsProcessorList([Strict()]), **PLAIN)
     ours = LLAMA.generate(

@@ -9,25 +9,22 @@ import pytest
 
 from specflow import (
     CachedPredictor,
-    Count,
     DecodeState,
     Dice,
     Finished,
     Fixed,
     GreedyProcessor,
     LLMDrafter,
-    Reason,
-    Request,
     Step,
-    Tally,
     autoregressive_step,
-    once,
     run,
     speculative_step,
     start,
     unfold,
 )
+from specflow.loop import once
 from specflow.stages import Observer, unobserved
+from specflow.state import Count, Reason, Request, Tally
 from tests.toys import disturbed, oracle, tiny_llama
 
 TARGET = tiny_llama(0)

@@ -16,9 +16,6 @@ from torch.nn import Module
 from typing_extensions import override
 
 from specflow import (
-    EGAG,
-    SVIP,
-    AdaEDL,
     CachedPredictor,
     CostAware,
     CostMeter,
@@ -28,27 +25,21 @@ from specflow import (
     Fixed,
     GammaPolicy,
     GreedyProcessor,
-    Heuristic,
     LLMDrafter,
-    LogitsProcessor,
     MultinomialProcessor,
     NGramStorage,
     NucleusProcessor,
-    OneLevelNGramStorage,
     PointMass,
     Proposal,
-    Request,
-    StopAfter,
     Tokens,
     TopKNucleusProcessor,
     TopKProcessor,
-    UncachedPredictor,
-    Unsure,
     run,
 )
 from specflow.drafters import (
     GuessingNGramDrafter,
     NGramDrafter,
+    OneLevelNGramStorage,
     PromptLookup,
     SuffixDrafter,
     at_most,
@@ -57,7 +48,11 @@ from specflow.drafters import (
     propose_nothing,
     then,
 )
+from specflow.policies import EGAG, SVIP, AdaEDL, Heuristic, StopAfter, Unsure
+from specflow.predictors import UncachedPredictor
+from specflow.processors import LogitsProcessor
 from specflow.stages import UpdateNgram
+from specflow.state import Request
 from specflow.steps import ngram_step, speculative_step
 from tests.toys import disturbed, oracle, tiny_llama
 

@@ -19,26 +19,23 @@ from specflow import (
     Dice,
     Fixed,
     GreedyProcessor,
-    GuessingNGramDrafter,
-    INgramStorage,
     MultinomialProcessor,
     NGramDrafter,
     NGramStorage,
-    OneLevelNGramStorage,
-    Reason,
     TopKProcessor,
-    UncachedPredictor,
     ngram_assisted_speculative_generate,
     ngram_step,
     run,
     start,
 )
+from specflow.drafters import GuessingNGramDrafter, INgramStorage, OneLevelNGramStorage
 from specflow.errors import DecodeError
 from specflow.models import Loaded
+from specflow.predictors import UncachedPredictor
 from specflow.processors import LogitsProcessor
-from specflow.stages import Adjust, Draft, RejectTokens, StopWhen, UpdateNgram, advance, commit
+from specflow.stages import Adjust, Draft, StopWhen, UpdateNgram, advance, commit
 from specflow.stages.ngram import top_tokens
-from specflow.state import Committed, DecodeState, Finished, Tokens
+from specflow.state import Committed, DecodeState, Finished, Reason, Tokens
 from tests.toys import VOCABULARY, oracle, tiny_gpt2, tiny_llama
 
 PROMPT = [5, 9, 5, 9, 20, 5, 9]

@@ -8,19 +8,18 @@ from torch import Tensor
 from typing_extensions import override
 
 from specflow import (
-    BlackBox,
     Categorical,
     GreedyProcessor,
-    LogitsProcessor,
     MultinomialProcessor,
     NucleusProcessor,
     PointMass,
     TopKNucleusProcessor,
     TopKProcessor,
     autoregressive_generate,
-    max_fn,
     speculative_generate,
 )
+from specflow.distribution import BlackBox, max_fn
+from specflow.processors import LogitsProcessor
 from tests.toys import oracle, tiny_llama
 
 LOGITS = torch.tensor([[2.0, 1.0, 0.0, -1.0], [0.0, 3.0, 3.5, 1.0]])

@@ -19,7 +19,6 @@ from specflow import (
     NucleusProcessor,
     SharedNoise,
     TopKProcessor,
-    UncachedPredictor,
     limits_of,
     run,
     seed_coupled_step,
@@ -27,6 +26,7 @@ from specflow import (
     unfold,
 )
 from specflow.models import Loaded
+from specflow.predictors import UncachedPredictor
 from tests.toys import VOCABULARY, disturbed, tiny_llama
 
 TARGET = tiny_llama(0)

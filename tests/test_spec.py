@@ -26,8 +26,10 @@ from transformers.cache_utils import DynamicLayer
 from typing_extensions import override
 
 import specflow
-import specflow.caching
-from specflow.spec_paths import PATHS
+from specflow import caches, distribution, drafters, processors
+from specflow.caches.prune import TupleCache
+from specflow.processors import LogitsProcessor
+from specflow.spec_paths import PATHS, install_spec_paths
 from tests.toys import disturbed, oracle, passes_of, tiny_llama
 
 ROOT = Path(__file__).parent.parent
@@ -45,6 +47,15 @@ def test_the_whole_page_is_there() -> None:
     assert TEXT.count("```python") == len(BLOCKS)
 
 
+HOMES = (specflow, processors, drafters, distribution, caches)
+
+
+def named(name: str) -> Callable[..., object]:
+    """The class or function of that name, where it stands in specflow and not under the spec's paths."""
+    found: Callable[..., object] = next(getattr(home, name) for home in HOMES if hasattr(home, name))
+    return found
+
+
 # Signatures.
 
 
@@ -56,7 +67,8 @@ def documented(title: str) -> ast.FunctionDef:
 
 
 NAMES: Mapping[str, object] = {
-    **vars(specflow),
+    **vars(processors),
+    **vars(drafters),
     "List": list,
     "Tuple": tuple,
     "Union": Union,
@@ -87,7 +99,7 @@ def normal(kind: object) -> object:
 @pytest.mark.parametrize("title", SIGNATURES)
 def test_signature(title: str) -> None:
     page = documented(title)
-    thing: Callable[..., object] = getattr(specflow, page.name)
+    thing: Callable[..., object] = named(page.name)
     ours = inspect.signature(thing).parameters
     hints = get_type_hints(thing.__init__ if inspect.isclass(thing) else thing)
 
@@ -127,7 +139,7 @@ def test_signature(title: str) -> None:
     ],
 )
 def test_methods_of_the_abstract_classes(name: str, methods: dict[str, list[str]]) -> None:
-    kind = getattr(specflow, name)
+    kind = named(name)
     assert inspect.isabstract(kind)
     for method, parameters in methods.items():
         assert list(inspect.signature(getattr(kind, method)).parameters) == ["self", *parameters]
@@ -177,7 +189,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture
 def _spec_paths() -> Iterator[None]:
     """The spec's own import paths, for one test."""
-    specflow.install_spec_paths()
+    install_spec_paths()
     yield
     for path in PATHS:
         del sys.modules[path]
@@ -227,7 +239,7 @@ def kept(after: SimpleNamespace) -> int:
     return int((after.processor(after.logits) > 0).sum())
 
 
-def length(cache: DynamicCache | specflow.caching.TupleCache) -> int:
+def length(cache: DynamicCache | TupleCache) -> int:
     return cache.get_seq_length() if isinstance(cache, DynamicCache) else cache[0][0].shape[-2]
 
 
@@ -289,7 +301,7 @@ def test_appendix(title: str) -> None:
     names: Names = {}
     exec(BLOCKS[title], names)
     if title == "appendix imports":
-        assert all(getattr(specflow, name) is thing for name, thing in names.items() if name != "__builtins__")
+        assert all(named(name) is thing for name, thing in names.items() if name != "__builtins__")
         assert len(names) == 16
 
 
@@ -313,7 +325,7 @@ def test_every_entry_is_mapped_to_code_and_to_a_test() -> None:
 # Values of the wrong kind.
 
 
-class Unprepared(specflow.LogitsProcessor):
+class Unprepared(LogitsProcessor):
     """A subclass that forgot `super().__init__`."""
 
     def __init__(self) -> None:

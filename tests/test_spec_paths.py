@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import specflow
-from specflow import DecodeError
-from specflow.spec_paths import PATHS
+from specflow import DecodeError, caches, distribution, drafters, processors
+from specflow.spec_paths import PATHS, install_spec_paths
 
 ROOT = Path(specflow.__file__).parent.parent
 
@@ -49,7 +49,10 @@ def program(text: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize(("module", "name"), [(module, name) for module, names in APPENDIX.items() for name in names])
 def test_each_name_of_the_appendix_is_one_thing(module: str, name: str) -> None:
-    assert getattr(import_module(f"specflow.{module}"), name) is getattr(specflow, name)
+    homes = [home for home in (specflow, processors, drafters, distribution, caches) if hasattr(home, name)]
+    assert homes
+    for home in homes:
+        assert getattr(import_module(f"specflow.{module}"), name) is getattr(home, name)
 
 
 def test_every_path_is_stubbed_for_mypy_name_for_name() -> None:
@@ -66,11 +69,11 @@ def test_without_the_call_nothing_resolves_and_with_it_everything_does(tmp_path:
     check = (
         "import sampling.speculative_decoding, utils.caching as caching\n"
         "assert sampling.speculative_generate is specflow.speculative_generate\n"
-        "assert caching.prune_cache is specflow.prune_cache\n"
+        "assert caching.prune_cache is specflow.caches.prune_cache\n"
         "from utils import logits_processor\n"
         "assert logits_processor.GreedyProcessor is specflow.GreedyProcessor is GreedyProcessor\n"
     )
-    install = "import specflow\nspecflow.install_spec_paths()\n"
+    install = "import specflow\nfrom specflow.spec_paths import install_spec_paths\ninstall_spec_paths()\n"
     result = program(f"{install}{install}{IMPORTS}\n{check}", tmp_path)
     assert (result.returncode, result.stderr) == (0, "")
 
@@ -97,7 +100,7 @@ def test_a_module_that_exists_is_never_shadowed(
     if imported:
         import_module("utils")
     with pytest.raises(DecodeError, match="a module named utils exists already") as refusal:
-        specflow.install_spec_paths()
+        install_spec_paths()
     assert str(tmp_path) in str(refusal.value)
     assert refusal.value.remedy == "import from specflow.utils instead"
     assert "sampling" not in sys.modules

@@ -16,8 +16,6 @@ from specflow import (
     Dice,
     Fixed,
     GreedyProcessor,
-    Reason,
-    Request,
     SuffixDrafter,
     Tokens,
     autoregressive_step,
@@ -28,6 +26,7 @@ from specflow import (
 )
 from specflow.models import Loaded
 from specflow.stages import stop_string
+from specflow.state import Reason, Request
 from tests.toys import oracle, tiny_llama
 
 

@@ -23,9 +23,9 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 from typing_extensions import override
 
-from specflow import Bigrams, DecodeError, INgramStorage, NGramStorage, OneLevelNGramStorage
-from specflow.drafters import counts, storage_file
-from specflow.drafters.storage_file import Header, packed, read
+from specflow import DecodeError, NGramStorage
+from specflow.drafters import Bigrams, INgramStorage, OneLevelNGramStorage, counts, storage_file
+from specflow.drafters.ngrams.file import Header, packed, read
 
 Storage: TypeAlias = NGramStorage | OneLevelNGramStorage
 Make: TypeAlias = Callable[[int, int], Storage]

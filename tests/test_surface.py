@@ -6,12 +6,13 @@ counts too. Each argument in turn is replaced by each of the `HOSTILE` values, a
 as an exception or as a `Failure`, or nothing: the value meant something (`True` is an int, one tensor of ids is ids).
 What is no parameter's fault, such as what a function of the caller's own raises, is not tried; what it *returns* is:
 the last of the hostile values answer any call and any method with nonsense, so they are drafters, predictors,
-processors, randomness, policies, observers and conditions that return it.
+processors, randomness, policies, rules, observers and conditions that return it.
 
-Records are tried where their maker may be the caller: a state where a decode begins, a proposal and a node where a
-drafter says it, a law where a processor makes it. They may be built of anything; using them has to be refused. Records
-that pass from stage to stage are made by stages, and stages and policies are called by steps: those are in `EXEMPT`,
-with all else that nobody calls.
+Records are tried where their maker may be the caller: a state where a decode begins, a proposal where a drafter says
+it, a law where a processor makes it, a verdict where a rule says it, an adjustment where a stage cuts it. They may be
+built of anything; using them has to be refused. Stages are given anything in place of the record before them. Records
+that are passed from stage to stage are made by stages, and policies are called by them: those are in `EXEMPT`, with all
+else that nobody calls.
 """
 
 from __future__ import annotations
@@ -28,8 +29,10 @@ from importlib import import_module
 from io import StringIO
 from itertools import islice
 from pathlib import Path
+from pkgutil import iter_modules
 from shutil import rmtree
 from tempfile import mkdtemp
+from time import perf_counter
 from types import FrameType, ModuleType
 from typing import Any, Final, TypeAlias, final
 
@@ -52,28 +55,37 @@ from transformers import (
 
 import specflow as s
 import specflow.interop.processors as interop_processors
-from specflow import accelerate, beam, distribution, interop, kv_cache, models, processors, stages, testing
-from specflow.stages import block, stop, typical, verify
-
-PLACES: Final = (
-    "",
-    "stages",
-    "drafters",
-    "interop",
-    "accelerate",
-    "testing",
-    "beam",
-    "distribution",
-    "kv_cache",
-    "models",
-    "processors",
-    "trees",
-    "sampling",
-    "ngram_assisted",
-    "utils.caching",
-    "utils.logits_processor",
+from specflow import accelerate, beam, bench, caches, catalogue, distribution, interop, models, stages, testing
+from specflow.beam import LengthPenalty, beam_step
+from specflow.caches import KVCache, LossyCache, prune_cache
+from specflow.distribution import BlackBox, Distribution, max_fn
+from specflow.drafters import (
+    Bigrams,
+    GreedyBlockDrafter,
+    GuessingNGramDrafter,
+    OneLevelNGramStorage,
+    SampledBlockDrafter,
+    as_chain,
+    propose_nothing,
 )
-"""The packages and modules whose names are public."""
+from specflow.errors import unwrap
+from specflow.laws import Lazily
+from specflow.loop import grow, once
+from specflow.lossy import Lossy, accept_loss
+from specflow.margins import Margins, audit
+from specflow.paths import along_paths, last_rows, path_by_path
+from specflow.policies import EGAG, SVIP, AdaEDL, Heuristic, Stop, StopAfter, Unsure, drafter_law
+from specflow.predictors import OneByOne, RescoreNearTies, UncachedPredictor, margins_of
+from specflow.protocols import Limits, checked_limits
+from specflow.randomness import Randomness
+from specflow.spec_paths import install_spec_paths
+from specflow.state import Committed, Count, Reason, Request, Tally, parents_of
+from specflow.steps import lossy_unadjusted_step
+from specflow.trees import preorder
+from specflow.vocabulary import fit, fitted, shared_vocabulary
+
+PLACES: Final = ("specflow", *[f"specflow.{each.name}" for each in iter_modules(s.__path__) if each.name[0] != "_"])
+"""The packages and modules whose names are public: all that are one import deep."""
 
 SECONDS: Final = 3.0
 """How much of the processor one call may take; one that hangs fails."""
@@ -89,7 +101,7 @@ def names_of(module: ModuleType) -> Iterator[object]:
         home = getattr(value, "__module__", None)
         if name.startswith("_") or not callable(value) or not isinstance(home, str):
             continue
-        if home.startswith("specflow") and (is_package or home == module.__name__ or ".utils" in module.__name__):
+        if home.startswith("specflow") and (is_package or home == module.__name__):
             yield value
 
 
@@ -107,12 +119,12 @@ def public() -> dict[str, object]:
     """Whatever users can call, by its name behind `specflow.`."""
     found: dict[str, object] = {}
     for place in PLACES:
-        for value in names_of(import_module(f"specflow.{place}".rstrip("."))):
+        for value in names_of(import_module(place)):
             if not isinstance(value, type | type(public)):
                 continue
             key = f"{value.__module__}.{value.__qualname__}".removeprefix("specflow.")
             found[key] = value
-            if isinstance(value, type) and key not in EXEMPT:
+            if isinstance(value, type) and EXEMPT.get(key, BY_STAGES) == BY_STAGES:
                 found.update(methods_of(value))
     return found
 
@@ -165,10 +177,11 @@ class Words:
 TARGET: Final = testing.TableModel(V)
 GREEDY: Final = s.GreedyProcessor()
 SAMPLED: Final = s.MultinomialProcessor(1.0)
-BAG: Final = s.BlackBox(torch.full((V,), 0.2), lambda probs: probs.argmax(-1, keepdim=True))
+BAG: Final = BlackBox(torch.full((V,), 0.2), lambda probs: probs.argmax(-1, keepdim=True))
 EVEN: Final = s.Categorical(torch.full((V,), 0.2))
 LOGITS: Final = torch.arange(5.0)
-NODES: Final = (s.Node(1), s.Node(2), s.Node(3, parent=0))
+CHAIN: Final = s.chain((1, 2))
+TREE: Final = (s.Proposal(1), s.Proposal(2, parent=s.TEXT), s.Proposal(3, parent=0))
 CERTAIN: Final = testing.Case(2, (0,), 2)
 
 
@@ -181,8 +194,21 @@ def drafter(tokens: s.Tokens) -> Iterator[s.Proposal[s.PointMass]]:
     yield s.Proposal(2, s.PointMass(2), logits=LOGITS)
 
 
-def nodes(tokens: s.Tokens) -> Iterator[s.Node]:
-    yield from NODES
+def tree(tokens: s.Tokens) -> Iterator[s.Proposal[s.PointMass]]:
+    yield from TREE
+
+
+def weighed(tokens: s.Tokens) -> Iterator[s.Proposal[s.PointMass]]:
+    """A tree that tells its chances."""
+    for draft, chance in zip(TREE, (0.5, 0.3, 0.2), strict=True):
+        yield evolve(draft, chance=chance)
+
+
+def drawn(tokens: s.Tokens) -> Iterator[s.Proposal[s.Categorical]]:
+    """Two siblings, and one behind the first of them."""
+    yield s.Proposal(1, EVEN, s.TEXT)
+    yield s.Proposal(2, EVEN, s.TEXT)
+    yield s.Proposal(3, EVEN, 0)
 
 
 def meter() -> s.CostMeter:
@@ -198,8 +224,8 @@ def storage() -> s.NGramStorage:
     return made
 
 
-def bigrams() -> s.Bigrams:
-    return s.Bigrams(numpy.array([[1, 2]] * V), numpy.array([[0.5, 0.25]] * V))
+def bigrams() -> Bigrams:
+    return Bigrams(numpy.array([[1, 2]] * V), numpy.array([[0.5, 0.25]] * V))
 
 
 def table_file(name: str = "table.safetensors") -> Path:
@@ -228,12 +254,12 @@ def quiet() -> Console:
     return Console(file=StringIO())
 
 
-def kept() -> kv_cache.KVCache:
-    return kv_cache.KVCache(torch.zeros(1, 2, 1, 4, 2), 3)
+def kept() -> KVCache:
+    return KVCache(torch.zeros(1, 2, 1, 4, 2), 3)
 
 
 def warm(predictor: s.CachedPredictor) -> Any:  # noqa: ANN401 - it may have methods that the types do not know yet
-    predictor(TEXT, 1)
+    predictor(TEXT, ())
     return predictor
 
 
@@ -252,7 +278,7 @@ def in_world(world: testing.World) -> s.Step:
 
 
 def in_noise(world: testing.World) -> s.Step:
-    return s.seed_coupled_step(s.propose_nothing, world.target, world.processor, world.noise)
+    return s.seed_coupled_step(propose_nothing, world.target, world.processor, world.noise)
 
 
 def flip(world: testing.World) -> bool:
@@ -272,45 +298,45 @@ def decode(step: s.Step) -> object:
     return s.run(step, begun())
 
 
+RULES: Final = (s.Match, s.Reject, s.Block, s.Traverse)
+
+
 def decode_from(state: s.DecodeState) -> object:
-    for policy in (s.EGAG(), s.Heuristic(), s.CostAware(meter(), 2)):
-        s.run(speculative(gamma=policy), state)
-    return s.run(s.tree_step(nodes, s.path_by_path(TARGET), GREEDY, s.Dice(), s.CostAwareTree(meter(), 2)), state)
+    for policy in (EGAG(), Heuristic(), s.CostAware(meter(), 2)):
+        for proposer in (drafter, weighed):
+            s.run(speculative(proposer, gamma=policy), state)
+    return None
 
 
 def draft(proposer: s.Drafter) -> object:
     list(islice(proposer(TEXT), 3))
-    return decode(speculative(proposer))
-
-
-def draft_tree(proposer: s.TreeDrafter, gamma: s.TreePolicy = s.Fixed(3)) -> object:
-    list(islice(proposer(TEXT), 3))
-    return decode(s.tree_step(proposer, s.path_by_path(TARGET), GREEDY, s.Dice(), gamma))
+    for policy in (s.Fixed(3), s.CostAware(meter(), 2)):
+        decode(speculative(proposer, gamma=policy))
+    return None
 
 
 def say(proposal: s.Proposal) -> object:
-    for policy in (s.Fixed(), s.EGAG(), s.StopAfter(s.Unsure()), s.CostAware(meter(), 2)):
+    for policy in (s.Fixed(), EGAG(), Heuristic(), StopAfter(Unsure()), s.CostAware(meter(), 2)):
         decode(speculative(lambda tokens: iter((proposal,)), gamma=policy))
+    for combined in (as_chain, s.at_most, s.first_of, s.longest, s.then):
+        with_others = partial(combined, 2) if combined is s.at_most else combined
+        decode(speculative(with_others(lambda tokens: iter((proposal,)))))  # type: ignore[operator]
     return None
 
 
-def say_node(node: s.Node) -> object:
-    for policy in (s.Fixed(), s.CostAwareTree(meter(), 2)):
-        draft_tree(lambda tokens: iter((node,)), policy)
-    return None
+def say_drafts(proposals: tuple[s.Proposal, ...]) -> object:
+    return decode(speculative(lambda tokens: iter(proposals)))
 
 
 def pace(policy: s.GammaPolicy) -> object:
     policy((proposal for proposal in drafter(TEXT)), begun())
-    return decode(speculative(gamma=policy))
+    for proposer in (drafter, tree, weighed, drawn):
+        decode(speculative(proposer, gamma=policy))
+    return None
 
 
-def pace_tree(policy: s.TreePolicy) -> object:
-    return draft_tree(nodes, policy)
-
-
-def end(condition: s.Stop) -> object:
-    return pace(s.StopAfter(condition, s.Fixed(3)))
+def end(condition: Stop) -> object:
+    return pace(StopAfter(condition, s.Fixed(3)))
 
 
 @final
@@ -318,19 +344,27 @@ def end(condition: s.Stop) -> object:
 class Made:
     """A processor that makes one law of everything."""
 
-    law: s.Distribution
+    law: Distribution
 
-    def laws(self, tokens: s.Tokens, logits: torch.Tensor, /) -> tuple[s.Distribution, ...]:
+    def laws(self, tokens: s.Tokens, logits: torch.Tensor, /) -> tuple[Distribution, ...]:
         """The law, for each row."""
         return (self.law,) * len(logits)
 
 
-def obey(law: s.Distribution) -> object:
-    for stage in (verify.RejectTokens, verify.MatchSamples, block.VerifyBlock):
-        for proposer in (drafter, lambda tokens: iter((s.Proposal(1, EVEN),))):
-            drafted = s.Drafted(begun(), tuple(proposer(TEXT)))
-            stages.Adjust(s.Dice())(stage(TARGET, Made(law), s.Dice())(drafted))
+def obey(law: Distribution) -> object:
+    for rule in RULES:
+        for proposer in (drafter, drawn):
+            decode(s.verified_step(proposer, TARGET, Made(law), s.Dice(), rule(s.Dice())))
+    decode(accept_loss(lossy_unadjusted_step(drawn, TARGET, Made(law), s.Dice())))
     return decode(s.autoregressive_step(TARGET, Made(law), s.Dice()))
+
+
+def obey_q(q: Distribution) -> object:
+    """As the law of a draft."""
+    for rule in RULES:
+        step = s.verified_step(lambda tokens: iter((s.Proposal(1, q),)), TARGET, SAMPLED, s.Dice(), rule(s.Dice()))
+        decode(step)
+    return None
 
 
 def process(processor: s.Processor) -> object:
@@ -339,22 +373,22 @@ def process(processor: s.Processor) -> object:
     return decode(s.speculative_step(drafter, TARGET, processor, s.Dice()))
 
 
-def roll(rng: s.Randomness) -> object:
-    return decode(s.speculative_step(lambda tokens: iter((s.Proposal(1, EVEN),)), TARGET, SAMPLED, rng))
+def roll(rng: Randomness) -> object:
+    for rule in RULES:
+        decode(s.verified_step(drawn, TARGET, SAMPLED, rng, rule(rng)))
+    return None
 
 
 def predict(predictor: s.Predictor) -> object:
-    predictor(TEXT, 2)
-    return decode(s.speculative_step(drafter, predictor, GREEDY, s.Dice()))
+    for drafts in ((), CHAIN, TREE):
+        predictor(TEXT, drafts)
+    for proposer in (drafter, tree):
+        decode(s.speculative_step(proposer, predictor, GREEDY, s.Dice()))
+    return None
 
 
 def predict_ids(predictor: s.Predictor) -> object:
-    return predictor(TEXT, 2)
-
-
-def read(predictor: s.TreePredictor) -> object:
-    predictor(TEXT, NODES)
-    return decode(s.tree_step(nodes, predictor, GREEDY, s.Dice()))
+    return predictor(TEXT, CHAIN)
 
 
 def timed(clocked: s.CostMeter) -> object:
@@ -363,32 +397,54 @@ def timed(clocked: s.CostMeter) -> object:
     return clocked.seconds(3), clocked.stale, pace(s.CostAware(clocked, 2))
 
 
-def timed_tree(clocked: s.CostMeter) -> object:
-    for _ in range(3):
-        read(clocked.timed_tree(s.path_by_path(TARGET)))
-    return pace_tree(s.CostAwareTree(clocked, 2))
-
-
 def note(k: int, seconds: float) -> object:
     made = meter()
     made.note(k, seconds)
     return made.seconds(3), pace(s.CostAware(made, 2))
 
 
-def judge(stage: Callable[[s.Drafted], s.Verified]) -> object:
-    return stage(s.Drafted(begun(), tuple(drafter(TEXT)))).accepted
+def drafted() -> s.Drafted:
+    return s.Drafted(begun(), TREE)
 
 
-def judge_in_loss(stage: Callable[[s.Drafted], s.Lossy[s.Verified]]) -> object:
-    return stage(s.Drafted(begun(), tuple(drafter(TEXT)))).value
+def scored(proposer: s.Drafter = tree) -> s.Scored:
+    return stages.Score(TARGET, SAMPLED)(s.Drafted(begun(), tuple(proposer(TEXT))))
+
+
+def judge(rule: s.Rule) -> object:
+    for proposer in (drafter, tree, drawn):
+        stages.Adjust(s.Dice())(stages.Judge(rule)(scored(proposer)))
+    return rule(scored())
+
+
+def judge_in_loss(rule: stages.LossyRule) -> object:
+    for proposer in (drafter, tree, drawn):
+        stages.LossyJudge(rule)(scored(proposer)).map(stages.Adjust(s.Dice()))
+    return rule(scored())
+
+
+def verify(record: s.Drafted) -> object:
+    for rule in RULES:
+        record.then(stages.Verify(TARGET, SAMPLED, rule(s.Dice()))).then(stages.Adjust(s.Dice()))
+    return None
 
 
 def verified() -> s.Verified:
-    return verify.Verify(TARGET, GREEDY, Match(s.Dice()))(s.Drafted(begun(), tuple(drafter(TEXT))))
+    return scored(drafter).then(stages.Judge(s.Reject(s.Dice())))
 
 
-def committed() -> s.Committed:
-    return stages.commit(stages.Adjust(s.Dice())(verified()))
+def adjusted() -> s.Adjusted:
+    return verified().then(stages.Adjust(s.Dice()))
+
+
+def finish(record: s.Adjusted) -> object:
+    for stage in (stages.StopWhen(stages.never), stages.StopWhen(lambda state: False)):
+        stage(record).then(stages.commit).then(stages.advance)
+    return record.then(stages.ending())
+
+
+def committed() -> Committed:
+    return adjusted().then(stages.commit)
 
 
 def watch(observer: s.stages.Observer) -> object:
@@ -401,14 +457,26 @@ def until(condition: stages.Condition) -> object:
 
 
 def search(step: beam.BeamStep, beams: beam.Beams | None = None) -> object:
-    outcome: beam.Beams | s.Finished = beam.Beams(s.Request(TEXT, 6)) if beams is None else beams
+    outcome: beam.Beams | s.Finished = beam.Beams(Request(TEXT, 6)) if beams is None else beams
     while isinstance(outcome, beam.Beams):
         outcome = step(outcome)
     return outcome
 
 
+def until_nine(state: s.DecodeState) -> bool:
+    return len(state.tokens) >= 9
+
+
+def nothing_new(committed: Committed) -> Committed:
+    return committed
+
+
+def judge_score(score: s.Scored) -> object:
+    return [rule(s.Dice())(score) for rule in RULES]
+
+
 def rows_of_beams(texts: tuple[s.Tokens, ...]) -> torch.Tensor:
-    return torch.cat([TARGET(text, 1) for text in texts])
+    return torch.cat([TARGET(text, ()) for text in texts])
 
 
 def unroll(outcomes: Iterator[object]) -> object:
@@ -426,6 +494,33 @@ def store(made: s.NGramStorage) -> object:
     made.initialize([1, 2, 1])
     made.update([1, 2], 1)
     return list(islice(made.continuation((1, 2)), 3)), draft(s.NGramDrafter(made))
+
+
+def setting(**parts: object) -> catalogue.Setting:
+    good: dict[str, Any] = {"model": llama(), "vocab_size": 16, "text": TEXT, "processor": SAMPLED, "rng": s.Dice()}
+    return catalogue.Setting(**good | {"assistant": llama(1)} | parts)
+
+
+def take(given: catalogue.Setting) -> object:
+    """What every drafter of the catalogue makes of it."""
+    for name, entry in catalogue.DRAFTERS.items():
+        drafting = entry.make()(given)
+        if name in ("llm", "ngram", "tree"):
+            decode(stepped(drafting=drafting, target=along_paths(lambda tokens: torch.zeros(16))))
+    return None
+
+
+def stepped(**parts: object) -> s.Step:
+    rng = s.Dice()
+    good: dict[str, Any] = {
+        "drafting": catalogue.Drafting(drafter),
+        "pacing": catalogue.Pacing(s.Fixed(2)),
+        "target": TARGET,
+        "processor": SAMPLED,
+        "rng": rng,
+        "rule": s.Reject(rng),
+    }
+    return catalogue.step_of(**good | parts)
 
 
 def generate(custom: interop.Generate) -> object:
@@ -469,9 +564,15 @@ GENERATE: Final[Mapping[str, object]] = {
     "debug": False,
 }
 
+
+def reading() -> dict[str, object]:
+    return {"tokens": TEXT, "drafts": TREE}
+
+
 STEP: Final[Mapping[str, object]] = {"observe": stages.unobserved, "until": stages.never}
 DRAFTING: Final[Mapping[str, object]] = {**STEP, "gamma": s.Fixed(2), "prune": ()}
-JUDGED: Final[Mapping[str, object]] = {"target": TARGET, "processor": SAMPLED, "rng": s.Dice()}
+SCORED: Final[Mapping[str, object]] = {"target": TARGET, "processor": SAMPLED}
+JUDGED: Final[Mapping[str, object]] = {**SCORED, "rng": s.Dice()}
 
 STORAGE: Final = s.NGramStorage.__mro__[1].__name__
 
@@ -479,7 +580,7 @@ TABLE: Final[dict[str, Entry]] = {
     # beam
     "beam.Beams": Entry(
         beam.Beams,
-        lambda: {"request": s.Request(TEXT, 6), "live": (beam.Beam(),), "ended": None, "steps": 0},
+        lambda: {"request": Request(TEXT, 6), "live": (beam.Beam(),), "ended": None, "steps": 0},
         lambda beams: search(beam.beam_step(rows_of_beams, 2, 2), beams),
     ),
     "beam.CachedBeamPredictor": Entry(
@@ -489,7 +590,7 @@ TABLE: Final[dict[str, Entry]] = {
     "beam.Expand": Entry(
         beam.Expand,
         lambda: {"predict": rows_of_beams, "top_k": 2},
-        lambda expand: beam.Select(2)(expand(beam.Beams(s.Request(TEXT, 6)))),
+        lambda expand: beam.Select(2)(expand(beam.Beams(Request(TEXT, 6)))),
     ),
     "beam.LengthPenalty": Entry(
         beam.LengthPenalty,
@@ -498,15 +599,15 @@ TABLE: Final[dict[str, Entry]] = {
     ),
     "beam.LengthPenalty.of": Entry(lambda length: beam.LengthPenalty().of(length), lambda: {"length": 3}),
     "beam.LengthPenalty.score": Entry(
-        lambda beam: s.LengthPenalty().score(beam), lambda: {"beam": beam.Beam((1,), -1.0)}
+        lambda beam: LengthPenalty().score(beam), lambda: {"beam": beam.Beam((1,), -1.0)}
     ),
     "beam.LengthPenalty.best": Entry(
-        lambda beam, limit: s.LengthPenalty().best(beam, limit), lambda: {"beam": beam.Beam((1,), -1.0), "limit": 4}
+        lambda beam, limit: LengthPenalty().best(beam, limit), lambda: {"beam": beam.Beam((1,), -1.0), "limit": 4}
     ),
     "beam.Select": Entry(
         beam.Select,
-        lambda: {"num_beams": 2, "penalty": s.LengthPenalty()},
-        lambda select: select(beam.Expand(rows_of_beams, 2)(beam.Beams(s.Request(TEXT, 6)))),
+        lambda: {"num_beams": 2, "penalty": LengthPenalty()},
+        lambda select: select(beam.Expand(rows_of_beams, 2)(beam.Beams(Request(TEXT, 6)))),
     ),
     "beam.ShowBeams": Entry(
         beam.ShowBeams,
@@ -530,84 +631,87 @@ TABLE: Final[dict[str, Entry]] = {
         },
     ),
     "beam.beam_step": Entry(
-        s.beam_step,
+        beam_step,
         lambda: {
             "predict": rows_of_beams,
             "num_beams": 2,
             "top_k": 2,
-            "penalty": s.LengthPenalty(),
+            "penalty": LengthPenalty(),
             "observe": beam.unobserved_beams,
         },
         search,
     ),
     "beam.has_ended": Entry(
-        beam.has_ended, lambda: {"beam": beam.Beam((1,), -1.0), "request": s.Request(TEXT, 6, frozenset({1}))}
+        beam.has_ended, lambda: {"beam": beam.Beam((1,), -1.0), "request": Request(TEXT, 6, frozenset({1}))}
     ),
     # caches and predictors
-    "caching.LossyCache": Entry(
-        s.LossyCache, lambda: {"make": DynamicCache}, lambda made: predict(s.CachedPredictor(llama(), made))
+    "caches.made.LossyCache": Entry(
+        LossyCache, lambda: {"make": DynamicCache}, lambda made: predict(s.CachedPredictor(llama(), made))
     ),
-    "caching.LossyCache.__call__": Entry(s.LossyCache(DynamicCache)),
-    "caching.prune_cache": Entry(s.prune_cache, lambda: {"cache": key_values(), "num_tokens_to_discard": 1}),
-    "kv_cache.KVCache": Entry(
-        kv_cache.KVCache, lambda: {"buffer": torch.zeros(1, 2, 1, 4, 2), "length": 3}, lambda made: made.rollback(2)
+    "caches.made.LossyCache.__call__": Entry(LossyCache(DynamicCache)),
+    **{
+        f"caches.made.{tell.__name__}": Entry(tell, lambda: {"cache": key_values()})
+        for tell in (caches.capacity, caches.is_empty, caches.is_plain, caches.offloads)
+    },
+    "caches.prune.prune_cache": Entry(prune_cache, lambda: {"cache": key_values(), "num_tokens_to_discard": 1}),
+    "caches.buffer.KVCache": Entry(
+        KVCache, lambda: {"buffer": torch.zeros(1, 2, 1, 4, 2), "length": 3}, lambda made: made.rollback(2)
     ),
-    "kv_cache.KVCache.rollback": Entry(lambda length: kept().rollback(length), lambda: {"length": 2}),
-    "kv_cache.KVCache.keep": Entry(lambda start, rows: kept().keep(start, rows), lambda: {"start": 1, "rows": [1]}),
-    "kv_cache.KVCache.reserve": Entry(
+    "caches.buffer.KVCache.rollback": Entry(lambda length: kept().rollback(length), lambda: {"length": 2}),
+    "caches.buffer.KVCache.keep": Entry(
+        lambda start, rows: kept().keep(start, rows), lambda: {"start": 1, "rows": [1]}
+    ),
+    "caches.buffer.KVCache.reserve": Entry(
         lambda length: kept().reserve(length), lambda: {"length": 9}, effort=effort("length")
     ),
-    "predictor.CachedPredictor": Entry(
+    "predictors.cached.CachedPredictor": Entry(
         s.CachedPredictor, lambda: {"model": llama(), "make_cache": DynamicCache, "memos": 2}, predict
     ),
-    "predictor.CachedPredictor.forget": Entry(lambda: warm(s.CachedPredictor(llama())).forget(), dict),
-    "predictor.CachedPredictor.__call__": Entry(s.CachedPredictor(llama()), lambda: {"tokens": TEXT, "last": 2}),
-    "predictor.CachedPredictor.read_ahead": Entry(
+    "predictors.cached.CachedPredictor.forget": Entry(lambda: warm(s.CachedPredictor(llama())).forget(), dict),
+    "predictors.cached.CachedPredictor.__call__": Entry(s.CachedPredictor(llama()), reading),
+    "predictors.cached.CachedPredictor.read_ahead": Entry(
         lambda tokens, most, choose: s.CachedPredictor(llama()).read_ahead(tokens, most, choose),
         lambda: {"tokens": TEXT, "most": 3, "choose": lambda logits, position: logits.argmax()},
     ),
-    "predictor.CachedPredictor.read_tree": Entry(
-        lambda tokens, nodes: s.CachedPredictor(llama()).read_tree(tokens, nodes),
-        lambda: {"tokens": TEXT, "nodes": NODES},
-    ),
-    "predictor.CachedPredictor.prune": Entry(
+    "predictors.cached.CachedPredictor.prune": Entry(
         lambda tokens: warm(s.CachedPredictor(llama())).prune(tokens), lambda: {"tokens": TEXT}
     ),
-    "predictor.UncachedPredictor": Entry(s.UncachedPredictor, lambda: {"model": llama()}, predict),
-    "predictor.UncachedPredictor.__call__": Entry(s.UncachedPredictor(llama()), lambda: {"tokens": TEXT, "last": 2}),
-    "predictor.UncachedPredictor.read_tree": Entry(
-        lambda tokens, nodes: s.UncachedPredictor(llama()).read_tree(tokens, nodes),
-        lambda: {"tokens": TEXT, "nodes": NODES},
+    "predictors.fresh.UncachedPredictor": Entry(UncachedPredictor, lambda: {"model": llama()}, predict),
+    "predictors.fresh.UncachedPredictor.__call__": Entry(UncachedPredictor(llama()), reading),
+    "predictors.fresh.UncachedPredictor.prune": Entry(
+        lambda tokens: UncachedPredictor(llama()).prune(tokens), lambda: {"tokens": TEXT}
     ),
-    "predictor.UncachedPredictor.prune": Entry(
-        lambda tokens: s.UncachedPredictor(llama()).prune(tokens), lambda: {"tokens": TEXT}
-    ),
-    "predictor.Limits": Entry(
-        s.Limits,
+    "protocols.Limits": Entry(
+        Limits,
         lambda: {"vocab_size": V, "context": 9},
-        lambda made: (s.start(TEXT, 3, limits=made), s.shared_vocabulary(made, s.Limits(V))),
+        lambda made: (s.start(TEXT, 3, limits=made), shared_vocabulary(made, Limits(V))),
     ),
-    "predictor.fitted": Entry(s.fitted, lambda: {"predictor": TARGET, "vocab_size": 7}, predict),
-    "predictor.limits_of": Entry(s.limits_of, lambda: {"model": llama()}),
-    "near_ties.OneByOne": Entry(s.OneByOne, lambda: {"predictor": TARGET, "prompt": 3}, predict),
-    "near_ties.OneByOne.__call__": Entry(s.OneByOne(TARGET, 2), lambda: {"tokens": TEXT, "last": 2}),
-    "near_ties.RescoreNearTies": Entry(
-        s.RescoreNearTies, lambda: {"target": TARGET, "single": TARGET, "below": 0.1}, predict
+    "protocols.checked_limits": Entry(checked_limits, lambda: {"limits": Limits(V), "name": "limits"}),
+    "vocabulary.fit": Entry(fit, lambda: {"logits": torch.zeros(2, V), "vocab_size": 7}, effort=effort("vocab_size")),
+    "vocabulary.fitted": Entry(fitted, lambda: {"predictor": TARGET, "vocab_size": 7}, predict),
+    "predictors.cached.limits_of": Entry(s.limits_of, lambda: {"model": llama()}),
+    "predictors.rescore.OneByOne": Entry(OneByOne, lambda: {"predictor": TARGET, "prompt": 3}, predict),
+    "predictors.rescore.OneByOne.__call__": Entry(OneByOne(TARGET, 2), reading),
+    "predictors.rescore.RescoreNearTies": Entry(
+        RescoreNearTies, lambda: {"target": TARGET, "single": TARGET, "below": 0.1}, predict
     ),
-    "near_ties.RescoreNearTies.__call__": Entry(
-        s.RescoreNearTies(TARGET, TARGET, 0.1), lambda: {"tokens": TEXT, "last": 2}
-    ),
-    "near_ties.margins_of": Entry(s.margins_of, lambda: {"logits": torch.zeros(2, V)}),
-    "margins.Margins": Entry(s.Margins, lambda: {"recorded": []}, watch),
-    "margins.audit": Entry(s.audit, lambda: {"tokens": [1, 2, 3, 4], "model": llama(), "prompt": 2}),
+    "predictors.rescore.RescoreNearTies.__call__": Entry(RescoreNearTies(TARGET, TARGET, 0.1), reading),
+    "predictors.rescore.margins_of": Entry(margins_of, lambda: {"logits": torch.zeros(2, V)}),
+    "margins.Margins": Entry(Margins, lambda: {"recorded": []}, watch),
+    "margins.Margins.__call__": Entry(Margins(), lambda: {"committed": committed()}),
+    "margins.audit": Entry(audit, lambda: {"tokens": [1, 2, 3, 4], "model": llama(), "prompt": 2}),
     # laws, processors, randomness
-    "distribution.BlackBox": Entry(s.BlackBox, lambda: {"probs": EVEN.probs, "sample": BAG.sample}, obey),
+    "distribution.BlackBox": Entry(
+        BlackBox, lambda: {"probs": EVEN.probs, "sample": BAG.sample}, lambda law: (obey(law), obey_q(law))
+    ),
     "distribution.BlackBox.draw": Entry(BAG.draw),
-    "distribution.Categorical": Entry(s.Categorical, lambda: {"probs": EVEN.probs, "by": None}, obey),
+    "distribution.Categorical": Entry(
+        s.Categorical, lambda: {"probs": EVEN.probs, "by": None}, lambda law: (obey(law), obey_q(law))
+    ),
     "distribution.Categorical.entropy": Entry(EVEN.entropy),
-    "distribution.PointMass": Entry(s.PointMass, lambda: {"token": 1}, obey),
+    "distribution.PointMass": Entry(s.PointMass, lambda: {"token": 1}, lambda law: (obey(law), obey_q(law))),
     "distribution.PointMass.entropy": Entry(lambda: s.PointMass(1).entropy()),
-    "distribution.max_fn": Entry(s.max_fn, lambda: {"x": torch.tensor([0.5, -0.5])}),
+    "distribution.max_fn": Entry(max_fn, lambda: {"x": torch.tensor([0.5, -0.5])}),
     "distribution.normalised_entropy": Entry(distribution.normalised_entropy, lambda: {"probs": EVEN.probs}),
     "processors.GreedyProcessor": Entry(s.GreedyProcessor, lambda: {"temperature": 1.0}, process),
     "processors.GreedyProcessor.sample": Entry(GREEDY.sample, lambda: {"probs": torch.ones(2, V)}),
@@ -620,58 +724,60 @@ TABLE: Final[dict[str, Entry]] = {
     "processors.TopKNucleusProcessor": Entry(
         s.TopKNucleusProcessor, lambda: {"temperature": 1.0, "top_k": 2, "top_p": 0.9}, process
     ),
-    "processors.EachPrefix": Entry(processors.EachPrefix, lambda: {"law": lambda tokens, logits: EVEN}, process),
+    "processors.EachPrefix": Entry(s.EachPrefix, lambda: {"law": lambda tokens, logits: EVEN}, process),
     "processors.EachPrefix.laws": Entry(
-        lambda tokens, logits: processors.EachPrefix(lambda text, row: EVEN).laws(tokens, logits)[0],
+        lambda tokens, logits: s.EachPrefix(lambda text, row: EVEN).laws(tokens, logits)[0],
         lambda: {"tokens": TEXT, "logits": torch.zeros(2, V)},
     ),
-    "processors.Lazily": Entry(
-        processors.Lazily,
+    "laws.Lazily": Entry(
+        Lazily,
         lambda: {"rows": 2, "make": lambda row: EVEN},
         lambda laws: [laws[row] for row in range(len(laws))],
         effort("rows"),
     ),
-    "random.Dice": Entry(s.Dice, lambda: {"generator": None}, roll),
-    "random.Dice.draw": Entry(lambda law, position: s.Dice().draw(law, position), lambda: {"law": EVEN, "position": 3}),
-    "random.Dice.draw_there": Entry(
+    "randomness.Dice": Entry(s.Dice, lambda: {"generator": None}, roll),
+    "randomness.Dice.draw": Entry(
+        lambda law, position: s.Dice().draw(law, position), lambda: {"law": EVEN, "position": 3}
+    ),
+    "randomness.Dice.draw_there": Entry(
         lambda probs, position: s.Dice().draw_there(probs, position), lambda: {"probs": EVEN.probs, "position": 3}
     ),
-    "random.Dice.accept": Entry(lambda probability: s.Dice().accept(probability), lambda: {"probability": 0.5}),
-    "random.SharedNoise": Entry(
+    "randomness.Dice.accept": Entry(lambda probability: s.Dice().accept(probability), lambda: {"probability": 0.5}),
+    "randomness.SharedNoise": Entry(
         s.SharedNoise, lambda: {"seed": 3}, lambda rng: decode(s.seed_coupled_step(drafter, TARGET, SAMPLED, rng))
     ),
-    "random.SharedNoise.draw": Entry(
+    "randomness.SharedNoise.draw": Entry(
         lambda law, position: s.SharedNoise(1).draw(law, position), lambda: {"law": EVEN, "position": 3}
     ),
-    "random.SharedNoise.draw_there": Entry(
+    "randomness.SharedNoise.draw_there": Entry(
         lambda probs, position: s.SharedNoise(1).draw_there(probs, position),
         lambda: {"probs": EVEN.probs, "position": 3},
     ),
     # drafters
     "drafters.bigrams.Bigrams": Entry(
-        s.Bigrams,
+        Bigrams,
         lambda: {"tokens": bigrams().tokens, "chances": bigrams().chances},
-        lambda made: draft_tree(s.LookupTree(made)),
+        lambda made: draft(s.LookupTree(made)),
     ),
     "drafters.bigrams.Bigrams.of": Entry(
-        s.Bigrams.of,
-        lambda: {"target": s.path_by_path(TARGET), "before": (1,), "vocab_size": V, "k": 2},
+        Bigrams.of,
+        lambda: {"target": TARGET, "before": (1,), "vocab_size": V, "k": 2},
         effort=effort("vocab_size"),
     ),
     "drafters.bigrams.Bigrams.behind": Entry(lambda token: bigrams().behind(token), lambda: {"token": 1}),
     "drafters.bigrams.Bigrams.save": Entry(lambda path: bigrams().save(path), lambda: {"path": table_file("other")}),
-    "drafters.bigrams.Bigrams.load": Entry(s.Bigrams.load, lambda: {"path": table_file()}),
+    "drafters.bigrams.Bigrams.load": Entry(Bigrams.load, lambda: {"path": table_file()}),
     "drafters.block.GreedyBlockDrafter": Entry(
-        s.GreedyBlockDrafter,
+        GreedyBlockDrafter,
         lambda: {"predictor": s.CachedPredictor(llama()), "ahead": 2, "vocab_size": V, "source": "block"},
         draft,
     ),
     "drafters.block.GreedyBlockDrafter.__call__": Entry(
-        lambda tokens: list(islice(s.GreedyBlockDrafter(s.CachedPredictor(llama()))(tokens), 3)),
+        lambda tokens: list(islice(GreedyBlockDrafter(s.CachedPredictor(llama()))(tokens), 3)),
         lambda: {"tokens": TEXT},
     ),
     "drafters.block.SampledBlockDrafter": Entry(
-        s.SampledBlockDrafter,
+        SampledBlockDrafter,
         lambda: {
             "predictor": s.CachedPredictor(llama()),
             "processor": SAMPLED,
@@ -683,12 +789,12 @@ TABLE: Final[dict[str, Entry]] = {
         draft,
     ),
     "drafters.block.SampledBlockDrafter.__call__": Entry(
-        lambda tokens: list(islice(s.SampledBlockDrafter(s.CachedPredictor(llama()), SAMPLED, s.Dice())(tokens), 3)),
+        lambda tokens: list(islice(SampledBlockDrafter(s.CachedPredictor(llama()), SAMPLED, s.Dice())(tokens), 3)),
         lambda: {"tokens": TEXT},
     ),
     "drafters.combine.at_most": Entry(s.at_most, lambda: {"k": 2, "drafter": drafter}, draft),
     "drafters.combine.first_of": Entry(
-        lambda one, other: s.first_of(*(one, other)), lambda: {"one": s.propose_nothing, "other": drafter}, draft
+        lambda one, other: s.first_of(*(one, other)), lambda: {"one": propose_nothing, "other": drafter}, draft
     ),
     "drafters.combine.longest": Entry(
         lambda one, other, most: s.longest(one, other, most=most),
@@ -698,7 +804,7 @@ TABLE: Final[dict[str, Entry]] = {
     "drafters.combine.then": Entry(
         lambda one, other: s.then(*(one, other)), lambda: {"one": drafter, "other": drafter}, draft
     ),
-    "drafters.combine.propose_nothing": Entry(lambda tokens: list(s.propose_nothing(tokens)), lambda: {"tokens": TEXT}),
+    "drafters.combine.propose_nothing": Entry(lambda tokens: list(propose_nothing(tokens)), lambda: {"tokens": TEXT}),
     "drafters.llm.LLMDrafter": Entry(
         s.LLMDrafter,
         lambda: {
@@ -708,12 +814,13 @@ TABLE: Final[dict[str, Entry]] = {
             "context": 9,
             "vocab_size": V,
             "source": "llm",
+            "widths": (),
         },
-        draft,
+        lambda made: (draft(made), draft(evolve(made, widths=(2, 2)))),
     ),
     "drafters.llm.LLMDrafter.__call__": Entry(
-        lambda tokens: list(islice(s.LLMDrafter(TARGET, SAMPLED, s.Dice(), vocab_size=V)(tokens), 3)),
-        lambda: {"tokens": TEXT},
+        lambda tokens, widths: list(islice(s.LLMDrafter(TARGET, SAMPLED, s.Dice(), None, V, "", widths)(tokens), 5)),
+        lambda: {"tokens": TEXT, "widths": (2, 2)},
     ),
     "drafters.lookup.PromptLookup": Entry(
         s.PromptLookup,
@@ -723,17 +830,17 @@ TABLE: Final[dict[str, Entry]] = {
     "drafters.lookup.PromptLookup.__call__": Entry(
         lambda tokens: list(s.PromptLookup()(tokens)), lambda: {"tokens": TEXT}
     ),
-    "drafters.ngram.NGramDrafter": Entry(
+    "drafters.ngrams.drafter.NGramDrafter": Entry(
         s.NGramDrafter, lambda: {"storage": storage(), "vocab_size": V, "source": "ngram"}, draft
     ),
-    "drafters.ngram.NGramDrafter.__call__": Entry(
+    "drafters.ngrams.drafter.NGramDrafter.__call__": Entry(
         lambda tokens: list(islice(s.NGramDrafter(storage())(tokens), 3)), lambda: {"tokens": TEXT}
     ),
-    "drafters.ngram.GuessingNGramDrafter": Entry(
-        s.GuessingNGramDrafter, lambda: {"storage": storage(), "vocab_size": V, "source": "ngram"}, draft
+    "drafters.ngrams.drafter.GuessingNGramDrafter": Entry(
+        GuessingNGramDrafter, lambda: {"storage": storage(), "vocab_size": V, "source": "ngram"}, draft
     ),
-    "drafters.ngram.GuessingNGramDrafter.__call__": Entry(
-        lambda tokens: list(islice(s.GuessingNGramDrafter(storage())(tokens), 3)), lambda: {"tokens": TEXT}
+    "drafters.ngrams.drafter.GuessingNGramDrafter.__call__": Entry(
+        lambda tokens: list(islice(GuessingNGramDrafter(storage())(tokens), 3)), lambda: {"tokens": TEXT}
     ),
     "drafters.suffix.SuffixDrafter": Entry(
         s.SuffixDrafter,
@@ -749,18 +856,19 @@ TABLE: Final[dict[str, Entry]] = {
             "read": lambda tokens: s.SuffixDrafter().read(tokens),
         }.items()
     },
-    "drafters.tree.LookupTree": Entry(s.LookupTree, lambda: {"bigrams": bigrams(), "branches": 2}, draft_tree),
+    "drafters.tree.LookupTree": Entry(s.LookupTree, lambda: {"bigrams": bigrams(), "branches": 2}, draft),
     "drafters.tree.LookupTree.__call__": Entry(
         lambda tokens: list(islice(s.LookupTree(bigrams())(tokens), 5)), lambda: {"tokens": TEXT}
     ),
-    "drafters.tree.as_chain": Entry(s.as_chain, lambda: {"drafter": nodes, "least": 0.1}, draft),
-    "drafters.tree.as_tree": Entry(s.as_tree, lambda: {"drafter": drafter}, draft_tree),
+    "drafters.tree.as_chain": Entry(as_chain, lambda: {"drafter": weighed, "least": 0.1}, draft),
     **{
-        f"drafters.storage.{kind.__name__}": Entry(kind, lambda: {"n": 2, "vocab_size": V, "max_contexts": 9}, store)
-        for kind in (s.NGramStorage, s.OneLevelNGramStorage)
+        f"drafters.ngrams.storage.{kind.__name__}": Entry(
+            kind, lambda: {"n": 2, "vocab_size": V, "max_contexts": 9}, store
+        )
+        for kind in (s.NGramStorage, OneLevelNGramStorage)
     },
     **{
-        f"drafters.storage.{STORAGE}.{name}": Entry(call, good)
+        f"drafters.ngrams.storage.{STORAGE}.{name}": Entry(call, good)
         for name, call, good in of_storages(
             ("next_token", lambda input_ids: storage().next_token(input_ids), lambda: {"input_ids": [1, 2]}),
             ("has_gram", lambda ngram: storage().has_gram(ngram), lambda: {"ngram": [1, 2]}),
@@ -787,37 +895,39 @@ TABLE: Final[dict[str, Entry]] = {
         )
     },
     # policies
-    "gamma.EGAG": Entry(s.EGAG, lambda: {"gamma_min": 1, "gamma_max": 3, "ema_beta": 0.5, "temperature": 1.0}, pace),
-    "gamma.SVIP": Entry(s.SVIP, lambda: {"h": 0.3, "c": 0.15, "temperature": 1.0}, end),
-    "gamma.AdaEDL": Entry(s.AdaEDL, lambda: {"lambda_": 0.4, "temperature": 1.0}, end),
-    "gamma.Unsure": Entry(s.Unsure, lambda: {"confidence": 0.4, "temperature": 1.0}, end),
-    "gamma.Fixed": Entry(s.Fixed, lambda: {"gamma": 2}, pace),
-    "gamma.Heuristic": Entry(s.Heuristic, lambda: {"gamma": 2, "gamma_max": 4}, pace),
-    "gamma.StopAfter": Entry(s.StopAfter, lambda: {"stop": s.Unsure(), "within": s.Fixed(3)}, pace),
-    "gamma.drafter_law": Entry(s.drafter_law, lambda: {"proposal": next(drafter(TEXT)), "temperature": 1.0}),
+    "policies.egag.EGAG": Entry(
+        EGAG, lambda: {"gamma_min": 1, "gamma_max": 3, "ema_beta": 0.5, "temperature": 1.0}, pace
+    ),
+    "policies.stops.SVIP": Entry(SVIP, lambda: {"h": 0.3, "c": 0.15, "temperature": 1.0}, end),
+    "policies.stops.AdaEDL": Entry(AdaEDL, lambda: {"lambda_": 0.4, "temperature": 1.0}, end),
+    "policies.stops.Unsure": Entry(Unsure, lambda: {"confidence": 0.4, "temperature": 1.0}, end),
+    "policies.fixed.Fixed": Entry(s.Fixed, lambda: {"gamma": 2}, pace),
+    "policies.fixed.Heuristic": Entry(Heuristic, lambda: {"gamma": 2, "gamma_max": 4}, pace),
+    "policies.stops.StopAfter": Entry(StopAfter, lambda: {"stop": Unsure(), "within": s.Fixed(3)}, pace),
+    "policies.belief.drafter_law": Entry(drafter_law, lambda: {"proposal": next(drafter(TEXT)), "temperature": 1.0}),
     **{
-        f"gamma.{stop.__name__}.__call__": Entry(
+        f"policies.stops.{stop.__name__}.__call__": Entry(
             lambda proposal, stop=stop: stop()(proposal), lambda: {"proposal": next(drafter(TEXT))}
         )
-        for stop in (s.SVIP, s.AdaEDL, s.Unsure)
+        for stop in (SVIP, AdaEDL, Unsure)
     },
-    "gamma_cost.CostAware": Entry(s.CostAware, lambda: {"meter": meter(), "most": 3, "tell": nothing}, pace),
-    "gamma_cost.CostMeter": Entry(
-        s.CostMeter, lambda: {"clock": iter(range(999)).__next__}, lambda made: (timed(made), timed_tree(made))
-    ),
-    "gamma_cost.CostMeter.timed": Entry(lambda target: meter().timed(target), lambda: {"target": TARGET}, predict),
-    "gamma_cost.CostMeter.timed_tree": Entry(
-        lambda target: meter().timed_tree(target), lambda: {"target": s.path_by_path(TARGET)}, read
-    ),
-    "gamma_cost.CostMeter.note": Entry(note, lambda: {"k": 2, "seconds": 0.5}),
-    "gamma_cost.CostMeter.now": Entry(meter().now),
-    "gamma_cost.CostMeter.since": Entry(meter().since, lambda: {"began": 0.5}),
-    "gamma_cost.CostMeter.seconds": Entry(lambda most: meter().seconds(most), lambda: {"most": 3}),
-    "gamma_tree.CostAwareTree": Entry(
-        s.CostAwareTree, lambda: {"meter": meter(), "most": 3, "tell": nothing}, pace_tree
-    ),
+    "policies.cost.CostAware": Entry(s.CostAware, lambda: {"meter": meter(), "most": 3, "tell": nothing}, pace),
+    "policies.meter.CostMeter": Entry(s.CostMeter, lambda: {"clock": iter(range(999)).__next__}, timed),
+    "policies.meter.CostMeter.timed": Entry(lambda target: meter().timed(target), lambda: {"target": TARGET}, predict),
+    "policies.meter.CostMeter.note": Entry(note, lambda: {"k": 2, "seconds": 0.5}),
+    "policies.meter.CostMeter.now": Entry(meter().now),
+    "policies.meter.CostMeter.since": Entry(meter().since, lambda: {"began": 0.5}),
+    "policies.meter.CostMeter.seconds": Entry(lambda most: meter().seconds(most), lambda: {"most": 3}),
     # decodes
-    "errors.unwrap": Entry(s.unwrap, lambda: {"result": Success(3)}),
+    "errors.DecodeError": Entry(
+        s.DecodeError, lambda: {"parameter": "gamma", "happened": "it is", "received": 0, "remedy": "give 1"}, str
+    ),
+    "errors.DecodeError.renamed": Entry(
+        lambda names: s.DecodeError("gamma", "it is", 0, "give 1").renamed(names),
+        lambda: {"names": {"gamma": "k"}},
+        str,
+    ),
+    "errors.unwrap": Entry(unwrap, lambda: {"result": Success(3)}),
     "generate.autoregressive_generate": Entry(
         s.autoregressive_generate,
         lambda: {**GENERATE, "inputs": [1, 3], "model": llama(), "use_cache": True},
@@ -855,30 +965,31 @@ TABLE: Final[dict[str, Entry]] = {
             "stop_if_unknown": True,
         },
     ),
-    "loop.once": Entry(s.once, lambda: {"first": speculative(), "then": speculative()}, decode),
+    "loop.once": Entry(once, lambda: {"first": speculative(), "then": speculative()}, decode),
     "loop.run": Entry(s.run, lambda: {"step": speculative(), "state": begun()}),
     "loop.unfold": Entry(s.unfold, lambda: {"step": speculative(), "state": begun()}, unroll),
+    "loop.grow": Entry(grow, lambda: {"step": speculative(), "state": begun()}, unroll),
     "loop.start": Entry(
         s.start,
-        lambda: {"prompt": TEXT, "max_new_tokens": 3, "stop": (2,), "limits": s.Limits(V, 9)},
+        lambda: {"prompt": TEXT, "max_new_tokens": 3, "stop": (2,), "limits": Limits(V, 9)},
         lambda started: s.run(speculative(), started.unwrap()) if isinstance(started, Success) else None,
     ),
-    "loop.shared_vocabulary": Entry(s.shared_vocabulary, lambda: {"target": s.Limits(V), "drafter": s.Limits(V)}),
-    "lossy.Lossy": Entry(s.Lossy, lambda: {"value": begun()}),
-    "lossy.Lossy.map": Entry(lambda stages: s.Lossy(3).map(stages), lambda: {"stages": nothing}),
+    "vocabulary.shared_vocabulary": Entry(shared_vocabulary, lambda: {"target": Limits(V), "drafter": Limits(V)}),
+    "lossy.Lossy": Entry(Lossy, lambda: {"value": begun()}),
+    "lossy.Lossy.map": Entry(lambda stages: Lossy(3).map(stages), lambda: {"stages": nothing}),
     "lossy.accept_loss": Entry(
-        s.accept_loss,
-        lambda: {"step": s.lossy_unadjusted_step(drafter, TARGET, SAMPLED, s.Dice())},
+        accept_loss,
+        lambda: {"step": lossy_unadjusted_step(drafter, TARGET, SAMPLED, s.Dice())},
         decode,
     ),
-    "spec_paths.install_spec_paths": Entry(s.install_spec_paths),
+    "spec_paths.install_spec_paths": Entry(install_spec_paths),
     # steps
     "steps.autoregressive_step": Entry(s.autoregressive_step, lambda: {**STEP, **JUDGED}, decode),
     "steps.speculative_step": Entry(s.speculative_step, lambda: {**DRAFTING, **JUDGED, "drafter": drafter}, decode),
     "steps.lossy_unadjusted_step": Entry(
-        s.lossy_unadjusted_step,
+        lossy_unadjusted_step,
         lambda: {**DRAFTING, **JUDGED, "drafter": drafter},
-        lambda step: decode(s.accept_loss(step)),
+        lambda step: decode(accept_loss(step)),
     ),
     "steps.ngram_step": Entry(
         s.ngram_step,
@@ -896,77 +1007,182 @@ TABLE: Final[dict[str, Entry]] = {
         },
         decode,
     ),
-    "steps.tree_step": Entry(
-        s.tree_step,
-        lambda: {**DRAFTING, **JUDGED, "target": s.path_by_path(TARGET), "drafter": nodes},
+    "steps.verified_step": Entry(
+        s.verified_step, lambda: {**DRAFTING, **JUDGED, "drafter": drafter, "rule": s.Block(s.Dice())}, decode
+    ),
+    # the catalogue
+    "catalogue.Setting": Entry(
+        catalogue.Setting,
+        lambda: {
+            "model": llama(),
+            "vocab_size": 16,
+            "text": TEXT,
+            "processor": SAMPLED,
+            "rng": s.Dice(),
+            "assistant": llama(1),
+            "bigrams": lambda: None,
+        },
+        take,
+    ),
+    "catalogue.Drafting": Entry(
+        catalogue.Drafting,
+        lambda: {"drafter": drafter, "teach": (nothing_new,), "memos": (UncachedPredictor(llama()),)},
+        lambda made: decode(stepped(drafting=made)),
+    ),
+    "catalogue.Entry": Entry(
+        catalogue.Entry,
+        lambda: {"make": lambda: lambda given: None, "usual": 5, "assisted": False, "bigrams": False},
+        lambda entry: [policy(entry.usual, 1.0, perf_counter) for policy in catalogue.POLICIES.values()],
+    ),
+    "catalogue.Pacing": Entry(
+        catalogue.Pacing,
+        lambda: {"gamma": s.Fixed(2), "watched": lambda target: target},
+        lambda made: decode(stepped(pacing=made)),
+    ),
+    "catalogue.step_of": Entry(
+        catalogue.step_of,
+        lambda: {
+            "drafting": catalogue.Drafting(drafter),
+            "pacing": catalogue.Pacing(s.Fixed(2)),
+            **SCORED,
+            "rng": s.Dice(),
+            "rule": s.Reject(s.Dice()),
+            "prune": (UncachedPredictor(llama()),),
+            "until": stages.never,
+        },
         decode,
     ),
     # records that users make
     "state.Request": Entry(
-        s.Request,
+        Request,
         lambda: {"prompt": TEXT, "limit": 6, "stop": frozenset({2}), "vocab_size": V},
         lambda request: s.run(speculative(), s.DecodeState(request, TEXT)),
     ),
     "state.DecodeState": Entry(
         s.DecodeState,
-        lambda: {"request": s.Request(TEXT, 5), "tokens": TEXT, "pace": (), "tally": s.Tally()},
+        lambda: {"request": Request(TEXT, 5), "tokens": TEXT, "pace": (), "tally": Tally()},
         decode_from,
     ),
     "state.Count": Entry(
-        s.Count,
+        Count,
         lambda: {"drafted": 2, "accepted": 1},
-        lambda count: decode_from(evolve(begun(), tally=s.Tally(1, (("draft", count),)))),
+        lambda count: decode_from(evolve(begun(), tally=Tally(1, (("draft", count),)))),
     ),
     "state.Tally": Entry(
-        s.Tally,
-        lambda: {"steps": 1, "sources": (("draft", s.Count(2, 1)),)},
+        Tally,
+        lambda: {"steps": 1, "sources": (("draft", Count(2, 1)),)},
         lambda tally: decode_from(evolve(begun(), tally=tally)),
     ),
     "state.Proposal": Entry(
-        s.Proposal, lambda: {"token": 1, "q": s.PointMass(1), "source": "mine", "logits": LOGITS}, say
+        s.Proposal,
+        lambda: {
+            "token": 1,
+            "q": s.PointMass(1),
+            "parent": s.TEXT,
+            "source": "mine",
+            "chance": 0.5,
+            "logits": LOGITS,
+        },
+        say,
     ),
-    "state.Node": Entry(s.Node, lambda: {"token": 1, "parent": -1, "chance": 0.5, "source": "mine"}, say_node),
+    "state.chain": Entry(s.chain, lambda: {"tokens": (1, 2), "source": "mine"}, say_drafts),
+    "state.parents_of": Entry(parents_of, lambda: {"drafts": TREE}),
+    "state.Record.then": Entry(lambda stage: begun().then(stage), lambda: {"stage": stages.draft_nothing}),
+    "state.Drafted": Entry(s.Drafted, lambda: {"state": begun(), "proposals": TREE}, verify),
+    **{
+        f"state.Drafted.{name}": Entry(lambda i, name=name: getattr(drafted(), name)(i), lambda: {"i": 2}, list)
+        for name in ("children", "followers", "path", "text", "trunk")
+    },
+    **{
+        f"state.Scored.{name}": Entry(lambda i, name=name: getattr(scored(), name)(i), lambda: {"i": 2})
+        for name in ("law", "made", "stretch")
+    },
+    "state.Scored.rows": Entry(lambda path: scored().rows(path), lambda: {"path": (s.TEXT, 0, 2)}),
+    "state.Verdict": Entry(
+        s.Verdict, lambda: {"path": (0, 2), "correction": EVEN}, lambda verdict: judge(lambda given: verdict)
+    ),
+    "state.Adjusted": Entry(
+        s.Adjusted,
+        lambda: {"verified": verified(), "bonus": 3, "keep": 1, "reason": Reason.CONDITION},
+        lambda record: (record.tokens, finish(record)),
+    ),
     # stages
     "stages.adjust.Adjust": Entry(stages.Adjust, lambda: {"rng": s.Dice()}, lambda stage: stage(verified())),
+    "stages.adjust.Adjust.__call__": Entry(stages.Adjust(s.Dice()), lambda: {"verified": verified()}),
     "stages.adjust.LossySkipAdjustment": Entry(
         stages.LossySkipAdjustment, lambda: {"rng": s.Dice()}, lambda stage: stage(verified())
     ),
-    "stages.block.VerifyBlock": Entry(stages.VerifyBlock, lambda: dict(JUDGED), judge),
+    "stages.adjust.LossySkipAdjustment.__call__": Entry(
+        stages.LossySkipAdjustment(s.Dice()), lambda: {"verified": verified()}
+    ),
+    "stages.commit.advance": Entry(stages.advance, lambda: {"committed": committed()}),
+    "stages.commit.commit": Entry(stages.commit, lambda: {"adjusted": adjusted()}),
     "stages.draft.Draft": Entry(
         stages.Draft, lambda: {"drafter": drafter, "gamma": s.Fixed(2)}, lambda stage: stage(begun())
+    ),
+    "stages.draft.Draft.__call__": Entry(stages.Draft(drafter), lambda: {"state": begun()}),
+    "stages.draft.draft_nothing": Entry(stages.draft_nothing, lambda: {"state": begun()}),
+    "stages.ending.ending": Entry(
+        lambda until, observe, stage: stages.ending(until, observe, *(stage,)),
+        lambda: {"until": until_nine, "observe": stages.unobserved, "stage": nothing_new},
+        lambda end: end(adjusted()),
+    ),
+    "stages.judge.Judge": Entry(stages.Judge, lambda: {"rule": s.Reject(s.Dice())}, lambda stage: stage(scored())),
+    "stages.judge.Judge.__call__": Entry(stages.Judge(s.Reject(s.Dice())), lambda: {"scored": scored()}),
+    "stages.judge.LossyJudge": Entry(
+        stages.LossyJudge, lambda: {"rule": stages.LossyTypical(s.Dice())}, lambda stage: stage(scored())
+    ),
+    "stages.judge.LossyJudge.__call__": Entry(
+        stages.LossyJudge(stages.LossyTypical(s.Dice())), lambda: {"scored": scored()}
+    ),
+    "stages.judge.Verify": Entry(
+        stages.Verify, lambda: {**SCORED, "rule": s.Reject(s.Dice())}, lambda stage: stage(drafted())
+    ),
+    "stages.judge.Verify.__call__": Entry(
+        stages.Verify(TARGET, SAMPLED, s.Reject(s.Dice())), lambda: {"drafted": drafted()}
     ),
     "stages.ngram.UpdateNgram": Entry(
         stages.UpdateNgram, lambda: {"storage": storage(), "filler_top_k": 2}, lambda stage: stage(committed())
     ),
+    "stages.ngram.UpdateNgram.__call__": Entry(stages.UpdateNgram(storage()), lambda: {"committed": committed()}),
     "stages.observe.Show": Entry(stages.Show, lambda: {"tokenizer": Words(), "console": quiet()}, watch),
+    "stages.observe.Show.__call__": Entry(stages.Show(Words(), quiet()), lambda: {"committed": committed()}),
+    "stages.observe.unobserved": Entry(stages.unobserved, lambda: {"committed": committed()}),
     "stages.prune.PruneCache": Entry(
-        stages.PruneCache, lambda: {"providers": (s.UncachedPredictor(llama()),)}, lambda stage: stage(committed())
+        stages.PruneCache, lambda: {"providers": (UncachedPredictor(llama()),)}, lambda stage: stage(committed())
     ),
+    "stages.prune.PruneCache.__call__": Entry(stages.PruneCache(()), lambda: {"committed": committed()}),
+    **{
+        f"stages.rules.{rule.__name__.lower()}.{rule.__name__}": Entry(rule, lambda: {"rng": s.Dice()}, judge)
+        for rule in RULES
+    },
+    **{
+        f"stages.rules.{rule.__name__.lower()}.{rule.__name__}.__call__": Entry(
+            rule(s.Dice()), lambda: {"scored": scored()}
+        )
+        for rule in RULES
+    },
+    "stages.rules.typical.LossyTypical": Entry(
+        stages.LossyTypical, lambda: {"rng": s.Dice(), "epsilon": 0.09, "alpha": 0.3}, judge_in_loss
+    ),
+    "stages.rules.typical.LossyTypical.__call__": Entry(stages.LossyTypical(s.Dice()), lambda: {"scored": scored()}),
+    "stages.score.Score": Entry(stages.Score, lambda: dict(SCORED), lambda stage: judge_score(stage(drafted()))),
+    "stages.score.Score.__call__": Entry(stages.Score(TARGET, SAMPLED), lambda: {"drafted": drafted()}),
     "stages.stop.StopWhen": Entry(
-        stages.StopWhen,
-        lambda: {"condition": stages.never},
-        lambda stage: stage(stages.Adjust(s.Dice())(verified())),
+        stages.StopWhen, lambda: {"condition": stages.never}, lambda stage: stage(adjusted())
     ),
+    "stages.stop.StopWhen.__call__": Entry(stages.StopWhen(until_nine), lambda: {"adjusted": adjusted()}),
+    "stages.stop.never": Entry(stages.never, lambda: {"state": begun()}),
     "stages.stop.stop_string": Entry(
-        lambda tokenizer, one, other: stop.stop_string(tokenizer, *(one, other)),
+        lambda tokenizer, one, other: stages.stop_string(tokenizer, *(one, other)),
         lambda: {"tokenizer": Words(), "one": "x", "other": "yz"},
         until,
     ),
-    "stages.tree.DraftTree": Entry(
-        stages.DraftTree, lambda: {"drafter": nodes, "gamma": s.Fixed(2)}, lambda stage: stage(begun())
-    ),
-    "stages.tree.VerifyTree": Entry(
-        stages.VerifyTree,
-        lambda: {**JUDGED, "target": s.path_by_path(TARGET)},
-        lambda stage: stage(s.DraftedTree(begun(), NODES)),
-    ),
-    "stages.typical.LossyTypicalAcceptance": Entry(
-        typical.LossyTypicalAcceptance, lambda: {**JUDGED, "epsilon": 0.09, "alpha": 0.3}, judge_in_loss
-    ),
-    "stages.verify.MatchSamples": Entry(stages.MatchSamples, lambda: dict(JUDGED), judge),
-    "stages.verify.RejectTokens": Entry(stages.RejectTokens, lambda: dict(JUDGED), judge),
-    # trees
-    "trees.path_by_path": Entry(s.path_by_path, lambda: {"predictor": TARGET}, read),
+    # paths and trees
+    "paths.path_by_path": Entry(path_by_path, lambda: {"rows": lambda tokens, last: torch.zeros(last, V)}, predict),
+    "paths.along_paths": Entry(along_paths, lambda: {"model": lambda tokens: torch.zeros(V)}, predict),
+    "paths.last_rows": Entry(last_rows, lambda: {"predictor": TARGET, "tokens": TEXT, "last": 2, "name": "predictor"}),
+    "trees.preorder": Entry(preorder, lambda: {"drafts": TREE}),
     # interop
     "interop.generate.Generate": Entry(
         interop.Generate,
@@ -1095,7 +1311,7 @@ TABLE: Final[dict[str, Entry]] = {
         effort("longest"),
     ),
     "testing.conformance.through_trees": Entry(
-        testing.through_trees, lambda: {"target": s.path_by_path(TARGET), "vocab_size": V, "seed": 0}, predict
+        testing.through_trees, lambda: {"target": TARGET, "vocab_size": V, "seed": 0}, predict
     ),
     "testing.enumeration.branches": Entry(
         testing.branches, lambda: {"program": lambda branch: branch.accept(0.5)}, unroll
@@ -1122,8 +1338,8 @@ TABLE: Final[dict[str, Entry]] = {
     "testing.laws.pruning_is_identity": Entry(
         testing.pruning_is_identity,
         lambda: {
-            "memo": s.UncachedPredictor(llama()),
-            "fresh": s.UncachedPredictor(llama()),
+            "memo": UncachedPredictor(llama()),
+            "fresh": UncachedPredictor(llama()),
             "vocab_size": 16,
             "tolerance": 1e-3,
             "seed": 0,
@@ -1140,7 +1356,8 @@ TABLE: Final[dict[str, Entry]] = {
     "testing.tables.TableModel": Entry(
         testing.TableModel, lambda: {"vocab_size": V, "seed": 0}, predict, effort("vocab_size")
     ),
-    "testing.tables.TableModel.__call__": Entry(testing.TableModel(V), lambda: {"tokens": TEXT, "last": 2}),
+    "testing.tables.TableModel.__call__": Entry(testing.TableModel(V), reading),
+    "bench.prompts.read_prompts": Entry(bench.read_prompts, lambda: {"path": Path("nowhere")}),
 }
 
 
@@ -1148,21 +1365,25 @@ TABLE: Final[dict[str, Entry]] = {
 
 BY_STAGES = "a record that stages make, and hand to one another"
 RESULT = "a result, made by the library"
-NONE = "an error, an enum or a protocol: nothing that is called with values"
+NONE = "an enum or a protocol: nothing that is called with values"
 BY_STEPS = "called by a step, with the record that the stage before it made"
 ON_LAWS = "the arithmetic of laws: called by stages, on laws and tokens that they have looked at"
+ON_TREES = "the arithmetic of trees: called by stages, on drafts that they have looked at"
+ON_TEXTS = "the arithmetic of texts: called by what remembers them, on ids that it has looked at"
+ON_CACHES = "what a predictor remembers: made by the models that it reads"
 ON_BRANCHES = "randomness of the certificate's own, and the law that it found"
-ON_NODES = "the arithmetic of trees: called by stages, on nodes that they have looked at"
+ON_ANSWERS = "looks itself at what the parts of users answer, and refuses it by name"
 ABSTRACT = "a base class: its subclasses are tried"
+COMMAND = "a part of the command line, which reads its arguments itself"
 
 EXEMPT: Final[Mapping[str, str]] = {
     **dict.fromkeys(
         (
-            "state.Adjusted",
             "state.Committed",
-            "state.Drafted",
-            "state.DraftedTree",
             "state.Finished",
+            "state.Record",
+            "state.Scored",
+            "state.Stretch",
             "state.Verified",
             "beam.Beam",
             "beam.Expanded",
@@ -1175,8 +1396,10 @@ EXEMPT: Final[Mapping[str, str]] = {
         (
             "accelerate.check.Disagreement",
             "accelerate.check.Agreement",
-            "gamma_cost.Choice",
+            "bench.prompts.Prompt",
+            "policies.choice.Choice",
             "margins.Audit",
+            "margins.Departure",
             "testing.certificate.Certificate",
             "testing.certificate.Ending",
             "testing.conformance.Conformance",
@@ -1188,13 +1411,14 @@ EXEMPT: Final[Mapping[str, str]] = {
         (
             "accelerate.build.Given",
             "accelerate.build.NotAccelerated",
-            "errors.DecodeError",
+            "caches.layers.Part",
             "interop.streaming.Streamer",
-            "predictor.Prunable",
-            "processors.Laws",
+            "laws.Laws",
             "processors.Processor",
-            "random.Randomness",
-            "random.Sampling",
+            "protocols.Prunable",
+            "protocols.ReadsAhead",
+            "randomness.Randomness",
+            "randomness.Sampling",
             "state.Reason",
             "testing.certificate.ExactnessError",
             "testing.conformance.Move",
@@ -1210,38 +1434,14 @@ EXEMPT: Final[Mapping[str, str]] = {
             "beam.ShowBeams.__call__",
             "beam.advance_beams",
             "beam.unobserved_beams",
-            "gamma.EGAG.__call__",
-            "gamma.Fixed.__call__",
-            "gamma.Heuristic.__call__",
-            "gamma.StopAfter.__call__",
-            "gamma_cost.CostAware.__call__",
-            "gamma_tree.CostAwareTree.__call__",
+            "policies.cost.CostAware.__call__",
+            "policies.egag.EGAG.__call__",
+            "policies.fixed.Fixed.__call__",
+            "policies.fixed.Heuristic.__call__",
+            "policies.stops.StopAfter.__call__",
             "interop.generate.Generate.__call__",
-            "margins.Margins.__call__",
-            "stages.adjust.Adjust.__call__",
-            "stages.adjust.LossySkipAdjustment.__call__",
-            "stages.block.VerifyBlock.__call__",
-            "stages.block.VerifyBlock.judge",
-            "stages.commit.advance",
-            "stages.commit.commit",
-            "stages.draft.Draft.__call__",
-            "stages.draft.draft_nothing",
-            "stages.ngram.UpdateNgram.__call__",
-            "stages.observe.Show.__call__",
-            "stages.observe.unobserved",
-            "stages.prune.PruneCache.__call__",
-            "stages.stop.StopWhen.__call__",
-            "stages.stop.never",
-            "stages.tree.DraftTree.__call__",
-            "stages.tree.VerifyTree.__call__",
-            "stages.typical.LossyTypicalAcceptance.__call__",
-            "stages.typical.LossyTypicalAcceptance.judge",
-            "stages.verify.MatchSamples.__call__",
-            "stages.verify.MatchSamples.judge",
-            "stages.verify.RejectTokens.__call__",
-            "stages.verify.RejectTokens.judge",
-            "stages.verify.RejectTokens.judge_from",
-            "random.Dice.mark",
+            "stages.rules.reject.Reject.judge_from",
+            "randomness.Dice.mark",
             "interop.processors.Stateless.__call__",
             "models.check_text",
             "models.said",
@@ -1262,33 +1462,47 @@ EXEMPT: Final[Mapping[str, str]] = {
             "distribution.PointMass.of",
             "distribution.PointMass.residual",
             "distribution.PointMass.taken_from",
+            "randomness.drawn",
+            "randomness.draws",
         ),
         ON_LAWS,
     ),
     **dict.fromkeys(
         (
-            "trees.children_of",
             "trees.depths",
+            "trees.is_chain",
             "trees.leaves",
             "trees.lineage",
             "trees.path_along",
             "trees.path_to",
-            "trees.preorder",
         ),
-        ON_NODES,
+        ON_TREES,
     ),
+    **dict.fromkeys([f"prefix.{name}" for name in ("begins", "common_prefix", "parting", "text_of")], ON_TEXTS),
+    **dict.fromkeys(("caches.past.Past", "caches.rows.Roomy", "predictors.fresh.read_afresh"), ON_CACHES),
     **dict.fromkeys(
         ("testing.enumeration.Branch", "testing.enumeration.Law", "testing.enumeration.Noise"), ON_BRANCHES
     ),
+    **{
+        f"asked.{name}": ON_ANSWERS
+        for name in ("rows_of", "looked_at", "no_rows", "laws_of", "accepts", "stream_of", "proposal_of", "fits")
+    },
+    "asked.no_draft": ON_ANSWERS,
     **dict.fromkeys(
         (
-            "drafters.storage.INgramStorage",
-            *[f"drafters.storage.INgramStorage.{name}" for name in ("continuation", "learn", "has_gram", "initialize")],
-            *[f"drafters.storage.INgramStorage.{name}" for name in ("next_token", "reset", "update")],
+            "drafters.ngrams.storage.INgramStorage",
+            *[
+                f"drafters.ngrams.storage.INgramStorage.{name}"
+                for name in ("continuation", "learn", "has_gram", "initialize", "next_token", "reset", "update")
+            ],
             "processors.LogitsProcessor",
             "processors.LogitsProcessor.sample",
         ),
         ABSTRACT,
+    ),
+    **dict.fromkeys(
+        ("bench.command.add_arguments", "bench.command.main", "bench.context.Context", "cli.Options", "cli.main"),
+        COMMAND,
     ),
 }
 
@@ -1359,6 +1573,9 @@ HOSTILE: Final[Mapping[str, Callable[[], object]]] = {
     "a class": lambda: int,
     "a generator": lambda: (i for i in range(2)),
     "an enum": lambda: Colour.RED,
+    "a draft of nothing": lambda: (s.Proposal(None),),  # type: ignore[arg-type]
+    "a draft beyond": lambda: (s.Proposal(2**70),),
+    "an orphan": lambda: (s.Proposal(1, parent=3),),
     "a meta model": lambda: llama(device="meta"),
     "transformers' list": lambda: LogitsProcessorList([MinLengthLogitsProcessor(5, 2)]),
     **{f"answers {label}": partial(Answers, answer) for label, answer in ANSWERS.items()},

@@ -15,11 +15,9 @@ from torch import Tensor
 
 from specflow import (
     TEXT,
-    BlackBox,
     Block,
     Categorical,
     DecodeState,
-    Distribution,
     Drafted,
     EachPrefix,
     LLMDrafter,
@@ -28,9 +26,7 @@ from specflow import (
     PointMass,
     Predictor,
     Proposal,
-    Randomness,
     Reject,
-    Request,
     Rule,
     Scored,
     Tokens,
@@ -39,7 +35,10 @@ from specflow import (
     along_paths,
     chain,
 )
+from specflow.distribution import BlackBox, Distribution
+from specflow.randomness import Randomness
 from specflow.stages import LossyTypical, Verify
+from specflow.state import Request
 from specflow.testing import Branch, Law, TableModel, branches, exact_law
 from specflow.trees import preorder
 

@@ -11,7 +11,8 @@ import torch
 from torch.nn import Module
 from transformers import AutoModelForCausalLM, StaticCache
 
-from specflow import CachedPredictor, Limits, limits_of
+from specflow import CachedPredictor, limits_of
+from specflow.protocols import Limits
 from specflow.testing import model_conformance
 from tests.toys import tiny_llama
 

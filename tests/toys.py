@@ -9,7 +9,8 @@ from torch.nn import Module
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from typing_extensions import override
 
-from specflow import TEXT, CachedPredictor, Proposal, UncachedPredictor
+from specflow import TEXT, CachedPredictor, Proposal
+from specflow.predictors import UncachedPredictor
 
 VOCABULARY = 64
 

@@ -15,7 +15,7 @@ from specflow.guards.ids import ids_of, text_of
 from specflow.paths import path_by_path
 from specflow.predictors.reader import Reader
 from specflow.predictors.trial import Caches, Stretch, Trials
-from specflow.state import Proposal, Tokens
+from specflow.state import Proposal, Tokens, parents_of
 
 
 @final
@@ -37,8 +37,10 @@ class UncachedPredictor:
 
     def __call__(self, tokens: Tokens, drafts: Sequence[Proposal], /) -> Tensor:
         """Logits [n + 1, V] behind `tokens`, and behind them and the path down to each draft; a tree path by path."""
+        tokens = text_of(tokens)
+        parents_of(drafts)
         ids_of("drafts", [draft.token for draft in drafts])
-        return path_by_path(self._last)(text_of(tokens), drafts)
+        return path_by_path(self._last)(tokens, drafts)
 
     def _last(self, tokens: Tokens, last: int) -> Tensor:
         reader, trials = self._reader, self._trials

@@ -78,8 +78,9 @@ class RescoreNearTies:
 
     def __call__(self, tokens: Tokens, drafts: Sequence[Proposal], /) -> Tensor:
         """Logits [n + 1, V] behind `tokens`, and behind them and the path down to each draft."""
+        tokens, parents = text_of(tokens), parents_of(drafts)
         logits, greedy = rows_of(self.target, tokens, drafts), GreedyProcessor()
-        rows, margins, parents = list(logits.unbind()), margins_of(logits), parents_of(drafts)
+        rows, margins = list(logits.unbind()), margins_of(logits)
         reached = {TEXT}
         for i in range(TEXT, len(drafts)):
             if i not in reached:

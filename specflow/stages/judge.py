@@ -9,16 +9,15 @@ from attrs import field, frozen
 
 from specflow.distribution import BlackBox, Categorical, PointMass
 from specflow.errors import DecodeError
-from specflow.guards.checks import a, calls, is_id, named, shown, valid
+from specflow.guards.checks import calls, is_id, named, shown, valid
 from specflow.lossy import Lossy
 from specflow.processors import Processor
-from specflow.stages.score import Score, a_draft, is_processor, is_target
+from specflow.stages.score import Score, a_draft, a_score, is_processor, is_target
 from specflow.state import TEXT, Drafted, Predictor, Rule, S, Scored, Verdict, Verified
 
 LossyRule: TypeAlias = Callable[[Scored], Lossy[Verdict[S]]]
 """A rule under which the text does not have the target's law."""
 
-a_score = a(Scored, "put the stages in order: Draft, Score, Judge, Adjust, commit, advance")
 _is_rule = valid(calls("a rule", "give one, such as Reject(Dice())"))
 
 

@@ -13,7 +13,9 @@ from specflow.laws import Laws
 from specflow.processors import Processor
 from specflow.state import Drafted, Predictor, Proposal, Scored
 
-a_draft = a(Drafted, "put the stages in order: Draft, Score, Judge, Adjust, commit, advance")
+_ORDER = "put the stages in order: Draft, Score, Judge, Adjust, commit, advance"
+a_draft = a(Drafted, _ORDER)
+a_score = a(Scored, _ORDER)
 is_target = valid(calls("a predictor", "give a function of (text, drafts), such as a CachedPredictor"))
 is_processor = valid(
     does("a processor", "give a Processor; interop.ProcessorList makes one of transformers' list", "laws")

@@ -10,18 +10,14 @@ from returns.result import Result
 from torch import Tensor
 
 from specflow import (
-    EGAG,
     Adjusted,
     Block,
     CachedPredictor,
-    CertainDrafter,
-    Committed,
     CostAware,
     CostMeter,
     DecodeError,
     DecodeState,
     Dice,
-    Distribution,
     Drafted,
     Drafter,
     Finished,
@@ -31,13 +27,11 @@ from specflow import (
     LookupTree,
     Match,
     MultinomialProcessor,
-    Pace,
     PointMass,
     Predictor,
     Proposal,
     Reject,
     Rule,
-    Sampling,
     Scored,
     SharedNoise,
     Step,
@@ -46,11 +40,8 @@ from specflow import (
     Verdict,
     Verified,
     along_paths,
-    as_chain,
     autoregressive_generate,
     chain,
-    max_fn,
-    path_by_path,
     run,
     speculative_generate,
     speculative_step,
@@ -58,7 +49,11 @@ from specflow import (
     unfold,
     verified_step,
 )
-from specflow.random import Randomness
+from specflow.distribution import Distribution, max_fn
+from specflow.drafters import as_chain
+from specflow.policies import EGAG
+from specflow.predictors import path_by_path
+from specflow.randomness import Randomness, Sampling
 from specflow.stages import (
     Adjust,
     Draft,
@@ -72,6 +67,7 @@ from specflow.stages import (
     draft_nothing,
     ending,
 )
+from specflow.state import CertainDrafter, Committed, Pace
 from tests.toys import tiny_llama
 
 

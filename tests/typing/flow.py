@@ -16,7 +16,6 @@ from returns.pipeline import flow
 from specflow import (
     Adjusted,
     CachedPredictor,
-    Committed,
     DecodeState,
     Dice,
     Drafted,
@@ -24,8 +23,6 @@ from specflow import (
     Finished,
     Fixed,
     GreedyProcessor,
-    Lossy,
-    LossyStep,
     Match,
     MultinomialProcessor,
     Predictor,
@@ -36,11 +33,11 @@ from specflow import (
     Step,
     Tokens,
     Verified,
-    accept_loss,
     run,
     unfold,
 )
-from specflow.random import Randomness, Sampling
+from specflow.lossy import Lossy, LossyStep, accept_loss
+from specflow.randomness import Randomness, Sampling
 from specflow.stages import (
     Adjust,
     Draft,
@@ -57,6 +54,7 @@ from specflow.stages import (
     ending,
     unobserved,
 )
+from specflow.state import Committed
 
 
 def refused(target: Predictor, drafter: Drafter, state: DecodeState) -> None:

@@ -11,20 +11,17 @@ from specflow import (
     Drafter,
     Finished,
     GreedyProcessor,
-    Lossy,
-    LossyStep,
     Predictor,
     Reject,
-    Sampling,
     SharedNoise,
     Step,
     Verified,
-    accept_loss,
-    lossy_unadjusted_step,
-    once,
     run,
     speculative_step,
 )
+from specflow.loop import once
+from specflow.lossy import Lossy, LossyStep, accept_loss
+from specflow.randomness import Sampling
 from specflow.stages import (
     Adjust,
     Draft,
@@ -37,6 +34,7 @@ from specflow.stages import (
     commit,
     ending,
 )
+from specflow.steps import lossy_unadjusted_step
 
 
 def refused(target: Predictor, drafter: Drafter, state: DecodeState) -> None:

@@ -4,18 +4,9 @@ from __future__ import annotations
 
 from typing import assert_type
 
-from specflow import (
-    CertainDrafter,
-    Drafter,
-    LLMDrafter,
-    PromptLookup,
-    SuffixDrafter,
-    at_most,
-    first_of,
-    longest,
-    propose_nothing,
-    then,
-)
+from specflow import Drafter, LLMDrafter, PromptLookup, SuffixDrafter, at_most, first_of, longest, then
+from specflow.drafters import propose_nothing
+from specflow.state import CertainDrafter
 
 
 def wrong(llm: LLMDrafter, suffix: SuffixDrafter) -> None:

@@ -11,8 +11,6 @@ from specflow import (
     Adjusted,
     Block,
     Categorical,
-    CertainDrafter,
-    Committed,
     DecodeState,
     Dice,
     Drafted,
@@ -21,14 +19,12 @@ from specflow import (
     Fixed,
     GreedyProcessor,
     LLMDrafter,
-    Lossy,
     Match,
     PointMass,
     Predictor,
     Proposal,
     Reject,
     Rule,
-    Sampling,
     Scored,
     SharedNoise,
     Step,
@@ -38,9 +34,7 @@ from specflow import (
     Verdict,
     Verified,
     along_paths,
-    as_chain,
     longest,
-    path_by_path,
     run,
     seed_coupled_step,
     speculative_step,
@@ -48,6 +42,10 @@ from specflow import (
     then,
     verified_step,
 )
+from specflow.drafters import as_chain
+from specflow.lossy import Lossy
+from specflow.predictors import path_by_path
+from specflow.randomness import Sampling
 from specflow.stages import (
     Adjust,
     Draft,
@@ -65,6 +63,7 @@ from specflow.stages import (
     draft_nothing,
     ending,
 )
+from specflow.state import CertainDrafter, Committed
 
 
 def wrong_orders(target: Predictor, drafter: Drafter, state: DecodeState) -> None:

@@ -15,6 +15,7 @@ from specflow.randomness import Randomness
 from specflow.stages.rules.odds import Odds
 from specflow.stages.rules.reject import Reject
 from specflow.stages.rules.samples import is_randomness
+from specflow.stages.score import a_score
 from specflow.state import TEXT, Scored, Verdict
 
 _Pair: TypeAlias = tuple[Known, Known]
@@ -42,6 +43,7 @@ class Block:
     rng: Randomness = field(validator=is_randomness)
 
     def __call__(self, scored: Scored, /) -> Verdict:
+        a_score("scored", scored)
         block, weights = _block(scored)
         path, end = scored.drafted.trunk(TEXT)[1:], len(block)
         if not block or accepts(self.rng, weights[end]):

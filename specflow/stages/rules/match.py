@@ -10,6 +10,7 @@ from attrs import field, frozen
 from specflow.distribution import PointMass
 from specflow.randomness import Sampling
 from specflow.stages.rules.samples import Samples, is_sampling
+from specflow.stages.score import a_score
 from specflow.state import TEXT, Scored, Verdict
 
 
@@ -36,6 +37,7 @@ class Match:
     rng: Sampling = field(validator=is_sampling)
 
     def __call__(self, scored: Scored, /) -> Verdict[Sampling]:
+        a_score("scored", scored)
         drafted, here = scored.drafted, TEXT
         with closing(Samples(self.rng, scored, lambda i: bool(drafted.children(i)))) as samples:
             while followers := drafted.followers(here):

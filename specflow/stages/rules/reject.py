@@ -12,6 +12,7 @@ from specflow.distribution import BlackBox, Categorical, Distribution, PointMass
 from specflow.randomness import Randomness, drawn
 from specflow.stages.rules.odds import Odds
 from specflow.stages.rules.samples import Samples, is_randomness
+from specflow.stages.score import a_score
 from specflow.state import TEXT, Drafted, Scored, Verdict
 
 
@@ -43,6 +44,7 @@ class Reject:
     rng: Randomness = field(validator=is_randomness)
 
     def __call__(self, scored: Scored, /) -> Verdict:
+        a_score("scored", scored)
         return self.judge_from(TEXT, scored)
 
     def judge_from(self, here: int, scored: Scored) -> Verdict:

@@ -13,6 +13,7 @@ from specflow.stages.rules.block import left_over, mass_of, weight_behind
 from specflow.stages.rules.odds import Odds
 from specflow.stages.rules.reject import Reject
 from specflow.stages.rules.samples import is_randomness
+from specflow.stages.score import a_score
 from specflow.state import TEXT, Drafted, Scored, Verdict
 
 
@@ -34,6 +35,7 @@ class Traverse:
     rng: Randomness = field(validator=is_randomness)
 
     def __call__(self, scored: Scored, /) -> Verdict:
+        a_score("scored", scored)
         found = _Traversal(scored, self.rng, Odds(scored)).below(TEXT, 1.0)
         assert found is not None  # the text passes with weight 1
         leaf, correction = found

@@ -12,6 +12,7 @@ from specflow.guards.checks import number, valid
 from specflow.lossy import Lossy
 from specflow.randomness import Sampling, drawn
 from specflow.stages.rules.samples import is_sampling
+from specflow.stages.score import a_score
 from specflow.state import TEXT, Scored, Verdict
 
 _share = valid(number("it is outside [0, 1]", "give a number between", lambda share: 0 <= share <= 1))
@@ -34,6 +35,7 @@ class LossyTypical:
     alpha: float = field(default=0.3, validator=_share)
 
     def __call__(self, scored: Scored, /) -> Lossy[Verdict[Sampling]]:
+        a_score("scored", scored)
         drafted, here = scored.drafted, TEXT
         while children := drafted.children(here):
             law = scored.law(here)

@@ -23,17 +23,16 @@ from specflow import (
     GreedyProcessor,
     LookupTree,
     Node,
-    Request,
     Tokens,
     TreeDrafter,
-    path_by_path,
     run,
     start,
     tree_step,
     unfold,
 )
-from specflow.policies import Choice
-from specflow.policies import ADVANCE, LOSS, CostAwareTreePace
+from specflow.policies import ADVANCE, LOSS, Choice, CostAwareTreePace
+from specflow.predictors import path_by_path
+from specflow.state import Request
 from tests.test_cost_aware import CLIFF, FLAT, STEEP, Hand, curve
 
 MACHINES = {"flat": FLAT, "cliff": CLIFF, "steep": STEEP}
