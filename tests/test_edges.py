@@ -535,6 +535,51 @@ def test_soft_prompts_are_read() -> None:
         assert beam_search_generate(list(TEXT[:8]), model, 8, 1, 1, eos_tokens_id=[]) == expected
 
 
+SoftPrompt: TypeAlias = peft.PromptTuningConfig | peft.PrefixTuningConfig
+SOFT: Final = [peft.PromptTuningConfig, peft.PrefixTuningConfig]
+
+
+def soft(model: PreTrainedModel, config: SoftPrompt) -> Changing:
+    """The model behind a soft prompt of random vectors."""
+    prompted: Any = peft.get_peft_model(model, config)
+    for parameter in prompted.parameters():
+        if parameter.requires_grad:
+            parameter.data.normal_(0, 0.5)
+    return prompted.double().eval()
+
+
+@OF_PEFT
+@pytest.mark.parametrize("config", SOFT)
+@pytest.mark.parametrize("original", [6, 11, 21])
+def test_behind_a_soft_prompt_a_horizon_comes_sooner(config: type[SoftPrompt], original: int) -> None:
+    base = made("llama", max_position_embeddings=original, rope_parameters=DYNAMIC)
+    model = soft(deepcopy(base), config(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    assert horizons_of(model) == (original - 4, original - 3)
+    walk(model, deepcopy(model))
+    with model.disable_adapter():
+        assert horizons_of(model) == (original - 1, original)
+        walk(model, base)
+
+
+@OF_PEFT
+@pytest.mark.parametrize("config", SOFT)
+def test_a_soft_prompt_takes_room_in_the_context(config: type[SoftPrompt]) -> None:
+    model = soft(tiny_gpt2(context=16), config(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    assert limits_of(model).context == 13
+    torch.testing.assert_close(CachedPredictor(model)(TEXT[:13], 2), fresh(model, TEXT[:13], 2))
+    with pytest.raises(DecodeError, match="no embedding for one of 14 tokens or their positions"):
+        CachedPredictor(model)(TEXT[:14], 1)
+
+
+@OF_PEFT
+@pytest.mark.parametrize("virtual", [5, 6, 7])
+def test_frequencies_that_a_soft_prompt_lets_no_text_put_back_are_refused(virtual: int) -> None:
+    base = made("llama", max_position_embeddings=6, rope_parameters=DYNAMIC)
+    model = soft(base, peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=virtual))
+    with pytest.raises(DecodeError, match="logits depend on what it read before"):
+        CachedPredictor(model)(TEXT[:9], 1)
+
+
 def test_a_text_longer_than_the_table_of_positions_is_an_error_of_one_sentence() -> None:
     model = tiny_gpt2(context=16)
     with pytest.raises(DecodeError, match="the model has no embedding for one of 20 tokens or their positions"):
