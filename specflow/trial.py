@@ -457,9 +457,11 @@ class Trials:
             size = min(width, self.reader.vocab_size or width)
         text = Random(length).choices(range(size), k=length)
         special = [token for token in specials_of(self.reader.model) if token < size]
-        places = range(length - 10, length - 1, 3)  # among the last, where texts are compared, and none at their end
-        for place, token in zip(places, special, strict=False):
-            text[max(place, 0)] = token
+        # Among the last, where texts are compared, and none at their end. And among the first: where padding hides
+        # something of a text, what it hides depends on what stands behind it (XLM).
+        for places in (range(1, min(3, length)), range(length - 10, length - 1, 3)):
+            for place, token in zip(places, special, strict=False):
+                text[max(place, 0)] = token
         return self.reader.ids([tuple(text)])
 
     @property

@@ -50,6 +50,7 @@ from specflow import (
 )
 from specflow.interop import new_tokens
 from specflow.state import Finished
+from specflow.testing import fresh_passes
 from specflow.trial import horizons_of
 from tests.toys import oracle, passes_of, tiny_gpt2, tiny_llama
 
@@ -121,10 +122,12 @@ class FromOne(Module):
         return self.inner(input_ids, cache=cache, position_ids=position_ids, use_cache=use_cache)
 
 
+XLM: Final = {"emb_dim": 32, "n_layers": 2, "n_heads": 4}
 ODD: list[tuple[str, Callable[[], Module], str]] = [
     ("roberta", lambda: made("roberta", is_decoder=True, pad_token_id=0), "the whole text afresh"),
     ("positions from 1", FromOne, "any pieces, at positions of its own"),
     ("bert looks ahead", lambda: made("bert"), "each row afresh"),
+    ("xlm hides by padding", lambda: made("xlm", **XLM, causal=True, pad_token_id=7), "each row afresh"),
     ("dynamic rope", lambda: made("llama", max_position_embeddings=30, rope_parameters=DYNAMIC), "any pieces"),
     ("dynamic rope, soon", lambda: made("llama", max_position_embeddings=16, rope_parameters=DYNAMIC), "any pieces"),
     ("a window in the config only", lambda: made("llama", sliding_window=8), "the whole text afresh"),
@@ -163,6 +166,12 @@ def test_frequencies_that_depend_on_the_length_leave_no_mark() -> None:
         target = CachedPredictor(model)
         step = speculative_step(SuffixDrafter(), target, GreedyProcessor(), Dice(), Fixed(4), prune=(target,))
         assert list(run(step, start(TEXT[:5], 24).unwrap()).state.output) == expected
+
+
+def test_padding_is_among_what_fresh_passes_are_tried_on() -> None:
+    model, text = made("xlm", **XLM, causal=True, pad_token_id=7), (*TEXT[:9], 7, 9, 7, 11, 12)
+    rows = fresh_passes(model, 64, longest=14, tolerance=1e-9)(text, 6)
+    torch.testing.assert_close(rows, fresh(model, text, 6), rtol=0, atol=1e-9)
 
 
 def test_horizons_are_read_from_the_config() -> None:
