@@ -32,7 +32,7 @@ from transformers import (
 from transformers.utils import logging
 from typing_extensions import override
 
-from specflow import CachedPredictor, DecodeError
+from specflow import CachedPredictor, DecodeError, limits_of
 from specflow.state import Predictor, Proposal, Tokens
 from specflow.testing import Conformance, conformance, fresh_passes, through_trees
 from tests.architectures import ARCHITECTURES, DOUBLE, Architecture
@@ -501,7 +501,7 @@ def _finished(random: Random, model: Module, dtype: torch.dtype, name: str) -> S
     if isinstance(model, PreTrainedModel):
         embedding = model.get_input_embeddings()
         said += _disguised(random, model)
-    vocab_size = len(embedding.weight)
+    vocab_size = min(len(embedding.weight), limits_of(model).vocab_size or sys.maxsize)  # a head may be narrower
     config = getattr(model, "config", None)
     often = [getattr(config, f"{which}_token_id", None) for which in ("pad", "bos", "eos")]
     if isinstance(model, PreTrainedModel) and random.random() < 0.12:

@@ -52,6 +52,7 @@ from specflow.paths import last_rows
 from specflow.predictors import UncachedPredictor
 from specflow.predictors.trial import horizons_of
 from specflow.state import Finished, chain
+from specflow.testing import fresh_passes
 from tests.toys import oracle, passes_of, tiny_gpt2, tiny_llama
 
 OF_PEFT = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
@@ -126,10 +127,12 @@ class FromOne(Module):
         return self.inner(input_ids, cache=cache, position_ids=position_ids, use_cache=use_cache)
 
 
+XLM: Final = {"emb_dim": 32, "n_layers": 2, "n_heads": 4}
 ODD: list[tuple[str, Callable[[], Module], str]] = [
     ("roberta", lambda: made("roberta", is_decoder=True, pad_token_id=0), "the whole text afresh"),
     ("positions from 1", FromOne, "any pieces, at positions of its own"),
     ("bert looks ahead", lambda: made("bert"), "each row afresh"),
+    ("xlm hides by padding", lambda: made("xlm", **XLM, causal=True, pad_token_id=7), "each row afresh"),
     ("dynamic rope", lambda: made("llama", max_position_embeddings=30, rope_parameters=DYNAMIC), "any pieces"),
     ("dynamic rope, soon", lambda: made("llama", max_position_embeddings=16, rope_parameters=DYNAMIC), "any pieces"),
     ("a window in the config only", lambda: made("llama", sliding_window=8), "the whole text afresh"),
@@ -168,6 +171,12 @@ def test_frequencies_that_depend_on_the_length_leave_no_mark() -> None:
         target = CachedPredictor(model)
         step = speculative_step(SuffixDrafter(), target, GreedyProcessor(), Dice(), Fixed(4), prune=(target,))
         assert list(run(step, start(TEXT[:5], 24).unwrap()).state.output) == expected
+
+
+def test_padding_is_among_what_fresh_passes_are_tried_on() -> None:
+    model, text = made("xlm", **XLM, causal=True, pad_token_id=7), (*TEXT[:9], 7, 9, 7, 11, 12)
+    rows = last_rows(fresh_passes(model, 64, longest=14, tolerance=1e-9), text, 6)
+    torch.testing.assert_close(rows, fresh(model, text, 6), rtol=0, atol=1e-9)
 
 
 def test_horizons_are_read_from_the_config() -> None:
@@ -545,6 +554,51 @@ def test_soft_prompts_are_read() -> None:
         assert expected != oracle(TEXT[:8], tiny_llama(), 8)
         assert autoregressive_generate(list(TEXT[:8]), model, 8, eos_tokens_id=[], use_cache=True) == expected
         assert beam_search_generate(list(TEXT[:8]), model, 8, 1, 1, eos_tokens_id=[]) == expected
+
+
+SoftPrompt: TypeAlias = peft.PromptTuningConfig | peft.PrefixTuningConfig
+SOFT: Final = [peft.PromptTuningConfig, peft.PrefixTuningConfig]
+
+
+def soft(model: PreTrainedModel, config: SoftPrompt) -> Changing:
+    """The model behind a soft prompt of random vectors."""
+    prompted: Any = peft.get_peft_model(model, config)
+    for parameter in prompted.parameters():
+        if parameter.requires_grad:
+            parameter.data.normal_(0, 0.5)
+    return prompted.double().eval()
+
+
+@OF_PEFT
+@pytest.mark.parametrize("config", SOFT)
+@pytest.mark.parametrize("original", [6, 11, 21])
+def test_behind_a_soft_prompt_a_horizon_comes_sooner(config: type[SoftPrompt], original: int) -> None:
+    base = made("llama", max_position_embeddings=original, rope_parameters=DYNAMIC)
+    model = soft(deepcopy(base), config(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    assert horizons_of(model) == (original - 4, original - 3)
+    walk(model, deepcopy(model))
+    with model.disable_adapter():
+        assert horizons_of(model) == (original - 1, original)
+        walk(model, base)
+
+
+@OF_PEFT
+@pytest.mark.parametrize("config", SOFT)
+def test_a_soft_prompt_takes_room_in_the_context(config: type[SoftPrompt]) -> None:
+    model = soft(tiny_gpt2(context=16), config(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    assert limits_of(model).context == 13
+    torch.testing.assert_close(last_rows(CachedPredictor(model), TEXT[:13], 2), fresh(model, TEXT[:13], 2))
+    with pytest.raises(DecodeError, match="no embedding for one of 14 tokens or their positions"):
+        CachedPredictor(model)(TEXT[:14], ())
+
+
+@OF_PEFT
+@pytest.mark.parametrize("virtual", [5, 6, 7])
+def test_frequencies_that_a_soft_prompt_lets_no_text_put_back_are_refused(virtual: int) -> None:
+    base = made("llama", max_position_embeddings=6, rope_parameters=DYNAMIC)
+    model = soft(base, peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=virtual))
+    with pytest.raises(DecodeError, match="logits depend on what it read before"):
+        CachedPredictor(model)(TEXT[:9], ())
 
 
 def test_a_text_longer_than_the_table_of_positions_is_an_error_of_one_sentence() -> None:

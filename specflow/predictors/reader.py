@@ -201,7 +201,8 @@ def embedded_of(model: Module) -> int | None:
 def context_of(model: Module) -> int | None:
     """The most tokens that a model reads, as its config has it; None where that does not tell.
 
-    Where positions are counted from behind a padding row of their table (RoBERTa), that many fewer.
+    Where positions are counted from behind a padding row of their table (RoBERTa), that many fewer, and so behind a
+    soft prompt.
     """
     config = getattr(model, "config", None)
     text = config.get_text_config(decoder=True) if isinstance(config, PreTrainedConfig) else config
@@ -210,8 +211,22 @@ def context_of(model: Module) -> int | None:
         return None
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Embedding) and "position" in name and module.padding_idx is not None:
-            return min(context, module.num_embeddings - module.padding_idx - 1)
-    return context
+            context = min(context, module.num_embeddings - module.padding_idx - 1)
+            break
+    before = soft_prompt_of(model)
+    # One that a soft prompt takes up is none: rotary positions go on behind it, and the end of a table is an error.
+    return context - before if not before or context - before > 1 else None
+
+
+def soft_prompt_of(model: Module) -> int:
+    """How many tokens of its own an adapter (PEFT) puts before each text: to the model the text is longer by those.
+
+    >>> soft_prompt_of(torch.nn.Linear(2, 2))
+    0
+    """
+    size = getattr(getattr(model, "active_peft_config", None), "num_virtual_tokens", None)
+    is_on = getattr(model, "has_active_enabled_adapter", True)
+    return size if isinstance(size, int) and is_on else 0
 
 
 def _size(model: Module, getter: str, attribute: str) -> int | None:

@@ -25,7 +25,7 @@ from transformers import PreTrainedConfig
 
 from specflow.caches import LossyCache, Past, capacity, is_empty, offloads
 from specflow.errors import DecodeError
-from specflow.predictors.reader import Reader, context_of, embedded_of
+from specflow.predictors.reader import Reader, context_of, embedded_of, soft_prompt_of
 from specflow.predictors.watch import Look
 from specflow.state import TEXT
 from specflow.trees import path_to
@@ -363,8 +363,12 @@ class Trials:
         for feeding in feedings:
             try:
                 rows = self._in_pieces(ids, feeding, start)
-            except (torch.OutOfMemoryError, DecodeError):
+            except torch.OutOfMemoryError:
                 raise
+            except DecodeError as error:
+                if error.parameter != "model":  # it is the caches that are at fault
+                    raise
+                continue
             except Exception:  # whatever a model raises here says that it cannot be fed so
                 continue
             known = min(len(rows), len(truth))
@@ -452,9 +456,11 @@ class Trials:
             size = min(width, self.reader.vocab_size or width)
         text = Random(length).choices(range(size), k=length)
         special = [token for token in specials_of(self.reader.model) if token < size]
-        places = range(length - 10, length - 1, 3)  # among the last, where texts are compared, and none at their end
-        for place, token in zip(places, special, strict=False):
-            text[max(place, 0)] = token
+        # Among the last, where texts are compared, and none at their end. And among the first: where padding hides
+        # something of a text, what it hides depends on what stands behind it (XLM).
+        for places in (range(1, min(3, length)), range(length - 10, length - 1, 3)):
+            for place, token in zip(places, special, strict=False):
+                text[max(place, 0)] = token
         return self.reader.ids([tuple(text)])
 
     @property
@@ -468,7 +474,7 @@ def horizons_of(model: Module) -> tuple[int, ...]:
     """The lengths of text beyond which the config says that a model may read otherwise, in order.
 
     Windows and chunks of attention, and the context that frequencies of a kind were made for which depend on the
-    length ("longrope", "dynamic", and kinds that are not known).
+    length ("longrope", "dynamic", and kinds that are not known). Behind a soft prompt a text gets there sooner.
 
     >>> from transformers import MistralConfig
     >>> model = torch.nn.Module()
@@ -490,7 +496,9 @@ def horizons_of(model: Module) -> tuple[int, ...]:
             made_for = part.get("original_max_position_embeddings"), getattr(text, "max_position_embeddings", None)
             # "dynamic" frequencies that grew are put back by texts that are shorter than this, not by one as long.
             sizes += [size - less for size in made_for if isinstance(size, int) for less in (0, 1)]
-    return tuple(sorted({size for size in sizes if isinstance(size, int) and not isinstance(size, bool) and size > 0}))
+    before = soft_prompt_of(model)
+    whole = [size for size in sizes if isinstance(size, int) and not isinstance(size, bool)]
+    return tuple(sorted({size - before for size in whole if size > before}))
 
 
 WINDOWS: Final = ("window", "chunk", "local_attention")

@@ -192,10 +192,11 @@ def fresh_passes(model: Module, vocab_size: int, *, longest: int = 64, tolerance
 
     fresh(text, drafts)[i] = copy(model)(text and the path to draft i - 1)[-1], the weights shared, in evaluation mode.
 
-    That is slow, so it is found out first, on a random text of up to `longest` tokens, whether the rows of one long
-    pass are those of the prefixes within `tolerance` (not so where a model looks ahead, or where its frequencies depend
-    on the length), and whether one copy answers alike in another order (not so where a model remembers). Only where
-    they are not is it done row by row, or by a new copy each time. `DecodeError` for a model that cannot be copied.
+    That is slow, so it is found out first, on a random text of up to `longest` tokens with the config's special ones
+    among them, whether the rows of one long pass are those of the prefixes within `tolerance` (not so where a model
+    looks ahead, or where its frequencies depend on the length), and whether one copy answers alike in another order
+    (not so where a model remembers). Only where they are not is it done row by row, or by a new copy each time.
+    `DecodeError` for a model that cannot be copied.
 
     >>> table = torch.nn.Embedding(4, 4)
     >>> fresh_passes(table, 4)((1, 2, 3), ()).shape
@@ -208,7 +209,10 @@ def fresh_passes(model: Module, vocab_size: int, *, longest: int = 64, tolerance
         happened = f"the model reads only {known} ids"
         raise DecodeError("vocab_size", happened, vocab_size, "give a vocabulary that it reads")
     copy = _copied(model).eval()
-    text = tuple(Random(0).choices(range(vocab_size), k=longest))
+    text = Random(0).choices(range(vocab_size), k=longest)
+    often = [token for token in _special(model) if token < vocab_size]
+    for place in range(1, longest if often else 0, 5):  # what a model hides for padding it hides by how much there is
+        text[place] = often[place // 5 % len(often)]
     # The longest ones follow one another: a model that remembers a length may forget it at a shorter text.
     lengths = sorted({*range(1, min(8, longest)), *range(8, longest, 5), *range(max(1, longest - 2), longest + 1)})
     apart = torch.cat([_pass(_copied(copy), text[:length])[-1:] for length in lengths])
@@ -283,7 +287,7 @@ def _copied(model: Module) -> Module:
 
 
 @torch.no_grad()
-def _pass(model: Module, tokens: Tokens) -> Tensor:
+def _pass(model: Module, tokens: Sequence[int]) -> Tensor:
     """Logits [n, V] of one call; models that return no dict return logits first."""
     parameter = next(model.parameters(), torch.empty(0))
     output = model(torch.tensor([tokens], device=parameter.device))
