@@ -8,7 +8,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from specflow.asked import looked_at, no_rows, rows_of
+from specflow.asked import looked_at, rows_of
 from specflow.guards.checks import calls
 from specflow.guards.ids import reading_of
 from specflow.state import TEXT, Predictor, Proposal, Tokens, chain, parents_of

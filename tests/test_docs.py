@@ -16,6 +16,8 @@ from specflow.models import Loaded
 ROOT = Path(specflow.__file__).parent.parent
 MODULES = [module.name for module in pkgutil.walk_packages(specflow.__path__, "specflow.")]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
+WRITTEN = [*PAGES, ROOT / "README.md", ROOT / "CHANGELOG.md"]
+GONE = ("read_tree", "tree_step", "CostAwareTree", "RejectTokens", "VerifyBlock", "MatchSamples", "TypicalAcceptance")
 
 
 @pytest.mark.parametrize("name", ["specflow", *MODULES])
@@ -44,3 +46,36 @@ def test_examples_in_the_docs_run(page: Path, tmp_path: Path, monkeypatch: pytes
     monkeypatch.chdir(tmp_path)  # they may write files
     failed, _ = doctest.testfile(str(page), module_relative=False)
     assert failed == 0
+
+
+def test_each_promise_names_a_test_that_exists() -> None:
+    page = (ROOT / "docs" / "promises.md").read_text()
+    named = re.findall(r"\| `(test_\w+\.py)(?:::(\w+))?` \|$", page, re.MULTILINE)
+    assert len(named) == len(re.findall(r"^\| [^|]+ \| `", page, re.MULTILINE)) > 20
+    missing = [
+        (file, name)
+        for file, name in named
+        if not (ROOT / "tests" / file).exists()
+        or (name and f"\ndef {name}(" not in (ROOT / "tests" / file).read_text())
+    ]
+    assert missing == []
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=lambda page: page.name)
+def test_what_a_page_points_to_exists(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#\s]+)", page.read_text())
+    assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []
+    paths = re.findall(r"`((?:specflow|tests|benchmarks|examples)/[\w/.]+)`", page.read_text())
+    assert [path for path in paths if not (ROOT / path).exists() and page.name != "CHANGELOG.md"] == []
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=lambda page: page.name)
+def test_prose_has_lines_of_120_columns(page: Path) -> None:
+    prose = re.sub(r"^( *)```.*?^ *```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    prose = re.sub(r"^>>> .*?^$", "", prose, flags=re.DOTALL | re.MULTILINE)
+    assert [line for line in prose.splitlines() if len(line) > 120 and not line.lstrip().startswith("|")] == []
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.name)
+def test_pages_speak_of_what_there_is(page: Path) -> None:
+    assert [name for name in GONE if name in page.read_text()] == []

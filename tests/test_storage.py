@@ -24,7 +24,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from specflow import DecodeError, NGramStorage
-from specflow.drafters import Bigrams, INgramStorage, OneLevelNGramStorage, counts, storage_file
+from specflow.drafters import Bigrams, INgramStorage, OneLevelNGramStorage
+from specflow.drafters.ngrams import counts
+from specflow.drafters.ngrams import file as storage_file
 from specflow.drafters.ngrams.file import Header, packed, read
 
 Storage: TypeAlias = NGramStorage | OneLevelNGramStorage
