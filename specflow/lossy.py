@@ -21,8 +21,8 @@ U = TypeVar("U")
 class Lossy(Generic[R]):
     """A record that a lossy stage has touched.
 
-    No other stage takes it, so mypy refuses the stage in a pipeline that is typed as a `Step`. `map` applies stages
-    to what is inside and keeps the mark, up to the end of the step, which then is a `LossyStep`.
+    No other stage takes it, so type checkers refuse the stage in what is typed as a `Step`. `map` applies stages to
+    what is inside and keeps the mark, up to the end of the step, which then is a `LossyStep`.
 
     >>> Lossy(3).map(lambda value: value + 1).value
     4

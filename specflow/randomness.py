@@ -150,7 +150,7 @@ class SharedNoise:
 
     Drafter and target that share it draw the same token whenever their laws are close, and with
     `Match` the text depends on the seed and not on the drafter: P(accept) ≥ (1 - TV) / (1 + TV).
-    It cannot `accept`, so mypy keeps it away from `Reject`, where shared noise would bend the law.
+    It cannot `accept`, so type checkers keep it away from `Reject`, where shared noise would bend the law.
     argmax(log p + g) is computed as argmax(p / e), with e exponential; the same numbers on every device.
     Source: Daliri et al. 2408.07978, section 3.
 

@@ -55,7 +55,7 @@ class KVCache:
     def keep(self, start: int, rows: Sequence[int]) -> None:
         """Keep the first `start` tokens and, of those behind them, only the `rows`, counted from there, in order.
 
-        So a branch is taken out of a tree whose nodes were read in one pass. `DecodeError` where there are none such.
+        So a branch is taken out of a tree whose drafts were read in one pass. `DecodeError` where there are none such.
 
         >>> import torch
         >>> cache = KVCache(torch.arange(5.0).reshape(1, 1, 1, 5, 1).repeat(1, 2, 1, 1, 1), length=5)

@@ -102,7 +102,7 @@ def longest(*drafters: CertainDrafter, most: int = 32) -> CertainDrafter:
     Only for certain drafters. A point mass is verified by whether the target's own token is the draft, which is exact
     however the draft was come by. Where drafts are drawn, lengths may depend on the draws (a model that stops once it
     is unsure), and the drafts that win no longer have the law q that they carry: verifying them by q bends the text's
-    law. mypy refuses such a drafter.
+    law. Type checkers refuse such a drafter.
 
     Laws: associative; `propose_nothing` is its unit on both sides, and `longest()` is it; longest(a, a) = a.
 

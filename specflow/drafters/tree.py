@@ -35,7 +35,7 @@ class Place(NamedTuple):
 
 
 class _Candidate(NamedTuple):
-    """A node that waits to be drafted, the likeliest first and the older of equals."""
+    """A token that waits to be drafted, the likeliest first and the older of equals."""
 
     unlikely: float
     order: int
@@ -51,14 +51,14 @@ class _Candidate(NamedTuple):
 class LookupTree:
     """Drafts what followed earlier occurrences of the text's end, and the target's own bigrams, the likeliest first.
 
-    A node's followers are the up to `branches` different tokens that came behind the longest matches of the text and
-    the path so far, and those of `bigrams` behind its token. The copy that `SuffixDrafter` would follow is the first of
+    A draft's followers are the up to `branches` different tokens that came after the longest matches of the text and
+    the path so far, and those of `bigrams` after its token. The copy that `SuffixDrafter` would follow is the first of
     the text's own matches, so that edited texts are copied across their edits.
 
     With a longest match of m tokens the first follower is guessed to be taken with c = (m - 0.6) / (m + 1.2), the i-th
     other one with (1 - c) / 2^(i+2), and a bigram of probability p with p (1 - c) / 2, or p where there is no match; a
-    token that is both has the sum. A node's chance is the product down its path, so that a stream of drafts in this
-    order has the most expected tokens for each number of nodes, as far as the guesses are right. They were fitted to
+    token that is both has the sum. A draft's chance is the product down its path, so that a stream of drafts in this
+    order has the most expected tokens for each number of drafts, as far as the guesses are right. They were fitted to
     what SmolLM2-135M accepts.
 
     A pure function of the text, over a memo of the last few texts as `SuffixDrafter` has it, and as safe to share.

@@ -37,8 +37,7 @@ class Show:
 
     Accepted drafts are green, the refused one red, those behind it or behind a stop or in other branches of a tree dim,
     and the token that the target adds (bonus, corrected, or drawn without a draft) is cyan; colours only on a terminal.
-    It is an `Observer`: give it to a prebuilt step, or write `tap(Show(tokenizer))` behind `commit` in a step of your
-    own.
+    It is an `Observer`: give it to a prebuilt step, or to `ending` in a step of your own.
     Law: observing is the identity, so a decode with and without it emits the same tokens.
 
     >>> import torch

@@ -22,7 +22,7 @@ from specflow.state import TEXT, Drafted, Scored, Verdict
 class Traverse:
     """Traversal verification: block verification of a tree. The first leaf that passes stands with the path to it.
 
-    The text has the weight w = 1. A draft x behind a node of weight w and law p has min(1, w · p(x) / q(x)). A leaf
+    The text has the weight w = 1. A draft x after one of weight w and law p has min(1, w · p(x) / q(x)). A leaf
     passes with its weight. When nothing behind x passes, its parent goes on with p = norm(max(0, w·p - q)) and the
     weight Z / (Z + 1 - w), Z = Σ max(0, w·p - q); when nothing is left behind the parent, it is a leaf itself, and p is
     the law of the token behind it. The text has exactly the target's law. On a chain this is `Block`.
@@ -52,7 +52,7 @@ class _Traversal:
     odds: Odds
 
     def below(self, here: int, weight: float) -> tuple[int, Distribution | None] | None:
-        """The node at or below this one that passes, and what its drafts left of the law, if any were judged."""
+        """The draft at or below this one that passes, and what its drafts left of the law, if any were judged."""
         drafted = self.scored.drafted
         children = drafted.children(here) if _are_drawn(drafted, here) and weight > 0 else ()
         law: Distribution | None = self.scored.law(here) if children else None
