@@ -37,6 +37,7 @@ from specflow.drafters import Bigrams
 from specflow.randomness import Sampling
 from specflow.state import BEFORE, Committed, Count, Reason, Tally
 from specflow.testing import CASES, SEEDED_CASES, TableModel, World, certify, certify_seed
+from tests.mutants import apart
 from tests.toys import disturbed, oracle, tiny_llama
 
 PROMPT, NEW = (3, 4, 5, 6, 3, 4, 5, 6, 3, 4), 16
@@ -83,7 +84,8 @@ def drafting(name: str, world: World, rng: Sampling) -> Drafting:
     size = target.vocab_size
     bigrams = Bigrams.of(target, (0,), size, 2)
     setting = Setting(Module(), size, world.start.tokens, world.processor, rng, TABLES[size], lambda: bigrams)
-    return DRAFTERS[name].make()(setting)
+    made = DRAFTERS[name].make()(setting)
+    return evolve(made, drafter=apart(made.drafter)) if made.teach else made
 
 
 @pytest.mark.parametrize("rule", RULES)
