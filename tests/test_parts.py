@@ -30,6 +30,7 @@ from specflow import (
     LLMDrafter,
     Match,
     MultinomialProcessor,
+    NGramStorage,
     PointMass,
     Proposal,
     Reject,
@@ -40,6 +41,7 @@ from specflow import (
     Tokens,
     TopKProcessor,
     Traverse,
+    Verdict,
     Verified,
     along_paths,
     autoregressive_step,
@@ -54,7 +56,7 @@ from specflow.distribution import BlackBox, Distribution
 from specflow.drafters import propose_nothing
 from specflow.laws import Laws
 from specflow.loop import once
-from specflow.lossy import accept_loss
+from specflow.lossy import Lossy, LossyStep, accept_loss
 from specflow.predictors import RescoreNearTies, path_by_path
 from specflow.processors import LogitsProcessor
 from specflow.protocols import Limits
@@ -62,14 +64,21 @@ from specflow.stages import (
     Adjust,
     Draft,
     Judge,
+    LossyJudge,
+    LossySkipAdjustment,
+    LossyTypical,
     PruneCache,
     Score,
     StopWhen,
+    UpdateNgram,
     Verify,
     advance,
     commit,
+    draft_nothing,
+    ending,
     stop_string,
 )
+from specflow.state import BEFORE
 from specflow.steps import lossy_unadjusted_step
 from specflow.testing import CASES, World, certify
 from specflow.vocabulary import shared_vocabulary
@@ -124,6 +133,11 @@ DRAFTS: dict[str, tuple[Callable[[], object], str]] = {
     "its own parent": (mine(3, parent=0), "does not come behind its parent"),
     "beyond any parent": (mine(3, parent=-3), "does not come behind its parent"),
     "a parent that is true": (mine(3, parent=True), "does not come behind its parent"),
+    "a branch of a tensor": (mine(torch.tensor(3), PointMass(3), parent=TEXT), "'mine' drafts what is no token id"),
+    "a negative branch": (mine(-1, parent=TEXT), "'mine' drafts what is no token id: received -1"),
+    "a branch too large": (mine(V, parent=TEXT), "'mine' drafts a token outside the vocabulary of 8"),
+    "a parent that is not there": (mine(3, parent=7), "does not come behind its parent"),
+    "no name": (lambda: Proposal(3, source=None), "mine names its drafts by what is no str: received None"),  # type: ignore[arg-type]
     "a token alone": (lambda: 3, "mine proposes what is no Proposal: received 3"),
     "a pair": (lambda: (3, PointMass(3)), "mine proposes what is no Proposal: received (3"),
 }
@@ -132,9 +146,10 @@ DRAFTS: dict[str, tuple[Callable[[], object], str]] = {
 @pytest.mark.parametrize("name", DRAFTS)
 def test_a_draft_that_cannot_be_is_refused_before_the_target_runs(name: str) -> None:
     proposal, sentence = DRAFTS[name]
-    with pytest.raises(DecodeError) as refused:
-        decode(speculative_step(says(proposal()), never_run, GreedyProcessor(), Dice()))
-    assert sentence in str(refused.value)
+    for step in (speculative_step, seed_coupled_step):
+        with pytest.raises(DecodeError) as refused:
+            decode(step(says(proposal()), never_run, GreedyProcessor(), Dice()))
+        assert sentence in str(refused.value)
 
 
 SPREAD: dict[str, tuple[Categorical, str]] = {
@@ -153,18 +168,24 @@ def test_a_law_that_a_draft_was_not_drawn_from_is_refused_where_it_is_read(
 ) -> None:
     q, sentence = SPREAD[name]
     verify = Verify(target, MultinomialProcessor(1.0), rule(Dice()))
-    with pytest.raises(DecodeError) as refused:
-        verify(Draft(says(Proposal(3, q, source="mine")))(start([1, 2], 8).unwrap()))
-    assert sentence in str(refused.value)
-    assert "'mine'" in str(refused.value)
+    for others in ((), (Proposal(2, parent=TEXT),)):
+        with pytest.raises(DecodeError) as refused:
+            verify(Draft(says(Proposal(3, q, source="mine"), *others))(start([1, 2], 8).unwrap()))
+        assert sentence in str(refused.value)
+        assert "'mine'" in str(refused.value)
 
 
 def test_numpy_ids_are_ids_and_an_unknown_vocabulary_is_that_of_the_logits() -> None:
     step = speculative_step(says(Proposal(numpy.int64(3), PointMass(3))), target, GreedyProcessor(), Dice())  # type: ignore[arg-type]
     assert decode(step) == decode(autoregressive_step(target, GreedyProcessor(), Dice()))
-    step = speculative_step(says(Proposal(V, source="mine")), flat, EachPrefix(never_asked), Dice())
-    with pytest.raises(DecodeError, match="'mine' drafts a token outside the vocabulary of 8"):
-        run(step, start([1, 2], 8).unwrap())
+    first: Any = numpy.int64(0)
+    tree = says(Proposal(3), Proposal(4, parent=first), Proposal(5, parent=first - 1))
+    assert decode(speculative_step(tree, target, GreedyProcessor(), Dice())) == decode(step)
+    for parent in (TEXT, BEFORE):
+        wide = says(Proposal(1), Proposal(V, parent=parent, source="mine"))
+        step = speculative_step(wide, flat, EachPrefix(never_asked), Dice())
+        with pytest.raises(DecodeError, match="'mine' drafts a token outside the vocabulary of 8"):
+            run(step, start([1, 2], 8).unwrap())
 
 
 def flat(tokens: Tokens, drafts: Sequence[Proposal]) -> Tensor:
@@ -193,11 +214,19 @@ def test_rows_that_cannot_be_name_the_predictor(name: str) -> None:
     def model(tokens: Tokens, drafts: object) -> Any:
         return ROWS[name]
 
+    def from_rows(tokens: Tokens, last: int) -> Any:
+        return ROWS[name]
+
     where = r"gives no rows of logits: .*position 1"
     with pytest.raises(DecodeError, match=f"the target .*model {where}"):
         decode(autoregressive_step(model, GreedyProcessor(), Dice()))
     with pytest.raises(DecodeError, match=f"the drafter .*model {where}"):
         decode(speculative_step(LLMDrafter(model, GreedyProcessor(), Dice()), target, GreedyProcessor(), Dice()))
+    branching = LLMDrafter(model, GreedyProcessor(), Dice(), widths=(2,))
+    with pytest.raises(DecodeError, match=f"the drafter .*model {where}"):
+        decode(speculative_step(branching, target, GreedyProcessor(), Dice()))
+    with pytest.raises(DecodeError, match=f"the predictor .*from_rows {where}"):
+        decode(autoregressive_step(path_by_path(from_rows), GreedyProcessor(), Dice()))
     with pytest.raises(DecodeError, match=f"the single .*model {where}"):
         RescoreNearTies(target, model, below=INF)((1, 2), ())
     with pytest.raises(DecodeError, match=f"the target .*model {where}"):
@@ -240,14 +269,29 @@ LAWS: dict[str, tuple[object, str]] = {
     "a list": ([0.5, 0.5], "[0.5, 0.5]"),
     "a row": (torch.ones(V) / V, "tensor("),
 }
+SIBLINGS: Final = (Proposal(1, half), Proposal(0, half.residual(PointMass(1)), TEXT))
+
+
+def typically(processor: Any) -> LossyStep:
+    draft, score = Draft(says(Proposal(1, half), Proposal(5, parent=TEXT))), Score(target, processor)
+    judge, adjust = LossyJudge(LossyTypical(Dice())), Adjust(Dice())
+    return lambda state: state.then(draft).then(score).then(judge).map(adjust).map(ending())
+
+
 STEPS: dict[str, Callable[[Any], Step]] = {
     "autoregressive": lambda p: autoregressive_step(target, p, Dice()),
     "rejection": lambda p: speculative_step(SuffixDrafter(), target, p, Dice()),
     "rejection of draws": lambda p: speculative_step(says(Proposal(1, half)), target, p, Dice()),
     "seed-coupled": lambda p: seed_coupled_step(SuffixDrafter(), target, p, SharedNoise(1)),
     "a tree": lambda p: speculative_step(says(Proposal(3), Proposal(4, parent=TEXT)), target, p, Dice()),
+    "a path through a tree": lambda p: seed_coupled_step(
+        says(Proposal(3), Proposal(5, parent=TEXT)), target, p, Dice()
+    ),
+    "a tree of draws": lambda p: speculative_step(says(*SIBLINGS, Proposal(5, parent=TEXT)), target, p, Dice()),
     "a block": lambda p: verified_step(says(Proposal(1, half)), target, p, Dice(), Block(Dice())),
     "a traversal": lambda p: verified_step(says(Proposal(1, half)), target, p, Dice(), Traverse(Dice())),
+    "a traversal of draws": lambda p: verified_step(says(*SIBLINGS), target, p, Dice(), Traverse(Dice())),
+    "typical acceptance": lambda p: accept_loss(typically(p)),
     "lossy": lambda p: accept_loss(lossy_unadjusted_step(says(Proposal(1, half)), target, p, Dice())),
     "drafts": lambda p: speculative_step(LLMDrafter(target, p, Dice()), target, GreedyProcessor(), Dice()),
 }
@@ -371,7 +415,8 @@ def test_half_laws_are_laws_and_draw_nothing_that_is_impossible() -> None:
         )
 
 
-def test_a_block_with_a_mass_that_is_small_is_divided_by_what_is_not_0() -> None:
+@pytest.mark.parametrize("rule", [Block, Traverse])
+def test_a_block_with_a_mass_that_is_small_is_divided_by_what_is_not_0(rule: type[Block | Traverse]) -> None:
     p2, q2 = Categorical(torch.tensor([0.99999994, 1e-20])), Categorical(torch.tensor([1.0, 5e-21]))
     even = Categorical(torch.tensor([0.5, 0.5]))
     asked: list[float] = []
@@ -389,7 +434,7 @@ def test_a_block_with_a_mass_that_is_small_is_divided_by_what_is_not_0() -> None
 
     drafted = Drafted(start([1], 9).unwrap(), (Proposal(0, even), Proposal(0, q2)))
     laws: dict[tuple[int, ...], Laws] = {(TEXT, 0, 1): (even, p2, p2)}
-    verdict = Block(Certain())(Scored(drafted, torch.zeros(3, 2), lambda way: laws[way]))
+    verdict = rule(Certain())(Scored(drafted, torch.zeros(3, 2), lambda way: laws[way]))
     correction = verdict.correction
     assert verdict.path == (0,)
     assert isinstance(correction, Categorical)
@@ -431,12 +476,16 @@ def test_a_policy_returns_proposals_and_a_pace(answer: Any) -> None:
         decode(speculative_step(SuffixDrafter(), target, GreedyProcessor(), Dice(), policy))
 
 
-def test_what_a_policy_takes_are_proposals_of_the_stream() -> None:
-    def policy(stream: object, state: DecodeState) -> Any:
-        return (3,), state.pace
-
-    with pytest.raises(DecodeError, match="gamma is not a Proposal: received 3"):
-        decode(speculative_step(SuffixDrafter(), target, GreedyProcessor(), Dice(), policy))
+@pytest.mark.parametrize(
+    ("taken", "sentence"),
+    [
+        ((3,), "gamma is not a Proposal: received 3"),
+        ((Proposal(4, parent=1),), "draft 0 does not come behind its parent"),
+    ],
+)
+def test_what_a_policy_takes_are_proposals_of_the_stream(taken: Any, sentence: str) -> None:
+    with pytest.raises(DecodeError, match=sentence):
+        decode(speculative_step(SuffixDrafter(), target, GreedyProcessor(), Dice(), lambda stream, state: (taken, ())))
 
 
 @pytest.mark.parametrize("answer", [None, "no", 0, torch.tensor(True)])
@@ -466,23 +515,66 @@ def test_a_stage_of_another_kind_is_refused() -> None:
     state = start([1, 2], 8).unwrap()
     for stage in (
         Draft(propose_nothing),
+        draft_nothing,
         Score(target, GreedyProcessor()),
         Judge(Reject(Dice())),
+        LossyJudge(LossyTypical(Dice())),
         Verify(target, GreedyProcessor(), Reject(Dice())),
         Adjust(Dice()),
+        LossySkipAdjustment(Dice()),
         StopWhen(lambda state: True),
         PruneCache(()),
+        UpdateNgram(NGramStorage(2, V)),
+        ending(),
+        ending(lambda state: True),
         commit,
         advance,
     ):
         unfit: Any = stage
-        with pytest.raises(DecodeError):
-            unfit(None)
-    scored = Score(target, GreedyProcessor())(Draft(propose_nothing)(state))
-    wrong: Any = Verified(scored, (), None)
+        takes_states = stage in (Draft(propose_nothing), draft_nothing)
+        for other in (None, 3, object()) if takes_states else (None, 3, object(), state):
+            with pytest.raises(DecodeError):
+                unfit(other)
+    wrong: Any = Verified(Score(target, GreedyProcessor())(draft_nothing(state)), (), None)
     nothing: Any = lambda state: flow(wrong, Adjust(Dice()), commit, advance)  # noqa: E731
     with pytest.raises(DecodeError, match="adds nothing"):
         run(nothing, state)
+
+
+VERDICTS: dict[str, tuple[object, str]] = {
+    "nothing": (None, "mine says nothing of which drafts stand: received None"),
+    "a path alone": ((0,), "mine says nothing of which drafts stand: received (0,)"),
+    "how many": (Verdict(1), "mine says nothing of which drafts stand: received Verdict(path=1"),  # type: ignore[arg-type]
+    "a draft that is not there": (Verdict((7,)), "mine says nothing of which drafts stand: received Verdict(path=(7,)"),
+    "what is no path": (Verdict((1,)), "mine says nothing of which drafts stand: received Verdict(path=(1,)"),
+    "two branches": (Verdict((0, 2)), "mine says nothing of which drafts stand: received Verdict(path=(0, 2)"),
+    "a token": (Verdict((0,), 3), "mine is no law: received 3"),  # type: ignore[arg-type]
+    "a lossy one": (Lossy(Verdict(())), "mine says nothing of which drafts stand: received Lossy("),
+}
+
+
+@pytest.mark.parametrize("name", VERDICTS)
+def test_a_rule_says_which_drafts_stand(name: str) -> None:
+    verdict, sentence = VERDICTS[name]
+
+    def mine(scored: Scored) -> Any:
+        return verdict
+
+    tree = says(Proposal(3), Proposal(4), Proposal(5, parent=TEXT))
+    scored = start([1, 2], 8).unwrap().then(Draft(tree)).then(Score(target, GreedyProcessor()))
+    with pytest.raises(DecodeError, match=r"the rule .*mine|of the rule .*mine") as refused:
+        scored.then(Judge(mine))
+    assert sentence in str(refused.value)
+
+
+def test_a_lossy_rule_says_that_it_is() -> None:
+    scored = start([1, 2], 8).unwrap().then(Draft(says(Proposal(3)))).then(Score(target, GreedyProcessor()))
+    lossless: Any = Match(Dice())
+    with pytest.raises(DecodeError, match=r"the rule Match is not lossy: .*; use Judge\(rule\)"):
+        scored.then(LossyJudge(lossless))
+    nonsense: Any = lambda scored: Lossy(None)  # noqa: E731
+    with pytest.raises(DecodeError, match="says nothing of which drafts stand: received None"):
+        scored.then(LossyJudge(nonsense))
 
 
 # Composing
@@ -515,6 +607,7 @@ def test_parts_that_cannot_be_are_refused_when_they_are_put_together(wrong: Any)
         with pytest.raises(DecodeError):
             once(first, then)
     singles: list[Any] = [accept_loss, path_by_path, along_paths, StopWhen, Adjust, Draft, Judge, Reject, Match, Block]
+    singles += [LossySkipAdjustment, LossyJudge, LossyTypical, Traverse, ending]
     for single in singles:
         with pytest.raises(DecodeError):
             single(wrong)
@@ -536,6 +629,19 @@ def test_parts_that_cannot_be_are_refused_when_they_are_put_together(wrong: Any)
     if wrong is not None:
         with pytest.raises(DecodeError):
             Dice(wrong)
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=lambda value: type(value).__name__)
+def test_what_scores_and_judges_is_refused_when_it_is_put_together(wrong: Any) -> None:
+    makers: list[tuple[Any, list[object]]] = [
+        (verified_step, [propose_nothing, target, GreedyProcessor(), Dice(), Reject(Dice()), Fixed()]),
+        (Verify, [target, GreedyProcessor(), Reject(Dice())]),
+        (Score, [target, GreedyProcessor()]),
+    ]
+    for make, parts in makers:
+        for i in range(len(parts)):
+            with pytest.raises(DecodeError):
+                make(*parts[:i], wrong, *parts[i + 1 :])
 
 
 def test_the_remedy_for_a_list_of_transformers_is_said() -> None:
