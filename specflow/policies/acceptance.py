@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import inf
 from typing import Final, final
 
 from attrs import define, evolve, field, frozen
@@ -54,11 +55,10 @@ class Draft:
 
     def pull(self) -> None:
         self.asked = True
-        proposal = next(self.stream, None)
+        proposal = pulled(self.stream)
         if proposal is None:
             self._ended = True
             return
-        a(Proposal, "have the drafter yield proposals")("drafter", proposal)
         branches = proposal.parent not in (BEFORE, len(self.proposals) - 1)
         self.is_told = self.is_told or branches or proposal.chance is not None
         self.proposals.append(proposal)
@@ -70,6 +70,28 @@ class Draft:
             return None
         tokens = tuple([proposal.token for proposal in self.proposals])
         return Watched(start, tokens, tuple([proposal.source for proposal in self.proposals]), self.offered)
+
+
+def pulled(stream: Iterator[Proposal]) -> Proposal | None:
+    """The next proposal, or None where the drafter has nothing more to say."""
+    for proposal in stream:
+        a(Proposal, "have the drafter yield proposals")("drafter", proposal)
+        return proposal
+    return None
+
+
+@final
+@define(eq=False)
+class Certain:
+    """How many drafts of a drafter's stream are certain, as it last was: those can be looked at and left alone."""
+
+    known: float = inf
+
+    def note(self, position: int, proposal: Proposal) -> None:
+        if not isinstance(proposal.q, PointMass):
+            self.known = min(self.known, position)
+        elif position >= self.known:
+            self.known = inf
 
 
 @final

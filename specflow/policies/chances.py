@@ -9,14 +9,14 @@ from typing import Final, NamedTuple, final
 from attrs import define, field
 
 from specflow.distribution import PointMass
-from specflow.guards.checks import a, number
-from specflow.policies.acceptance import PRIOR
+from specflow.guards.checks import number
+from specflow.policies.acceptance import PRIOR, Certain, pulled
 from specflow.policies.choice import DOUBT, Choice, are_numbers
 from specflow.policies.meter import CostMeter, Durations
 from specflow.state import BEFORE, TEXT, DecodeState, Pace, Proposal
 
 ADVANCE: Final = 1.5
-"""How many passes a text may lose to trees before it has gained anything."""
+"""How many passes a text may lose to drafts before it has gained anything."""
 
 LOSS: Final = 0.01
 """How much of a pass it may lose beside for each token."""
@@ -29,7 +29,7 @@ _is_chance = number("a draft's chance is not a finite number", "give the guess o
 
 
 class _Text(NamedTuple):
-    """A text between two steps: the tokens that its trees promised and gave, and the seconds lost to them."""
+    """A text between two steps: the tokens that its drafts promised and gave, and the seconds lost to them."""
 
     promised: float = 0.0
     given: float = 0.0
@@ -144,47 +144,49 @@ class ByChances:
     most: int
     identity: int
     _drafting: Durations = field(init=False, factory=Durations)
-    _draws: bool = field(init=False, default=False)
+    _certain: Certain = field(init=False, factory=Certain)
 
     def step(
-        self, stream: Iterator[Proposal], state: DecodeState, pulled: Sequence[Proposal] = (), lost: float = 0.0
+        self, stream: Iterator[Proposal], state: DecodeState, before: Sequence[Proposal] = (), lost: float = 0.0
     ) -> tuple[tuple[Proposal, ...], Choice, Pace]:
         """The drafts to take, why, and the pace to carry on.
 
-        `pulled` are drafts from before the stream. `lost` is what the text lost already, where it is not in the pace.
+        `before` were pulled from the stream already. `lost` is what the text lost, where the pace does not say it.
         """
         costs = self.meter.seconds(self.most + 1)
         text = self._settled(state, costs, lost)
         credit = 0.0 if costs is None else costs[0] * (ADVANCE + LOSS * len(state.output)) - text.lost
-        weighed = _Weighed(costs or [1.0] * (len(pulled) + 1), text.worth, self._drafting.estimate, credit)
-        for draft in pulled:
+        weighed = _Weighed(costs or [1.0] * (len(before) + 1), text.worth, self._drafting.estimate, credit)
+        for draft in before:
+            self._certain.note(len(weighed.drafts), draft)
             weighed.add(draft)
         if costs is None or self._drafting.estimate > credit:
             taken, drafting = weighed.drawn, 0.0
-            choice = Choice(len(state.tokens), len(pulled), taken, (), (), text.lost)
+            choice = Choice(len(state.tokens), len(before), taken, (), (), text.lost)
         else:
-            self._pull(stream, weighed)
-            taken, drafting = weighed.best, len(weighed.drafts) * weighed.drafting
+            asked = self._pull(stream, weighed)
+            taken, drafting = weighed.best, max(asked, len(weighed.drafts)) * weighed.drafting
             promises = tuple(weighed.tokens), tuple(weighed.seconds)
             choice = Choice(len(state.tokens), len(weighed.drafts), taken, *promises, text.lost)
         promised = sum(weighed.chances[:taken])
         pace = ChancesPace(len(state.tokens), taken, drafting, promised, *text, self.identity)
         return tuple(weighed.drafts[:taken]), choice, pace
 
-    def _pull(self, stream: Iterator[Proposal], weighed: _Weighed) -> None:
-        """As many drafts as it takes to tell, and as there is time for."""
+    def _pull(self, stream: Iterator[Proposal], weighed: _Weighed) -> bool:
+        """As many drafts as it takes to tell, and as there is time for; whether the drafter was asked."""
         began, before = self.meter.now(), len(weighed.drafts)
-        is_late = False
-        while not is_late and weighed.goes_on(self._draws):
-            draft = next(stream, None)
+        asked = is_late = False
+        while not is_late and weighed.goes_on(len(weighed.drafts) >= self._certain.known):
+            asked, draft = True, pulled(stream)
             is_late = self.meter.since(began) > weighed.credit
             if draft is None:
                 break
-            a(Proposal, "have the drafter yield proposals")("drafter", draft)
-            self._draws = not isinstance(draft.q, PointMass)
-            if self._draws or not is_late:
+            self._certain.note(len(weighed.drafts), draft)
+            if not (is_late and isinstance(draft.q, PointMass)):
                 weighed.add(draft)
-        self._drafting.note(self.meter.since(began) / max(1, len(weighed.drafts) - before))
+        if asked:
+            self._drafting.note(self.meter.since(began) / max(1, len(weighed.drafts) - before))
+        return asked
 
     def _settled(self, state: DecodeState, costs: Sequence[float] | None, lost: float) -> _Text:
         """The text up to here, once what became of the last step is counted."""

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple, final
 from attrs import define, evolve, field, frozen
 
 from specflow.guards.checks import a, calls, drafts, valid
-from specflow.policies.acceptance import Acceptance, Draft, Watched
+from specflow.policies.acceptance import Acceptance, Certain, Draft, Watched
 from specflow.policies.chances import ByChances
 from specflow.policies.choice import DOUBT, Choice, are_numbers, identity, untold
 from specflow.policies.meter import CostMeter, Durations
@@ -136,6 +136,7 @@ class CostAware:
     _identity: int = field(init=False, factory=identity, repr=False)
     _drafting: _Drafting = field(init=False, factory=_Drafting, repr=False)
     _acceptance: Acceptance = field(init=False, factory=Acceptance, repr=False)
+    _certain: Certain = field(init=False, factory=Certain, repr=False)
     _taken: _Taken | None = field(init=False, default=None, repr=False)
     _lock: RLock = field(init=False, factory=RLock, repr=False)
     _by_chances: ByChances | None = field(init=False, default=None, repr=False)
@@ -209,7 +210,7 @@ class CostAware:
             return max((draft.drawn, *safe), key=lambda gamma: tokens[gamma] / seconds[gamma])
 
         while draft.goes_on:
-            looking = free and not draft.drawn
+            looking = free and not draft.drawn and len(draft.proposals) < self._certain.known
             if not looking and best(*self._promised(draft, costs)) <= len(draft.proposals):
                 break
             self._pull(draft, text)
@@ -234,5 +235,7 @@ class CostAware:
         draft.pull()
         seconds = self.meter.since(began)
         self._drafting.note(position, met, seconds)
+        if len(draft.proposals) > position:
+            self._certain.note(position, draft.proposals[position])
         if met:
             draft.seconds += seconds
