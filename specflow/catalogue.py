@@ -1,6 +1,7 @@
 """Drafters, policies and rules by name, for the commands and whatever else lets somebody choose.
 
-A new one is a file of its own, one line here, one test and one page.
+A new one is a file of its own, one line here, one test and one page. What is none of what it is given for is refused
+with a `DecodeError`.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Final, TypeAlias, final
 
-from attrs import frozen
+from attrs import field, frozen
 from torch.nn import Module
 from typing_extensions import TypeVar
 
@@ -26,6 +27,7 @@ from specflow.drafters import (
     propose_nothing,
 )
 from specflow.errors import DecodeError, unwrap
+from specflow.guards.checks import MOST, a, calls, does, each, or_none, valid, whole
 from specflow.policies import EGAG, SVIP, AdaEDL, CostAware, CostMeter, Fixed, Heuristic, StopAfter, Unsure
 from specflow.policies.meter import Clock
 from specflow.predictors import CachedPredictor, limits_of
@@ -53,6 +55,14 @@ from specflow.vocabulary import fitted, shared_vocabulary
 S = TypeVar("S", bound=Sampling)
 
 
+def _are_stages(name: str, value: object) -> None:
+    a(tuple, "give stages in a tuple")(name, value)
+    each(calls("a stage", "give one such as UpdateNgram(storage)"))(name, value)
+
+
+_are_memos = each(does("a provider that forgets", "give the predictors themselves", "prune"))
+
+
 # Drafters.
 
 
@@ -64,13 +74,15 @@ class Setting:
     `assistant` is a smaller model, and `bigrams` gives the target's own, each where there is one.
     """
 
-    model: Module
-    vocab_size: int
-    text: Tokens
-    processor: Processor
-    rng: Sampling
-    assistant: Module | None = None
-    bigrams: Callable[[], Bigrams | None] = lambda: None
+    model: Module = field(validator=valid(a(Module, "give the target")))
+    vocab_size: int = field(validator=valid(whole(1, "give the target's vocabulary", MOST)))
+    text: Tokens = field(validator=valid(a(tuple, "give ids as a tuple, such as state.tokens")))
+    processor: Processor = field(validator=valid(does("a processor", "give one, such as GreedyProcessor()", "laws")))
+    rng: Sampling = field(validator=valid(does("a source of draws", "give Dice() or SharedNoise(seed)", "draw")))
+    assistant: Module | None = field(default=None, validator=valid(or_none(a(Module, "give a model, or None"))))
+    bigrams: Callable[[], Bigrams | None] = field(
+        default=lambda: None, validator=valid(calls("what gives bigrams", "give a function of nothing"))
+    )
 
 
 @final
@@ -78,9 +90,9 @@ class Setting:
 class Drafting:
     """A drafter, the stages that teach it what was committed, and its memos, which forget what was not."""
 
-    drafter: Drafter
-    teach: tuple[Callable[[Committed], Committed], ...] = ()
-    memos: tuple[Prunable, ...] = ()
+    drafter: Drafter = field(validator=valid(calls("a drafter", "give a function of the tokens so far")))
+    teach: tuple[Callable[[Committed], Committed], ...] = field(default=(), validator=valid(_are_stages))
+    memos: tuple[Prunable, ...] = field(default=(), validator=valid(_are_memos))
 
 
 Make: TypeAlias = Callable[[Setting], Drafting]
@@ -96,10 +108,10 @@ class Entry:
     takes `bigrams` knows what to do with the target's.
     """
 
-    make: Callable[[], Make]
-    usual: int
-    assisted: bool = False
-    bigrams: bool = False
+    make: Callable[[], Make] = field(validator=valid(calls("a maker", "give a function that returns a Make")))
+    usual: int = field(validator=valid(whole(1, "draft at least one token", MOST)))
+    assisted: bool = field(default=False, validator=valid(a(bool, "say True or False")))
+    bigrams: bool = field(default=False, validator=valid(a(bool, "say True or False")))
 
 
 def _each(drafter: Callable[[], Drafter]) -> Callable[[], Make]:
@@ -164,8 +176,10 @@ DRAFTERS: Final[Mapping[str, Entry]] = {
 class Pacing:
     """A gamma policy, and the predictor that it wants the target to be read through: for most the target itself."""
 
-    gamma: GammaPolicy
-    watched: Callable[[Predictor], Predictor] = lambda target: target
+    gamma: GammaPolicy = field(validator=valid(calls("a gamma policy", "give one, such as Fixed(5)")))
+    watched: Callable[[Predictor], Predictor] = field(
+        default=lambda target: target, validator=valid(calls("a watch", "give a function of the target"))
+    )
 
 
 Policy: TypeAlias = Callable[[int, float, Clock], Pacing]
@@ -224,6 +238,9 @@ def step_of(
     >>> run(step, start((0,), 6).unwrap()).state.output
     (0, 0, 2, 0, 0, 1)
     """
+    a(Drafting, "give what an entry makes of a Setting")("drafting", drafting)
+    a(Pacing, "give what a policy of the catalogue makes")("pacing", pacing)
+    _are_memos("prune", prune)
     draft, adjust = Draft(drafting.drafter, pacing.gamma), Adjust(rng)
     verify = Verify(pacing.watched(target), processor, rule)
     end = ending(until, unobserved, PruneCache((*drafting.memos, *prune)), *drafting.teach)

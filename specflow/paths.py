@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from specflow.asked import looked_at, rows_of
-from specflow.guards.checks import calls
+from specflow.errors import DecodeError
+from specflow.guards.checks import calls, named, shown
 from specflow.guards.ids import reading_of
 from specflow.state import TEXT, Predictor, Proposal, Tokens, chain, parents_of
 from specflow.trees import is_chain, leaves, path_to
@@ -64,7 +65,8 @@ def along_paths(model: Callable[[Tokens], Tensor]) -> Predictor:
 def _row(model: Callable[[Tokens], Tensor], text: Tokens) -> Tensor:
     row: object = model(text)
     if not isinstance(row, Tensor) or row.ndim != 1:
-        raise DecodeError("model", f"the function {named(model)} gives no row of logits", shown(row), "return floats [V]")
+        happened = f"the function {named(model)} gives no row of logits"
+        raise DecodeError("model", happened, shown(row), "return floats of shape [V]")
     return looked_at(row[None], 1, model, len(text), "predictor")[0]
 
 

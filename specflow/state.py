@@ -306,9 +306,6 @@ def parents_of(drafts: Sequence[Proposal]) -> tuple[int, ...]:
     """
     given: object = drafts
     if not isinstance(given, Sequence):
-        raise DecodeError("drafts", "drafts are no row of them", shown(given), "give proposals, such as chain(tokens)")
-    given: object = drafts
-    if not isinstance(given, Sequence):
         raise DecodeError("drafts", "drafts are no sequence", shown(given), "give proposals, such as chain(tokens)")
     parents = []
     for i, draft in enumerate(drafts):
@@ -326,7 +323,8 @@ def parents_of(drafts: Sequence[Proposal]) -> tuple[int, ...]:
 
 def _is_number(i: object, drafts: int) -> None:
     """Refuses what is neither the number of one of so many drafts nor `TEXT`."""
-    if type(i) is not int or not TEXT <= i < drafts:
+    is_whole = type(i) is int or (isinstance(i, Integral) and not isinstance(i, bool))
+    if not (is_whole and TEXT <= i < drafts):  # type: ignore[operator]
         raise DecodeError("i", f"there is no such draft among {drafts}", shown(i), "give a draft's number, or TEXT")
 
 

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from specflow.asked import rows_of
 from specflow.errors import DecodeError
-from specflow.guards.checks import calls, whole
+from specflow.guards.checks import calls, shown, whole
 from specflow.protocols import Limits, checked_limits
 from specflow.state import Predictor, Proposal, Tokens
+
+_is_size = whole(1, "give the target's vocabulary", most=2**24)
 
 
 def shared_vocabulary(target: Limits, drafter: Limits) -> Result[int | None, DecodeError]:
@@ -53,7 +55,7 @@ def fitted(predictor: Predictor, vocab_size: int) -> Predictor:
     """
 
     calls("a predictor", "give a function of (text, drafts)")("predictor", predictor)
-    whole(1, "give the target's vocabulary", most=2**24)("vocab_size", vocab_size)
+    _is_size("vocab_size", vocab_size)
 
     def predict(tokens: Tokens, drafts: Sequence[Proposal], /) -> Tensor:
         return fit(rows_of(predictor, tokens, drafts, "predictor"), vocab_size)
@@ -62,5 +64,9 @@ def fitted(predictor: Predictor, vocab_size: int) -> Predictor:
 
 
 def fit(logits: Tensor, vocab_size: int) -> Tensor:
-    """`logits` [..., V] over a vocabulary of `vocab_size`."""
+    """`logits` [..., V] over a vocabulary of `vocab_size`; `DecodeError` for anything else."""
+    given: object = logits
+    if not isinstance(given, Tensor) or given.ndim == 0 or not given.is_floating_point() or given.is_meta:
+        raise DecodeError("logits", "logits are no floats", shown(given), "give logits [..., V]")
+    _is_size("vocab_size", vocab_size)
     return F.pad(logits[..., :vocab_size], (0, max(0, vocab_size - logits.shape[-1])), value=-inf)

@@ -181,7 +181,11 @@ BAG: Final = BlackBox(torch.full((V,), 0.2), lambda probs: probs.argmax(-1, keep
 EVEN: Final = s.Categorical(torch.full((V,), 0.2))
 LOGITS: Final = torch.arange(5.0)
 CHAIN: Final = s.chain((1, 2))
-TREE: Final = (s.Proposal(1), s.Proposal(2, parent=s.TEXT), s.Proposal(3, parent=0))
+TREE: Final[tuple[s.Proposal[s.PointMass], ...]] = (
+    s.Proposal(1),
+    s.Proposal(2, parent=s.TEXT),
+    s.Proposal(3, parent=0),
+)
 CERTAIN: Final = testing.Case(2, (0,), 2)
 
 
@@ -318,9 +322,12 @@ def draft(proposer: s.Drafter) -> object:
 def say(proposal: s.Proposal) -> object:
     for policy in (s.Fixed(), EGAG(), Heuristic(), StopAfter(Unsure()), s.CostAware(meter(), 2)):
         decode(speculative(lambda tokens: iter((proposal,)), gamma=policy))
-    for combined in (as_chain, s.at_most, s.first_of, s.longest, s.then):
-        with_others = partial(combined, 2) if combined is s.at_most else combined
-        decode(speculative(with_others(lambda tokens: iter((proposal,)))))  # type: ignore[operator]
+
+    def said(tokens: s.Tokens) -> Iterator[Any]:
+        yield proposal
+
+    for combined in (as_chain(said), s.at_most(2, said), s.first_of(said), s.longest(said), s.then(said, said)):
+        decode(speculative(combined))
     return None
 
 

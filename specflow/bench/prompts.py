@@ -13,6 +13,7 @@ from attrs import frozen
 from returns.result import Failure, Result, Success
 
 from specflow.errors import DecodeError
+from specflow.guards.checks import a
 
 OWN_PROMPTS: Final = Path(__file__).with_name("prompts.jsonl")
 """Chat, translation, summarising, code edits, extraction and arithmetic; written for specflow."""
@@ -37,13 +38,16 @@ def read_prompts(path: Path = OWN_PROMPTS) -> Result[tuple[Prompt, ...], DecodeE
     """The prompts of a JSONL file whose lines have `question_id`, `category` and `turns`; other fields are ignored.
 
     The format is that of Spec-Bench (`data/spec_bench/question.jsonl`) and of MT-bench. Refused: a file that cannot be
-    read, and the first line that is not such an object.
+    read, and the first line that is not such an object. `path` is a `Path`.
 
     >>> len(read_prompts().unwrap())
     36
     """
     try:
+        a(Path, "give a Path")("path", path)
         lines = path.read_text(encoding="utf-8").splitlines()
+    except DecodeError as error:
+        return Failure(error)
     except (OSError, UnicodeDecodeError) as error:
         remedy = "give a JSONL file in Spec-Bench's format"
         return Failure(DecodeError("prompts", f"the prompts cannot be read ({error})", str(path), remedy))
