@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from specflow import (
+    TEXT,
     CachedPredictor,
     DecodeError,
     DecodeState,
@@ -59,6 +60,20 @@ def mostly(text: Tokens, wrong: int = 4) -> CertainDrafter:
         for i in range(len(tokens), len(text)):
             token = (text[i] + 1) % 64 if i % wrong == 0 else text[i]
             yield Proposal(token)
+
+    return draft
+
+
+def forked(text: Tokens) -> CertainDrafter:
+    """Drafts a tree: each token of `text` with a wrong one beside it, which is the first of the two at even places."""
+
+    def draft(tokens: Tokens) -> Iterator[Proposal[PointMass]]:
+        right = TEXT
+        for i in range(len(tokens), len(text)):
+            both = [text[i], (text[i] + 1) % 64]
+            for token in both if i % 2 else both[::-1]:
+                yield Proposal(token, parent=right)
+            right = 2 * (i - len(tokens)) + 1 - i % 2
 
     return draft
 
@@ -194,6 +209,7 @@ DRAFTERS: dict[str, Callable[[], Generate]] = {
         LLMDrafter(CachedPredictor(disturbed(LLAMA, 1, 0.05)), GreedyProcessor(), Dice()), Fixed(4)
     ),
     "lookup": lambda: Generate(mostly(tuple(PROMPT) + tuple(oracle(PROMPT, LLAMA, 60)))),
+    "tree": lambda: Generate(forked(tuple(PROMPT) + tuple(oracle(PROMPT, LLAMA, 60))), Fixed(7)),
 }
 
 
@@ -222,7 +238,7 @@ def test_generate_says_what_it_says_without_us(drafter: str, settings: dict[str,
     assert ours.tolist() == expected.tolist()
 
 
-@pytest.mark.parametrize("drafter", ["nothing", "llm"])
+@pytest.mark.parametrize("drafter", ["nothing", "llm", "tree"])
 def test_a_left_padded_batch_is_generated_row_by_row(drafter: str) -> None:
     ids = torch.tensor([[0, 0, 5, 9, 5], [0, 3, 7, 9, 9], [5, 9, 5, 9, 7]])
     arguments: dict[str, object] = {

@@ -33,6 +33,7 @@ from specflow.drafters import SuffixDrafter, propose_nothing
 from specflow.interop import Generate, Stateless, new_tokens, stops, stream
 from specflow.interop.arguments import HARMLESS, HINTS, HONOURED, OUTPUTS, REFUSED
 from specflow.models import Loaded
+from tests.test_interop import forked
 from tests.toys import oracle, passes_of, tiny_gpt2, tiny_llama
 
 PROMPT, NEW = (5, 9, 5, 9, 7, 3, 5, 9, 7, 3, 5), 20
@@ -327,7 +328,9 @@ class Strict:
         return scores
 
 
-@pytest.mark.parametrize("drafter", [right, lambda tokens: (Proposal(tokens[-1]) for _ in "1234")])
+@pytest.mark.parametrize(
+    "drafter", [right, forked(PROMPT + TEXT), lambda tokens: (Proposal(tokens[-1]) for _ in "1234")]
+)
 def test_a_strict_automaton_hears_of_no_draft_that_it_forbids(drafter: Callable[[Tokens], Iterator[Proposal]]) -> None:
     theirs = LLAMA.generate(IDS, logits_processor=LogitsProcessorList([Strict()]), **PLAIN)
     ours = LLAMA.generate(

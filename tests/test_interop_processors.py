@@ -43,6 +43,7 @@ from specflow import (
 from specflow.interop import Generate, InOrder, ProcessorList, Stateless, most_likely, sampled
 from specflow.models import Loaded
 from specflow.stages import Adjust, Block, Draft, Verify, advance, commit
+from tests.test_interop import forked
 from tests.toys import disturbed, tiny_llama
 
 PROMPT, NEW = (5, 9, 5, 9, 7, 3, 5, 9, 7, 3, 5), 20
@@ -338,6 +339,7 @@ def drafts_of(text: Tokens, wrong: int) -> Callable[[Tokens], Iterator[Proposal[
 def test_a_single_text_is_generates_wherever_the_state_is(make: Callable[[], Function]) -> None:
     expected = generated(make())
     assert generated(make(), custom_generate=Generate(drafts_of(expected, 4))) == expected
+    assert generated(make(), custom_generate=Generate(forked(expected), Fixed(7))) == expected
     assert generated(lambda ids, scores: scores) != expected
 
 
