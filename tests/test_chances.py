@@ -475,31 +475,28 @@ def test_what_is_drawn_is_taken_even_if_it_turned_out_dear() -> None:
     assert len(gammas) > 3
 
 
-def test_what_is_drawn_next_decides_nothing() -> None:
-    """Drafters that differ in nothing but the last token they draw, and what they say of it, get the same γ."""
-    for told_of in (0.9, 0.6, 0.3):
-        taken = []
-        for last, chance in ((7, told_of), (3, 0.0), (9, 1.0), (2, None)):
-            hand, gammas = Hand(), []
-            policy = told(CostMeter(hand), most=12)
-            for k in (1, 1, 2, 13):
-                policy.meter.note(k, 1.0 + k / 40)
-            state = STATE
-            for step in range(12):
-                pulled: list[int] = []
-                chances = [told_of**n for n in range(1, 17)]
-                length = len(policy(uncertain(chances, [7] * 16, pulled), state)[0])
-                tokens = [7] * (length - 1) + [last] * (17 - length)
-                chances[length - 1 :] = [chance] * (17 - length)  # type: ignore[list-item]
-                again: list[int] = []
-                drafts, pace = policy(uncertain(chances, tokens, again), state)
-                assert [draft.token for draft in drafts] == again
-                if chance is not None and chance < told_of:
-                    assert len(again) == length  # what is worse than was guessed is kept, and nothing behind it asked
-                gammas.append(min(len(again), length))
-                state = evolve(STATE, tokens=(*state.tokens, 7, step), pace=pace)
-            taken.append(gammas)
-        assert max(taken[0]) > 1
+def kept(chances: Sequence[float | None], tokens: Sequence[int]) -> list[int]:
+    """What a policy takes of drawn drafts in its third step, which has to be what it pulled."""
+    policy, state = told(CostMeter(Hand()), most=12), STATE
+    for k in (1, 1, 2, 13):
+        policy.meter.note(k, 1.0 + k / 40)
+    for _ in range(2):
+        drafts, pace = policy(uncertain([0.7, 0.5], [7, 7], []), state)
+        state = evolve(STATE, tokens=(*state.tokens, 7, 5), pace=pace)
+    pulled: list[int] = []
+    drafts, _ = policy(uncertain(chances, tokens, pulled), state)
+    assert [draft.token for draft in drafts] == pulled
+    return pulled
+
+
+@pytest.mark.parametrize("chances", [[0.9**n for n in range(1, 17)], [0.6**n for n in range(1, 17)], [None] * 16])
+def test_whether_a_draft_is_drawn_is_decided_by_those_before_it(chances: list[float | None]) -> None:
+    gamma = len(kept(chances, [7] * 16))
+    assert 1 < gamma < 16
+    for n in range(gamma):
+        for token, chance in ((7, 0.0), (3, 1.0), (9, None), (2, 0.01)):
+            others = [*chances[:n], chance, *chances[n + 1 :]]
+            assert kept(others, [*[7] * n, token, *[7] * (15 - n)])[: n + 1] == [*[7] * n, token]
 
 
 def telling(drafter: Drafter) -> Drafter:
