@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import final
@@ -26,6 +26,7 @@ from specflow import (
     DecodeError,
     Fixed,
     GreedyProcessor,
+    MultinomialProcessor,
     PointMass,
     Proposal,
     Step,
@@ -41,8 +42,12 @@ from specflow.bench.prompts import Prompt, spread
 from specflow.bench.report import Report, build, show, to_json
 from specflow.bench.stopwatch import Pass
 from specflow.bench.summary import Position, bootstrap, compare, pass_costs, positions, summarise
+from specflow.catalogue import POLICIES, RULES, Pacing, Policy
 from specflow.cli import main
 from specflow.models import Loaded
+from specflow.policies.meter import Clock
+from specflow.randomness import Randomness
+from specflow.state import Rule
 from tests.toys import VOCABULARY, disturbed, oracle, tiny_llama
 
 PROMPTS = (
@@ -185,9 +190,16 @@ def test_every_decoder_writes_the_oracles_text_and_its_counts_fit() -> None:
         "memory@4",
         "memory@cost",
         "ngram",
+        "tree",
+        "tree@8",
         "tree@4",
         "tree@cost",
+        "tree@heuristic",
+        "tree@match",
         "llm@cost",
+        "llm@egag@block",
+        "llm@traverse",
+        "none",
         "generate",
         "hf-lookup@4",
         "hf-lookup-3@4",
@@ -209,7 +221,11 @@ def test_every_decoder_writes_the_oracles_text_and_its_counts_fit() -> None:
             assert [one.fed for one in first.passes] == [first.drafted + run.prompt_tokens]
         assert [[one.fed for one in each.passes] for each in others] == [[each.drafted + 1] for each in others]
     by_label = {label: [run for run in runs if run.decoder == label] for label in labels}
-    for label in ("autoregressive", "generate"):
+    drafts = {label: [[one.drafted for one in run.rounds] for run in by_label[label]] for label in labels}
+    assert drafts["tree"] == drafts["tree@8"] == drafts["tree@match"] != drafts["tree@4"]
+    assert max(max(each) for each in drafts["tree@8"]) == 8
+    assert all(max(each) <= 16 for label in labels if "@cost" in label or "@egag" in label for each in drafts[label])
+    for label in ("autoregressive", "none", "generate"):
         assert all(one.drafted == 0 for run in by_label[label] for one in run.rounds)
         assert all(len(run.rounds) == len(run.output) for run in by_label[label])
     for label in ("llm@3", "hf-assistant@3"):  # a good drafter: fewer passes than tokens, the drafting is seen
@@ -244,6 +260,47 @@ def test_the_longer_draft_is_taken() -> None:
     runs = list(measure(plan_of(model, "suffix", "lookup", "suffix+lookup")))
     drafted = {run.decoder: run.rounds[0].drafted for run in runs if run.question_id == 1}
     assert drafted["suffix+lookup"] == max(drafted["suffix"], drafted["lookup"]) > min(drafted.values())
+
+
+def test_a_label_names_the_drafter_the_policy_and_the_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sampled, each policy is told the temperature, and each rule decides where it is named, `reject` elsewhere."""
+    paced: list[tuple[str, int, float]] = []
+    judged: set[str] = set()
+
+    def policy(name: str, made: Policy) -> Policy:
+        def make(most: int, temperature: float, clock: Clock) -> Pacing:
+            paced.append((name, most, temperature))
+            return made(most, temperature, clock)
+
+        return make
+
+    def rule(name: str, made: Callable[[Randomness], Rule]) -> Callable[[Randomness], Rule]:
+        def make(rng: Randomness) -> Rule:
+            judged.add(name)
+            return made(rng)
+
+        return make
+
+    for name, made in POLICIES.items():
+        monkeypatch.setitem(POLICIES, name, policy(name, made))
+    for name, each in RULES.items():
+        monkeypatch.setitem(RULES, name, rule(name, each))
+    model = tiny_llama(3)
+    for label, expected, judge in (
+        ("suffix", ("fixed", 20, 0.7), "reject"),
+        ("tree", ("fixed", 8, 0.7), "reject"),
+        ("tree@5", ("fixed", 5, 0.7), "reject"),
+        ("tree@5@traverse", ("fixed", 5, 0.7), "traverse"),
+        ("tree@cost", ("cost", 16, 0.7), "reject"),
+        ("llm@block", ("fixed", 5, 0.7), "block"),
+        ("llm@svip@match", ("svip", 16, 0.7), "match"),
+    ):
+        plan = evolve(plan_of(model, label, assistant=model), processor=MultinomialProcessor(0.7))
+        assert len(list(measure(plan))) == len(PROMPTS)
+        assert paced == [expected]  # once for all texts
+        assert judged == {judge}
+        paced.clear()
+        judged.clear()
 
 
 def test_a_model_that_drafts_for_itself_drafts() -> None:
@@ -384,6 +441,12 @@ def test_prompts_that_cannot_be_read(tmp_path: Path, text: str, complaint: str) 
         ("llm@0", "no decoder has this name"),
         ("llm@5", "no assistant model"),
         ("generate@cost", "no decoder has this name"),
+        ("generate@match", "no decoder has this name"),
+        ("autoregressive@cost", "no decoder has this name"),
+        ("suffix@sometimes", "no decoder has this name"),
+        ("suffix@5@sometimes", "no decoder has this name"),
+        ("suffix@match@5", "no decoder has this name"),
+        ("suffix@5@cost", "no decoder has this name"),
         ("hf-assistant", "no assistant model"),
         ("other/generate", "no such model was made"),
         ("plain/generate", "its own models only"),
@@ -625,11 +688,10 @@ def test_the_help_names_decoders_and_shows_how_to_accelerate(capsys: pytest.Capt
     text = " ".join(capsys.readouterr().out.split())
     assert "--also fast=specflow.accelerate:fast --decoders autoregressive fast/suffix@cost" in text
     assert all(name in text.replace(" ", "") for name in ("suffix+lookup", "memory", "tree", "hf-lookup-3"))
+    assert all(name in text for name in (*POLICIES, *RULES))
 
 
 def test_sampling_is_seeded_by_the_prompt_and_claims_no_identity() -> None:
-    from specflow import MultinomialProcessor  # noqa: PLC0415
-
     plan = evolve(plan_of(tiny_llama(3), "autoregressive", "generate"), processor=MultinomialProcessor(1.0))
     runs = list(measure(plan))
     again = list(measure(plan))
