@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from itertools import count, islice
 from random import Random
@@ -58,7 +58,7 @@ def toy(seed: int) -> CertainDrafter:
         random = Random(f"{seed} {tokens}")
         for _ in range(random.randrange(4)):
             token = random.randrange(5)
-            yield Proposal(token, PointMass(token), f"toy {seed}")
+            yield Proposal(token, source=f"toy {seed}")
 
     return draft
 
@@ -225,8 +225,8 @@ def test_the_tally_tells_who_proposed_and_who_was_accepted() -> None:
     def saying(source: str, *tokens: int) -> CertainDrafter:
         return lambda _: iter([Proposal(token, source=source) for token in tokens])
 
-    def always_two(tokens: Tokens, last: int) -> torch.Tensor:
-        return torch.eye(10)[2].expand(last, 10)
+    def always_two(tokens: Tokens, drafts: Sequence[Proposal]) -> torch.Tensor:
+        return torch.eye(10)[2].expand(len(drafts) + 1, 10)
 
     drafter = then(first_of(propose_nothing, saying("a", 2), saying("unheard", 2)), saying("b", 2, 2, 9))
     step = speculative_step(drafter, always_two, GreedyProcessor(), Dice())
@@ -275,8 +275,8 @@ class Branch:
 def law_of(make: Callable[[Randomness], Drafter], length: int) -> dict[Tokens, float]:
     """The exact law of the first `length` tokens of a target that draws from TARGET each time."""
 
-    def predict(tokens: Tokens, last: int) -> torch.Tensor:
-        return TARGET.log().expand(last, 2)
+    def predict(tokens: Tokens, drafts: Sequence[Proposal]) -> torch.Tensor:
+        return TARGET.log().expand(len(drafts) + 1, 2)
 
     law: dict[Tokens, float] = {}
     scripts: list[list[int]] = [[]]
@@ -303,7 +303,7 @@ def sampled(rng: Randomness) -> Drafter:
 
     def draft(tokens: Tokens) -> Iterator[Proposal]:
         first = rng.draw(COIN, len(tokens))
-        yield Proposal(first, COIN, "coin")
+        yield Proposal(first, COIN, source="coin")
         if first == 0:
             yield Proposal(0, source="coin")
 

@@ -31,9 +31,10 @@ from specflow import (
 from specflow.drafters import GuessingNGramDrafter, INgramStorage, OneLevelNGramStorage
 from specflow.errors import DecodeError
 from specflow.models import Loaded
+from specflow.paths import path_by_path
 from specflow.predictors import UncachedPredictor
 from specflow.processors import LogitsProcessor
-from specflow.stages import Adjust, Draft, StopWhen, UpdateNgram, advance, commit
+from specflow.stages import Adjust, Draft, Reject, StopWhen, UpdateNgram, Verify, advance, commit
 from specflow.stages.ngram import top_tokens
 from specflow.state import Committed, DecodeState, Finished, Reason, Tokens
 from tests.toys import VOCABULARY, oracle, tiny_gpt2, tiny_llama
@@ -370,6 +371,7 @@ def test_top_tokens_leave_out_what_cannot_be() -> None:
 TABLE = torch.tensor([[0.1, 1.2, 0.4, -1.0], [1.0, 0.0, 2.0, 0.3], [-0.5, 0.9, 0.8, 0.0], [0.3, 0.2, -2.0, 1.0]])
 
 
+@path_by_path
 def table(tokens: Tokens, last: int) -> Tensor:
     """A model that looks at the last token alone."""
     return TABLE[list(tokens[len(tokens) - last :])]
