@@ -30,7 +30,12 @@ def holds(predictor: CachedPredictor) -> str:
     past = predictor._memos._kept[0].past
     if not isinstance(past.cache, DynamicCache):
         return type(past.cache).__name__
-    return ", ".join(sorted({type(layer).__name__.removesuffix("Layer") for layer in past.cache.layers}))
+    return ", ".join(sorted({_kind(layer).removesuffix("Layer") for layer in past.cache.layers}))
+
+
+def _kind(layer: object) -> str:
+    """transformers' name for a layer, also where ours stands in for it."""
+    return next(kind.__name__ for kind in type(layer).__mro__ if kind.__module__.startswith("transformers."))
 
 
 def row(architecture: Architecture) -> str:
