@@ -11,11 +11,12 @@ from typing import final
 import pytest
 import torch
 from attrs import define, field
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
 from specflow import (
+    TEXT,
     CachedPredictor,
     Categorical,
     DecodeError,
@@ -25,6 +26,7 @@ from specflow import (
     Fixed,
     GreedyProcessor,
     LLMDrafter,
+    LookupTree,
     MultinomialProcessor,
     NGramDrafter,
     NGramStorage,
@@ -47,7 +49,8 @@ from specflow.drafters import propose_nothing
 from specflow.models import Loaded
 from specflow.predictors import UncachedPredictor
 from specflow.randomness import Randomness
-from specflow.state import CertainDrafter, Count
+from specflow.state import BEFORE, CertainDrafter, Count, parents_of
+from specflow.trees import path_to
 from tests.toys import VOCABULARY, disturbed, oracle, tiny_gpt2, tiny_llama
 
 
@@ -131,6 +134,119 @@ def test_nothing_is_drafted_that_nobody_takes() -> None:
     assert pulled == []
 
 
+# Trees are combined as chains are.
+
+
+def toy_tree(seed: int) -> CertainDrafter:
+    """Up to 5 drafts, each behind any earlier one or the text."""
+
+    def draft(tokens: Tokens) -> Iterator[Proposal[PointMass]]:
+        random = Random(f"tree {seed} {tokens}")
+        for i in range(random.randrange(6)):
+            token, parent = random.randrange(5), random.randrange(-2, i)
+            yield Proposal(token, parent=parent, source=f"tree {seed}")
+
+    return draft
+
+
+branching = st.integers(0, 9).map(
+    lambda seed: propose_nothing if seed == 0 else toy(seed) if seed < 4 else toy_tree(seed)
+)
+
+
+def shape(drafter: Drafter, tokens: Tokens) -> list[tuple[int, int, str]]:
+    """Each draft's token, what it follows, and who drafted it."""
+    drafts = tuple(drafter(tokens))
+    return [(draft.token, parent, draft.source) for draft, parent in zip(drafts, parents_of(drafts), strict=True)]
+
+
+def trunk_of(drafts: list[tuple[int, int, str]]) -> list[int]:
+    """From the text down, always the first draft that follows."""
+    trunk: list[int] = []
+    for i, (_, parent, _) in enumerate(drafts):
+        if parent == (trunk[-1] if trunk else TEXT):
+            trunk.append(i)
+    return trunk
+
+
+@pytest.mark.parametrize("combine", [first_of, then, longest])
+@settings(deadline=None)
+@given(a=branching, b=branching, c=branching, text=texts)
+def test_trees_are_associative_with_a_unit(
+    combine: Combine, a: CertainDrafter, b: CertainDrafter, c: CertainDrafter, text: Tokens
+) -> None:
+    flat = shape(combine(a, b, c), text)
+    assert flat == shape(combine(combine(a, b), c), text) == shape(combine(a, combine(b, c)), text)
+    assert shape(combine(a, propose_nothing), text) == shape(combine(propose_nothing, a), text) == shape(a, text)
+
+
+@settings(deadline=None)
+@given(a=branching, b=branching, k=st.integers(0, 6), text=texts)
+def test_what_each_combination_of_trees_says(a: CertainDrafter, b: CertainDrafter, k: int, text: Tokens) -> None:
+    mine, yours = shape(a, text), shape(b, text)
+    assert shape(first_of(a, b), text) == (mine or yours)
+    assert shape(at_most(k, a), text) == mine[:k]
+    deep = [max((len(trees_path(drafts, i)) for i in range(len(drafts))), default=0) for drafts in (mine, yours)]
+    assert shape(longest(a, b), text) == (yours if deep[1] > deep[0] else mine)
+    trunk = trunk_of(mine)
+    end = trunk[-1] if trunk else TEXT
+    behind = shape(b, (*text, *[mine[i][0] for i in trunk]))
+    moved = [(token, end if parent == TEXT else len(mine) + parent, source) for token, parent, source in behind]
+    assert shape(then(a, b), text) == mine + moved
+
+
+def trees_path(drafts: list[tuple[int, int, str]], i: int) -> list[int]:
+    return path_to([parent for _, parent, _ in drafts], i)
+
+
+def test_behind_a_tree_the_next_drafter_goes_on_at_the_first_of_its_drafts() -> None:
+    def bush(tokens: Tokens) -> Iterator[Proposal[PointMass]]:
+        for token, parent in ((5, TEXT), (6, TEXT), (7, 0), (9, 1), (8, 2), (4, 2)):
+            yield Proposal(token, parent=parent, source="bush")
+
+    asked: list[Tokens] = []
+
+    def listening(tokens: Tokens) -> Iterator[Proposal[PointMass]]:
+        asked.append(tokens)
+        for token, parent in ((1, BEFORE), (2, TEXT), (3, 0)):
+            yield Proposal(token, parent=parent, source="listening")
+
+    told = shape(then(bush, listening, at_most(1, forever)), (0,))
+    assert asked == [(0, 5, 7, 8)]
+    assert told[6:] == [(1, 4, "listening"), (2, 4, "listening"), (3, 6, "listening"), (4, 8, "draft")]
+
+
+def test_a_tree_of_many_is_not_longer_than_a_longer_chain() -> None:
+    def wide(tokens: Tokens) -> Iterator[Proposal[PointMass]]:
+        return (Proposal(token, parent=TEXT, source="wide") for token in range(9))
+
+    assert [source for *_, source in shape(longest(wide, at_most(2, forever)), (0,))] == ["draft", "draft"]
+    assert len(shape(longest(wide, at_most(1, forever)), (0,))) == 9, "among equals the earliest"
+
+
+def test_a_model_goes_on_behind_a_tree() -> None:
+    """From the likeliest path, with its own law there; and the text stays greedy."""
+    target = tiny_llama(0)
+    close, text = UncachedPredictor(disturbed(target, 1, 0.02)), (1, 2, 3, 9, 1, 2, 3, 8, 1, 2)
+    for widths in ((), (2,)):
+        drafter = then(at_most(4, LookupTree()), LLMDrafter(close, MultinomialProcessor(1.0), Dice(), widths=widths))
+        drafts = tuple(islice(drafter(text), 7))
+        parents, sources = parents_of(drafts), [draft.source for draft in drafts]
+        assert sources == ["suffix"] * 4 + ["llm"] * 3
+        trunk = trunk_of(list(zip([draft.token for draft in drafts], parents, sources, strict=True))[:4])
+        assert parents[4:] == ((trunk[-1], 4, 5) if not widths else (trunk[-1], trunk[-1], 4))
+        q = drafts[4].q
+        assert isinstance(q, Categorical)
+        expected = close((*text, *[drafts[i].token for i in trunk]), ())[0].softmax(-1)
+        torch.testing.assert_close(q.probs, expected)
+        greedily = then(at_most(4, LookupTree()), LLMDrafter(close, GreedyProcessor(), Dice(), widths=widths))
+        step = speculative_step(greedily, CachedPredictor(target), GreedyProcessor(), Dice(), Fixed(8))
+        end = run(step, start(text, LENGTH).unwrap()).state
+        assert list(end.output) == oracle(text, target, LENGTH)
+        assert dict(end.tally.sources)["llm"].accepted > 0
+        assert dict(end.tally.sources)["suffix"].drafted > 0
+
+
 LENGTH = 30
 
 
@@ -140,6 +256,7 @@ def combinations(close: PreTrainedModel, cached: bool) -> dict[str, tuple[Drafte
     memo = CachedPredictor(close)
     llm = LLMDrafter(memo if cached else UncachedPredictor(close), GreedyProcessor(), Dice())
     memos = (memo,) if cached else ()
+    forked = LLMDrafter(memo if cached else UncachedPredictor(close), GreedyProcessor(), Dice(), widths=(2, 2))
     storage = NGramStorage(3, VOCABULARY)
     storage.initialize(oracle((3, 4, 5), close, LENGTH))
     memory = at_most(3, NGramDrafter(storage, VOCABULARY, source="memory"))
@@ -155,6 +272,10 @@ def combinations(close: PreTrainedModel, cached: bool) -> dict[str, tuple[Drafte
         "llm then suffix": (then(at_most(2, llm), suffix), memos),
         "suffix or llm": (first_of(SuffixDrafter(shortest=2), llm), memos),
         "suffix or memory": (first_of(suffix, memory), ()),
+        "tree": (LookupTree(), ()),
+        "tree then llm": (then(at_most(3, LookupTree()), llm), memos),
+        "tree of the llm, or suffix": (first_of(at_most(7, forked), suffix), memos),
+        "tree or llm": (first_of(LookupTree(), llm), memos),
         "all": (first_of(longest(SuffixDrafter(shortest=3), at_most(1, lookup)), then(at_most(1, llm), suffix)), memos),
     }
 
@@ -314,6 +435,26 @@ def one(tokens: Tokens) -> Iterator[Proposal[PointMass]]:
     yield Proposal(1, source="one")
 
 
+def both(tokens: Tokens) -> Iterator[Proposal[PointMass]]:
+    """A certain tree: both tokens, and one of them again behind the second."""
+    for token, parent in ((0, TEXT), (1, TEXT), (0, BEFORE)):
+        yield Proposal(token, parent=parent, source="both")
+
+
+def sampled_tree(rng: Randomness) -> Drafter:
+    """Draws a token, the other one beside it, and if the first shows 0 one more behind it."""
+
+    def draft(tokens: Tokens) -> Iterator[Proposal]:
+        first = rng.draw(COIN, len(tokens))
+        yield Proposal(first, COIN, source="coin")
+        other = COIN.probs.index_fill(0, torch.tensor(first), 0.0)
+        yield Proposal(1 - first, Categorical(other / other.sum()), parent=TEXT, source="coin")
+        if first == 0:
+            yield Proposal(rng.draw(COIN, len(tokens) + 1), COIN, parent=0, source="coin")
+
+    return draft
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -324,8 +465,30 @@ def one(tokens: Tokens) -> Iterator[Proposal[PointMass]]:
         lambda rng: then(one, at_most(1, sampled(rng)), sampled(rng)),
         lambda rng: at_most(1, sampled(rng)),
         lambda rng: longest(one, then(one, one), SuffixDrafter(), PromptLookup()),
+        sampled_tree,
+        lambda rng: first_of(propose_nothing, sampled_tree(rng), one),
+        lambda rng: then(sampled_tree(rng), one),
+        lambda rng: then(both, sampled(rng)),
+        lambda rng: then(sampled_tree(rng), sampled_tree(rng)),
+        lambda rng: at_most(2, sampled_tree(rng)),
+        lambda rng: longest(one, both, then(both, both), LookupTree()),
     ],
-    ids=["sampled", "first_of", "first_of certain", "then", "then then", "at_most", "longest certain"],
+    ids=[
+        "sampled",
+        "first_of",
+        "first_of certain",
+        "then",
+        "then then",
+        "at_most",
+        "longest certain",
+        "sampled tree",
+        "first_of trees",
+        "then behind a tree",
+        "then behind a certain tree",
+        "a tree behind a tree",
+        "at_most of a tree",
+        "longest of trees",
+    ],
 )
 @pytest.mark.parametrize("length", [1, 2, 3, 4])
 def test_combinations_keep_the_law_of_the_target(make: Callable[[Randomness], Drafter], length: int) -> None:
