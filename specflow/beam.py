@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from attrs import define, field, frozen
 from returns.functions import tap
-from returns.pipeline import flow
 from rich.console import Console
 from rich.text import Text
 from torch import Tensor
@@ -33,7 +32,7 @@ from specflow.predictors.reader import Reader, refuse_weightless
 from specflow.predictors.trial import Caches, Trials
 from specflow.predictors.watch import Look
 from specflow.stages.observe import Tokenizer
-from specflow.state import DecodeState, Finished, Reason, Request, Tally, Tokens
+from specflow.state import DecodeState, Finished, Reason, Record, Request, Tally, Tokens
 
 BeamPredictor: TypeAlias = Callable[[tuple[Tokens, ...]], Tensor]
 """B texts of one length → logits [B, V] of what follows each. A pure function of tokens."""
@@ -55,7 +54,7 @@ _has_length = whole(1, "give a number of new tokens")
 
 @final
 @frozen
-class Beams:
+class Beams(Record):
     """Between two steps: the live beams, all of one length and best first, and the best text that has ended.
 
     `Beams(request)` is where a search starts.
@@ -69,7 +68,7 @@ class Beams:
 
 @final
 @frozen
-class Expanded:
+class Expanded(Record):
     """The branches of all live beams, each one token longer than its beam, most probable first."""
 
     beams: Beams
@@ -78,7 +77,7 @@ class Expanded:
 
 @final
 @frozen
-class Selected:
+class Selected(Record):
     """A round as it will stand: the beams after it, and whether the best text that has ended is the result."""
 
     expanded: Expanded
@@ -281,7 +280,7 @@ def beam_step(
     """Expand every live beam, keep the best branches."""
     calls("an observer", "give a function of Selected, such as ShowBeams()")("observe", observe)
     expand, select = Expand(predict, top_k), Select(num_beams, penalty)
-    return lambda beams: flow(beams, expand, select, tap(observe), advance_beams)
+    return lambda beams: beams.then(expand).then(select).then(tap(observe)).then(advance_beams)
 
 
 @final

@@ -510,10 +510,16 @@ def reject_past_stops(world: World) -> Rule:
 
 
 def judged_past_stops(world: World, end: Callable[[Adjusted], Committed]) -> Step:
-    """The usual step, but drafts and rule do not look for stop tokens, and another stage commits."""
-    draft, verify = past_stops(world), Verify(world.target, world.processor, reject_past_stops(world))
-    adjust = Adjust(world.rng)
-    return lambda state: draft(state).then(verify).then(adjust).then(end).then(advance)
+    """The usual step, but no stage looks for stop tokens, and another one commits."""
+    draft, score, adjust = past_stops(world), Score(world.target, world.processor), Adjust(world.rng)
+    rule = reject_past_stops(world)
+
+    def judge(scored: Scored) -> Verified:
+        verdict = rule(scored)
+        behind = scored.law(verdict.path[-1] if verdict.path else TEXT)
+        return Verified(scored, verdict.path, verdict.correction or behind)
+
+    return lambda state: draft(state).then(score).then(judge).then(adjust).then(end).then(advance)
 
 
 def stop_looked_for_at_the_end_only(world: World) -> Step:

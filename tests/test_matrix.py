@@ -1,21 +1,24 @@
 """Every drafter × every gamma policy × every greedy processor × with and without a cache: the text is the oracle's.
 
-To add one, write a line: `DRAFTERS`, `POLICIES` and `PROCESSORS` are all there is to it.
+And every rule × every drafter, chains and trees. To add one, write a line: `DRAFTERS`, `POLICIES`, `PROCESSORS` and
+`RULES` are all there is to it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import count, product
+from itertools import count, islice, product
 from typing import Final, final
 
 import pytest
-from attrs import frozen
+from attrs import evolve, frozen
 from torch import Tensor
 from torch.nn import Module
 from typing_extensions import override
 
+from specflow import TEXT as ROOT
 from specflow import (
+    Block,
     CachedPredictor,
     CostAware,
     CostMeter,
@@ -26,15 +29,21 @@ from specflow import (
     GammaPolicy,
     GreedyProcessor,
     LLMDrafter,
+    LookupTree,
+    Match,
     MultinomialProcessor,
     NGramStorage,
     NucleusProcessor,
     PointMass,
     Proposal,
+    Reject,
+    Rule,
     Tokens,
     TopKNucleusProcessor,
     TopKProcessor,
+    Traverse,
     run,
+    verified_step,
 )
 from specflow.drafters import (
     GuessingNGramDrafter,
@@ -51,9 +60,10 @@ from specflow.drafters import (
 from specflow.policies import EGAG, SVIP, AdaEDL, Heuristic, StopAfter, Unsure
 from specflow.predictors import UncachedPredictor
 from specflow.processors import LogitsProcessor
+from specflow.randomness import Randomness
 from specflow.stages import UpdateNgram
 from specflow.state import Request
-from specflow.steps import ngram_step, speculative_step
+from specflow.steps import ngram_step
 from tests.toys import disturbed, oracle, tiny_llama
 
 PROMPT: Final = (3, 4, 5, 6, 3, 4, 5, 6, 3, 4)
@@ -73,10 +83,10 @@ class Setting:
     processor: LogitsProcessor
     use_cache: bool
 
-    def llm(self, model: Module) -> Drafter:
+    def llm(self, model: Module, widths: tuple[int, ...] = ()) -> Drafter:
         """A model as drafter, under the processor and the cache that the target has."""
         predictor = CachedPredictor(model) if self.use_cache else UncachedPredictor(model)
-        return LLMDrafter(predictor, self.processor, Dice())
+        return LLMDrafter(predictor, self.processor, Dice(), widths=widths)
 
 
 def taught() -> NGramStorage:
@@ -90,7 +100,27 @@ def counting_up(tokens: Tokens) -> Iterator[Proposal]:
     return (Proposal((tokens[-1] + i) % 24, PointMass((tokens[-1] + i) % 24)) for i in count(1))
 
 
-DRAFTERS: dict[str, Callable[[Setting], Drafter]] = {
+def fanned(setting: Setting) -> Drafter:
+    """What a close model drafts, with the next number beside it and other numbers behind all of them."""
+
+    def propose(tokens: Tokens) -> Iterator[Proposal]:
+        yield from islice(setting.llm(CLOSE, (2, 2))(tokens), 2)
+        yield evolve(next(counting_up(tokens)), parent=ROOT)
+        for i in (0, 1, 2):
+            yield Proposal(3 + i, parent=i)
+
+    return propose
+
+
+TREES: dict[str, Callable[[Setting], Drafter]] = {
+    "a tree of lookups": lambda setting: LookupTree(),
+    "a tree of a close model": lambda setting: setting.llm(CLOSE, (2, 1)),
+    "a wide tree of a close model": lambda setting: setting.llm(CLOSE, (3, 2)),
+    "a tree of two sources": fanned,
+    "a lookup, then a tree": lambda setting: then(at_most(1, PromptLookup()), setting.llm(CLOSE, (2, 1))),
+}
+
+DRAFTERS: dict[str, Callable[[Setting], Drafter]] = TREES | {
     "nothing": lambda setting: propose_nothing,
     "the target itself": lambda setting: setting.llm(TARGET),
     "a close model": lambda setting: setting.llm(CLOSE),
@@ -141,31 +171,59 @@ PROCESSORS: dict[str, LogitsProcessor] = {
 """Each of them leaves one token possible, so its text is the greedy one."""
 
 
-def decoded(drafter: str, policy: str, processor: str, use_cache: bool, stop: frozenset[int]) -> DecodeState:
-    setting = Setting(PROCESSORS[processor], use_cache)
+RULES: dict[str, Callable[[Randomness], Rule]] = {
+    "token rejection": Reject,
+    "sample-and-match": Match,
+    "block verification": Block,
+    "traversal": Traverse,
+}
+
+
+def decoded(
+    drafter: str, policy: str, processor: str, use_cache: bool, stop: frozenset[int], rule: str = "token rejection"
+) -> DecodeState:
+    setting, dice = Setting(PROCESSORS[processor], use_cache), Dice()
     target, meter = CachedPredictor(TARGET) if use_cache else UncachedPredictor(TARGET), CostMeter()
-    step = speculative_step(
-        DRAFTERS[drafter](setting), meter.timed(target), setting.processor, Dice(), POLICIES[policy](meter), (target,)
+    step = verified_step(
+        DRAFTERS[drafter](setting),
+        meter.timed(target),
+        setting.processor,
+        dice,
+        RULES[rule](dice),
+        POLICIES[policy](meter),
+        (target,),
     )
     return run(step, DecodeState(Request(PROMPT, len(PROMPT) + NEW, stop), PROMPT)).state
 
 
-@pytest.mark.parametrize(("drafter", "policy"), list(product(DRAFTERS, POLICIES)))
-def test_every_combination_is_greedy(drafter: str, policy: str) -> None:
+def check(drafter: str, policy: str, rule: str = "token rejection") -> None:
     until_stop = TEXT[: TEXT.index(STOP) + 1]
     for processor, use_cache in product(PROCESSORS, (False, True)):
         name = f"{processor}, {'cached' if use_cache else 'uncached'}"
-        assert list(decoded(drafter, policy, processor, use_cache, frozenset()).output) == TEXT, name
-        assert list(decoded(drafter, policy, processor, use_cache, frozenset({STOP})).output) == until_stop, name
+        for stop, expected in ((frozenset[int](), TEXT), (frozenset({STOP}), until_stop)):
+            assert list(decoded(drafter, policy, processor, use_cache, stop, rule).output) == expected, name
+
+
+@pytest.mark.parametrize(("drafter", "policy"), list(product(DRAFTERS, POLICIES)))
+def test_every_combination_is_greedy(drafter: str, policy: str) -> None:
+    check(drafter, policy)
+
+
+@pytest.mark.parametrize(("drafter", "rule"), list(product(DRAFTERS, RULES)))
+def test_every_rule_is_greedy_on_chains_and_trees(drafter: str, rule: str) -> None:
+    check(drafter, "fixed 5", rule)
 
 
 def test_the_drafters_are_accepted_and_refused() -> None:
     """A matrix of drafters that are never right, or always, would prove little."""
-    rates = {name: decoded(name, "fixed 5", "greedy", True, frozenset()).tally.acceptance_rate for name in DRAFTERS}
-    assert rates["nothing"] == 0.0
-    assert rates["the target itself"] == 1.0
-    between = [name for name, rate in rates.items() if 0.0 < rate < 1.0]
-    assert len(between) >= 6, rates
+    for rule in RULES:
+        ends = {name: decoded(name, "fixed 5", "greedy", True, frozenset(), rule) for name in DRAFTERS}
+        rates = {name: end.tally.acceptance_rate for name, end in ends.items()}
+        assert rates["nothing"] == 0.0
+        assert rates["the target itself"] == 1.0
+        between = [name for name, rate in rates.items() if 0.0 < rate < 1.0]
+        assert len(between) >= 9, rates
+        assert all(0.0 < rates[name] < 1.0 for name in TREES), rates
 
 
 @pytest.mark.parametrize("policy", POLICIES)
