@@ -96,7 +96,7 @@ else:
 
     # What `from specflow import *` brings: all that stands here.
     _here = {name for name, what in globals().items() if not name.startswith("_") and not _is_module(what)}
-    __all__ = [*sorted(_here - {"TYPE_CHECKING"}), *_LATER]
+    __all__ = [*sorted(_here - {"TYPE_CHECKING"}), *_LATER]  # noqa: PLE0604 - they are strings
 
     def __getattr__(name: str) -> object:
         if name not in _LATER:

@@ -11,7 +11,6 @@ import torch
 
 from specflow.models import INSTALL, Loaded, load, smollm2_is_installed
 
-
 WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 if WORKERS > 1:  # else each of them would want all cores
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // WORKERS))
