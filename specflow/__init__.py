@@ -82,8 +82,8 @@ if TYPE_CHECKING:
     from specflow.predictors import CachedPredictor as CachedPredictor
     from specflow.predictors import limits_of as limits_of
 else:
-    from importlib import import_module as _imported
-    from inspect import ismodule as _is_module
+    import importlib
+    import inspect
 
     _LATER = {
         "beam_search_generate": "specflow.beam",
@@ -95,10 +95,10 @@ else:
     }
 
     # What `from specflow import *` brings: all that stands here.
-    _here = {name for name, what in globals().items() if not name.startswith("_") and not _is_module(what)}
+    _here = {name for name, what in globals().items() if not name.startswith("_") and not inspect.ismodule(what)}
     __all__ = [*sorted(_here - {"TYPE_CHECKING"}), *_LATER]  # noqa: PLE0604 - they are strings
 
     def __getattr__(name: str) -> object:
         if name not in _LATER:
             raise AttributeError(f"module 'specflow' has no attribute {name!r}")
-        return globals().setdefault(name, getattr(_imported(_LATER[name]), name))
+        return globals().setdefault(name, getattr(importlib.import_module(_LATER[name]), name))
