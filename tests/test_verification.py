@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
 from itertools import islice
 from math import exp
 from typing import Final, TypeAlias
+from weakref import ref
 
 import pytest
 import torch
@@ -18,8 +20,10 @@ from specflow import (
     Block,
     Categorical,
     DecodeState,
+    Dice,
     Drafted,
     EachPrefix,
+    GreedyProcessor,
     LLMDrafter,
     Match,
     MultinomialProcessor,
@@ -34,6 +38,8 @@ from specflow import (
     Verdict,
     along_paths,
     chain,
+    speculative_step,
+    start,
 )
 from specflow.distribution import BlackBox, Distribution
 from specflow.randomness import Randomness
@@ -345,3 +351,22 @@ def test_no_processor_hears_of_a_draft_that_cannot_stand(name: str, seed: int) -
 
     for widths in ((), (2, 1)):
         assert exact_law(lambda branch: judged(branch, widths)).branches > 10  # noqa: B023 - called here
+
+
+@pytest.mark.parametrize("processor", [GreedyProcessor(), MultinomialProcessor(1.0)])
+def test_a_step_leaves_no_logits_to_the_garbage_collector(processor: GreedyProcessor | MultinomialProcessor) -> None:
+    """They are large: memory that is only freed now and then makes each step slower, and a device full."""
+    seen: list[ref[Tensor]] = []
+
+    def target(tokens: Tokens, drafts: Sequence[Proposal]) -> Tensor:
+        logits = torch.zeros(len(drafts) + 1, 8)
+        seen.append(ref(logits))
+        return logits
+
+    step = speculative_step(lambda tokens: iter((Proposal(1), Proposal(2))), target, processor, Dice())
+    gc.disable()
+    try:
+        step(start([1], 9).unwrap())
+        assert [logits() for logits in seen] == [None]
+    finally:
+        gc.enable()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import final
 
 from attrs import field, frozen
+from torch import Tensor
 
 from specflow.asked import fits, laws_of, looked_at
 from specflow.errors import DecodeError
@@ -47,10 +48,16 @@ class Score:
                 fits(proposal.token, proposal.source, vocab_size)
 
         def make(way: tuple[int, ...]) -> Laws:
-            return laws_of(self.processor, drafted.text(way[-1]), scored.rows(way))
+            # Of the logits alone: with a hold on what is returned this would be a cycle, which keeps them alive.
+            return laws_of(self.processor, drafted.text(way[-1]), _rows(logits, way))
 
-        scored = Scored(drafted, logits, make)
-        return scored
+        return Scored(drafted, logits, make)
+
+
+def _rows(logits: Tensor, way: tuple[int, ...]) -> Tensor:
+    """`Scored.rows`, before there is one."""
+    first, last = way[0] + 1, way[-1] + 1
+    return logits[first : last + 1] if last - first == len(way) - 1 else logits[[i + 1 for i in way]]
 
 
 def _is_draft(value: object) -> bool:
