@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from io import StringIO
 
 import pytest
@@ -12,20 +13,28 @@ from rich.console import Console
 from torch import Tensor
 
 from specflow import (
+    TEXT,
     Categorical,
+    DecodeError,
     DecodeState,
     Dice,
+    Drafted,
     Fixed,
     GreedyProcessor,
     LLMDrafter,
+    Match,
     MultinomialProcessor,
     PointMass,
+    Predictor,
     Proposal,
+    Rule,
+    Traverse,
     along_paths,
     autoregressive_generate,
     run,
     speculative_generate,
     speculative_step,
+    verified_step,
 )
 from specflow.distribution import BlackBox, Distribution
 from specflow.predictors import UncachedPredictor
@@ -39,8 +48,9 @@ from specflow.stages import (
     Verify,
     advance,
     commit,
+    unobserved,
 )
-from specflow.state import TEXT, Adjusted, Committed, Drafted, Reason, Request, Scored, Verified
+from specflow.state import Adjusted, Committed, Reason, Request, Scored, Verified
 from tests.toys import disturbed, oracle, tiny_llama
 
 GREEN, RED, CYAN, DIM, BOLD = "\x1b[32m", "\x1b[31m", "\x1b[36m", "\x1b[2m", "\x1b[1m"
@@ -123,6 +133,33 @@ def test_other_branches_of_a_tree_are_shown_as_such() -> None:
     assert "corrected 4 'e'" in token  # its child was refused
 
 
+BUSH = ((3, TEXT), (5, TEXT), (4, 0), (6, 0), (7, 2), (8, 1), (2, 5), (1, 6))
+"""Tokens and what they follow: 3 and 5 behind the text, 4 and 6 behind the 3, 7 behind the 4; 8, 2, 1 behind the 5."""
+
+
+@pytest.mark.parametrize(
+    ("room", "stop", "verdicts", "last"),
+    [
+        (9, 9, "accepted beside accepted beside rejected beside beside dropped", "corrected"),
+        (9, 4, "accepted beside accepted beside dropped beside dropped dropped", "beside"),  # the text ends at the 4
+        (2, 9, "accepted beside accepted beside dropped beside dropped dropped", "beside"),
+        (1, 9, "accepted beside dropped dropped dropped dropped dropped dropped", "dropped"),
+    ],
+)
+def test_every_draft_of_a_tree_has_a_verdict(room: int, stop: int, verdicts: str, last: str) -> None:
+    """Where 3 and 4 stand."""
+    state = DecodeState(Request((1, 2), 2 + room, frozenset({stop})), (1, 2))
+    drafted = Drafted(state, tuple([Proposal(token, parent=parent, source="bush") for token, parent in BUSH]))
+    heading, *lines = shown(judged(drafted, (0, 2), 0, Categorical(torch.full((10,), 0.1))))
+    said = [next(word for word in line.replace("\x1b", " ").split() if word.isalpha()) for line in lines]
+    assert " ".join(said[:8]) == verdicts
+    assert (said[8:] == ["corrected"]) is (last == "corrected")
+    kept = verdicts.split().count("accepted")
+    assert f"gamma 8  accepted {kept}/8" in heading
+    colours = {"accepted": GREEN, "rejected": RED, "beside": DIM, "dropped": DIM}
+    assert all(line.startswith(colours[word]) for line, word in zip(lines, verdicts.split(), strict=False))
+
+
 def test_what_a_stop_or_the_limit_drops_is_not_shown_as_accepted() -> None:
     heading, first, second, third = shown(a_step(3, 5, Categorical(torch.full((10,), 0.1)), HALF, drafts=(3, 9, 3)))
     assert "accepted 2/3  ends: stop token" in heading
@@ -136,6 +173,35 @@ def test_laws_that_nobody_knows_are_question_marks() -> None:
     hidden = BlackBox(torch.ones(4), lambda probs: probs.argmax(-1, keepdim=True))
     assert "q ?  p/q ?" in shown(a_step(1, 4, hidden, HALF))[1]
     assert "q 0.5  p/q ?" in shown(a_step(1, 4, HALF, hidden))[1]
+
+
+def test_a_law_that_was_written_over_has_no_odds() -> None:
+    """A proposal that its q does not hold is refused, but what is in a tensor may change."""
+    with pytest.raises(DecodeError, match="a q that it was not drawn from"):
+        a_step(1, 4, PointMass(1), HALF)
+    written = Categorical(torch.full((4,), 0.25))
+    step = a_step(1, 4, written, HALF)
+    written.probs[3] = 0.0
+    assert "q 0  p/q ∞" in shown(step)[1]
+
+
+def test_a_law_that_no_rule_asked_for_is_a_question_mark() -> None:
+    """In a tree the rules ask for the laws along what can stand, and showing a step makes no others."""
+    drafted = Drafted(DecodeState(Request((1, 2), 9), (1, 2)), (Proposal(3), Proposal(1, parent=TEXT), Proposal(2)))
+    asked: list[tuple[int, ...]] = []
+
+    def make(way: tuple[int, ...]) -> tuple[Categorical, ...]:
+        asked.append(way)
+        return (HALF,) * len(way)
+
+    scored = Scored(drafted, torch.zeros(4, 4), make)
+    scored.law(TEXT)
+    verified: Verified[Randomness] = Verified(scored, (0,), HALF)
+    _, first, beside, below, _ = shown(commit(Adjusted(verified, 3)))
+    assert asked == [(TEXT, 0)]
+    assert "q 1  p/q 0.5" in first
+    assert "q 1  p/q 0" in beside
+    assert "q 1  p/q ?" in below
 
 
 def test_text_is_printed_as_it_is() -> None:
@@ -185,6 +251,36 @@ def test_every_step_of_a_decode_is_shown_and_adds_up() -> None:
     assert verdicts.count("position") == tally.steps
     assert verdicts.count("accepted") == tally.accepted > 0
     assert verdicts.count("rejected") == verdicts.count("corrected") > 0
+    assert sum(verdicts.count(kind) for kind in ("accepted", "bonus", "corrected", "drawn")) == 30
+
+
+def by_last(rows: Tensor) -> Predictor:
+    return along_paths(lambda tokens: rows[tokens[-1]])
+
+
+@pytest.mark.parametrize("processor", [GreedyProcessor(), MultinomialProcessor(1.0)], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("rule", [Reject, Match, Traverse])
+def test_every_step_over_trees_is_shown_and_adds_up(
+    processor: GreedyProcessor | MultinomialProcessor, rule: Callable[[Dice], Rule]
+) -> None:
+    rows = torch.randn(6, 6, dtype=torch.float64)
+    target, close = by_last(rows), by_last(rows + torch.randn(6, 6))
+    ends, lines = [], list[str]()
+    for observed in (False, True):
+        rng = Dice(torch.Generator().manual_seed(3))
+        console = Console(file=StringIO(), record=True, width=200)
+        drafter = LLMDrafter(close, processor, rng, widths=(2, 2))
+        observe = Show(Letters(), console) if observed else unobserved
+        step = verified_step(drafter, target, processor, rng, rule(rng), Fixed(9), observe=observe)
+        ends.append(run(step, DecodeState(Request((3, 4, 5), 33), (3, 4, 5))))
+        lines = console.export_text().splitlines()
+    assert ends[0] == ends[1]
+    verdicts = [line.split()[0] for line in lines]
+    tally = ends[1].state.tally
+    assert verdicts.count("position") == tally.steps
+    assert verdicts.count("accepted") == tally.accepted > 0
+    assert verdicts.count("beside") > 0
+    assert sum(verdicts.count(kind) for kind in ("accepted", "rejected", "beside", "dropped")) >= tally.drafted
     assert sum(verdicts.count(kind) for kind in ("accepted", "bonus", "corrected", "drawn")) == 30
 
 

@@ -12,7 +12,7 @@ from rich.text import Text
 from specflow.distribution import BlackBox, Distribution
 from specflow.guards.checks import a, does, or_none, valid
 from specflow.stages.commit import a_commitment
-from specflow.state import TEXT, Committed, Drafted, Tokens, Verified
+from specflow.state import TEXT, Committed, Tokens, Verified
 
 Observer: TypeAlias = Callable[[Committed], object]
 """Looks at a step that is about to stand. If it raises, the step has not happened: no text, nothing learned."""
@@ -89,20 +89,13 @@ class Show:
 
 
 def _verdict(i: int, verified: Verified[Never], kept: int) -> tuple[str, str]:
-    """Accepted; rejected, where the text went another way at this place; dropped behind an end; else beside."""
+    """Accepted; rejected, where the text went another way behind what stands; dropped behind an end; else beside."""
     path, parent = verified.path, verified.drafted.parents[i]
     if i in path:
         return ("accepted", "green") if path.index(i) < kept else ("dropped", "dim")
     if len(verified.drafted.path(i)) > kept:
         return "dropped", "dim"
-    if parent != (path[-1] if path else TEXT):
-        return ("rejected", "red") if not _branches(verified.drafted) else ("beside", "dim")
-    return "rejected", "red"
-
-
-def _branches(drafted: Drafted) -> bool:
-    """Whether this is more than a chain."""
-    return any(parent != i - 1 for i, parent in enumerate(drafted.parents))
+    return ("rejected", "red") if parent == (path[-1] if path else TEXT) else ("beside", "dim")
 
 
 def _probability(law: Distribution | None, token: int) -> float | None:
