@@ -80,6 +80,7 @@ def said(drafter: Drafter, tokens: Tokens) -> list[tuple[int, Distribution, str]
 
 
 @pytest.mark.parametrize("combine", [first_of, then, longest])
+@settings(deadline=None)
 @given(a=drafters, b=drafters, c=drafters, text=texts)
 def test_associative_with_a_unit(
     combine: Combine, a: CertainDrafter, b: CertainDrafter, c: CertainDrafter, text: Tokens
@@ -91,6 +92,7 @@ def test_associative_with_a_unit(
     assert said(combine(a), text) == said(a, text)
 
 
+@settings(deadline=None)
 @given(a=drafters, b=drafters, text=texts)
 def test_what_each_combination_says(a: CertainDrafter, b: CertainDrafter, text: Tokens) -> None:
     mine, yours = said(a, text), said(b, text)
@@ -100,6 +102,7 @@ def test_what_each_combination_says(a: CertainDrafter, b: CertainDrafter, text: 
     assert said(then(a, b), text) == mine + said(b, (*text, *(token for token, _, _ in mine)))
 
 
+@settings(deadline=None)
 @given(a=drafters, b=drafters, j=st.integers(0, 5), k=st.integers(0, 5), text=texts)
 def test_at_most(a: CertainDrafter, b: CertainDrafter, j: int, k: int, text: Tokens) -> None:
     assert said(at_most(k, a), text) == said(a, text)[:k]

@@ -82,7 +82,7 @@ def expected(tokens: Tokens, most: int, factor: int, offset: int, shortest: int)
 texts = st.integers(1, 4).flatmap(lambda vocabulary: st.lists(st.integers(0, vocabulary - 1), min_size=1, max_size=30))
 
 
-@settings(max_examples=1000)
+@settings(max_examples=1000, deadline=None)
 @given(texts)
 def test_the_longest_match_and_the_latest_of_them(text: list[int]) -> None:
     drafter = SuffixDrafter()
@@ -91,7 +91,7 @@ def test_the_longest_match_and_the_latest_of_them(text: list[int]) -> None:
         assert drafter.match(tokens) == SuffixDrafter().match(tokens) == matches(tokens)[0]
 
 
-@settings(max_examples=1000)
+@settings(max_examples=1000, deadline=None)
 @given(texts, st.integers(1, 12), st.integers(0, 4), st.integers(-3, 5), st.integers(0, 4))
 def test_the_draft_is_what_followed(text: list[int], most: int, factor: int, offset: int, shortest: int) -> None:
     tokens = tuple(text)
@@ -102,7 +102,7 @@ def test_the_draft_is_what_followed(text: list[int], most: int, factor: int, off
 edits = st.lists(st.tuples(st.integers(0, 40), st.sampled_from(["replace", "insert", "leave out"]), st.integers(0, 60)))
 
 
-@settings(max_examples=1000)
+@settings(max_examples=1000, deadline=None)
 @given(st.integers(2, 40), edits, st.integers(0, 4), st.integers(0, 5), st.integers(0, 4))
 def test_an_edited_copy(length: int, changes: list[tuple[int, str, int]], factor: int, offset: int, low: int) -> None:
     copy = list(range(length))
