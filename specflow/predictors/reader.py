@@ -146,6 +146,14 @@ class Reader:
         output = self._run(ids, last, arguments)
         return _logits(output, last), getattr(output, self.cache_name, cache)
 
+    def read_rows(
+        self, ids: Tensor, cache: object, last: int, positions: Tensor, masks: Tensor | dict[str, Tensor]
+    ) -> Tensor:
+        """Logits [B, last, V] of ids [B, k] at `positions` [B, k], over a cache and under masks that are given whole."""
+        assert self.cache_name is not None
+        told = {"use_cache": True, "position_ids": positions, "attention_mask": masks}
+        return _logits(self._run(ids, last, {self.cache_name: cache, **told}), last)
+
     def read_afresh(self, ids: Tensor, last: int) -> Tensor:
         """Logits [B, last, V] of whole texts."""
         return _logits(self._run(ids, last, {} if self.cache_name is None else {"use_cache": False}), last)

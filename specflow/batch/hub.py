@@ -1,0 +1,231 @@
+"""A batch is many decodes that wait for the same model: each runs as a greenlet, and one pass answers all who wait.
+
+A decode is ordinary code: where it asks a predictor that can read several texts at once, it waits, and goes on with its
+rows. No stage, drafter or policy knows of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from contextvars import copy_context
+from typing import Final, Generic, NamedTuple, Protocol, TypeAlias, TypeVar, cast, final
+
+from attrs import define, field, frozen
+from greenlet import GreenletExit, getcurrent, greenlet
+from torch import Tensor
+
+from specflow.batch.modes import Modes, within
+from specflow.errors import DecodeError
+from specflow.guards.checks import calls, shown, valid, whole
+from specflow.state import Proposal, Tokens
+
+T = TypeVar("T")
+
+PATIENCE: Final = 8
+"""For how many passes over other models a decode waits at most, though more decodes wait for those."""
+
+
+@final
+@frozen(eq=False)
+class Asked:
+    """What one predictor is asked: a text, and drafts after it. `by` is who asks; None where nobody is known."""
+
+    tokens: Tokens
+    drafts: Sequence[Proposal]
+    by: object = None
+
+
+Answer: TypeAlias = Tensor | Exception | None
+"""Logits [n + 1, V], what went wrong with this text, or None: not yet, ask again."""
+
+
+class Reads(Protocol):
+    """Reads several texts in one pass, each as if it were alone."""
+
+    def __call__(self, asked: Sequence[Asked], /) -> Sequence[Answer]:
+        """The answer to each."""
+        ...
+
+
+@final
+@frozen
+class Failed:
+    """A decode that raised `error`. The others of its batch went on."""
+
+    error: Exception
+
+
+class _Wait(NamedTuple):
+    """What a decode waits for, since which pass."""
+
+    read: Reads
+    asked: Asked
+    modes: Modes
+    since: int
+
+
+@final
+class _Decode(greenlet):
+    """A decode of a batch. greenlet's own way to tell one's own greenlets from others, hence the inheritance."""
+
+    hub: _Hub
+    is_closing: bool = False
+
+
+@final
+@define(eq=False)
+class _Hub:
+    """Where decodes wait: the modes that they begin with, and how many passes were made."""
+
+    modes: Modes
+    passes: int = 0
+    tasks: dict[int, _Decode] = field(factory=dict)
+    waiting: dict[int, _Wait] = field(factory=dict)
+
+
+@final
+@frozen(eq=False)
+class Shared:
+    """A predictor whose passes are shared: in `together` a call waits for all others who wait for the same `read`, and
+    one pass answers them. Elsewhere it reads at once.
+
+    >>> import torch
+    >>> def read(asked):
+    ...     return [torch.tensor([[float(len(each.tokens))]]) for each in asked]
+    >>> Shared(read)((5, 6), ())
+    tensor([[2.]])
+    """
+
+    read: Reads = field(validator=valid(calls("what reads several texts", "give a function of a list of Asked")))
+
+    def __call__(self, tokens: Tokens, drafts: Sequence[Proposal], /) -> Tensor:
+        """Logits [n + 1, V] after `tokens`, and after them and the path down to each draft."""
+        here = getcurrent()
+        if isinstance(here, _Decode) and not here.is_closing and here.parent is not None:
+            modes = Modes.now()
+            with within(here.hub.modes):
+                answer = here.parent.switch(_Wait(self.read, Asked(tokens, drafts, here), modes, here.hub.passes))
+        else:
+            asked, answer = [Asked(tokens, drafts, here if isinstance(here, _Decode) else None)], None
+            while answer is None:
+                (answer,) = self.read(asked)
+        if isinstance(answer, Exception):
+            raise answer
+        return cast(Tensor, answer)
+
+
+def together(decodes: Iterable[Callable[[], T]], slots: int = 8) -> Generator[tuple[int, T | Failed]]:
+    """Run decodes, at most `slots` at a time, and yield each one's number and what it returned, as they end.
+
+    Where decodes ask a `BatchPredictor` they wait, until all that run wait; then one pass answers all who asked the
+    same model. Of several models the one with the most askers goes first, and none waits for more than a few passes
+    over others. Where a decode ends the next one begins, so `decodes` may be endless; it is asked for no more than can
+    run.
+
+    What a decode raises ends that one alone: it is yielded as `Failed`. Anything else that is raised (Ctrl-C, or what
+    `decodes` raises) ends all of them, and so does closing the iterator: those that run are unwound, `GreenletExit`
+    being raised where they wait, and give their rows back. A state is a value: whatever a decode kept can be gone on
+    with.
+
+    Each decode keeps its own context variables, and torch's modes as it sets them (gradients, inference mode,
+    autocast); all begin with those of the caller at the first step. Those who wait in other modes get another pass.
+    A decode may itself run `together`. What a decode runs in greenlets or threads of its own reads alone.
+
+    >>> from specflow import GreedyProcessor, Dice, along_paths, autoregressive_step, run, start
+    >>> import torch
+    >>> step = autoregressive_step(along_paths(lambda text: torch.eye(9)[text[-1] + 1]), GreedyProcessor(), Dice())
+    >>> decodes = [lambda i=i: run(step, start([i], 3).unwrap()) for i in range(3)]
+    >>> sorted((number, end.state.output) for number, end in together(decodes, slots=2))
+    [(0, (1, 2, 3)), (1, (2, 3, 4)), (2, (3, 4, 5))]
+    """
+    whole(1, "run one decode at a time at least")("slots", slots)
+    if not isinstance(decodes, Iterable):
+        raise DecodeError("decodes", "decodes are not several", shown(decodes), "give functions that take nothing")
+    return _running(iter(decodes), int(slots))
+
+
+def _running(source: Iterator[Callable[[], T]], slots: int) -> Generator[tuple[int, T | Failed]]:
+    hub, numbered = _Hub(Modes.now()), enumerate(source)
+    with ExitStack() as unwinding:
+        unwinding.callback(_unwind, hub)
+        while True:
+            while len(hub.tasks) < slots and (new := next(numbered, None)) is not None:
+                number, decode = new
+                task = hub.tasks[number] = _Decode(_caught(decode))
+                task.hub, task.gr_context = hub, copy_context()
+                yield from _resumed(hub, number)
+            if not hub.waiting:
+                return
+            for number, answer in _answers(hub):
+                yield from _resumed(hub, number, answer)
+
+
+def _caught(decode: Callable[[], T]) -> Callable[[], _Ended[T]]:
+    def run() -> _Ended[T]:
+        try:
+            calls("a decode", "give functions that take nothing")("decodes", decode)
+            return _Ended(decode())
+        except Exception as error:  # whatever it is, it is this decode's
+            return _Ended(Failed(error))
+
+    return run
+
+
+@final
+@frozen
+class _Ended(Generic[T]):
+    outcome: T | Failed
+
+
+def _resumed(hub: _Hub, number: int, *answer: Answer) -> Iterator[tuple[int, T | Failed]]:
+    """Let a decode go on until it waits again, or has ended."""
+    task = hub.tasks[number]
+    task.parent = getcurrent()  # whoever goes on with this iterator is where a decode waits
+    with within(hub.modes):
+        said = task.switch(*answer)
+    if isinstance(said, _Wait):
+        hub.waiting[number] = said
+    else:
+        del hub.tasks[number]
+        yield number, cast("_Ended[T]", said).outcome
+
+
+def _answers(hub: _Hub) -> list[tuple[int, Answer]]:
+    """One pass for those who wait for the same, and what each of them gets."""
+    groups: dict[tuple[Reads, Modes], list[int]] = {}
+    for number, wait in hub.waiting.items():
+        groups.setdefault((wait.read, wait.modes), []).append(number)
+    oldest = min(hub.waiting.values(), key=lambda wait: wait.since)
+    if hub.passes - oldest.since >= PATIENCE:
+        chosen = oldest.read, oldest.modes
+    else:
+        chosen = max(groups, key=lambda group: len(groups[group]))
+    (read, modes), numbers = chosen, groups[chosen]
+    hub.passes += 1
+    with within(modes):
+        answers = read([hub.waiting[number].asked for number in numbers])
+    answered = list(zip(numbers, answers, strict=True))
+    for number, answer in answered:
+        wait = hub.waiting.pop(number)
+        if answer is None:
+            hub.waiting[number] = wait._replace(since=hub.passes)
+    ready: list[tuple[int, Answer]] = [each for each in answered if each[1] is not None]
+    return ready
+
+
+def _unwind(hub: _Hub) -> None:
+    """End all that run, each where it waits, whatever the others raise on the way."""
+    with ExitStack() as stack:
+        for task in hub.tasks.values():
+            stack.callback(_closed, task)
+
+
+def _closed(task: _Decode) -> None:
+    task.is_closing = True
+    if task:  # it has begun and not ended
+        task.parent = getcurrent()
+        with within(task.hub.modes):
+            said = task.throw(GreenletExit)
+        if isinstance(said, _Ended) and isinstance(said.outcome, Failed):
+            raise said.outcome.error

@@ -1,0 +1,195 @@
+"""A model that reads many texts in one pass: a predictor over a memo with a row for each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final, final
+
+from attrs import define, field, frozen
+from torch import Tensor
+from torch.nn import Module
+
+from specflow.batch.hub import Answer, Asked, Shared
+from specflow.batch.ragged import Piece, new_past, read_together
+from specflow.batch.rows import Row, Rows
+from specflow.batch.trial import reads_together
+from specflow.guards.checks import or_none, valid, whole
+from specflow.guards.finite import is_near
+from specflow.guards.ids import ids_of, text_of
+from specflow.predictors.cached import CachedPredictor, limits_of
+from specflow.predictors.memo import Memo
+from specflow.predictors.reader import Reader
+from specflow.predictors.trial import ANY_PIECES, Caches, Trials
+from specflow.predictors.watch import Look
+from specflow.prefix import common_prefix
+from specflow.protocols import Limits
+from specflow.state import Proposal, Tokens, parents_of
+
+WORTH: Final = 32
+"""How many tokens of a text are worth a pass of waiting, where another text of this pass begins with them, too."""
+
+
+@final
+@define(eq=False)
+class BatchPredictor:
+    """A model with a memo for many texts: in `together` one pass answers all who ask. Else it reads one text, as
+    `CachedPredictor` does.
+
+    `predict(text, drafts)` gives logits [n + 1, V]. Law: who else is in the batch changes nothing (exactly in exact
+    arithmetic, within rounding in floats): it is what a fresh pass over that prefix alone gives, or an error.
+
+    Up to `slots` texts are read in one pass, and the memos of as many are kept: keys and values of slots × context
+    tokens at most, or of `tokens` tokens, where that is given. A text starts from the longest prefix that any memo
+    holds, of its own, of an ended text, or, by a copy, of one that goes on. Where several begin with the same prompt
+    the others wait until one has read it. A pass reads at most `piece` tokens of a prompt, so that a long one does not
+    hold up the others.
+
+    The model is a stock one of transformers. Texts are read together where it takes masks and positions and holds rows
+    of keys and values, sliding windows among them, and where that gave what fresh passes give on random texts, tried
+    once a model object. What cannot be read so is read one by one. `note` says which it is.
+
+    `DecodeError` as in `CachedPredictor`; in `together` what is wrong with one text is raised in its decode alone.
+    """
+
+    model: Module
+    slots: int = field(default=8, validator=valid(whole(1, "read one text at least")))
+    piece: int = field(default=512, validator=valid(whole(1, "read one token of a prompt at least")))
+    tokens: int | None = field(
+        default=None, validator=valid(or_none(whole(1, "give room for a number of tokens, or None")))
+    )
+    _alone: CachedPredictor = field(init=False, repr=False)
+    _reader: Reader = field(init=False, repr=False)
+    _trials: Trials = field(init=False, repr=False)
+    _rows: Rows = field(init=False, repr=False)
+    _seen: Look | None = field(init=False, default=None, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._alone = CachedPredictor(self.model, memos=self.slots)
+        self._reader = Reader.of(self.model)
+        self._trials = Trials(Caches(self._reader))
+        self._rows = Rows(int(self.slots), self.tokens)
+
+    @property
+    def limits(self) -> Limits:
+        """What a text can take."""
+        return limits_of(self.model)
+
+    def __call__(self, tokens: Tokens, drafts: Sequence[Proposal], /) -> Tensor:
+        """Logits [n + 1, V] after `tokens`, and after them and the path down to each of the n drafts."""
+        return Shared(self.read)(tokens, drafts)
+
+    def read(self, asked: Sequence[Asked], /) -> list[Answer]:
+        """The answer to each who asks: its logits, its error, or None while its prompt is being read."""
+        answers: list[Answer] = []
+        for start in range(0, len(asked), self.slots):
+            answers += self._read(asked[start : start + self.slots])
+        return answers
+
+    def forget(self) -> None:
+        """Forget all that was read, after a change of the model that cannot be noticed."""
+        with self._reader.guard:
+            self._rows.clear()
+            self._alone.forget()
+
+    def prune(self, tokens: Tokens, /) -> None:
+        """Nothing: what a text refused is forgotten when it is read next, or when its place is wanted."""
+        text_of(tokens)
+
+    def _read(self, asked: Sequence[Asked]) -> list[Answer]:
+        answers: list[Answer] = [None] * len(asked)
+        parts: dict[int, _Part] = {}
+        with self._reader.guard:
+            self._meet()
+            for i, each in enumerate(asked):
+                try:
+                    tokens, drafted, parents = self._looked_at(each)
+                    if not self._may_join(len(tokens) + len(drafted)):
+                        answers[i] = self._alone(tokens, each.drafts)
+                    elif not self._is_being_read(tokens, parts.values()):
+                        parts[i] = self._part(each, tokens, drafted, parents)
+                except Exception as error:  # whatever it is, it is this text's
+                    answers[i] = error
+            for i, rows in zip(parts, self._passed([*parts.values()]), strict=True):
+                part = parts[i]
+                if rows is None or not _is_finite(rows):
+                    answers[i] = self._by_itself(part)
+                    continue
+                part.row.memo.tokens += part.piece.ids[: part.text]
+                if part.finishes:
+                    part.row.memo.tree, part.row.memo.parents = tuple(part.asked.drafts), part.parents
+                    answers[i] = rows
+                self._rows.put(part.row)
+        return answers
+
+    def _meet(self) -> None:
+        """Forget what was read of another model than this now is."""
+        look = self._reader.watch.look()
+        if self._seen is None or not self._seen.same(look):
+            self._rows.clear()
+            self._seen = look
+            self._trials.meet(look)
+
+    def _looked_at(self, asked: Asked) -> tuple[Tokens, Tokens, tuple[int, ...]]:
+        """The text, the ids of its drafts, and their parents. `DecodeError` for ids that the model does not have."""
+        tokens, parents = text_of(asked.tokens), parents_of(asked.drafts)
+        drafted = ids_of("drafts", [draft.token for draft in asked.drafts])
+        self._reader.refuse_strange(tokens + drafted)
+        return tokens, drafted, parents
+
+    def _may_join(self, length: int) -> bool:
+        """Whether a text of this length is read rightly beside others."""
+        trials = self._trials
+        stretch = trials.stretch(length)
+        if stretch.feeding is not ANY_PIECES or stretch.forgetful or trials.region(length):
+            return False
+        assert self._seen is not None
+        look, begun = self._seen, [0, *[horizon for horizon in trials.horizons if horizon < length]]
+        return all(reads_together(self._reader, look, over) for over in begun)
+
+    def _is_being_read(self, tokens: Tokens, parts: Iterable[_Part]) -> bool:
+        """Whether it is worth a pass of waiting: another text of this one reads what this begins with."""
+        known = self._rows.covered(tokens) + WORTH
+        return any(common_prefix(part.asked.tokens, tokens) > known for part in parts)
+
+    def _part(self, asked: Asked, tokens: Tokens, drafted: Tokens, parents: tuple[int, ...]) -> _Part:
+        """What of a text is read in this pass: the next piece of it, or all that is new, and the drafts."""
+        row = self._rows.take(tokens, asked.by) or Row(Memo(new_past(self._reader), 0))
+        row.belongs(asked.by)
+        past = row.memo.past
+        piece = tokens[past.length :]
+        if len(piece) > self.piece:
+            ids = piece[: self.piece]
+            return _Part(asked, row, Piece(past, ids, tuple(range(-1, len(ids) - 1)), 1), len(ids), parents, False)
+        whole = (*range(-1, len(piece) - 1), *[len(piece) + parent for parent in parents])
+        return _Part(asked, row, Piece(past, piece + drafted, whole, len(drafted) + 1), len(piece), parents, True)
+
+    def _passed(self, parts: Sequence[_Part]) -> Sequence[Tensor | None]:
+        """The rows of each part, by one pass; None where that failed."""
+        try:
+            return read_together(self._reader, [part.piece for part in parts]) if parts else ()
+        except Exception:  # whose fault it is shows when each is read by itself
+            return [None] * len(parts)
+
+    def _by_itself(self, part: _Part) -> Answer:
+        try:
+            return self._alone(part.asked.tokens, part.asked.drafts)
+        except Exception as error:
+            return error
+
+
+def _is_finite(rows: Tensor) -> bool:
+    """Whether rows are finite, where they are on the host: else that is seen where a token of theirs arrives."""
+    return not is_near(rows) or bool(rows.amax(dim=-1).isfinite().all())
+
+
+@final
+@frozen(eq=False)
+class _Part:
+    """What is read of one text in a pass: a `piece`, the first `text` ids of which are text and the others drafts."""
+
+    asked: Asked
+    row: Row
+    piece: Piece
+    text: int
+    parents: tuple[int, ...]
+    finishes: bool

@@ -1,0 +1,98 @@
+"""Whether a model reads several texts in one pass as it reads each alone: found out by trying."""
+
+from __future__ import annotations
+
+from math import inf, isnan
+from random import Random
+from typing import Final, final
+from weakref import WeakKeyDictionary
+
+import torch
+from attrs import frozen
+from torch import Tensor
+from torch.nn import Module
+
+from specflow.batch.ragged import Piece, holds_rows, new_past, read_together
+from specflow.predictors.reader import Reader, context_of
+from specflow.predictors.trial import error_bound
+from specflow.predictors.watch import Look
+from specflow.state import TEXT
+from specflow.trees import path_to
+
+TREE: Final = (TEXT, TEXT, 0, 2, 1)
+"""The drafts that the trial reads after one of its texts, by their parents."""
+
+
+@final
+@frozen
+class _Found:
+    look: Look
+    right: bool
+
+
+_FOUND: Final[WeakKeyDictionary[Module, dict[tuple[object, ...], _Found]]] = WeakKeyDictionary()
+
+
+def reads_together(reader: Reader, look: Look, over: int) -> bool:
+    """Whether texts of more than `over` tokens are read beside others, short ones among them, as they are alone.
+
+    Tried once for each dtype, kind of device, implementation of attention and set of adapters; what went wrong is tried
+    again when the weights have changed.
+    """
+    if not (reader.takes_masks and holds_rows(reader)):
+        return False
+    found = _FOUND.setdefault(reader.model, {})
+    key = (over, reader.dtype, reader.device.type, *look.kind)
+    known = found.get(key)
+    if known is None or not (known.right or known.look.same(look)):
+        known = found[key] = _Found(look, _try(reader, over))
+    return known.right
+
+
+def _try(reader: Reader, over: int) -> bool:
+    """Three texts, one of them short, read together from their beginnings and then on, with a tree of drafts and a
+    chain among them, and on after the tree's longest path: all rows are compared with those of fresh passes."""
+    context = context_of(reader.model)
+    lengths = [over + 6, 4, over + 4]
+    if reader.vocab_size is None or (context is not None and max(lengths) + 6 > context):
+        return False
+    random = Random(over)
+    texts = [random.choices(range(reader.vocab_size), k=length + 6) for length in lengths]
+    pasts = [new_past(reader) for _ in texts]
+
+    def step(news: list[int], tree: int | None = None) -> list[Tensor]:
+        """The next `news` tokens of each text, in one pass; those of text `tree` are its drafts."""
+        pieces = []
+        for i, (text, past, new) in enumerate(zip(texts, pasts, news, strict=True)):
+            ids = tuple(text[past.length : past.length + new])
+            pieces.append(Piece(past, ids, TREE if i == tree else tuple(range(-1, new - 1)), min(new, len(TREE))))
+        return read_together(reader, pieces)
+
+    def fresh(text: list[int], last: int) -> Tensor:
+        return reader.read_afresh(reader.ids([tuple(text)]), last)[0]
+
+    try:
+        apart = []
+        for text, length, rows in zip(texts, lengths, step(lengths), strict=True):
+            apart.append(_apart(rows, fresh(text[:length], len(rows))))
+        drafted, chained, one = step([len(TREE), 2, 1], tree=0)
+        for i, row in enumerate(drafted):
+            path = [texts[0][lengths[0] + k] for k in path_to(TREE, i)]
+            apart.append(_apart(row[None], fresh(texts[0][: lengths[0]] + path, 1)))
+        apart.append(_apart(chained, fresh(texts[1][: lengths[1] + 2], 2)))
+        apart.append(_apart(one, fresh(texts[2][: lengths[2] + 1], 1)))
+        pasts[0].keep(lengths[0], kept := path_to(TREE, 3))
+        texts[0][lengths[0] : -1] = [texts[0][lengths[0] + k] for k in kept]
+        for text, past, rows in zip(texts, list(pasts), step([1, 1, 1]), strict=True):
+            apart.append(_apart(rows, fresh(text[: past.length], 1)))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # whatever a model raises here says that it cannot be read so
+        return False
+    return max(apart) <= error_bound(reader.dtype)
+
+
+def _apart(rows: Tensor, truth: Tensor) -> float:
+    """The largest difference, relative to the largest logit; ∞ for what is no number."""
+    apart = float((rows - truth).abs().max() / truth.abs().max())
+    return inf if isnan(apart) else apart
