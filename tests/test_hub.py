@@ -198,7 +198,8 @@ def test_one_that_raises_while_it_unwinds_does_not_keep_the_others_from_it() -> 
             if i == 1:
                 raise ValueError("in the cleaning")
 
-    ends = together([*[partial(decode, i) for i in range(3)], lambda: 0], 4)
+    decodes: list[Callable[[], int]] = [*[partial(decode, i) for i in range(3)], lambda: 0]
+    ends = together(decodes, 4)
     next(ends)
     with pytest.raises(ValueError, match="in the cleaning"):
         ends.close()

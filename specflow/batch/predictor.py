@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Final, final
 
@@ -46,7 +47,7 @@ class BatchPredictor:
 
     The model is a stock one of transformers. Texts are read together where it takes masks and positions and holds rows
     of keys and values, sliding windows among them, and where that gave what fresh passes give on random texts, tried
-    once a model object. What cannot be read so is read one by one. `note` says which it is.
+    once a model object. What cannot be read so is read one by one, which a warning says once.
 
     `DecodeError` as in `CachedPredictor`; in `together` what is wrong with one text is raised in its decode alone.
     """
@@ -62,6 +63,7 @@ class BatchPredictor:
     _trials: Trials = field(init=False, repr=False)
     _rows: Rows = field(init=False, repr=False)
     _seen: Look | None = field(init=False, default=None, repr=False)
+    _warned: bool = field(init=False, default=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         self._alone = CachedPredictor(self.model, memos=self.slots)
@@ -73,6 +75,11 @@ class BatchPredictor:
     def limits(self) -> Limits:
         """What a text can take."""
         return limits_of(self.model)
+
+    @property
+    def held(self) -> int:
+        """Of how many tokens, drafts among them, keys and values are kept now."""
+        return self._rows.held
 
     def __call__(self, tokens: Tokens, drafts: Sequence[Proposal], /) -> Tensor:
         """Logits [n + 1, V] after `tokens`, and after them and the path down to each of the n drafts."""
@@ -104,6 +111,7 @@ class BatchPredictor:
                 try:
                     tokens, drafted, parents = self._looked_at(each)
                     if not self._may_join(len(tokens) + len(drafted)):
+                        self._warn()
                         answers[i] = self._alone(tokens, each.drafts)
                     elif not self._is_being_read(tokens, parts.values()):
                         parts[i] = self._part(each, tokens, drafted, parents)
@@ -145,6 +153,12 @@ class BatchPredictor:
         assert self._seen is not None
         look, begun = self._seen, [0, *[horizon for horizon in trials.horizons if horizon < length]]
         return all(reads_together(self._reader, look, over) for over in begun)
+
+    def _warn(self) -> None:
+        if not self._warned:
+            self._warned = True
+            name = type(self.model).__name__
+            warnings.warn(f"some texts over {name} are read one by one: it cannot read them together", stacklevel=2)
 
     def _is_being_read(self, tokens: Tokens, parts: Iterable[_Part]) -> bool:
         """Whether it is worth a pass of waiting: another text of this one reads what this begins with."""

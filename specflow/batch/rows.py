@@ -81,6 +81,10 @@ class Rows:
         return max([row.memo.covers(tokens) for row in self.kept], default=0)
 
     @property
+    def held(self) -> int:
+        """How many tokens all of them cover, drafts among them."""
+        return sum(row.memo.past.length for row in self.kept)
+
+    @property
     def _is_full(self) -> bool:
-        held = sum(len(row.memo.tokens) + len(row.memo.tree) for row in self.kept)
-        return len(self.kept) > self.most or (self.tokens is not None and held > self.tokens)
+        return len(self.kept) > self.most or (self.tokens is not None and self.held > self.tokens)

@@ -1,0 +1,494 @@
+"""A batch over one ragged memo: every text is the text it is alone, and no token is read twice that need not be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from random import Random
+
+import pytest
+import torch
+from torch.nn import Module
+from transformers import LlamaConfig, PreTrainedModel
+
+from specflow import (
+    TEXT,
+    Block,
+    CachedPredictor,
+    DecodeError,
+    Dice,
+    Finished,
+    Fixed,
+    GreedyProcessor,
+    LLMDrafter,
+    LookupTree,
+    Match,
+    MultinomialProcessor,
+    NGramDrafter,
+    NGramStorage,
+    Predictor,
+    Proposal,
+    Reject,
+    SharedNoise,
+    Step,
+    SuffixDrafter,
+    TopKProcessor,
+    Traverse,
+    autoregressive_step,
+    chain,
+    ngram_step,
+    run,
+    seed_coupled_step,
+    speculative_step,
+    start,
+    verified_step,
+)
+from specflow.batch import BatchPredictor, Failed, Shared, together
+from specflow.predictors import UncachedPredictor
+from specflow.stages import UpdateNgram
+from specflow.testing import Branch, Ending, TableModel, exact_law
+from tests.architectures import ARCHITECTURES, Architecture
+from tests.toys import VOCABULARY, disturbed, tiny_llama
+
+TARGET = tiny_llama(0)
+SMALL = disturbed(TARGET, 1, 0.05)
+
+
+def dice(seed: int) -> Dice:
+    return Dice(torch.Generator().manual_seed(seed))
+
+
+def taught(target: Predictor, number: int) -> Step:
+    storage = NGramStorage(3, VOCABULARY)
+    storage.initialize(PROMPTS[number])
+    drafter, update = NGramDrafter(storage), UpdateNgram(storage, 2)
+    return ngram_step(drafter, target, GreedyProcessor(), dice(number), update, Fixed(4))
+
+
+Make = Callable[[Predictor, Predictor, int], Step]
+
+STEPS: dict[str, Make] = {
+    "autoregressive": lambda target, small, n: autoregressive_step(target, GreedyProcessor(), dice(n)),
+    "suffix": lambda target, small, n: speculative_step(
+        SuffixDrafter(), target, GreedyProcessor(), dice(n), Fixed(n % 4 + 1)
+    ),
+    "tree": lambda target, small, n: speculative_step(LookupTree(), target, GreedyProcessor(), dice(n), Fixed(6)),
+    "model": lambda target, small, n: speculative_step(
+        LLMDrafter(small, GreedyProcessor(), dice(n)), target, GreedyProcessor(), dice(n), Fixed(3)
+    ),
+    "model's tree": lambda target, small, n: speculative_step(
+        LLMDrafter(small, GreedyProcessor(), dice(n), widths=(2, 2)), target, GreedyProcessor(), dice(n), Fixed(5)
+    ),
+    "n-grams that learn": lambda target, small, n: taught(target, n),
+    "sampled, by rejection": lambda target, small, n: sampled(target, small, n, Reject),
+    "sampled, by blocks": lambda target, small, n: sampled(target, small, n, Block),
+    "sampled, by matching": lambda target, small, n: sampled(target, small, n, Match),
+    "sampled, a tree by traversal": lambda target, small, n: sampled(target, small, n, Traverse, (2, 2)),
+    "by seed": lambda target, small, n: seed_coupled_step(
+        LLMDrafter(small, MultinomialProcessor(1.5), SharedNoise(n)),
+        target,
+        MultinomialProcessor(1.5),
+        SharedNoise(n),
+        Fixed(4),
+    ),
+}
+
+
+def sampled(
+    target: Predictor, small: Predictor, number: int, rule: Callable[[Dice], object], widths: tuple[int, ...] = ()
+) -> Step:
+    rng, processor = dice(number), TopKProcessor(1.5, 20)
+    drafter = LLMDrafter(small, processor, rng, widths=widths)
+    return verified_step(drafter, target, processor, rng, rule(rng), Fixed(4))  # type: ignore[arg-type] # of the table
+
+
+def prompts(count: int, seed: int = 1, longest: int = 30) -> list[list[int]]:
+    """Random texts with repetitions in them; some begin alike, two are one."""
+    random = Random(seed)
+    texts = [random.choices(range(3, 12), k=random.randrange(2, longest)) for _ in range(count)]
+    for i in range(3, count, 4):
+        texts[i] = texts[i - 1][:]
+    for i in range(5, count, 4):
+        texts[i] = [*texts[i - 1], 5, 6]
+    return texts
+
+
+PROMPTS = prompts(9)
+
+
+def decode(make: Make, target: Predictor, small: Predictor, number: int, length: int = 14) -> Finished:
+    prompt = PROMPTS[number]
+    return run(make(target, small, number), start(prompt, length + number, [40, 41, 42]).unwrap())
+
+
+@pytest.mark.parametrize("slots", [1, 2, 7])
+@pytest.mark.parametrize("name", STEPS)
+def test_every_decoder_says_in_a_batch_what_it_says_alone(name: str, slots: int) -> None:
+    """Texts of several lengths, which begin and end at different steps, one of them failing in the middle."""
+
+    def failing() -> Finished:
+        text: tuple[int, ...] = (3, 4)
+        for _ in range(3):
+            batched(text, ())
+            text = (*text, 5)
+        raise ZeroDivisionError
+
+    alone, small_alone = CachedPredictor(TARGET), CachedPredictor(SMALL)
+    batched, small = BatchPredictor(TARGET, slots), BatchPredictor(SMALL, slots)
+    decodes = [partial(decode, STEPS[name], batched, small, i) for i in range(len(PROMPTS))]
+    some: list[Callable[[], Finished]] = [*decodes[:4], failing, *decodes[4:]]
+    ends = dict(together(some, slots))
+    failed = ends.pop(4)
+    assert isinstance(failed, Failed)
+    assert isinstance(failed.error, ZeroDivisionError)
+    expected = [decode(STEPS[name], alone, small_alone, i) for i in range(len(PROMPTS))]
+    assert [*map(ends.get, sorted(ends))] == expected
+
+
+@pytest.mark.parametrize("name", [name for name in STEPS if "sampled" in name or "seed" in name])
+def test_a_sampled_text_is_the_same_in_another_order(name: str) -> None:
+    ends = []
+    for order in (range(9), [8, 2, 5, 0, 1, 7, 3, 6, 4]):
+        target, small = BatchPredictor(TARGET, 4), BatchPredictor(SMALL, 4)
+        decodes = [partial(decode, STEPS[name], target, small, i) for i in order]
+        ends.append({order[n]: end for n, end in together(decodes, 4)})
+    assert ends[0] == ends[1]
+
+
+def read_by(model: PreTrainedModel) -> list[tuple[int, ...]]:
+    """The shape of the ids of each pass from now on."""
+    shapes: list[tuple[int, ...]] = []
+    model.register_forward_pre_hook(lambda module, arguments: shapes.append(tuple(arguments[0].shape)))
+    return shapes
+
+
+BLOOM = next(each for each in ARCHITECTURES if each.kind == "bloom")
+ONE_BY_ONE = {
+    *("bloom", "mpt", "openai-gpt", "dory", "gemma3n_text", "gpt_neo", "llama4_text", "deepseek_v32"),
+    *("bailing_hybrid", "bamba", "falcon_h1", "falcon_mamba", "granitemoehybrid", "jamba", "lfm2", "lfm2_moe"),
+    *("mamba", "mamba2", "minimax", "nemotron_h", "olmo_hybrid", "qwen3_5_text", "qwen3_next", "recurrent_gemma"),
+    *("rwkv", "zaya", "zamba", "zamba2"),
+}
+"""The architectures whose texts are read one by one: they take no positions, no masks, or keep more than rows."""
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda architecture: architecture.kind)
+@pytest.mark.filterwarnings("ignore:some texts over")
+def test_every_architecture_says_in_a_batch_what_it_says_alone(architecture: Architecture) -> None:
+    """Read together where it can be, windows that texts outgrow among them, and else row by row."""
+    model = architecture.build()
+    batched, alone = BatchPredictor(model, 4), CachedPredictor(model)
+    decodes = [
+        partial(decode, STEPS[decoder], batched, batched, i)
+        for i, decoder in enumerate(("suffix", "tree", "tree", "suffix", "suffix"))
+    ]
+    expected = [
+        decode(STEPS[decoder], alone, alone, i)
+        for i, decoder in enumerate(("suffix", "tree", "tree", "suffix", "suffix"))
+    ]
+    ends = dict(together(decodes, 4))
+    assert [ends[i] for i in sorted(ends)] == expected
+    shapes = read_by(model)
+    batched((3, 4), ())  # what is tried again, as the model now has a hook, is tried here
+    before = len(shapes)
+    list(together([partial(batched, (i, 3, 4, 5), ()) for i in range(6, 9)], 3))
+    shapes = shapes[before:]
+    assert (len(shapes) == 1) is (architecture.kind not in ONE_BY_ONE)
+
+
+def test_what_is_read_one_by_one_is_said_once() -> None:
+    batched = BatchPredictor(BLOOM.build(), 4)
+    with pytest.warns(UserWarning, match="are read one by one") as said:
+        list(together([partial(batched, (3, 4, i), ()) for i in range(3)], 3))
+    assert len([each for each in said if "one by one" in str(each.message)]) == 1
+
+
+def rows_of(model: PreTrainedModel, text: Sequence[int], drafts: Sequence[Proposal] = ()) -> torch.Tensor:
+    return UncachedPredictor(model)(tuple(text), drafts)
+
+
+DRAFTS: dict[str, tuple[Proposal, ...]] = {
+    "none": (),
+    "a chain": chain((5, 6, 7)),
+    "a tree": (Proposal(5), Proposal(6), Proposal(7, parent=0), Proposal(8, parent=TEXT), Proposal(9, parent=3)),
+}
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_any_script_of_readings_is_that_of_fresh_passes(seed: int) -> None:
+    """Texts that grow, go back, part, end and begin, with chains and trees after them, by one and by several."""
+    random, batched = Random(seed), BatchPredictor(TARGET, 3, piece=9)
+    texts = [tuple(prompt) for prompt in prompts(5, seed)]
+    for _ in range(25):
+        chosen = random.sample(range(5), k=random.randrange(1, 6))
+        for i in chosen:
+            text = texts[i]
+            match random.randrange(5):
+                case 0:
+                    text = text[: random.randrange(1, len(text) + 1)]
+                case 1:
+                    text = texts[random.randrange(5)]
+                case _:
+                    text = (*text, *random.choices(range(3, 9), k=random.randrange(0, 4)))
+            texts[i] = text[-100:]
+        drafts = [random.choice([*DRAFTS.values()]) for _ in chosen]
+        asks = [partial(batched, texts[i], each) for i, each in zip(chosen, drafts, strict=True)]
+        for number, rows in together(asks, 4):
+            truth = rows_of(TARGET, texts[chosen[number]], drafts[number])
+            assert isinstance(rows, torch.Tensor)
+            assert torch.allclose(rows, truth, rtol=1e-9, atol=1e-9)
+
+
+def test_alone_it_is_a_predictor_as_any_other() -> None:
+    batched = BatchPredictor(TARGET)
+    for drafts in DRAFTS.values():
+        assert torch.allclose(batched((3, 4, 5), drafts), rows_of(TARGET, (3, 4, 5), drafts))
+    assert batched.limits == CachedPredictor(TARGET).limits
+
+
+def test_one_prompt_of_many_samples_is_read_once() -> None:
+    model = tiny_llama(4)
+    batched = BatchPredictor(model, 8)
+    prompt = Random(2).choices(range(3, 60), k=60)
+    decodes = [
+        partial(run, autoregressive_step(batched, MultinomialProcessor(3.0), dice(i)), start(prompt, 6).unwrap())
+        for i in range(8)
+    ]
+    batched((3,), ())
+    shapes = read_by(model)
+    ends = dict(together(decodes, 8))
+    assert len({end.state.output for end in ends.values() if isinstance(end, Finished)}) > 4
+    assert sum(rows * k for rows, k in shapes) == 60 + 7 + 8 * 5
+    alone = CachedPredictor(model)
+    assert ends == {
+        i: run(autoregressive_step(alone, MultinomialProcessor(3.0), dice(i)), start(prompt, 6).unwrap())
+        for i in range(8)
+    }
+
+
+def test_of_a_chats_next_turn_only_the_new_tokens_are_read_whoever_spoke_between() -> None:
+    model = tiny_llama(4, context=512)
+    batched = BatchPredictor(model, 4)
+    random = Random(5)
+    chats = [tuple(random.choices(range(3, 60), k=100)) for _ in range(3)]
+    batched((3,), ())
+    shapes = read_by(model)
+    read = []
+    for turn in range(4):
+        for c, chat in enumerate(chats):
+            before = len(shapes)
+            end = dict(together([partial(decode_on, batched, chat)], 1))[0]
+            assert isinstance(end, Finished)
+            chats[c] = (*end.state.tokens, *random.choices(range(3, 60), k=5))
+            read.append((turn, sum(rows * k for rows, k in shapes[before:])))
+    assert [k for turn, k in read if turn == 0] == [100 + 3] * 3
+    assert [k for turn, k in read if turn > 0] == [6 + 3] * 9
+
+
+def decode_on(target: Predictor, text: tuple[int, ...]) -> Finished:
+    return run(autoregressive_step(target, GreedyProcessor(), dice(0)), start(text, 4).unwrap())
+
+
+def test_a_long_prompt_is_read_in_pieces_while_the_others_go_on() -> None:
+    model = tiny_llama(4, context=512)
+    batched = BatchPredictor(model, 4, piece=20)
+    long = Random(3).choices(range(3, 60), k=200)
+    batched((3,), ())
+    shapes = read_by(model)
+    decodes: list[Callable[[], object]] = [partial(batched, tuple(long), ())]
+    decodes += [partial(decode_on, batched, (3, i)) for i in range(3)]
+    order = [number for number, _ in together(decodes, 4)]
+    assert order == [1, 2, 3, 0]
+    assert max(rows * k for rows, k in shapes) <= 20 + 3 * 20
+    assert len([1 for _, k in shapes if k >= 20]) == 10
+
+
+@pytest.mark.parametrize("tokens", [None, 64])
+def test_memory_is_bounded_by_texts_or_by_tokens(tokens: int | None) -> None:
+    batched = BatchPredictor(TARGET, 4, tokens=tokens)
+    for i in range(12):
+        list(together([partial(batched, (3 + i, *[k + 3] * 29), ()) for k in range(4)], 4))
+        assert batched.held <= (4 * 30 if tokens is None else tokens)
+
+
+def test_a_text_of_more_tokens_than_are_kept_is_read_all_the_same() -> None:
+    batched = BatchPredictor(TARGET, 2, tokens=4)
+    text = tuple(range(3, 40))
+    for drafts in DRAFTS.values():
+        assert torch.allclose(batched(text, drafts), rows_of(TARGET, text, drafts))
+
+
+def test_what_is_wrong_with_one_text_is_its_own() -> None:
+    batched = BatchPredictor(TARGET, 4)
+    texts: list[tuple[int, ...]] = [(3, 4), (VOCABULARY, 1), (5,), (), (2.5,), (7, 8)]  # type: ignore[list-item] # what is tested
+    ends = dict(together([partial(batched, text, ()) for text in texts], 6))
+    for i, text in enumerate(texts):
+        end = ends[i]
+        if i in (0, 2, 5):
+            assert isinstance(end, torch.Tensor)
+            assert torch.allclose(end, rows_of(TARGET, text))
+        else:
+            assert isinstance(end, Failed)
+            assert isinstance(end.error, DecodeError)
+
+
+def test_one_text_whose_logits_are_not_finite_leaves_the_others_theirs() -> None:
+    """Its keys are NaN, and a mask does not hide those from a text in the same row."""
+    model = tiny_llama(5)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[9] = float("nan")
+    batched, alone = BatchPredictor(model, 4), CachedPredictor(model)
+    texts = [(3, 4, 5, 6), (7, 9), (8,), (3, 4), (10, 11, 12)]
+    for drafts in ((), chain((4, 5))):
+        ends = dict(together([partial(batched, text, drafts) for text in texts], 5))
+        failed = ends.pop(1)
+        assert isinstance(failed, Failed)
+        assert "not finite" in str(failed.error)
+        for i, rows in ends.items():
+            assert isinstance(rows, torch.Tensor)
+            assert torch.allclose(rows, alone(texts[i], drafts))
+
+
+def inner(model: PreTrainedModel) -> Module:
+    """A part in the middle of a model: what breaks there has written some of the cache."""
+    return model.get_submodule("model.layers.1.mlp")
+
+
+def test_a_pass_that_breaks_down_is_nobodys_loss() -> None:
+    """Those who were read in it are read alone, and what it had half read is forgotten."""
+    model = tiny_llama(6)
+    batched = BatchPredictor(model, 4)
+    decodes = [partial(decode, STEPS["suffix"], batched, batched, i) for i in range(6)]
+    expected = dict(together(decodes, 4))
+    broken: list[int] = []
+
+    def breaks(module: object, arguments: tuple[torch.Tensor, ...]) -> None:
+        if len(arguments[0]) > 1 and len(broken) < 5:
+            broken.append(1)
+            raise RuntimeError("out of luck")
+
+    batched.forget()
+    inner(model).register_forward_pre_hook(breaks)
+    assert dict(together(decodes, 4)) == expected
+    assert len(broken) == 5
+
+
+def test_ctrl_c_in_a_pass_leaves_what_was_decoded() -> None:
+    model = tiny_llama(6)
+    batched = BatchPredictor(model, 4)
+    decodes = [partial(decode, STEPS["suffix"], batched, batched, i) for i in range(6)]
+    expected = dict(together(decodes, 4))
+    passes: list[int] = []
+
+    def breaks(module: object, arguments: tuple[torch.Tensor, ...]) -> None:
+        passes.append(1)
+        if len(passes) == 7:
+            raise KeyboardInterrupt
+
+    inner(model).register_forward_pre_hook(breaks)
+    with pytest.raises(KeyboardInterrupt):
+        list(together(decodes, 4))
+    assert dict(together(decodes, 4)) == expected
+
+
+def test_what_was_read_of_other_weights_is_forgotten() -> None:
+    model = tiny_llama(7)
+    batched = BatchPredictor(model, 4)
+    texts = [(3, 4, 5), (6, 7)]
+    list(together([partial(batched, text, ()) for text in texts], 2))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.5)
+    for number, rows in together([partial(batched, text, ()) for text in texts], 2):
+        assert isinstance(rows, torch.Tensor)
+        assert torch.allclose(rows, rows_of(model, texts[number]))
+
+
+def test_nothing_of_the_model_is_changed() -> None:
+    model = tiny_llama(8)
+    model.train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    config = model.config.to_dict()
+    list(together([partial(BatchPredictor(model, 3), (3, i), chain((4,))) for i in range(3)], 3))
+    assert model.training
+    assert model.config.to_dict() == config
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_thousand_short_prompts_through_sixteen_slots() -> None:
+    """No text waits for ever, memory stays flat, each number comes once; places are taken in order."""
+    batched = BatchPredictor(TARGET, 16)
+    random = Random(1)
+    texts = [tuple(random.choices(range(3, 60), k=random.randrange(1, 9))) for _ in range(1000)]
+    begun: list[int] = []
+
+    def one(i: int) -> Finished:
+        begun.append(i)
+        step = speculative_step(SuffixDrafter(), batched, GreedyProcessor(), dice(i), Fixed(2))
+        return run(step, start(texts[i], 3 + i % 4).unwrap())
+
+    seen, held, late = [], [], 0
+    for number, end in together((partial(one, i) for i in range(1000)), 16):
+        assert isinstance(end, Finished)
+        seen.append(number)
+        held.append(batched.held)
+        late = max(late, max(begun) - number)
+    assert sorted(seen) == list(range(1000))
+    assert begun == list(range(1000))
+    assert late <= 5 * 16
+    assert max(held) <= 16 * 20
+    alone = CachedPredictor(TARGET)
+    for i in (0, 499, 999):
+        step = speculative_step(SuffixDrafter(), alone, GreedyProcessor(), dice(i), Fixed(2))
+        assert run(step, start(texts[i], 3 + i % 4).unwrap()).state.output
+
+
+def test_two_texts_of_one_batch_are_independent_and_each_has_its_law() -> None:
+    """Over all choices of both, exactly: the joint law is the product of what each has alone."""
+    table = TableModel(3, seed=5)
+    shared = Shared(lambda asks: [table(each.tokens, each.drafts) for each in asks])
+
+    def one(target: Predictor, branch: Branch, first: int) -> Ending:
+        drafter = LLMDrafter(TableModel(3, seed=6), MultinomialProcessor(1.0), branch)
+        step = speculative_step(drafter, target, MultinomialProcessor(1.0), branch, Fixed(1))
+        return Ending.of(run(step, start((first,), 2).unwrap()))
+
+    def both(branch: Branch) -> tuple[Ending, Ending]:
+        ends = dict(together([partial(one, shared, branch, 0), partial(one, shared, branch, 1)], 2))
+        assert isinstance(ends[0], Ending)
+        assert isinstance(ends[1], Ending)
+        return ends[0], ends[1]
+
+    def alone(first: int) -> Callable[[Branch], Ending]:
+        def program(branch: Branch) -> Ending:
+            return Ending.of(
+                run(autoregressive_step(table, MultinomialProcessor(1.0), branch), start((first,), 2).unwrap())
+            )
+
+        return program
+
+    joint, laws = exact_law(both), (exact_law(alone(0)), exact_law(alone(1)))
+    total = sum(
+        abs(joint.of((a, b)) - laws[0].of(a) * laws[1].of(b))
+        for a in laws[0].probabilities
+        for b in laws[1].probabilities
+    )
+    assert total < 1e-12
+    assert sum(joint.probabilities.values()) == pytest.approx(1.0, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"slots": 0}, "slots"),
+        ({"slots": 2.5}, "slots"),
+        ({"piece": 0}, "piece"),
+        ({"tokens": 0}, "tokens"),
+        ({"tokens": "many"}, "tokens"),
+        ({"model": None}, "model"),
+        ({"model": LlamaConfig()}, "model"),
+    ],
+)
+def test_what_cannot_be_a_batch_is_refused(arguments: dict[str, object], named: str) -> None:
+    with pytest.raises(DecodeError, match=named):
+        BatchPredictor(**{"model": TARGET, **arguments})  # type: ignore[arg-type] # what is tested
