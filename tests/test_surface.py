@@ -1418,7 +1418,6 @@ EXEMPT: Final[Mapping[str, str]] = {
         (
             "accelerate.build.Given",
             "accelerate.build.NotAccelerated",
-            "caches.layers.Part",
             "interop.streaming.Streamer",
             "laws.Laws",
             "processors.Processor",
