@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import final
 
-from attrs import field, frozen
+from attrs import Factory, field, frozen
 from torch import Tensor
 from torch.nn import Module
 
@@ -25,10 +25,9 @@ class UncachedPredictor:
     """
 
     model: Module
-    _trials: Trials = field(init=False, repr=False)
-
-    def __attrs_post_init__(self) -> None:
-        object.__setattr__(self, "_trials", Trials(Caches(Reader.of(self.model)), ()))
+    _trials: Trials = field(
+        init=False, repr=False, default=Factory(lambda self: Trials(Caches(Reader.of(self.model)), ()), takes_self=True)
+    )
 
     def __call__(self, tokens: Tokens, drafts: Sequence[Proposal], /) -> Tensor:
         """Logits [n + 1, V] after `tokens`, and after them and the path down to each draft; a tree path by path."""

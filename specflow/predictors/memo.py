@@ -23,7 +23,7 @@ DRAFTS: Final = 16
 class Memo:
     """What was read of one text: a cache, and what it covers.
 
-    The last `ahead` of its tokens were drafts when they were read, and so is the `tree` behind them.
+    The last `ahead` of its tokens were drafts when they were read, and so was the `tree` after them.
     """
 
     past: Past
@@ -32,10 +32,6 @@ class Memo:
     ahead: int = 0
     tree: tuple[Proposal, ...] = ()
     parents: tuple[int, ...] = ()
-
-    def covers(self, tokens: Tokens) -> int:
-        """How many of the first of `tokens` it covers."""
-        return len(self.tokens) if begins(self.tokens, tokens) else common_prefix(self.tokens, tokens)
 
     def settle(self, tokens: Tokens) -> None:
         """Of the tree that was read last, keep the path that `tokens` took. Whether they begin alike is seen later."""
@@ -89,9 +85,9 @@ class Memos:
 
     def prune(self, tokens: Tokens) -> None:
         """Forget what is seen not to be a prefix of `tokens` in the newest memo, if that is of this text."""
-        memo = next(iter(self._kept), None)
-        if memo is None:
+        if not self._kept:
             return
+        memo = self._kept[0]
         memo.settle(tokens)
         keep = parting(memo.tokens, tokens)
         if not memo.goes_on(keep):  # another text's
@@ -110,15 +106,15 @@ class Memos:
         for memo in self._kept:
             if memo.region == region:
                 memo.settle(tokens)
-                covered = memo.covers(tokens)
+                known = memo.tokens
+                covered = len(known) if begins(known, tokens) else common_prefix(known, tokens)
                 if covered > most:
                     best, most = memo, covered
                 if covered + NEAR >= len(tokens) and memo.goes_on(covered):
                     break
         if best is None:
             return None
-        is_dropped_next = len(self._kept) == self.most and best is self._kept[-1]
-        if best.goes_on(most) or is_dropped_next:
+        if best.goes_on(most) or (len(self._kept) == self.most and best is self._kept[-1]):  # else it is dropped next
             self._kept.remove(best)
         else:
             best = deepcopy(best)

@@ -13,7 +13,7 @@ import torch
 from attrs import field, frozen
 from torch import Tensor
 from torch.nn import Module
-from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from specflow.caches import Past
 from specflow.errors import DecodeError
@@ -156,11 +156,6 @@ class Reader:
         """Logits [last, V] of a whole text, read in one pass."""
         arguments: dict[str, object] = {} if self.cache_name is None else {"use_cache": False}
         return _logits(self._run(self.ids([tokens]), last, arguments), last)[0]
-
-    def default_cache(self) -> object | None:
-        """transformers' own cache for this model; None where there is no config to make it from."""
-        config = getattr(self.model, "config", None)
-        return DynamicCache(config=config) if isinstance(config, PreTrainedConfig) else None
 
     def _mask(self, covered: int, parents: Sequence[int]) -> Tensor:
         """What each token of a tree must not see, as the smallest number [1, 1, k, covered + k], 0 elsewhere."""

@@ -18,10 +18,10 @@ from typing import Final, TypeAlias, final
 from weakref import WeakKeyDictionary
 
 import torch
-from attrs import define, field, frozen
+from attrs import Factory, define, field, frozen
 from torch import Tensor
 from torch.nn import Module
-from transformers import PreTrainedConfig
+from transformers import DynamicCache, PreTrainedConfig
 
 from specflow.caches import LossyCache, Past, capacity, is_empty, offloads
 from specflow.errors import DecodeError
@@ -183,7 +183,8 @@ class Caches:
     def new(self) -> object | None:
         """One to start from; None where the model makes it."""
         if self.make is None:
-            return self.reader.default_cache() if self._given else None
+            config = getattr(self.reader.model, "config", None)
+            return DynamicCache(config=config) if self._given and isinstance(config, PreTrainedConfig) else None
         cache = self.make()
         if not is_empty(cache):
             received, remedy = type(cache).__name__, "make another cache at each call"
@@ -208,16 +209,13 @@ class Trials:
 
     caches: Caches
     feedings: tuple[Feeding, ...] = FEEDINGS
-    reader: Reader = field(init=False)
+    reader: Reader = field(init=False, default=Factory(lambda self: self.caches.reader, takes_self=True))
     horizons: tuple[int, ...] = field(init=False, default=())
     """The lengths beyond which the model is tried anew: all that the first trial does not cross by as much again."""
     _crosses: bool = field(init=False, default=False)
     _private: dict[_Key, _Found] = field(init=False, factory=dict)
     _seen: Look | None = field(init=False, default=None)
     _now: _Found = field(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self.reader = self.caches.reader
 
     def meet(self) -> bool:
         """Answer for the model as it is now; whether it is another than it was when it was last met."""
