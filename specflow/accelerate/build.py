@@ -20,15 +20,7 @@ from specflow.accelerate.any_model import Replaced, with_linears
 from specflow.accelerate.captured import Captured, cuda_graph
 from specflow.accelerate.check import arbitrary_text, check
 from specflow.accelerate.family import MODELS, strangeness, weights_of
-from specflow.accelerate.linear import (
-    MakeLinear,
-    Plain,
-    computing,
-    fast_linear,
-    has_layers,
-    int8_linear,
-    steady_linear,
-)
+from specflow.accelerate.linear import MakeLinear, Plain, computing, fast_linear, has_layers, int8_linear, steady_linear
 from specflow.accelerate.llama import Llama, Shapes
 from specflow.caches import BLOCK
 from specflow.errors import DecodeError
@@ -169,7 +161,7 @@ def _made(
         made = make()
         return made if isinstance(made, str) else _disagreement(model, made, tolerances) or made
     except DecodeError as error:
-        return str(error)
+        return str(error).removesuffix(".")
     except Exception as error:  # of a model we do not know, anything; the given one still works
         return f"{type(error).__name__}: {error}"
 

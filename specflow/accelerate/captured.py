@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import Embedding, Module
 from typing_extensions import override
 
-from specflow.accelerate.llama import Llama, Output, Place, Sight, hiding, logits_of, read
+from specflow.accelerate.llama import Llama, Output, Sight, hiding, logits_of, read
 from specflow.caches import KVCache
 from specflow.trees import depths, lineage
 
@@ -167,14 +167,12 @@ class _Track:
         beside.index_copy_(1, slots, self._hidden[:size, :size])
         cos, sin = self._angles
         rows = self.buffer.flatten(1, 2).transpose(1, 2).unbind()
-        sights = {
-            window: Sight.of(
-                self.buffer, hiding(positions, seen, window) | beside, weights, size, self.model.shapes.rows
-            )
-            for window in weights.windows
-        }
-        place = Place((cos[positions], sin[positions]), lambda i, new: rows[i].index_copy_(0, slots, new), sights)
-        return logits_of(weights, read(weights, self._ids[:size], place))
+        sights, multiple = {}, self.model.shapes.rows
+        for window in weights.windows:
+            sights[window] = Sight.of(self.buffer, hiding(positions, seen, window) | beside, weights, size, multiple)
+        angles = cos[positions], sin[positions]
+        hidden = read(weights, self._ids[:size], angles, lambda i, new: rows[i].index_copy_(0, slots, new), sights)
+        return logits_of(weights, hidden)
 
 
 def cuda_graph(work: Work) -> Work:

@@ -181,13 +181,21 @@ class Llama(Module):
                     mask[:, start - first :] |= beside
             sights[window] = Sight.of(cache.buffer[:, :, :, first:last], mask, self.weights, len(ids), self.shapes.rows)
         room = cache.buffer.flatten(1, 2)[:, :, start:end].transpose(1, 2).unbind()
-        place = Place(angles, lambda i, new: room[i].copy_(new), sights)
         cache.length = end
-        return read(self.weights, ids, place)
+        return read(self.weights, ids, angles, lambda i, new: room[i].copy_(new), sights)
 
 
-def read(weights: Weights, ids: Tensor, place: Place) -> Tensor:
-    """The hidden states [k, hidden] of ids [k] that stand in a place."""
+def read(
+    weights: Weights,
+    ids: Tensor,
+    angles: tuple[Tensor, Tensor],
+    write: Callable[[int, Tensor], object],
+    sights: Mapping[int | None, Sight],
+) -> Tensor:
+    """The hidden states [k, hidden] of ids [k] with these rotary angles.
+
+    `write(layer, new)` takes keys and values [k, 2 · heads, size]. `sights` has what is seen in each of the windows.
+    """
     epsilon, k, heads, kv_heads, size = weights.epsilon, len(ids), weights.heads, weights.kv_heads, weights.size
     stream = Stream.of(F.embedding(ids, weights.embedding).to(weights.before_head.dtype), epsilon)
     for i, layer in enumerate(weights.layers):
@@ -196,9 +204,9 @@ def read(weights: Weights, ids: Tensor, place: Place) -> Tensor:
         if layer.qk_norm is not None:
             qk.copy_(_normalised(qk, epsilon)).mul_(layer.qk_norm)
         if layer.rotary:
-            _rotate(qk, place.angles)
-        place.write(i, qkv[:, heads:])
-        stream.x.add_(layer.out(place.sights[layer.window].attend(qkv[:, :heads], i)))
+            _rotate(qk, angles)
+        write(i, qkv[:, heads:])
+        stream.x.add_(layer.out(sights[layer.window].attend(qkv[:, :heads], i)))
         gate, up = layer.gate_up(stream.normed(layer.before_mlp)).chunk(2, dim=-1)
         stream.x.add_(layer.down(_silu(gate).mul_(up)))
     return stream.x
@@ -257,19 +265,6 @@ def _silu(gate: Tensor) -> Tensor:
     if gate.numel() <= ELEMENTS:
         return F.silu(gate)
     return torch.cat([F.silu(rows) for rows in torch.split(gate, max(1, ELEMENTS // gate.shape[-1]))])
-
-
-@final
-@frozen(eq=False)
-class Place:
-    """Where the tokens of a pass stand: their rotary angles, how their keys and values are written, and what they see.
-
-    `write(layer, new)` takes keys and values [k, 2 · heads, size]. There is a sight for each of the model's windows.
-    """
-
-    angles: tuple[Tensor, Tensor]
-    write: Callable[[int, Tensor], object]
-    sights: Mapping[int | None, Sight]
 
 
 @final
