@@ -181,7 +181,7 @@ class CachedPredictor:
             whole = [*range(-1, len(piece) - 1), *[len(piece) + parent for parent in parents]]
             logits = self._reader.extend(memo.past, ids, len(drafts) + 1, whole)
             memo.tokens += piece
-            memo.ahead, memo.tree, memo.parents = 0, drafts, parents
+            memo.ahead, memo.tree = 0, drafts
         return logits
 
     def prune(self, tokens: Tokens, /) -> None:

@@ -11,7 +11,7 @@ from attrs import define, field
 
 from specflow.caches import Past
 from specflow.prefix import NEAR, begins, common_prefix, parting
-from specflow.state import Proposal, Tokens
+from specflow.state import Proposal, Tokens, parents_of
 from specflow.trees import path_along
 
 DRAFTS: Final = 16
@@ -31,12 +31,11 @@ class Memo:
     tokens: list[int] = field(factory=list)
     ahead: int = 0
     tree: tuple[Proposal, ...] = ()
-    parents: tuple[int, ...] = ()
 
     def settle(self, tokens: Tokens) -> None:
         """Of the tree that was read last, keep the path that `tokens` took. Whether they begin alike is seen later."""
         if self.tree:
-            path = path_along(self.tree, self.parents, tokens[len(self.tokens) :])
+            path = path_along(self.tree, parents_of(self.tree), tokens[len(self.tokens) :])
             self.past.keep(len(self.tokens), path)
             self.tokens += [self.tree[i].token for i in path]
             self.tree = ()

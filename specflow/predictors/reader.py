@@ -136,8 +136,11 @@ class Reader:
         if parents is not None and self.takes_parents:
             arguments["parents"] = parents
         elif parents is not None:
+            mask = torch.zeros(1, 1, len(parents), covered + len(parents), dtype=self.dtype, device=self.device)
+            hidden = torch.from_numpy(~lineage(parents)).to(self.device)
+            mask[..., covered:].masked_fill_(hidden, torch.finfo(mask.dtype).min)
+            arguments["attention_mask"] = mask
             arguments["position_ids"] = covered + torch.tensor([depths(parents)], device=ids.device)
-            arguments["attention_mask"] = self._mask(covered, parents)
         elif self.takes_positions and covered and told:
             # As `generate` does. Most models count from what their cache covers, a few (Bamba) from 0.
             arguments["position_ids"] = torch.arange(covered, covered + ids.shape[1], device=ids.device)[None]
@@ -156,14 +159,6 @@ class Reader:
         """Logits [last, V] of a whole text, read in one pass."""
         arguments: dict[str, object] = {} if self.cache_name is None else {"use_cache": False}
         return _logits(self._run(self.ids([tokens]), last, arguments), last)[0]
-
-    def _mask(self, covered: int, parents: Sequence[int]) -> Tensor:
-        """What each token of a tree must not see, as the smallest number [1, 1, k, covered + k], 0 elsewhere."""
-        dtype, k = self.dtype, len(parents)
-        mask = torch.zeros(1, 1, k, covered + k, dtype=dtype, device=self.device)
-        hidden = torch.from_numpy(~lineage(parents)).to(self.device)
-        mask[..., covered:].masked_fill_(hidden, torch.finfo(dtype).min)
-        return mask
 
     def _run(self, ids: Tensor, last: int, arguments: dict[str, object]) -> object:
         if self.keeps_logits:
