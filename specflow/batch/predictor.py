@@ -21,7 +21,6 @@ from specflow.predictors.cached import CachedPredictor, limits_of
 from specflow.predictors.memo import Memo
 from specflow.predictors.reader import Reader
 from specflow.predictors.trial import ANY_PIECES, Caches, Trials
-from specflow.predictors.watch import Look
 from specflow.prefix import common_prefix
 from specflow.protocols import Limits
 from specflow.state import Proposal, Tokens, parents_of
@@ -61,8 +60,8 @@ class BatchPredictor:
     _alone: CachedPredictor = field(init=False, repr=False)
     _reader: Reader = field(init=False, repr=False)
     _trials: Trials = field(init=False, repr=False)
+    _joins: dict[int, bool] = field(init=False, factory=dict, repr=False)
     _rows: Rows = field(init=False, repr=False)
-    _seen: Look | None = field(init=False, default=None, repr=False)
     _warned: bool = field(init=False, default=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
@@ -124,18 +123,16 @@ class BatchPredictor:
                     continue
                 part.row.memo.tokens += part.piece.ids[: part.text]
                 if part.finishes:
-                    part.row.memo.tree, part.row.memo.parents = tuple(part.asked.drafts), part.parents
+                    part.row.memo.tree = tuple(part.asked.drafts)
                     answers[i] = rows
                 self._rows.put(part.row)
         return answers
 
     def _meet(self) -> None:
         """Forget what was read of another model than this now is."""
-        look = self._reader.watch.look()
-        if self._seen is None or not self._seen.same(look):
+        if self._trials.meet():
             self._rows.clear()
-            self._seen = look
-            self._trials.meet(look)
+            self._joins.clear()
 
     def _looked_at(self, asked: Asked) -> tuple[Tokens, Tokens, tuple[int, ...]]:
         """The text, the ids of its drafts, and their parents. `DecodeError` for ids that the model does not have."""
@@ -146,13 +143,13 @@ class BatchPredictor:
 
     def _may_join(self, length: int) -> bool:
         """Whether a text of this length is read rightly beside others."""
-        trials = self._trials
-        stretch = trials.stretch(length)
-        if stretch.feeding is not ANY_PIECES or stretch.forgetful or trials.region(length):
+        trials, reader = self._trials, self._reader
+        if trials.regime(length).feeding is not ANY_PIECES or trials.region(length):
             return False
-        assert self._seen is not None
-        look, begun = self._seen, [0, *[horizon for horizon in trials.horizons if horizon < length]]
-        return all(reads_together(self._reader, look, over) for over in begun)
+        for over in (0, *trials.horizons):
+            if over < length and over not in self._joins:
+                self._joins[over] = reads_together(reader, over)
+        return all(joins for over, joins in self._joins.items() if over < length)
 
     def _warn(self) -> None:
         if not self._warned:
@@ -173,9 +170,9 @@ class BatchPredictor:
         piece = tokens[past.length :]
         if len(piece) > self.piece:
             ids = piece[: self.piece]
-            return _Part(asked, row, Piece(past, ids, tuple(range(-1, len(ids) - 1)), 1), len(ids), parents, False)
+            return _Part(asked, row, Piece(past, ids, tuple(range(-1, len(ids) - 1)), 1), len(ids), False)
         whole = (*range(-1, len(piece) - 1), *[len(piece) + parent for parent in parents])
-        return _Part(asked, row, Piece(past, piece + drafted, whole, len(drafted) + 1), len(piece), parents, True)
+        return _Part(asked, row, Piece(past, piece + drafted, whole, len(drafted) + 1), len(piece), True)
 
     def _passed(self, parts: Sequence[_Part]) -> Sequence[Tensor | None]:
         """The rows of each part, by one pass; None where that failed."""
@@ -205,5 +202,4 @@ class _Part:
     row: Row
     piece: Piece
     text: int
-    parents: tuple[int, ...]
     finishes: bool

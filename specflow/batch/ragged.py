@@ -40,16 +40,21 @@ class Piece:
 
 def holds_rows(reader: Reader) -> bool:
     """Whether all that the model keeps of a text are rows of keys and values, for all that its config tells."""
-    cache = reader.default_cache()
-    kinds = {type(layer) for layer in cache.layers} if isinstance(cache, DynamicCache) else set()
+    kinds = {type(layer) for layer in _own_layers(reader)}
     return bool(kinds) and kinds <= {DynamicLayer, DynamicSlidingWindowLayer}
 
 
 def new_past(reader: Reader) -> Past:
     """What a text begins with: rows of all that was read, in each layer, whatever its window."""
-    cache, own = DynamicCache(), cast(DynamicCache, reader.default_cache())
-    cache.layers = [DynamicLayer() for _ in own.layers]
+    cache = DynamicCache()
+    cache.layers = [DynamicLayer() for _ in _own_layers(reader)]
     return Past(cache, 0)
+
+
+def _own_layers(reader: Reader) -> Sequence[object]:
+    """The layers of the cache that transformers makes for the model."""
+    config = getattr(reader.model, "config", None)
+    return DynamicCache(config=config).layers if isinstance(config, PreTrainedConfig) else ()
 
 
 def windows_of(reader: Reader) -> dict[str, int | None]:
@@ -107,11 +112,8 @@ def read_together(reader: Reader, pieces: Sequence[Piece]) -> list[Tensor]:
 
 def _alone(reader: Reader, piece: Piece) -> Tensor:
     """The same of one piece, as a text alone is read, which is quicker."""
-    past = piece.past
     tree = None if is_chain(piece.parents) else piece.parents
-    logits, cache = reader.read(reader.ids([piece.ids]), past.cache, past.length, piece.last, tree)
-    past.extend(cache, past.length + len(piece.ids))
-    return logits[0]
+    return reader.extend(piece.past, reader.ids([piece.ids]), piece.last, tree)
 
 
 def _arranged(pieces: Sequence[Piece], shares: bool) -> list[list[Piece]]:

@@ -12,6 +12,7 @@ from attrs import define, field
 from greenlet import greenlet
 
 from specflow.predictors.memo import Memo
+from specflow.prefix import begins, common_prefix
 from specflow.state import Tokens
 
 
@@ -62,7 +63,7 @@ class Rows:
         best, most = None, 0
         for row in self.kept:
             row.memo.settle(tokens)
-            covered = row.memo.covers(tokens)
+            covered = _shared(row.memo, tokens)
             if covered > most or (best is not None and covered == most and row.by is by is not None):
                 best, most = row, covered
         if best is None:
@@ -78,7 +79,7 @@ class Rows:
 
     def covered(self, tokens: Tokens) -> int:
         """How many of the first of `tokens` some row covers."""
-        return max([row.memo.covers(tokens) for row in self.kept], default=0)
+        return max([_shared(row.memo, tokens) for row in self.kept], default=0)
 
     @property
     def held(self) -> int:
@@ -88,3 +89,8 @@ class Rows:
     @property
     def _is_full(self) -> bool:
         return len(self.kept) > self.most or (self.tokens is not None and self.held > self.tokens)
+
+
+def _shared(memo: Memo, tokens: Tokens) -> int:
+    """How many of the first of `tokens` a memo covers."""
+    return len(memo.tokens) if begins(memo.tokens, tokens) else common_prefix(memo.tokens, tokens)

@@ -33,7 +33,7 @@ class _Found:
 _FOUND: Final[WeakKeyDictionary[Module, dict[tuple[object, ...], _Found]]] = WeakKeyDictionary()
 
 
-def reads_together(reader: Reader, look: Look, over: int) -> bool:
+def reads_together(reader: Reader, over: int) -> bool:
     """Whether texts of more than `over` tokens are read beside others, short ones among them, as they are alone.
 
     Tried once for each dtype, kind of device, implementation of attention and set of adapters; what went wrong is tried
@@ -41,7 +41,7 @@ def reads_together(reader: Reader, look: Look, over: int) -> bool:
     """
     if not (reader.takes_masks and holds_rows(reader)):
         return False
-    found = _FOUND.setdefault(reader.model, {})
+    found, look = _FOUND.setdefault(reader.model, {}), reader.watch.look()
     key = (over, reader.dtype, reader.device.type, *look.kind)
     known = found.get(key)
     if known is None or not (known.right or known.look.same(look)):
@@ -69,7 +69,7 @@ def _try(reader: Reader, over: int) -> bool:
         return read_together(reader, pieces)
 
     def fresh(text: list[int], last: int) -> Tensor:
-        return reader.read_afresh(reader.ids([tuple(text)]), last)[0]
+        return reader.read_afresh(tuple(text), last)
 
     try:
         apart = []
