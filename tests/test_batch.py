@@ -8,6 +8,7 @@ from random import Random
 
 import pytest
 import torch
+from attrs import evolve
 from torch.nn import Module
 from transformers import LlamaConfig, PreTrainedModel
 
@@ -43,11 +44,13 @@ from specflow import (
     start,
     verified_step,
 )
+from specflow.accelerate import bit_for_bit, fast
 from specflow.batch import BatchPredictor, Failed, Shared, together
 from specflow.predictors import UncachedPredictor
 from specflow.stages import UpdateNgram
 from specflow.testing import Branch, Ending, TableModel, exact_law
 from tests.architectures import ARCHITECTURES, Architecture
+from tests.test_captured import captured
 from tests.toys import VOCABULARY, disturbed, tiny_llama
 
 TARGET = tiny_llama(0)
@@ -475,6 +478,48 @@ def test_two_texts_of_one_batch_are_independent_and_each_has_its_law() -> None:
     )
     assert total < 1e-12
     assert sum(joint.probabilities.values()) == pytest.approx(1.0, abs=1e-12)
+
+
+FAMILY = [each for each in ARCHITECTURES if each.kind in ("llama", "mistral", "ministral", "cwm", "qwen3", "smollm3")]
+
+
+@pytest.mark.parametrize("captured_too", [False, True], ids=["eager", "captured"])
+@pytest.mark.parametrize("architecture", FAMILY, ids=lambda architecture: architecture.kind)
+def test_an_accelerated_model_says_in_a_batch_what_it_says_alone(
+    architecture: Architecture, captured_too: bool
+) -> None:
+    model = architecture.build()
+    made: Module = captured(model) if captured_too else fast(model)
+    batched, alone = BatchPredictor(made, 4), CachedPredictor(model)
+    names = ("suffix", "tree", "tree", "suffix", "model", "model's tree", "suffix", "autoregressive", "by seed")
+    ends = dict(together([partial(decode, STEPS[name], batched, batched, i) for i, name in enumerate(names)], 4))
+    assert ends == {i: decode(STEPS[name], alone, alone, i) for i, name in enumerate(names)}
+    sizes: list[int] = []
+    made.register_forward_pre_hook(
+        lambda module, arguments, named: sizes.append(len(named.get("texts", (1,)))), with_kwargs=True
+    )
+    batched((3, 4), ())
+    before = len(sizes)
+    list(together([partial(batched, (i, 3, 4, 5), ()) for i in range(6, 9)], 3))
+    assert sizes[before:] == [3]
+
+
+@pytest.mark.filterwarnings("ignore:some texts over")  # trees
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("architecture", FAMILY, ids=lambda architecture: architecture.kind)
+def test_bit_for_bit_no_bit_depends_on_who_else_is_in_the_batch(architecture: Architecture, dtype: torch.dtype) -> None:
+    """Nor on how a text is cut into passes, with drafts or without, in small passes and over the border of one."""
+    model = bit_for_bit(evolve(architecture, dtype=dtype).build())
+    alone = CachedPredictor(model)
+    random = Random(3)
+    texts = [tuple(random.choices(range(3, 60), k=k)) for k in (1, 30, 9, 60, 31, 5, 90)]
+    for slots, piece in ((2, 512), (7, 512), (7, 13)):
+        batched = BatchPredictor(model, slots, piece)
+        for drafts in ((), chain((4, 5, 6)), DRAFTS["a tree"]):
+            asks = [partial(batched, text, drafts[: i + 1]) for i, text in enumerate(texts)]
+            for number, rows in together(asks, slots):
+                assert isinstance(rows, torch.Tensor)
+                assert torch.equal(rows, alone(texts[number], drafts[: number + 1]))
 
 
 @pytest.mark.parametrize(

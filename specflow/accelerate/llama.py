@@ -18,6 +18,7 @@ from transformers import PreTrainedConfig
 from typing_extensions import override
 
 from specflow.accelerate.linear import TOKENS, Linear
+from specflow.batch.texts import Text
 from specflow.caches import KVCache
 from specflow.errors import DecodeError
 from specflow.guards.checks import shown
@@ -120,34 +121,51 @@ class Llama(Module):
     @override
     def forward(
         self,
-        input_ids: object,
+        input_ids: object = None,
         cache: object = None,
         use_cache: bool = True,
         logits_to_keep: int = 0,
         parents: Sequence[int] | None = None,
+        texts: Sequence[Text] = (),
     ) -> Output:
         """Logits [1, n, V] after the last n = `logits_to_keep` (0: all) of the ids [1, k], which follow the cache.
 
         The cache is written in place and returned; without one a new one is made. With `parents` the ids are a tree:
-        each follows that one of them, or with -1 the cache, and sees its ancestors alone. `DecodeError` for more than
-        one text, for a cache of another model, and for a tree where passes are to be equal bit for bit: its order of
-        adding would be another. Texts in several threads, each with a cache of its own, do not disturb one another.
+        each follows that one of them, or with -1 the cache, and sees its ancestors alone. Several texts are given as
+        `texts` and nothing else; their logits are those of each, one after the other. `DecodeError` for ids of several
+        rows, for a cache of another model, and for a tree where passes are to be equal bit for bit: its order of adding
+        would be another. Texts in several threads, each with a cache of its own, do not disturb one another.
         """
-        if not isinstance(input_ids, Tensor) or input_ids.dim() != 2 or input_ids.shape[0] != 1:
-            received = f"ids of shape {list(input_ids.shape)}" if isinstance(input_ids, Tensor) else shown(input_ids)
-            raise DecodeError("input_ids", "an accelerated model reads one text at a time", received, "give [1, k]")
-        if cache is None:
-            cache = KVCache(self.weights.before_head.new_empty(self._cache_shape(0)))
-        if not isinstance(cache, KVCache) or tuple(cache.buffer.shape) != self._cache_shape(cache.buffer.shape[3]):
-            happened, remedy = "the cache is not one of this model's", "pass on what the last call returned, or None"
-            raise DecodeError("cache", happened, shown(cache), remedy)
-        cache.reserve(cache.length + input_ids.shape[1])
-        # What outlives the pass, the cache, the angles and the logits, is made outside of this mode.
+        if not texts:
+            if not isinstance(input_ids, Tensor) or input_ids.dim() != 2 or input_ids.shape[0] != 1:
+                received = (
+                    f"ids of shape {list(input_ids.shape)}" if isinstance(input_ids, Tensor) else shown(input_ids)
+                )
+                raise DecodeError("input_ids", "an accelerated model reads one text at a time", received, "give [1, k]")
+            made = self.new_cache() if cache is None else self._own(cache)
+            texts = (Text(input_ids[0], made, parents, logits_to_keep),)
+        for text in texts:
+            self._own(text.cache).reserve(text.cache.length + len(text.ids))
+        # What outlives the pass, the caches, the angles and the logits, is made outside of this mode.
         with torch.inference_mode():
-            pieces = torch.split(input_ids[0], TOKENS) if parents is None else input_ids
-            hidden = torch.cat([self._read(ids, cache, parents) for ids in pieces])
-            logits = [logits_of(self.weights, rows) for rows in torch.split(hidden[-logits_to_keep:], TOKENS)]
-        return Output(torch.cat(logits)[None], cache if use_cache else None)
+            hidden: list[list[Tensor]] = [[] for _ in texts]
+            for chunk in _chunks(texts):
+                places = [self._place(ids, texts[i]) for i, ids in chunk]
+                rows = read(self.weights, torch.cat([ids for _, ids in chunk]), places)
+                for (i, _), own in zip(chunk, torch.split(rows, [place.k for place in places]), strict=True):
+                    hidden[i].append(own)
+            last = torch.cat([torch.cat(own)[-text.last :] for own, text in zip(hidden, texts, strict=True)])
+            logits = [logits_of(self.weights, rows) for rows in torch.split(last, TOKENS)]
+        return Output(torch.cat(logits)[None], texts[0].cache if use_cache else None)
+
+    def new_cache(self) -> KVCache:
+        """The cache of a text of which nothing was read yet."""
+        return KVCache(self.weights.before_head.new_empty(self._cache_shape(0)))
+
+    def read_texts(self, texts: Sequence[Text]) -> list[Tensor]:
+        """Logits [last, V] of each of several texts, which are read in one pass; their caches are written in place."""
+        logits: Tensor = self(texts=texts).logits[0]
+        return list(torch.split(logits, [text.last for text in texts]))
 
     @override
     def _apply(self, *arguments: object, **named: object) -> Llama:
@@ -157,8 +175,15 @@ class Llama(Module):
     def _cache_shape(self, capacity: int) -> tuple[int, ...]:
         return len(self.weights.layers), 2, self.weights.kv_heads, capacity, self.weights.size
 
-    def _read(self, ids: Tensor, cache: KVCache, parents: Sequence[int] | None) -> Tensor:
-        """The hidden states [k, hidden] of ids [k] that follow what the cache covers, one by one or as a tree."""
+    def _own(self, cache: object) -> KVCache:
+        if not isinstance(cache, KVCache) or tuple(cache.buffer.shape) != self._cache_shape(cache.buffer.shape[3]):
+            happened, remedy = "the cache is not one of this model's", "pass on what the last call returned, or None"
+            raise DecodeError("cache", happened, shown(cache), remedy)
+        return cache
+
+    def _place(self, ids: Tensor, text: Text) -> Place:
+        """Where ids [k] stand that follow what the text's cache covers, which then covers them."""
+        cache, parents = text.cache, text.parents
         start, end, keys, device = cache.length, cache.length + len(ids), self.shapes.keys, ids.device
         positions, angles, beside = torch.arange(start, end, device=device), self.angles.between(start, end), None
         if parents is not None:
@@ -182,34 +207,64 @@ class Llama(Module):
             sights[window] = Sight.of(cache.buffer[:, :, :, first:last], mask, self.weights, len(ids), self.shapes.rows)
         room = cache.buffer.flatten(1, 2)[:, :, start:end].transpose(1, 2).unbind()
         cache.length = end
-        return read(self.weights, ids, angles, lambda i, new: room[i].copy_(new), sights)
+        return Place(len(ids), angles, lambda i, new: room[i].copy_(new), sights)
 
 
-def read(
-    weights: Weights,
-    ids: Tensor,
-    angles: tuple[Tensor, Tensor],
-    write: Callable[[int, Tensor], object],
-    sights: Mapping[int | None, Sight],
-) -> Tensor:
-    """The hidden states [k, hidden] of ids [k] with these rotary angles.
+def _chunks(texts: Sequence[Text]) -> list[list[tuple[int, Tensor]]]:
+    """What is read at a time: ids of texts, with the number of each, at most `TOKENS` together. A tree is not cut."""
+    chunks: list[list[tuple[int, Tensor]]] = [[]]
+    room = TOKENS
+    for i, text in enumerate(texts):
+        rest = text.ids
+        while len(rest):
+            if room == 0 or (text.parents is not None and room < min(len(rest), TOKENS)):
+                chunks.append([])
+                room = TOKENS
+            ids = rest if text.parents is not None else rest[:room]
+            chunks[-1].append((i, ids))
+            rest, room = rest[len(ids) :], max(0, room - len(ids))
+    return chunks
 
-    `write(layer, new)` takes keys and values [k, 2 · heads, size]. `sights` has what is seen in each of the windows.
+
+@final
+@frozen(eq=False)
+class Place:
+    """Where k tokens of one text stand: their rotary angles, how their keys and values are written, and what they see.
+
+    `write(layer, new)` takes keys and values [k, 2 · heads, size]. There is a sight for each of the model's windows.
     """
+
+    k: int
+    angles: tuple[Tensor, Tensor]
+    write: Callable[[int, Tensor], object]
+    sights: Mapping[int | None, Sight]
+
+
+def read(weights: Weights, ids: Tensor, places: Sequence[Place]) -> Tensor:
+    """The hidden states [k, hidden] of ids [k] that stand in these places, one text's after the other's."""
     epsilon, k, heads, kv_heads, size = weights.epsilon, len(ids), weights.heads, weights.kv_heads, weights.size
     stream = Stream.of(F.embedding(ids, weights.embedding).to(weights.before_head.dtype), epsilon)
+    cos, sin = (_joined([place.angles[i] for place in places]) for i in (0, 1))
+    sizes = [place.k for place in places]
     for i, layer in enumerate(weights.layers):
         qkv = layer.qkv(stream.normed(layer.before_attention)).view(k, -1, size)
         qk = qkv[:, : heads + kv_heads]
         if layer.qk_norm is not None:
             qk.copy_(_normalised(qk, epsilon)).mul_(layer.qk_norm)
         if layer.rotary:
-            _rotate(qk, angles)
-        write(i, qkv[:, heads:])
-        stream.x.add_(layer.out(sights[layer.window].attend(qkv[:, :heads], i)))
+            _rotate(qk, (cos, sin))
+        seen = []
+        for place, own in zip(places, torch.split(qkv, sizes), strict=True):
+            place.write(i, own[:, heads:])
+            seen.append(place.sights[layer.window].attend(own[:, :heads], i))
+        stream.x.add_(layer.out(_joined(seen)))
         gate, up = layer.gate_up(stream.normed(layer.before_mlp)).chunk(2, dim=-1)
         stream.x.add_(layer.down(_silu(gate).mul_(up)))
     return stream.x
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def logits_of(weights: Weights, hidden: Tensor) -> Tensor:

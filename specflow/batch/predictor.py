@@ -24,6 +24,7 @@ from specflow.predictors.trial import ANY_PIECES, Caches, Trials
 from specflow.prefix import common_prefix
 from specflow.protocols import Limits
 from specflow.state import Proposal, Tokens, parents_of
+from specflow.trees import is_chain
 
 WORTH: Final = 32
 """How many tokens of a text are worth a pass of waiting, where another text of this pass begins with them, too."""
@@ -60,7 +61,7 @@ class BatchPredictor:
     _alone: CachedPredictor = field(init=False, repr=False)
     _reader: Reader = field(init=False, repr=False)
     _trials: Trials = field(init=False, repr=False)
-    _joins: dict[int, bool] = field(init=False, factory=dict, repr=False)
+    _joins: dict[tuple[int, bool], bool] = field(init=False, factory=dict, repr=False)
     _rows: Rows = field(init=False, repr=False)
     _warned: bool = field(init=False, default=False, repr=False)
 
@@ -109,7 +110,7 @@ class BatchPredictor:
             for i, each in enumerate(asked):
                 try:
                     tokens, drafted, parents = self._looked_at(each)
-                    if not self._may_join(len(tokens) + len(drafted)):
+                    if not self._may_join(len(tokens) + len(drafted), is_chain(parents)):
                         self._warn()
                         answers[i] = self._alone(tokens, each.drafts)
                     elif not self._is_being_read(tokens, parts.values()):
@@ -141,15 +142,20 @@ class BatchPredictor:
         self._reader.refuse_strange(tokens + drafted)
         return tokens, drafted, parents
 
-    def _may_join(self, length: int) -> bool:
+    def _may_join(self, length: int, chain: bool) -> bool:
         """Whether a text of this length is read rightly beside others."""
-        trials, reader = self._trials, self._reader
+        trials = self._trials
         if trials.regime(length).feeding is not ANY_PIECES or trials.region(length):
             return False
-        for over in (0, *trials.horizons):
-            if over < length and over not in self._joins:
-                self._joins[over] = reads_together(reader, over)
-        return all(joins for over, joins in self._joins.items() if over < length)
+        return all(self._joined(over, chain) for over in (0, *trials.horizons) if over < length)
+
+    def _joined(self, over: int, chain: bool) -> bool:
+        """The same of texts of more than `over` tokens. Who reads trees reads chains, too."""
+        if (over, True) not in self._joins:
+            self._joins[over, True] = reads_together(self._reader, over, trees=True)
+        if chain and not self._joins[over, True] and (over, False) not in self._joins:
+            self._joins[over, False] = reads_together(self._reader, over, trees=False)
+        return self._joins[over, True] or (chain and self._joins[over, False])
 
     def _warn(self) -> None:
         if not self._warned:

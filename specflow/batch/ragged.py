@@ -17,7 +17,8 @@ from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from typing_extensions import override
 
-from specflow.caches import Past
+from specflow.batch.texts import ReadsTexts, Text
+from specflow.caches import KVCache, Past
 from specflow.predictors.reader import Reader
 from specflow.state import Tokens
 from specflow.trees import depths, is_chain, lineage
@@ -37,15 +38,24 @@ class Piece:
     parents: tuple[int, ...]
     last: int
 
+    @property
+    def tree(self) -> tuple[int, ...] | None:
+        """The parents, where the ids do not follow one another."""
+        return None if is_chain(self.parents) else self.parents
 
-def holds_rows(reader: Reader) -> bool:
-    """Whether all that the model keeps of a text are rows of keys and values, for all that its config tells."""
+
+def joins(reader: Reader) -> bool:
+    """Whether the model can be given several texts: by itself, or by masks, where all that it keeps are rows."""
+    if isinstance(reader.model, ReadsTexts):
+        return True
     kinds = {type(layer) for layer in _own_layers(reader)}
-    return bool(kinds) and kinds <= {DynamicLayer, DynamicSlidingWindowLayer}
+    return reader.takes_masks and bool(kinds) and kinds <= {DynamicLayer, DynamicSlidingWindowLayer}
 
 
 def new_past(reader: Reader) -> Past:
     """What a text begins with: rows of all that was read, in each layer, whatever its window."""
+    if isinstance(reader.model, ReadsTexts):
+        return Past(reader.model.new_cache(), 0)
     cache = DynamicCache()
     cache.layers = [DynamicLayer() for _ in _own_layers(reader)]
     return Past(cache, 0)
@@ -71,8 +81,17 @@ def windows_of(reader: Reader) -> dict[str, int | None]:
 
 def read_together(reader: Reader, pieces: Sequence[Piece]) -> list[Tensor]:
     """Logits [last, V] of each piece, in one pass. Each past then covers its ids."""
-    if len(pieces) == 1 and set(windows_of(reader).values()) == {None}:
+    model = reader.model
+    if len(pieces) == 1 and (isinstance(model, ReadsTexts) or set(windows_of(reader).values()) == {None}):
         return [_alone(reader, pieces[0])]
+    if isinstance(model, ReadsTexts):
+        texts = [
+            Text(reader.ids(piece.ids), cast(KVCache, piece.past.cache), piece.tree, piece.last) for piece in pieces
+        ]
+        with reader.guard, torch.no_grad():
+            answers = model.read_texts(texts)
+        _cover(pieces)
+        return answers
     rows = _arranged(pieces, reader.device.type == "cpu")
     k = max(sum(len(piece.ids) for piece in row) for row in rows)
     ids = torch.zeros(len(rows), k, dtype=torch.long)
@@ -100,8 +119,7 @@ def read_together(reader: Reader, pieces: Sequence[Piece]) -> list[Tensor]:
     last = max(k - end + piece.last for piece, (_, end) in ends.items())
     device = reader.device
     logits = reader.read_rows(ids.to(device), joined, last, positions.to(device), _masks(reader, rows, k))
-    for piece in pieces:
-        piece.past.extend(piece.past.cache, piece.past.length + len(piece.ids))
+    _cover(pieces)
     answers = []
     for piece in pieces:
         r, end = ends[piece]
@@ -112,8 +130,13 @@ def read_together(reader: Reader, pieces: Sequence[Piece]) -> list[Tensor]:
 
 def _alone(reader: Reader, piece: Piece) -> Tensor:
     """The same of one piece, as a text alone is read, which is quicker."""
-    tree = None if is_chain(piece.parents) else piece.parents
-    return reader.extend(piece.past, reader.ids([piece.ids]), piece.last, tree)
+    return reader.extend(piece.past, reader.ids([piece.ids]), piece.last, piece.tree)
+
+
+def _cover(pieces: Sequence[Piece]) -> None:
+    """Each past covers its ids from now on."""
+    for piece in pieces:
+        piece.past.extend(piece.past.cache, piece.past.length + len(piece.ids))
 
 
 def _arranged(pieces: Sequence[Piece], shares: bool) -> list[list[Piece]]:

@@ -12,7 +12,7 @@ from attrs import frozen
 from torch import Tensor
 from torch.nn import Module
 
-from specflow.batch.ragged import Piece, holds_rows, new_past, read_together
+from specflow.batch.ragged import Piece, joins, new_past, read_together
 from specflow.predictors.reader import Reader, context_of
 from specflow.predictors.trial import error_bound
 from specflow.predictors.watch import Look
@@ -21,6 +21,9 @@ from specflow.trees import path_to
 
 TREE: Final = (TEXT, TEXT, 0, 2, 1)
 """The drafts that the trial reads after one of its texts, by their parents."""
+
+CHAIN: Final = (TEXT, 0, 1, 2, 3)
+"""The same for a model that cannot read trees."""
 
 
 @final
@@ -33,25 +36,26 @@ class _Found:
 _FOUND: Final[WeakKeyDictionary[Module, dict[tuple[object, ...], _Found]]] = WeakKeyDictionary()
 
 
-def reads_together(reader: Reader, over: int) -> bool:
-    """Whether texts of more than `over` tokens are read beside others, short ones among them, as they are alone.
+def reads_together(reader: Reader, over: int, *, trees: bool) -> bool:
+    """Whether texts of more than `over` tokens are read beside others, short ones among them, as they are alone: with
+    trees of drafts, or at least with chains.
 
     Tried once for each dtype, kind of device, implementation of attention and set of adapters; what went wrong is tried
     again when the weights have changed.
     """
-    if not (reader.takes_masks and holds_rows(reader)):
+    if not joins(reader):
         return False
     found, look = _FOUND.setdefault(reader.model, {}), reader.watch.look()
-    key = (over, reader.dtype, reader.device.type, *look.kind)
+    key = (over, trees, reader.dtype, reader.device.type, *look.kind)
     known = found.get(key)
     if known is None or not (known.right or known.look.same(look)):
-        known = found[key] = _Found(look, _try(reader, over))
+        known = found[key] = _Found(look, _try(reader, over, TREE if trees else CHAIN))
     return known.right
 
 
-def _try(reader: Reader, over: int) -> bool:
-    """Three texts, one of them short, read together from their beginnings and then on, with a tree of drafts and a
-    chain among them, and on after the tree's longest path: all rows are compared with those of fresh passes."""
+def _try(reader: Reader, over: int, drafts: tuple[int, ...]) -> bool:
+    """Three texts, one of them short, read together from their beginnings and then on, with drafts after two of
+    them, and on after a path of the first's: all rows are compared with those of fresh passes."""
     context = context_of(reader.model)
     lengths = [over + 6, 4, over + 4]
     if reader.vocab_size is None or (context is not None and max(lengths) + 6 > context):
@@ -65,7 +69,7 @@ def _try(reader: Reader, over: int) -> bool:
         pieces = []
         for i, (text, past, new) in enumerate(zip(texts, pasts, news, strict=True)):
             ids = tuple(text[past.length : past.length + new])
-            pieces.append(Piece(past, ids, TREE if i == tree else tuple(range(-1, new - 1)), min(new, len(TREE))))
+            pieces.append(Piece(past, ids, drafts if i == tree else tuple(range(-1, new - 1)), min(new, len(drafts))))
         return read_together(reader, pieces)
 
     def fresh(text: list[int], last: int) -> Tensor:
@@ -75,13 +79,13 @@ def _try(reader: Reader, over: int) -> bool:
         apart = []
         for text, length, rows in zip(texts, lengths, step(lengths), strict=True):
             apart.append(_apart(rows, fresh(text[:length], len(rows))))
-        drafted, chained, one = step([len(TREE), 2, 1], tree=0)
+        drafted, chained, one = step([len(drafts), 2, 1], tree=0)
         for i, row in enumerate(drafted):
-            path = [texts[0][lengths[0] + k] for k in path_to(TREE, i)]
+            path = [texts[0][lengths[0] + k] for k in path_to(drafts, i)]
             apart.append(_apart(row[None], fresh(texts[0][: lengths[0]] + path, 1)))
         apart.append(_apart(chained, fresh(texts[1][: lengths[1] + 2], 2)))
         apart.append(_apart(one, fresh(texts[2][: lengths[2] + 1], 1)))
-        pasts[0].keep(lengths[0], kept := path_to(TREE, 3))
+        pasts[0].keep(lengths[0], kept := path_to(drafts, 3))
         texts[0][lengths[0] : -1] = [texts[0][lengths[0] + k] for k in kept]
         for text, past, rows in zip(texts, list(pasts), step([1, 1, 1]), strict=True):
             apart.append(_apart(rows, fresh(text[: past.length], 1)))

@@ -100,8 +100,8 @@ class Reader:
         first = next(self.model.parameters(), None)
         return torch.device("cpu") if first is None else first.device
 
-    def ids(self, tokens: Sequence[Tokens]) -> Tensor:
-        """The texts as ids [B, k], where the model wants them."""
+    def ids(self, tokens: Tokens | Sequence[Tokens]) -> Tensor:
+        """A text as ids [k], or several as ids [B, k], where the model wants them."""
         return torch.tensor(tokens, device=self.device)
 
     def refuse_strange(self, tokens: Sequence[int]) -> None:
@@ -158,7 +158,7 @@ class Reader:
     def read_rows(
         self, ids: Tensor, cache: object, last: int, positions: Tensor, masks: Tensor | dict[str, Tensor]
     ) -> Tensor:
-        """Logits [B, last, V] of ids [B, k] at `positions` [B, k], over a cache and under masks that are given whole."""
+        """Logits [B, last, V] of ids [B, k] at `positions` [B, k], under masks that are given whole."""
         assert self.cache_name is not None
         told = {"use_cache": True, "position_ids": positions, "attention_mask": masks}
         return _logits(self._run(ids, last, {self.cache_name: cache, **told}), last)

@@ -1,0 +1,38 @@
+"""Models that read several texts in one pass by themselves, each with a cache of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, final, runtime_checkable
+
+from attrs import frozen
+from torch import Tensor
+
+from specflow.caches import KVCache
+
+
+@final
+@frozen(eq=False)
+class Text:
+    """What one text has in a pass: `ids` [k] that follow what its cache covers, one by one or as a tree of `parents`.
+
+    Logits are wanted after the last `last` of them; 0 is all.
+    """
+
+    ids: Tensor
+    cache: KVCache
+    parents: Sequence[int] | None
+    last: int
+
+
+@runtime_checkable
+class ReadsTexts(Protocol):
+    """A model that reads several texts in one pass."""
+
+    def new_cache(self) -> KVCache:
+        """The cache of a text of which nothing was read yet."""
+        ...
+
+    def read_texts(self, texts: Sequence[Text]) -> list[Tensor]:
+        """Logits [last, V] of each, whose cache then covers its ids."""
+        ...
