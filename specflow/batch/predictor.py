@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Final, final
 
 from attrs import define, field, frozen
@@ -14,9 +14,10 @@ from specflow.batch.hub import Answer, Asked, Shared
 from specflow.batch.ragged import Piece, new_past, read_together
 from specflow.batch.rows import Row, Rows
 from specflow.batch.trial import reads_together
-from specflow.guards.checks import or_none, valid, whole
+from specflow.guards.checks import a, or_none, valid, whole
 from specflow.guards.finite import is_near
 from specflow.guards.ids import ids_of, text_of
+from specflow.policies import CostMeter
 from specflow.predictors.cached import CachedPredictor, limits_of
 from specflow.predictors.memo import Memo
 from specflow.predictors.reader import Reader
@@ -49,6 +50,9 @@ class BatchPredictor:
     of keys and values, sliding windows among them, and where that gave what fresh passes give on random texts, tried
     once a model object. What cannot be read so is read one by one, which a warning says once.
 
+    A `meter` is told what a pass over k tokens of each text takes, so that `CostAware` weighs what a draft costs in a
+    full batch.
+
     `DecodeError` as in `CachedPredictor`; in `together` what is wrong with one text is raised in its decode alone.
     """
 
@@ -58,6 +62,7 @@ class BatchPredictor:
     tokens: int | None = field(
         default=None, validator=valid(or_none(whole(1, "give room for a number of tokens, or None")))
     )
+    meter: CostMeter | None = field(default=None, validator=valid(or_none(a(CostMeter, "give a CostMeter, or None"))))
     _alone: CachedPredictor = field(init=False, repr=False)
     _reader: Reader = field(init=False, repr=False)
     _trials: Trials = field(init=False, repr=False)
@@ -117,7 +122,11 @@ class BatchPredictor:
                         parts[i] = self._part(each, tokens, drafted, parents)
                 except Exception as error:  # whatever it is, it is this text's
                     answers[i] = error
-            for i, rows in zip(parts, self._passed([*parts.values()]), strict=True):
+            began = None if self.meter is None else self.meter.now()
+            passed = self._passed([*parts.values()])
+            if began is not None:
+                self._note(parts.values(), began)
+            for i, rows in zip(parts, passed, strict=True):
                 part = parts[i]
                 if rows is None or not _is_finite(rows):
                     answers[i] = self._by_itself(part)
@@ -186,6 +195,14 @@ class BatchPredictor:
             return read_together(self._reader, [part.piece for part in parts]) if parts else ()
         except Exception:  # whose fault it is shows when each is read by itself
             return [None] * len(parts)
+
+    def _note(self, parts: Collection[_Part], began: float) -> None:
+        """What a text's tokens cost in a batch: a pass that is half full at least, and reads nobody's prompt."""
+        assert self.meter is not None
+        if 2 * len(parts) < self.slots or any(part.text > 2 or not part.finishes for part in parts):
+            return
+        each = sum(len(part.piece.ids) for part in parts) / len(parts)
+        self.meter.note(1 if each == 1 else max(2, round(each)), self.meter.since(began))
 
     def _by_itself(self, part: _Part) -> Answer:
         try:

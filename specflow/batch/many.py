@@ -1,0 +1,143 @@
+"""Prompts in, finished texts out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from hashlib import sha256
+
+import numpy
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import Module
+
+from specflow.batch.hub import Failed, together
+from specflow.batch.predictor import BatchPredictor
+from specflow.drafters import LLMDrafter, SuffixDrafter
+from specflow.errors import DecodeError, unwrap
+from specflow.guards.checks import a, calls, does, drafts, or_none, shown, whole
+from specflow.guards.ids import stops_of
+from specflow.loop import SPEC_NAMES, run, start
+from specflow.policies import CostAware, CostMeter
+from specflow.predictors import limits_of
+from specflow.processors import GreedyProcessor, Processor
+from specflow.randomness import Dice, Sampling, SharedNoise
+from specflow.state import DecodeState, Drafter, Finished, Step
+from specflow.steps import seed_coupled_step, speculative_step
+from specflow.vocabulary import fitted, shared_vocabulary
+
+Prompt = Sequence[int] | Tensor | NDArray[numpy.integer]
+"""A row of ids."""
+
+
+def seed_of(seed: int, number: int | str) -> int:
+    """The seed of one text of several: it depends on `seed` and the text's number or name, and on nothing else.
+
+    >>> seed_of(1, 0) == seed_of(1, 0), seed_of(1, 0) == seed_of(1, 1)
+    (True, False)
+    """
+    whole(0, "give a whole number")("seed", seed)
+    return int.from_bytes(sha256(f"{seed}/{number}".encode()).digest()[:7], "big")
+
+
+def _nothing(number: int, end: Finished) -> None:
+    """No progress is told."""
+
+
+def generate_many(
+    prompts: Iterable[Prompt],
+    target: Module,
+    drafter: Module | None = None,
+    gamma: int = 10,
+    logits_processor: Processor = GreedyProcessor(),
+    max_gen_len: int = 40,
+    eos_tokens_id: int | list[int] = 1,
+    seed: int | None = None,
+    slots: int = 8,
+    progress: Callable[[int, Finished], object] = _nothing,
+) -> list[Finished]:
+    """The target's own text after each prompt, in the order of the prompts; up to `slots` are decoded at a time.
+
+    Greedy text is that of each prompt alone, token for token (fp32, fp64); sampled text has the target's law, each text
+    independently.
+
+    prompts: rows of ids, each of at least one.
+    target: a causal language model.
+    drafter: a smaller model of the same vocabulary, but for padding; None drafts what repeats in the text itself.
+    gamma: the most tokens that are drafted a step, 1 or more; how many pay in a batch is measured (`CostAware`).
+    logits_processor: which law tokens are drawn from, and how.
+    max_gen_len, eos_tokens_id: as in the spec's functions.
+    seed: one text for a seed, a prompt and its number, whatever drafts it and whoever else is in the batch. None draws
+        from torch's default generator.
+    slots: how many texts are decoded at a time, 1 or more.
+    progress: hears of each text that has ended, and of its number, as it ends.
+
+    `DecodeError` for anything else, before a model runs. What goes wrong in a text later is raised, with the number of
+    its prompt in a note, once the others are unwound; `together` lets the others go on.
+
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> sizes = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
+    >>> model = LlamaForCausalLM(LlamaConfig(vocab_size=16, **sizes))
+    >>> [len(end.state.output) for end in generate_many([[3, 4], [5]], model, max_gen_len=6, eos_tokens_id=[])]
+    [6, 6]
+    """
+    a(Module, "give a model, such as AutoModelForCausalLM.from_pretrained makes")("target", target)
+    or_none(a(Module, "give a model, or None"))("drafter", drafter)
+    does("a logits processor", "give one, such as GreedyProcessor()", "laws")("logits_processor", logits_processor)
+    drafts("gamma", gamma)
+    whole(1, "decode one text at a time at least")("slots", slots)
+    or_none(whole(0, "give a whole number, or None"))("seed", seed)
+    calls("a listener", "give a function of a number and a Finished")("progress", progress)
+    states = _started(prompts, target, max_gen_len, eos_tokens_id)
+    meter = CostMeter()
+    predictor = BatchPredictor(target, slots, meter=meter)
+    assistant = None if drafter is None else _assistant(drafter, target, slots)
+
+    def step(number: int) -> Step:
+        policy = CostAware(meter, gamma)
+        rng = Dice() if seed is None else SharedNoise(seed_of(seed, number))
+        draft: Drafter = SuffixDrafter()
+        if assistant is not None:
+            draft = assistant(logits_processor, rng)
+        if isinstance(rng, SharedNoise):
+            return seed_coupled_step(draft, predictor, logits_processor, rng, policy)
+        return speculative_step(draft, predictor, logits_processor, rng, policy)
+
+    def decode(number: int, state: DecodeState) -> Finished:
+        return run(step(number), state)
+
+    ends: dict[int, Finished] = {}
+    running = together([partial(decode, *each) for each in enumerate(states)], slots)
+    for number, end in running:
+        if isinstance(end, Failed):
+            running.close()
+            end.error.add_note(f"in prompt {number} of {len(states)}")
+            raise end.error
+        ends[number] = end
+        progress(number, end)
+    return [ends[number] for number in range(len(states))]
+
+
+def _started(prompts: Iterable[Prompt], target: Module, max_gen_len: int, eos_tokens_id: object) -> list[DecodeState]:
+    """A state for each prompt. `DecodeError` with the number of the first that is none."""
+    if isinstance(prompts, str | bytes | Tensor) or not isinstance(prompts, Iterable):
+        raise DecodeError("prompts", "prompts are no rows of ids", shown(prompts), "give a list of rows of ids")
+    limits, stop, states = limits_of(target), stops_of("eos_tokens_id", eos_tokens_id), []
+    for number, prompt in enumerate(prompts):
+        started = start(prompt, max_gen_len, stop, limits)
+        try:
+            states.append(unwrap(started.alt(lambda error: error.renamed({**SPEC_NAMES, "prompt": "prompts"}))))
+        except DecodeError as error:
+            error.add_note(f"in prompt {number}")
+            raise
+    return states
+
+
+def _assistant(drafter: Module, target: Module, slots: int) -> Callable[[Processor, Sampling], Drafter]:
+    """A model that drafts for many texts at once."""
+    limits = limits_of(drafter)
+    vocab_size = unwrap(shared_vocabulary(limits_of(target), limits))
+    batched = BatchPredictor(drafter, slots)
+    predictor = batched if vocab_size is None else fitted(batched, vocab_size)
+    known = None if limits.vocab_size == vocab_size else limits.vocab_size
+    return lambda processor, rng: LLMDrafter(predictor, processor, rng, limits.context, known)
