@@ -1508,7 +1508,7 @@ EXEMPT: Final[Mapping[str, str]] = {
         ABSTRACT,
     ),
     **dict.fromkeys(
-        ("bench.command.add_arguments", "bench.command.main", "bench.context.Context", "cli.Options", "cli.main"),
+        ("bench.command.add_arguments", "bench.command.main", "bench.context.Context", "cli.main"),
         COMMAND,
     ),
 }
