@@ -16,16 +16,8 @@ from specflow.processors import GreedyProcessor
 from specflow.state import DecodeState
 
 
-def generate() -> Prepare:
-    """`model.generate(ids)`."""
-    return lambda context: _generation(context, {})
-
-
-def prompt_lookup(gamma: int, longest: int | None = None) -> Prepare:
-    """`model.generate(ids, prompt_lookup_num_tokens=gamma)`, with matches of at most `longest` tokens (default: 2)."""
-    options: dict[str, object] = {"prompt_lookup_num_tokens": gamma}
-    if longest is not None:
-        options["max_matching_ngram_size"] = longest
+def generate(**options: object) -> Prepare:
+    """`model.generate(ids, **options)`."""
     return lambda context: _generation(context, options)
 
 
@@ -35,7 +27,7 @@ def assistant(gamma: int | None = None) -> Prepare:
     def prepare(context: Context) -> Session:
         helper = context.assistant
         assert isinstance(helper, PreTrainedModel)
-        inner = _generation(context, {"assistant_model": helper})
+        inner = generate(assistant_model=helper)(context)
 
         def session(state: DecodeState, emit: Emit) -> None:
             with context.stopwatch.watching_assistant(helper), _drafting(helper, gamma):
