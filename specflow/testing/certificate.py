@@ -7,7 +7,7 @@ from math import fsum
 from typing import Final, final
 
 import numpy
-from attrs import evolve, field, frozen
+from attrs import define, evolve, field, frozen
 from torch import Tensor
 from typing_extensions import TypeVar, override
 
@@ -159,17 +159,19 @@ SEEDED_CASES: Final = tuple(case for case in CASES if case.processor is not Hidd
 
 
 @final
+@define
 class ExactnessError(AssertionError):
     """A decoder whose law is not the law of autoregressive decoding, or whose outcome is not the one it should have.
 
-    `distance` is the total variation; `worst` is the outcome whose probability is most wrong, which is `probability`
+    `distance` is the total variation; `worst` is the outcome whose probability is most wrong: it has `probability`
     where `expected` would be right.
     """
 
-    def __init__(self, case: Case, distance: float, worst: object, probability: float, expected: float) -> None:
-        super().__init__(case, distance, worst, probability, expected)
-        self.case, self.distance = case, distance
-        self.worst, self.probability, self.expected = worst, probability, expected
+    case: Case
+    distance: float
+    worst: object
+    probability: float
+    expected: float
 
     @override
     def __str__(self) -> str:
@@ -226,10 +228,9 @@ def certify(
     >>> certificate.distance < 1e-12
     True
     """
-    _composes("compose", compose)
     calls("a condition", "give a function of the state")("until", until)
     ends, distances = [], []
-    for case in cases_of(cases):
+    for case in cases_of(cases, compose):
         law = case.law(lambda world: run(compose(world), world.start))
         reference = case.law(lambda world: autoregressive(world, world.rng, until))
         distances.append(_compared(case, law.map(Ending.of), reference))
@@ -259,8 +260,7 @@ def certify_seed(compose: Callable[[World], Step], *, cases: Iterable[Case] = SE
     draws have the target's law: argmax(log p + g) has the law p. How often drafts are accepted does differ between the
     two kinds of noise.
     """
-    _composes("compose", compose)
-    for case in cases_of(cases):
+    for case in cases_of(cases, compose):
 
         def texts(world: World) -> tuple[Ending, Ending]:
             return Ending.of(run(compose(world), world.start)), autoregressive(world, world.noise)
@@ -280,15 +280,16 @@ def same_law(
     `certify` compares texts. Use this for anything else that a decode leaves behind: what a storage has learned, how
     many drafts were accepted, the text after an interruption.
     """
-    for case in cases_of(cases):
+    for case in cases_of(cases, program, "program"):
         _compared(case, case.law(program), case.law(reference))
 
 
-_composes: Final = calls("a composition", "give a function that makes a step of the world")
+def cases_of(cases: object, compose: object, name: str = "compose") -> tuple[Case, ...]:
+    """The cases in anything that holds cases; `DecodeError` for other things, and for a `compose` that is no function.
 
-
-def cases_of(cases: object) -> tuple[Case, ...]:
-    """The cases in anything that holds cases."""
+    `name` is what errors call `compose`.
+    """
+    calls("a composition", "give a function of the world")(name, compose)
     if isinstance(cases, Tensor) or not isinstance(cases, Iterable):
         raise DecodeError("cases", "cases are no cases", shown(cases), "give several in a tuple, such as CASES")
     several = tuple(cases)
