@@ -132,11 +132,7 @@ def _prepare(name: str, model: Module, assistant: Module | None) -> Prepare:
         entry = DRAFTERS[base]
         most = MOST if policy else int(gamma or entry.usual)
         return composed(_drafted(entry, POLICIES[policy or "fixed"], most, RULES[rule or "reject"], model))
-    return composed(_autoregressive)
-
-
-def _autoregressive(context: Context) -> Step:
-    return autoregressive_step(context.target, context.processor, context.rng)
+    return composed(lambda context: autoregressive_step(context.target, context.processor, context.rng))
 
 
 def imported(path: str) -> Callable[..., object]:

@@ -13,10 +13,11 @@ from returns.result import safe
 from specflow.bench.context import Context
 from specflow.bench.decoders import Decoder, Models
 from specflow.bench.prompts import Prompt
-from specflow.bench.stopwatch import Clock, Pass, Stopwatch, clock_for
+from specflow.bench.stopwatch import Pass, Stopwatch, clock_for
 from specflow.errors import DecodeError, unwrap
 from specflow.loop import start
 from specflow.models import Loaded, said
+from specflow.policies.meter import Clock
 from specflow.predictors import CachedPredictor, limits_of
 from specflow.processors import LogitsProcessor
 from specflow.randomness import Dice
@@ -125,7 +126,7 @@ def measure(plan: Plan) -> Iterator[Run]:
     """
     turn = 0
     for prompt in plan.prompts:
-        state = plan.state(prompt).unwrap()
+        state = unwrap(plan.state(prompt))
         for repeat in range(plan.repeats):
             first = turn % len(plan.decoders)
             for decoder in plan.decoders[first:] + plan.decoders[:first]:
@@ -140,18 +141,9 @@ def run_one(plan: Plan, decoder: Decoder, prompt: Prompt, state: DecodeState, re
     # torch keeps 32 bits of a seed, so all of this one is in them.
     key = blake2b(f"{plan.seed}/{prompt.question_id}/{repeat}".encode(), digest_size=4).digest()
     torch.manual_seed(int.from_bytes(key, "big"))
-    session = decoder.prepare(
-        Context(
-            model,
-            CachedPredictor(model),
-            plan.processor,
-            Dice(),
-            plan.loaded.tokenizer,
-            state.tokens,
-            plan.models.assistant,
-            stopwatch,
-        )
-    )
+    target, assistant = CachedPredictor(model), plan.models.assistant
+    context = Context(model, target, plan.processor, Dice(), plan.loaded.tokenizer, state.tokens, assistant, stopwatch)
+    session = decoder.prepare(context)
     with stopwatch.watching(model):
         began = stopwatch.clock()
         recorder = _Recorder(stopwatch, len(state.tokens), began)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import final
 
 import torch
@@ -80,14 +81,13 @@ def _generation(context: Context, options: dict[str, object]) -> Session:
 
 @contextmanager
 def _drafting(helper: PreTrainedModel, gamma: int | None) -> Iterator[None]:
-    """`generate` reads the draft's length from the assistant's own generation config, which is put back afterwards."""
-    config = helper.generation_config
-    before = config.num_assistant_tokens, config.num_assistant_tokens_schedule, config.assistant_confidence_threshold
+    """`generate` reads the draft's length from the assistant's own generation config: for the block, from a copy."""
+    before = helper.generation_config
+    helper.generation_config = config = deepcopy(before)
     if gamma is not None:
         config.num_assistant_tokens, config.num_assistant_tokens_schedule = gamma, "constant"
         config.assistant_confidence_threshold = 0.0
     try:
         yield
     finally:
-        config.num_assistant_tokens, config.num_assistant_tokens_schedule = before[:2]
-        config.assistant_confidence_threshold = before[2]
+        helper.generation_config = before

@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from time import perf_counter
-from typing import TypeAlias, TypeVar, final
+from typing import TypeVar, final
 
 import torch
 from attrs import define, field, frozen
 from torch import Tensor
 from torch.nn import Module
 
+from specflow.policies.meter import Clock
 from specflow.state import Tokens
 
 T = TypeVar("T")
-
-Clock: TypeAlias = Callable[[], float]
-"""Seconds since some moment."""
 
 
 def clock_for(model: Module) -> Clock:

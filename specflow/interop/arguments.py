@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from specflow.caches import is_empty
 from specflow.errors import DecodeError
-from specflow.guards.checks import does, shown
+from specflow.guards.checks import does, or_none, shown
 from specflow.interop.streaming import Streamer
 from specflow.predictors.reader import Reader
 from specflow.state import Tokens
@@ -52,14 +52,9 @@ OUTPUTS: Final = frozenset({"output_attentions", "output_hidden_states", "output
 """Fields that ask for more than the text; they do with `return_dict_in_generate` only."""
 
 HINTS: Final = frozenset(
-    {
-        "assistant_early_exit",
-        "cache_implementation",
-        "compile_config",
-        "prefill_chunk_size",
-        "prompt_lookup_num_tokens",
-        "use_mtp",
-    }
+    """
+    assistant_early_exit cache_implementation compile_config prefill_chunk_size prompt_lookup_num_tokens use_mtp
+    """.split()  # noqa: SIM905 - the same
 )
 """Fields that say how fast and not what: refused when they are asked for, harmless where the checkpoint has them."""
 
@@ -240,10 +235,12 @@ def kept() -> tuple[Streamer | None, object, object]:
     if frame is None:
         return None, None, None
     try:
-        return frame.f_locals["streamer"], frame.f_locals["assistant_model"], frame.f_locals["synced_gpus"]
+        streamer, *others = (frame.f_locals[name] for name in ("streamer", "assistant_model", "synced_gpus"))
     except KeyError as error:
         happened, remedy = "this version of transformers calls its `streamer` otherwise", "use another version"
         raise DecodeError("streamer", happened, f"no {error}", remedy) from error
+    or_none(does("a streamer", "give one with put and end", "put", "end"))("streamer", streamer)
+    return streamer, others[0], others[1]
 
 
 def refuse_kept(streamer: Streamer | None, assistant: object, synced_gpus: object, rows: int) -> None:
@@ -253,10 +250,8 @@ def refuse_kept(streamer: Streamer | None, assistant: object, synced_gpus: objec
         raise DecodeError("assistant_model", "an assistant is a drafter here", type(assistant).__name__, remedy)
     if synced_gpus:
         raise _refusal("synced_gpus", synced_gpus)
-    if streamer is not None:
-        does("a streamer", "give one with put and end", "put", "end")("streamer", streamer)
-        if rows > 1:
-            raise DecodeError("streamer", "a batch cannot be streamed", f"{rows} texts", "generate one text")
+    if streamer is not None and rows > 1:
+        raise DecodeError("streamer", "a batch cannot be streamed", f"{rows} texts", "generate one text")
 
 
 @final

@@ -81,9 +81,6 @@ def _stops(ids: object) -> frozenset[int]:
     return stops_of("stop", ids)
 
 
-_is_processor: Final = does("a processor", "give a function that makes one of randomness", "laws")
-
-
 def _makes_processors(name: str, value: object) -> None:
     if not (isinstance(value, type) and callable(getattr(value, "laws", None))):  # a class of processors makes them
         calls("a maker of processors", "give a function that makes one of randomness")(name, value)
@@ -119,7 +116,7 @@ class Case:
         def enumerated(branch: Branch) -> Outcome:
             start = DecodeState(request, self.prompt)
             processor = self.processor(branch)
-            _is_processor("processor", processor)
+            does("a processor", "give a function that makes one of randomness", "laws")("processor", processor)
             return program(World(start, target, drafter, processor, branch, Noise(branch)))
 
         return exact_law(enumerated)

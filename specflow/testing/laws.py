@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Final, Protocol, TypeAlias, final
+from typing import Final, Protocol, final
 
 import torch
 from attrs import define, evolve, field
@@ -13,8 +13,7 @@ from torch import Tensor
 
 from specflow.distribution import Categorical, Distribution
 from specflow.drafters.combine import propose_nothing
-from specflow.errors import DecodeError
-from specflow.guards.checks import calls, does, shown
+from specflow.guards.checks import does
 from specflow.loop import unfold
 from specflow.protocols import Prunable
 from specflow.randomness import Sampling
@@ -25,10 +24,6 @@ from specflow.testing.conformance import conformance
 
 LAW_CASES: Final = (CASES[0], CASES[1], CASES[3], CASES[7], CASES[14])
 """The cases that laws are checked on, unless others are given: some with and without stops, sampled and greedy."""
-
-Outcome: TypeAlias = DecodeState | Finished
-
-_is_step: Final = calls("a step", "compose one, such as speculative_step(…)")
 
 
 @final
@@ -88,7 +83,7 @@ def states_are_values(compose: Callable[[World], Step], *, cases: Iterable[Case]
     def checked(world: World) -> bool:
         tape, noise = _Tape(world.rng, world.rng.accept), _Tape(world.noise, _no_decision)
         step = compose(evolve(world, rng=tape, noise=noise))
-        outcomes: list[Outcome] = [world.start]
+        outcomes: list[DecodeState | Finished] = [world.start]
         marks = [(0, 0)]
         for outcome in unfold(step, world.start):
             outcomes.append(outcome)
@@ -98,7 +93,7 @@ def states_are_values(compose: Callable[[World], Step], *, cases: Iterable[Case]
             noise.play(began[1], ended[1])
             assert isinstance(state, DecodeState)  # all but the last
             again = step(state)
-            if again != first or not (tape.is_over and noise.is_over):
+            if again != first or tape.left or noise.left:
                 raise LawError(f"a state stepped again gave another outcome: first {first}, then {again}")
         return True
 
@@ -141,10 +136,10 @@ def observing_is_identity(compose: Callable[[World, Observer], Step], *, cases: 
     """
     cases = cases_of(cases, compose)
 
-    def unseen(world: World) -> tuple[Outcome, ...]:
+    def unseen(world: World) -> tuple[DecodeState | Finished, ...]:
         return tuple(unfold(compose(world, unobserved), world.start))
 
-    def seen(world: World) -> tuple[Outcome, ...]:
+    def seen(world: World) -> tuple[DecodeState | Finished, ...]:
         states: list[DecodeState] = []
         step = compose(world, lambda committed: states.append(committed.state))
         outcomes = tuple(unfold(step, world.start))
@@ -231,20 +226,14 @@ class _Failing:
 
 def _persistent(step: Step, state: DecodeState) -> tuple[Ending, Tally]:
     """The end of a decode that tries again what was interrupted."""
-    _is_step("step", step)
-    outcome: Outcome = state
-    while isinstance(outcome, DecodeState):
-        if len(outcome.tokens) < len(state.tokens):
-            raise LawError(f"the text became shorter: {outcome}")
-        state = outcome
+    while True:
         try:
-            outcome = step(state)
+            for outcome in unfold(step, state):
+                if isinstance(outcome, Finished):
+                    return Ending.of(outcome), outcome.state.tally
+                state = outcome
         except _Interruption:
             continue
-        returned: object = outcome
-        if not isinstance(returned, DecodeState | Finished):
-            raise DecodeError("step", "the step returns no state", shown(returned), "return DecodeState or Finished")
-    return Ending.of(outcome), outcome.state.tally
 
 
 def _no_decision(probability: float) -> bool:
@@ -259,8 +248,7 @@ class _Tape:
     rng: Sampling
     decide: Callable[[float], bool]
     answers: list[int] = field(factory=list)
-    _at: int | None = None
-    _end: int = 0
+    left: list[int] | None = None
 
     def draw(self, law: Distribution, position: int, /) -> int:
         return self._answered(lambda: self.rng.draw(law, position))
@@ -272,19 +260,13 @@ class _Tape:
         return bool(self._answered(lambda: int(self.decide(probability))))
 
     def play(self, start: int, end: int) -> None:
-        """Give the answers from `start` to `end` again."""
-        self._at, self._end = start, end
-
-    @property
-    def is_over(self) -> bool:
-        """Whether all that was to be played has been asked for."""
-        return self._at == self._end
+        """Give the answers from `start` to `end` again; `left` are those that were not asked for yet."""
+        self.left = self.answers[start:end][::-1]
 
     def _answered(self, ask: Callable[[], int]) -> int:
-        if self._at is None:
+        if self.left is None:
             self.answers.append(ask())
             return self.answers[-1]
-        if self.is_over:
+        if not self.left:
             raise LawError("a state stepped again took more randomness than the first time")
-        self._at += 1
-        return self.answers[self._at - 1]
+        return self.left.pop()
