@@ -40,17 +40,11 @@ from specflow.randomness import Dice, SharedNoise
 from specflow.stages import never, stop_string
 from specflow.state import DecodeState, Finished, Step, Tokens
 
-USUAL: Final = "suffix"
-"""What drafts unless another drafter is named."""
+USUAL, USUAL_OF_MODELS = "suffix", "llm"
+"""What drafts unless another drafter is named: alone, and where there is a draft model."""
 
-USUAL_OF_MODELS: Final = "llm"
-"""What drafts where there is a draft model."""
-
-USUAL_RULE: Final = "reject"
-"""What judges drafts."""
-
-USUAL_RULE_OF_SEEDS: Final = "match"
-"""What judges drafts where there is a seed."""
+USUAL_RULE, USUAL_RULE_OF_SEEDS = "reject", "match"
+"""What judges drafts unless another rule is named: without a seed, and with one."""
 
 ACCELERATE: Final[Mapping[str, Callable[[Module], Module]]] = {
     "no": lambda model: model,
@@ -289,7 +283,9 @@ def _stream(step: Step, state: DecodeState, loaded: Loaded) -> int:
     except KeyboardInterrupt:
         code = INTERRUPTED
     streamer.end()
-    print(_summary(state, perf_counter() - began), file=sys.stderr)
+    tokens, tally, seconds = len(state.output), state.tally, max(perf_counter() - began, 1e-9)
+    acceptance = f"acceptance {tally.accepted}/{tally.drafted} = {tally.acceptance_rate:.0%}"
+    print(f"[{tokens} tokens, {tokens / seconds:.1f} tokens/s, {tally.steps} steps, {acceptance}]", file=sys.stderr)
     return code
 
 
@@ -305,11 +301,3 @@ def _check_shown(tokens: Tokens, loaded: Loaded) -> None:
         if token >= size and loaded.tokenizer.convert_ids_to_tokens(token) is None:
             happened = f"the model says a token that its tokenizer of {size} does not have"
             raise DecodeError("tokenizer", happened, token, "use the tokenizer that belongs to the model")
-
-
-def _summary(state: DecodeState, seconds: float) -> str:
-    tokens, tally, seconds = len(state.output), state.tally, max(seconds, 1e-9)
-    return (
-        f"[{tokens} tokens, {tokens / seconds:.1f} tokens/s, {tally.steps} steps, "
-        f"acceptance {tally.accepted}/{tally.drafted} = {tally.acceptance_rate:.0%}]"
-    )

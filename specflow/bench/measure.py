@@ -149,16 +149,8 @@ def run_one(plan: Plan, decoder: Decoder, prompt: Prompt, state: DecodeState, re
         recorder = _Recorder(stopwatch, len(state.tokens), began)
         session(state, recorder)
         seconds = stopwatch.clock() - began
-    return Run(
-        decoder.label,
-        prompt.question_id,
-        prompt.category,
-        repeat,
-        len(state.tokens),
-        tuple(recorder.output),
-        tuple(recorder.rounds),
-        seconds,
-    )
+    text = tuple(recorder.output), tuple(recorder.rounds)
+    return Run(decoder.label, prompt.question_id, prompt.category, repeat, len(state.tokens), *text, seconds)
 
 
 @final

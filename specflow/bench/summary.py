@@ -165,16 +165,11 @@ def positions(drafts: Iterable[tuple[int, int]]) -> tuple[Position, ...]:
     >>> positions([(3, 3), (3, 1), (2, 0)])
     (Position(reached=3, accepted=2), Position(reached=2, accepted=1), Position(reached=1, accepted=1))
     """
-    reached: list[int] = []
-    accepted: list[int] = []
-    for drafted, stood in drafts:
-        judged = min(drafted, stood + 1)
-        reached += [0] * (judged - len(reached))
-        accepted += [0] * (judged - len(accepted))
-        for i in range(judged):
-            reached[i] += 1
-            accepted[i] += i < stood
-    return tuple([Position(*pair) for pair in zip(reached, accepted, strict=True)])
+    pairs = [(min(drafted, stood + 1), min(drafted, stood)) for drafted, stood in drafts]
+    longest = max([judged for judged, _ in pairs], default=0)
+    return tuple(
+        [Position(sum(i < judged for judged, _ in pairs), sum(i < stood for _, stood in pairs)) for i in range(longest)]
+    )
 
 
 def pass_costs(runs: Sequence[Run], models: Mapping[str, str]) -> Costs:

@@ -268,9 +268,9 @@ class Asked:
             raise AttributeError("__signature__")
         frame = _frame_of(_EXTRACT)
         if frame is not None:
-            kept, handed_on = (frame.f_locals.get(name) for name in ("generation_mode_kwargs", "kwargs"))
-            if isinstance(kept, dict) and isinstance(handed_on, dict) and "tokenizer" in kept:
-                handed_on["tokenizer"] = kept["tokenizer"]
+            own, handed_on = (frame.f_locals.get(name) for name in ("generation_mode_kwargs", "kwargs"))
+            if isinstance(own, dict) and isinstance(handed_on, dict) and "tokenizer" in own:
+                handed_on["tokenizer"] = own["tokenizer"]
         return inspect.signature(owner.__call__.__get__(instance))
 
 

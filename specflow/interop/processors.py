@@ -63,6 +63,14 @@ OF_THE_PREFIX: Final = TOTAL | {
 """Those that are functions of the prefix; after some texts they may forbid every token."""
 
 
+def refuse_uncallable(name: str, part: object) -> None:
+    """`DecodeError` for what cannot be called. Modules and lists that can be are called in `generate` too."""
+    if not callable(part) or isinstance(part, type):
+        raise DecodeError(name, f"{name} cannot be called", shown(part), "give functions of ids and scores")
+    if isinstance(part, Module) and any(weight.is_meta for weight in part.parameters()):
+        raise DecodeError(name, f"{name} cannot be called", "a module on the meta device", "load its weights")
+
+
 @final
 @frozen
 class Stateless:
@@ -73,10 +81,7 @@ class Stateless:
     [1, 2]
     """
 
-    processor: Callable[..., Any]
-
-    def __attrs_post_init__(self) -> None:
-        refuse_uncallable("processor", self.processor)
+    processor: Callable[..., Any] = field(validator=valid(refuse_uncallable))
 
     # Whatever the processor says: it stands where the processor stood.
     def __call__(self, *arguments: object) -> Any:  # noqa: ANN401
@@ -125,12 +130,7 @@ def parts_of(processors: Sequence[Processing]) -> tuple[Processing, ...]:
     return parts
 
 
-def refuse_uncallable(name: str, part: object) -> None:
-    """`DecodeError` for what cannot be called. Modules and lists that can be are called in `generate` too."""
-    if not callable(part) or isinstance(part, type):
-        raise DecodeError(name, f"{name} cannot be called", shown(part), "give functions of ids and scores")
-    if isinstance(part, Module) and any(weight.is_meta for weight in part.parameters()):
-        raise DecodeError(name, f"{name} cannot be called", "a module on the meta device", "load its weights")
+_is_choice: Final = calls("a choice", "give most_likely or sampled")
 
 
 @final
@@ -150,9 +150,7 @@ class InOrder:
     """
 
     processors: tuple[Processing, ...] = field(converter=parts_of)
-    choose: Callable[[Tensor], Distribution] = field(
-        default=most_likely, validator=valid(calls("a choice", "give most_likely or sampled"))
-    )
+    choose: Callable[[Tensor], Distribution] = field(default=most_likely, validator=valid(_is_choice))
     _is_stateless: bool = field(init=False, repr=False)
     _seen: Tokens = field(init=False, default=(), repr=False)
 
@@ -194,9 +192,7 @@ class ProcessorList:
     """
 
     processors: tuple[Processing, ...] = field(converter=parts_of)
-    choose: Callable[[Tensor], Distribution] = field(
-        default=most_likely, validator=valid(calls("a choice", "give most_likely or sampled"))
-    )
+    choose: Callable[[Tensor], Distribution] = field(default=most_likely, validator=valid(_is_choice))
     _first: tuple[Processing, ...] = field(init=False, repr=False)
     _is_stateless: bool = field(init=False, repr=False)
     _tokens: Tokens = field(init=False, default=(), repr=False)

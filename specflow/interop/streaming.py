@@ -121,8 +121,7 @@ def condition(criteria: object, before: Tokens, device: torch.device) -> Callabl
         raise DecodeError("criteria", "criteria are not a list", shown(criteria), "give a StoppingCriteriaList")
     for criterion in criteria:
         if not callable(criterion) or isinstance(criterion, LogitsProcessor):
-            raise DecodeError(
-                "criteria", "a criterion cannot be called as one is", shown(criterion), "give functions of ids"
-            )
+            happened = "a criterion cannot be called as one is"
+            raise DecodeError("criteria", happened, shown(criterion), "give functions of ids")
     asked = StoppingCriteriaList(criteria)
     return lambda state: bool(asked(torch.tensor([before + state.tokens], device=device), None).any())

@@ -212,8 +212,7 @@ def certify(
     step that draws from a generator of its own; `DecodeError`, naming the part and the position, for a law that is
     none, for rows or drafts that cannot be, and for a step that emits nothing.
 
-    What it proves: the algorithm is exact, with exact randomness, on these cases. The cases are small; the code that
-    runs is the code that runs on real models.
+    Proved is the algorithm, with exact randomness, on small cases; the code is what runs on real models.
 
     >>> from specflow import LLMDrafter, speculative_step
     >>> certificate = certify(

@@ -173,16 +173,9 @@ def model_conformance(
     vocab_size = _vocabulary(model)
     most = _longest(model, vocab_size) if longest is None else longest
     fresh = fresh_passes(model, vocab_size, longest=most, tolerance=allowed / 2)
+    often = _special(model, vocab_size)
     return conformance(
-        memo,
-        fresh,
-        vocab_size,
-        tolerance=allowed,
-        seed=seed,
-        steps=steps,
-        longest=most,
-        often=_special(model, vocab_size),
-        prune=memo.prune,
+        memo, fresh, vocab_size, tolerance=allowed, seed=seed, steps=steps, longest=most, often=often, prune=memo.prune
     )
 
 

@@ -87,12 +87,9 @@ class Noise:
     """`specflow.Sampling` by noise that belongs to a position, every value of it: seed coupling, enumerated.
 
     Noise at a position is a uniform u, and a law is drawn from by inversion: the token in whose part of [0, 1) u falls.
-    Only as much of u is decided as the draws need: each of them splits the interval that is left at its position, so
-    that drafter and target, asked for laws of one position, share the noise there as with `specflow.SharedNoise`. The
-    ends of the intervals are exact fractions.
-
-    It stands for `SharedNoise`, whose noise is continuous and many-dimensional. What is proved with it holds for both:
-    see `certify_seed`.
+    Each draw splits the interval that is left at its position, and no more of u is decided: drafter and target, asked
+    for laws of one position, share the noise there, as with `specflow.SharedNoise`, for which it stands (see
+    `certify_seed`). The ends of the intervals are exact fractions.
 
     >>> noise = Noise(Branch((Turn(1, (0.25, 0.75)),)))
     >>> law = Categorical(torch.tensor([0.25, 0.75]))

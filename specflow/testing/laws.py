@@ -49,7 +49,7 @@ def statistics_add_up(compose: Callable[[World], Step], *, cases: Iterable[Case]
     >>> statistics_add_up(lambda world: autoregressive_step(world.target, world.processor, world.rng))
     """
 
-    def checked(world: World) -> bool:
+    def checked(world: World) -> None:
         before = world.start
         for outcome in unfold(compose(world), before):
             after = outcome.state if isinstance(outcome, Finished) else outcome
@@ -60,7 +60,6 @@ def statistics_add_up(compose: Callable[[World], Step], *, cases: Iterable[Case]
             if any(count.accepted > count.drafted for _, count in after.tally.sources):
                 raise LawError(f"more drafts were accepted than drafted: {after.tally}")
             before = after
-        return True
 
     for case in cases_of(cases, compose):
         case.law(checked)
@@ -80,7 +79,7 @@ def states_are_values(compose: Callable[[World], Step], *, cases: Iterable[Case]
     ... )
     """
 
-    def checked(world: World) -> bool:
+    def checked(world: World) -> None:
         tape, noise = _Tape(world.rng, world.rng.accept), _Tape(world.noise, _no_decision)
         step = compose(evolve(world, rng=tape, noise=noise))
         outcomes: list[DecodeState | Finished] = [world.start]
@@ -95,7 +94,6 @@ def states_are_values(compose: Callable[[World], Step], *, cases: Iterable[Case]
             again = step(state)
             if again != first or tape.left or noise.left:
                 raise LawError(f"a state stepped again gave another outcome: first {first}, then {again}")
-        return True
 
     for case in cases_of(cases, compose):
         case.law(checked)
