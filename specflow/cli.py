@@ -65,10 +65,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     130 after Ctrl-C, and 141 where the reader of a pipe has gone, as the shell has it for a program that ends by that
     signal.
     """
-    # Where one of them was closed, the answer or the errors go nowhere: what print does with None is write elsewhere.
+    # What is meant for a closed stream goes nowhere: the stream is None, and print(file=None) writes to stdout.
     sys.stdout, sys.stderr = _opened(sys.stdout), _opened(sys.stderr)
     if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # of a text that the terminal cannot show, show what can be
+        sys.stdout.reconfigure(errors="backslashreplace")  # escape what the terminal cannot show
     try:
         return _ran(arguments)
     except KeyboardInterrupt:
@@ -105,7 +105,7 @@ def _opened(stream: TextIO | None) -> TextIO:
 
 
 def _hang_up(stream: TextIO) -> None:
-    """Send the rest of what was written nowhere, or the interpreter would complain when it ends."""
+    """Drop what is still buffered, or the interpreter would complain when it ends."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
@@ -116,7 +116,7 @@ def _warn(message: Warning | str, *where: object) -> None:
 
 @contextmanager
 def _one_sentence(happened: str) -> Iterator[None]:
-    """What a model raises, as a `DecodeError`: it is somebody else's program, and may raise whatever it likes."""
+    """What a model raises, as a `DecodeError`: it is somebody else's program and may raise anything."""
     try:
         yield
     except DecodeError:
@@ -188,7 +188,7 @@ def _generate(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace, drafts: str, judges: str) -> None:
-    """Refuses texts that are none, and an option that another one would make meaningless."""
+    """Refuses what is not a text, and an option that another one makes meaningless."""
     check_text("prompt", args.prompt)
     for string in args.stop:
         check_text("stop", string)
@@ -249,7 +249,7 @@ def _started(args: argparse.Namespace, loaded: Loaded) -> DecodeState:
 
 
 def _bigrams(path: Path | None, loaded: Loaded) -> Bigrams | None:
-    """The table in the file; where there is none, the model is asked, and its answers are kept there."""
+    """The table in the file; if there is no file, the model is asked, and its answers are kept there."""
     if path is None:
         return None
     if not path.exists():

@@ -64,7 +64,7 @@ def _drafted(entry: Entry, policy: Policy, most: int, rule: Callable[[Randomness
 
 
 MOST: Final = 16
-"""The most tokens that a named policy drafts a step."""
+"""The most tokens that a named policy drafts in a step."""
 
 NAMES: Final = ("autoregressive", *DRAFTERS, *PEERS)
 """The decoders that have a name."""

@@ -121,8 +121,8 @@ def warmed_up(plan: Plan, decoder: Decoder) -> Decoder:
 def measure(plan: Plan) -> Iterator[Run]:
     """Every prompt by every decoder, `repeats` times. Refused prompts raise their `DecodeError`.
 
-    The decoders take turns on each prompt, and who goes first moves on, so that what the machine does meanwhile hits
-    all of them alike.
+    The decoders take turns on each prompt, and who goes first moves on, so that what else the machine does
+    affects all of them alike.
     """
     turn = 0
     for prompt in plan.prompts:

@@ -152,7 +152,7 @@ def observing_is_identity(compose: Callable[[World, Observer], Step], *, cases: 
 def drafting_nothing_is_autoregressive(
     compose: Callable[[World, Drafter], Step], *, cases: Iterable[Case] = LAW_CASES
 ) -> None:
-    """With a drafter that proposes nothing, text and ending have the law of autoregressive decoding, a step a token.
+    """With a drafter that proposes nothing, text and ending have the autoregressive law, one step per token.
 
     `ExactnessError` shows the text, the steps and the drafts whose probability is wrong.
 
