@@ -149,7 +149,8 @@ def _dynamic_edge(config: PreTrainedConfig) -> int | None:
     rope = getattr(text, "rope_parameters", None) or {}
     parts = [part for part in (rope, *rope.values()) if isinstance(part, dict) and part.get("rope_type") == "dynamic"]
     edges = [part.get("original_max_position_embeddings") for part in parts]
-    edges += [getattr(text, "max_position_embeddings", None)] * bool(parts)
+    if parts:
+        edges.append(getattr(text, "max_position_embeddings", None))
     return min([edge for edge in edges if edge is not None], default=None)
 
 
