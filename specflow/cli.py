@@ -85,11 +85,11 @@ def _ran(arguments: Sequence[str] | None) -> int:
             parsed = _parser().parse_args(arguments)
             run: Callable[[argparse.Namespace], int] = parsed.run
             with warnings.catch_warnings():
-                warnings.showwarning = _warn  # type: ignore[assignment] # it takes all that is given
+                warnings.showwarning = lambda message, *_: print(f"specflow: {message}", file=sys.stderr)
                 return run(parsed)
         finally:
             sys.stdout.flush()  # what fails here would fail at the interpreter's end, where nobody can catch it
-    except DecodeError as error:  # a value where the decode starts, an exception from a model that breaks down later
+    except DecodeError as error:
         print(f"specflow: {error}", file=sys.stderr)
         return NOT_DECODED
     except BrokenPipeError:
@@ -108,10 +108,6 @@ def _hang_up(stream: TextIO) -> None:
     """Drop what is still buffered, or the interpreter would complain when it ends."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
-def _warn(message: Warning | str, *where: object) -> None:
-    print(f"specflow: {message}", file=sys.stderr)
 
 
 @contextmanager
