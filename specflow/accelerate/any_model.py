@@ -57,14 +57,6 @@ def with_linears(model: Module, make: MakeLinear) -> Module:
     return copy.eval()
 
 
-def without_weights(copy: Module) -> Module:
-    """The copy, its new linear layers showing no weight: for when the model it was made of is given up."""
-    for module in copy.modules():
-        if isinstance(module, Replaced):
-            module.weight = None
-    return copy
-
-
 def is_linear(module: Module) -> bool:
     """Whether this is a linear layer and nothing more, of weights that are plain tensors."""
     return (type(module) is TorchLinear or type(module) is Conv1D) and type(module.weight) is Parameter

@@ -12,26 +12,15 @@ from warnings import warn
 from weakref import ref
 
 import torch
-from attrs import frozen
-from torch import Tensor
 from torch.nn import Module, Parameter
 from torch.nn.modules import module as everywhere
 from transformers import PreTrainedModel
 
-from specflow.accelerate.any_model import Replaced, with_linears, without_weights
+from specflow.accelerate.any_model import Replaced, with_linears
 from specflow.accelerate.captured import Captured, cuda_graph
 from specflow.accelerate.check import arbitrary_text, check
 from specflow.accelerate.family import MODELS, strangeness, weights_of
-from specflow.accelerate.linear import (
-    TOKENS,
-    MakeLinear,
-    Plain,
-    computing,
-    fast_linear,
-    has_layers,
-    int8_linear,
-    steady_linear,
-)
+from specflow.accelerate.linear import MakeLinear, Plain, computing, fast_linear, has_layers, int8_linear, steady_linear
 from specflow.accelerate.llama import Llama, Shapes
 from specflow.caches import BLOCK
 from specflow.errors import DecodeError
@@ -39,12 +28,11 @@ from specflow.guards.checks import a
 from specflow.paths import last_rows
 from specflow.predictors import CachedPredictor, UncachedPredictor, limits_of
 from specflow.predictors.reader import vocabulary_of
-from specflow.state import Predictor, Tokens
 
-FREE: Final = Shapes(TOKENS, rows=1, keys=1)
+FREE: Final = Shapes(rows=1, keys=1)
 """Nothing is padded: the last bits of what a pass computes depend on how many tokens it reads."""
 
-FIXED: Final = Shapes(TOKENS, rows=8, keys=BLOCK)
+FIXED: Final = Shapes(rows=8, keys=BLOCK)
 """Padding with which torch's attention adds alike for one token and for many."""
 
 TOLERANCES: Final = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.2, torch.float16: 0.05}
@@ -84,7 +72,8 @@ def fast(model: Module, given: Given = Given.KEPT) -> Module:
     """
     _checked(model, given)
     device = "cuda" if _devices(model) == ["cuda"] else "cpu"
-    return _or_given(model, lambda: _fast(model, given), TOLERANCES, given, device)
+    made = _made(model, lambda: _fast(model, given), TOLERANCES, device)
+    return _settled(model, made, given) if isinstance(made, Module) else _as_given(model, made, 3)
 
 
 def bit_for_bit(model: Module, given: Given = Given.KEPT) -> Module:
@@ -98,22 +87,10 @@ def bit_for_bit(model: Module, given: Given = Given.KEPT) -> Module:
     difference on this machine: nothing is returned that does not keep the promise. A copy, as `fast` makes.
     """
     _checked(model, given)
-    reason = _beyond_reach(model) or strangeness(model)
-    if reason is not None:
-        raise _refusal(reason)
-    dtype = _dtype(model)
-    if not has_layers(dtype):
-        raise _refusal(f"there are no such layers in {dtype} here")
-    try:
-        made = _llama(model, dtype, computing(dtype), steady_linear, FIXED)
-        report = check(made, lengths=(min(40, (limits_of(model).context or 48) - 8),), passes=(2, 3, 8))
-        reason = _disagreement(model, made, TOLERANCES) if report.equal else str(report)
-    except DecodeError:
-        raise
-    except Exception as error:  # of a model whose parts contradict one another, anything
-        raise _refusal(f"{type(error).__name__}: {error}") from error
-    if reason is not None:
-        raise _refusal(reason)
+    made = _made(model, lambda: _steady(model), TOLERANCES)
+    if isinstance(made, str):
+        remedy = "use accelerate.fast, in fp32 where texts must be equal"
+        raise DecodeError("model", "passes over the model cannot be made equal bit for bit", made, remedy)
     return _settled(model, made, given)
 
 
@@ -122,29 +99,45 @@ def lossy_bf16(model: Module) -> Module:
 
     It stays what it is, whatever becomes of `model`: its drafts are then refused more often.
     """
-    _checked(model, Given.KEPT)
-    return _or_given(model, lambda: _in_bf16(model, fast_linear), LOSSY, Given.KEPT)
+    return _lossy(model, fast_linear)
 
 
 def lossy_int8(model: Module) -> Module:
     """`lossy_bf16` with linear weights of 8 bits: faster still, and further from the model's law."""
-    _checked(model, Given.KEPT)
-    return _or_given(model, lambda: _in_bf16(model, int8_linear), LOSSY, Given.KEPT)
+    return _lossy(model, int8_linear)
 
 
-def _fast(model: Module, given: Given) -> Module:
-    dtype = _dtype(model)
-    strange = strangeness(model)
+def _fast(model: Module, given: Given) -> Module | str:
+    dtype, strange = _dtype(model), strangeness(model)
     if _devices(model) == ["cuda"]:
         if strange is not None:
-            raise DecodeError("model", "on CUDA only the llama family is accelerated", strange, "use it as it is")
+            return f"on CUDA only the llama family is accelerated ({strange})"
         return Captured(_llama(model, dtype, dtype, Plain, FREE), cuda_graph)
     if strange is None:
         return _llama(model, dtype, computing(dtype), fast_linear, FREE)
     if not has_layers(dtype):
-        raise DecodeError("model", "there are no faster linear layers here", dtype, "use fp32 or bf16")
+        return f"there are no faster linear layers in {dtype} here"
     made = with_linears(model, fast_linear)
-    return without_weights(made) if given is Given.TAKEN else made
+    if given is Given.TAKEN:
+        for module in made.modules():
+            if isinstance(module, Replaced):
+                module.weight = None
+    return made
+
+
+def _steady(model: Module) -> Module | str:
+    dtype, strange = _dtype(model), strangeness(model)
+    if strange is not None or not has_layers(dtype):
+        return strange or f"there are no such layers in {dtype} here"
+    made = _llama(model, dtype, computing(dtype), steady_linear, FIXED)
+    report = check(made, lengths=(min(40, (limits_of(model).context or 48) - 8),), passes=(2, 3, 8))
+    return made if report.equal else str(report)
+
+
+def _lossy(model: Module, make: MakeLinear) -> Module:
+    _checked(model, Given.KEPT)
+    made = _made(model, lambda: _in_bf16(model, make), LOSSY)
+    return made if isinstance(made, Module) else _as_given(model, made, 4)
 
 
 def _in_bf16(model: Module, make: MakeLinear) -> Module:
@@ -157,29 +150,29 @@ def _llama(model: Module, rounded: torch.dtype, computed: torch.dtype, make: Mak
     return Llama(cast(PreTrainedModel, model).config, weights_of(model, rounded, computed, make), shapes)
 
 
-def _or_given(
-    model: Module,
-    make: Callable[[], Module],
-    tolerances: Mapping[torch.dtype, float],
-    given: Given,
-    device: str = "cpu",
-) -> Module:
-    """What `make` makes, if it is right; else the given model and a note."""
+def _made(
+    model: Module, make: Callable[[], Module | str], tolerances: Mapping[torch.dtype, float], device: str = "cpu"
+) -> Module | str:
+    """What `make` makes, if it computes what the model does; else why there is nothing."""
     reason = _beyond_reach(model, device)
-    if reason is None:
-        try:
-            made = make()
-            reason = _disagreement(model, made, tolerances)
-        except Exception as error:  # of a model we do not know, anything; the given one still works
-            reason = f"{type(error).__name__}: {error}"
-        else:
-            if reason is None:
-                return made if tolerances is LOSSY else _settled(model, made, given)
-    warn(NotAccelerated(f"{type(model).__name__} is not accelerated: {reason}"), stacklevel=3)
+    if reason is not None:
+        return reason
+    try:
+        made = make()
+        return made if isinstance(made, str) else _disagreement(model, made, tolerances) or made
+    except DecodeError as error:
+        return str(error).removesuffix(".")
+    except Exception as error:  # of a model we do not know, anything; the given one still works
+        return f"{type(error).__name__}: {error}"
+
+
+def _as_given(model: Module, reason: str, stacklevel: int) -> Module:
+    """The model, once a warning says why it is no other. `stacklevel` is how far up the user's call is."""
+    warn(NotAccelerated(f"{type(model).__name__} is not accelerated: {reason}"), stacklevel=stacklevel)
     return model
 
 
-def _beyond_reach(model: Module, device: str = "cpu") -> str | None:
+def _beyond_reach(model: Module, device: str) -> str | None:
     """Why nothing can be made of the model on this device, whatever it is."""
     if any(isinstance(module, Llama | Replaced) for module in model.modules()):
         return "it is accelerated already"
@@ -209,34 +202,24 @@ def _disagreement(model: Module, made: Module, tolerances: Mapping[torch.dtype, 
     It goes past the model's windows, where they are short. The given model is read afresh, and by a copy, as it may
     keep something from what it reads.
     """
-    limits = limits_of(model)
-    length = min(max([24, *[window + 16 for window in _short_windows(model)]]), limits.context or sys.maxsize)
+    limits, windows = limits_of(model), []
+    if strangeness(model) is None:
+        windows = MODELS[type(model).__name__](cast(PreTrainedModel, model).config)
+    further = [window + 16 for window in windows if window is not None and window <= BLOCK]
+    length = min(max([24, *further]), limits.context or sys.maxsize)
     text = arbitrary_text(length, vocabulary_of(model))
     cuts = sorted({cut for cut in (length // 2, length - 4, length - 1, length) if cut > 0})
     given = deepcopy(model, {id(weight): weight for weight in model.parameters()})
-    expected = last_rows(UncachedPredictor(given), text, length).double()
-    got = _logits(CachedPredictor(made), text, cuts)
+    expected, predict = last_rows(UncachedPredictor(given), text, length).double(), CachedPredictor(made)
+    got = torch.cat([last_rows(predict, text[:end], end - start) for start, end in pairwise((0, *cuts))]).double()
     off = float((got - expected).abs().max() / expected.abs().max())
     return None if off <= tolerances[_dtype(model)] else f"its logits would differ by {off:.2g} of the largest"
-
-
-def _logits(predict: Predictor, text: Tokens, cuts: list[int]) -> Tensor:
-    parts = [last_rows(predict, text[:end], end - start) for start, end in pairwise((0, *cuts))]
-    return torch.cat(parts).double()
-
-
-def _short_windows(model: Module) -> list[int]:
-    """The windows of a model of the family that a trial can go past."""
-    if strangeness(model) is not None:
-        return []
-    windows = MODELS[type(model).__name__](cast(PreTrainedModel, model).config)
-    return [window for window in windows if window is not None and window <= BLOCK]
 
 
 def _settled(model: Module, made: Module, given: Given) -> Module:
     """What was made, once the given model is what was agreed."""
     if given is Given.KEPT:
-        made.register_forward_pre_hook(Origin.of(model))
+        made.register_forward_pre_hook(_refusing_changes_of(model))
         return made
     for module in model.modules():
         for name in module._parameters:
@@ -245,29 +228,22 @@ def _settled(model: Module, made: Module, given: Given) -> Module:
     return made
 
 
-@final
-@frozen(eq=False)
-class Origin:
-    """The weights of a given model as they were, so that what was made of them can tell when they have changed.
+def _refusing_changes_of(model: Module) -> Callable[[Module, object], None]:
+    """A hook that raises `DecodeError` where the weights of a model, which is not kept alive, are not what they were.
 
-    By their versions, which everything counts but writing through `.data`, and by where they lie.
+    It tells by their versions, which everything counts but writing through `.data`, and by where they lie. Those made
+    in inference mode have no versions; what is gone has not changed.
     """
+    weights = [(ref(each), each._version, each.data_ptr()) for each in model.parameters() if not each.is_inference()]
 
-    weights: tuple[tuple[Callable[[], Tensor | None], int, int], ...]
-
-    @classmethod
-    def of(cls, model: Module) -> Origin:
-        """The weights of a model, which is not kept alive. Those made in inference mode have no versions."""
-        weights = [weight for weight in model.parameters() if not weight.is_inference()]
-        return cls(tuple([(ref(weight), weight._version, weight.data_ptr()) for weight in weights]))
-
-    def __call__(self, module: Module, arguments: object, /) -> None:
-        """`DecodeError` where they are no longer what they were; what is gone has not changed."""
-        for weight, version, place in self.weights:
+    def refuse(module: Module, arguments: object, /) -> None:
+        for weight, version, place in weights:
             now = weight()
             if now is not None and (now._version != version or now.data_ptr() != place):
                 happened = "the given model's weights have changed since it was accelerated"
                 raise DecodeError("model", happened, f"weights of shape {list(now.shape)}", "accelerate it again")
+
+    return refuse
 
 
 def _checked(model: object, given: object) -> None:
@@ -277,8 +253,3 @@ def _checked(model: object, given: object) -> None:
 
 def _taken(*arguments: object, **named: object) -> object:
     raise DecodeError("model", "its weights were taken over", "a call of the given model", "call the accelerated one")
-
-
-def _refusal(reason: str) -> DecodeError:
-    remedy = "use accelerate.fast, in fp32 where texts must be equal"
-    return DecodeError("model", "passes over the model cannot be made equal bit for bit", reason, remedy)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import Embedding, Module
 from typing_extensions import override
 
-from specflow.accelerate.llama import Llama, Output, Place, Sight, hiding, logits_of, read
+from specflow.accelerate.llama import Llama, Output, Sight, hiding, logits_of, read
 from specflow.caches import KVCache
 from specflow.trees import depths, lineage
 
@@ -36,7 +36,7 @@ class Captured(Module):
 
     A captured pass repeats the same kernels over the same memory, so everything that changes is data: the ids, the
     position and the shape of a tree are tensors (a text is a tree without branches), and each query sees the whole
-    buffer behind a mask. What a pass computes for the tokens it is filled up with lies behind the text and is
+    buffer through a mask. What a pass computes for the tokens it is filled up with lies after the text and is
     forgotten, as after a rollback. A graph belongs to the buffer it was captured over; when a text is given up, the
     next one that fits takes over its buffer, and the graphs. Threads take turns, as a graph's memory is there once.
 
@@ -142,7 +142,7 @@ class _Track:
         cache.buffer, self._owner = self.buffer, ref(cache)
 
     def run(self, ids: Tensor, start: int, size: int, parents: Sequence[int] | None) -> Tensor:
-        """Logits [k, V] of ids [k] behind `start` tokens, in a captured pass over `size` tokens."""
+        """Logits [k, V] of ids [k] after `start` tokens, in a captured pass over `size` tokens."""
         self._ids[: len(ids)] = ids
         self._start.fill_(start)
         self._arrange(range(-1, len(ids) - 1) if parents is None else parents)
@@ -151,7 +151,7 @@ class _Track:
         return self._passes[size]()[: len(ids)].clone()
 
     def _arrange(self, parents: Sequence[int]) -> None:
-        """Take the shape of a tree, with the tokens that a pass is filled up with in a row behind its last."""
+        """Take the shape of a tree, with the tokens that a pass is filled up with in a row after its last."""
         whole = [*parents, *range(len(parents) - 1, max(PASSES) - 1)]
         if whole != self._parents:
             self._parents = whole
@@ -167,14 +167,12 @@ class _Track:
         beside.index_copy_(1, slots, self._hidden[:size, :size])
         cos, sin = self._angles
         rows = self.buffer.flatten(1, 2).transpose(1, 2).unbind()
-        sights = {
-            window: Sight.of(
-                self.buffer, hiding(positions, seen, window) | beside, weights, size, self.model.shapes.rows
-            )
-            for window in weights.windows
-        }
-        place = Place((cos[positions], sin[positions]), lambda i, new: rows[i].index_copy_(0, slots, new), sights)
-        return logits_of(weights, read(weights, self._ids[:size], place))
+        sights, multiple = {}, self.model.shapes.rows
+        for window in weights.windows:
+            sights[window] = Sight.of(self.buffer, hiding(positions, seen, window) | beside, weights, size, multiple)
+        angles = cos[positions], sin[positions]
+        hidden = read(weights, self._ids[:size], angles, lambda i, new: rows[i].index_copy_(0, slots, new), sights)
+        return logits_of(weights, hidden)
 
 
 def cuda_graph(work: Work) -> Work:

@@ -19,7 +19,7 @@ from specflow.predictors.reader import vocabulary_of
 from specflow.state import Tokens
 
 LENGTHS: Final = (1, 40, 300, 490, 1000)
-"""How many tokens are read before the passes that are compared; behind 490 they cross a border of the keys."""
+"""How many tokens are read before the passes that are compared; after 490 they cross a border of the keys."""
 
 PASSES: Final = tuple(range(2, 33))
 
@@ -27,7 +27,7 @@ PASSES: Final = tuple(range(2, 33))
 @final
 @frozen
 class Disagreement:
-    """A pass over `tokens` tokens behind `length` others, and how many of its logits have other bits."""
+    """A pass over `tokens` tokens after `length` others, and how many of its logits have other bits."""
 
     length: int
     tokens: int
@@ -39,8 +39,8 @@ class Disagreement:
 class Agreement:
     """What was compared with passes over single tokens, and what differed.
 
-    `lengths` were read first, in one pass; behind each, passes over `passes` tokens, each after a rollback; and the
-    whole text at once, which appears among the differences as a pass behind 0 tokens. `elements` logits were compared.
+    `lengths` were read first, in one pass; after each, passes over `passes` tokens, each after a rollback; and the
+    whole text at once, which appears among the differences as a pass after 0 tokens. `elements` logits were compared.
     """
 
     dtype: str
@@ -59,7 +59,7 @@ class Agreement:
     def __str__(self) -> str:
         setting = f"{self.dtype}, {self.threads} threads, passes over {min(self.passes)} to {max(self.passes)} tokens"
         if self.equal:
-            return f"all {self.elements} logits are equal bit for bit ({setting}, behind {self.lengths} tokens)"
+            return f"all {self.elements} logits are equal bit for bit ({setting}, after {self.lengths} tokens)"
         worst = max(self.differing, key=lambda difference: difference.elements)
         count = sum(difference.elements for difference in self.differing)
         return f"{count} of {self.elements} logits differ ({setting}), most in {worst}"
@@ -73,8 +73,6 @@ def check(model: Module, lengths: Iterable[int] = LENGTHS, passes: Iterable[int]
     (`torch.get_num_threads()`) and this build of torch.
     """
     a(Module, "give a model, such as AutoModelForCausalLM loads")("model", model)
-    if any(parameter.is_meta for parameter in model.parameters()):
-        raise DecodeError("model", "the model's weights are not there", "weights on meta", "load the model")
     passes = tuple(sorted(set(_counts("passes", passes))))
     limits, vocab_size, most = limits_of(model), vocabulary_of(model), max(passes)
     asked = _counts("lengths", lengths)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
-from typing import Final, Protocol, TypeAlias, cast
+from typing import Final, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
@@ -69,10 +69,6 @@ FOREIGN: Final = ("torch.nn.", "transformers.activations", "transformers.integra
 """Where the leaves of a model of the family are defined, but for its norms."""
 
 
-class _RMSNorm(Protocol):
-    variance_epsilon: float
-
-
 def strangeness(model: Module) -> str | None:
     """Why `model` cannot be read as one of the family; None if it can."""
     return next(_strange(model), None)
@@ -84,7 +80,8 @@ def _strange(model: Module) -> Iterator[str]:  # noqa: PLR0912 - one for each th
         yield f"{kind.__name__} is not known to be of the llama family"
         return
     config = cast(PreTrainedModel, model).config
-    if not _is_plainly_causal(model, config):
+    # transformers takes a word for it from the config, for masks, and from each attention, where there is no mask.
+    if not all(getattr(said, "is_causal", True) for said in (config, *model.modules())):
         yield "its attention is not causal"
     if config._attn_implementation not in ATTENTIONS:
         yield f"its attention ({config._attn_implementation}) is not one of transformers' own"
@@ -100,7 +97,7 @@ def _strange(model: Module) -> Iterator[str]:  # noqa: PLR0912 - one for each th
         yield "its embedding is not a plain table"
     if any(type(parameter) is not Parameter for parameter in model.parameters()):
         yield "its weights are not plain tensors"
-    if len({norm.variance_epsilon for norm in cast(Iterator[_RMSNorm], _norms(model))}) > 1:
+    if len(_epsilons(model)) > 1:
         yield "its norms differ in their epsilon"
     for layer in model.get_submodule("model.layers").children():
         leaves = {name for name, module in layer.named_modules() if not any(module.children())}
@@ -117,12 +114,6 @@ def _strange(model: Module) -> Iterator[str]:  # noqa: PLR0912 - one for each th
         yield f"its rotary embedding ({rotary}) depends on the length of the text"
 
 
-def _is_plainly_causal(model: Module, config: PreTrainedConfig) -> bool:
-    """transformers takes a word for it from the config, for masks, and from each attention, where there is no mask."""
-    said = [getattr(module, "is_causal", True) for module in model.modules()]
-    return bool(getattr(config, "is_causal", True)) and all(said)
-
-
 def _is_of(module: Module, kind: type) -> bool:
     """Whether this part is one of those that transformers builds this kind of model of, its forward as it came."""
     home = type(module).__module__
@@ -131,8 +122,10 @@ def _is_of(module: Module, kind: type) -> bool:
     )
 
 
-def _norms(model: Module) -> Iterator[Module]:
-    return (module for module in model.modules() if hasattr(module, "variance_epsilon"))
+def _epsilons(model: Module) -> set[float]:
+    """The epsilons of a model's norms."""
+    found = [getattr(module, "variance_epsilon", None) for module in model.modules()]
+    return {epsilon for epsilon in found if epsilon is not None}
 
 
 def weights_of(model: Module, rounded: torch.dtype, computed: torch.dtype, make: MakeLinear) -> Weights:
@@ -154,8 +147,7 @@ def weights_of(model: Module, rounded: torch.dtype, computed: torch.dtype, make:
         return rows.reshape(kv_heads, heads // kv_heads, size, -1).transpose(0, 1).reshape(rows.shape)
 
     def norm(name: str, within: Module) -> Tensor:
-        weight = within.get_parameter(f"{name}.weight").detach().to(rounded).to(computed)
-        return torch.cat((weight, weight))
+        return within.get_parameter(f"{name}.weight").detach().to(rounded).to(computed)
 
     def layer(module: Module, window: int | None) -> Layer:
         q, k, v, out = (weight_and_bias(module.get_submodule(f"self_attn.{name}_proj")) for name in "qkvo")
@@ -163,11 +155,11 @@ def weights_of(model: Module, rounded: torch.dtype, computed: torch.dtype, make:
         q = by_member(q[0]), None if q[1] is None else by_member(q[1])
         out = by_member(out[0].T).T, out[1]
         return Layer(
-            before_attention=norm("input_layernorm", module),
+            before_attention=norm("input_layernorm", module).repeat(2),
             qkv=joined(q, k, v),
             qk_norm=qk_norm(module),
             out=joined(out),
-            before_mlp=norm("post_attention_layernorm", module),
+            before_mlp=norm("post_attention_layernorm", module).repeat(2),
             gate_up=joined(gate, up),
             down=joined(down),
             rotary=bool(getattr(module.get_submodule("self_attn"), "use_rope", True)),
@@ -177,19 +169,17 @@ def weights_of(model: Module, rounded: torch.dtype, computed: torch.dtype, make:
     def qk_norm(module: Module) -> Tensor | None:
         if "q_norm" not in dict(module.get_submodule("self_attn").named_children()):
             return None
-        q, k = (
-            module.get_parameter(f"self_attn.{name}_norm.weight").detach().to(rounded).to(computed) for name in "qk"
-        )
+        q, k = (norm(f"self_attn.{name}_norm", module) for name in "qk")
         return torch.cat((q.expand(heads, -1), k.expand(kv_heads, -1)))
 
     return Weights(
         embedding=embedding,
         layers=tuple([layer(module, window) for module, window in zip(layers, windows, strict=True)]),
-        before_head=norm("norm", model.get_submodule("model")),
+        before_head=norm("model.norm", model).repeat(2),
         head=joined(weight_and_bias(model.get_submodule("lm_head"))),
         rotary=rotary,
         heads=heads,
         kv_heads=kv_heads,
         size=size,
-        epsilon=cast(_RMSNorm, layers[0].get_submodule("input_layernorm")).variance_epsilon,
+        epsilon=_epsilons(model).pop(),
     )

@@ -171,7 +171,7 @@ def fast_linear(weight: Tensor, bias: Tensor | None) -> Linear:
 
 def int8_linear(weight: Tensor, bias: Tensor | None) -> Linear:
     """A layer with weights of 8 bits. `DecodeError` where this build of torch has none."""
-    if not can_round():
+    if not is_right(Int8.of, torch.bfloat16, 2**-4):
         remedy = "use accelerate.lossy_bf16"
         raise DecodeError("model", "this torch has no right product with weights of 8 bits", torch.__version__, remedy)
     return Int8.of(weight, bias)
@@ -202,14 +202,12 @@ def steady_rows(out: int, inner: int, threads: int) -> int | None:
 
     `threads` is how many torch has: the answer may depend on it.
     """
-    for rows in (1, 2, 3, 4, 6, 8, 12, 14, 16):
 
-        def make(weight: Tensor, bias: Tensor | None, rows: int = rows) -> Linear:
-            return Padded(Half.of(weight.half(), bias), rows)
+    def padded(rows: int) -> MakeLinear:
+        return lambda weight, bias: Padded(Half.of(weight.half(), bias), rows)
 
-        if _is_steady(out, inner, torch.float32, make):
-            return rows
-    return None
+    tried = (1, 2, 3, 4, 6, 8, 12, 14, 16)
+    return next((rows for rows in tried if _is_steady(out, inner, torch.float32, padded(rows))), None)
 
 
 @cache
@@ -247,7 +245,6 @@ def _is_steady(out: int, inner: int, dtype: torch.dtype, make: MakeLinear) -> bo
     return all(torch.equal(layer(rows[:count]), alone[:count]) for count in counts)
 
 
-@cache
 def can_pack(dtype: torch.dtype) -> bool:
     """Whether the private operations of `Packed` are there and right: tried once, on a small layer."""
     if dtype not in (torch.float32, torch.bfloat16):
@@ -286,11 +283,6 @@ def has_layers(dtype: torch.dtype) -> bool:
 
 
 @cache
-def can_round() -> bool:
-    """Whether the private operation of `Int8` is there and right: tried once, on a small layer."""
-    return is_right(Int8.of, torch.bfloat16, 2**-4)
-
-
 def is_right(make: MakeLinear, dtype: torch.dtype, tolerance: float) -> bool:
     """Whether layers that `make` makes are within the tolerance, relative to the largest output, on a small example."""
     generator = torch.Generator().manual_seed(0)

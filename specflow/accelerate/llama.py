@@ -17,7 +17,7 @@ from torch.nn import Embedding, Module
 from transformers import PreTrainedConfig
 from typing_extensions import override
 
-from specflow.accelerate.linear import Linear
+from specflow.accelerate.linear import TOKENS, Linear
 from specflow.caches import KVCache
 from specflow.errors import DecodeError
 from specflow.guards.checks import shown
@@ -83,11 +83,9 @@ class Weights:
 class Shapes:
     """The shapes that a pass is cut into: a kernel that is given other shapes may add in another order.
 
-    At most `tokens` tokens are read at a time. The rows that attend are padded to a multiple of `rows`, the keys that
-    they see to a multiple of `keys`.
+    The rows that attend are padded to a multiple of `rows`, the keys that they see to a multiple of `keys`.
     """
 
-    tokens: int
     rows: int
     keys: int
 
@@ -128,7 +126,7 @@ class Llama(Module):
         logits_to_keep: int = 0,
         parents: Sequence[int] | None = None,
     ) -> Output:
-        """Logits [1, n, V] behind the last n = `logits_to_keep` (0: all) of the ids [1, k], which follow the cache.
+        """Logits [1, n, V] after the last n = `logits_to_keep` (0: all) of the ids [1, k], which follow the cache.
 
         The cache is written in place and returned; without one a new one is made. With `parents` the ids are a tree:
         each follows that one of them, or with -1 the cache, and sees its ancestors alone. `DecodeError` for more than
@@ -146,12 +144,9 @@ class Llama(Module):
         cache.reserve(cache.length + input_ids.shape[1])
         # What outlives the pass, the cache, the angles and the logits, is made outside of this mode.
         with torch.inference_mode():
-            if parents is None:
-                hidden = torch.cat([self._read(ids, cache) for ids in torch.split(input_ids[0], self.shapes.tokens)])
-            else:
-                hidden = self._read(input_ids[0], cache, self._tree(parents, cache.length))
-            kept = torch.split(hidden[-logits_to_keep:], self.shapes.tokens)
-            logits = [logits_of(self.weights, rows) for rows in kept]
+            pieces = torch.split(input_ids[0], TOKENS) if parents is None else input_ids
+            hidden = torch.cat([self._read(ids, cache, parents) for ids in pieces])
+            logits = [logits_of(self.weights, rows) for rows in torch.split(hidden[-logits_to_keep:], TOKENS)]
         return Output(torch.cat(logits)[None], cache if use_cache else None)
 
     @override
@@ -162,49 +157,45 @@ class Llama(Module):
     def _cache_shape(self, capacity: int) -> tuple[int, ...]:
         return len(self.weights.layers), 2, self.weights.kv_heads, capacity, self.weights.size
 
-    def _tree(self, parents: Sequence[int], start: int) -> Tree:
-        if self.shapes.keys > 1:
-            remedy = "read its paths one by one"
-            raise DecodeError("parents", "a tree is not read bit for bit as its paths are", len(parents), remedy)
-        device = self.embedding.weight.device
-        positions = start + torch.tensor(depths(parents), device=device)
-        return Tree(positions, torch.from_numpy(~lineage(parents)).to(device))
-
-    def _read(self, ids: Tensor, cache: KVCache, tree: Tree | None = None) -> Tensor:
+    def _read(self, ids: Tensor, cache: KVCache, parents: Sequence[int] | None) -> Tensor:
         """The hidden states [k, hidden] of ids [k] that follow what the cache covers, one by one or as a tree."""
         start, end, keys, device = cache.length, cache.length + len(ids), self.shapes.keys, ids.device
-        positions = torch.arange(start, end, device=device) if tree is None else tree.positions
+        positions, angles, beside = torch.arange(start, end, device=device), self.angles.between(start, end), None
+        if parents is not None:
+            if keys > 1:
+                remedy = "read its paths one by one"
+                raise DecodeError("parents", "a tree is not read bit for bit as its paths are", len(parents), remedy)
+            steps = torch.tensor(depths(parents), device=device)
+            positions, angles = start + steps, (angles[0][steps], angles[1][steps])
+            beside = torch.from_numpy(~lineage(parents)).to(device)
         sights = {}
         for window in self.weights.windows:
             nearest = 0 if window is None else max(0, start + 1 - window)
             first, last = nearest // keys * keys, -(-end // keys) * keys
-            seen = torch.arange(first, last, device=device)
-            if tree is not None:
-                seen = torch.cat((seen[: start - first], positions))
-            mask = None if len(ids) == 1 and (first, last) == (nearest, end) else hiding(positions, seen, window)
-            if tree is not None and mask is not None:
-                mask[:, start - first :] |= tree.hidden
+            mask = None
+            if len(ids) > 1 or (first, last) != (nearest, end):
+                seen = torch.arange(first, last, device=device)
+                seen[start - first : end - first] = positions
+                mask = hiding(positions, seen, window)
+                if beside is not None:
+                    mask[:, start - first :] |= beside
             sights[window] = Sight.of(cache.buffer[:, :, :, first:last], mask, self.weights, len(ids), self.shapes.rows)
         room = cache.buffer.flatten(1, 2)[:, :, start:end].transpose(1, 2).unbind()
-        angles = self.angles.between(start, end)
-        if tree is not None:
-            angles = angles[0][positions - start], angles[1][positions - start]
-        place = Place(angles, lambda i, new: room[i].copy_(new), sights)
         cache.length = end
-        return read(self.weights, ids, place)
+        return read(self.weights, ids, angles, lambda i, new: room[i].copy_(new), sights)
 
 
-@final
-@frozen(eq=False)
-class Tree:
-    """Where each of the k tokens of a tree stands, `positions` [k], and which of them it must not see, [k, k]."""
+def read(
+    weights: Weights,
+    ids: Tensor,
+    angles: tuple[Tensor, Tensor],
+    write: Callable[[int, Tensor], object],
+    sights: Mapping[int | None, Sight],
+) -> Tensor:
+    """The hidden states [k, hidden] of ids [k] with these rotary angles.
 
-    positions: Tensor
-    hidden: Tensor
-
-
-def read(weights: Weights, ids: Tensor, place: Place) -> Tensor:
-    """The hidden states [k, hidden] of ids [k] that stand in a place."""
+    `write(layer, new)` takes keys and values [k, 2 · heads, size]. `sights` has what is seen in each of the windows.
+    """
     epsilon, k, heads, kv_heads, size = weights.epsilon, len(ids), weights.heads, weights.kv_heads, weights.size
     stream = Stream.of(F.embedding(ids, weights.embedding).to(weights.before_head.dtype), epsilon)
     for i, layer in enumerate(weights.layers):
@@ -213,16 +204,16 @@ def read(weights: Weights, ids: Tensor, place: Place) -> Tensor:
         if layer.qk_norm is not None:
             qk.copy_(_normalised(qk, epsilon)).mul_(layer.qk_norm)
         if layer.rotary:
-            _rotate(qk, place.angles)
-        place.write(i, qkv[:, heads:])
-        stream.x.add_(layer.out(place.sights[layer.window].attend(qkv[:, :heads], i)))
+            _rotate(qk, angles)
+        write(i, qkv[:, heads:])
+        stream.x.add_(layer.out(sights[layer.window].attend(qkv[:, :heads], i)))
         gate, up = layer.gate_up(stream.normed(layer.before_mlp)).chunk(2, dim=-1)
         stream.x.add_(layer.down(_silu(gate).mul_(up)))
     return stream.x
 
 
 def logits_of(weights: Weights, hidden: Tensor) -> Tensor:
-    """Logits [k, V] behind hidden states [k, hidden]."""
+    """Logits [k, V] after hidden states [k, hidden]."""
     return weights.head(Stream.of(hidden, weights.epsilon).normed(weights.before_head))
 
 
@@ -247,7 +238,7 @@ class Stream:
         """x / √(mean(x²) + ε) · weight over rows, with the weight given twice, [2n].
 
         Computed as the layer norm of [x, -x], whose mean is 0 and whose variance is mean(x²): one kernel, a row at a
-        time, in half the time of the ten kernels behind `F.rms_norm`.
+        time, in half the time of the ten kernels of `F.rms_norm`.
         """
         n = self.x.shape[-1]
         if self.x.dtype == torch.float64:
@@ -274,19 +265,6 @@ def _silu(gate: Tensor) -> Tensor:
     if gate.numel() <= ELEMENTS:
         return F.silu(gate)
     return torch.cat([F.silu(rows) for rows in torch.split(gate, max(1, ELEMENTS // gate.shape[-1]))])
-
-
-@final
-@frozen(eq=False)
-class Place:
-    """Where the tokens of a pass stand: their rotary angles, how their keys and values are written, and what they see.
-
-    `write(layer, new)` takes keys and values [k, 2 · heads, size]. There is a sight for each of the model's windows.
-    """
-
-    angles: tuple[Tensor, Tensor]
-    write: Callable[[int, Tensor], object]
-    sights: Mapping[int | None, Sight]
 
 
 @final

@@ -1,9 +1,8 @@
-"""KV caches of every kind behind one small protocol: what can be cropped, what goes back to a mark, what is kept."""
+"""KV caches of every kind: which can be cropped, which go back to a mark, and which rows can be kept."""
 
 from specflow.caches.buffer import BLOCK as BLOCK
 from specflow.caches.buffer import KVCache as KVCache
 from specflow.caches.layers import RECORD as RECORD
-from specflow.caches.layers import Part as Part
 from specflow.caches.made import LossyCache as LossyCache
 from specflow.caches.made import capacity as capacity
 from specflow.caches.made import is_empty as is_empty

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, final
 
+import torch.nn.functional as F
 from attrs import define, field
 from torch import Tensor
 
@@ -30,8 +31,8 @@ _tokens: Final = whole(0, "give a number of tokens")
 class KVCache:
     """Keys and values of `length` tokens, in a buffer [layers, 2, heads, capacity, size] that doubles when it is full.
 
-    What lies behind `length` is zeros or forgotten tokens: finite numbers, which a mask can hide. A pass writes into
-    the buffer, so a cache belongs to one text.
+    After `length` there are zeros or forgotten tokens: finite numbers, which a mask can hide. A pass writes into the
+    buffer, so a cache belongs to one text.
 
     >>> import torch
     >>> cache = KVCache(torch.empty(3, 2, 1, 0, 4))
@@ -53,9 +54,9 @@ class KVCache:
         self.length = length
 
     def keep(self, start: int, rows: Sequence[int]) -> None:
-        """Keep the first `start` tokens and, of those behind them, only the `rows`, counted from there, in order.
+        """Keep the first `start` tokens and, of those after them, only the `rows`, counted from there, in order.
 
-        So a branch is taken out of a tree whose drafts were read in one pass. `DecodeError` where there are none such.
+        So one branch of a tree is kept whose drafts were read in one pass. `DecodeError` where there are no such rows.
 
         >>> import torch
         >>> cache = KVCache(torch.arange(5.0).reshape(1, 1, 1, 5, 1).repeat(1, 2, 1, 1, 1), length=5)
@@ -67,17 +68,25 @@ class KVCache:
         rows = ids_of("rows", rows)
         held = self.length - start
         if held < 0 or not all(0 <= row < held for row in rows):
-            happened = f"the cache holds {self.length} tokens, {held} of them behind the first {start}"
+            happened = f"the cache holds {self.length} tokens, {held} of them after the first {start}"
             raise DecodeError("rows", happened, list(rows), "give rows that are there")
-        if list(rows) != list(range(len(rows))):
-            self.buffer[:, :, :, start : start + len(rows)] = self.buffer[:, :, :, [start + row for row in rows]]
+        move_up(self.buffer, start, rows)
         self.length = start + len(rows)
 
     def reserve(self, length: int) -> None:
         """Make room for `length` tokens."""
         _tokens("length", length)
-        old, capacity = self.buffer, self.buffer.shape[3]
-        if length > capacity:
-            capacity = -(-max(length, 2 * capacity) // BLOCK) * BLOCK
-            self.buffer = old.new_zeros(*old.shape[:3], capacity, old.shape[4])
-            self.buffer[:, :, :, : self.length] = old[:, :, :, : self.length]
+        if length > self.buffer.shape[3]:
+            self.buffer = wider(self.buffer, length)
+
+
+def move_up(held: Tensor, start: int, rows: Sequence[int]) -> None:
+    """Write the `rows` after the first `start` of `held` [..., n, size], counted from there, one after the other."""
+    if list(rows) != list(range(len(rows))):
+        held[..., start : start + len(rows), :] = held[..., [start + row for row in rows], :]
+
+
+def wider(held: Tensor, length: int) -> Tensor:
+    """A tensor with the same rows [..., n, size], then zeros: room for at least `length` rows and for twice as many."""
+    room = -(-max(length, 2 * held.shape[-2]) // BLOCK) * BLOCK
+    return F.pad(held, (0, 0, 0, room - held.shape[-2]))

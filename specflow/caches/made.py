@@ -35,9 +35,8 @@ class LossyCache:
     def __call__(self) -> object:
         made = self.make()
         if made is None or isinstance(made, Number | str | bytes | tuple | list | Tensor):
-            raise DecodeError(
-                "make", "what is made is no cache", shown(made), "return a cache, such as a QuantizedCache"
-            )
+            remedy = "return a cache, such as a QuantizedCache"
+            raise DecodeError("make", "what is made is no cache", shown(made), remedy)
         return made
 
 

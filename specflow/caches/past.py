@@ -1,30 +1,22 @@
-"""The `Past` behind a predictor's memo: a cache, what it covers, and how it goes back."""
+"""The `Past` of a predictor's memo: a cache, what it covers, and how it goes back."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import deepcopy
-from math import inf
-from typing import Final, cast, final
+from typing import Final, final
 
-from attrs import define, field, frozen
+from attrs import define, field
 from torch import Tensor
 
 from specflow.caches.buffer import KVCache
 from specflow.caches.layers import Part, layers_of, parts_of
-from specflow.caches.prune import prune_cache
 
 MARKS: Final = 16
-"""How many marks a past keeps: one behind the prompt, and enough for the drafts of one step."""
+"""How many marks a past keeps: one after the prompt, and enough for the drafts of one step."""
 
 
-@final
-@frozen(eq=False)
-class _Mark:
-    """What each part needs to come back to when the past covered `length` tokens; None where cropping is the way."""
-
-    length: int
-    saved: tuple[object | None, ...]
+def _placed(cache: object) -> list[object]:
+    return [cache]
 
 
 @final
@@ -32,14 +24,20 @@ class _Mark:
 class Past:
     """A cache, which may be changed, the number of tokens it covers, and the marks it can be taken back to."""
 
-    cache: object
+    _place: list[object] = field(converter=_placed, alias="cache")
     length: int
-    _parts: list[Part] = field(factory=list, init=False)
-    _marks: list[_Mark] = field(factory=list, init=False)
+    _parts: list[Part] = field(init=False)
+    _marks: dict[int, tuple[object | None, ...]] = field(factory=dict, init=False)
+    """By the length that was covered then, shortest first: the mark of each part; None where cropping is the way."""
     _rows_at: frozenset[int] = field(default=frozenset(), init=False)
 
     def __attrs_post_init__(self) -> None:
         self._parts = self._found()
+
+    @property
+    def cache(self) -> object:
+        """The cache as it is now."""
+        return self._place[0]
 
     @property
     def needs_marks(self) -> bool:
@@ -58,13 +56,14 @@ class Past:
 
     def mark(self) -> None:
         """Make a way back to here. It costs a copy of the parts that cannot be cropped, and nothing else."""
-        saved = _Mark(self.length, tuple([part.mark() for part in self._parts]))
-        self._marks = [*self._marks[:1], *self._marks[1:][2 - MARKS :], saved]
+        self._marks[self.length] = tuple([part.mark() for part in self._parts])
+        for length in [*self._marks][1 : 1 - MARKS]:
+            del self._marks[length]
 
     def thin(self, length: int) -> None:
         """Drop the marks that a text which stands up to `length` needs no more."""
-        older = [mark for mark in self._marks[1:] if mark.length <= length]
-        self._marks = [mark for mark in self._marks if mark not in older[:-1]]
+        for older in [marked for marked in [*self._marks][1:] if marked <= length][:-1]:
+            del self._marks[older]
 
     def go_back(self, keep: int) -> bool:
         """Cover at most `keep` tokens, as many as can be; whether there was any way to do it."""
@@ -72,20 +71,22 @@ class Past:
         if discard <= min([part.spare for part in self._parts], default=0):
             for part in self._parts:
                 part.crop(discard)
-            self.length -= discard
+            self.length = keep
             return True
-        while self._marks and self._marks[-1].length > keep:
-            self._marks.pop()
-        return bool(self._marks) and self._restore(self._marks.pop())
+        while self._marks:
+            marked, saved = self._marks.popitem()
+            if marked <= keep:
+                return self._restore(marked, saved)
+        return False
 
     def extend(self, cache: object, length: int) -> None:
         """Cover what the model has just read."""
-        self.cache, self.length = cache, length
+        self._place[0], self.length = cache, length
         self._rows_at = self._rows_at | {length} if _is_tuple_of_rows(cache, length) else frozenset()
         self._parts = self._found()
 
     def keep(self, start: int, rows: Sequence[int]) -> None:
-        """Cover the first `start` tokens and, of those behind them, only the `rows`, counted from there, in order."""
+        """Cover the first `start` tokens and, of those after them, only the `rows`, counted from there, in order."""
         for part in self._parts:
             part.keep(start, rows)
         self.length = start + len(rows)
@@ -94,92 +95,21 @@ class Past:
         layers = layers_of(self.cache)
         if layers is not None:
             return parts_of(layers)
-        if isinstance(self.cache, KVCache):
-            return [_Buffer(self.cache)]
-        # A tuple whose tensors have a row for each token; one length could be a coincidence.
-        return [_Pairs(self)] if len(self._rows_at) > 1 else [_Whole(self)]
+        # A tuple whose tensors have a row for each token goes back by cropping; one length could be a coincidence.
+        return [Part(self._place, 0, isinstance(self.cache, KVCache) or len(self._rows_at) > 1)]
 
-    def _restore(self, mark: _Mark) -> bool:
-        """Go back to `mark`, which is used up; False where a window no longer records as much."""
-        discard, pairs = self.length - mark.length, list(zip(self._parts, mark.saved, strict=True))
-        if any(saved is None and part.spare < discard for part, saved in pairs):
+    def _restore(self, length: int, saved: tuple[object | None, ...]) -> bool:
+        """Go back to a mark; False where a window no longer records as much."""
+        discard, pairs = self.length - length, list(zip(self._parts, saved, strict=True))
+        if any(was is None and part.spare < discard for part, was in pairs):
             return False
-        for part, saved in pairs:
-            if saved is None:
+        for part, was in pairs:
+            if was is None:
                 part.crop(discard)
             else:
-                part.restore(saved)
-        self.length = mark.length
+                part.restore(was)
+        self.length = length
         return True
-
-
-@final
-@define(eq=False)
-class _Buffer:
-    """A cache whose rollback is a number."""
-
-    cache: KVCache
-    crops: bool = True
-    holds_rows: bool = True
-    spare: float = inf
-
-    def crop(self, discard: int, /) -> None:
-        self.cache.rollback(self.cache.length - discard)
-
-    def mark(self) -> object | None:
-        return None
-
-    def restore(self, saved: object, /) -> None:
-        pass
-
-    def keep(self, start: int, rows: Sequence[int], /) -> None:
-        self.cache.keep(start, rows)
-
-
-@final
-@define(eq=False)
-class _Pairs:
-    """A tuple of keys and values for each layer, which are not written in place."""
-
-    past: Past
-    crops: bool = True
-    holds_rows: bool = False
-    spare: float = inf
-
-    def crop(self, discard: int, /) -> None:
-        self.past.cache = prune_cache(cast(tuple[tuple[Tensor, ...], ...], self.past.cache), discard)
-
-    def mark(self) -> object | None:
-        return None
-
-    def restore(self, saved: object, /) -> None:
-        pass
-
-    def keep(self, start: int, rows: Sequence[int], /) -> None:
-        pass
-
-
-@final
-@define(eq=False)
-class _Whole:
-    """A cache of which nothing is known: it goes back to a copy of all of it."""
-
-    past: Past
-    crops: bool = False
-    holds_rows: bool = False
-    spare: float = 0
-
-    def crop(self, discard: int, /) -> None:
-        pass
-
-    def mark(self) -> object | None:
-        return deepcopy(self.past.cache)
-
-    def restore(self, saved: object, /) -> None:
-        self.past.cache = saved
-
-    def keep(self, start: int, rows: Sequence[int], /) -> None:
-        pass
 
 
 def _is_tuple_of_rows(cache: object, length: int) -> bool:

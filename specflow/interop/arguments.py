@@ -200,7 +200,7 @@ def refuse_other_inputs(
             for name, value in given.items()
         }
         fed, alone = Reader.of(_Fed(model, inputs)), Reader.of(model)
-        rows = [reader.read_afresh(reader.ids([ids]), 1)[0] for reader, ids in ((fed, before + short), (alone, short))]
+        rows = [reader.read_afresh(ids, 1) for reader, ids in ((fed, before + short), (alone, short))]
         found[names] = not given or _is_near(*rows)
     if not found[names]:
         happened = f"the model over the {' and '.join(sorted(names))} of `generate` is not the model over its ids alone"

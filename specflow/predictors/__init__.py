@@ -6,7 +6,6 @@ from specflow.paths import path_by_path as path_by_path
 from specflow.predictors.cached import CachedPredictor as CachedPredictor
 from specflow.predictors.cached import limits_of as limits_of
 from specflow.predictors.fresh import UncachedPredictor as UncachedPredictor
-from specflow.predictors.fresh import read_afresh as read_afresh
 from specflow.predictors.rescore import OneByOne as OneByOne
 from specflow.predictors.rescore import RescoreNearTies as RescoreNearTies
 from specflow.predictors.rescore import margins_of as margins_of

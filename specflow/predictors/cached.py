@@ -16,11 +16,9 @@ from specflow.guards.checks import a, calls, or_none, shown, valid, whole
 from specflow.guards.finite import arrived, checked, on_arrival
 from specflow.guards.ids import ids_of, text_of
 from specflow.paths import path_by_path
-from specflow.predictors.fresh import read_afresh
 from specflow.predictors.memo import Memo, Memos
 from specflow.predictors.reader import Reader, context_of, vocabulary_of
 from specflow.predictors.trial import ANY_PIECES, FEEDINGS, Caches, Feeding, Trials
-from specflow.predictors.watch import Look
 from specflow.protocols import Choose, Limits
 from specflow.state import Proposal, Tokens, parents_of
 from specflow.trees import is_chain
@@ -83,7 +81,6 @@ class CachedPredictor:
     _caches: Caches = field(init=False, repr=False)
     _trials: Trials = field(init=False, repr=False)
     _memos: Memos = field(init=False, repr=False)
-    _seen: Look | None = field(init=False, default=None, repr=False)
 
     def __attrs_post_init__(self) -> None:
         self._reader = Reader.of(self.model)
@@ -107,10 +104,10 @@ class CachedPredictor:
         """How the model is fed a short text. It is tried, if it was not yet."""
         with self._reader.guard:
             self._meet()
-            return self._trials.stretch(1).feeding
+            return self._trials.regime(1).feeding
 
     def __call__(self, tokens: Tokens, drafts: Sequence[Proposal], /) -> Tensor:
-        """Logits [n + 1, V] behind `tokens`, and behind them and the path down to each of the n drafts."""
+        """Logits [n + 1, V] after `tokens`, and after them and the path down to each of the n drafts."""
         tokens, parents = text_of(tokens), parents_of(drafts)
         drafted = ids_of("drafts", [draft.token for draft in drafts])
         if is_chain(parents):
@@ -121,10 +118,9 @@ class CachedPredictor:
         """Forget all that was read, after a change of the model that cannot be noticed."""
         with self._reader.guard:
             self._memos.clear()
-            self._seen = None
 
     def read_ahead(self, tokens: Tokens, most: int, choose: Choose, /) -> Tokens:
-        """`most` ≥ 1 tokens that follow, each chosen from the logits behind those before it, and copied all at once.
+        """`most` ≥ 1 tokens that follow, each chosen from the logits after those before it, and copied all at once.
 
         Fewer where a cache of fixed size, or a horizon of the model, does not let as many be read; and one where the
         model cannot be fed one token at a time over its cache. `DecodeError` as in a call.
@@ -136,12 +132,12 @@ class CachedPredictor:
             self._meet()
             row = self._rows(tokens, 1)[0]
             rows, ids = [row], [chosen_id(choose, row, len(tokens))]
-            feeding = self._trials.stretch(len(tokens)).feeding
+            feeding = self._trials.regime(len(tokens)).feeding
             if feeding.most and feeding.least == 1 and most > 1:
                 with self._memos.of(tokens, self._trials.region(len(tokens)), 0) as memo:
                     further = self._furthest(tokens, most) if len(memo.tokens) == len(tokens) else 0
                     for length in range(len(tokens) + 1, further + 1):
-                        rows.append(self._extend(memo, ids[-1].reshape(1, 1), length, 1, feeding)[0])
+                        rows.append(self._extend(memo.past, ids[-1].reshape(1, 1), 1, feeding)[0])
                         ids.append(chosen_id(choose, rows[-1], length))
                     chosen = _arrived(ids, rows, len(tokens))
                     memo.tokens += chosen[:-1]
@@ -149,14 +145,13 @@ class CachedPredictor:
         return _arrived(ids, rows, len(tokens))
 
     def _last(self, tokens: Tokens, last: int) -> Tensor:
-        """Logits [last, V] behind each of the last `last` prefixes of a text."""
+        """Logits [last, V] after each of the last `last` prefixes of a text."""
         with self._reader.guard:
             self._meet()
-            rows = [self._rows(tokens[:end], wanted) for end, wanted in self._trials.parts(len(tokens), last)]
-        return checked(rows[0] if len(rows) == 1 else torch.cat(rows), len(tokens))
+            return self._trials.in_parts(tokens, last, self._rows)
 
     def _tree(self, tokens: Tokens, drafts: tuple[Proposal, ...], drafted: Tokens, parents: tuple[int, ...]) -> Tensor:
-        """Logits [n + 1, V] behind `tokens` and behind each draft of a tree."""
+        """Logits [n + 1, V] after `tokens` and after each draft of a tree."""
         with self._reader.guard:
             self._meet()
             if len(tokens) > 1 and self._may_read_trees(len(tokens) + len(drafts)):
@@ -184,11 +179,10 @@ class CachedPredictor:
             self._reader.refuse_strange(piece)
             ids = self._reader.ids([piece + drafted])
             whole = [*range(-1, len(piece) - 1), *[len(piece) + parent for parent in parents]]
-            logits, cache = self._reader.read(ids, memo.past.cache, memo.past.length, len(drafts) + 1, whole)
-            memo.past.extend(cache, len(tokens) + len(drafts))
+            logits = self._reader.extend(memo.past, ids, len(drafts) + 1, whole)
             memo.tokens += piece
-            memo.ahead, memo.tree, memo.parents = 0, drafts, parents
-        return logits[0]
+            memo.ahead, memo.tree = 0, drafts
+        return logits
 
     def prune(self, tokens: Tokens, /) -> None:
         """Forget what is seen not to be a prefix of `tokens`, if that costs nothing; other texts stay as they are.
@@ -201,27 +195,27 @@ class CachedPredictor:
 
     def _meet(self) -> None:
         """Forget what was read of another model than this now is."""
-        look = self._reader.watch.look()
-        if self._seen is None or not self._seen.same(look):
+        if self._trials.meet():
             self._memos.clear()
-            self._seen = look
-            self._trials.meet(look)
 
     def _rows(self, tokens: Tokens, last: int) -> Tensor:
         """Logits [last, V] of rows that lie in one region of the model."""
-        stretch = self._trials.stretch(len(tokens))
-        if not stretch.feeding.most:
-            return read_afresh(self._reader, tokens, last, stretch)
-        new = max(last, stretch.feeding.least)
-        self._refuse_beyond_room(len(tokens))  # before a memo is taken out
+        feeding = self._trials.regime(len(tokens)).feeding
+        if not feeding.most:
+            return self._trials.read_afresh(tokens, last)
+        new = max(last, feeding.least)
+        room = self._caches.room
+        if room is not None and len(tokens) > room:  # before a memo is taken out
+            remedy = "make a larger cache, or start from `limits`"
+            raise DecodeError("make_cache", f"the text outgrows a cache of {room} tokens", len(tokens), remedy)
         with self._memos.of(tokens, self._trials.region(len(tokens)), new) as memo:
             if not memo.tokens:
                 memo.past = Past(self._caches.new(), 0)
             before = len(tokens) - new
             missing = before - len(memo.tokens)
             if self._memos.goes_back and missing > REREAD and self._trials.region(before) == memo.region:
-                self._read(memo, tokens[:before], 1, stretch.feeding)
-            return self._read(memo, tokens, last, stretch.feeding)
+                self._read(memo, tokens[:before], 1, feeding)
+            return self._read(memo, tokens, last, feeding)
 
     def _read(self, memo: Memo, tokens: Tokens, last: int, feeding: Feeding) -> Tensor:
         """Read `tokens`, whose beginning the memo covers, in the pieces that the model can be fed."""
@@ -229,22 +223,21 @@ class CachedPredictor:
         rows = []
         for end in feeding.ends(len(memo.tokens), len(tokens), last):
             piece = tokens[len(memo.tokens) : end]
-            rows.append(self._extend(memo, self._reader.ids([piece]), end, min(last, len(piece)), feeding))
+            rows.append(self._extend(memo.past, self._reader.ids([piece]), min(last, len(piece)), feeding))
             memo.tokens += piece
         memo.ahead = last - 1
         return torch.cat(rows)[-last:] if len(rows) > 1 else rows[0]
 
-    def _extend(self, memo: Memo, ids: Tensor, end: int, last: int, feeding: Feeding) -> Tensor:
-        """Logits [last, V] of the text of `end` tokens that `ids` [1, k] end."""
-        past = memo.past
+    def _extend(self, past: Past, ids: Tensor, last: int, feeding: Feeding) -> Tensor:
+        """Logits [last, V] of the text that `past` begins and `ids` [1, k] end."""
         if past.length and past.needs_marks and (last > 1 or self._memos.goes_back or not past.is_marked):
             past.mark()
-        logits, cache = self._reader.read(ids, past.cache, past.length, last, told=feeding.told)
-        if cache is None and past.cache is None:  # a few models keep the cache that they make to themselves
+        given = past.cache
+        logits = self._reader.extend(past, ids, last, told=feeding.told)
+        if past.cache is None and given is None:  # a few models keep the cache that they make to themselves
             past.extend(self._caches.to_be_given(), 0)
-            return self._extend(memo, ids, end, last, feeding)
-        past.extend(cache, end)
-        return logits[0]
+            return self._extend(past, ids, last, feeding)
+        return logits
 
     def _furthest(self, tokens: Tokens, most: int) -> int:
         """How long a text may become that is read on by itself from `tokens`."""
@@ -254,15 +247,9 @@ class CachedPredictor:
 
     def _may_read_trees(self, length: int) -> bool:
         """Whether the model reads trees; its cache must hold rows, too."""
-        if self._trials.stretch(length).feeding != ANY_PIECES or isinstance(self.make_cache, LossyCache):
+        if self._trials.regime(length).feeding != ANY_PIECES or isinstance(self.make_cache, LossyCache):
             return False
         return self._trials.reads_trees(length)
-
-    def _refuse_beyond_room(self, length: int) -> None:
-        room = self._caches.room
-        if room is not None and length > room:
-            remedy = "make a larger cache, or start from `limits`"
-            raise DecodeError("make_cache", f"the text outgrows a cache of {room} tokens", length, remedy)
 
 
 def chosen_id(choose: Choose, logits: Tensor, position: int) -> Tensor:

@@ -11,7 +11,7 @@ from attrs import define, field
 
 from specflow.caches import Past
 from specflow.prefix import NEAR, begins, common_prefix, parting
-from specflow.state import Proposal, Tokens
+from specflow.state import Proposal, Tokens, parents_of
 from specflow.trees import path_along
 
 DRAFTS: Final = 16
@@ -23,7 +23,7 @@ DRAFTS: Final = 16
 class Memo:
     """What was read of one text: a cache, and what it covers.
 
-    The last `ahead` of its tokens were drafts when they were read, and so is the `tree` behind them.
+    The last `ahead` of its tokens were drafts when they were read, and so was the `tree` after them.
     """
 
     past: Past
@@ -31,16 +31,11 @@ class Memo:
     tokens: list[int] = field(factory=list)
     ahead: int = 0
     tree: tuple[Proposal, ...] = ()
-    parents: tuple[int, ...] = ()
-
-    def covers(self, tokens: Tokens) -> int:
-        """How many of the first of `tokens` it covers."""
-        return len(self.tokens) if begins(self.tokens, tokens) else common_prefix(self.tokens, tokens)
 
     def settle(self, tokens: Tokens) -> None:
         """Of the tree that was read last, keep the path that `tokens` took. Whether they begin alike is seen later."""
         if self.tree:
-            path = path_along(self.tree, self.parents, tokens[len(self.tokens) :])
+            path = path_along(self.tree, parents_of(self.tree), tokens[len(self.tokens) :])
             self.past.keep(len(self.tokens), path)
             self.tokens += [self.tree[i].token for i in path]
             self.tree = ()
@@ -89,9 +84,9 @@ class Memos:
 
     def prune(self, tokens: Tokens) -> None:
         """Forget what is seen not to be a prefix of `tokens` in the newest memo, if that is of this text."""
-        memo = next(iter(self._kept), None)
-        if memo is None:
+        if not self._kept:
             return
+        memo = self._kept[0]
         memo.settle(tokens)
         keep = parting(memo.tokens, tokens)
         if not memo.goes_on(keep):  # another text's
@@ -110,15 +105,15 @@ class Memos:
         for memo in self._kept:
             if memo.region == region:
                 memo.settle(tokens)
-                covered = memo.covers(tokens)
+                known = memo.tokens
+                covered = len(known) if begins(known, tokens) else common_prefix(known, tokens)
                 if covered > most:
                     best, most = memo, covered
                 if covered + NEAR >= len(tokens) and memo.goes_on(covered):
                     break
         if best is None:
             return None
-        is_dropped_next = len(self._kept) == self.most and best is self._kept[-1]
-        if best.goes_on(most) or is_dropped_next:
+        if best.goes_on(most) or (len(self._kept) == self.most and best is self._kept[-1]):  # else it is dropped next
             self._kept.remove(best)
         else:
             best = deepcopy(best)

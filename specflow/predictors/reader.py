@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, suppress
 from threading import Lock, RLock
-from typing import Final, Protocol, TypeAlias, cast, final
+from typing import Final, TypeAlias, cast, final
 from weakref import WeakKeyDictionary
 
 import torch
 from attrs import field, frozen
 from torch import Tensor
 from torch.nn import Module
-from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
+from specflow.caches import Past
 from specflow.errors import DecodeError
 from specflow.guards.checks import shown
 from specflow.predictors.untracked import Untracked, untracked
@@ -24,12 +25,6 @@ from specflow.trees import depths, lineage
 
 CACHE_NAMES: Final = ("cache", "past_key_values", "cache_params", "state")
 """What models call their cache, as argument and as output: transformers' name, its older ones, and RWKV's."""
-
-
-class Call(Protocol):
-    """What a model is to us: something that is called with ids [1, k]."""
-
-    def __call__(self, input_ids: Tensor, /, **kwargs: object) -> object: ...
 
 
 Guard: TypeAlias = AbstractContextManager[bool]
@@ -49,7 +44,6 @@ class Reader:
     """
 
     model: Module = field(repr=False)
-    _call: Call = field(repr=False)
     cache_name: str | None
     takes_positions: bool
     takes_masks: bool
@@ -66,16 +60,20 @@ class Reader:
     @classmethod
     def of(cls, model: Module) -> Reader:
         """Reads the signature of the model's forward, or of the model that torch.compile or an adapter (PEFT) wraps."""
-        _refuse_what_is_no_model(model)
+        given: object = model
+        if not isinstance(given, Module):
+            remedy = "load one, with specflow.models.load"
+            raise DecodeError("model", "the model is no torch module", shown(given), remedy)
+        refuse_weightless("model", model)
         whole = getattr(model, "_orig_mod", model)
         inner = cast(Module, getattr(whole, "get_base_model", lambda: whole)())
         names = inspect.signature(inner.forward).parameters
-        config = getattr(model, "config", None)
-        if getattr(config, "is_encoder_decoder", False):
+        if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
             happened, remedy = "the model is an encoder-decoder", "give a decoder-only model"
             raise DecodeError("model", happened, type(inner).__name__, remedy)
+        with _GUARDING:
+            guard = _GUARDS.setdefault(inner, RLock())
         return cls(
-            model,
             model,
             next((name for name in CACHE_NAMES if name in names), None),
             "position_ids" in names,
@@ -84,7 +82,7 @@ class Reader:
             "logits_to_keep" in names,
             vocabulary_of(model),
             Watch(model),
-            _guard_of(inner),
+            guard,
             _place(model),
             untracked(model),
         )
@@ -130,7 +128,7 @@ class Reader:
         """Logits [B, last, V] of texts whose first `covered` tokens `cache` covers and which `ids` [B, k] end.
 
         And the cache that covers all of them; None from a model that keeps it to itself. With `parents` the ids are a
-        tree behind what is covered, and so is what the cache then covers. The model is `told` its positions, or counts
+        tree after what is covered, and so is what the cache then covers. The model is `told` its positions, or counts
         them itself.
         """
         assert self.cache_name is not None
@@ -138,37 +136,36 @@ class Reader:
         if parents is not None and self.takes_parents:
             arguments["parents"] = parents
         elif parents is not None:
+            mask = torch.zeros(1, 1, len(parents), covered + len(parents), dtype=self.dtype, device=self.device)
+            hidden = torch.from_numpy(~lineage(parents)).to(self.device)
+            mask[..., covered:].masked_fill_(hidden, torch.finfo(mask.dtype).min)
+            arguments["attention_mask"] = mask
             arguments["position_ids"] = covered + torch.tensor([depths(parents)], device=ids.device)
-            arguments["attention_mask"] = self._mask(covered, parents)
         elif self.takes_positions and covered and told:
             # As `generate` does. Most models count from what their cache covers, a few (Bamba) from 0.
             arguments["position_ids"] = torch.arange(covered, covered + ids.shape[1], device=ids.device)[None]
         output = self._run(ids, last, arguments)
         return _logits(output, last), getattr(output, self.cache_name, cache)
 
-    def read_afresh(self, ids: Tensor, last: int) -> Tensor:
-        """Logits [B, last, V] of whole texts."""
-        return _logits(self._run(ids, last, {} if self.cache_name is None else {"use_cache": False}), last)
+    def extend(
+        self, past: Past, ids: Tensor, last: int, parents: Sequence[int] | None = None, *, told: bool = True
+    ) -> Tensor:
+        """Logits [last, V] of the text that `ids` [1, k] end and `past` begins, which covers them from then on."""
+        logits, cache = self.read(ids, past.cache, past.length, last, parents, told=told)
+        past.extend(cache, past.length + ids.shape[1])
+        return logits[0]
 
-    def default_cache(self) -> object | None:
-        """transformers' own cache for this model; None where there is no config to make it from."""
-        config = getattr(self.model, "config", None)
-        return DynamicCache(config=config) if isinstance(config, PreTrainedConfig) else None
-
-    def _mask(self, covered: int, parents: Sequence[int]) -> Tensor:
-        """What each token of a tree must not see, as the smallest number [1, 1, k, covered + k], 0 elsewhere."""
-        dtype, k = self.dtype, len(parents)
-        mask = torch.zeros(1, 1, k, covered + k, dtype=dtype, device=self.device)
-        hidden = torch.from_numpy(~lineage(parents)).to(self.device)
-        mask[..., covered:].masked_fill_(hidden, torch.finfo(dtype).min)
-        return mask
+    def read_afresh(self, tokens: Tokens, last: int) -> Tensor:
+        """Logits [last, V] of a whole text, read in one pass."""
+        arguments: dict[str, object] = {} if self.cache_name is None else {"use_cache": False}
+        return _logits(self._run(self.ids([tokens]), last, arguments), last)[0]
 
     def _run(self, ids: Tensor, last: int, arguments: dict[str, object]) -> object:
         if self.keeps_logits:
             arguments["logits_to_keep"] = last
-        with self.guard, torch.no_grad(), self._untracked(ids.shape[-1]), _evaluating(self.watch):
+        with self.guard, torch.no_grad(), self._untracked(ids.shape[-1]), _evaluating(self.watch.training):
             try:
-                return self._call(ids, **arguments)
+                return self.model(ids, **arguments)
             except IndexError as error:
                 happened = f"the model has no embedding for one of {ids.shape[-1]} tokens or their positions ({error})"
                 received, remedy = f"ids up to {int(ids.max())}", "shorten the text, or use the model's own tokenizer"
@@ -180,33 +177,32 @@ def vocabulary_of(model: Module) -> int | None:
 
     >>> vocabulary_of(torch.nn.Linear(2, 2))
     """
-    embedded = embedded_of(model)
-    if embedded is not None:
-        return embedded
-    config = getattr(model, "config", None)
-    text = config.get_text_config(decoder=True) if isinstance(config, PreTrainedConfig) else config
-    size = getattr(text, "vocab_size", None)
+    size = embedded_of(model) or getattr(config_of(model), "vocab_size", None)
     return size if isinstance(size, int) and size > 0 else None
+
+
+def config_of(model: Module) -> object:
+    """The config of a model, or of the part of it that reads text; None where it has none."""
+    config = getattr(model, "config", None)
+    return config.get_text_config(decoder=True) if isinstance(config, PreTrainedConfig) else config
 
 
 def embedded_of(model: Module) -> int | None:
     """How many ids the embeddings of a model both read and write; None where it does not show them."""
-    sizes = [
-        _size(model, "get_input_embeddings", "num_embeddings"),
-        _size(model, "get_output_embeddings", "out_features"),
-    ]
-    return min((size for size in sizes if size is not None), default=None)
+    sizes = []
+    for table, size in (("get_input_embeddings", "num_embeddings"), ("get_output_embeddings", "out_features")):
+        with suppress(AttributeError, NotImplementedError):
+            sizes.append(getattr(getattr(model, table)(), size, None))
+    return min([size for size in sizes if isinstance(size, int) and size > 0], default=None)
 
 
 def context_of(model: Module) -> int | None:
     """The most tokens that a model reads, as its config has it; None where that does not tell.
 
-    Where positions are counted from behind a padding row of their table (RoBERTa), that many fewer, and so behind a
-    soft prompt.
+    Where positions are counted from after a padding row of their table (RoBERTa), that many fewer, and so after a soft
+    prompt.
     """
-    config = getattr(model, "config", None)
-    text = config.get_text_config(decoder=True) if isinstance(config, PreTrainedConfig) else config
-    context = getattr(text, "max_position_embeddings", None)
+    context = getattr(config_of(model), "max_position_embeddings", None)
     if not isinstance(context, int) or context <= 0:
         return None
     for name, module in model.named_modules():
@@ -214,7 +210,7 @@ def context_of(model: Module) -> int | None:
             context = min(context, module.num_embeddings - module.padding_idx - 1)
             break
     before = soft_prompt_of(model)
-    # One that a soft prompt takes up is none: rotary positions go on behind it, and the end of a table is an error.
+    # One that a soft prompt takes up is none: rotary positions go on after it, and the end of a table is an error.
     return context - before if not before or context - before > 1 else None
 
 
@@ -227,20 +223,6 @@ def soft_prompt_of(model: Module) -> int:
     size = getattr(getattr(model, "active_peft_config", None), "num_virtual_tokens", None)
     is_on = getattr(model, "has_active_enabled_adapter", True)
     return size if isinstance(size, int) and is_on else 0
-
-
-def _size(model: Module, getter: str, attribute: str) -> int | None:
-    try:
-        size = getattr(getattr(model, getter)(), attribute, None)
-    except (AttributeError, NotImplementedError):
-        return None
-    return size if isinstance(size, int) and size > 0 else None
-
-
-def _refuse_what_is_no_model(model: object) -> None:
-    if not isinstance(model, Module):
-        raise DecodeError("model", "the model is no torch module", shown(model), "load one, with specflow.models.load")
-    refuse_weightless("model", model)
 
 
 def refuse_weightless(name: str, model: Module) -> None:
@@ -263,19 +245,9 @@ def _place(model: Module) -> torch.device | None:
     return None
 
 
-def _guard_of(model: Module) -> Guard:
-    with _GUARDING:
-        return _GUARDS.setdefault(model, RLock())
-
-
-def _evaluating(watch: Watch) -> AbstractContextManager[None]:
-    """The model in evaluation mode, as dropout would make it a random function; its modes are put back afterwards."""
-    training = watch.training
-    return _not_training(training) if training else nullcontext()
-
-
 @contextmanager
-def _not_training(training: Sequence[Module]) -> Iterator[None]:
+def _evaluating(training: Sequence[Module]) -> Iterator[None]:
+    """Modules in evaluation mode, as dropout would make a model a random function; then in training mode again."""
     for module in training:
         module.training = False
     try:
@@ -288,12 +260,8 @@ def _not_training(training: Sequence[Module]) -> Iterator[None]:
 def _logits(output: object, last: int) -> Tensor:
     logits = getattr(output, "logits", None)
     if not isinstance(logits, Tensor):
-        raise DecodeError(
-            "model",
-            "the model's call returned no logits",
-            type(output).__name__,
-            "give a model with a language-model head, such as AutoModelForCausalLM loads",
-        )
+        remedy = "give a model with a language-model head, such as AutoModelForCausalLM loads"
+        raise DecodeError("model", "the model's call returned no logits", type(output).__name__, remedy)
     if logits.dim() != 3 or logits.shape[1] < last or not logits.is_floating_point():
         received = f"{list(logits.shape)} of {logits.dtype}"
         raise DecodeError("model", "the model's logits are not [batch, tokens, V]", received, "give a language model")

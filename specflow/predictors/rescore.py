@@ -34,8 +34,8 @@ def margins_of(logits: Tensor) -> list[float]:
         raise DecodeError("logits", "logits are no rows", shown(logits), "give floats [k, V]")
     if logits.shape[-1] < 2:
         return [inf] * len(logits)
-    best = logits.topk(2, dim=-1).values.double()
-    gaps: list[float] = (best[:, 0] - best[:, 1]).tolist()
+    best, second = logits.topk(2, dim=-1).values.double().unbind(-1)
+    gaps: list[float] = (best - second).tolist()
     return gaps
 
 
@@ -47,10 +47,10 @@ _is_predictor = valid(calls("a predictor", "give a function of (text, drafts), s
 class RescoreNearTies:
     """A target whose rows with a margin below `below` are replaced by those of `single`, a pass over one token each.
 
-    It makes any step one that re-scores near-ties: `Score(RescoreNearTies(target, …), …)`. Rows
-    behind a draft that is not the best token are left alone, since greedy decoding does not look at them. In exact
-    arithmetic nothing changes. In bf16 a pass over k tokens rounds otherwise than k passes over one, and near-ties are
-    where that shows in a greedy text.
+    It makes any step one that re-scores near-ties: `Score(RescoreNearTies(target, …), …)`. Rows after a draft that is
+    not the best token are left alone, since greedy decoding does not look at them. In exact arithmetic nothing changes.
+    In bf16 a pass over k tokens rounds otherwise than k passes over one, and near-ties are where that shows in a greedy
+    text.
 
     `single` decides what it costs and what it gives:
 
@@ -77,7 +77,7 @@ class RescoreNearTies:
     below: float = field(validator=valid(number("below is no margin", "give a number of 0 or more", lambda x: x >= 0)))
 
     def __call__(self, tokens: Tokens, drafts: Sequence[Proposal], /) -> Tensor:
-        """Logits [n + 1, V] behind `tokens`, and behind them and the path down to each draft."""
+        """Logits [n + 1, V] after `tokens`, and after them and the path down to each draft."""
         tokens, parents = text_of(tokens), parents_of(drafts)
         logits, greedy = rows_of(self.target, tokens, drafts), GreedyProcessor()
         rows, margins = list(logits.unbind()), margins_of(logits)
@@ -101,7 +101,7 @@ class RescoreNearTies:
 @final
 @define(eq=False)
 class OneByOne:
-    """A predictor that reads the prompt in one pass and every token behind it in a pass of its own.
+    """A predictor that reads the prompt in one pass and every token after it in a pass of its own.
 
     The same function of tokens as the predictor in it. In floats its roundings are those of autoregressive decoding
     from a prompt of `prompt` tokens, whatever is asked for and when. It costs a pass for each new token.
@@ -121,7 +121,7 @@ class OneByOne:
     _read: Tokens = field(init=False, default=(), repr=False)
 
     def __call__(self, tokens: Tokens, drafts: Sequence[Proposal], /) -> Tensor:
-        """Logits [n + 1, V] behind `tokens`, and behind them and the path down to each draft."""
+        """Logits [n + 1, V] after `tokens`, and after them and the path down to each draft."""
         return path_by_path(self._last)(text_of(tokens), drafts)
 
     def _last(self, tokens: Tokens, last: int) -> Tensor:

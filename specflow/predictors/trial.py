@@ -1,34 +1,35 @@
 """In what pieces a model reads a text rightly: found out by trying, never by its name.
 
 Three things can go wrong over a cache that do not in a fresh pass: a piece is read otherwise than the same tokens among
-all others (positions, recurrent states), a row depends on what stands behind it (models that look ahead, frequencies
-that depend on the length), and the model remembers by itself what it read before. Beyond a window, or the context that
-the model was made for, all of that may begin anew. So a model is tried on a short text, and on a longer one where a
-text first goes beyond such a horizon.
+all others (positions, recurrent states), a row depends on what follows it (models that look ahead, frequencies that
+depend on the length), and the model remembers by itself what it read before. Beyond a window, or the context that the
+model was made for, all of that may begin anew. So a model is tried on a short text, and on a longer one where a text
+first goes beyond such a horizon.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, pairwise
 from math import inf
 from random import Random
 from typing import Final, TypeAlias, final
 from weakref import WeakKeyDictionary
 
 import torch
-from attrs import define, field, frozen
+from attrs import Factory, define, field, frozen
 from torch import Tensor
 from torch.nn import Module
-from transformers import PreTrainedConfig
+from transformers import DynamicCache, PreTrainedConfig
 
 from specflow.caches import LossyCache, Past, capacity, is_empty, offloads
 from specflow.errors import DecodeError
-from specflow.predictors.reader import Reader, context_of, embedded_of, soft_prompt_of
+from specflow.guards.finite import checked
+from specflow.paths import Rows, path_by_path
+from specflow.predictors.reader import Reader, config_of, context_of, embedded_of, soft_prompt_of
 from specflow.predictors.watch import Look
-from specflow.state import TEXT
-from specflow.trees import path_to
+from specflow.state import TEXT, Proposal, Tokens
 
 
 @final
@@ -36,8 +37,9 @@ from specflow.trees import path_to
 class Feeding:
     """What a model reads rightly over a cache: pieces of `least` to `most` tokens; with `most` = 0, nothing.
 
-    It is `told` its positions or counts them itself. `together` are the rows of one text that one pass gives; else each
-    needs a pass of its own. `trial` is how a text is cut to try it; a shorter text is cut like the end of a longer one.
+    It is `told` its positions or counts them itself. Its rows are right `together`, in one pass; else each needs a pass
+    of its own. A `forgetful` model remembers the length of what it read until it reads a short text again. `trial` is
+    how a text is cut to try it; a shorter text is cut like the end of a longer one.
 
     >>> list(ONE_BY_ONE.ends(covered=4, total=7, last=2)), list(ANY_PIECES.ends(covered=4, total=7, last=2))
     ([5, 6, 7], [7])
@@ -49,6 +51,7 @@ class Feeding:
     trial: tuple[int, ...] = field(default=(), repr=False)
     told: bool = field(default=True, repr=False)
     together: bool = field(default=True, repr=False)
+    forgetful: bool = field(default=False, repr=False)
 
     def ends(self, covered: int, total: int, last: int) -> Iterator[int]:
         """Where the pieces end in which a text of `total` tokens is read over a cache that covers some of it.
@@ -92,7 +95,10 @@ AFRESH: Final = Feeding("the whole text afresh", most=0)
 """No pieces: a model without a cache, or one that goes wrong over it."""
 
 EACH_AFRESH: Final = Feeding("each row afresh", most=0, together=False)
-"""Its rows depend on what stands behind them: a model that looks ahead, or whose frequencies depend on the length."""
+"""Its rows depend on what follows them: a model that looks ahead, or whose frequencies depend on the length."""
+
+FORGETFUL: Final = Feeding("each row afresh, after a short text", most=0, together=False, forgetful=True)
+"""Its frequencies grow with the longest text it has read, until it reads a short one."""
 
 FEEDINGS: Final = (ANY_PIECES, OWN_POSITIONS, ONE_BY_ONE, TWO_OR_MORE)
 """What is tried over a cache, in this order."""
@@ -106,17 +112,15 @@ SHORTEST: Final = 8
 
 @final
 @frozen
-class Stretch:
+class Regime:
     """How texts of more than `over` tokens are read, up to the next horizon.
 
-    `carries` tells whether what was read of a shorter text is of use here. `forgetful` models remember the length of
-    what they read until they read a short text again.
+    `carries` tells whether what was read of a shorter text is of use here.
     """
 
     over: int
     feeding: Feeding
     carries: bool = True
-    forgetful: bool = False
 
 
 _Key: TypeAlias = tuple[object, ...]
@@ -129,13 +133,13 @@ class _Found:
 
     look: Look
     over_caches: bool
-    stretches: dict[int, Stretch] = field(factory=dict)
+    regimes: dict[int, Regime] = field(factory=dict)
     trees: bool | None = None
 
     @property
     def holds(self) -> bool:
         """Whether nothing went wrong, so that other weights need no other trial."""
-        fed = [stretch.feeding for stretch in self.stretches.values()]
+        fed = [regime.feeding for regime in self.regimes.values()]
         return self.trees is not False and all(each.most > 0 if self.over_caches else each.together for each in fed)
 
 
@@ -179,7 +183,8 @@ class Caches:
     def new(self) -> object | None:
         """One to start from; None where the model makes it."""
         if self.make is None:
-            return self.reader.default_cache() if self._given else None
+            config = getattr(self.reader.model, "config", None)
+            return DynamicCache(config=config) if self._given and isinstance(config, PreTrainedConfig) else None
         cache = self.make()
         if not is_empty(cache):
             received, remedy = type(cache).__name__, "make another cache at each call"
@@ -195,28 +200,28 @@ class Caches:
 class Trials:
     """What is found out about a model, each thing when it is first asked for.
 
-    Over the model's own caches, or with `feedings` = () over none, a model object is tried once for
-    each dtype, kind of device, implementation of attention and set of adapters, whoever asks. What went wrong is tried
-    again when the weights have changed. Caches of the user's are tried for each predictor.
+    Over the model's own caches, or with `feedings` = () over none, a model object is tried once for each dtype, kind of
+    device, implementation of attention and set of adapters, whoever asks. What went wrong is tried again when the
+    weights have changed. Caches of the user's are tried for each predictor.
 
     `DecodeError` for a model that cannot read ids alone, and for one whose logits depend on what it read before.
     """
 
     caches: Caches
     feedings: tuple[Feeding, ...] = FEEDINGS
-    reader: Reader = field(init=False)
+    reader: Reader = field(init=False, default=Factory(lambda self: self.caches.reader, takes_self=True))
     horizons: tuple[int, ...] = field(init=False, default=())
     """The lengths beyond which the model is tried anew: all that the first trial does not cross by as much again."""
     _crosses: bool = field(init=False, default=False)
-    _recurs: bool = field(init=False, default=False)
     _private: dict[_Key, _Found] = field(init=False, factory=dict)
+    _seen: Look | None = field(init=False, default=None)
     _now: _Found = field(init=False)
 
-    def __attrs_post_init__(self) -> None:
-        self.reader = self.caches.reader
-
-    def meet(self, look: Look) -> None:
-        """Answer for the model as it is now."""
+    def meet(self) -> bool:
+        """Answer for the model as it is now; whether it is another than it was when it was last met."""
+        look = self.reader.watch.look()
+        if self._seen is not None and self._seen.same(look):
+            return False
         horizons, crossed = horizons_of(self.reader.model), min(LENGTH, self._room) // 2
         self.horizons = tuple([horizon for horizon in horizons if horizon > crossed])
         self._crosses = len(self.horizons) < len(horizons)
@@ -225,27 +230,42 @@ class Trials:
         found = kept.get(key)
         if found is None or not (found.holds or found.look.same(look)):
             found = kept[key] = _Found(look, bool(self.feedings))
-        self._now = found
+        self._now, self._seen = found, look
+        return True
 
-    def stretch(self, length: int) -> Stretch:
+    def regime(self, length: int) -> Regime:
         """How a text of `length` tokens is read."""
-        return self._begun(length)[-1]
+        return self._entered(length)[-1]
 
     def region(self, length: int) -> int:
-        """Where the last stretch began in which nothing is of use that was read of shorter texts."""
-        return max(0 if stretch.carries else stretch.over for stretch in self._begun(length))
+        """Where the last regime began in which nothing is of use that was read of shorter texts."""
+        return max(0 if regime.carries else regime.over for regime in self._entered(length))
 
-    def parts(self, length: int, last: int) -> list[tuple[int, int]]:
-        """(length, rows) of the texts to read for the last `last` rows: several where those lie in several regions."""
-        first = length - last
-        over = [stretch.over for stretch in self._begun(length) if not stretch.carries]
-        ends = [first, *[cut for cut in over if first < cut < length], length]
-        return [(end, end - begin) for begin, end in pairwise(ends)]
+    def in_parts(self, tokens: Tokens, last: int, rows: Rows) -> Tensor:
+        """Logits [last, V], finite where they are on the host, by one call of `rows` for each region they lie in."""
+        length, first = len(tokens), len(tokens) - last
+        over = [regime.over for regime in self._entered(length) if not regime.carries]
+        cuts = [first, *[cut for cut in over if first < cut < length], length]
+        parts = [rows(tokens[:end], end - begin) for begin, end in pairwise(cuts)]
+        return checked(parts[0] if len(parts) == 1 else torch.cat(parts), length)
+
+    def read_afresh(self, tokens: Tokens, last: int) -> Tensor:
+        """Logits [last, V] by passes over whole texts: one where its rows are right together, else one for each row."""
+        reader, feeding = self.reader, self.regime(len(tokens)).feeding
+        reader.refuse_strange(tokens)
+        if feeding.together:
+            return reader.read_afresh(tokens, last)
+        rows = []
+        for end in range(len(tokens) - last + 1, len(tokens) + 1):
+            if feeding.forgetful:
+                reader.read_afresh(tokens[:1], 1)
+            rows.append(reader.read_afresh(tokens[:end], 1))
+        return torch.cat(rows)
 
     def reads_trees(self, length: int) -> bool:
         """Whether a tree that ends a text of `length` tokens is read in one pass as its paths are.
 
-        A text of 7 tokens and a tree of 6 behind it, then a token behind one of its paths, which the cache keeps, are
+        A text of 7 tokens and a tree of 6 after it, then a token after one of its paths, which the cache keeps, are
         compared with fresh passes. Only up to the first horizon is a tree read so.
         """
         reader, found = self.reader, self._now
@@ -255,77 +275,66 @@ class Trials:
             found.trees = self._try_trees()
         return found.trees
 
-    def _begun(self, length: int) -> list[Stretch]:
-        """The stretches that a text of `length` tokens has entered, that of the shortest texts first."""
-        stretches = self._now.stretches
+    def _entered(self, length: int) -> list[Regime]:
+        """The regimes that a text of `length` tokens has entered, that of the shortest texts first."""
+        regimes = self._now.regimes
         begun = [0, *[horizon for horizon in self.horizons if horizon < length]]
         for over in begun:
-            if over not in stretches:
-                stretch = self._try(over)
-                if stretch is None:  # nothing can be told from logits that are not finite: nothing is relied on
-                    return [Stretch(0, EACH_AFRESH)]
-                stretches[over] = stretch
-        return [stretches[over] for over in begun]
+            if over not in regimes:
+                regime = self._try(over)
+                if regime is None:  # nothing can be told from logits that are not finite: nothing is relied on
+                    return [Regime(0, EACH_AFRESH)]
+                regimes[over] = regime
+        return [regimes[over] for over in begun]
 
-    def _try(self, over: int) -> Stretch | None:
+    def _try(self, over: int) -> Regime | None:
         """How texts are read that are longer than `over` tokens; None where the logits are not finite.
 
-        A random text, with the config's special tokens in it, is read afresh, its beginning alone before and behind it,
+        A random text, with the config's special tokens in it, is read afresh, its beginning alone before and after it,
         and then the whole in the pieces of each feeding's trial, with a wrong turn and a way back among them. Errors
         are differences of logits, relative to the largest logit. A feeding is right whose error is of the order of
         rounding (8 ε of the dtype, or of fp32), or at most ten times that of the best of them; the first such is taken.
         None is right where all errors are above `error_bound`. A fault that this text does not bring out is not found.
+        `DecodeError` for a model that remembers what it read and does not forget it.
         """
         further = [horizon for horizon in self.horizons if horizon - over >= SHORTEST and (over or not self._crosses)]
         total = min([over + LENGTH, self._room, *further])
         if total - over < 2:
-            return Stretch(over, EACH_AFRESH, carries=False, forgetful=True)
-        ids = self._ids(total)
-        found = self._fresh_rows(ids, over)
-        if found is None:
-            return None
-        truth, together, forgetful, noise = found
-        if not together or forgetful:
-            return Stretch(over, EACH_AFRESH, carries=over == 0, forgetful=forgetful)
+            return Regime(over, FORGETFUL, carries=False)
+        text, bound = self._text(total), error_bound(self.reader.dtype)
+        beginning = text[: over + max(1, (total - over) // 4)]
+        shorter = len(beginning) - over
         if over:
-            return self._beyond(over, ids, truth)
-        return Stretch(0, self._first(ids, truth, noise, min([sum(ANY_PIECES.trial), self._room, *further])))
-
-    def _fresh_rows(self, ids: Tensor, over: int) -> tuple[Tensor, bool, bool, float] | None:
-        """The rows behind more than `over` tokens, whether one pass may give them, whether the model is forgetful, and
-        by how much fresh passes of several lengths differ in the rows that they share.
-
-        None where they are not finite. `DecodeError` for a model that remembers what it read and does not forget it.
-        """
-        most, bound = over + max(1, (ids.shape[1] - over) // 4), error_bound(self.reader.dtype)
-        if over:
-            self._fresh(ids[:, :1], 1)  # a model that remembers the length of a text forgets it
-        shared, truth = self._fresh(ids[:, :most], most - over), self._fresh(ids, ids.shape[1] - over)
-        alone, noise = shared[-1:], _error(shared, truth[: most - over])
-        if not (_has_law(alone) and _has_law(truth)):
+            self._fresh(text[:1], 1)  # a model that remembers the length of a text forgets it
+        shared, truth = self._fresh(beginning, shorter), self._fresh(text, total - over)
+        alone, noise = shared[-1:], _error(shared, truth[:shorter])
+        if not torch.cat([alone, truth]).amax(dim=-1).isfinite().all():
             return None
-        forgetful = not _error(self._fresh(ids[:, :most], 1), alone) <= bound
-        if forgetful:
-            self._fresh(ids[:, :1], 1)
-            if not _error(self._fresh(ids[:, :most], 1), alone) <= bound:
+        if not _error(self._fresh(beginning, 1), alone) <= bound:
+            self._fresh(text[:1], 1)
+            if not _error(self._fresh(beginning, 1), alone) <= bound:
                 happened, remedy = "the model's logits depend on what it read before", "give a function of tokens alone"
                 raise DecodeError("model", happened, type(self.reader.model).__name__, remedy)
-        return truth, _error(truth[most - over - 1 : most - over], alone) <= bound, forgetful, noise
+            return Regime(over, FORGETFUL, carries=over == 0)
+        if not _error(truth[shorter - 1 : shorter], alone) <= bound:
+            return Regime(over, EACH_AFRESH, carries=over == 0)
+        if over:
+            return self._beyond(over, text, truth)
+        return Regime(0, self._first(text, truth, noise, min([sum(ANY_PIECES.trial), self._room, *further])))
 
-    def _beyond(self, over: int, ids: Tensor, truth: Tensor) -> Stretch:
+    def _beyond(self, over: int, text: Tokens, truth: Tensor) -> Regime:
         """How texts longer than `over` tokens are fed: as shorter ones are, or not at all."""
-        feeding = self._now.stretches[0].feeding
+        feeding = self._now.regimes[0].feeding
         if not feeding.most:
-            return Stretch(over, feeding, carries=False, forgetful=self._now.stretches[0].forgetful)
+            return Regime(over, feeding, carries=False)
         if len(truth) < SHORTEST:
-            return Stretch(over, AFRESH, carries=False)
-        if self._best(ids, truth, (feeding,), over - 2 * feeding.least):
-            return Stretch(over, feeding)
-        beyond = over + feeding.least
-        return Stretch(over, self._best(ids, truth, (feeding,), beyond) or AFRESH, carries=False)
+            return Regime(over, AFRESH, carries=False)
+        if self._best(text, truth, (feeding,), over - 2 * feeding.least):
+            return Regime(over, feeding)
+        return Regime(over, self._best(text, truth, (feeding,), over + feeding.least) or AFRESH, carries=False)
 
-    def _first(self, ids: Tensor, truth: Tensor, noise: float, longer: int) -> Feeding:
-        """How short texts are fed: tried on one of up to `longer` tokens where the few pieces of `ids` leave a doubt.
+    def _first(self, text: Tokens, truth: Tensor, noise: float, longer: int) -> Feeding:
+        """How short texts are fed: tried on one of up to `longer` tokens where the few pieces of `text` leave a doubt.
 
         They leave none where they differ from fresh passes by no more than ten times what those differ by themselves.
         They do where a cache is more than rows of keys and values: in a state errors add up. `DecodeError` where
@@ -334,12 +343,13 @@ class Trials:
         if not self.feedings or len(truth) < SHORTEST:
             return AFRESH
         clear = max(self._rounding, min(10 * noise, error_bound(self.reader.dtype)))
-        if self._errors(ids, truth, (AT_ONCE,), 0).get(AT_ONCE, inf) <= clear and not self._recurs:
+        past = Past(self.caches.tried(), 0)
+        if self._wrong(past, text, truth, AT_ONCE) <= clear and not past.needs_marks:
             return ANY_PIECES
         if longer > len(truth):
-            ids = self._ids(longer)
-            truth = self._fresh(ids, longer)
-        best = self._best(ids, truth, self.feedings, 0)
+            text = self._text(longer)
+            truth = self._fresh(text, longer)
+        best = self._best(text, truth, self.feedings)
         if best is None and not self.caches.are_own:
             raise DecodeError(
                 "make_cache",
@@ -349,59 +359,52 @@ class Trials:
             )
         return best or AFRESH
 
-    def _best(self, ids: Tensor, truth: Tensor, feedings: Sequence[Feeding], start: int) -> Feeding | None:
-        """The first feeding that is right where the trial's pieces begin behind a piece of `start` tokens."""
-        errors = self._errors(ids, truth, feedings, start)
-        best = min(errors.values(), default=inf)
-        if best > error_bound(self.reader.dtype):
+    def _best(self, text: Tokens, truth: Tensor, feedings: Sequence[Feeding], start: int = 0) -> Feeding | None:
+        """The first feeding that is right where the trial's pieces begin after a piece of `start` tokens."""
+        errors = [self._wrong(Past(self.caches.tried(), 0), text, truth, feeding, start) for feeding in feedings]
+        if min(errors) > error_bound(self.reader.dtype):
             return None
-        return next(feeding for feeding, error in errors.items() if error <= max(self._rounding, 10 * best))
+        right = max(self._rounding, 10 * min(errors))
+        return next(feeding for feeding, error in zip(feedings, errors, strict=True) if error <= right)
 
-    def _errors(self, ids: Tensor, truth: Tensor, feedings: Sequence[Feeding], start: int) -> dict[Feeding, float]:
-        """By how much each feeding goes wrong; one that the model refuses is left out."""
-        errors: dict[Feeding, float] = {}
-        for feeding in feedings:
-            try:
-                rows = self._in_pieces(ids, feeding, start)
-            except torch.OutOfMemoryError:
+    def _wrong(self, past: Past, text: Tokens, truth: Tensor, feeding: Feeding, start: int = 0) -> float:
+        """By how much a feeding goes wrong over an empty past; ∞ where the model refuses it."""
+        try:
+            rows = self._in_pieces(past, text, feeding, start)
+        except torch.OutOfMemoryError:
+            raise
+        except DecodeError as error:
+            if error.parameter != "model":  # it is the caches that are at fault
                 raise
-            except DecodeError as error:
-                if error.parameter != "model":  # it is the caches that are at fault
-                    raise
-                continue
-            except Exception:  # whatever a model raises here says that it cannot be fed so
-                continue
-            known = min(len(rows), len(truth))
-            errors[feeding] = _error(rows[-known:], truth[-known:])
-        return errors
+            return inf
+        except Exception:  # whatever a model raises here says that it cannot be fed so
+            return inf
+        known = min(len(rows), len(truth))
+        return _error(rows[-known:], truth[-known:])
 
     @property
     def _rounding(self) -> float:
         return 8 * max(torch.finfo(self.reader.dtype).eps, torch.finfo(torch.float32).eps)
 
-    def _in_pieces(self, ids: Tensor, feeding: Feeding, start: int) -> Tensor:
-        """Logits [k, V] of the last rows of `ids` [1, n], a wrong piece read and taken back before the last.
+    def _in_pieces(self, past: Past, text: Tokens, feeding: Feeding, start: int) -> Tensor:
+        """Logits [k, V] of the last rows of `text`, a wrong piece read and taken back before the last.
 
         The first piece has `start` tokens, or one less, where that is not 0.
         """
-        sizes = feeding.pieces(ids.shape[1] - start)
-        while start and sum(sizes) < ids.shape[1] - start:
+        sizes = feeding.pieces(len(text) - start)
+        while start and sum(sizes) < len(text) - start:
             sizes = [feeding.least, *sizes]
         if start:
             if sizes[0] < feeding.least:
                 sizes[:2] = [sizes[0] + sizes[1]]
             sizes = [0, *sizes]
-        sizes[0] += ids.shape[1] - sum(sizes)
-        past = Past(self.caches.tried(), 0)
+        sizes[0] += len(text) - sum(sizes)
 
         def extend(piece: Tensor, last: int) -> Tensor:
-            logits, cache = self.reader.read(piece, past.cache, past.length, last, told=feeding.told)
-            past.extend(cache, past.length + piece.shape[1])
-            return logits[0]
+            return self.reader.extend(past, piece, last, told=feeding.told)
 
-        *before, end = torch.split(ids, sizes, dim=1)
+        *before, end = torch.split(self.reader.ids([text]), sizes, dim=1)
         rows = [extend(piece, piece.shape[1] if i or not start else 1) for i, piece in enumerate(before)]
-        self._recurs = past.needs_marks
         if past.needs_marks:
             past.mark()
         covered = past.length
@@ -411,35 +414,27 @@ class Trials:
 
     def _try_trees(self) -> bool:
         parents, kept = (TEXT, TEXT, 0, 2, 1, 3), (0, 2, 3)
-        ids = self._ids(7 + len(parents) + 1)
-        tokens: list[int] = ids[0].tolist()
-        text, drafted, behind = tuple(tokens[:7]), tokens[7:-1], tokens[-1]
-        reader = self.reader
+        tokens = self._text(7 + len(parents) + 1)
+        text, drafted, after = tokens[:7], tokens[7:-1], tokens[-1:]
+        reader, past = self.reader, Past(self.caches.tried(), 0)
         try:
-            _, cache = reader.read(reader.ids([text]), self.caches.tried(), 0, 1)
-            past = Past(None, 0)
-            past.extend(cache, len(text))
-            logits, cache = reader.read(reader.ids([tuple(drafted)]), past.cache, len(text), len(drafted), parents)
-            past.extend(cache, len(text) + len(drafted))
+            reader.extend(past, reader.ids([text]), 1)
+            rows = reader.extend(past, reader.ids([drafted]), len(drafted), parents)
             past.keep(len(text), kept)
-            row, _ = reader.read(reader.ids([(behind,)]), past.cache, past.length, 1)
+            row = reader.extend(past, reader.ids([after]), 1)
         except torch.OutOfMemoryError:
             raise
         except Exception:  # whatever a model raises here says that it cannot read trees
             return False
-        rows: dict[int, Tensor] = {}
-        for leaf in (5, 4):
-            path = path_to(parents, leaf)
-            drafts = tuple([drafted[i] for i in path])
-            rows |= zip(path, self._fresh(reader.ids([text + drafts]), len(path)), strict=True)
-        end = self._fresh(reader.ids([text + tuple([drafted[i] for i in kept]) + (behind,)]), 1)
-        truth = torch.cat([torch.stack([rows[i] for i in range(len(drafted))]), end])
-        return _error(torch.cat([logits[0], row[0]]), truth) <= error_bound(reader.dtype)
+        drafts = [Proposal(token, parent=parent) for token, parent in zip(drafted, parents, strict=True)]
+        truth = path_by_path(self._fresh)(text, drafts)[1:]
+        end = self._fresh(text + tuple([drafted[i] for i in kept]) + after, 1)
+        return _error(torch.cat([rows, row]), torch.cat([truth, end])) <= error_bound(reader.dtype)
 
-    def _fresh(self, ids: Tensor, last: int) -> Tensor:
-        """Logits [last, V] of the text `ids` [1, n]. `DecodeError` where the model cannot read it."""
+    def _fresh(self, tokens: Tokens, last: int) -> Tensor:
+        """Logits [last, V] of a text in one pass. `DecodeError` where the model cannot read it."""
         try:
-            return self.reader.read_afresh(ids, last)[0]
+            return self.reader.read_afresh(tokens, last)
         except (torch.OutOfMemoryError, DecodeError):
             raise
         except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
@@ -448,20 +443,20 @@ class Trials:
             remedy = "give a language model that needs nothing beside ids"
             raise DecodeError("model", happened, type(self.reader.model).__name__, remedy) from error
 
-    def _ids(self, length: int) -> Tensor:
-        """A random text [1, length] with the config's special tokens in it."""
+    def _text(self, length: int) -> Tokens:
+        """A random text with the config's special tokens in it."""
         size = embedded_of(self.reader.model)
         if size is None:  # a config may say anything
-            width = self._fresh(self.reader.ids([(0,)]), 1).shape[-1]
+            width = self._fresh((0,), 1).shape[-1]
             size = min(width, self.reader.vocab_size or width)
         text = Random(length).choices(range(size), k=length)
         special = [token for token in specials_of(self.reader.model) if token < size]
         # Among the last, where texts are compared, and none at their end. And among the first: where padding hides
-        # something of a text, what it hides depends on what stands behind it (XLM).
+        # something of a text, what it hides depends on what follows it (XLM).
         for places in (range(1, min(3, length)), range(length - 10, length - 1, 3)):
             for place, token in zip(places, special, strict=False):
                 text[max(place, 0)] = token
-        return self.reader.ids([tuple(text)])
+        return tuple(text)
 
     @property
     def _room(self) -> int:
@@ -474,7 +469,7 @@ def horizons_of(model: Module) -> tuple[int, ...]:
     """The lengths of text beyond which the config says that a model may read otherwise, in order.
 
     Windows and chunks of attention, and the context that frequencies of a kind were made for which depend on the
-    length ("longrope", "dynamic", and kinds that are not known). Behind a soft prompt a text gets there sooner.
+    length ("longrope", "dynamic", and kinds that are not known). After a soft prompt a text gets there sooner.
 
     >>> from transformers import MistralConfig
     >>> model = torch.nn.Module()
@@ -482,18 +477,16 @@ def horizons_of(model: Module) -> tuple[int, ...]:
     >>> horizons_of(model)
     (16,)
     """
-    config = getattr(model, "config", None)
+    config = config_of(model)
     if not isinstance(config, PreTrainedConfig):
         return ()
-    text = config.get_text_config(decoder=True)
-    settings = vars(text)
+    settings = vars(config)
     sizes = [size for name, size in settings.items() if any(word in name for word in WINDOWS) and "layers" not in name]
     sizes += [each for size in sizes if isinstance(size, list | tuple) for each in size]
     rope = settings.get("rope_parameters") or {}
-    parts = [rope, *[part for part in rope.values() if isinstance(part, dict)]]
-    for part in parts:
+    for part in (rope, *[part for part in rope.values() if isinstance(part, dict)]):
         if part.get("rope_type", "default") not in STEADY:
-            made_for = part.get("original_max_position_embeddings"), getattr(text, "max_position_embeddings", None)
+            made_for = part.get("original_max_position_embeddings"), getattr(config, "max_position_embeddings", None)
             # "dynamic" frequencies that grew are put back by texts that are shorter than this, not by one as long.
             sizes += [size - less for size in made_for if isinstance(size, int) for less in (0, 1)]
     before = soft_prompt_of(model)
@@ -510,10 +503,9 @@ STEADY: Final = frozenset({"default", "linear", "yarn", "llama3", "proportional"
 
 def specials_of(model: Module) -> tuple[int, ...]:
     """The ids of padding, ends and beginnings in a config."""
-    config = getattr(model, "config", None)
-    text = config.get_text_config(decoder=True) if isinstance(config, PreTrainedConfig) else None
-    named = [getattr(text, f"{name}_token_id", None) for name in ("pad", "eos", "bos")]
-    many = [each for ids in named for each in (ids if isinstance(ids, list | tuple) else [ids])]
+    config = config_of(model)
+    named = [getattr(config, f"{name}_token_id", None) for name in ("pad", "eos", "bos")]
+    many = chain.from_iterable(ids if isinstance(ids, list | tuple) else [ids] for ids in named)
     return tuple([token for token in dict.fromkeys(many) if isinstance(token, int) and token >= 0])
 
 
@@ -531,7 +523,3 @@ def _error(logits: Tensor, truth: Tensor) -> float:
     rows = apart.amax(dim=-1).double().sort().values
     typical = rows[len(rows) * 3 // 4 - 1] if truth.dtype in (torch.float16, torch.bfloat16) else rows[-1]
     return float(typical / truth[truth.isfinite()].abs().max()) if typical else 0.0
-
-
-def _has_law(logits: Tensor) -> bool:
-    return bool(logits.amax(dim=-1).isfinite().all())

@@ -12,14 +12,12 @@ from typing import Final, TypeAlias
 import torch
 from torch.nn import Module, Parameter
 
-Context: TypeAlias = Callable[[], AbstractContextManager[None]]
-
 Untracked: TypeAlias = Callable[[int], AbstractContextManager[None]]
 """The number of tokens in a pass → what the pass runs in."""
 
 # Private to torch: in a build without them a pass is tracked, and as right.
-WITHOUT_GRADIENTS: Final[Context] = getattr(torch._C, "_AutoDispatchBelowAutograd", nullcontext)
-WITHOUT_GRADIENTS_AND_VIEWS: Final[Context] = getattr(torch._C, "_AutoDispatchBelowADInplaceOrView", nullcontext)
+WITHOUT_GRADIENTS: Final = getattr(torch._C, "_AutoDispatchBelowAutograd", nullcontext)
+WITHOUT_GRADIENTS_AND_VIEWS: Final = getattr(torch._C, "_AutoDispatchBelowADInplaceOrView", nullcontext)
 
 
 def untracked(model: Module) -> Untracked:
@@ -29,15 +27,8 @@ def untracked(model: Module) -> Untracked:
     ...     torch.zeros(1).is_inference()
     False
     """
-    plain = all(type(parameter) is Parameter for parameter in model.parameters())
-    return _untracked if plain else _as_it_is
-
-
-def _untracked(tokens: int) -> AbstractContextManager[None]:
+    if not all(type(parameter) is Parameter for parameter in model.parameters()):
+        return lambda tokens: nullcontext()
     # Over several tokens views are tracked still: where the view of a weight does not require a gradient, torch would
     # rather copy the weight than rows which do not lie together.
-    return WITHOUT_GRADIENTS_AND_VIEWS() if tokens == 1 else WITHOUT_GRADIENTS()
-
-
-def _as_it_is(tokens: int) -> AbstractContextManager[None]:
-    return nullcontext()
+    return lambda tokens: WITHOUT_GRADIENTS_AND_VIEWS() if tokens == 1 else WITHOUT_GRADIENTS()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from itertools import chain
 from operator import attrgetter, is_
 from typing import Final, cast, final
@@ -17,39 +17,18 @@ _version: Final[Callable[[Tensor], int]] = attrgetter("_version")
 
 @final
 @frozen(eq=False)
-class _Slots:
-    """Where modules keep their children or tensors: they are asked at each look, as they may hold others."""
-
-    dicts: tuple[dict[str, object], ...]
-    names: tuple[str, ...]
-
-    @classmethod
-    def of(cls, slots: Iterable[tuple[Mapping[str, object], str]]) -> _Slots:
-        pairs = [(cast(dict[str, object], kept), name) for kept, name in slots]
-        return cls(tuple([kept for kept, _ in pairs]), tuple([name for _, name in pairs]))
-
-    def held(self) -> tuple[object, ...]:
-        return tuple(map(dict.get, self.dicts, self.names))
-
-
-@final
-@frozen(eq=False)
 class Look:
     """What a model was at one moment: its modules, its tensors and their versions, its adapters and its settings."""
 
     held: tuple[object, ...]
-    written: tuple[int, ...]
-    hooks: tuple[int, ...]
+    counted: tuple[tuple[int, ...], tuple[int, ...]]
+    """How often each tensor was written to and where it lies; and the hooks."""
     kind: tuple[object, ...]
 
     def same(self, other: Look) -> bool:
         """Whether nothing that is looked at has changed."""
-        return (
-            self.written == other.written
-            and self.hooks == other.hooks
-            and self.kind == other.kind
-            and (self.held is other.held or _identical(self.held, other.held))
-        )
+        counts_alike = self.counted == other.counted and self.kind == other.kind
+        return counts_alike and (self.held is other.held or _identical(self.held, other.held))
 
 
 @final
@@ -73,7 +52,8 @@ class Watch:
 
     model: Module
     modules: tuple[Module, ...] = field(init=False)
-    _slots: _Slots = field(init=False)
+    _slots: tuple[list[dict[str, object]], list[str]] = field(init=False)
+    """Where modules keep their children and tensors: they are asked at each look, as they may hold others."""
     _held: tuple[object, ...] = field(init=False)
     _tensors: tuple[Tensor, ...] = field(init=False)
     _hooks: tuple[Mapping[int, object], ...] = field(init=False)
@@ -84,10 +64,9 @@ class Watch:
 
     def look(self) -> Look:
         """What the model is now."""
-        held = self._slots.held()
-        if not _identical(held, self._held):
+        if not _identical(self._now_held(), self._held):
             self._walk()
-        return Look(self._held, self._written(), tuple(chain.from_iterable(self._hooks)), self._kind())
+        return Look(self._held, (self._written(), tuple(chain.from_iterable(self._hooks))), self._kind())
 
     @property
     def training(self) -> list[Module]:
@@ -112,12 +91,16 @@ class Watch:
             if name not in module._non_persistent_buffers_set
         ]
         # What is offloaded comes and goes with each pass.
-        tensors = [(kept, name) for kept, name in weights if not _is_away(kept[name])]
-        self._slots = _Slots.of([*children, *tensors])
-        self._held = self._slots.held()
+        tensors = [(kept, name) for kept, name in weights if not getattr(kept[name], "is_meta", False)]
+        slots = cast(list[tuple[dict[str, object], str]], [*children, *tensors])
+        self._slots = [kept for kept, _ in slots], [name for _, name in slots]
+        self._held = self._now_held()
         self._tensors = tuple([held for held in self._held[len(children) :] if isinstance(held, Tensor)])
         self._hooks = tuple([hooks for m in modules for hooks in (m._forward_hooks, m._forward_pre_hooks)])
         self._tuners = tuple([module for module in modules if "_active_adapter" in vars(module)])
+
+    def _now_held(self) -> tuple[object, ...]:
+        return tuple(map(dict.get, *self._slots))
 
     def _written(self) -> tuple[int, ...]:
         """How often each tensor was written to, and where it lies."""
@@ -137,10 +120,6 @@ class Watch:
             torch.is_autocast_enabled("cpu"),
             torch.is_autocast_enabled("cuda"),
         )
-
-
-def _is_away(tensor: Tensor | None) -> bool:
-    return tensor is not None and tensor.is_meta
 
 
 def _identical(a: tuple[object, ...], b: tuple[object, ...]) -> bool:
