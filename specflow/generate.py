@@ -191,7 +191,7 @@ def ngram_assisted_speculative_generate(
     _check_model("target", target)
     _drafts("gamma", gamma)
     whole(1, "use 1 to learn only what was emitted")("filler_top_k", filler_top_k)
-    does("an n-gram storage", "give an NGramStorage", "initialize", "continuation", "learn")(
+    does("an n-gram storage", "give an NGramStorage", "initialize", "continuation", "known", "learn")(
         "ngramstorage", ngramstorage
     )
     policy, update = Fixed(gamma), UpdateNgram(ngramstorage, filler_top_k)

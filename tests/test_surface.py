@@ -892,6 +892,7 @@ TABLE: Final[dict[str, Entry]] = {
                 lambda tokens: list(islice(storage().continuation(tokens), 3)),
                 lambda: {"tokens": TEXT},
             ),
+            ("known", lambda tokens: list(islice(storage().known(tokens), 3)), lambda: {"tokens": TEXT}),
             (
                 "learn",
                 lambda tokens, start, followers: storage().learn(tokens, start, followers),
@@ -1500,7 +1501,16 @@ EXEMPT: Final[Mapping[str, str]] = {
             "drafters.ngrams.storage.INgramStorage",
             *[
                 f"drafters.ngrams.storage.INgramStorage.{name}"
-                for name in ("continuation", "learn", "has_gram", "initialize", "next_token", "reset", "update")
+                for name in (
+                    "continuation",
+                    "known",
+                    "learn",
+                    "has_gram",
+                    "initialize",
+                    "next_token",
+                    "reset",
+                    "update",
+                )
             ],
             "processors.LogitsProcessor",
             "processors.LogitsProcessor.sample",

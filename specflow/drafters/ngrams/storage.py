@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import takewhile
 from numbers import Integral
+from operator import itemgetter
 from os import PathLike
 from threading import Lock
 from typing import Final, final, overload
@@ -16,7 +18,7 @@ from typing_extensions import override
 from specflow.drafters.ngrams.counts import Counts
 from specflow.drafters.ngrams.file import Header, packed, read, refuse_contradiction, write
 from specflow.errors import DecodeError
-from specflow.guards.checks import or_none, shown, whole
+from specflow.guards.checks import named, or_none, shown, whole
 from specflow.guards.ids import ids_of, plain, rows_of
 from specflow.state import Tokens
 
@@ -59,7 +61,7 @@ class INgramStorage(ABC):
         """Forgets everything."""
 
     def continuation(self, tokens: Tokens) -> Iterator[tuple[int, bool]]:
-        """The text that the storage expects behind `tokens`, token by token, each with whether it was known.
+        """The text that the storage expects after `tokens`, token by token, each with whether it was known.
 
         `DecodeError` for what holds no ids.
         """
@@ -70,6 +72,13 @@ class INgramStorage(ABC):
             token, known = _answer(self.next_token(text))
             yield token, known
             text = torch.cat([text, torch.tensor([[token]])], dim=1)
+
+    def known(self, tokens: Tokens) -> Iterator[int]:
+        """The same text as far as it is known. Override it where a guess that is dropped should not be drawn.
+
+        `DecodeError` for what holds no ids.
+        """
+        return (token for token, _ in takewhile(itemgetter(1), pairs_of(self, self.continuation(tokens))))
 
     def learn(self, tokens: Tokens, start: int, followers: Sequence[Sequence[int]]) -> None:
         """Counts each of `followers[i]` once more as what follows the first `start + i` of `tokens`.
@@ -83,6 +92,19 @@ class INgramStorage(ABC):
             context = torch.tensor([text[:end]], dtype=torch.long)
             for token in following:
                 self.update(context, torch.tensor([[token]]))
+
+
+def pairs_of(storage: INgramStorage, said: object) -> Iterator[tuple[int, bool]]:
+    """What a storage's `continuation` said; `DecodeError` for what is not (token, known)."""
+    for pair in said if isinstance(said, Iterable) else [said]:
+        if not (isinstance(pair, tuple) and len(pair) == 2):
+            raise no_answer(storage, pair, "yield (token, whether it is known)")
+        yield pair
+
+
+def no_answer(storage: INgramStorage, said: object, remedy: str) -> DecodeError:
+    """The error that names a storage that does not say what follows."""
+    return DecodeError("storage", f"the storage {named(storage)} says nothing of what follows", shown(said), remedy)
 
 
 class _CountingStorage(INgramStorage):
@@ -179,16 +201,26 @@ class _CountingStorage(INgramStorage):
 
     @override
     def continuation(self, tokens: Tokens) -> Iterator[tuple[int, bool]]:
-        """The text expected behind `tokens`, token by token; what holds ids outside the vocabulary is unknown.
+        """The text expected after `tokens`, token by token; what holds ids outside the vocabulary is unknown.
 
         `DecodeError` for what holds no ids.
         """
-        return self._expected_behind([*plain("tokens", _text("tokens", tokens)[1 - self.n :])])
+        return self._continued(self._ending(tokens))
 
-    def _expected_behind(self, text: list[int]) -> Iterator[tuple[int, bool]]:
+    def _continued(self, text: list[int]) -> Iterator[tuple[int, bool]]:
         while True:
             token, known = self._next(text)
             yield token, known
+            text.append(token)
+
+    @override
+    def known(self, tokens: Tokens) -> Iterator[int]:
+        """The text expected after `tokens`, as far as it is known. Nothing is drawn."""
+        return self._remembered(self._ending(tokens))
+
+    def _remembered(self, text: list[int]) -> Iterator[int]:
+        while (token := self._best(text)) is not None:
+            yield token
             text.append(token)
 
     @override
@@ -240,13 +272,19 @@ class _CountingStorage(INgramStorage):
         with self._writing:
             self._counts = counts
 
+    def _ending(self, tokens: Tokens) -> list[int]:
+        """The last n - 1 tokens."""
+        return [*plain("tokens", _text("tokens", tokens)[1 - self.n :])]
+
     def _next(self, text: Sequence[int]) -> tuple[int, bool]:
+        token = self._best(text)
+        return (int(torch.randint(self.vocab_size, ())), False) if token is None else (token, True)
+
+    def _best(self, text: Sequence[int]) -> int | None:
+        """What followed the longest known context; None where none is known."""
         counts = self._counts
-        for context in reversed(self._contexts(text, len(text))):
-            token = counts.best(context)
-            if token is not None:
-                return token, True
-        return int(torch.randint(self.vocab_size, ())), False
+        found = (counts.best(context) for context in reversed(self._contexts(text, len(text))))
+        return next((token for token in found if token is not None), None)
 
     def _learn(self, text: Sequence[int], end: int, following: Sequence[int]) -> None:
         if following:
