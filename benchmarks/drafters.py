@@ -163,7 +163,7 @@ def without_refused_copies() -> Drafter:
     suffix = SuffixDrafter()
 
     def draft(tokens: Tokens, /) -> Iterator[Proposal[PointMass]]:
-        length, end = suffix.match(tokens)
+        length, end = suffix.read(tokens).match
         for i in range(min(20, 2 * length + 3) if length else 0):
             token = tokens[end + i % (len(tokens) - end)]
             yield Proposal(token, source="suffix")

@@ -1,4 +1,4 @@
-"""A model's own bigrams: what it would say behind each token, if it knew nothing but that token."""
+"""A model's own bigrams: what it would say after each token if it knew nothing but that token."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from safetensors.numpy import save
 from torch import Tensor
 from torch.nn.functional import softmax
 
-from specflow.drafters.ngrams.file import content_of, write
+from specflow.drafters.ngrams.file import content_of, no_file, write
 from specflow.errors import DecodeError
 from specflow.guards.checks import calls, shown, whole
 from specflow.guards.ids import ids_of
@@ -34,17 +34,16 @@ REMEDY: Final = "make the table again, and `save` it"
 class Bigrams:
     """For each token of the vocabulary its k most probable followers, in order: `tokens` and `chances`, each [V, k].
 
-    `Bigrams.of(target, before, vocab_size)` asks a model once, in V / 127 passes over trees: what follows each token
-    behind the tokens `before`? Those should tell nothing, as `specflow.models.bigrams_of` chooses them. For
-    SmolLM2-135M it takes a minute or two, and 3 MB; `save` keeps it for the next time. No text is needed, and nothing
-    is trained.
+    `Bigrams.of(target, before, vocab_size)` asks a model once, in V / 127 passes over trees, what follows `before` and
+    each token. `before` should tell nothing, as `specflow.models.bigrams_of` chooses it. For SmolLM2-135M it takes a
+    minute or two, and 3 MB. No text is needed, and nothing is trained.
 
     `DecodeError` where the two tables are not of one shape [V, k], k ≥ 1, name tokens outside [0, V), or hold chances
     that are no probabilities.
     Source: Stewart et al. 2411.03786 (The N-Grammys), the model-derived bigram.
 
     >>> table = Bigrams(numpy.array([[1, 2], [2, 0], [0, 1]]), numpy.array([[0.5, 0.25]] * 3))
-    >>> table.behind(1)
+    >>> table.after(1)
     [(2, 0.5), (0, 0.25)]
     """
 
@@ -66,7 +65,7 @@ class Bigrams:
 
     @classmethod
     def of(cls, target: Predictor, before: Tokens, vocab_size: int, k: int = 8) -> Bigrams:
-        """What the target finds most probable behind `before`, which is not empty, and each token; 1 ≤ k ≤ V.
+        """What the target finds most probable after `before`, which is not empty, and each token; 1 ≤ k ≤ V.
 
         `DecodeError` for anything else, and where the target's rows are none of `vocab_size` tokens.
         """
@@ -81,7 +80,7 @@ class Bigrams:
         tokens, chances = zip(*parts, strict=True)
         return cls(torch.cat(tokens).numpy(), torch.cat(chances).numpy())
 
-    def behind(self, token: int) -> list[tuple[int, float]]:
+    def after(self, token: int) -> list[tuple[int, float]]:
         """A token's followers and their probabilities, the most probable first. `DecodeError` outside the table."""
         whole(0, "ask about a token of the table", most=len(self.tokens) - 1)("token", token)
         return list(zip(self.tokens[token].tolist(), self.chances[token].tolist(), strict=True))
@@ -96,9 +95,9 @@ class Bigrams:
         """Read what `save` wrote. `DecodeError` for any other file."""
         metadata, arrays = content_of(path, REMEDY)
         if metadata.get("format") != FORMAT:
-            raise _no_table(path, "holds no table of bigrams")
+            raise no_file(path, "holds no table of bigrams", REMEDY)
         if {name: tensor.dtype for name, tensor in arrays.items()} != ARRAYS:
-            raise _no_table(path, "does not hold the arrays of a table")
+            raise no_file(path, "does not hold the arrays of a table", REMEDY)
         return cls(arrays["tokens"].numpy(), arrays["chances"].numpy())
 
 
@@ -118,7 +117,3 @@ def _asked(target: Predictor, before: Tokens, some: range, vocab_size: int, k: i
     logits = rows[1:]
     best = softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1).topk(k, dim=-1)
     return best.indices.cpu(), best.values.cpu()
-
-
-def _no_table(path: str | PathLike[str], happened: str) -> DecodeError:
-    return DecodeError("path", f"the file {happened}", str(path), REMEDY)

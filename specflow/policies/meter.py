@@ -8,9 +8,10 @@ from math import isfinite
 from statistics import median_low
 from threading import Lock
 from time import perf_counter
-from typing import Final, NamedTuple, TypeAlias, final
+from typing import Final, TypeAlias, final
 
 from attrs import define, field
+from numpy import interp
 from torch import Tensor
 
 from specflow.errors import DecodeError
@@ -91,15 +92,18 @@ class CostMeter:
     def timed(self, target: Predictor) -> Predictor:
         """`target`, timed. What it answers is its own."""
         calls("a predictor", "give one, such as a CachedPredictor")("target", target)
-        read = _Read()
+        kept: tuple[tuple[Tokens, int], ...] = ()  # the last few texts and how many drafts followed each, newest first
 
         def predict(tokens: Tokens, drafts: Sequence[Proposal], /) -> Tensor:
-            shared, known = read.nearest(tokens)
+            nonlocal kept
+            shares = [common_prefix(text, tokens) for text, _ in kept]
+            shared = max(shares, default=0)
+            nearest = kept[shares.index(shared)] if kept else ((), 0)
             began = self.now()
             logits = target(tokens, drafts)
             seconds = self.since(began)
-            goes_on = len(tokens) - shared <= known.drafts + 1
-            read.keep(_Known(tokens, len(drafts)), known if goes_on else None)
+            goes_on = len(tokens) - shared <= nearest[1] + 1
+            kept = ((tokens, len(drafts)), *[text for text in kept if not (goes_on and text is nearest)])[:TEXTS]
             if goes_on:
                 self.note(len(drafts) + 1, seconds)
             return logits
@@ -150,38 +154,6 @@ class CostMeter:
                     if self._passes - each.newest < HORIZON
                 ]
             )
-        costs, i = [], 0
-        for k in range(1, min(int(most), 2 * known[-1][0]) + 1):
-            if i + 1 < len(known) and known[i + 1][0] <= k:
-                i += 1
-            below, cost = known[i]
-            if i + 1 < len(known):
-                above, higher = known[i + 1]
-                costs.append(cost + (higher - cost) * (k - below) / (above - below))
-            else:
-                costs.append(cost * (1 + SLOPE * (k - below)))
-        return costs
-
-
-class _Known(NamedTuple):
-    """A text that was read, and how many drafts behind it."""
-
-    tokens: Tokens = ()
-    drafts: int = 0
-
-
-@final
-@define(eq=False)
-class _Read:
-    """The last few texts that a predictor was given, the newest first."""
-
-    _known: tuple[_Known, ...] = ()
-
-    def nearest(self, tokens: Tokens) -> tuple[int, _Known]:
-        """The text that shares the most with these tokens, and how many it shares."""
-        known = [(common_prefix(each.tokens, tokens), each) for each in self._known]
-        return max(known, key=lambda found: found[0], default=(0, _Known()))
-
-    def keep(self, text: _Known, before: _Known | None) -> None:
-        """Remember a text, in place of the one that it grew from."""
-        self._known = (text, *[each for each in self._known if each is not before])[:TEXTS]
+        last, cost = known[-1]
+        lengths, costs = zip(*known, (2 * last, cost * (1 + SLOPE * last)), strict=True)
+        return [float(seconds) for seconds in interp(range(1, min(int(most), 2 * last) + 1), lengths, costs)]

@@ -9,18 +9,20 @@ from numbers import Integral
 from operator import itemgetter
 from os import PathLike
 from threading import Lock
-from typing import Final, final, overload
+from typing import ClassVar, Final, final, overload
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
 from specflow.drafters.ngrams.counts import Counts
-from specflow.drafters.ngrams.file import Header, packed, read, refuse_contradiction, write
+from specflow.drafters.ngrams.file import Header, contradiction, packed, read, write
 from specflow.errors import DecodeError
-from specflow.guards.checks import named, or_none, shown, whole
+from specflow.guards.checks import a, named, or_none, shown, whole
 from specflow.guards.ids import ids_of, plain, rows_of
 from specflow.state import Tokens
+
+_is_list: Final = a(Sequence, "give a list of lists of ids")
 
 
 class INgramStorage(ABC):
@@ -35,7 +37,7 @@ class INgramStorage(ABC):
 
     def __init__(self, n: int, vocab_size: int) -> None:
         """`n` ≥ 2 is the highest order, `vocab_size`, 1 to 2⁶², the number of tokens there are; else `DecodeError`."""
-        whole(2, "use 2 for bigrams, a token behind a context of one", most=2**31 - 1)("n", n)
+        whole(2, "use 2 for bigrams, a token after a context of one", most=2**31 - 1)("n", n)
         whole(1, "give the target's vocab_size", most=2**62)("vocab_size", vocab_size)
         self.n = int(n)
         self.vocab_size = int(vocab_size)
@@ -46,7 +48,7 @@ class INgramStorage(ABC):
 
     @abstractmethod
     def has_gram(self, ngram: Tensor) -> bool:
-        """Whether this n-gram, a context and the token behind it, was seen."""
+        """Whether this n-gram, a context and the token after it, was seen."""
 
     @abstractmethod
     def update(self, input_ids: Tensor, next_tokens: Tensor) -> None:
@@ -86,8 +88,9 @@ class INgramStorage(ABC):
         `DecodeError`, with nothing learned, for what holds no ids, and where the text is not as long as that.
         """
         text = ids_of("tokens", tokens)
-        lessons = [ids_of("followers", following) for following in _lessons(followers)]
-        check_reach(len(text), start, len(lessons))
+        _is_list("followers", followers)
+        lessons = [ids_of("followers", following) for following in followers]
+        _check_reach(len(text), start, len(lessons))
         for end, following in enumerate(lessons, start):
             context = torch.tensor([text[:end]], dtype=torch.long)
             for token in following:
@@ -108,15 +111,17 @@ def no_answer(storage: INgramStorage, said: object, remedy: str) -> DecodeError:
 
 
 class _CountingStorage(INgramStorage):
-    """What the two storages share: everything but the lengths of the contexts that they keep."""
+    """What the two storages share: all but whether they keep the contexts of n - 1 tokens alone."""
 
-    def __init__(self, n: int, vocab_size: int, *, alone: bool, max_contexts: int | None) -> None:
+    _alone: ClassVar[bool]
+
+    def __init__(self, n: int, vocab_size: int, *, max_contexts: int | None = None) -> None:
         super().__init__(n, vocab_size)
         or_none(whole(1, "use None for no bound"))("max_contexts", max_contexts)
         self.max_contexts: Final = None if max_contexts is None else int(max_contexts)
         self._counts = Counts(self.max_contexts)
         self._writing: Final = Lock()
-        self._shortest: Final = self.n - 1 if alone else 1
+        self._shortest: Final = self.n - 1 if self._alone else 1
         self._header: Final = Header(type(self).__name__, self.n, self.vocab_size, self._shortest)
         self._bits: Final = self.vocab_size.bit_length()
 
@@ -146,7 +151,7 @@ class _CountingStorage(INgramStorage):
 
     @override
     def has_gram(self, ngram: Tensor | Sequence[int]) -> bool:
-        """Whether this n-gram, [L], [1, L] or a sequence of ints, was seen: its last token behind those before it.
+        """Whether this n-gram, [L], [1, L] or a sequence of ints, was seen: its last token after those before it.
 
         Of more than n tokens the last n are looked at. False for an order that the storage does not keep, and for what
         it has forgotten. `DecodeError` for ids outside the vocabulary.
@@ -195,7 +200,6 @@ class _CountingStorage(INgramStorage):
 
     @override
     def reset(self) -> None:
-        """Forgets everything."""
         with self._writing:
             self._counts = Counts(self.max_contexts)
 
@@ -225,16 +229,17 @@ class _CountingStorage(INgramStorage):
 
     @override
     def learn(self, tokens: Tokens, start: int, followers: Sequence[Sequence[int]]) -> None:
-        """Counts `followers[i]` behind the first `start + i` of `tokens`; leaves out ids outside the vocabulary.
+        """Counts `followers[i]` after the first `start + i` of `tokens`; leaves out ids outside the vocabulary.
 
         `DecodeError`, with nothing learned, for what holds no ids, and where the text is not as long as that.
         """
+        _is_list("followers", followers)
         lessons = [
             [token for token in plain("followers", _text("followers", following)) if 0 <= token < self.vocab_size]
-            for following in _lessons(followers)
+            for following in followers
         ]
         whole_text = _text("tokens", tokens)
-        check_reach(len(whole_text), start, len(lessons))
+        _check_reach(len(whole_text), start, len(lessons))
         skipped = max(0, start - self.n + 1)  # the last n - 1 tokens before each follower are all that is looked at
         text = plain("tokens", whole_text[skipped : start + len(lessons)])
         with self._writing:
@@ -242,7 +247,7 @@ class _CountingStorage(INgramStorage):
                 self._learn(text, end, following)
 
     def counts(self) -> dict[Tokens, dict[int, int]]:
-        """All that is known, for looking at: how often each token was counted behind each context."""
+        """All that is known, for looking at: how often each token was counted after each context."""
         with self._writing:
             return {self._unpacked(key): counted for key, _, counted in self._counts.rows()}
 
@@ -267,7 +272,7 @@ class _CountingStorage(INgramStorage):
         for context, rank, counted in read(path, self._header):
             key = self._contexts(context, len(context))[-1]
             if counts.best(key) is not None:
-                refuse_contradiction(path)
+                raise contradiction(path)
             counts.put(key, rank, counted)
         with self._writing:
             self._counts = counts
@@ -338,8 +343,7 @@ class NGramStorage(_CountingStorage):
     [[2], [2]]
     """
 
-    def __init__(self, n: int, vocab_size: int, *, max_contexts: int | None = None) -> None:
-        super().__init__(n, vocab_size, alone=False, max_contexts=max_contexts)
+    _alone = False
 
 
 @final
@@ -352,8 +356,7 @@ class OneLevelNGramStorage(_CountingStorage):
     ((3, True), False)
     """
 
-    def __init__(self, n: int, vocab_size: int, *, max_contexts: int | None = None) -> None:
-        super().__init__(n, vocab_size, alone=True, max_contexts=max_contexts)
+    _alone = True
 
 
 def _answer(answer: object) -> tuple[int, bool]:
@@ -366,12 +369,12 @@ def _answer(answer: object) -> tuple[int, bool]:
     raise DecodeError("next_token", "a storage's answer is no token and flag", shown(answer), "return (token, known)")
 
 
-def check_reach(length: int, start: int, lessons: int) -> None:
-    """`DecodeError` where lessons from `start` on reach behind the end of a text of `length` tokens."""
+def _check_reach(length: int, start: int, lessons: int) -> None:
+    """`DecodeError` where lessons from `start` on reach beyond the end of a text of `length` tokens."""
     whole(0, "count from the beginning of the text")("start", start)
     if lessons and start + lessons - 1 > length:
         received = f"{lessons} followers from {start} on in a text of {length}"
-        raise DecodeError("start", "there are followers behind the end of the text", received, "give the whole text")
+        raise DecodeError("start", "there are followers beyond the end of the text", received, "give the whole text")
 
 
 def _rows(name: str, ids: Tensor | Sequence[int] | int, last: int | None = None) -> list[Tokens]:
@@ -386,14 +389,4 @@ def _rows(name: str, ids: Tensor | Sequence[int] | int, last: int | None = None)
 
 def _text(name: str, ids: object) -> Sequence[int]:
     """What holds the ids of one text: the sequence itself, whose ids have not been looked at."""
-    if isinstance(ids, tuple | list):
-        return ids
-    if isinstance(ids, str | bytes | bytearray) or not isinstance(ids, Sequence):
-        return ids_of(name, ids)
-    return ids
-
-
-def _lessons(followers: object) -> Sequence[object]:
-    if not isinstance(followers, Sequence) or isinstance(followers, str | bytes | bytearray):
-        raise DecodeError("followers", "followers are no sequence", shown(followers), "give a list of lists of ids")
-    return followers
+    return ids if isinstance(ids, Sequence) and not isinstance(ids, str | bytes | bytearray) else ids_of(name, ids)
