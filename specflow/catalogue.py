@@ -59,9 +59,6 @@ _are_stages = each(calls("a stage", "give one such as UpdateNgram(storage)"))
 _are_memos = each(does("a provider that forgets", "give the predictors themselves", "prune"))
 
 
-# Drafters.
-
-
 @final
 @frozen(eq=False)
 class Setting:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from returns.result import Result
 from torch.nn import Module
 
 from specflow.drafters.block import GreedyBlockDrafter, SampledBlockDrafter
@@ -183,7 +182,10 @@ def ngram_assisted_speculative_generate(
     )
     policy, update = Fixed(gamma), UpdateNgram(ngramstorage, filler_top_k)
     state = _started(inputs, target, max_gen_len, eos_tokens_id)
-    vocab_size = unwrap(_storage_vocabulary(target, ngramstorage))
+    known = Limits(vocab_size=getattr(ngramstorage, "vocab_size", None))
+    happened, remedy = "the storage and the target have different vocabularies", "make it with the target's vocab_size"
+    shared = shared_vocabulary(limits_of(target), known)
+    vocab_size = unwrap(shared.alt(lambda error: DecodeError("ngramstorage", happened, error.received, remedy)))
     ngramstorage.initialize(torch.tensor([state.tokens]))
 
     rng, observe, predictor = Dice(), _observer(debug, tokenizer), _predictor(target, use_cache)
@@ -193,15 +195,6 @@ def ngram_assisted_speculative_generate(
         step = once(ngram_step(propose_nothing, predictor, logits_processor, rng, update, observe=observe), step)
     end = run(step, state).state
     return list(end.output), end.tally.acceptance_rate
-
-
-def _storage_vocabulary(target: Module, storage: INgramStorage) -> Result[int | None, DecodeError]:
-    """The target's vocabulary; refused if the storage's, where it tells one, is another and not just padding."""
-    known = Limits(vocab_size=getattr(storage, "vocab_size", None))
-    happened, remedy = "the storage and the target have different vocabularies", "make it with the target's vocab_size"
-    return shared_vocabulary(limits_of(target), known).alt(
-        lambda error: DecodeError("ngramstorage", happened, error.received, remedy)
-    )
 
 
 def _check(models: Mapping[str, Module], processor: object, tokenizer: object, **flags: bool) -> None:

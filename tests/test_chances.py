@@ -442,9 +442,13 @@ def test_what_a_text_lost_before_a_tree_was_heard_of_is_not_forgotten() -> None:
         hand.now += 4.0
         state = evolve(state, tokens=(*state.tokens, 2), pace=pace)
     lost = choices[-1].lost
+    other = state  # another text, whose turn comes later
     _, pace = policy(iter([Proposal(7), Proposal(8, parent=TEXT)]), state)
     assert isinstance(pace, ChancesPace)
     assert choices[-1].lost == pace.text_lost >= lost
+    assert isinstance(other.pace, CostAwarePace)
+    policy(iter([Proposal(7)]), other)
+    assert choices[-1].lost == other.pace.lost > 0
     free = CostAware(meter_of_tens(hand), tell=choices.append)
     free(iter([Proposal(7), Proposal(8, parent=TEXT)]), STATE)
     assert choices[-1].lost == 0.0

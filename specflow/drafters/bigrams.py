@@ -10,9 +10,9 @@ import torch
 from attrs import field, frozen
 from numpy.typing import NDArray
 from safetensors.numpy import save
-from torch import Tensor
 from torch.nn.functional import softmax
 
+from specflow.asked import rows_of
 from specflow.drafters.ngrams.file import content_of, no_file, write
 from specflow.errors import DecodeError
 from specflow.guards.checks import calls, shown, whole
@@ -23,9 +23,7 @@ TOGETHER: Final = 127
 """How many tokens are asked about in one pass; with the token before them they fill an accelerated model's pass."""
 
 FORMAT: Final = "specflow bigrams 1"
-
 ARRAYS: Final = {"tokens": torch.int32, "chances": torch.float32}
-
 REMEDY: Final = "make the table again, and `save` it"
 
 
@@ -51,8 +49,12 @@ class Bigrams:
     chances: NDArray[numpy.floating] = field(repr=False)
 
     def __attrs_post_init__(self) -> None:
-        _check_numbers("tokens", self.tokens, numpy.integer)
-        _check_numbers("chances", self.chances, numpy.floating)
+        for name, kind in (("tokens", numpy.integer), ("chances", numpy.floating)):
+            table: object = getattr(self, name)
+            if not isinstance(table, numpy.ndarray) or not numpy.issubdtype(table.dtype, kind):
+                received = f"an array of {table.dtype}" if isinstance(table, numpy.ndarray) else shown(table)
+                happened = f"{name} is no numpy array of {kind.__name__} numbers"
+                raise DecodeError(name, happened, received, "give two tables")
         shapes = self.tokens.shape, self.chances.shape
         if self.tokens.ndim != 2 or 0 in self.tokens.shape or shapes[0] != shapes[1]:
             raise DecodeError("bigrams", "the tables are not both [V, k]", shapes, "give tables of one shape")
@@ -75,9 +77,17 @@ class Bigrams:
         context = ids_of("before", before)
         if not context:
             raise DecodeError("before", "there is no token to begin with", "no tokens", "give one that tells nothing")
-        starts = range(0, int(vocab_size), TOGETHER)
-        parts = [_asked(target, context, range(i, min(i + TOGETHER, vocab_size)), vocab_size, k) for i in starts]
-        tokens, chances = zip(*parts, strict=True)
+        tokens, chances = [], []
+        every = range(int(vocab_size))
+        for first in every[::TOGETHER]:
+            some = every[first : first + TOGETHER]
+            logits = rows_of(target, context, [Proposal(token, parent=TEXT) for token in some])[1:]
+            if logits.shape[1] != vocab_size:
+                happened = f"the target does not give logits of {vocab_size} tokens"
+                raise DecodeError("target", happened, logits.shape[1], "give the target and its vocab_size")
+            best = softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1).topk(k, dim=-1)
+            tokens.append(best.indices.cpu())
+            chances.append(best.values.cpu())
         return cls(torch.cat(tokens).numpy(), torch.cat(chances).numpy())
 
     def after(self, token: int) -> list[tuple[int, float]]:
@@ -99,21 +109,3 @@ class Bigrams:
         if {name: tensor.dtype for name, tensor in arrays.items()} != ARRAYS:
             raise no_file(path, "does not hold the arrays of a table", REMEDY)
         return cls(arrays["tokens"].numpy(), arrays["chances"].numpy())
-
-
-def _check_numbers(name: str, table: object, kind: type) -> None:
-    if not isinstance(table, numpy.ndarray) or not numpy.issubdtype(table.dtype, kind):
-        received = f"an array of {table.dtype}" if isinstance(table, numpy.ndarray) else shown(table)
-        raise DecodeError(name, f"{name} is no numpy array of {kind.__name__} numbers", received, "give two tables")
-
-
-def _asked(target: Predictor, before: Tokens, some: range, vocab_size: int, k: int) -> tuple[Tensor, Tensor]:
-    """The k most probable followers of some tokens, and their probabilities, each [n, k]."""
-    rows: object = target(before, [Proposal(token, parent=TEXT) for token in some])
-    if not isinstance(rows, Tensor) or rows.shape != (len(some) + 1, vocab_size):
-        received = str(list(rows.shape)) if isinstance(rows, Tensor) else shown(rows)
-        happened = f"the target does not give [{len(some) + 1}, {vocab_size}] logits"
-        raise DecodeError("target", happened, received, "give the target and its vocab_size")
-    logits = rows[1:]
-    best = softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1).topk(k, dim=-1)
-    return best.indices.cpu(), best.values.cpu()

@@ -32,8 +32,8 @@ class GreedyBlockDrafter:
     """Drafts a model's most probable tokens, `ahead` of them at once, with one copy from the device for all.
 
     `LLMDrafter` with a `GreedyProcessor` proposes the same and copies each token, so that the device waits for the host
-    in between. Here all are drafted before the first is proposed: those that the gamma policy leaves are wasted. Under
-    a processor that samples its drafts are exact too, but accepted less often than those of `SampledBlockDrafter`.
+    in between. Here all are drafted before the first is proposed: those that the gamma policy leaves are wasted.
+    Sampled decoding is exact with them too, but accepts more of `SampledBlockDrafter`.
 
     `vocab_size` is the target's vocabulary, None where the drafter has the same. The draft ends where the drafter's
     own limits end, and after one token for a model that is not fed one at a time over its cache. ahead ≥ 1, else
@@ -66,17 +66,6 @@ class SampledBlockDrafter:
 
     The rest is as in `GreedyBlockDrafter`. The laws q that the drafts are drawn from, the processor's probabilities,
     stay on the device. A processor's own `sample` is not used.
-
-    >>> from specflow import Dice, TopKProcessor
-    >>> import torch
-    >>> from specflow.protocols import Limits
-    >>> class Counting:  # in real life a CachedPredictor
-    ...     limits = Limits(vocab_size=16)
-    ...     def read_ahead(self, tokens, most, choose, /):
-    ...         return tuple([int(choose(torch.eye(16)[len(tokens) + i], len(tokens) + i)) for i in range(most)])
-    >>> drafter = SampledBlockDrafter(Counting(), TopKProcessor(1.0, top_k=1), Dice(), ahead=3)
-    >>> [(draft.token, draft.q.of(draft.token)) for draft in drafter((0, 1, 2))]
-    [(3, 1.0), (4, 1.0), (5, 1.0)]
     """
 
     predictor: ReadsAhead = field(validator=_reads_ahead)

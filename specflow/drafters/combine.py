@@ -94,13 +94,11 @@ def then(*drafters: DrafterOf[Q]) -> DrafterOf[Q]:
 def longest(*drafters: CertainDrafter, most: int = 32) -> CertainDrafter:
     """The longest of the drafts, the earliest drafter's among equals, each read up to `most` proposals.
 
-    Lengths can only be compared once the drafts are there, and some never end (an n-gram table runs in circles).
-    `most` ≥ 1, else `DecodeError`.
+    Some drafts never end (an n-gram table runs in circles). `most` ≥ 1, else `DecodeError`.
 
-    Only for certain drafters. A point mass is verified by whether the target's own token is the draft, which is exact
-    however the draft was come by. Where drafts are drawn, lengths may depend on the draws (a model that stops once it
-    is unsure), and the drafts that win no longer have the law q that they carry: verifying them by q bends the text's
-    law. Type checkers refuse such a drafter.
+    Only for certain drafters; type checkers refuse others. A certain draft is verified by whether the target's own
+    token is the draft, which is exact however it was found. Where drafts are drawn, lengths may depend on the draws (a
+    model that stops once it is unsure), and the drafts that win no longer have the law q that they carry.
 
     Laws: associative; `propose_nothing` is its unit on both sides, and `longest()` is it; longest(a, a) = a.
 

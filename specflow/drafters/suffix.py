@@ -20,8 +20,7 @@ NESTED: Final = 32
 """How many nested matches each token brings up to date. A match has as many inside it only in a text that repeats
 itself more often than that; there an older occurrence may stand for the latest one."""
 
-FORGIVEN: Final = 8
-"""A copy that was refused is worth one token for so many that it was worth before."""
+FORGIVEN: Final = 8  # a copy that was refused is worth one token for so many that it was worth before
 
 
 class Match(NamedTuple):

@@ -16,11 +16,8 @@ from specflow.guards.checks import a, drafts, or_none, valid
 from specflow.prefix import text_of
 from specflow.state import TEXT, Proposal, Tokens
 
-PLACES: Final = 64
-"""How many earlier occurrences of a token are looked at, the latest."""
-
-LONGEST: Final = 16
-"""How far back a match is followed; a longer one is not told from it."""
+PLACES: Final = 64  # how many earlier occurrences of a token are looked at, the latest
+LONGEST: Final = 16  # how far back a match is followed; a longer one is not told from it
 
 
 class Place(NamedTuple):
@@ -53,14 +50,12 @@ class LookupTree:
 
     With a longest match of m tokens the first follower is guessed to be taken with c = (m - 0.6) / (m + 1.2), the i-th
     other one with (1 - c) / 2^(i+2), and a bigram of probability p with p (1 - c) / 2, or p where there is no match; a
-    token that is both has the sum. A draft's chance is the product down its path, so that a stream of drafts in this
-    order has the most expected tokens for each number of drafts, as far as the guesses are right. They were fitted to
-    what SmolLM2-135M accepts.
+    token that is both has the sum. A draft's chance is the product down its path, so that each number of first drafts
+    has the most expected tokens, as far as the guesses are right. They were fitted to what SmolLM2-135M accepts.
 
     A pure function of the text, over a memo of the last few texts as `SuffixDrafter` has it, and as safe to share.
     After a token that `bigrams` do not know they say nothing. `branches` ≥ 1, else `DecodeError`.
-    Source: trees of several sources that are scored: Hu et al. 2411.10666 (SAM decoding) and Luo et al. 2408.08696
-    (token recycling) for the parts; the scores are ours.
+    Source: Hu et al. 2411.10666 (SAM decoding) and Luo et al. 2408.08696 (token recycling); the scores are ours.
 
     >>> stream = LookupTree()((5, 6, 7, 5, 8, 5))
     >>> [(draft.token, draft.parent, round(draft.chance, 3)) for draft, _ in zip(stream, range(3))]

@@ -13,17 +13,10 @@ from specflow.guards.checks import a
 from specflow.prefix import common_prefix
 from specflow.state import BEFORE, Proposal, Tokens
 
-PRIOR: Final = 0.6
-"""The acceptance of a first draft of which nothing is known: high, so that a drafter is tried."""
-
-WEIGHT: Final = 2.0
-"""How many drafts a prior counts for."""
-
-OTHERS: Final = 2.0
-"""How many drafts everything counts for that was seen in other texts."""
-
-FADE: Final = 0.97
-"""How much of what was seen in a text is kept from step to step."""
+PRIOR: Final = 0.6  # the acceptance of a first draft of which nothing is known: high, so that a drafter is tried
+WEIGHT: Final = 2.0  # how many drafts a prior counts for
+OTHERS: Final = 2.0  # how many drafts everything counts for that was seen in other texts
+FADE: Final = 0.97  # how much of what was seen in a text is kept from step to step
 
 
 @final

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import Final, NamedTuple, final
 
-from attrs import define, field
+from attrs import Factory, define, field
 
 from specflow.distribution import PointMass
 from specflow.guards.checks import number
@@ -15,14 +15,9 @@ from specflow.policies.choice import DOUBT, Choice, are_numbers
 from specflow.policies.meter import CostMeter, Durations
 from specflow.state import BEFORE, TEXT, DecodeState, Pace, Proposal
 
-ADVANCE: Final = 1.5
-"""How many passes a text may lose to drafts before it has gained anything."""
-
-LOSS: Final = 0.01
-"""How much more of a pass it may lose for each token."""
-
-TRUST: Final = 4.0
-"""For how many tokens a drafter's chances are believed before the text has told what they are worth."""
+ADVANCE: Final = 1.5  # how many passes a text may lose to drafts before it has gained anything
+LOSS: Final = 0.01  # how much more of a pass it may lose for each token
+TRUST: Final = 4.0  # for how many tokens a drafter's chances are believed before the text has told what they are worth
 
 _is_chance = number("a draft's chance is not a finite number", "give the guess of a probability")
 
@@ -63,15 +58,13 @@ class _Weighed:
     drafts: list[Proposal] = field(factory=list)
     chances: list[float] = field(factory=list)
     tokens: list[float] = field(factory=lambda: [1.0])
-    seconds: list[float] = field(init=False)
+    seconds: list[float] = field(init=False, default=Factory(lambda self: [self.costs[0]], takes_self=True))
     drawn: int = 0
     best: int = 0
     _left: dict[int, float] = field(factory=lambda: {TEXT: 1.0})
-    _shortest: list[float] = field(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self.seconds = [self.costs[0]]
-        self._shortest = list(accumulate(reversed(self.costs), min))[::-1]
+    _shortest: list[float] = field(
+        init=False, default=Factory(lambda self: list(accumulate(self.costs[::-1], min))[::-1], takes_self=True)
+    )
 
     def add(self, draft: Proposal) -> None:
         n = len(self.drafts) + 1
@@ -129,13 +122,11 @@ class ByChances:
     Σ is over the n drafts: a draft's chance is the probability that one more token is taken; where the drafter does not
     tell it, it is 0.6 of what its parent and the siblings before it leave. w corrects the chances by what came of them
     in this text, (given + 4) / (promised + 4) in tokens. A text may lose 1.5 passes, and 1 % of a pass for each token,
-    to drafts that were not taken; more drafts than that pays for are left alone. What drafting takes is measured and
-    counted too, and ended when a text cannot afford more.
+    to drafting, whose time is measured, and to drafts that were not taken.
 
     Certain drafts are looked at before n is chosen. One that is drawn is taken, so whether to draw it is decided
     before, by a guess: each of the next is 0.6 times as likely as the one before it.
-    Source: Chen et al. 2402.12374 (Sequoia), its hardware-aware tree optimizer, whose one tree for a machine is chosen
-    anew here for each text and place.
+    Source: Chen et al. 2402.12374 (Sequoia), whose one tree for a machine is chosen anew here for each text and place.
     """
 
     meter: CostMeter

@@ -7,8 +7,7 @@ from typing import Final, final
 
 from attrs import frozen
 
-DOUBT: Final = 0.5
-"""The least probability of a refusal that this reckons with."""
+DOUBT: Final = 0.5  # the least probability of a refusal that this reckons with
 
 
 def are_numbers(pace: tuple[object, ...]) -> bool:

@@ -18,17 +18,13 @@ from specflow.policies.choice import DOUBT, Choice, are_numbers
 from specflow.policies.meter import CostMeter, Durations
 from specflow.state import DecodeState, Pace, Proposal
 
-CLOSE: Final = 1.1
-"""How many times the tokens per second of no draft a draft must promise to be taken nevertheless."""
+CLOSE: Final = 1.1  # how many times the tokens per second of no draft a draft must promise to be taken nevertheless
 
 LOOK: Final = 0.01
 """Certain drafts that together take less than this share of a pass are looked at before it is decided about them."""
 
-ADVANCE: Final = 1.0
-"""How many passes a text may lose to drafting before it has gained anything."""
-
-LOSS: Final = 0.015
-"""How much more of a pass it may lose for each token."""
+ADVANCE: Final = 1.0  # how many passes a text may lose to drafting before it has gained anything
+LOSS: Final = 0.015  # how much more of a pass it may lose for each token
 
 
 @final
@@ -58,8 +54,7 @@ class _Taken:
     watched: Watched | None
 
 
-STEPS: Final = count(1)
-"""Numbers the steps of all policies, so that no two of them are one."""
+STEPS: Final = count(1)  # numbers the steps of all policies, so that no two of them are one
 
 
 class CostAwarePace(NamedTuple):
@@ -82,16 +77,15 @@ class CostAware:
     not follow the one before it, the first n drafts with the most (1 + w Σ chance) / t(n + 1) are taken from then on,
     with w what came of the chances in this text (`policies.chances`).
 
-    t comes from `meter`, which has to be the one that times the target. d, the time that γ drafts take, is measured
-    here. a_j, the acceptance of the j-th draft once those before it stand, is learnt from the texts, by source and by
-    how many drafts it offered, recent ones counting more. Certain drafts that cost next to nothing are looked at before
-    γ is chosen, and those not taken are still compared with the text that comes, so that γ = 0 learns as well.
+    t comes from `meter`, which has to be the one that times the target; d, the time that γ drafts take, is measured
+    here; a_j, the acceptance of the j-th draft once those before it stand, is learnt by source and by how many drafts
+    it offered. Certain drafts that cost next to nothing are looked at before γ is chosen, and those not taken are still
+    compared with the text that comes, so that γ = 0 learns as well.
 
-    A text may lose `ADVANCE` passes to drafting and `LOSS` of a pass for each token. A γ that is likely to lose more,
-    were its first draft refused, is not taken; so a drafter that is always wrong, or slow, costs little. Whether a
-    draft is taken is decided before it is drawn, or it is certain: the text's law is the target's whatever the clock
-    says. Where drafts are certain, a seed's text does not depend on the clock either; where they are drawn and may be
-    rejected, γ decides how many draws there are, so it does, unless the step is a `seed_coupled_step`.
+    A text may lose one pass to drafting and 1.5 % of a pass for each token; a γ that is likely to lose more is not
+    taken. Whether a draft is taken is decided before it is drawn, or it is certain: the text's law is the target's
+    whatever the clock says. A seed's text depends on the clock only where drafts are drawn and may be rejected, as γ
+    decides how many draws there are (not so in a `seed_coupled_step`).
 
     `tell` hears of each choice. One policy serves one drafter, for many texts, and what it learnt stays with it; only
     one text at a time teaches it. Threads may share it: while one drafts, the others wait. A pace of any other policy

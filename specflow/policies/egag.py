@@ -32,9 +32,8 @@ class EGAG:
     """Entropy-guided adaptive gamma: the less the drafter knows about the first token, the fewer it drafts.
 
     γ = clamp(⌊(1 - H / log V)·γ_max⌋, γ_min, γ_max), with H the entropy in nats of the drafter's softmax(logits / T) at
-    the first draft position, before top-k and top-p. With β > 0 it is smoothed, m ← β·m + (1 - β)·γ, and rounded (half
-    to even); m starts at the first γ and travels in `state.pace`. The first proposal is one of the γ, so looking at it
-    costs no drafter pass. A proposal without logits is judged by its q: an n-gram is certain, H = 0.
+    the first draft position, before top-k and top-p; of q where a proposal has no logits. With β > 0 it is smoothed,
+    m ← β·m + (1 - β)·γ, and rounded (half to even); m starts at the first γ and travels in `state.pace`.
 
     Exact, since γ depends on the text alone. With a large V it hardly adapts: see docs/gamma.md. Threads may share it.
     A pace of another policy is a fresh start, and an m of other bounds counts as the nearest within these.

@@ -22,14 +22,9 @@ from specflow.state import Predictor, Proposal, Tokens
 Clock: TypeAlias = Callable[[], float]
 """Seconds since some moment. On a GPU it must wait for the device first."""
 
-TICK: Final = 1e-9
-"""Nothing takes less, whatever a coarse clock says, or one that goes backwards."""
-
-AGES: Final = 1e9
-"""Nothing takes longer: about thirty years."""
-
-WINDOW: Final = 9
-"""How many recent durations an estimate looks at."""
+TICK: Final = 1e-9  # nothing takes less, whatever a coarse clock says, or one that goes backwards
+AGES: Final = 1e9  # nothing takes longer: about thirty years
+WINDOW: Final = 9  # how many recent durations an estimate looks at
 
 HORIZON: Final = 256
 """After how many passes a length that was not timed again is forgotten: what was slow once is tried again some day."""
@@ -70,12 +65,11 @@ class CostMeter:
 
     `timed(target)` is the same predictor, its passes noted by how many tokens they had to read; what reads a prompt is
     not noted. An estimate is the lower median of the last few, so that a stall moves nothing; of a length that was
-    timed once it is at most k passes over one token. Costs need not grow with k: each k stands for itself, and one that
-    was never timed lies on the line between its neighbours.
+    timed once it is at most k passes over one token. Costs need not grow with k: one that was never timed lies on the
+    line between its neighbours.
 
-    Threads may share a meter, and the predictors that it times: it knows the last few texts, so that decodes may take
-    turns. A pass that had to wait for another thread took as long as it took. `DecodeError` where the clock tells no
-    finite number; one that stands still or goes backwards makes everything quick.
+    Threads may share a meter, and the predictors that it times, and decodes may take turns. `DecodeError` where the
+    clock tells no finite number; one that stands still or goes backwards makes everything quick.
 
     >>> meter = CostMeter()
     >>> for k, seconds in ((1, 2.0), (1, 9.0), (5, 4.0)):

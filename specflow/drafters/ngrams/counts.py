@@ -9,11 +9,8 @@ from typing import Final, final
 
 from attrs import define, field
 
-BEST: Final = -1
-"""The key, among the counts of a context, of its most frequent continuation."""
-
-RANK: Final = -2
-"""The key, among the counts of a context, of its rank."""
+BEST: Final = -1  # the key, among the counts of a context, of its most frequent continuation
+RANK: Final = -2  # the key, among the counts of a context, of its rank
 
 
 @final
@@ -30,8 +27,8 @@ class Counts:
     `floor` is the rank of the last one forgotten. So a context seen c times outlives about c · max_contexts newcomers.
     Each waits in the queue of the rank that it had when it was put there, and is put elsewhere when its turn comes;
     a sighting pays for each such move, so learning is O(1) amortised.
-    Source: LFU with aging, Arlitt et al. (2000), "Evaluating content management techniques for Web proxy caches". Here
-    a sighting after a long absence adds to the rank that is left; there it brings all earlier ones back.
+    Source: LFU with aging, Arlitt et al. (2000), "Evaluating content management techniques for Web proxy caches", where
+    a sighting after a long absence brings all earlier ones back.
 
     `best` and `has` take no lock: a context is always known by one value, and a dict of counts by its best token.
     """

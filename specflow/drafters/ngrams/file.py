@@ -38,8 +38,7 @@ VERSION: Final = 1
 ARRAYS: Final = {"lengths": torch.int32, "widths": torch.int32, "ranks": torch.int64, "counts": torch.int64}
 """The arrays whose numbers take as many bytes in every vocabulary."""
 
-MOST: Final = 2**62
-"""More than any count or rank."""
+MOST: Final = 2**62  # more than any count or rank
 
 Row: TypeAlias = tuple[Tokens, int, Mapping[int, int]]
 """A context, its rank, and how often each token followed it, the token that is drafted first."""
@@ -175,10 +174,6 @@ def read(path: str | os.PathLike[str], header: Header) -> Iterator[Row]:
         raise no_file(path, "is corrupted, its checksum does not match", remedy)
     if not _sound(tensors, header):
         raise contradiction(path)
-    return _rows(tensors)
-
-
-def _rows(tensors: Mapping[str, Tensor]) -> Iterator[Row]:
     columns = {name: iter(tensor.tolist()) for name, tensor in tensors.items()}
     for length, width, rank in zip(columns["lengths"], columns["widths"], columns["ranks"], strict=True):
         context = tuple(islice(columns["contexts"], length))

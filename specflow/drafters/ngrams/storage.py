@@ -67,13 +67,23 @@ class INgramStorage(ABC):
 
         `DecodeError` for what holds no ids.
         """
-        return self._expected(torch.tensor([ids_of("tokens", tokens)], dtype=torch.long))
+        return self._continued([*ids_of("tokens", tokens)])
 
-    def _expected(self, text: Tensor) -> Iterator[tuple[int, bool]]:
+    def _continued(self, text: list[int]) -> Iterator[tuple[int, bool]]:
         while True:
-            token, known = _answer(self.next_token(text))
+            token, known = self._next(text)
             yield token, known
-            text = torch.cat([text, torch.tensor([[token]])], dim=1)
+            text.append(token)
+
+    def _next(self, text: list[int]) -> tuple[int, bool]:
+        answer: object = self.next_token(torch.tensor([text], dtype=torch.long))
+        match answer:
+            case (token, known):
+                ids = ids_of("next_token", token if isinstance(token, Tensor) else [token])
+                if len(ids) == 1:
+                    return ids[0], bool(known)
+        happened = "a storage's answer is no token and flag"
+        raise DecodeError("next_token", happened, shown(answer), "return (token, known)")
 
     def known(self, tokens: Tokens) -> Iterator[int]:
         """The same text as far as it is known. Override it where a guess that is dropped should not be drawn.
@@ -141,7 +151,7 @@ class _CountingStorage(INgramStorage):
         [B, 1], [L] gives [1] and [1], a sequence of ints gives int and bool. O(n), however long the text and however
         large the storage. `DecodeError` for ids outside the vocabulary among the last n - 1; others are not looked at.
         """
-        answers = [self._next(self._checked("input_ids", row)) for row in _rows("input_ids", input_ids, self.n - 1)]
+        answers = [self._next([*self._checked("input_ids", row)]) for row in _rows("input_ids", input_ids, self.n - 1)]
         if not isinstance(input_ids, Tensor):
             return answers[0]
         shape, device = (*input_ids.shape[:-1], 1), input_ids.device
@@ -211,12 +221,6 @@ class _CountingStorage(INgramStorage):
         """
         return self._continued(self._ending(tokens))
 
-    def _continued(self, text: list[int]) -> Iterator[tuple[int, bool]]:
-        while True:
-            token, known = self._next(text)
-            yield token, known
-            text.append(token)
-
     @override
     def known(self, tokens: Tokens) -> Iterator[int]:
         """The text expected after `tokens`, as far as it is known. Nothing is drawn."""
@@ -254,8 +258,8 @@ class _CountingStorage(INgramStorage):
     def save(self, path: str | PathLike[str]) -> None:
         """Writes all that is known to `path`, atomically: a crash leaves the file that was there before.
 
-        The format is safetensors, described in docs/ngram.md; it holds no code. Other threads' updates wait while the
-        content is put together, not while it is written.
+        The format is in docs/ngram.md. Other threads' updates wait while the content is put together, not while it is
+        written.
         """
         with self._writing:
             rows = ((self._unpacked(key), rank, counted) for key, rank, counted in self._counts.rows())
@@ -281,7 +285,8 @@ class _CountingStorage(INgramStorage):
         """The last n - 1 tokens."""
         return [*plain("tokens", _text("tokens", tokens)[1 - self.n :])]
 
-    def _next(self, text: Sequence[int]) -> tuple[int, bool]:
+    @override
+    def _next(self, text: list[int]) -> tuple[int, bool]:
         token = self._best(text)
         return (int(torch.randint(self.vocab_size, ())), False) if token is None else (token, True)
 
@@ -332,8 +337,7 @@ class NGramStorage(_CountingStorage):
     """Orders 2 to n: every context of 1 to n - 1 tokens, with back-off from the longest one that is known.
 
     `n` ≥ 2, `vocab_size` ≥ 1 and `max_contexts` ≥ 1 (None: no bound), else `DecodeError`. Of equally frequent
-    continuations the one that reached the count last is drafted, as what was said last is the likeliest to be said
-    again.
+    continuations the one that reached the count last is drafted.
 
     >>> storage = NGramStorage(n=3, vocab_size=10)
     >>> storage.initialize([1, 2, 3, 1, 2, 4, 1, 2, 4])
@@ -359,16 +363,6 @@ class OneLevelNGramStorage(_CountingStorage):
     _alone = True
 
 
-def _answer(answer: object) -> tuple[int, bool]:
-    """What a storage's `next_token` said of one text."""
-    match answer:
-        case (token, known):
-            ids = ids_of("next_token", token if isinstance(token, Tensor) else [token])
-            if len(ids) == 1:
-                return ids[0], bool(known)
-    raise DecodeError("next_token", "a storage's answer is no token and flag", shown(answer), "return (token, known)")
-
-
 def _check_reach(length: int, start: int, lessons: int) -> None:
     """`DecodeError` where lessons from `start` on reach beyond the end of a text of `length` tokens."""
     whole(0, "count from the beginning of the text")("start", start)
@@ -388,5 +382,5 @@ def _rows(name: str, ids: Tensor | Sequence[int] | int, last: int | None = None)
 
 
 def _text(name: str, ids: object) -> Sequence[int]:
-    """What holds the ids of one text: the sequence itself, whose ids have not been looked at."""
+    """What holds the ids of one text; those of a sequence have not been looked at."""
     return ids if isinstance(ids, Sequence) and not isinstance(ids, str | bytes | bytearray) else ids_of(name, ids)
