@@ -55,7 +55,11 @@ from specflow.vocabulary import fitted, shared_vocabulary
 S = TypeVar("S", bound=Sampling)
 
 
-_are_stages = each(calls("a stage", "give one such as UpdateNgram(storage)"))
+def _are_stages(name: str, value: object) -> None:
+    a(tuple, "give stages in a tuple")(name, value)
+    each(calls("a stage", "give one such as UpdateNgram(storage)"))(name, value)
+
+
 _are_memos = each(does("a provider that forgets", "give the predictors themselves", "prune"))
 
 
