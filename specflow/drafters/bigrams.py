@@ -19,9 +19,7 @@ from specflow.guards.checks import calls, shown, whole
 from specflow.guards.ids import ids_of
 from specflow.state import TEXT, Predictor, Proposal, Tokens
 
-TOGETHER: Final = 127
-"""How many tokens are asked about in one pass; with the token before them they fill an accelerated model's pass."""
-
+TOGETHER: Final = 127  # tokens asked about in one pass; with the one before them they fill an accelerated model's pass
 FORMAT: Final = "specflow bigrams 1"
 ARRAYS: Final = {"tokens": torch.int32, "chances": torch.float32}
 REMEDY: Final = "make the table again, and `save` it"

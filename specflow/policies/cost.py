@@ -19,10 +19,7 @@ from specflow.policies.meter import CostMeter, Durations
 from specflow.state import DecodeState, Pace, Proposal
 
 CLOSE: Final = 1.1  # how many times the tokens per second of no draft a draft must promise to be taken nevertheless
-
-LOOK: Final = 0.01
-"""Certain drafts that together take less than this share of a pass are looked at before it is decided about them."""
-
+LOOK: Final = 0.01  # certain drafts that take less than this share of a pass are looked at before it is decided
 ADVANCE: Final = 1.0  # how many passes a text may lose to drafting before it has gained anything
 LOSS: Final = 0.015  # how much more of a pass it may lose for each token
 

@@ -25,15 +25,9 @@ Clock: TypeAlias = Callable[[], float]
 TICK: Final = 1e-9  # nothing takes less, whatever a coarse clock says, or one that goes backwards
 AGES: Final = 1e9  # nothing takes longer: about thirty years
 WINDOW: Final = 9  # how many recent durations an estimate looks at
-
-HORIZON: Final = 256
-"""After how many passes a length that was not timed again is forgotten: what was slow once is tried again some day."""
-
-FRESH: Final = 16
-"""For how many passes the duration of a pass over one token is taken for granted where little depends on it."""
-
-SLOPE: Final = 0.01
-"""What a further token is thought to add to a pass that was never timed: little, so that it soon is timed."""
+HORIZON: Final = 256  # how many passes a length is remembered that is not timed again: what was slow is tried again
+FRESH: Final = 16  # how many passes the duration of one over one token is taken for granted where little depends on it
+SLOPE: Final = 0.01  # what a token is thought to add to a pass that was never timed: little, so that it soon is timed
 
 
 @final
