@@ -771,7 +771,7 @@ TABLE: Final[dict[str, Entry]] = {
         lambda: {"target": TARGET, "before": (1,), "vocab_size": V, "k": 2},
         effort=effort("vocab_size"),
     ),
-    "drafters.bigrams.Bigrams.behind": Entry(lambda token: bigrams().behind(token), lambda: {"token": 1}),
+    "drafters.bigrams.Bigrams.after": Entry(lambda token: bigrams().after(token), lambda: {"token": 1}),
     "drafters.bigrams.Bigrams.save": Entry(lambda path: bigrams().save(path), lambda: {"path": table_file("other")}),
     "drafters.bigrams.Bigrams.load": Entry(Bigrams.load, lambda: {"path": table_file()}),
     "drafters.block.GreedyBlockDrafter": Entry(
@@ -858,8 +858,6 @@ TABLE: Final[dict[str, Entry]] = {
         f"drafters.suffix.SuffixDrafter.{name}": Entry(call, lambda: {"tokens": TEXT})
         for name, call in {
             "__call__": lambda tokens: list(s.SuffixDrafter()(tokens)),
-            "match": lambda tokens: s.SuffixDrafter().match(tokens),
-            "copy": lambda tokens: s.SuffixDrafter().copy(tokens),
             "read": lambda tokens: s.SuffixDrafter().read(tokens),
         }.items()
     },
@@ -867,7 +865,7 @@ TABLE: Final[dict[str, Entry]] = {
     "drafters.tree.LookupTree.__call__": Entry(
         lambda tokens: list(islice(s.LookupTree(bigrams())(tokens), 5)), lambda: {"tokens": TEXT}
     ),
-    "drafters.tree.as_chain": Entry(as_chain, lambda: {"drafter": weighed, "least": 0.1}, draft),
+    "drafters.combine.as_chain": Entry(as_chain, lambda: {"drafter": weighed, "least": 0.1}, draft),
     **{
         f"drafters.ngrams.storage.{kind.__name__}": Entry(
             kind, lambda: {"n": 2, "vocab_size": V, "max_contexts": 9}, store
@@ -892,6 +890,7 @@ TABLE: Final[dict[str, Entry]] = {
                 lambda tokens: list(islice(storage().continuation(tokens), 3)),
                 lambda: {"tokens": TEXT},
             ),
+            ("known", lambda tokens: list(islice(storage().known(tokens), 3)), lambda: {"tokens": TEXT}),
             (
                 "learn",
                 lambda tokens, start, followers: storage().learn(tokens, start, followers),
@@ -1499,7 +1498,16 @@ EXEMPT: Final[Mapping[str, str]] = {
             "drafters.ngrams.storage.INgramStorage",
             *[
                 f"drafters.ngrams.storage.INgramStorage.{name}"
-                for name in ("continuation", "learn", "has_gram", "initialize", "next_token", "reset", "update")
+                for name in (
+                    "continuation",
+                    "known",
+                    "learn",
+                    "has_gram",
+                    "initialize",
+                    "next_token",
+                    "reset",
+                    "update",
+                )
             ],
             "processors.LogitsProcessor",
             "processors.LogitsProcessor.sample",
