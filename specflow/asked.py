@@ -64,7 +64,7 @@ def laws_of(processor: Processor, tokens: Tokens, logits: Tensor) -> Laws:
         count = -1
     if count != rows:
         received = f"{count} for {rows} rows" if count >= 0 else shown(laws)
-        where = f"{received} behind the token at position {len(tokens) - rows}"
+        where = f"{received} after the token at position {len(tokens) - rows}"
         raise DecodeError("processor", f"{name} does not give a law for each row", where, "return one law for each row")
     origin = Origin(name, logits, len(tokens) - rows + 1)
     quick = (
@@ -124,7 +124,7 @@ def stream_of(drafter: object, stream: object) -> Iterator[object]:
 
 
 def proposal_of(drafter: object, value: object, number: int, vocab_size: int | None) -> Proposal:
-    """Proposal number `number` of a stream: a token that can be one, behind its parent, with a law that it may have."""
+    """Proposal number `number` of a stream: a token that can be one, after its parent, with a law that it may have."""
     if not isinstance(value, Proposal):
         happened = f"the drafter {named(drafter)} proposes what is no Proposal"
         raise DecodeError("drafter", happened, shown(value), "yield Proposal(token, q, source)")
@@ -132,7 +132,7 @@ def proposal_of(drafter: object, value: object, number: int, vocab_size: int | N
     parent: object = value.parent
     if type(parent) is not int or not BEFORE <= parent < number:
         if type(parent) is bool or not isinstance(parent, Integral) or not BEFORE <= int(parent) < number:
-            happened = f"draft {number} of the source {value.source!r} does not come behind its parent"
+            happened = f"draft {number} of the source {value.source!r} does not come after its parent"
             raise DecodeError("drafter", happened, shown(value), "yield parents first")
         value = evolve(value, parent=int(parent))
     token = value.token

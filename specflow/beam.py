@@ -41,7 +41,7 @@ BeamPredictor: TypeAlias = Callable[[tuple[Tokens, ...]], Tensor]
 @final
 @frozen
 class Beam:
-    """What stands behind the prompt, and its log-probability in nats, which is 0 or less."""
+    """What stands after the prompt, and its log-probability in nats, which is 0 or less."""
 
     output: Tokens = ()
     log_prob: float = 0.0
@@ -183,7 +183,7 @@ class Select:
     """Keeps the `num_beams` most probable branches that go on, and of those that ended the one with the best score.
 
     A branch ends with a stop token or at the limit. It counts if it is among the `num_beams` most probable branches;
-    the live ones behind it move up. The search is over when no live beam is left, or when none can end with a higher
+    the live ones after it move up. The search is over when no live beam is left, or when none can end with a higher
     score than the best ended text has (`LengthPenalty.best`), so that going on would not change the result.
     """
 
@@ -363,7 +363,7 @@ def beam_search_generate(
     debug: bool = False,
     tokenizer: Tokenizer | None = None,
 ) -> list[int]:
-    """The text behind `inputs` with the highest score that beam search finds: its tokens, its eos included.
+    """The text after `inputs` with the highest score that beam search finds: its tokens, its eos included.
 
     The score is `LengthPenalty`'s, log P(Y) / ((min_length + |Y|) / (min_length + 1))^alpha; `Select` says which
     branches count and when the search is over. With `num_beams=1` and `top_k=1` it is greedy decoding.

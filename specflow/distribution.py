@@ -214,7 +214,7 @@ def no_law(law: object, position: int, by: Origin | None = None) -> DecodeError:
     return DecodeError(
         "processor",
         "a law is none" if origin is None else f"the law of {origin.name} is none",
-        f"{what} behind the token at position {position - 1}",
+        f"{what} after the token at position {position - 1}",
         "leave a token some probability, none a negative one, and let all sum to 1",
     )
 

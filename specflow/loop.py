@@ -177,6 +177,6 @@ def _longer(step: Step, before: DecodeState, outcome: object) -> DecodeState | F
     after = outcome.state if isinstance(outcome, Finished) else outcome
     new = len(after.tokens) - len(before.tokens)
     if new < 0 or (new == 0 and outcome is after):
-        received = f"a text of {len(after.tokens)} tokens behind one of {len(before.tokens)}"
+        received = f"a text of {len(after.tokens)} tokens after one of {len(before.tokens)}"
         raise DecodeError("step", f"the step {named(step)} adds nothing", received, "emit at least one token")
     return outcome

@@ -29,9 +29,9 @@ class Processor(Protocol):
     """Turns a model's logits into the laws that tokens are drawn from."""
 
     def laws(self, tokens: Tokens, logits: Tensor, /) -> Laws:
-        """The law behind each row of `logits` [k, V]; row k - 1 follows all of `tokens`, row k - 2 all but the last.
+        """The law after each row of `logits` [k, V]; row k - 1 follows all of `tokens`, row k - 2 all but the last.
 
-        A processor that is total, one that has a law behind any text, makes them all at once, as a tuple. Any other
+        A processor that is total, one that has a law after any text, makes them all at once, as a tuple. Any other
         makes them `Lazily`.
 
         Logits on a device have not been looked at: where tokens are chosen from them here, `guards.finite.finite`
@@ -43,9 +43,9 @@ class Processor(Protocol):
 @final
 @frozen
 class EachPrefix:
-    """A processor made of a function: (prefix, logits [V] behind it) → the law of what follows the prefix.
+    """A processor made of a function: (prefix, logits [V] after it) → the law of what follows the prefix.
 
-    It is asked about a prefix only once the text, or a draft that may stand, has come that far, and never behind a stop
+    It is asked about a prefix only once the text, or a draft that may stand, has come that far, and never after a stop
     token. So a strict automaton, which refuses what is not in its language, never hears of a draft that it forbids. A
     prefix may be asked about again.
 
@@ -56,11 +56,11 @@ class EachPrefix:
     """
 
     law: Callable[[Tokens, Tensor], Distribution] = field(
-        validator=valid(calls("a law", "give a function of a prefix and the logits behind it"))
+        validator=valid(calls("a law", "give a function of a prefix and the logits after it"))
     )
 
     def laws(self, tokens: Tokens, logits: Tensor, /) -> Lazily:
-        """The law behind each row of `logits` [k, V]; row k - 1 follows all of `tokens`."""
+        """The law after each row of `logits` [k, V]; row k - 1 follows all of `tokens`."""
         _rows(logits)
         tokens = text_of(tokens)
         first = len(tokens) - len(logits) + 1

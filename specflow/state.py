@@ -119,7 +119,7 @@ class Tally:
 
     @property
     def drafted(self) -> int:
-        """Drafts that were judged: those behind a stop do not count."""
+        """Drafts that were judged: those after a stop do not count."""
         return sum(count.drafted for _, count in self.sources)
 
     @property
@@ -160,7 +160,7 @@ class DecodeState(Record):
 
     @property
     def output(self) -> Tokens:
-        """The tokens behind the prompt."""
+        """The tokens after the prompt."""
         return self.tokens[len(self.request.prompt) :]
 
     @property
@@ -227,7 +227,7 @@ def _not_held(q: Distribution, token: int) -> str | None:
 
 
 def chain(tokens: Sequence[int], source: str = "draft") -> tuple[Proposal[PointMass], ...]:
-    """Certain drafts, each behind the one before it. `DecodeError` for what is no sequence of ids.
+    """Certain drafts, each after the one before it. `DecodeError` for what is no sequence of ids.
 
     >>> [draft.token for draft in chain((5, 6))]
     [5, 6]
@@ -240,7 +240,7 @@ def chain(tokens: Sequence[int], source: str = "draft") -> tuple[Proposal[PointM
 class Drafted(Record):
     """What is proposed: drafts that would follow `state.tokens`, as a chain or a tree.
 
-    `parents` are what they follow, by number. `DecodeError` for a draft that does not come behind its parent, and where
+    `parents` are what they follow, by number. `DecodeError` for a draft that does not come after its parent, and where
     one is asked about that is not there.
 
     >>> drafted = Drafted(DecodeState(Request((1,), 9), (1,)), (Proposal(5), Proposal(6, parent=TEXT), Proposal(7)))
@@ -299,7 +299,7 @@ class Drafted(Record):
 
 
 def parents_of(drafts: Sequence[Proposal]) -> tuple[int, ...]:
-    """What each of the drafts follows, by number. `DecodeError` for one that does not come behind its parent.
+    """What each of the drafts follows, by number. `DecodeError` for one that does not come after its parent.
 
     >>> parents_of((Proposal(5), Proposal(6), Proposal(7, parent=TEXT)))
     (-1, 0, -1)
@@ -315,7 +315,7 @@ def parents_of(drafts: Sequence[Proposal]) -> tuple[int, ...]:
         if type(parent) is not int and isinstance(parent, Integral):
             parent = int(parent)
         if type(parent) is not int or not BEFORE <= parent < i + (parent < 0):
-            happened = f"draft {i} does not come behind its parent"
+            happened = f"draft {i} does not come after its parent"
             raise DecodeError("drafter", happened, shown(draft), "yield parents first")
         parents.append(i - 1 if parent == BEFORE else parent)
     return tuple(parents)
@@ -331,7 +331,7 @@ def _is_number(i: object, drafts: int) -> None:
 @final
 @frozen
 class Stretch:
-    """Drafts that follow one another, `way`, and the laws behind each of them; `way` may begin with the text.
+    """Drafts that follow one another, `way`, and the laws after each of them; `way` may begin with the text.
 
     `start` is where in the text the token stands that is drawn from the first of the laws.
     """
@@ -344,9 +344,9 @@ class Stretch:
 @final
 @frozen(eq=False)
 class Scored(Record):
-    """What the target says of a draft: `logits` [n + 1, V], behind the text and behind each draft, refused ones too.
+    """What the target says of a draft: `logits` [n + 1, V], after the text and after each draft, refused ones too.
 
-    The target's law behind a draft is made when a rule asks for it, so that no processor hears of a draft that cannot
+    The target's law after a draft is made when a rule asks for it, so that no processor hears of a draft that cannot
     stand; `make` makes those along a stretch of drafts.
     """
 
@@ -356,7 +356,7 @@ class Scored(Record):
     _known: dict[int, tuple[Stretch, int]] = field(init=False, factory=dict, repr=False)
 
     def law(self, i: int) -> Distribution:
-        """The target's law p of the token behind draft i, or behind the text (`TEXT`)."""
+        """The target's law p of the token after draft i, or after the text (`TEXT`)."""
         stretch, at = self.stretch(i)
         return stretch.laws[at]
 
@@ -371,7 +371,7 @@ class Scored(Record):
         return self._known[i]
 
     def made(self, i: int) -> Distribution | None:
-        """The law behind draft i, where it was asked for."""
+        """The law after draft i, where it was asked for."""
         _is_number(i, len(self.drafted.proposals))
         if i not in self._known:
             return None
@@ -380,7 +380,7 @@ class Scored(Record):
         return laws[at] if at < len(laws) else None
 
     def rows(self, path: Sequence[int]) -> Tensor:
-        """The logits behind drafts that follow one another, without a copy where they lie together."""
+        """The logits after drafts that follow one another, without a copy where they lie together."""
         given: object = path
         if not isinstance(given, Sequence) or not given:
             raise DecodeError("path", "a path is no numbers of drafts", shown(given), "give some, such as (TEXT, 0)")
@@ -393,7 +393,7 @@ class Scored(Record):
 @final
 @frozen(eq=False)
 class Verdict(Generic[S]):
-    """What a rule says: the drafts that stand, from the text down, and the law of the token behind them.
+    """What a rule says: the drafts that stand, from the text down, and the law of the token after them.
 
     `correction` is None where that is the target's own law there. S is what the token may be drawn with: fresh
     `Randomness`, unless a rule says that any `Sampling` keeps the text's law.
@@ -404,7 +404,7 @@ class Verdict(Generic[S]):
 
 
 Rule: TypeAlias = Callable[[Scored], Verdict[S]]
-"""What judges a draft: a value without target and processor. It asks for the law behind a draft once that can stand."""
+"""What judges a draft: a value without target and processor. It asks for the law after a draft once that can stand."""
 
 
 @final
@@ -412,7 +412,7 @@ Rule: TypeAlias = Callable[[Scored], Verdict[S]]
 class Verified(Record, Generic[S]):
     """The target's judgement of a draft: the drafts on `path` stand, from the text down.
 
-    `correction` is the law of the token behind them: the bonus token's p when the path cannot go on, else whatever
+    `correction` is the law of the token after them: the bonus token's p when the path cannot go on, else whatever
     keeps the text's law exact. It is None where the text ends with an accepted stop token.
     """
 
@@ -437,7 +437,7 @@ class Verified(Record, Generic[S]):
 
     @property
     def logits(self) -> Tensor:
-        """The target's logits [accepted + 1, V] behind the text and behind each draft that stands."""
+        """The target's logits [accepted + 1, V] after the text and after each draft that stands."""
         return self.scored.rows((TEXT, *self.path))
 
 
@@ -452,7 +452,7 @@ class Reason(Enum):
 @final
 @frozen(eq=False)
 class Adjusted(Record):
-    """The new tokens of this step: the accepted drafts and the `bonus` behind them, if any, cut to `keep` of them.
+    """The new tokens of this step: the accepted drafts and the `bonus` after them, if any, cut to `keep` of them.
 
     A stage that ends the text says how many tokens to `keep` and names the `reason`; it can add nothing. `commit` cuts
     at stop tokens and the limit. `DecodeError` for a bonus that is no token id, and for values of other kinds.
@@ -475,7 +475,7 @@ class Adjusted(Record):
 class Committed(Record):
     """The step as it will stand: `state` is the text after it, `reason` tells why it ended, if it did.
 
-    From here on nothing can fail to have happened: learning and pruning look at `tokens`, which hold nothing behind a
+    From here on nothing can fail to have happened: learning and pruning look at `tokens`, which hold nothing after a
     stop or the limit.
     """
 
@@ -511,7 +511,7 @@ Predictor: TypeAlias = Callable[[Tokens, Sequence[Proposal]], Tensor]
 draft. A pure function of tokens: of the drafts it reads `token` and `parent`."""
 
 Drafter: TypeAlias = Callable[[Tokens], Iterator[Proposal]]
-"""tokens → a lazy stream of proposals that would follow them, each behind its parent, siblings the likeliest first.
+"""tokens → a lazy stream of proposals that would follow them, each after its parent, siblings the likeliest first.
 
 Any beginning of it can be verified. It ends when the drafter has nothing to say."""
 

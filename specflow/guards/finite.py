@@ -2,7 +2,7 @@
 
 On the host every row is looked at as it comes. On a device looking would be a copy to the host of its own; there a
 row is noticed when the first number made of it arrives, which `on_arrival` arranges: an id of `NOTICED` in place of a
-token. A row of which no number ever arrives, such as one behind a refused draft, is not text and not noticed.
+token. A row of which no number ever arrives, such as one after a refused draft, is not text and not noticed.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def on_arrival(ids: Tensor, rows: Tensor) -> Tensor:
 def arrived(ids: list[int], start: int) -> list[int]:
     """What `on_arrival` sent, on the host; `DecodeError` if a row was not finite.
 
-    `start` is the position behind which the first of them was chosen.
+    `start` is the position after which the first of them was chosen.
     """
     if NOTICED in ids:
         raise not_finite(start + ids.index(NOTICED))
@@ -90,15 +90,15 @@ def arrived(ids: list[int], start: int) -> list[int]:
 
 
 def not_finite(position: int) -> DecodeError:
-    """The error that names the token behind which the logits are not finite."""
+    """The error that names the token after which the logits are not finite."""
     return DecodeError(
         "model",
         "the model's logits are not finite",
-        f"NaN or infinity behind the token at position {position}",
+        f"NaN or infinity after the token at position {position}",
         "check the weights and the dtype",
     )
 
 
 def checked(logits: Tensor, end: int) -> Tensor:
-    """`logits`, finite where they are on the host: those behind a text of `end` tokens."""
+    """`logits`, finite where they are on the host: those after a text of `end` tokens."""
     return finite(logits, end) if is_near(logits) else logits

@@ -50,7 +50,7 @@ def text_of(tokens: object) -> Tokens:
 
 
 def reading_of(tokens: object, last: object) -> Tokens:
-    """The text of a reading, behind whose `last` prefixes logits are asked for: 1 ≤ last ≤ its length."""
+    """The text of a reading, after whose `last` prefixes logits are asked for: 1 ≤ last ≤ its length."""
     text = text_of(tokens)
     if type(last) is not int or not 1 <= last <= len(text):
         whole(1, "ask for at least one row", len(text))("last", last)

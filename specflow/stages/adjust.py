@@ -1,4 +1,4 @@
-"""Adjust: the token behind the accepted drafts, a bonus or a correction."""
+"""Adjust: the token after the accepted drafts, a bonus or a correction."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ a_verdict = a(Verified, "put the stages in order: Draft, Score, Judge, Adjust, c
 class Adjust(Generic[S]):
     """Draws the correction from the law that verification left: the residual after a refusal, p after none.
 
-    What draws must be fresh behind a rule that refuses drafts by chance: behind `Reject` type checkers refuse
-    `SharedNoise`, which behind `Match` is what makes a seed one text. Behind an accepted stop token there is nothing to
+    What draws must be fresh after a rule that refuses drafts by chance: after `Reject` type checkers refuse
+    `SharedNoise`, which after `Match` is what makes a seed one text. After an accepted stop token there is nothing to
     draw. `DecodeError` for a law that is none.
     """
 
@@ -49,8 +49,8 @@ class LossySkipAdjustment:
 
     def __call__(self, verified: Verified[Never], /) -> Lossy[Adjusted]:
         a_verdict("verified", verified)
-        behind = verified.path[-1] if verified.path else TEXT
-        law = None if verified.correction is None else verified.scored.law(behind)
+        after = verified.path[-1] if verified.path else TEXT
+        law = None if verified.correction is None else verified.scored.law(after)
         return Lossy(_drawn(self.rng, verified, law))
 
 

@@ -15,7 +15,7 @@ a_commitment = a(Committed, _ORDER)
 def commit(adjusted: Adjusted) -> Committed:
     """The text after this step, cut at the earliest stop token or at the limit, with the statistics of what was kept.
 
-    A stop beats the limit where both fall on one token. Drafts behind the cut, or in other branches than the
+    A stop beats the limit where both fall on one token. Drafts after the cut, or in other branches than the
     one that is cut, are neither drafted nor accepted: the statistics are those of a decode that ended there.
     """
     an_adjustment("adjusted", adjusted)

@@ -25,7 +25,7 @@ class Draft:
     No path is longer than room - 1, so that the bonus token fits, and a chain ends at a stop token, which is kept. The
     drafts of a tree are put in depth-first order, so that the likeliest path lies together. A drafter with nothing to
     say makes γ = 0, and the step is one of autoregressive decoding. `DecodeError`, naming the source, for what is no
-    proposal, for one that does not come behind its parent, and for a token that is no id of the vocabulary.
+    proposal, for one that does not come after its parent, and for a token that is no id of the vocabulary.
     """
 
     drafter: Drafter = field(validator=valid(calls("a drafter", "give a function of the tokens so far")))
@@ -46,7 +46,7 @@ class Draft:
         raise DecodeError("gamma", happened, shown(took), "return (the proposals taken, state.pace)")
 
     def _that_fits(self, stream: Iterator[object], state: DecodeState) -> Iterator[Proposal]:
-        """The stream up to where it cannot be of use: too deep for the room, or a chain behind a stop token."""
+        """The stream up to where it cannot be of use: too deep for the room, or a chain after a stop token."""
         vocab_size, stop, room = state.request.vocab_size, state.request.stop, state.room - 1
         if room <= 0:
             return

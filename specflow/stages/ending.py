@@ -1,4 +1,4 @@
-"""The tail of a step, once: stop, commit, observe, what else comes behind, advance."""
+"""The tail of a step, once: stop, commit, observe, what else comes after, advance."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ _is_rule = valid(calls("a rule", "give one, such as Reject(Dice())"))
 class Judge(Generic[S]):
     """Lets a rule say which of the drafts stand. `DecodeError` for a verdict that is none.
 
-    Behind an accepted stop token there is no correction: the text is over.
+    After an accepted stop token there is no correction: the text is over.
     """
 
     rule: Rule[S] = field(validator=_is_rule)

@@ -26,7 +26,7 @@ is_processor = valid(
 @final
 @frozen
 class Score:
-    """Reads what the target says behind the text and behind each draft, in one pass.
+    """Reads what the target says after the text and after each draft, in one pass.
 
     Laws are made of its logits by `processor`, along a stretch of drafts at once where the processor is total, and one
     by one as a rule goes on where it is not. `DecodeError` for a draft outside the vocabulary, for logits that are no

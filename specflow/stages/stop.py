@@ -29,7 +29,7 @@ class StopWhen:
     """Ends the text at the first new token after which `condition` holds.
 
     The condition sees the state as autoregressive decoding would have it after that token, so it finds what crosses
-    the borders of tokens and of drafts. A stop token before it, or on it, goes first. Nothing behind the end becomes
+    the borders of tokens and of drafts. A stop token before it, or on it, goes first. Nothing after the end becomes
     text, statistics, n-gram counts or cache. `DecodeError` for a condition that answers anything but True or False.
     """
 
@@ -60,7 +60,7 @@ def stop_string(tokenizer: Tokenizer, *strings: str) -> Condition:
 
     Only the output is searched, not the prompt, and only as much of its end as can hold the longest string, so a token
     costs the same however long the text is. The text keeps the string, and what follows it inside the last token. A
-    text that is resumed behind a stop string ends at the next one. `DecodeError` without a string or with an empty one.
+    text that is resumed after a stop string ends at the next one. `DecodeError` without a string or with an empty one.
 
     >>> class Letters:
     ...     def decode(self, ids: list[int]) -> str:

@@ -17,7 +17,7 @@ from specflow.state import TEXT, Scored, Verdict
 @final
 @frozen
 class Match:
-    """Sample-and-match: draw s ~ p behind the text and emit it; go on behind the draft that is s, if there is one.
+    """Sample-and-match: draw s ~ p after the text and emit it; go on after the draft that is s, if there is one.
 
     Exact whatever the drafts are and however s is drawn, since every emitted token is the target's own sample. For
     certain drafts nothing accepts more often; drafts that were drawn are accepted more often by `Reject`, unless
@@ -41,7 +41,7 @@ class Match:
         drafted, here = scored.drafted, TEXT
         with closing(Samples(self.rng, scored, lambda i: bool(drafted.children(i)))) as samples:
             while followers := drafted.followers(here):
-                sample = samples.behind(here)
+                sample = samples.after(here)
                 if sample not in followers:
                     return Verdict(drafted.path(here), PointMass(sample))
                 here = followers[sample]

@@ -21,7 +21,7 @@ from specflow.state import TEXT, Drafted, Scored, Verdict
 class Reject:
     """Token rejection: a drawn draft x stands iff u < p(x) / q(x) and all before it stand.
 
-    At a refusal p becomes norm(max(0, p - q)), against which the next sibling is judged; behind the last of them it is
+    At a refusal p becomes norm(max(0, p - q)), against which the next sibling is judged; after the last of them it is
     the law of the correction. The text then has exactly the target's law, and on a chain P(accept) = 1 - TV(p, q).
 
     A certain draft, one whose q is a point mass, is judged by sample-and-match: s ~ p, and the draft that is s stands,
@@ -48,12 +48,12 @@ class Reject:
         return self.judge_from(TEXT, scored)
 
     def judge_from(self, here: int, scored: Scored) -> Verdict:
-        """The rule for the drafts behind draft `here`, which stands."""
+        """The rule for the drafts after draft `here`, which stands."""
         drafted, odds = scored.drafted, Odds(scored)
         with closing(Samples(self.rng, scored, lambda i: _are_certain(drafted, i))) as samples:
             while children := drafted.children(here):
                 if _are_certain(drafted, here):
-                    sample = samples.behind(here)
+                    sample = samples.after(here)
                     taken = drafted.followers(here).get(sample)
                     rest: Distribution = PointMass(sample)
                 else:
@@ -86,6 +86,6 @@ class Reject:
 
 
 def _are_certain(drafted: Drafted, here: int) -> bool:
-    """Whether there are drafts behind this one, and all of them certain."""
+    """Whether there are drafts after this one, and all of them certain."""
     children = drafted.children(here)
     return bool(children) and not any(isinstance(drafted.proposals[i].q, Categorical) for i in children)

@@ -18,7 +18,7 @@ is_sampling = valid(does("a source of draws", "give Dice() or SharedNoise(seed)"
 @final
 @define(eq=False)
 class Samples:
-    """One token of the target's law behind each draft that `by_samples` holds of, in the order of a walk.
+    """One token of the target's law after each draft that `by_samples` holds of, in the order of a walk.
 
     On a device all along a stretch are drawn at the first, and copied at once. Close it when the walk is over: what was
     drawn for nothing is taken back (`specflow.randomness.draws`).
@@ -30,8 +30,8 @@ class Samples:
     _ahead: list[int] = field(init=False, factory=list)
     _drawing: Generator[int, None, None] | None = field(init=False, default=None)
 
-    def behind(self, here: int) -> int:
-        """The sample behind draft `here`, or behind the text."""
+    def after(self, here: int) -> int:
+        """The sample after draft `here`, or after the text."""
         if self._drawing is None or not self._ahead or self._ahead[0] != here:
             self.close()
             stretch, first = self.scored.stretch(here)

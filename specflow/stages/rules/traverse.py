@@ -9,7 +9,7 @@ from attrs import define, field, frozen
 from specflow.asked import accepts
 from specflow.distribution import BlackBox, Categorical, Distribution, Known
 from specflow.randomness import Randomness
-from specflow.stages.rules.block import left_over, mass_of, weight_behind
+from specflow.stages.rules.block import left_over, mass_of, weight_after
 from specflow.stages.rules.odds import Odds
 from specflow.stages.rules.reject import Reject
 from specflow.stages.rules.samples import is_randomness
@@ -23,9 +23,9 @@ class Traverse:
     """Traversal verification: block verification of a tree. The first leaf that passes stands with the path to it.
 
     The text has the weight w = 1. A draft x after one of weight w and law p has min(1, w · p(x) / q(x)). A leaf
-    passes with its weight. When nothing behind x passes, its parent goes on with p = norm(max(0, w·p - q)) and the
-    weight Z / (Z + 1 - w), Z = Σ max(0, w·p - q); when nothing is left behind the parent, it is a leaf itself, and p is
-    the law of the token behind it. The text has exactly the target's law. On a chain this is `Block`.
+    passes with its weight. When nothing after x passes, its parent goes on with p = norm(max(0, w·p - q)) and the
+    weight Z / (Z + 1 - w), Z = Σ max(0, w·p - q); when nothing is left after the parent, it is a leaf itself, and p is
+    the law of the token after it. The text has exactly the target's law. On a chain this is `Block`.
 
     Where drafts are certain, or the law of p or q is not known, the drafts in front of them are leaves, and `Reject`
     judges what follows.
@@ -62,7 +62,7 @@ class _Traversal:
         for child in children:
             q = drafted.proposals[child].q
             assert isinstance(q, Categorical)
-            found = self.below(child, weight_behind(weight, *self.odds.of(child, p)))
+            found = self.below(child, weight_after(weight, *self.odds.of(child, p)))
             if found is not None:
                 return found
             mass = float(mass_of(weight, p, q))
@@ -72,6 +72,6 @@ class _Traversal:
 
 
 def _are_drawn(drafted: Drafted, here: int) -> bool:
-    """Whether there are drafts behind this one, and all of them were drawn from laws that are known."""
+    """Whether there are drafts after this one, and all of them were drawn from laws that are known."""
     children = drafted.children(here)
     return bool(children) and all(isinstance(drafted.proposals[i].q, Categorical) for i in children)
