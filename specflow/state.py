@@ -4,25 +4,31 @@ The text is the state. A `DecodeState` is ints and tuples: it prints, compares, 
 same one twice is always allowed. Whatever a provider remembers (a KV cache, n-gram counts) lives with the provider.
 """
 
+# ruff: noqa: PLC0414 - who reads a state finds tokens and drafts here too
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum
-from numbers import Integral
 from sys import maxsize
-from typing import TYPE_CHECKING, Final, Generic, Never, Self, TypeAlias, final
+from typing import TYPE_CHECKING, Generic, Never, Self, TypeAlias, final
 
 from attrs import Factory, field, frozen
 from torch import Tensor
 from typing_extensions import TypeVar
 
-from specflow.distribution import Categorical, Distribution, PointMass
+from specflow.distribution import Distribution, PointMass
 from specflow.errors import DecodeError
-from specflow.guards.checks import a, calls, is_id, or_none, shown, valid, whole
-from specflow.guards.finite import is_near
-from specflow.guards.ids import Tokens as Tokens  # noqa: PLC0414 - who reads a state finds it here
-from specflow.guards.ids import ids_of
+from specflow.guards.checks import a, calls, is_whole, or_none, shown, valid, whole
+from specflow.guards.ids import Tokens as Tokens
 from specflow.laws import Laws, Lazily
+from specflow.trees import BEFORE as BEFORE
+from specflow.trees import TEXT as TEXT
+from specflow.trees import Proposal as Proposal
+from specflow.trees import Q as Q
+from specflow.trees import chain as chain
+from specflow.trees import children_of, path_to
+from specflow.trees import parents_of as parents_of
 
 if TYPE_CHECKING:
     from specflow.randomness import Randomness, Sampling
@@ -30,7 +36,6 @@ if TYPE_CHECKING:
 Pace: TypeAlias = tuple[float, ...]
 """What a gamma policy carries from one step to the next. It belongs to the policy; nothing else reads it."""
 
-Q = TypeVar("Q", bound=Distribution, covariant=True, default=Distribution)
 R = TypeVar("R")
 S = TypeVar("S", bound="Sampling", contravariant=True, default="Randomness")
 
@@ -66,7 +71,7 @@ class Request:
     )
 
 
-_COUNT: Final = "give a whole number of 0 or more"
+_is_count = valid(whole(0, "give how many there were"))
 
 
 @final
@@ -74,12 +79,8 @@ _COUNT: Final = "give a whole number of 0 or more"
 class Count:
     """How many tokens one source drafted, and how many of them were accepted. A monoid under +."""
 
-    drafted: int = 0
-    accepted: int = 0
-
-    def __attrs_post_init__(self) -> None:
-        if not (is_id(self.drafted) and is_id(self.accepted)):
-            raise DecodeError("count", "a count is no number of tokens", shown((self.drafted, self.accepted)), _COUNT)
+    drafted: int = field(default=0, validator=_is_count)
+    accepted: int = field(default=0, validator=_is_count)
 
     def __add__(self, more: Count) -> Count:
         return Count(self.drafted + more.drafted, self.accepted + more.accepted)
@@ -87,6 +88,11 @@ class Count:
 
 def _is_source(pair: object) -> bool:
     return isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str) and isinstance(pair[1], Count)
+
+
+def _are_sources(name: str, pairs: object) -> None:
+    if not (isinstance(pairs, tuple) and all(map(_is_source, pairs))):
+        raise DecodeError(name, f"{name} are no names and counts", shown(pairs), 'give pairs: (("llm", Count(5, 3)),)')
 
 
 @final
@@ -99,17 +105,8 @@ class Tally:
     (2, 12, 5, 0.417)
     """
 
-    steps: int = 0
-    sources: tuple[tuple[str, Count], ...] = ()
-
-    def __attrs_post_init__(self) -> None:
-        steps: object = self.steps
-        if not is_id(steps):
-            raise DecodeError("steps", "steps are no number of them", shown(steps), _COUNT)
-        sources: object = self.sources
-        if not (isinstance(sources, tuple) and all(map(_is_source, sources))):
-            remedy = 'give pairs in a tuple, such as (("llm", Count(5, 3)),)'
-            raise DecodeError("sources", "sources are no names and counts", shown(sources), remedy)
+    steps: int = field(default=0, validator=_is_count)
+    sources: tuple[tuple[str, Count], ...] = field(default=(), validator=valid(_are_sources))
 
     def __add__(self, more: Tally) -> Tally:
         merged = dict(self.sources)
@@ -143,20 +140,10 @@ class DecodeState(Record):
     ((7,), 1)
     """
 
-    request: Request
-    tokens: Tokens
+    request: Request = field(validator=valid(a(Request, "use `start`")))
+    tokens: Tokens = field(validator=valid(a(tuple, "give ids as a tuple, or use `start`")))
     pace: Pace = ()
-    tally: Tally = Tally()
-
-    def __attrs_post_init__(self) -> None:
-        request: object = self.request
-        tokens: object = self.tokens
-        if not (isinstance(request, Request) and isinstance(tokens, tuple)):
-            received = f"{shown(self.request)} and {shown(self.tokens)}"
-            raise DecodeError("state", "a state is no request and a tuple of tokens", received, "use `start`")
-        tally: object = self.tally
-        if not isinstance(tally, Tally):
-            raise DecodeError("tally", "the tally of a state is none", shown(tally), "use `start`")
+    tally: Tally = field(default=Tally(), validator=valid(a(Tally, "give Tally(), or use `start`")))
 
     @property
     def output(self) -> Tokens:
@@ -174,65 +161,7 @@ class DecodeState(Record):
         return len(self.output) / self.tally.steps if self.tally.steps else 0.0
 
 
-TEXT: Final = -1
-"""The parent of a draft that follows the text itself."""
-
-BEFORE: Final = -2
-"""The parent of a draft that follows the one drafted before it, or the text where it is the first."""
-
-
-@final
-@frozen(eq=False)
-class Proposal(Generic[Q]):
-    """One drafted token, the law `q` that it was really drawn from, and what it follows.
-
-    Without a `q` it is certain, as a lookup is: it was not drawn. It follows the proposal before it unless `parent` is
-    the number of another one, or `TEXT`: so a stream that never says `parent` is a chain, and any beginning of any
-    stream is a tree. Siblings are drawn one after the other: the q of a later one is its law given the earlier ones.
-
-    `source` names who drafted it, for the statistics. `chance` is the drafter's guess at the probability that the
-    target takes the whole path down to here, where it has one. `logits` [V] are the drafter's own, before any
-    processing, where the drafter is a model; policies read both. `DecodeError` for a q that does not hold the token.
-
-    >>> Proposal(7, source="mine").q.of(7), Proposal(7).parent == BEFORE
-    (1.0, True)
-    """
-
-    token: int
-    q: Q = field(default=Factory(lambda self: PointMass(self.token), takes_self=True))  # type: ignore[assignment]
-    parent: int = BEFORE
-    source: str = "draft"
-    chance: float | None = None
-    logits: Tensor | None = field(default=None, repr=False)
-
-    def __attrs_post_init__(self) -> None:
-        what = _not_held(self.q, self.token)
-        if what is not None:
-            happened = f"the source {shown(self.source)} drafts token {self.token} with a q that it was not drawn from"
-            raise DecodeError("q", happened, what, "give the law that the token was drawn from, or leave q out")
-
-
-def _not_held(q: Distribution, token: int) -> str | None:
-    """What is wrong with a law that this token cannot have been drawn from, as far as that is known for free."""
-    if not is_id(token):
-        return None
-    match q:
-        case PointMass(certain) if is_id(certain) and certain != token:
-            return f"certainty of token {certain}"
-        case Categorical(probs) if token >= len(probs):
-            return f"{len(probs)} probabilities"
-        case Categorical(probs) if is_near(probs) and float(probs[token]) == 0:
-            return f"q({token}) = 0"
-    return None
-
-
-def chain(tokens: Sequence[int], source: str = "draft") -> tuple[Proposal[PointMass], ...]:
-    """Certain drafts, each after the one before it. `DecodeError` for what is no sequence of ids.
-
-    >>> [draft.token for draft in chain((5, 6))]
-    [5, 6]
-    """
-    return tuple([Proposal(token, PointMass(token), source=source) for token in ids_of("tokens", tokens)])
+a_state = a(DecodeState, "give a state, such as start(prompt, 32).unwrap()")
 
 
 @final
@@ -248,18 +177,14 @@ class Drafted(Record):
     ((-1, -1, 1), (0, 1), (1, 2), (1, 6, 7))
     """
 
-    state: DecodeState = field(validator=valid(a(DecodeState, "give a state, such as start(prompt, 32).unwrap()")))
+    state: DecodeState = field(validator=valid(a_state))
     proposals: tuple[Proposal, ...]
-    parents: tuple[int, ...] = field(init=False, repr=False)
-    _children: Mapping[int, tuple[int, ...]] = field(init=False, repr=False)
-
-    def __attrs_post_init__(self) -> None:
-        parents = parents_of(self.proposals)
-        object.__setattr__(self, "parents", parents)
-        children: dict[int, tuple[int, ...]] = {}
-        for i, parent in enumerate(parents):
-            children[parent] = (*children.get(parent, ()), i)
-        object.__setattr__(self, "_children", children)
+    parents: tuple[int, ...] = field(
+        init=False, repr=False, default=Factory(lambda self: parents_of(self.proposals), takes_self=True)
+    )
+    _children: Mapping[int, tuple[int, ...]] = field(
+        init=False, repr=False, default=Factory(lambda self: children_of(self.parents), takes_self=True)
+    )
 
     @property
     def tokens(self) -> Tokens:
@@ -280,11 +205,7 @@ class Drafted(Record):
     def path(self, i: int) -> tuple[int, ...]:
         """The drafts from the text down to draft i, itself included."""
         _is_number(i, len(self.proposals))
-        path = []
-        while i != TEXT:
-            path.append(i)
-            i = self.parents[i]
-        return tuple(path[::-1])
+        return tuple(path_to(self.parents, i))
 
     def text(self, i: int) -> Tokens:
         """The text and the drafts down to draft i."""
@@ -298,33 +219,9 @@ class Drafted(Record):
         return tuple(trunk)
 
 
-def parents_of(drafts: Sequence[Proposal]) -> tuple[int, ...]:
-    """What each of the drafts follows, by number. `DecodeError` for one that does not come after its parent.
-
-    >>> parents_of((Proposal(5), Proposal(6), Proposal(7, parent=TEXT)))
-    (-1, 0, -1)
-    """
-    given: object = drafts
-    if not isinstance(given, Sequence):
-        raise DecodeError("drafts", "drafts are no sequence", shown(given), "give proposals, such as chain(tokens)")
-    parents = []
-    for i, draft in enumerate(drafts):
-        if not isinstance(draft, Proposal):
-            raise DecodeError("drafts", "a draft is no Proposal", shown(draft), "give proposals, such as chain(tokens)")
-        parent: object = draft.parent
-        if type(parent) is not int and isinstance(parent, Integral):
-            parent = int(parent)
-        if type(parent) is not int or not BEFORE <= parent < i + (parent < 0):
-            happened = f"draft {i} does not come after its parent"
-            raise DecodeError("drafter", happened, shown(draft), "yield parents first")
-        parents.append(i - 1 if parent == BEFORE else parent)
-    return tuple(parents)
-
-
 def _is_number(i: object, drafts: int) -> None:
     """Refuses what is neither the number of one of so many drafts nor `TEXT`."""
-    is_whole = type(i) is int or (isinstance(i, Integral) and not isinstance(i, bool))
-    if not (is_whole and TEXT <= i < drafts):  # type: ignore[operator]
+    if not is_whole(i) or not TEXT <= i < drafts:
         raise DecodeError("i", f"there is no such draft among {drafts}", shown(i), "give a draft's number, or TEXT")
 
 
@@ -386,8 +283,13 @@ class Scored(Record):
             raise DecodeError("path", "a path is no numbers of drafts", shown(given), "give some, such as (TEXT, 0)")
         for i in path:
             _is_number(i, len(self.drafted.proposals))
-        first, last = path[0] + 1, path[-1] + 1
-        return self.logits[first : last + 1] if last - first == len(path) - 1 else self.logits[[i + 1 for i in path]]
+        return rows_along(self.logits, path)
+
+
+def rows_along(logits: Tensor, path: Sequence[int]) -> Tensor:
+    """Of logits [n + 1, V] those after the drafts of `path`; a view where they lie together."""
+    first, last = path[0] + 1, path[-1] + 1
+    return logits[first : last + 1] if last - first == len(path) - 1 else logits[[i + 1 for i in path]]
 
 
 @final

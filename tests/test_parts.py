@@ -480,7 +480,7 @@ def test_a_policy_returns_proposals_and_a_pace(answer: Any) -> None:
     ("taken", "sentence"),
     [
         ((3,), "gamma is not a Proposal: received 3"),
-        ((Proposal(4, parent=1),), "draft 0 does not come after its parent"),
+        ((Proposal(4, parent=1),), "draft 0 of the source 'draft' does not come after its parent"),
     ],
 )
 def test_what_a_policy_takes_are_proposals_of_the_stream(taken: Any, sentence: str) -> None:

@@ -1080,7 +1080,7 @@ TABLE: Final[dict[str, Entry]] = {
         lambda: {"steps": 1, "sources": (("draft", Count(2, 1)),)},
         lambda tally: decode_from(evolve(begun(), tally=tally)),
     ),
-    "state.Proposal": Entry(
+    "trees.Proposal": Entry(
         s.Proposal,
         lambda: {
             "token": 1,
@@ -1092,8 +1092,8 @@ TABLE: Final[dict[str, Entry]] = {
         },
         say,
     ),
-    "state.chain": Entry(s.chain, lambda: {"tokens": (1, 2), "source": "mine"}, say_drafts),
-    "state.parents_of": Entry(parents_of, lambda: {"drafts": TREE}),
+    "trees.chain": Entry(s.chain, lambda: {"tokens": (1, 2), "source": "mine"}, say_drafts),
+    "trees.parents_of": Entry(parents_of, lambda: {"drafts": TREE}),
     "state.Record.then": Entry(lambda stage: begun().then(stage), lambda: {"stage": stages.draft_nothing}),
     "state.Drafted": Entry(s.Drafted, lambda: {"state": begun(), "proposals": TREE}, verify),
     **{
@@ -1476,10 +1476,12 @@ EXEMPT: Final[Mapping[str, str]] = {
     ),
     **dict.fromkeys(
         (
+            "trees.children_of",
             "trees.depths",
             "trees.is_chain",
             "trees.leaves",
             "trees.lineage",
+            "trees.parent_of",
             "trees.path_along",
             "trees.path_to",
         ),
@@ -1492,9 +1494,9 @@ EXEMPT: Final[Mapping[str, str]] = {
     ),
     **{
         f"asked.{name}": ON_ANSWERS
-        for name in ("rows_of", "looked_at", "no_rows", "laws_of", "accepts", "stream_of", "proposal_of", "fits")
+        for name in ("rows_of", "looked_at", "laws_of", "accepts", "stream_of", "proposal_of", "fits")
     },
-    "asked.no_draft": ON_ANSWERS,
+    "trees.no_draft": ON_ANSWERS,
     **dict.fromkeys(
         (
             "drafters.ngrams.storage.INgramStorage",

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import inf, isfinite
 from numbers import Integral, Real
-from typing import Final, TypeAlias, TypeVar
+from typing import Final, TypeAlias, TypeGuard, TypeVar
 
 from attrs import Attribute
 from torch.nn import Module
@@ -44,14 +44,23 @@ def named(part: object) -> str:
     return name if isinstance(name, str) else type(part).__name__
 
 
-def is_id(value: object) -> bool:
-    """Whether a value is a whole number of 0 or more, as a token id is; bools and tensors are none.
+def is_whole(value: object) -> TypeGuard[int]:
+    """Whether a value is a whole number; bools and tensors are none.
+
+    >>> is_whole(-3), is_whole(True), is_whole(3.0)
+    (True, False, False)
+    """
+    kind = type(value)
+    return kind is int or (kind is not bool and isinstance(value, Integral))
+
+
+def is_id(value: object) -> TypeGuard[int]:
+    """Whether a value is a whole number of 0 or more, as a token id is.
 
     >>> is_id(3), is_id(-1), is_id(True), is_id(3.0)
     (True, False, False, False)
     """
-    kind = type(value)
-    return (kind is int or (isinstance(value, Integral) and kind is not bool)) and value >= 0  # type: ignore[operator]
+    return is_whole(value) and value >= 0
 
 
 def valid(check: Check) -> Callable[[object, Attribute[T], T], None]:
@@ -81,12 +90,15 @@ def whole(least: int, remedy: str, most: int | None = None) -> Check:
     """
 
     def check(name: str, value: object) -> None:
-        if type(value) is bool or not isinstance(value, Integral):
-            raise DecodeError(name, f"{name} is not a whole number", shown(value), remedy)
-        if int(value) < least:
-            raise DecodeError(name, f"{name} is below {least}", shown(value), remedy)
-        if most is not None and int(value) > most:
-            raise DecodeError(name, f"{name} is above {most}", shown(value), remedy)
+        if not is_whole(value):
+            happened = "not a whole number"
+        elif value < least:
+            happened = f"below {least}"
+        elif most is not None and value > most:
+            happened = f"above {most}"
+        else:
+            return
+        raise DecodeError(name, f"{name} is {happened}", shown(value), remedy)
 
     return check
 
@@ -115,10 +127,8 @@ def number(happened: str, remedy: str, holds: Callable[[float], bool] = isfinite
     """
 
     def check(name: str, value: object) -> None:
-        if type(value) is bool or not isinstance(value, Real):
-            raise DecodeError(name, happened, shown(value), remedy)
         try:
-            good = holds(float(value))
+            good = type(value) is not bool and isinstance(value, Real) and holds(float(value))
         except OverflowError:  # an int beyond floats
             good = False
         if not good:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from specflow.drafters.ngrams.storage import INgramStorage
 from specflow.guards.checks import does, valid, whole
-from specflow.stages.commit import a_commitment
+from specflow.stages.order import a_commitment
 from specflow.state import Committed
 
 BLOCK: Final = 256

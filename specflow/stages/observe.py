@@ -11,7 +11,7 @@ from rich.text import Text
 
 from specflow.distribution import BlackBox, Distribution
 from specflow.guards.checks import a, does, or_none, valid
-from specflow.stages.commit import a_commitment
+from specflow.stages.order import a_commitment
 from specflow.state import TEXT, Committed, Tokens, Verified
 
 Observer: TypeAlias = Callable[[Committed], object]

@@ -8,7 +8,7 @@ from attrs import field, frozen
 
 from specflow.guards.checks import does, each, valid
 from specflow.protocols import Prunable
-from specflow.stages.commit import a_commitment
+from specflow.stages.order import a_commitment
 from specflow.state import Committed
 
 

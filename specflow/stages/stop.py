@@ -10,8 +10,8 @@ from attrs import evolve, field, frozen
 
 from specflow.errors import DecodeError
 from specflow.guards.checks import a, calls, does, named, shown, valid
-from specflow.stages.commit import an_adjustment
 from specflow.stages.observe import Tokenizer
+from specflow.stages.order import an_adjustment
 from specflow.state import Adjusted, DecodeState, Reason, Tokens
 
 Condition: TypeAlias = Callable[[DecodeState], bool]

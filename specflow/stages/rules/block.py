@@ -12,10 +12,10 @@ from torch import Tensor
 from specflow.asked import accepts
 from specflow.distribution import BlackBox, Categorical, Known, PointMass
 from specflow.randomness import Randomness
+from specflow.stages.order import a_score
 from specflow.stages.rules.odds import Odds
 from specflow.stages.rules.reject import Reject
 from specflow.stages.rules.samples import is_randomness
-from specflow.stages.score import a_score
 from specflow.state import TEXT, Scored, Verdict
 
 _Pair: TypeAlias = tuple[Known, Known]

@@ -9,8 +9,8 @@ from attrs import field, frozen
 
 from specflow.distribution import PointMass
 from specflow.randomness import Sampling
+from specflow.stages.order import a_score
 from specflow.stages.rules.samples import Samples, is_sampling
-from specflow.stages.score import a_score
 from specflow.state import TEXT, Scored, Verdict
 
 
@@ -39,7 +39,7 @@ class Match:
     def __call__(self, scored: Scored, /) -> Verdict[Sampling]:
         a_score("scored", scored)
         drafted, here = scored.drafted, TEXT
-        with closing(Samples(self.rng, scored, lambda i: bool(drafted.children(i)))) as samples:
+        with closing(Samples(self.rng, scored)) as samples:
             while followers := drafted.followers(here):
                 sample = samples.after(here)
                 if sample not in followers:

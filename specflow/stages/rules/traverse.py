@@ -7,14 +7,14 @@ from typing import final
 from attrs import define, field, frozen
 
 from specflow.asked import accepts
-from specflow.distribution import BlackBox, Categorical, Distribution, Known
+from specflow.distribution import BlackBox, Categorical, Distribution
 from specflow.randomness import Randomness
+from specflow.stages.order import a_score
 from specflow.stages.rules.block import left_over, mass_of, weight_after
 from specflow.stages.rules.odds import Odds
 from specflow.stages.rules.reject import Reject
 from specflow.stages.rules.samples import is_randomness
-from specflow.stages.score import a_score
-from specflow.state import TEXT, Drafted, Scored, Verdict
+from specflow.state import TEXT, Scored, Verdict
 
 
 @final
@@ -54,11 +54,11 @@ class _Traversal:
     def below(self, here: int, weight: float) -> tuple[int, Distribution | None] | None:
         """The draft at or below this one that passes, and what its drafts left of the law, if any were judged."""
         drafted = self.scored.drafted
-        children = drafted.children(here) if _are_drawn(drafted, here) and weight > 0 else ()
-        law: Distribution | None = self.scored.law(here) if children else None
-        if law is None or isinstance(law, BlackBox):
+        children = drafted.children(here) if weight > 0 else ()
+        are_drawn = children and all(isinstance(drafted.proposals[i].q, Categorical) for i in children)
+        p = self.scored.law(here) if are_drawn else None
+        if p is None or isinstance(p, BlackBox):
             return (here, None) if accepts(self.rng, weight) else None
-        p: Known = law
         for child in children:
             q = drafted.proposals[child].q
             assert isinstance(q, Categorical)
@@ -69,9 +69,3 @@ class _Traversal:
             p = left_over(weight, mass, p, q)
             weight = mass / (mass + (1.0 - weight)) if mass > 0 else float(weight >= 1)
         return (here, p) if accepts(self.rng, weight) else None
-
-
-def _are_drawn(drafted: Drafted, here: int) -> bool:
-    """Whether there are drafts after this one, and all of them were drawn from laws that are known."""
-    children = drafted.children(here)
-    return bool(children) and all(isinstance(drafted.proposals[i].q, Categorical) for i in children)

@@ -11,8 +11,8 @@ from specflow.distribution import BlackBox, PointMass
 from specflow.guards.checks import number, valid
 from specflow.lossy import Lossy
 from specflow.randomness import Sampling, drawn
+from specflow.stages.order import a_score
 from specflow.stages.rules.samples import is_sampling
-from specflow.stages.score import a_score
 from specflow.state import TEXT, Scored, Verdict
 
 _share = valid(number("it is outside [0, 1]", "give a number between", lambda share: 0 <= share <= 1))
