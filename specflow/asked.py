@@ -52,7 +52,7 @@ def laws_of(processor: Processor, tokens: Tokens, logits: Tensor) -> Laws:
         and type(processor).laws is LogitsProcessor.laws
         and type(processor).__call__ is LogitsProcessor.__call__
     )
-    if quick and {type(law) for law in laws} == {PointMass}:
+    if quick and isinstance(laws, tuple) and {type(law) for law in laws} == {PointMass}:
         return laws  # each is an index of its row
     # A function that was made a processor is known by its own name.
     name = named(processor.law if isinstance(processor, EachPrefix) else processor)

@@ -11,7 +11,7 @@ from attrs import field, frozen
 from torch import Tensor
 
 from specflow.errors import DecodeError
-from specflow.guards.checks import a, calls, is_id, named, shown
+from specflow.guards.checks import a, calls, is_id, named, shown, valid
 from specflow.guards.finite import not_finite
 
 TOLERANCE: Final = 0.01
@@ -28,7 +28,7 @@ def max_fn(x: Tensor) -> Tensor:
     >>> max_fn(torch.tensor([0.3, 0.5, 0.2]) - torch.tensor([0.4, 0.3, 0.3]))
     tensor([0., 1., 0.])
     """
-    _is_tensor("x", x)
+    a(Tensor, "give a tensor of differences [..., V]")("x", x)
     positive = x.clamp(min=0)
     total = positive.sum(dim=-1, keepdim=True)
     return torch.where(total > 0, positive / total, torch.zeros_like(positive))
@@ -129,21 +129,21 @@ return one id for each row.
     """
 
     probs: Tensor
-    sample: Callable[[Tensor], Tensor] = field(repr=False)
+    sample: Callable[[Tensor], Tensor] = field(
+        repr=False, validator=valid(calls("a sampler", "give a function from probabilities [1, V] to an id"))
+    )
 
     def __attrs_post_init__(self) -> None:
         vector(self.probs)
-        _is_sampler("sample", self.sample)
 
     def draw(self) -> int:
         """The sampler's own choice; `DecodeError` where that is not one id of the vocabulary."""
         sample: object = self.sample(self.probs[None])
-        one = isinstance(sample, Tensor) and sample.numel() == 1 and sample.dtype in _INTEGERS
-        token: object = sample.item() if isinstance(sample, Tensor) and one else sample
-        if not is_id(token) or int(token) >= len(self.probs):  # type: ignore[call-overload] # it is an id
+        token: object = sample.item() if isinstance(sample, Tensor) and sample.numel() == 1 else sample
+        if not is_id(token) or token >= len(self.probs):
             happened = f"the sampler {named(self.sample)} gives no token of the vocabulary of {len(self.probs)}"
             raise DecodeError("processor", happened, shown(sample), "return one id for each row")
-        return int(token)  # type: ignore[call-overload, no-any-return] # the same
+        return int(token)
 
 
 Known: TypeAlias = PointMass | Categorical
@@ -151,13 +151,6 @@ Known: TypeAlias = PointMass | Categorical
 
 Distribution: TypeAlias = PointMass | Categorical | BlackBox
 """Anything a token can be drawn from."""
-
-
-_INTEGERS: Final = frozenset({torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8})
-
-
-_is_tensor = a(Tensor, "give a tensor of differences [..., V]")
-_is_sampler = calls("a sampler", "give a function from probabilities [1, V] to an id")
 
 
 def vector(probs: object) -> None:
@@ -225,5 +218,4 @@ def normalised_entropy(probs: Tensor) -> float:
     >>> round(normalised_entropy(torch.tensor([0.25, 0.25, 0.25, 0.25])), 6)
     1.0
     """
-    law = Categorical(probs)
-    return law.entropy() / log(len(probs)) if len(probs) > 1 else 0.0
+    return Categorical(probs).entropy() / log(len(probs)) if len(probs) > 1 else 0.0

@@ -6,7 +6,6 @@ Texts that grow from one another hold the same int objects, which lists of Pytho
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import takewhile
 from typing import Final
 
 from specflow.guards.ids import Tokens, ids_of
@@ -51,12 +50,11 @@ def parting(a: Sequence[int], b: Sequence[int]) -> int:
     """
     top = min(len(a), len(b))
     low = max(0, top - NEAR)
-    x, y = list(a[low:top]), list(b[low:top])
-    return top if x == y else low + _shared(x, y)
+    return low + common_prefix(a[low:top], b[low:top])
 
 
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens a and b share from their beginnings on.
+def common_prefix(a: Sequence[object], b: Sequence[object]) -> int:
+    """How many tokens, or characters, a and b share from their beginnings on.
 
     >>> common_prefix((1, 2, 3, 4), (1, 2, 9)), common_prefix((1,), (2,)), common_prefix((1, 2), (1, 2))
     (2, 0, 2)
@@ -65,9 +63,5 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     for low in range(0, top, PIECE):
         x, y = list(a[low : low + PIECE]), list(b[low : low + PIECE])
         if x != y:
-            return low + _shared(x, y)
+            return low + next((i for i, (one, other) in enumerate(zip(x, y, strict=False)) if one != other), top - low)
     return top
-
-
-def _shared(a: Sequence[int], b: Sequence[int]) -> int:
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
+from functools import partial
 from hashlib import blake2b
-from numbers import Integral, Real
+from numbers import Real
 from typing import Protocol, final
 
 import torch
-from attrs import Attribute, field, frozen
+from attrs import field, frozen
 from torch import Tensor
 
 from specflow.distribution import BlackBox, Categorical, Distribution, PointMass, flaw, lawful, no_law, vector
 from specflow.errors import DecodeError
-from specflow.guards.checks import a, is_id, named, or_none, shown, valid
+from specflow.guards.checks import a, is_id, is_whole, named, or_none, shown, valid
 from specflow.guards.finite import NOTICED, is_near
 from specflow.laws import Laws
 
@@ -62,16 +63,11 @@ class Dice:
 
     def draw(self, law: Distribution, position: int, /) -> int:
         """One token; a `BlackBox` draws its own."""
-        match law:
-            case PointMass(token):
-                return token
-            case Categorical(probs):
-                if is_near(probs) and (self.generator is None or self.generator.device == probs.device):
-                    return self._drawn_here(law, position)
-                return _brought(self.draw_there(probs, position), law, position)
-            case BlackBox():
-                return law.draw()
-        raise no_law(law, position)
+        if not isinstance(law, Categorical):
+            return _without_noise(law, position)
+        if is_near(law.probs) and (self.generator is None or self.generator.device == law.probs.device):
+            return self._drawn_here(law, position)
+        return _brought(self.draw_there(law.probs, position), law, position)
 
     def draw_there(self, probs: Tensor, position: int, /) -> Tensor:
         """One token of `probs` [V], as an id [] on its device."""
@@ -92,7 +88,7 @@ class Dice:
         there = None if self.generator is None else self.generator.device
         return torch.rand((), generator=self.generator, dtype=torch.float64, device=there).item() < probability
 
-    def mark(self, place: torch.device, /) -> Callable[[], None]:
+    def mark(self, place: torch.device, /) -> Callable[[], object]:
         """A way back: what it returns takes back all that was drawn for laws at `place` since.
 
         >>> dice = Dice(torch.Generator().manual_seed(0))
@@ -103,20 +99,12 @@ class Dice:
         True
         """
         if self.generator is not None:
-            generator, state = self.generator, self.generator.get_state()
-            return lambda: _put_back(generator, state)
-        match place.type:
-            case "cuda":
-                state = torch.cuda.get_rng_state(place)
-                return lambda: torch.cuda.set_rng_state(state, place)
-            case "xpu":
-                state = torch.xpu.get_rng_state(place)
-                return lambda: torch.xpu.set_rng_state(state, place)
-            case "mps":
-                state = torch.mps.get_rng_state()
-                return lambda: torch.mps.set_rng_state(state)
-        state = torch.get_rng_state()
-        return lambda: torch.set_rng_state(state)
+            return partial(self.generator.set_state, self.generator.get_state())
+        if place.type in ("cuda", "xpu"):
+            module = torch.get_device_module(place)
+            return partial(module.set_rng_state, module.get_rng_state(place), place)
+        module = torch.mps if place.type == "mps" else torch
+        return partial(module.set_rng_state, module.get_rng_state())
 
     def _drawn_here(self, law: Categorical, position: int) -> int:
         probs = law.probs.to(torch.promote_types(law.probs.dtype, torch.float32))  # as in `draw_there`
@@ -131,16 +119,24 @@ class Dice:
 _is_number = a(Real, "give a number")
 
 
+def _without_noise(law: PointMass | BlackBox, position: int) -> int:
+    match law:
+        case PointMass(token):
+            return token
+        case BlackBox():
+            return law.draw()
+    raise no_law(law, position)
+
+
 def _some(probs: Tensor) -> None:
     vector(probs)
     if not len(probs):
         raise DecodeError("probs", "a law has no token", "no probabilities", "give a tensor of floats [V]")
 
 
-def _whole(instance: object, attribute: Attribute[int], value: int) -> None:
-    seed: object = value
-    if type(seed) is bool or not isinstance(seed, Integral):
-        raise DecodeError("seed", "seed is not a whole number", shown(seed), "give any whole number")
+def _whole(name: str, value: object) -> None:
+    if not is_whole(value):
+        raise DecodeError(name, f"{name} is not a whole number", shown(value), "give any whole number")
 
 
 @final
@@ -159,18 +155,13 @@ class SharedNoise:
     True
     """
 
-    seed: int = field(validator=_whole)
+    seed: int = field(validator=valid(_whole))
 
     def draw(self, law: Distribution, position: int, /) -> int:
         """One token; the noise is drawn in fp32 on the CPU. A `BlackBox` draws its own and shares nothing."""
-        match law:
-            case PointMass(token):
-                return token
-            case Categorical(probs):
-                return _brought(self.draw_there(probs, position), law, position)
-            case BlackBox():
-                return law.draw()
-        raise no_law(law, position)
+        if not isinstance(law, Categorical):
+            return _without_noise(law, position)
+        return _brought(self.draw_there(law.probs, position), law, position)
 
     def draw_there(self, probs: Tensor, position: int, /) -> Tensor:
         """One token of `probs` [V], as an id [] on its device."""
@@ -193,7 +184,7 @@ def draws(rng: Sampling, laws: Laws, start: int, span: range) -> Generator[int, 
     """
     far = _far(laws, span)
     sent: list[int] = []
-    marks: list[Callable[[], None]] = []
+    marks: list[Callable[[], object]] = []
     if far:
         ids = []
         for i, law in far:
@@ -234,10 +225,6 @@ def _far(laws: Laws, span: range) -> list[tuple[int, Categorical]]:
     uncertain = [(i, laws[i]) for i in span if not isinstance(laws[i], PointMass)]
     far = [(i, law) for i, law in uncertain if isinstance(law, Categorical) and not is_near(law.probs)]
     return far if len(far) == len(uncertain) else []
-
-
-def _put_back(generator: torch.Generator, state: Tensor) -> None:
-    generator.set_state(state)
 
 
 def _brought(token: Tensor, law: Categorical, position: int) -> int:

@@ -585,43 +585,45 @@ STORAGE: Final = s.NGramStorage.__mro__[1].__name__
 
 TABLE: Final[dict[str, Entry]] = {
     # beam
-    "beam.Beams": Entry(
+    "beam.search.Beams": Entry(
         beam.Beams,
         lambda: {"request": Request(TEXT, 6), "live": (beam.Beam(),), "ended": None, "steps": 0},
         lambda beams: search(beam.beam_step(rows_of_beams, 2, 2), beams),
     ),
-    "beam.CachedBeamPredictor": Entry(
+    "beam.cached.CachedBeamPredictor": Entry(
         beam.CachedBeamPredictor, lambda: {"model": llama()}, lambda made: search(beam.beam_step(made, 2, 2))
     ),
-    "beam.CachedBeamPredictor.__call__": Entry(beam.CachedBeamPredictor(llama()), lambda: {"texts": (TEXT, (1, 2, 3))}),
-    "beam.Expand": Entry(
+    "beam.cached.CachedBeamPredictor.__call__": Entry(
+        beam.CachedBeamPredictor(llama()), lambda: {"texts": (TEXT, (1, 2, 3))}
+    ),
+    "beam.search.Expand": Entry(
         beam.Expand,
         lambda: {"predict": rows_of_beams, "top_k": 2},
         lambda expand: beam.Select(2)(expand(beam.Beams(Request(TEXT, 6)))),
     ),
-    "beam.LengthPenalty": Entry(
+    "beam.search.LengthPenalty": Entry(
         beam.LengthPenalty,
         lambda: {"min_length": 5.0, "alpha": 1.2},
         lambda made: (made.score(beam.Beam((1, 2), -1.0)), search(beam.beam_step(rows_of_beams, 2, 2, made))),
     ),
-    "beam.LengthPenalty.of": Entry(lambda length: beam.LengthPenalty().of(length), lambda: {"length": 3}),
-    "beam.LengthPenalty.score": Entry(
+    "beam.search.LengthPenalty.of": Entry(lambda length: beam.LengthPenalty().of(length), lambda: {"length": 3}),
+    "beam.search.LengthPenalty.score": Entry(
         lambda beam: LengthPenalty().score(beam), lambda: {"beam": beam.Beam((1,), -1.0)}
     ),
-    "beam.LengthPenalty.best": Entry(
+    "beam.search.LengthPenalty.best": Entry(
         lambda beam, limit: LengthPenalty().best(beam, limit), lambda: {"beam": beam.Beam((1,), -1.0), "limit": 4}
     ),
-    "beam.Select": Entry(
+    "beam.search.Select": Entry(
         beam.Select,
         lambda: {"num_beams": 2, "penalty": LengthPenalty()},
         lambda select: select(beam.Expand(rows_of_beams, 2)(beam.Beams(Request(TEXT, 6)))),
     ),
-    "beam.ShowBeams": Entry(
+    "beam.generate.ShowBeams": Entry(
         beam.ShowBeams,
         lambda: {"tokenizer": Words(), "console": quiet()},
         lambda show: search(beam.beam_step(rows_of_beams, 2, 2, observe=show)),
     ),
-    "beam.beam_search_generate": Entry(
+    "beam.generate.beam_search_generate": Entry(
         s.beam_search_generate,
         lambda: {
             "inputs": [1, 3],
@@ -637,7 +639,7 @@ TABLE: Final[dict[str, Entry]] = {
             "tokenizer": None,
         },
     ),
-    "beam.beam_step": Entry(
+    "beam.search.beam_step": Entry(
         beam_step,
         lambda: {
             "predict": rows_of_beams,
@@ -648,7 +650,7 @@ TABLE: Final[dict[str, Entry]] = {
         },
         search,
     ),
-    "beam.has_ended": Entry(
+    "beam.search.has_ended": Entry(
         beam.has_ended, lambda: {"beam": beam.Beam((1,), -1.0), "request": Request(TEXT, 6, frozenset({1}))}
     ),
     # caches and predictors
@@ -1392,9 +1394,9 @@ EXEMPT: Final[Mapping[str, str]] = {
             "state.Scored",
             "state.Stretch",
             "state.Verified",
-            "beam.Beam",
-            "beam.Expanded",
-            "beam.Selected",
+            "beam.search.Beam",
+            "beam.search.Expanded",
+            "beam.search.Selected",
             "testing.certificate.World",
         ),
         BY_STAGES,
@@ -1436,11 +1438,11 @@ EXEMPT: Final[Mapping[str, str]] = {
     ),
     **dict.fromkeys(
         (
-            "beam.Expand.__call__",
-            "beam.Select.__call__",
-            "beam.ShowBeams.__call__",
-            "beam.advance_beams",
-            "beam.unobserved_beams",
+            "beam.search.Expand.__call__",
+            "beam.search.Select.__call__",
+            "beam.generate.ShowBeams.__call__",
+            "beam.search.advance_beams",
+            "beam.search.unobserved_beams",
             "policies.cost.CostAware.__call__",
             "policies.egag.EGAG.__call__",
             "policies.fixed.Fixed.__call__",

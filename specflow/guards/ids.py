@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from numbers import Integral
 from typing import TypeAlias
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from specflow.errors import DecodeError
-from specflow.guards.checks import shown, whole
+from specflow.guards.checks import is_whole, shown, whole
 
 Tokens: TypeAlias = tuple[int, ...]
 """The ids of a text."""
@@ -69,7 +69,7 @@ def stops_of(name: str, ids: object) -> frozenset[int]:
         return frozenset(ids_of(name, ids.reshape(1)))
     if ids is None:
         raise DecodeError(name, f"{name} is missing", None, "give [] for a text that no token ends")
-    return frozenset(ids_of(name, list(ids) if isinstance(ids, Set) else ids))
+    return frozenset(ids_of(name, list(ids) if isinstance(ids, Set | Iterator) else ids))
 
 
 def rows_of(name: str, ids: Tensor | numpy.ndarray, last: int | None = None) -> list[list[int]]:
@@ -94,6 +94,6 @@ def plain(name: str, ids: Sequence[object]) -> Tokens:
     if {*map(type, tokens)} <= {int}:
         return tokens  # type: ignore[return-value] # looked at above, all at once
     for token in tokens:
-        if isinstance(token, bool) or not isinstance(token, Integral):
+        if not is_whole(token):
             raise DecodeError(name, "a token id is not an int", shown(token), REMEDY)
-    return tuple([int(token) for token in tokens if isinstance(token, Integral)])
+    return tuple(map(int, tokens))  # type: ignore[arg-type] # looked at above

@@ -78,15 +78,16 @@ def _verified(scored: Scored, verdict: Verdict[S], rule: object) -> Verified[S]:
         happened = f"the rule {named(rule)} says nothing of which drafts stand"
         remedy = "return Verdict(path, correction), with a path of drafts from the text down"
         raise DecodeError("rule", happened, shown(said), remedy)
-    path, correction = verdict.path, verdict.correction
-    if path and scored.drafted.proposals[path[-1]].token in scored.drafted.state.request.stop:
-        correction = None
-    elif correction is None:
-        correction = scored.law(path[-1] if path else TEXT)
-    elif not isinstance(correction, PointMass | Categorical | BlackBox):
+    path: tuple[int, ...] = said.path
+    law: object = said.correction
+    if not isinstance(law, PointMass | Categorical | BlackBox | None):
         happened = f"the correction of the rule {named(rule)} is no law"
-        raise DecodeError("rule", happened, shown(correction), "give a PointMass or Categorical, or None for p itself")
-    return Verified(scored, path, correction)
+        raise DecodeError("rule", happened, shown(law), "give a PointMass or Categorical, or None for p itself")
+    if path and scored.drafted.proposals[path[-1]].token in scored.drafted.state.request.stop:
+        law = None
+    elif law is None:
+        law = scored.law((TEXT, *path)[-1])
+    return Verified(scored, path, law)
 
 
 def _is_path(drafted: Drafted, path: object) -> bool:

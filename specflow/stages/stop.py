@@ -10,6 +10,7 @@ from attrs import evolve, field, frozen
 
 from specflow.errors import DecodeError
 from specflow.guards.checks import a, calls, does, named, shown, valid
+from specflow.prefix import common_prefix
 from specflow.stages.observe import Tokenizer
 from specflow.stages.order import an_adjustment
 from specflow.state import Adjusted, DecodeState, Reason, Tokens
@@ -80,7 +81,8 @@ def stop_string(tokenizer: Tokenizer, *strings: str) -> Condition:
 
     def ended(state: DecodeState) -> bool:
         before, text = _tail(tokenizer, state.output, longest)
-        old = _alike(before, text)
+        # A character that was half there is not the one that it became.
+        old = common_prefix(before, text)
         return any(string in text[max(0, old - len(string) + 1) :] for string in strings)
 
     return ended
@@ -97,12 +99,6 @@ def _tail(tokenizer: Tokenizer, tokens: Tokens, enough: int) -> tuple[str, str]:
         size *= 2
         before = _decoded(tokenizer, tokens[-size - 1 : -1])
     return before, _decoded(tokenizer, tokens[-size - 1 :])
-
-
-def _alike(a: str, b: str) -> int:
-    """How many characters both begin with. A character that was half there is not the one that it became."""
-    shorter = min(len(a), len(b))
-    return next((i for i in range(shorter) if a[i] != b[i]), shorter)
 
 
 def _decoded(tokenizer: Tokenizer, tokens: Tokens) -> str:
