@@ -11,8 +11,7 @@ from math import isfinite
 from typing import Final
 
 import torch
-from numpy import floating, uint16
-from numpy.typing import NDArray
+from numpy import uint16
 from torch import Tensor
 
 from specflow.errors import DecodeError
@@ -42,30 +41,21 @@ def finite(logits: Tensor, end: int) -> Tensor:
     return logits
 
 
-def single(logits: Tensor) -> NDArray[floating]:
-    """`logits` on the host for numpy, in at least fp32. Unlike torch, numpy wakes no other thread to reduce a row.
-
-    >>> single(torch.tensor([0.5, 2.0], dtype=torch.bfloat16)).argmax()
-    np.int64(1)
-    """
-    array: NDArray[floating] = logits.detach().to(torch.promote_types(logits.dtype, torch.float32)).numpy()
-    return array
-
-
 def argmax(rows: Tensor) -> list[int]:
     """The index of the largest number in each row [k, V] on the host, the first of equals; `NOTICED` where it is none.
 
     >>> argmax(torch.tensor([[0.5, 2.0, 2.0], [-1.0, -3.0, -2.0], [0.0, torch.nan, 1.0]], dtype=torch.bfloat16))
     [1, 0, -1]
     """
-    if rows.dtype in (torch.bfloat16, torch.float16):
+    if rows.dtype in INFINITY:
         # Positive numbers are in the order of their bits, all negative ones below them: a quarter of the time.
-        bits, infinity = rows.detach().view(torch.int16).numpy(), INFINITY[rows.dtype]
+        bits, infinity = rows.view(torch.int16).numpy(force=True), INFINITY[rows.dtype]
         best: list[int] = bits.argmax(-1).tolist()
         without_sign = all(0 < bits[row, token] < infinity for row, token in enumerate(best))
         if without_sign and bits.view(uint16).max() <= infinity + SIGN:  # above it are the NaNs with a sign
             return best
-    numbers = single(rows)
+    # Unlike torch, numpy wakes no other thread to reduce a row.
+    numbers = (rows if rows.itemsize >= 4 else rows.float()).numpy(force=True)
     found: list[int] = numbers.argmax(-1).tolist()
     return [token if isfinite(numbers.item(row, token)) else NOTICED for row, token in enumerate(found)]
 

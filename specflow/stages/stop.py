@@ -9,7 +9,7 @@ import numpy
 from attrs import evolve, field, frozen
 
 from specflow.errors import DecodeError
-from specflow.guards.checks import a, calls, does, named, shown, valid
+from specflow.guards.checks import a, calls, does, each, named, shown, valid
 from specflow.prefix import common_prefix
 from specflow.stages.observe import Tokenizer
 from specflow.stages.order import an_adjustment
@@ -73,8 +73,7 @@ def stop_string(tokenizer: Tokenizer, *strings: str) -> Condition:
     (True, False, False)
     """
     does("a tokenizer", "give the target's", "decode")("tokenizer", tokenizer)
-    for string in strings:
-        a(str, "give texts to stop at")("strings", string)
+    each(a(str, "give texts to stop at"))("strings", strings)
     if not strings or not all(strings):
         raise DecodeError("strings", "a stop string is missing or empty", repr(strings), "give at least one character")
     longest = max(len(string.encode()) for string in strings)  # in bytes: no token that has a text is shorter than one
@@ -94,10 +93,8 @@ def _tail(tokenizer: Tokenizer, tokens: Tokens, enough: int) -> tuple[str, str]:
     A token is mostly a character or more; where tokens are less, it takes more of them.
     """
     size = enough
-    before = _decoded(tokenizer, tokens[-size - 1 : -1])
-    while len(before) < enough and size < len(tokens) - 1:
+    while len(before := _decoded(tokenizer, tokens[-size - 1 : -1])) < enough and size < len(tokens) - 1:
         size *= 2
-        before = _decoded(tokenizer, tokens[-size - 1 : -1])
     return before, _decoded(tokenizer, tokens[-size - 1 :])
 
 
