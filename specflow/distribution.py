@@ -155,9 +155,13 @@ Distribution: TypeAlias = PointMass | Categorical | BlackBox
 
 def vector(probs: object) -> None:
     """Refuses what is no row of probabilities [V]; the numbers are not looked at."""
-    if not isinstance(probs, Tensor) or probs.ndim != 1 or not probs.is_floating_point() or probs.is_meta:
-        what = f"{probs.dtype} of shape {list(probs.shape)}" if isinstance(probs, Tensor) else shown(probs)
-        raise DecodeError("probs", "a law has no row of probabilities", what, "give a tensor of floats [V]")
+    if isinstance(probs, Tensor):
+        if probs.ndim == 1 and len(probs) and probs.is_floating_point() and not probs.is_meta:
+            return
+        what = f"{probs.dtype} of shape {list(probs.shape)}"
+    else:
+        what = shown(probs)
+    raise DecodeError("probs", "a law has no row of probabilities", what, "give a tensor of floats [V]")
 
 
 def flaw(law: object, vocab_size: int | None = None) -> str | None:
@@ -174,7 +178,7 @@ def flaw(law: object, vocab_size: int | None = None) -> str | None:
         case Categorical(probs) | BlackBox(probs) if vocab_size not in (None, len(probs)):
             return f"{len(probs)} probabilities for a vocabulary of {vocab_size}"
         case Categorical(probs):
-            return flaw_of_sums(float(probs.sum()), float(probs.amin()) if len(probs) else 0.0)
+            return flaw_of_sums(float(probs.sum()), float(probs.amin()))
         case BlackBox(probs):
             return "NaN" if isnan(float(probs.sum())) else None  # what its sampler makes of the rest is its own affair
     return shown(law)

@@ -71,7 +71,7 @@ class Dice:
 
     def draw_there(self, probs: Tensor, position: int, /) -> Tensor:
         """One token of `probs` [V], as an id [] on its device."""
-        _some(probs)
+        vector(probs)
         there = probs.device if self.generator is None else self.generator.device
         exact = torch.promote_types(probs.dtype, torch.float32)  # noise of 16 bits can be 0, and 0 / 0 would be drawn
         noise = torch.empty(probs.shape, dtype=exact, device=there).exponential_(generator=self.generator)
@@ -94,7 +94,7 @@ class Dice:
         >>> dice = Dice(torch.Generator().manual_seed(0))
         >>> back = dice.mark(torch.device("cpu"))
         >>> first = dice.accept(0.5), dice.accept(0.5), dice.accept(0.5)
-        >>> back()
+        >>> _ = back()
         >>> (dice.accept(0.5), dice.accept(0.5), dice.accept(0.5)) == first
         True
         """
@@ -128,12 +128,6 @@ def _without_noise(law: PointMass | BlackBox, position: int) -> int:
     raise no_law(law, position)
 
 
-def _some(probs: Tensor) -> None:
-    vector(probs)
-    if not len(probs):
-        raise DecodeError("probs", "a law has no token", "no probabilities", "give a tensor of floats [V]")
-
-
 def _whole(name: str, value: object) -> None:
     if not is_whole(value):
         raise DecodeError(name, f"{name} is not a whole number", shown(value), "give any whole number")
@@ -165,7 +159,7 @@ class SharedNoise:
 
     def draw_there(self, probs: Tensor, position: int, /) -> Tensor:
         """One token of `probs` [V], as an id [] on its device."""
-        _some(probs)
+        vector(probs)
         key = blake2b(f"{self.seed}/{position}".encode(), digest_size=8).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(key[:7], "big"))
         noise = torch.empty(probs.shape[-1]).exponential_(generator=generator)

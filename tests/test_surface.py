@@ -1157,10 +1157,10 @@ TABLE: Final[dict[str, Entry]] = {
     "stages.observe.Show": Entry(stages.Show, lambda: {"tokenizer": Words(), "console": quiet()}, watch),
     "stages.observe.Show.__call__": Entry(stages.Show(Words(), quiet()), lambda: {"committed": committed()}),
     "stages.observe.unobserved": Entry(stages.unobserved, lambda: {"committed": committed()}),
-    "stages.prune.PruneCache": Entry(
+    "stages.ending.PruneCache": Entry(
         stages.PruneCache, lambda: {"providers": (UncachedPredictor(llama()),)}, lambda stage: stage(committed())
     ),
-    "stages.prune.PruneCache.__call__": Entry(stages.PruneCache(()), lambda: {"committed": committed()}),
+    "stages.ending.PruneCache.__call__": Entry(stages.PruneCache(()), lambda: {"committed": committed()}),
     **{
         f"stages.rules.{rule.__name__.lower()}.{rule.__name__}": Entry(rule, lambda: {"rng": s.Dice()}, judge)
         for rule in RULES

@@ -65,8 +65,6 @@ def stops_of(name: str, ids: object) -> frozenset[int]:
     """
     if isinstance(ids, Integral):
         return frozenset(plain(name, [ids]))
-    if isinstance(ids, Tensor | numpy.ndarray) and ids.ndim == 0:
-        return frozenset(ids_of(name, ids.reshape(1)))
     if ids is None:
         raise DecodeError(name, f"{name} is missing", None, "give [] for a text that no token ends")
     return frozenset(ids_of(name, list(ids) if isinstance(ids, Set | Iterator) else ids))

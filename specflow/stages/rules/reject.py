@@ -25,10 +25,9 @@ class Reject:
     the law of the correction. The text then has exactly the target's law, and on a chain P(accept) = 1 - TV(p, q).
 
     A certain draft, one whose q is a point mass, is judged by sample-and-match: s ~ p, and the draft that is s stands,
-    or s is emitted. That has the same law and the same P(accept) = p(x), and takes one draw for each token that is
-    committed and none for any other. So with certain drafters a seed gives one text, that of autoregressive decoding,
-    whatever they draft and however far. Where the law of p or q is not known (a user's sampler) the draft is judged
-    like this too.
+    or s is emitted. That has the same law and P(accept) = p(x), and takes one draw for each token that is committed:
+    with certain drafters a seed gives one text, that of autoregressive decoding. So is a draft where the law of p or q
+    is not known (a user's sampler).
     Source: Leviathan et al. 2211.17192, algorithm 1; Chen et al. 2302.01318, algorithm 2; for siblings the recursive
     rejection of Miao et al. 2305.09781, section 4.3. Beyond them: p(x) = 0 is always refused, and a residual without
     mass (p = q) is replaced by p.
