@@ -11,7 +11,7 @@ from torch import Tensor
 
 from specflow.distribution import BlackBox, Categorical, Distribution, Origin, PointMass, flaw, no_law
 from specflow.errors import DecodeError
-from specflow.guards.checks import is_id, named, shown
+from specflow.guards.checks import described, is_floats, is_id, named, shown
 from specflow.guards.finite import is_near
 from specflow.laws import Laws, Lazily
 from specflow.processors import EachPrefix, LogitsProcessor, Processor
@@ -28,15 +28,10 @@ def rows_of(predictor: Predictor, tokens: Tokens, drafts: Sequence[Proposal] = (
 
 def looked_at(logits: object, rows: int, predictor: object, end: int, parameter: str = "target") -> Tensor:
     """`logits`, which have to be [rows, V]; `end` is the length of the text that was read."""
-    if isinstance(logits, Tensor):
-        is_table = logits.ndim == 2 and logits.shape[0] == rows and logits.shape[1] > 0
-        if is_table and logits.is_floating_point() and not logits.is_meta:
-            return logits.detach() if logits.requires_grad else logits
-        what = f"{logits.dtype} of shape {list(logits.shape)} on {logits.device.type}"
-    else:
-        what = shown(logits)
+    if is_floats(logits) and logits.ndim == 2 and logits.shape[0] == rows and logits.shape[1] > 0:
+        return logits.detach() if logits.requires_grad else logits
     happened = f"the {parameter} {named(predictor)} gives no rows of logits"
-    where = f"{what} for a text up to position {end - 1}"
+    where = f"{described(logits)} for a text up to position {end - 1}"
     raise DecodeError(parameter, happened, where, f"return floats of shape [{rows}, V]")
 
 

@@ -11,7 +11,7 @@ from attrs import field, frozen
 from torch import Tensor
 
 from specflow.errors import DecodeError
-from specflow.guards.checks import a, calls, is_id, named, shown, valid
+from specflow.guards.checks import a, calls, described, is_floats, is_id, named, shown, valid
 from specflow.guards.finite import not_finite
 
 TOLERANCE: Final = 0.01
@@ -155,13 +155,9 @@ Distribution: TypeAlias = PointMass | Categorical | BlackBox
 
 def vector(probs: object) -> None:
     """Refuses what is no row of probabilities [V]; the numbers are not looked at."""
-    if isinstance(probs, Tensor):
-        if probs.ndim == 1 and len(probs) and probs.is_floating_point() and not probs.is_meta:
-            return
-        what = f"{probs.dtype} of shape {list(probs.shape)}"
-    else:
-        what = shown(probs)
-    raise DecodeError("probs", "a law has no row of probabilities", what, "give a tensor of floats [V]")
+    if not is_floats(probs) or probs.ndim != 1 or not len(probs):
+        remedy = "give a tensor of floats [V]"
+        raise DecodeError("probs", "a law has no row of probabilities", described(probs), remedy)
 
 
 def flaw(law: object, vocab_size: int | None = None) -> str | None:

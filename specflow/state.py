@@ -111,7 +111,7 @@ class Tally:
     def __add__(self, more: Tally) -> Tally:
         merged = dict(self.sources)
         for name, count in more.sources:
-            merged[name] = merged.get(name, Count()) + count
+            merged[name] = merged[name] + count if name in merged else count
         return Tally(self.steps + more.steps, tuple(sorted(merged.items())))
 
     @property

@@ -11,6 +11,7 @@ from numbers import Integral, Real
 from typing import Final, TypeAlias, TypeGuard, TypeVar
 
 from attrs import Attribute
+from torch import Tensor
 from torch.nn import Module
 
 from specflow.errors import DecodeError
@@ -32,6 +33,13 @@ def shown(value: object) -> str:
     except Exception:  # a value that cannot even be shown, such as an int of 5000 digits
         line = f"a {type(value).__name__}"
     return line if len(line) <= 80 else line[:77] + "..."
+
+
+def described(value: object) -> str:
+    """A tensor by its dtype, shape and device; anything else as it is `shown`."""
+    if isinstance(value, Tensor):
+        return f"{value.dtype} of shape {list(value.shape)} on {value.device.type}"
+    return shown(value)
 
 
 def named(part: object) -> str:
@@ -63,6 +71,11 @@ def is_id(value: object) -> TypeGuard[int]:
     return is_whole(value) and value >= 0
 
 
+def is_floats(value: object) -> TypeGuard[Tensor]:
+    """Whether a value is a tensor of floats that has numbers."""
+    return isinstance(value, Tensor) and value.is_floating_point() and not value.is_meta
+
+
 def valid(check: Check) -> Callable[[object, Attribute[T], T], None]:
     """A check as a validator of attrs.
 
@@ -76,7 +89,7 @@ def valid(check: Check) -> Callable[[object, Attribute[T], T], None]:
     """
 
     def validate(instance: object, attribute: Attribute[T], value: T) -> None:
-        check(attribute.name.lstrip("_"), value)
+        check(attribute.alias or attribute.name, value)
 
     return validate
 

@@ -53,7 +53,7 @@ class Reject:
             while children := drafted.children(here):
                 if not any(isinstance(drafted.proposals[i].q, Categorical) for i in children):
                     sample = samples.after(here)
-                    taken = drafted.followers(here).get(sample)
+                    taken = next((i for i in children if drafted.proposals[i].token == sample), None)
                     rest: Distribution = PointMass(sample)
                 else:
                     samples.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import final
 
-from attrs import define, field, frozen
+from attrs import field, frozen
 
 from specflow.asked import accepts
 from specflow.distribution import BlackBox, Categorical, Distribution
@@ -36,33 +36,25 @@ class Traverse:
 
     def __call__(self, scored: Scored, /) -> Verdict:
         a_score("scored", scored)
-        found = _Traversal(scored, self.rng, Odds(scored)).below(TEXT, 1.0)
+        found = self._below(TEXT, 1.0, scored, Odds(scored))
         assert found is not None  # the text passes with weight 1
         leaf, correction = found
         if correction is None:
             return Reject(self.rng).judge_from(leaf, scored)
         return Verdict(scored.drafted.path(leaf), correction)
 
-
-@final
-@define(eq=False)
-class _Traversal:
-    scored: Scored
-    rng: Randomness
-    odds: Odds
-
-    def below(self, here: int, weight: float) -> tuple[int, Distribution | None] | None:
+    def _below(self, here: int, weight: float, scored: Scored, odds: Odds) -> tuple[int, Distribution | None] | None:
         """The draft at or below this one that passes, and what its drafts left of the law, if any were judged."""
-        drafted = self.scored.drafted
+        drafted = scored.drafted
         children = drafted.children(here) if weight > 0 else ()
         are_drawn = children and all(isinstance(drafted.proposals[i].q, Categorical) for i in children)
-        p = self.scored.law(here) if are_drawn else None
+        p = scored.law(here) if are_drawn else None
         if p is None or isinstance(p, BlackBox):
             return (here, None) if accepts(self.rng, weight) else None
         for child in children:
             q = drafted.proposals[child].q
             assert isinstance(q, Categorical)
-            found = self.below(child, weight_after(weight, *self.odds.of(child, p)))
+            found = self._below(child, weight_after(weight, *odds.of(child, p)), scored, odds)
             if found is not None:
                 return found
             mass = float(mass_of(weight, p, q))
