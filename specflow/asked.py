@@ -102,15 +102,15 @@ def stream_of(drafter: object, stream: object) -> Iterator[object]:
 def proposal_of(drafter: object, value: object, number: int, vocab_size: int | None) -> Proposal:
     """Proposal number `number` of a stream: a token that can be one, after its parent, with a law that it may have."""
     if not isinstance(value, Proposal):
-        happened = f"the drafter {named(drafter)} proposes what is no Proposal"
+        happened = f"the drafter {named(drafter)} proposes what is not a Proposal"
         raise DecodeError("drafter", happened, shown(value), "yield Proposal(token, q, source)")
     source: object = value.source
     if not isinstance(source, str):
-        happened = f"the drafter {named(drafter)} names its drafts by what is no str"
+        happened = f"the drafter {named(drafter)} names its drafts by what is not a str"
         raise DecodeError("drafter", happened, shown(source), "give the source a name")
     parent_of(value, number)
     if not is_id(value.token):
-        happened = f"the source {source!r} drafts what is no token id"
+        happened = f"the source {source!r} drafts what is not a token id"
         raise DecodeError("drafter", happened, shown(value.token), "draft plain ints, such as int(logits.argmax())")
     if type(value.token) is not int:
         value = evolve(value, token=int(value.token))

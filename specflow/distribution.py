@@ -81,7 +81,7 @@ class Categorical:
     """A law over the vocabulary, `probs` of shape [V], summing to 1. Nothing may write to `probs`.
 
     `by` tells who made it, once that has been seen to be a law, or will be when it arrives from a device.
-    `DecodeError` for what is no tensor of that shape.
+    `DecodeError` for what is not a tensor of that shape.
 
     >>> law = Categorical(torch.tensor([0.25, 0.75]))
     >>> law.of(1), law.of(7), round(law.entropy(), 4)
@@ -99,7 +99,7 @@ class Categorical:
         return float(self.probs[token]) if is_id(token) and token < len(self.probs) else 0.0
 
     def entropy(self) -> float:
-        """H = -Σ p log p, in nats; never below 0, whatever the rounding of `probs`, and NaN where they are no law."""
+        """H = -Σ p log p, in nats; never below 0, whatever the rounding of `probs`, and NaN where they are not a law."""
         return max(-float(torch.special.xlogy(self.probs, self.probs).sum()), 0.0)  # in this order NaN stays NaN
 
     def residual(self, q: Known) -> Categorical:
@@ -154,7 +154,7 @@ Distribution: TypeAlias = PointMass | Categorical | BlackBox
 
 
 def vector(probs: object) -> None:
-    """Refuses what is no row of probabilities [V]; the numbers are not looked at."""
+    """Refuses what is not a row of probabilities [V]; the numbers are not looked at."""
     if not is_floats(probs) or probs.ndim != 1 or not len(probs):
         remedy = "give a tensor of floats [V]"
         raise DecodeError("probs", "a law has no row of probabilities", described(probs), remedy)
@@ -206,7 +206,7 @@ def no_law(law: object, position: int, by: Origin | None = None) -> DecodeError:
     what = flaw(law, size) or "NaN"
     return DecodeError(
         "processor",
-        "a law is none" if origin is None else f"the law of {origin.name} is none",
+        "a law is not valid" if origin is None else f"the law of {origin.name} is not valid",
         f"{what} after the token at position {position - 1}",
         "leave a token some probability, none a negative one, and let all sum to 1",
     )

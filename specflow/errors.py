@@ -38,7 +38,7 @@ class DecodeError(ValueError):
         given: object = names
         if not isinstance(given, Mapping):
             kind = f"a {type(given).__name__}"
-            raise DecodeError("names", "names are no mapping", kind, 'give one, such as {"prompt": "inputs"}')
+            raise DecodeError("names", "names are not a mapping", kind, 'give one, such as {"prompt": "inputs"}')
         return DecodeError(names.get(self.parameter, self.parameter), self.happened, self.received, self.remedy)
 
     @override
@@ -58,4 +58,4 @@ def unwrap(result: Result[T, DecodeError]) -> T:
             raise error
         case Result():
             return result.unwrap()
-    raise DecodeError("result", "a result is none", f"a {type(result).__name__}", "give what `start` returns")
+    raise DecodeError("result", "this is not a result", f"a {type(result).__name__}", "give what `start` returns")

@@ -163,7 +163,7 @@ class MultinomialProcessor(LogitsProcessor):
             return torch.multinomial(rows, num_samples=1).reshape(*probs.shape[:-1], 1)
         except RuntimeError as error:  # torch has looked at them
             remedy = "give probabilities that sum to more than 0"
-            raise DecodeError("probs", "a row is no law", str(error), remedy) from error
+            raise DecodeError("probs", "a row is not a law", str(error), remedy) from error
 
 
 class TopKProcessor(MultinomialProcessor):
@@ -229,7 +229,7 @@ def _floats(name: str, value: object) -> Tensor:
 def _rows(logits: object) -> None:
     shape = _floats("logits", logits).shape
     if len(shape) != 2 or shape[0] == 0:
-        raise DecodeError("logits", "logits are no rows", f"shape {list(shape)}", "give logits [k, V]")
+        raise DecodeError("logits", "logits are not rows", f"shape {list(shape)}", "give logits [k, V]")
 
 
 def _keep_top_k(logits: Tensor, top_k: int) -> Tensor:

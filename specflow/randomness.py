@@ -46,7 +46,7 @@ class Dice:
 
     Certain outcomes (a point mass, a probability of 0 or 1) consume nothing. A law on a device is drawn from there, by
     argmax(p / e) with e exponential, and only the token is copied. A generator on the CPU makes its noise on the CPU.
-    `DecodeError` for a law that is none.
+    `DecodeError` for a law that is not one.
 
     One seed gives one text: where drafts are certain, a decoder draws once for each token that it commits, whatever is
     drafted and however far, so the text is that of `autoregressive_step` with the same seed. Where drafts are drawn,
@@ -83,7 +83,7 @@ class Dice:
             _is_number("probability", probability)
         if not 0.0 < probability < 1.0:
             if probability != probability:  # noqa: PLR0124 - NaN is the one number that is not itself
-                raise DecodeError("probability", "a probability is none", probability, "give a number")
+                raise DecodeError("probability", "a probability is not a number", probability, "give a number")
             return probability >= 1.0
         there = None if self.generator is None else self.generator.device
         return torch.rand((), generator=self.generator, dtype=torch.float64, device=there).item() < probability
@@ -171,7 +171,7 @@ def draws(rng: Sampling, laws: Laws, start: int, span: range) -> Generator[int, 
 
     Each is drawn when it is asked for. But where `laws` are a tuple, those on a device are drawn at the first one, and
     copied at once. Close it when no more are wanted: what was drawn for nothing is taken back from `Dice`, so that
-    they go on as if it had not been. `DecodeError` at a law that is none, and for what is no token of it.
+    they go on as if it had not been. `DecodeError` at a law that is not one, and for what is not a token of it.
 
     >>> list(draws(Dice(), (PointMass(3), Categorical(torch.tensor([0.0, 1.0]))), 5, range(2)))
     [3, 1]
@@ -209,7 +209,9 @@ def drawn(rng: Sampling, law: Distribution, position: int) -> int:
         return int(token)
     if isinstance(law, PointMass) and token is law.token:
         raise no_law(law, position)
-    raise DecodeError("rng", f"{named(rng)} draws what is no token id", shown(token), "return an int, such as int(id)")
+    raise DecodeError(
+        "rng", f"{named(rng)} draws what is not a token id", shown(token), "return an int, such as int(id)"
+    )
 
 
 def _far(laws: Laws, span: range) -> list[tuple[int, Categorical]]:
@@ -222,7 +224,7 @@ def _far(laws: Laws, span: range) -> list[tuple[int, Categorical]]:
 
 
 def _brought(token: Tensor, law: Categorical, position: int) -> int:
-    """The id on the host, in one copy; `DecodeError` if the law is none."""
+    """The id on the host, in one copy; `DecodeError` if the law is not one."""
     brought = int(torch.where(lawful(law.probs), token, NOTICED))
     if brought == NOTICED:
         raise no_law(law, position)

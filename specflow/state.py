@@ -59,7 +59,7 @@ class Request:
     """What was asked: the prompt, the most tokens the whole text may have, and the tokens that end it.
 
     `limit` counts the prompt too, so a text has room for `limit - len(tokens)` more tokens. `vocab_size` is how many
-    tokens the target knows, None where nobody told; what is drafted is held against it. `DecodeError` for values of
+    tokens the target knows, None where that is unknown; what is drafted is held against it. `DecodeError` for values of
     other kinds.
     """
 
@@ -92,7 +92,7 @@ def _is_source(pair: object) -> bool:
 
 def _are_sources(name: str, pairs: object) -> None:
     if not (isinstance(pairs, tuple) and all(map(_is_source, pairs))):
-        raise DecodeError(name, f"{name} are no names and counts", shown(pairs), 'give pairs: (("llm", Count(5, 3)),)')
+        raise DecodeError(name, f"{name} are not names and counts", shown(pairs), 'give pairs: (("llm", Count(5, 3)),)')
 
 
 @final
@@ -280,7 +280,7 @@ class Scored(Record):
         """The logits after drafts that follow one another, without a copy where they lie together."""
         given: object = path
         if not isinstance(given, Sequence) or not given:
-            raise DecodeError("path", "a path is no numbers of drafts", shown(given), "give some, such as (TEXT, 0)")
+            raise DecodeError("path", "a path is not numbers of drafts", shown(given), "give some, such as (TEXT, 0)")
         for i in path:
             _is_number(i, len(self.drafted.proposals))
         return rows_along(self.logits, path)
@@ -357,7 +357,7 @@ class Adjusted(Record):
     """The new tokens of this step: the accepted drafts and the `bonus` after them, if any, cut to `keep` of them.
 
     A stage that ends the text says how many tokens to `keep` and names the `reason`; it can add nothing. `commit` cuts
-    at stop tokens and the limit. `DecodeError` for a bonus that is no token id, and for values of other kinds.
+    at stop tokens and the limit. `DecodeError` for a bonus that is not a token id, and for values of other kinds.
     """
 
     verified: Verified[Never] = field(validator=valid(a(Verified, "give what Judge returns")))

@@ -77,7 +77,7 @@ def no_draft(draft: Proposal, what: str, parameter: str = "drafter") -> DecodeEr
 
 
 def chain(tokens: Sequence[int], source: str = "draft") -> tuple[Proposal[PointMass], ...]:
-    """Certain drafts, each after the one before it. `DecodeError` for what is no sequence of ids.
+    """Certain drafts, each after the one before it. `DecodeError` for what is not a sequence of ids.
 
     >>> [draft.token for draft in chain((5, 6))]
     [5, 6]
@@ -103,11 +103,11 @@ def parents_of(drafts: Sequence[Proposal]) -> tuple[int, ...]:
     remedy = "give proposals, such as chain(tokens)"
     given: object = drafts
     if not isinstance(given, Sequence):
-        raise DecodeError("drafts", "drafts are no sequence", shown(given), remedy)
+        raise DecodeError("drafts", "drafts are not a sequence", shown(given), remedy)
     parents = []
     for i, draft in enumerate(drafts):
         if not isinstance(draft, Proposal):
-            raise DecodeError("drafts", "a draft is no Proposal", shown(draft), remedy)
+            raise DecodeError("drafts", "a draft is not a Proposal", shown(draft), remedy)
         parents.append(parent_of(draft, i))
     return tuple(parents)
 

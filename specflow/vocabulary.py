@@ -66,6 +66,6 @@ def fitted(predictor: Predictor, vocab_size: int) -> Predictor:
 def fit(logits: Tensor, vocab_size: int) -> Tensor:
     """`logits` [..., V] over a vocabulary of `vocab_size`; `DecodeError` for anything else."""
     if not is_floats(logits) or logits.ndim == 0:
-        raise DecodeError("logits", "logits are no floats", described(logits), "give logits [..., V]")
+        raise DecodeError("logits", "logits are not floats", described(logits), "give logits [..., V]")
     _is_size("vocab_size", vocab_size)
     return F.pad(logits[..., :vocab_size], (0, max(0, vocab_size - logits.shape[-1])), value=-inf)

@@ -118,7 +118,7 @@ def test_on_a_device_a_seed_has_one_text_however_far_is_drafted(copies: dict[str
 
 
 def test_a_law_on_a_device_that_is_none_names_the_processor_and_the_position(copies: dict[str, Any]) -> None:
-    assert "the law of masked is none: received probabilities that sum to 0" in copies["no law"]
+    assert "the law of masked is not valid: received probabilities that sum to 0" in copies["no law"]
     assert "after the token at position 7;" in copies["no law"]
 
 

@@ -92,7 +92,7 @@ def _texts(texts: object) -> tuple[Tokens, ...]:
     """Texts of one length, at least one of them and of at least one token."""
     remedy = "give a tuple of texts, all of one length"
     if not isinstance(texts, tuple | list) or not texts:
-        raise DecodeError("texts", "texts are no texts", shown(texts), remedy)
+        raise DecodeError("texts", "these are not texts", shown(texts), remedy)
     several = tuple([ids_of("texts", text) for text in texts])
     lengths = sorted({len(text) for text in several})
     if lengths[0] == 0 or len(lengths) > 1:

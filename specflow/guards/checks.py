@@ -1,6 +1,6 @@
 """What a value may be. A check refuses anything else with a `DecodeError` that names the parameter, never otherwise.
 
-Values of numpy's number types are taken for what they plainly mean; bools and tensors are no numbers.
+Values of numpy's number types are taken for what they plainly mean; bools and tensors are not numbers.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def named(part: object) -> str:
 
 
 def is_whole(value: object) -> TypeGuard[int]:
-    """Whether a value is a whole number; bools and tensors are none.
+    """Whether a value is a whole number; bools and tensors are not.
 
     >>> is_whole(-3), is_whole(True), is_whole(3.0)
     (True, False, False)

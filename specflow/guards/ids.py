@@ -87,7 +87,7 @@ def rows_of(name: str, ids: Tensor | numpy.ndarray, last: int | None = None) -> 
 
 
 def plain(name: str, ids: Sequence[object]) -> Tokens:
-    """`ids` as plain ints; `DecodeError` at one that is no whole number."""
+    """`ids` as plain ints; `DecodeError` at one that is not a whole number."""
     tokens = tuple(ids)
     if {*map(type, tokens)} <= {int}:
         return tokens  # type: ignore[return-value] # looked at above, all at once

@@ -24,7 +24,7 @@ class Adjust(Generic[S]):
 
     What draws must be fresh after a rule that refuses drafts by chance: after `Reject` type checkers refuse
     `SharedNoise`, which after `Match` is what makes a seed one text. After an accepted stop token there is nothing to
-    draw. `DecodeError` for a law that is none.
+    draw. `DecodeError` for a law that is not one.
     """
 
     rng: S = field(validator=is_sampling)

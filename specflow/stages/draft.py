@@ -25,7 +25,7 @@ class Draft:
     No path is longer than room - 1, so that the bonus token fits, and a chain ends at a stop token, which is kept. The
     drafts of a tree are put in depth-first order, so that the likeliest path lies together. A drafter with nothing to
     say makes γ = 0, and the step is one of autoregressive decoding. `DecodeError`, naming the source, for what is no
-    proposal, for one that does not come after its parent, and for a token that is no id of the vocabulary.
+    proposal, for one that does not come after its parent, and for a token that is not in the vocabulary.
     """
 
     drafter: Drafter = field(validator=valid(calls("a drafter", "give a function of the tokens so far")))

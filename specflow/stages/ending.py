@@ -44,7 +44,7 @@ def ending(
     """How every step ends: where `until` comes true, or at a stop token or the limit; seen by `observe` as it stands.
 
     `after` are stages that learn from what was committed or forget what was not, in order. If `observe` raises, the
-    step has not happened: no text, nothing learned. `DecodeError` for what is no condition, observer or stage.
+    step has not happened: no text, nothing learned. `DecodeError` for what is not a condition, observer or stage.
     """
     _is_observer("observe", observe)
     for stage in after:

@@ -25,7 +25,7 @@ _is_rule = valid(calls("a rule", "give one, such as Reject(Dice())"))
 @final
 @frozen
 class Judge(Generic[S]):
-    """Lets a rule say which of the drafts stand. `DecodeError` for a verdict that is none.
+    """Lets a rule say which of the drafts stand. `DecodeError` for what is not a verdict.
 
     After an accepted stop token there is no correction: the text is over.
     """
@@ -81,7 +81,7 @@ def _verified(scored: Scored, verdict: Verdict[S], rule: object) -> Verified[S]:
     path: tuple[int, ...] = said.path
     law: object = said.correction
     if not isinstance(law, PointMass | Categorical | BlackBox | None):
-        happened = f"the correction of the rule {named(rule)} is no law"
+        happened = f"the correction of the rule {named(rule)} is not a law"
         raise DecodeError("rule", happened, shown(law), "give a PointMass or Categorical, or None for p itself")
     if path and scored.drafted.proposals[path[-1]].token in scored.drafted.state.request.stop:
         law = None

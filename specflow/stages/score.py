@@ -22,7 +22,7 @@ class Score:
 
     Laws are made of its logits by `processor`, along a stretch of drafts at once where the processor is total, and one
     by one as a rule goes on where it is not. `DecodeError` for a draft outside the vocabulary, for logits that are no
-    rows [n + 1, V], and for a law that is none, where a rule asks for it.
+    rows [n + 1, V], and for a law that is not one, where a rule asks for it.
     """
 
     target: Predictor = field(
@@ -39,7 +39,7 @@ class Score:
         for proposal in drafted.proposals:
             if not is_id(proposal.token):
                 received = shown(proposal)
-                raise DecodeError("drafted", "a draft is no proposal of a token id", received, "propose plain ints")
+                raise DecodeError("drafted", "a draft is not a proposal of a token id", received, "propose plain ints")
         logits = rows_of(self.target, drafted.state.tokens, drafted.proposals)
         for proposal in drafted.proposals:
             fits(proposal, logits.shape[1])

@@ -33,7 +33,7 @@ class Block:
     The text has exactly the target's law, and in expectation a step never accepts fewer tokens than by `Reject`; for
     point masses it is the same rule. As it looks at the longest prefix first, it mostly takes fewer decisions.
 
-    A block is what was drawn: it ends in front of a certain draft, and where the law of p or q is not known (a user's
+    A block is what was drawn: it ends before a certain draft, and where the law of p or q is not known (a user's
     sampler), and `Reject` judges the rest. It ends after a draft that cannot stand, p(x) = 0. Of a tree it is the first
     path, and its siblings never stand: for those there is `Traverse`.
     Source: Sun et al. 2403.10444, algorithm 2 and theorems 1 and 2.

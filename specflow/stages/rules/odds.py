@@ -30,7 +30,7 @@ class Odds:
     def of(self, i: int, p: Known) -> tuple[float, float]:
         """p(x) and q(x) of draft i: p is the target's law, or what siblings left of it.
 
-        `DecodeError` where p is no law, and where x was not drawn from q: q(x) = 0, no law, another vocabulary.
+        `DecodeError` where p is not a law, and where x was not drawn from q: q(x) = 0, no law, another vocabulary.
         """
         draft = self.scored.drafted.proposals[i]
         q = draft.q

@@ -27,7 +27,7 @@ class Traverse:
     weight Z / (Z + 1 - w), Z = Σ max(0, w·p - q); when nothing is left after the parent, it is a leaf itself, and p is
     the law of the token after it. The text has exactly the target's law. On a chain this is `Block`.
 
-    Where drafts are certain, or the law of p or q is not known, the drafts in front of them are leaves, and `Reject`
+    Where drafts are certain, or the law of p or q is not known, the drafts before them are leaves, and `Reject`
     judges what follows.
     Source: Weng et al. 2505.12398, algorithm 1.
     """
