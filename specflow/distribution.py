@@ -99,7 +99,7 @@ class Categorical:
         return float(self.probs[token]) if is_id(token) and token < len(self.probs) else 0.0
 
     def entropy(self) -> float:
-        """H = -Σ p log p, in nats; never below 0, whatever the rounding of `probs`, and NaN where they are not a law."""
+        """H = -Σ p log p, in nats; never below 0, whatever the rounding of `probs`, and NaN where they are no law."""
         return max(-float(torch.special.xlogy(self.probs, self.probs).sum()), 0.0)  # in this order NaN stays NaN
 
     def residual(self, q: Known) -> Categorical:

@@ -209,9 +209,7 @@ def drawn(rng: Sampling, law: Distribution, position: int) -> int:
         return int(token)
     if isinstance(law, PointMass) and token is law.token:
         raise no_law(law, position)
-    raise DecodeError(
-        "rng", f"{named(rng)} draws what is not a token id", shown(token), "return an int, such as int(id)"
-    )
+    raise DecodeError("rng", f"{named(rng)} draws what is not a token id", shown(token), "return int(id)")
 
 
 def _far(laws: Laws, span: range) -> list[tuple[int, Categorical]]:

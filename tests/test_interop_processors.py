@@ -499,9 +499,9 @@ def test_a_law_that_is_none_is_refused_naming_position_and_processors() -> None:
 
     for choose in (most_likely, sampled):
         for kind in (InOrder, ProcessorList):
-            with pytest.raises(DecodeError, match=r"\(SuppressTokensLogitsProcessor\) is not valid: .* position 10"):
+            with pytest.raises(DecodeError, match=r"\(SuppressTokensLogitsProcessor\) is none: .* position 10"):
                 kind([everything], choose).laws(PROMPT, ROW)[0]
-            with pytest.raises(DecodeError, match="is not valid"):
+            with pytest.raises(DecodeError, match="is none"):
                 kind([lambda ids, scores: scores * torch.nan], choose).laws(PROMPT, ROW)[0]
             with pytest.raises(DecodeError, match="no scores of shape"):
                 kind([lambda ids, scores: scores[:, 1:]], choose).laws(PROMPT, ROW)[0]
