@@ -30,11 +30,7 @@ def text_of(tokens: object) -> Tokens:
 
 
 def begins(known: list[int], tokens: Tokens) -> bool:
-    """Whether `tokens` begin with what is `known`.
-
-    >>> begins([1, 2], (1, 2, 3)), begins([1, 2], (1,)), begins([], (1,))
-    (True, False, True)
-    """
+    """Whether `tokens` begin with what is `known`."""
     beginning = list(tokens)
     del beginning[len(known) :]
     return beginning == known
@@ -44,9 +40,6 @@ def parting(a: Sequence[int], b: Sequence[int]) -> int:
     """Where a and b are seen to part when the last `NEAR` tokens before the end of the shorter are looked at.
 
     They share no more than this, perhaps less. It costs the same however long they are.
-
-    >>> parting((1, 2, 3, 4), (1, 2, 9)), parting((1, 2), (1, 2, 3))
-    (2, 2)
     """
     top = min(len(a), len(b))
     low = max(0, top - NEAR)
@@ -54,11 +47,7 @@ def parting(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 def common_prefix(a: Sequence[object], b: Sequence[object]) -> int:
-    """How many tokens, or characters, a and b share from their beginnings on.
-
-    >>> common_prefix((1, 2, 3, 4), (1, 2, 9)), common_prefix((1,), (2,)), common_prefix((1, 2), (1, 2))
-    (2, 0, 2)
-    """
+    """How many tokens, or characters, a and b share from their beginnings on."""
     top = min(len(a), len(b))
     for low in range(0, top, PIECE):
         x, y = list(a[low : low + PIECE]), list(b[low : low + PIECE])

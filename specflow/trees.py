@@ -113,11 +113,7 @@ def parents_of(drafts: Sequence[Proposal]) -> tuple[int, ...]:
 
 
 def children_of(parents: Sequence[int]) -> dict[int, tuple[int, ...]]:
-    """The drafts that directly follow each draft that any follows, and the text.
-
-    >>> children_of((TEXT, TEXT, 0))
-    {-1: (0, 1), 0: (2,)}
-    """
+    """The drafts that directly follow each draft that any follows, and the text."""
     children: dict[int, tuple[int, ...]] = {}
     for i, parent in enumerate(parents):
         children[parent] = (*children.get(parent, ()), i)
@@ -134,11 +130,7 @@ def is_chain(parents: Sequence[int]) -> bool:
 
 
 def path_to(parents: Sequence[int], i: int) -> list[int]:
-    """The numbers of the drafts from the text down to draft i, itself included.
-
-    >>> path_to((TEXT, TEXT, 0), 2)
-    [0, 2]
-    """
+    """The numbers of the drafts from the text down to draft i, itself included."""
     path = []
     while i != TEXT:
         path.append(i)
@@ -147,11 +139,7 @@ def path_to(parents: Sequence[int], i: int) -> list[int]:
 
 
 def path_along(drafts: Sequence[Proposal], parents: Sequence[int], tokens: Tokens) -> list[int]:
-    """The numbers of the drafts that `tokens` follow from the text on, as far as there are any.
-
-    >>> path_along((Proposal(5), Proposal(6), Proposal(7)), (TEXT, TEXT, 0), (5, 7, 9))
-    [0, 2]
-    """
+    """The numbers of the drafts that `tokens` follow from the text on, as far as there are any."""
     path: list[int] = []
     for token in tokens:
         here = path[-1] if path else TEXT
@@ -163,11 +151,7 @@ def path_along(drafts: Sequence[Proposal], parents: Sequence[int], tokens: Token
 
 
 def leaves(parents: Sequence[int]) -> list[int]:
-    """The drafts that no other follows.
-
-    >>> leaves((TEXT, TEXT, 0))
-    [1, 2]
-    """
+    """The drafts that no other follows."""
     inner = set(parents)
     return [i for i in range(len(parents)) if i not in inner]
 
@@ -204,11 +188,7 @@ def depths(parents: Sequence[int]) -> list[int]:
 
 
 def lineage(parents: Sequence[int]) -> NDArray[numpy.bool_]:
-    """Which drafts each draft sees, [n, n]: its ancestors and itself.
-
-    >>> lineage([TEXT, TEXT, 0]).astype(int).tolist()
-    [[1, 0, 0], [0, 1, 0], [1, 0, 1]]
-    """
+    """Which drafts each draft sees, [n, n]: its ancestors and itself."""
     seen = numpy.eye(len(parents), dtype=numpy.bool_)
     for i, parent in enumerate(parents):
         if parent != TEXT:
