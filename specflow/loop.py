@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from typing import Final
 
 import numpy
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from specflow.errors import DecodeError
 from specflow.guards.checks import calls, is_id, is_whole, named, shown
-from specflow.guards.ids import ids_of, stops_of
+from specflow.guards.ids import ids_of
 from specflow.lossy import Lossy
 from specflow.protocols import Limits, checked_limits
 from specflow.state import DecodeState, Finished, Reason, Request, Step, Tokens, a_state
@@ -49,10 +49,8 @@ def start(
 
 def _started(prompt: object, max_new_tokens: object, stop: object, limits: object) -> DecodeState:
     limits = checked_limits(limits, "limits")
-    tokens = ids_of("prompt", prompt)
-    _refuse_strange("prompt", tokens, limits.vocab_size)
-    stops = stops_of("stop", stop)
-    _refuse_strange("stop", stops, limits.vocab_size)
+    tokens = _ids("prompt", prompt, limits.vocab_size)
+    stops = frozenset(_ids("stop", stop, limits.vocab_size))
     if not tokens:
         remedy = "give at least one token, such as the model's bos"
         raise DecodeError("prompt", "the prompt is empty", "no tokens", remedy)
@@ -68,13 +66,18 @@ def _started(prompt: object, max_new_tokens: object, stop: object, limits: objec
     return DecodeState(Request(tokens, limit, stops, limits.vocab_size), tokens)
 
 
-def _refuse_strange(name: str, ids: Iterable[int], vocab_size: int | None) -> None:
-    """Refuses ids outside the vocabulary."""
-    for token in ids:
+def _ids(name: str, given: object, vocab_size: int | None) -> Tokens:
+    """Ids of the vocabulary as plain ints, whatever they came in."""
+    if isinstance(given, Tensor | numpy.ndarray) and given.ndim != 1:
+        received, remedy = f"shape {list(given.shape)}", "give whole numbers of shape [n], one text"
+        raise DecodeError(name, f"{name} is not a row of ids", received, remedy)
+    tokens = ids_of(name, list(given) if isinstance(given, Set | Iterator) else given)
+    for token in tokens:
         if not 0 <= token < (LARGEST if vocab_size is None else vocab_size):
             size = "the vocabulary" if vocab_size is None else f"the vocabulary of {vocab_size}"
             remedy = "use the tokenizer that belongs to the target"
             raise DecodeError(name, f"a token id is outside {size}", token, remedy)
+    return tokens
 
 
 def unfold(step: Step, state: DecodeState) -> Iterator[DecodeState | Finished]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Sequence, Set
 from numbers import Integral
 from typing import TypeAlias
 
@@ -67,7 +67,7 @@ def stops_of(name: str, ids: object) -> frozenset[int]:
         return frozenset(plain(name, [ids]))
     if ids is None:
         raise DecodeError(name, f"{name} is missing", None, "give [] for a text that no token ends")
-    return frozenset(ids_of(name, list(ids) if isinstance(ids, Set | Iterator) else ids))
+    return frozenset(ids_of(name, list(ids) if isinstance(ids, Set) else ids))
 
 
 def rows_of(name: str, ids: Tensor | numpy.ndarray, last: int | None = None) -> list[list[int]]:
