@@ -218,4 +218,5 @@ def normalised_entropy(probs: Tensor) -> float:
     >>> round(normalised_entropy(torch.tensor([0.25, 0.25, 0.25, 0.25])), 6)
     1.0
     """
-    return Categorical(probs).entropy() / log(len(probs)) if len(probs) > 1 else 0.0
+    law = Categorical(probs)
+    return law.entropy() / log(len(probs)) if len(probs) > 1 else 0.0

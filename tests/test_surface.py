@@ -1498,6 +1498,7 @@ EXEMPT: Final[Mapping[str, str]] = {
         f"asked.{name}": ON_ANSWERS
         for name in ("rows_of", "looked_at", "laws_of", "accepts", "stream_of", "proposal_of", "fits")
     },
+    "state.rows_along": ON_ANSWERS,
     "trees.no_draft": ON_ANSWERS,
     **dict.fromkeys(
         (
