@@ -171,9 +171,9 @@ def test_behind_a_stop_token_no_draft_follows() -> None:
 @pytest.mark.parametrize("parent", [1, 2, -3])
 def test_a_draft_before_its_parent_is_refused(parent: int) -> None:
     drafts = (Proposal(4), Proposal(5, parent=parent))
-    with pytest.raises(DecodeError, match="draft 1 of the source 'draft' does not come behind its parent"):
+    with pytest.raises(DecodeError, match="draft 1 of the source 'draft' does not come after its parent"):
         drafted(lambda tokens: iter(drafts), 9)
-    with pytest.raises(DecodeError, match="draft 1 does not come behind its parent"):
+    with pytest.raises(DecodeError, match="draft 1 of the source 'draft' does not come after its parent"):
         Drafted(DecodeState(Request((1,), 50), (1,)), drafts)
 
 
