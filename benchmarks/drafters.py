@@ -163,7 +163,7 @@ def without_refused_copies() -> Drafter:
     suffix = SuffixDrafter()
 
     def draft(tokens: Tokens, /) -> Iterator[Proposal[PointMass]]:
-        length, end = suffix.match(tokens)
+        length, end = suffix.read(tokens).match
         for i in range(min(20, 2 * length + 3) if length else 0):
             token = tokens[end + i % (len(tokens) - end)]
             yield Proposal(token, source="suffix")
@@ -229,9 +229,9 @@ def editors() -> dict[str, Decoder]:
         "suffix, always 10": drafting(SuffixDrafter(factor=0, offset=10)),
         "suffix, always 20": drafting(SuffixDrafter(factor=0, offset=20)),
         "suffix, shortest = 0, always 20": drafting(SuffixDrafter(factor=0, offset=20, shortest=0)),
-        "tree, 4 nodes": drafting(LookupTree(), Fixed(4)),
-        "tree, 10 nodes": drafting(LookupTree(), Fixed(10)),
-        "tree, 20 nodes": drafting(LookupTree(), Fixed(20)),
+        "tree, 4 drafts": drafting(LookupTree(), Fixed(4)),
+        "tree, 10 drafts": drafting(LookupTree(), Fixed(10)),
+        "tree, 20 drafts": drafting(LookupTree(), Fixed(20)),
     }
 
 
@@ -263,7 +263,7 @@ def decoders(texts: Sequence[Text], memory: Path | None, bigrams: Path | None) -
         known = bigrams_in(bigrams)
         rows["likeliest path, bigrams"] = drafting(as_chain(LookupTree(known)))
         rows |= {
-            f"tree and bigrams, {n} nodes": drafting(LookupTree(known), Fixed(n)) for n in (3, 4, 6, 8, 10, 16, 32)
+            f"tree and bigrams, {n} drafts": drafting(LookupTree(known), Fixed(n)) for n in (3, 4, 6, 8, 10, 16, 32)
         }
     return rows
 

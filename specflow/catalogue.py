@@ -63,9 +63,6 @@ def _are_stages(name: str, value: object) -> None:
 _are_memos = each(does("a provider that forgets", "give the predictors themselves", "prune"))
 
 
-# Drafters.
-
-
 @final
 @frozen(eq=False)
 class Setting:
@@ -151,11 +148,6 @@ def _llm(setting: Setting) -> Drafting:
     return Drafting(drafter, memos=(predictor,))
 
 
-def _tree(setting: Setting) -> Drafting:
-    """What the text repeats, and the target's own bigrams where they are given."""
-    return Drafting(LookupTree(setting.bigrams()))
-
-
 DRAFTERS: Final[Mapping[str, Entry]] = {
     "none": Entry(_each(lambda: propose_nothing), 1),
     "suffix": Entry(_each(SuffixDrafter), 20),
@@ -164,7 +156,7 @@ DRAFTERS: Final[Mapping[str, Entry]] = {
     "ngram": Entry(lambda: _ngram, 5),
     "memory": Entry(_memory, 20),
     "llm": Entry(lambda: _llm, 5, assisted=True),
-    "tree": Entry(lambda: _tree, 8, bigrams=True),
+    "tree": Entry(lambda: lambda setting: Drafting(LookupTree(setting.bigrams())), 8, bigrams=True),
 }
 
 

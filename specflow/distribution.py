@@ -11,7 +11,7 @@ from attrs import field, frozen
 from torch import Tensor
 
 from specflow.errors import DecodeError
-from specflow.guards.checks import a, calls, is_id, named, shown
+from specflow.guards.checks import a, calls, described, is_floats, is_id, named, shown, valid
 from specflow.guards.finite import not_finite
 
 TOLERANCE: Final = 0.01
@@ -28,7 +28,7 @@ def max_fn(x: Tensor) -> Tensor:
     >>> max_fn(torch.tensor([0.3, 0.5, 0.2]) - torch.tensor([0.4, 0.3, 0.3]))
     tensor([0., 1., 0.])
     """
-    _is_tensor("x", x)
+    a(Tensor, "give a tensor of differences [..., V]")("x", x)
     positive = x.clamp(min=0)
     total = positive.sum(dim=-1, keepdim=True)
     return torch.where(total > 0, positive / total, torch.zeros_like(positive))
@@ -81,7 +81,7 @@ class Categorical:
     """A law over the vocabulary, `probs` of shape [V], summing to 1. Nothing may write to `probs`.
 
     `by` tells who made it, once that has been seen to be a law, or will be when it arrives from a device.
-    `DecodeError` for what is no tensor of that shape.
+    `DecodeError` for what is not a tensor of that shape.
 
     >>> law = Categorical(torch.tensor([0.25, 0.75]))
     >>> law.of(1), law.of(7), round(law.entropy(), 4)
@@ -129,21 +129,21 @@ return one id for each row.
     """
 
     probs: Tensor
-    sample: Callable[[Tensor], Tensor] = field(repr=False)
+    sample: Callable[[Tensor], Tensor] = field(
+        repr=False, validator=valid(calls("a sampler", "give a function from probabilities [1, V] to an id"))
+    )
 
     def __attrs_post_init__(self) -> None:
         vector(self.probs)
-        _is_sampler("sample", self.sample)
 
     def draw(self) -> int:
         """The sampler's own choice; `DecodeError` where that is not one id of the vocabulary."""
         sample: object = self.sample(self.probs[None])
-        one = isinstance(sample, Tensor) and sample.numel() == 1 and sample.dtype in _INTEGERS
-        token: object = sample.item() if isinstance(sample, Tensor) and one else sample
-        if not is_id(token) or int(token) >= len(self.probs):  # type: ignore[call-overload] # it is an id
+        token: object = sample.item() if isinstance(sample, Tensor) and sample.numel() == 1 else sample
+        if not is_id(token) or token >= len(self.probs):
             happened = f"the sampler {named(self.sample)} gives no token of the vocabulary of {len(self.probs)}"
             raise DecodeError("processor", happened, shown(sample), "return one id for each row")
-        return int(token)  # type: ignore[call-overload, no-any-return] # the same
+        return int(token)
 
 
 Known: TypeAlias = PointMass | Categorical
@@ -153,18 +153,11 @@ Distribution: TypeAlias = PointMass | Categorical | BlackBox
 """Anything a token can be drawn from."""
 
 
-_INTEGERS: Final = frozenset({torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8})
-
-
-_is_tensor = a(Tensor, "give a tensor of differences [..., V]")
-_is_sampler = calls("a sampler", "give a function from probabilities [1, V] to an id")
-
-
 def vector(probs: object) -> None:
-    """Refuses what is no row of probabilities [V]; the numbers are not looked at."""
-    if not isinstance(probs, Tensor) or probs.ndim != 1 or not probs.is_floating_point() or probs.is_meta:
-        what = f"{probs.dtype} of shape {list(probs.shape)}" if isinstance(probs, Tensor) else shown(probs)
-        raise DecodeError("probs", "a law has no row of probabilities", what, "give a tensor of floats [V]")
+    """Refuses what is not a row of probabilities [V]; the numbers are not looked at."""
+    if not is_floats(probs) or probs.ndim != 1 or not len(probs):
+        remedy = "give a tensor of floats [V]"
+        raise DecodeError("probs", "a law has no row of probabilities", described(probs), remedy)
 
 
 def flaw(law: object, vocab_size: int | None = None) -> str | None:
@@ -181,7 +174,7 @@ def flaw(law: object, vocab_size: int | None = None) -> str | None:
         case Categorical(probs) | BlackBox(probs) if vocab_size not in (None, len(probs)):
             return f"{len(probs)} probabilities for a vocabulary of {vocab_size}"
         case Categorical(probs):
-            return flaw_of_sums(float(probs.sum()), float(probs.amin()) if len(probs) else 0.0)
+            return flaw_of_sums(float(probs.sum()), float(probs.amin()))
         case BlackBox(probs):
             return "NaN" if isnan(float(probs.sum())) else None  # what its sampler makes of the rest is its own affair
     return shown(law)
@@ -213,8 +206,8 @@ def no_law(law: object, position: int, by: Origin | None = None) -> DecodeError:
     what = flaw(law, size) or "NaN"
     return DecodeError(
         "processor",
-        "a law is none" if origin is None else f"the law of {origin.name} is none",
-        f"{what} behind the token at position {position - 1}",
+        "a law is not valid" if origin is None else f"the law of {origin.name} is not valid",
+        f"{what} after the token at position {position - 1}",
         "leave a token some probability, none a negative one, and let all sum to 1",
     )
 

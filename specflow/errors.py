@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NoReturn, TypeVar, final
+from typing import TypeVar, final
 
 from returns.result import Failure, Result
 from typing_extensions import override
@@ -38,7 +38,7 @@ class DecodeError(ValueError):
         given: object = names
         if not isinstance(given, Mapping):
             kind = f"a {type(given).__name__}"
-            raise DecodeError("names", "names are no mapping", kind, 'give one, such as {"prompt": "inputs"}')
+            raise DecodeError("names", "names are not a mapping", kind, 'give one, such as {"prompt": "inputs"}')
         return DecodeError(names.get(self.parameter, self.parameter), self.happened, self.received, self.remedy)
 
     @override
@@ -55,11 +55,7 @@ def unwrap(result: Result[T, DecodeError]) -> T:
     """
     match result:
         case Failure(DecodeError() as error):
-            _fail(error)
+            raise error
         case Result():
             return result.unwrap()
-    raise DecodeError("result", "a result is none", f"a {type(result).__name__}", "give what `start` returns")
-
-
-def _fail(error: DecodeError) -> NoReturn:
-    raise error
+    raise DecodeError("result", "this is not a result", f"a {type(result).__name__}", "give what `start` returns")

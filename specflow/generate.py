@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-from typing import Final
+from collections.abc import Mapping
 
 import torch
-from returns.result import Result
 from torch.nn import Module
 
 from specflow.drafters.block import GreedyBlockDrafter, SampledBlockDrafter
@@ -15,12 +13,13 @@ from specflow.drafters.llm import LLMDrafter
 from specflow.drafters.ngrams.drafter import GuessingNGramDrafter, NGramDrafter
 from specflow.drafters.ngrams.storage import INgramStorage
 from specflow.errors import DecodeError, unwrap
-from specflow.guards.checks import a, does, number, or_none, temperature, whole
+from specflow.guards.checks import a, does, drafts, or_none, temperature
 from specflow.guards.finite import is_near
 from specflow.guards.ids import ids_of, stops_of
 from specflow.loop import SPEC_NAMES, once, run, start
 from specflow.lossy import accept_loss
 from specflow.policies import EGAG, Fixed
+from specflow.policies.egag import is_coefficient
 from specflow.predictors import CachedPredictor, UncachedPredictor, limits_of
 from specflow.predictors.reader import refuse_weightless
 from specflow.processors import GreedyProcessor, LogitsProcessor, MultinomialProcessor
@@ -44,7 +43,7 @@ def autoregressive_generate(
     use_cache: bool = False,
     debug: bool = False,
 ) -> list[int]:
-    """The model's own text behind `inputs`, one token at a time: the new tokens, the eos that ended them included.
+    """The model's own text after `inputs`, one token at a time: the new tokens, the eos that ended them included.
 
     Sampling follows torch's default generator.
 
@@ -60,9 +59,7 @@ def autoregressive_generate(
     `DecodeError` (a `ValueError`) for anything else, before the model runs: ids that are no whole numbers or outside
     the vocabulary, a prompt longer than the context, a model without a decoder or without weights (meta).
     """
-    _check_flags(use_cache=use_cache, debug=debug)
-    _check_processor(logits_processor)
-    _check_model("model", model)
+    _check({"model": model}, logits_processor, None, use_cache=use_cache, debug=debug)
     state = _started(inputs, model, max_gen_len, eos_tokens_id)
     step = autoregressive_step(_predictor(model, use_cache), logits_processor, Dice(), _observer(debug, None))
     return list(run(step, state).state.output)
@@ -108,24 +105,21 @@ def speculative_generate(
     `DecodeError` (a `ValueError`) for anything else, before a model runs.
     Source: Leviathan et al. 2211.17192; Chen et al. 2302.01318.
     """
-    _check_flags(
+    _check(
+        {"target": target, "drafter": drafter},
+        logits_processor,
+        tokenizer,
         use_cache=use_cache,
         debug=debug,
         use_egag=use_egag,
         skip_sample_adjustment=skip_sample_adjustment,
         first_target=first_target,
     )
-    _check_processor(logits_processor)
-    _check_tokenizer("tokenizer", tokenizer)
-    _check_model("target", target)
-    _check_model("drafter", drafter)
-    for name, length in (("gamma", gamma), ("gamma_min", gamma_min), ("gamma_max", gamma_max)):
-        (or_none(_drafts) if name == "gamma_max" else _drafts)(name, length)
-    number("egag_ema_beta is outside [0, 1)", "use 0.0 for no memory", lambda b: 0 <= b < 1)(
-        "egag_ema_beta", egag_ema_beta
-    )
-    most = gamma
+    drafts("gamma_min", gamma_min)
+    or_none(drafts)("gamma_max", gamma_max)
+    is_coefficient("egag_ema_beta", egag_ema_beta)
     policy: GammaPolicy = Fixed(gamma)
+    most = gamma
     if use_egag:
         most = gamma if gamma_max is None else gamma_max
         temperature("temperature", getattr(logits_processor, "temperature", None))
@@ -137,12 +131,8 @@ def speculative_generate(
     target_predictor, drafter_predictor = _predictor(target, use_cache), _predictor(drafter, use_cache)
     draft = _model_drafter(drafter_predictor, logits_processor, rng, vocab_size, most)
     memos = (drafter_predictor, target_predictor)
-    if skip_sample_adjustment:
-        step = accept_loss(
-            lossy_unadjusted_step(draft, target_predictor, logits_processor, rng, policy, memos, observe)
-        )
-    else:
-        step = speculative_step(draft, target_predictor, logits_processor, rng, policy, memos, observe)
+    parts = (draft, target_predictor, logits_processor, rng, policy, memos, observe)
+    step = accept_loss(lossy_unadjusted_step(*parts)) if skip_sample_adjustment else speculative_step(*parts)
     if first_target:
         step = once(autoregressive_step(target_predictor, logits_processor, rng, observe), step)
     end = run(step, state).state
@@ -185,18 +175,17 @@ def ngram_assisted_speculative_generate(
 
     `DecodeError` (a `ValueError`) for anything else, before the model runs and anything is learned.
     """
-    _check_flags(use_cache=use_cache, debug=debug, first_target=first_target, stop_if_unknown=stop_if_unknown)
-    _check_processor(logits_processor)
-    _check_tokenizer("tokenizer", tokenizer)
-    _check_model("target", target)
-    _drafts("gamma", gamma)
-    whole(1, "use 1 to learn only what was emitted")("filler_top_k", filler_top_k)
-    does("an n-gram storage", "give an NGramStorage", "initialize", "continuation", "learn")(
+    flags = {"use_cache": use_cache, "debug": debug, "first_target": first_target, "stop_if_unknown": stop_if_unknown}
+    _check({"target": target}, logits_processor, tokenizer, **flags)
+    does("an n-gram storage", "give an NGramStorage", "initialize", "continuation", "known", "learn")(
         "ngramstorage", ngramstorage
     )
     policy, update = Fixed(gamma), UpdateNgram(ngramstorage, filler_top_k)
     state = _started(inputs, target, max_gen_len, eos_tokens_id)
-    vocab_size = unwrap(_storage_vocabulary(target, ngramstorage))
+    known = Limits(vocab_size=getattr(ngramstorage, "vocab_size", None))
+    happened, remedy = "the storage and the target have different vocabularies", "make it with the target's vocab_size"
+    shared = shared_vocabulary(limits_of(target), known)
+    vocab_size = unwrap(shared.alt(lambda error: DecodeError("ngramstorage", happened, error.received, remedy)))
     ngramstorage.initialize(torch.tensor([state.tokens]))
 
     rng, observe, predictor = Dice(), _observer(debug, tokenizer), _predictor(target, use_cache)
@@ -208,45 +197,23 @@ def ngram_assisted_speculative_generate(
     return list(end.output), end.tally.acceptance_rate
 
 
-def _storage_vocabulary(target: Module, storage: INgramStorage) -> Result[int | None, DecodeError]:
-    """The target's vocabulary; refused if the storage's, where it tells one, is another and not just padding."""
-    known = Limits(vocab_size=getattr(storage, "vocab_size", None))
-    return shared_vocabulary(limits_of(target), known).alt(
-        lambda error: DecodeError(
-            "ngramstorage",
-            "the storage and the target have different vocabularies",
-            error.received,
-            "make the storage with the target's vocab_size",
-        )
-    )
-
-
-_drafts: Final = whole(1, "draft at least one token", most=sys.maxsize)
-_check_tokenizer: Final = or_none(does("a tokenizer", "give something that can `decode` ids, or None", "decode"))
-
-
-def _check_flags(**flags: bool) -> None:
+def _check(models: Mapping[str, Module], processor: object, tokenizer: object, **flags: bool) -> None:
+    """`DecodeError` for what is none of these. The spec's processors divide by their temperature."""
     for name, flag in flags.items():
         a(bool, "say True or False")(name, flag)
-
-
-def _check_processor(processor: object) -> None:
-    """A `Processor`; those of the spec divide by their temperature."""
     remedy = "give a LogitsProcessor such as GreedyProcessor(), or transformers' in an interop.ProcessorList"
     does("a logits processor", remedy, "laws")("logits_processor", processor)
     if isinstance(processor, LogitsProcessor):
         temperature("temperature", getattr(processor, "temperature", None))
-
-
-def _check_model(name: str, model: Module) -> None:
-    a(Module, "give a model, such as AutoModelForCausalLM.from_pretrained makes")(name, model)
-    refuse_weightless(name, model)
+    or_none(does("a tokenizer", "give something that can `decode` ids, or None", "decode"))("tokenizer", tokenizer)
+    for name, model in models.items():
+        a(Module, "give a model, such as AutoModelForCausalLM.from_pretrained makes")(name, model)
+        refuse_weightless(name, model)
 
 
 def _started(inputs: object, target: Module, max_gen_len: int, eos_tokens_id: object) -> DecodeState:
     tokens, stop = ids_of("inputs", inputs), stops_of("eos_tokens_id", eos_tokens_id)
-    whole(-sys.maxsize, "give 0 or more tokens")("max_gen_len", max_gen_len)  # below 0 `start` refuses it
-    started = start(tokens, int(max_gen_len), stop, limits_of(target))
+    started = start(tokens, max_gen_len, stop, limits_of(target))
     return unwrap(started.alt(lambda error: error.renamed(SPEC_NAMES)))
 
 
@@ -270,13 +237,8 @@ def _model_drafter(
             return GreedyBlockDrafter(predictor, ahead, other)
         if type(processor).sample is MultinomialProcessor.sample:
             return SampledBlockDrafter(predictor, processor, rng, ahead, other)
-    return LLMDrafter(
-        predictor if vocab_size is None else fitted(predictor, vocab_size),
-        processor,
-        rng,
-        known.context,
-        None if other is None else known.vocab_size,
-    )
+    fit = predictor if vocab_size is None else fitted(predictor, vocab_size)
+    return LLMDrafter(fit, processor, rng, known.context, None if other is None else known.vocab_size)
 
 
 def _observer(debug: bool, tokenizer: Tokenizer | None) -> Observer:

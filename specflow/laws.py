@@ -1,4 +1,4 @@
-"""The target's laws behind several drafts: made at once, or as a rule asks for them."""
+"""The target's laws after several drafts: made at once, or as a rule asks for them."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from specflow.guards.checks import MOST, calls, valid, whole
 
 
 class Laws(Protocol):
-    """The laws behind each row of logits, in order. A tuple is one: all of its laws are made already."""
+    """The laws after each row of logits, in order. A tuple is one: all of its laws are made already."""
 
     def __len__(self) -> int:
         """How many rows there were."""
         ...
 
     def __getitem__(self, row: int, /) -> Distribution:
-        """The law behind this row."""
+        """The law after this row."""
         ...
 
 
 @final
 @define(eq=False)
 class Lazily:
-    """Laws that are made when they are asked for, each behind all those before it, and each once.
+    """Laws that are made when they are asked for, each after all those before it, and each once.
 
     It is what a processor returns that cannot be asked about just any text: whoever judges drafts asks for the law
-    behind a draft only once the draft stands, so that the processor hears of no text that its own laws make impossible.
+    after a draft only once the draft stands, so that the processor hears of no text that its own laws make impossible.
 
     >>> from specflow.distribution import PointMass
     >>> laws = Lazily(3, lambda row: PointMass(7 + row))

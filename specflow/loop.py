@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from numbers import Integral
+from collections.abc import Iterable, Iterator, Sequence, Set
 from typing import Final
 
 import numpy
-import torch
 from numpy.typing import NDArray
 from returns.result import Failure, Result, Success
 from torch import Tensor
 
 from specflow.errors import DecodeError
-from specflow.guards.checks import a, calls, is_id, named, shown
+from specflow.guards.checks import calls, is_id, is_whole, named, shown
+from specflow.guards.ids import ids_of
 from specflow.lossy import Lossy
 from specflow.protocols import Limits, checked_limits
-from specflow.state import DecodeState, Finished, Reason, Request, Step, Tokens
+from specflow.state import DecodeState, Finished, Reason, Request, Step, Tokens, a_state
 
 SPEC_NAMES: Final = {"prompt": "inputs", "max_new_tokens": "max_gen_len", "stop": "eos_tokens_id"}
 """What the spec's functions call the parameters of `start`."""
@@ -60,46 +59,25 @@ def _started(prompt: object, max_new_tokens: object, stop: object, limits: objec
         raise DecodeError("prompt", happened, f"{len(tokens)} tokens", "shorten the prompt")
     remedy = "give 0 or more tokens"
     if not is_id(max_new_tokens):
-        number = type(max_new_tokens) is not bool and isinstance(max_new_tokens, Integral)
-        what = "negative" if number else "not a whole number"
+        what = "negative" if is_whole(max_new_tokens) else "not a whole number"
         raise DecodeError("max_new_tokens", f"the number of new tokens is {what}", shown(max_new_tokens), remedy)
-    limit = len(tokens) + int(max_new_tokens)  # type: ignore[call-overload] # it is a whole number
-    if limits.context is not None:
-        limit = min(limit, limits.context)
+    limit = len(tokens) + int(max_new_tokens)
+    limit = limit if limits.context is None else min(limit, limits.context)
     return DecodeState(Request(tokens, limit, stops, limits.vocab_size), tokens)
 
 
 def _ids(name: str, given: object, vocab_size: int | None) -> Tokens:
-    """Token ids as plain ints, whatever they came in."""
-    if isinstance(given, str | bytes | dict) or not isinstance(given, Iterable):
-        remedy = "give ids in a list, such as tokenizer(text).input_ids"
-        raise DecodeError(name, f"{name} is no sequence of token ids", shown(given), remedy)
-    if isinstance(given, Tensor | numpy.ndarray):
-        given = _listed(name, given)
-    tokens = tuple(given)
+    """Ids of the vocabulary as plain ints, whatever they came in."""
+    if isinstance(given, Tensor | numpy.ndarray) and given.ndim != 1:
+        received, remedy = f"shape {list(given.shape)}", "give whole numbers of shape [n], one text"
+        raise DecodeError(name, f"{name} is not a row of ids", received, remedy)
+    tokens = ids_of(name, list(given) if isinstance(given, Set | Iterator) else given)
     for token in tokens:
-        if type(token) is bool or not isinstance(token, Integral):
-            remedy = "give plain ints, such as tokenizer(text).input_ids"
-            raise DecodeError(name, "a token id is not an int", shown(token), remedy)
-        if not 0 <= int(token) < (LARGEST if vocab_size is None else vocab_size):
+        if not 0 <= token < (LARGEST if vocab_size is None else vocab_size):
             size = "the vocabulary" if vocab_size is None else f"the vocabulary of {vocab_size}"
             remedy = "use the tokenizer that belongs to the target"
             raise DecodeError(name, f"a token id is outside {size}", token, remedy)
-    return tuple(map(int, tokens))
-
-
-def _listed(name: str, given: Tensor | NDArray[numpy.generic]) -> list[object]:
-    """The numbers of a row of ids."""
-    whole_numbers = (
-        not (given.is_floating_point() or given.is_complex() or given.is_meta or given.dtype == torch.bool)
-        if isinstance(given, Tensor)
-        else numpy.issubdtype(given.dtype, numpy.integer)
-    )
-    if given.ndim != 1 or not whole_numbers:
-        received = f"{given.dtype} of shape {list(given.shape)}"
-        raise DecodeError(name, f"{name} is no row of ids", received, "give whole numbers of shape [n], one text")
-    numbers: list[object] = given.tolist()
-    return numbers
+    return tokens
 
 
 def unfold(step: Step, state: DecodeState) -> Iterator[DecodeState | Finished]:
@@ -109,7 +87,8 @@ def unfold(step: Step, state: DecodeState) -> Iterator[DecodeState | Finished]:
     A state without room finishes at once and runs nothing. `DecodeError` for a step that adds nothing to the text, or
     returns no state.
     """
-    _can_step(step, state)
+    _is_step("step", step)
+    a_state("state", state)
     return _outcomes(step, state)
 
 
@@ -130,13 +109,13 @@ def grow(step: Step, state: DecodeState) -> Iterator[tuple[Tokens, DecodeState |
     >>> [tokens for tokens, outcome in grow(counting, DecodeState(Request((7,), 3), (7,)))]
     [(1,), (2,), ()]
     """
-    _can_step(step, state)
-    return _growing(step, state)
+    return _growing(unfold(step, state), len(state.tokens))
 
 
-def _growing(step: Step, state: DecodeState) -> Iterator[tuple[Tokens, DecodeState | Finished]]:
-    length = len(state.tokens)
-    for outcome in _outcomes(step, state):
+def _growing(
+    outcomes: Iterator[DecodeState | Finished], length: int
+) -> Iterator[tuple[Tokens, DecodeState | Finished]]:
+    for outcome in outcomes:
         tokens = (outcome.state if isinstance(outcome, Finished) else outcome).tokens
         yield tokens[length:], outcome
         length = len(tokens)
@@ -161,12 +140,6 @@ def once(first: Step, then: Step) -> Step:
 _is_step = calls("a step", "compose one, such as speculative_step(…)")
 
 
-def _can_step(step: object, state: object) -> None:
-    _is_step("step", step)
-    remedy = "give a DecodeState, such as start(prompt, 32).unwrap()"
-    a(DecodeState, remedy)("state", state)
-
-
 def _longer(step: Step, before: DecodeState, outcome: object) -> DecodeState | Finished:
     """The outcome of a step; refused if a text could go on like this for ever."""
     remedy = "return the next DecodeState, or Finished"
@@ -177,6 +150,6 @@ def _longer(step: Step, before: DecodeState, outcome: object) -> DecodeState | F
     after = outcome.state if isinstance(outcome, Finished) else outcome
     new = len(after.tokens) - len(before.tokens)
     if new < 0 or (new == 0 and outcome is after):
-        received = f"a text of {len(after.tokens)} tokens behind one of {len(before.tokens)}"
+        received = f"a text of {len(after.tokens)} tokens after one of {len(before.tokens)}"
         raise DecodeError("step", f"the step {named(step)} adds nothing", received, "emit at least one token")
     return outcome

@@ -1,4 +1,4 @@
-"""Losing the target's law on purpose, and never unnoticed: what a lossy stage returns is no record that others take."""
+"""Losing the target's law on purpose, and never unnoticed: no other stage takes what a lossy one returns."""
 
 from __future__ import annotations
 

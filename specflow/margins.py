@@ -61,8 +61,8 @@ class Departure:
 class Audit:
     """What an audit found: how many tokens were looked at, and those that greedy decoding would not have emitted.
 
-    Behind the first difference greedy decoding has another text; those that follow are differences from what it would
-    emit behind the text as it is.
+    After the first difference greedy decoding has another text; those that follow are differences from what it would
+    emit after the text as it is.
     """
 
     tokens: int

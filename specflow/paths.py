@@ -32,14 +32,13 @@ def path_by_path(rows: Rows) -> Predictor:
 
     def predict(tokens: Tokens, drafts: Sequence[Proposal], /) -> Tensor:
         parents = parents_of(drafts)
-        if is_chain(parents):
-            text = tokens + tuple([draft.token for draft in drafts])
-            return looked_at(rows(text, len(drafts) + 1), len(drafts) + 1, rows, len(text), "predictor")
         known: dict[int, Tensor] = {}
-        for leaf in leaves(parents):
+        for leaf in leaves(parents) or (TEXT,):
             path = path_to(parents, leaf)
             text = tokens + tuple([drafts[i].token for i in path])
             logits = looked_at(rows(text, len(path) + 1), len(path) + 1, rows, len(text), "predictor")
+            if is_chain(parents):
+                return logits
             known |= zip((TEXT, *path), logits, strict=True)
         return torch.stack([known[i] for i in range(TEXT, len(drafts))])
 

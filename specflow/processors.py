@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from specflow.distribution import BlackBox, Categorical, Distribution, PointMass
 from specflow.errors import DecodeError
-from specflow.guards.checks import calls, number, shown, valid, whole
+from specflow.guards.checks import calls, described, is_floats, number, valid, whole
 from specflow.guards.checks import temperature as check_temperature
 from specflow.guards.finite import NOTICED, argmax, finite, is_near, on_arrival
 from specflow.guards.ids import text_of
@@ -29,9 +29,9 @@ class Processor(Protocol):
     """Turns a model's logits into the laws that tokens are drawn from."""
 
     def laws(self, tokens: Tokens, logits: Tensor, /) -> Laws:
-        """The law behind each row of `logits` [k, V]; row k - 1 follows all of `tokens`, row k - 2 all but the last.
+        """The law after each row of `logits` [k, V]; row k - 1 follows all of `tokens`, row k - 2 all but the last.
 
-        A processor that is total, one that has a law behind any text, makes them all at once, as a tuple. Any other
+        A processor that is total, one that has a law after any text, makes them all at once, as a tuple. Any other
         makes them `Lazily`.
 
         Logits on a device have not been looked at: where tokens are chosen from them here, `guards.finite.finite`
@@ -43,9 +43,9 @@ class Processor(Protocol):
 @final
 @frozen
 class EachPrefix:
-    """A processor made of a function: (prefix, logits [V] behind it) → the law of what follows the prefix.
+    """A processor made of a function: (prefix, logits [V] after it) → the law of what follows the prefix.
 
-    It is asked about a prefix only once the text, or a draft that may stand, has come that far, and never behind a stop
+    It is asked about a prefix only once the text, or a draft that may stand, has come that far, and never after a stop
     token. So a strict automaton, which refuses what is not in its language, never hears of a draft that it forbids. A
     prefix may be asked about again.
 
@@ -56,11 +56,11 @@ class EachPrefix:
     """
 
     law: Callable[[Tokens, Tensor], Distribution] = field(
-        validator=valid(calls("a law", "give a function of a prefix and the logits behind it"))
+        validator=valid(calls("a law", "give a function of a prefix and the logits after it"))
     )
 
     def laws(self, tokens: Tokens, logits: Tensor, /) -> Lazily:
-        """The law behind each row of `logits` [k, V]; row k - 1 follows all of `tokens`."""
+        """The law after each row of `logits` [k, V]; row k - 1 follows all of `tokens`."""
         _rows(logits)
         tokens = text_of(tokens)
         first = len(tokens) - len(logits) + 1
@@ -110,11 +110,13 @@ class LogitsProcessor(ABC):
             # The argmax of the logits: their softmax may round two of them to one number.
             untouched = kind._process is GreedyProcessor._process and kind.__call__ is LogitsProcessor.__call__
             scores = logits if untouched else self(logits)
+            # On the host numpy takes a quarter of torch's time.
+            best = argmax(scores) if is_near(scores) else on_arrival(scores.argmax(-1), scores).tolist()
             # Where there is no largest score there is no law: its softmax is NaN, and is noticed if it is asked for.
             return tuple(
                 [
                     PointMass(token) if token != NOTICED else Categorical(scores[row].softmax(-1))
-                    for row, token in enumerate(_argmax(scores))
+                    for row, token in enumerate(best)
                 ]
             )
         probs = self(logits)
@@ -161,7 +163,7 @@ class MultinomialProcessor(LogitsProcessor):
             return torch.multinomial(rows, num_samples=1).reshape(*probs.shape[:-1], 1)
         except RuntimeError as error:  # torch has looked at them
             remedy = "give probabilities that sum to more than 0"
-            raise DecodeError("probs", "a row is no law", str(error), remedy) from error
+            raise DecodeError("probs", "a row is not a law", str(error), remedy) from error
 
 
 class TopKProcessor(MultinomialProcessor):
@@ -217,34 +219,17 @@ class TopKNucleusProcessor(MultinomialProcessor):
         return _keep_nucleus(_keep_top_k(logits, self.top_k), self.temperature, self.top_p)
 
 
-def _argmax(scores: Tensor) -> list[int]:
-    """The index of the largest score in each row [k, V], the first of equals; `NOTICED` where it is not finite."""
-    if is_near(scores):
-        return argmax(scores)  # numpy takes a quarter of torch's time
-    chosen: list[int] = on_arrival(scores.argmax(-1), scores).tolist()
-    return chosen
-
-
 def _floats(name: str, value: object) -> Tensor:
-    if (
-        not isinstance(value, Tensor)
-        or not value.is_floating_point()
-        or 0 in (value.ndim, *value.shape[-1:])
-        or value.is_meta
-    ):
-        what = (
-            f"{value.dtype} of shape {list(value.shape)} on {value.device}"
-            if isinstance(value, Tensor)
-            else shown(value)
-        )
-        raise DecodeError(name, f"{name} gives no tensor of floats [..., V]", what, "give logits or probabilities")
+    if not is_floats(value) or 0 in (value.ndim, *value.shape[-1:]):
+        happened, remedy = f"{name} gives no tensor of floats [..., V]", "give logits or probabilities"
+        raise DecodeError(name, happened, described(value), remedy)
     return value
 
 
 def _rows(logits: object) -> None:
     shape = _floats("logits", logits).shape
     if len(shape) != 2 or shape[0] == 0:
-        raise DecodeError("logits", "logits are no rows", f"shape {list(shape)}", "give logits [k, V]")
+        raise DecodeError("logits", "logits are not rows", f"shape {list(shape)}", "give logits [k, V]")
 
 
 def _keep_top_k(logits: Tensor, top_k: int) -> Tensor:

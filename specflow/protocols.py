@@ -41,7 +41,7 @@ class ReadsAhead(Protocol):
         ...
 
     def read_ahead(self, tokens: Tokens, most: int, choose: Choose, /) -> Tokens:
-        """Up to `most` tokens that follow, each chosen from the logits behind those before it."""
+        """Up to `most` tokens that follow, each chosen from the logits after those before it."""
         ...
 
 

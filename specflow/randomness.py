@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
+from functools import partial
 from hashlib import blake2b
-from numbers import Integral, Real
+from numbers import Real
 from typing import Protocol, final
 
 import torch
-from attrs import Attribute, field, frozen
+from attrs import field, frozen
 from torch import Tensor
 
 from specflow.distribution import BlackBox, Categorical, Distribution, PointMass, flaw, lawful, no_law, vector
 from specflow.errors import DecodeError
-from specflow.guards.checks import a, is_id, named, or_none, shown, valid
+from specflow.guards.checks import a, is_id, is_whole, named, or_none, shown, valid
 from specflow.guards.finite import NOTICED, is_near
 from specflow.laws import Laws
 
@@ -45,7 +46,7 @@ class Dice:
 
     Certain outcomes (a point mass, a probability of 0 or 1) consume nothing. A law on a device is drawn from there, by
     argmax(p / e) with e exponential, and only the token is copied. A generator on the CPU makes its noise on the CPU.
-    `DecodeError` for a law that is none.
+    `DecodeError` for a law that is not one.
 
     One seed gives one text: where drafts are certain, a decoder draws once for each token that it commits, whatever is
     drafted and however far, so the text is that of `autoregressive_step` with the same seed. Where drafts are drawn,
@@ -62,20 +63,15 @@ class Dice:
 
     def draw(self, law: Distribution, position: int, /) -> int:
         """One token; a `BlackBox` draws its own."""
-        match law:
-            case PointMass(token):
-                return token
-            case Categorical(probs):
-                if is_near(probs) and (self.generator is None or self.generator.device == probs.device):
-                    return self._drawn_here(law, position)
-                return _brought(self.draw_there(probs, position), law, position)
-            case BlackBox():
-                return law.draw()
-        raise no_law(law, position)
+        if not isinstance(law, Categorical):
+            return _without_noise(law, position)
+        if is_near(law.probs) and (self.generator is None or self.generator.device == law.probs.device):
+            return self._drawn_here(law, position)
+        return _brought(self.draw_there(law.probs, position), law, position)
 
     def draw_there(self, probs: Tensor, position: int, /) -> Tensor:
         """One token of `probs` [V], as an id [] on its device."""
-        _some(probs)
+        vector(probs)
         there = probs.device if self.generator is None else self.generator.device
         exact = torch.promote_types(probs.dtype, torch.float32)  # noise of 16 bits can be 0, and 0 / 0 would be drawn
         noise = torch.empty(probs.shape, dtype=exact, device=there).exponential_(generator=self.generator)
@@ -87,36 +83,28 @@ class Dice:
             _is_number("probability", probability)
         if not 0.0 < probability < 1.0:
             if probability != probability:  # noqa: PLR0124 - NaN is the one number that is not itself
-                raise DecodeError("probability", "a probability is none", probability, "give a number")
+                raise DecodeError("probability", "a probability is not a number", probability, "give a number")
             return probability >= 1.0
         there = None if self.generator is None else self.generator.device
         return torch.rand((), generator=self.generator, dtype=torch.float64, device=there).item() < probability
 
-    def mark(self, place: torch.device, /) -> Callable[[], None]:
+    def mark(self, place: torch.device, /) -> Callable[[], object]:
         """A way back: what it returns takes back all that was drawn for laws at `place` since.
 
         >>> dice = Dice(torch.Generator().manual_seed(0))
         >>> back = dice.mark(torch.device("cpu"))
         >>> first = dice.accept(0.5), dice.accept(0.5), dice.accept(0.5)
-        >>> back()
+        >>> _ = back()
         >>> (dice.accept(0.5), dice.accept(0.5), dice.accept(0.5)) == first
         True
         """
         if self.generator is not None:
-            generator, state = self.generator, self.generator.get_state()
-            return lambda: _put_back(generator, state)
-        match place.type:
-            case "cuda":
-                state = torch.cuda.get_rng_state(place)
-                return lambda: torch.cuda.set_rng_state(state, place)
-            case "xpu":
-                state = torch.xpu.get_rng_state(place)
-                return lambda: torch.xpu.set_rng_state(state, place)
-            case "mps":
-                state = torch.mps.get_rng_state()
-                return lambda: torch.mps.set_rng_state(state)
-        state = torch.get_rng_state()
-        return lambda: torch.set_rng_state(state)
+            return partial(self.generator.set_state, self.generator.get_state())
+        if place.type in ("cuda", "xpu"):
+            module = torch.get_device_module(place)
+            return partial(module.set_rng_state, module.get_rng_state(place), place)
+        module = torch.mps if place.type == "mps" else torch
+        return partial(module.set_rng_state, module.get_rng_state())
 
     def _drawn_here(self, law: Categorical, position: int) -> int:
         probs = law.probs.to(torch.promote_types(law.probs.dtype, torch.float32))  # as in `draw_there`
@@ -131,16 +119,18 @@ class Dice:
 _is_number = a(Real, "give a number")
 
 
-def _some(probs: Tensor) -> None:
-    vector(probs)
-    if not len(probs):
-        raise DecodeError("probs", "a law has no token", "no probabilities", "give a tensor of floats [V]")
+def _without_noise(law: PointMass | BlackBox, position: int) -> int:
+    match law:
+        case PointMass(token):
+            return token
+        case BlackBox():
+            return law.draw()
+    raise no_law(law, position)
 
 
-def _whole(instance: object, attribute: Attribute[int], value: int) -> None:
-    seed: object = value
-    if type(seed) is bool or not isinstance(seed, Integral):
-        raise DecodeError("seed", "seed is not a whole number", shown(seed), "give any whole number")
+def _whole(name: str, value: object) -> None:
+    if not is_whole(value):
+        raise DecodeError(name, f"{name} is not a whole number", shown(value), "give any whole number")
 
 
 @final
@@ -159,22 +149,17 @@ class SharedNoise:
     True
     """
 
-    seed: int = field(validator=_whole)
+    seed: int = field(validator=valid(_whole))
 
     def draw(self, law: Distribution, position: int, /) -> int:
         """One token; the noise is drawn in fp32 on the CPU. A `BlackBox` draws its own and shares nothing."""
-        match law:
-            case PointMass(token):
-                return token
-            case Categorical(probs):
-                return _brought(self.draw_there(probs, position), law, position)
-            case BlackBox():
-                return law.draw()
-        raise no_law(law, position)
+        if not isinstance(law, Categorical):
+            return _without_noise(law, position)
+        return _brought(self.draw_there(law.probs, position), law, position)
 
     def draw_there(self, probs: Tensor, position: int, /) -> Tensor:
         """One token of `probs` [V], as an id [] on its device."""
-        _some(probs)
+        vector(probs)
         key = blake2b(f"{self.seed}/{position}".encode(), digest_size=8).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(key[:7], "big"))
         noise = torch.empty(probs.shape[-1]).exponential_(generator=generator)
@@ -186,14 +171,14 @@ def draws(rng: Sampling, laws: Laws, start: int, span: range) -> Generator[int, 
 
     Each is drawn when it is asked for. But where `laws` are a tuple, those on a device are drawn at the first one, and
     copied at once. Close it when no more are wanted: what was drawn for nothing is taken back from `Dice`, so that
-    they go on as if it had not been. `DecodeError` at a law that is none, and for what is no token of it.
+    they go on as if it had not been. `DecodeError` at a law that is not one, and for what is not a token of it.
 
     >>> list(draws(Dice(), (PointMass(3), Categorical(torch.tensor([0.0, 1.0]))), 5, range(2)))
     [3, 1]
     """
     far = _far(laws, span)
     sent: list[int] = []
-    marks: list[Callable[[], None]] = []
+    marks: list[Callable[[], object]] = []
     if far:
         ids = []
         for i, law in far:
@@ -224,7 +209,7 @@ def drawn(rng: Sampling, law: Distribution, position: int) -> int:
         return int(token)
     if isinstance(law, PointMass) and token is law.token:
         raise no_law(law, position)
-    raise DecodeError("rng", f"{named(rng)} draws what is no token id", shown(token), "return an int, such as int(id)")
+    raise DecodeError("rng", f"{named(rng)} draws what is not a token id", shown(token), "return int(id)")
 
 
 def _far(laws: Laws, span: range) -> list[tuple[int, Categorical]]:
@@ -236,12 +221,8 @@ def _far(laws: Laws, span: range) -> list[tuple[int, Categorical]]:
     return far if len(far) == len(uncertain) else []
 
 
-def _put_back(generator: torch.Generator, state: Tensor) -> None:
-    generator.set_state(state)
-
-
 def _brought(token: Tensor, law: Categorical, position: int) -> int:
-    """The id on the host, in one copy; `DecodeError` if the law is none."""
+    """The id on the host, in one copy; `DecodeError` if the law is not one."""
     brought = int(torch.where(lawful(law.probs), token, NOTICED))
     if brought == NOTICED:
         raise no_law(law, position)

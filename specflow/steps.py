@@ -63,7 +63,7 @@ def verified_step(
 ) -> Step:
     """Draft, score, judge by `rule`, adjust, commit, prune. Lossless where the rule is.
 
-    `rng` draws the token behind the drafts. Drafts may be chains or trees.
+    `rng` draws the token after the drafts. Drafts may be chains or trees.
     """
     draft, verify, adjust = Draft(drafter, gamma), Verify(target, processor, rule), Adjust(rng)
     end = ending(until, observe, PruneCache(_several(prune)))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from specflow.asked import rows_of
 from specflow.errors import DecodeError
-from specflow.guards.checks import calls, shown, whole
+from specflow.guards.checks import calls, described, is_floats, whole
 from specflow.protocols import Limits, checked_limits
 from specflow.state import Predictor, Proposal, Tokens
 
@@ -65,8 +65,7 @@ def fitted(predictor: Predictor, vocab_size: int) -> Predictor:
 
 def fit(logits: Tensor, vocab_size: int) -> Tensor:
     """`logits` [..., V] over a vocabulary of `vocab_size`; `DecodeError` for anything else."""
-    given: object = logits
-    if not isinstance(given, Tensor) or given.ndim == 0 or not given.is_floating_point() or given.is_meta:
-        raise DecodeError("logits", "logits are no floats", shown(given), "give logits [..., V]")
+    if not is_floats(logits) or logits.ndim == 0:
+        raise DecodeError("logits", "logits are not floats", described(logits), "give logits [..., V]")
     _is_size("vocab_size", vocab_size)
     return F.pad(logits[..., :vocab_size], (0, max(0, vocab_size - logits.shape[-1])), value=-inf)

@@ -256,7 +256,7 @@ def test_beams_that_cross_the_edge_of_a_longrope_are_read_afresh_there() -> None
 def test_logits_that_are_not_finite_are_an_error_that_names_the_position() -> None:
     model = Table(0, 9, 9)
     model.logits[:, 4] = float("nan")
-    with pytest.raises(DecodeError, match="NaN or infinity behind the token at position 2"):
+    with pytest.raises(DecodeError, match="NaN or infinity after the token at position 2"):
         CachedBeamPredictor(model)(((1, 2, 3), (1, 2, 4)))
 
 

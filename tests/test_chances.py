@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from math import isfinite
 from random import Random
 
 import pytest
@@ -382,6 +383,39 @@ def test_a_drafter_that_is_silent_at_first_is_heard_when_it_speaks() -> None:
     assert len(drafts) == 3  # by its chances at once: as a chain with these it would be short
 
 
+@pytest.mark.parametrize(("machine", "gain"), [("flat", 3.2), ("cliff", 2.7), ("steep", 1.2)])
+@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("silence", [1, 9])
+@pytest.mark.parametrize("price", [0.0, 0.2])
+def test_a_drafter_whose_first_drafts_of_a_text_are_empty_is_paced_as_any_other(
+    machine: str, gain: float, told: bool, silence: int, price: float
+) -> None:
+    """A tree that tells its chances, and a chain of which nothing is known. Its silence may take time."""
+    hand = Hand()
+    choices: list[Choice] = []
+    policy = CostAware(CostMeter(hand), tell=choices.append)
+    took = []
+    for seed in range(6):
+        following = text(seed)
+        tree = tree_of(following, 0.9, 0.9, hand)
+
+        def late(tokens: Tokens, tree: Drafter = tree, following: Tokens = following) -> Iterator[Proposal]:
+            if len(tokens) < 5 + silence:
+                hand.now += price
+                return iter(())
+            return tree(tokens) if told else map(Proposal, following[len(tokens) : len(tokens) + 6])
+
+        took.append(decode(machine, policy, late, following, hand))
+        assert all(0.5 <= seconds <= 12.0 for choice in choices for seconds in choice.seconds)
+        assert all(isfinite(choice.lost) for choice in choices)
+        assert {choice.gamma for choice in choices if choice.position < 5 + silence} == {0}
+        choices.clear()
+    assert NEW / max(took[1:]) > gain
+    _, pace = policy(iter(()), STATE)
+    assert type(pace) is (ChancesPace if told else CostAwarePace)
+    assert all(isfinite(number) for number in pace)
+
+
 def test_a_drafter_that_is_silent_and_slow_is_not_asked_for_ever() -> None:
     hand, asked = Hand(), [0]
 
@@ -408,9 +442,13 @@ def test_what_a_text_lost_before_a_tree_was_heard_of_is_not_forgotten() -> None:
         hand.now += 4.0
         state = evolve(state, tokens=(*state.tokens, 2), pace=pace)
     lost = choices[-1].lost
+    other = state  # another text, whose turn comes later
     _, pace = policy(iter([Proposal(7), Proposal(8, parent=TEXT)]), state)
     assert isinstance(pace, ChancesPace)
     assert choices[-1].lost == pace.text_lost >= lost
+    assert isinstance(other.pace, CostAwarePace)
+    policy(iter([Proposal(7)]), other)
+    assert choices[-1].lost == other.pace.lost > 0
     free = CostAware(meter_of_tens(hand), tell=choices.append)
     free(iter([Proposal(7), Proposal(8, parent=TEXT)]), STATE)
     assert choices[-1].lost == 0.0

@@ -45,7 +45,7 @@ from specflow import (
     then,
 )
 from specflow.distribution import Distribution
-from specflow.drafters import propose_nothing
+from specflow.drafters import as_chain, propose_nothing
 from specflow.models import Loaded
 from specflow.predictors import UncachedPredictor
 from specflow.randomness import Randomness
@@ -115,6 +115,14 @@ def test_at_most(a: CertainDrafter, b: CertainDrafter, j: int, k: int, text: Tok
 def test_at_most_refuses_a_negative_number() -> None:
     with pytest.raises(DecodeError, match="k is below 0"):
         at_most(-1, forever)
+
+
+def test_a_list_of_drafts_is_a_stream_too() -> None:
+    def listed(tokens: Tokens) -> Iterator[Proposal[PointMass]]:
+        return [Proposal(5), Proposal(6)]  # type: ignore[return-value]
+
+    for combined in (first_of(listed), then(listed), longest(listed), at_most(9, listed), as_chain(listed)):
+        assert [proposal.token for proposal in combined((1,))] == [5, 6]
 
 
 def test_nothing_is_drafted_that_nobody_takes() -> None:

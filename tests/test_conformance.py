@@ -64,7 +64,7 @@ def test_a_memo_that_keeps_refused_tokens_is_found_and_named() -> None:
     assert not report.holds
     first = report.divergences[0]
     assert first.position >= 9
-    assert f"step {first.step} ({first.move.value}) behind token {first.position}" in str(report)
+    assert f"step {first.step} ({first.move.value}) after token {first.position}" in str(report)
     assert report.largest == max(divergence.difference for divergence in report.divergences)
 
 
@@ -219,7 +219,7 @@ def test_the_kit_sees_what_a_memo_must_not_believe(which: int) -> None:
     longest = _longest(model, VOCABULARY)
     fresh = fresh_passes(model, VOCABULARY, longest=longest)
     report = conformance(
-        _memo(model), fresh, VOCABULARY, tolerance=1e-6, steps=80, longest=longest, often=_special(model)
+        _memo(model), fresh, VOCABULARY, tolerance=1e-6, steps=80, longest=longest, often=_special(model, VOCABULARY)
     )
     assert not report.holds, name
     assert longest > {"dynamic rope": 70, "window in the config": 90}.get(name, 60)
@@ -237,7 +237,7 @@ def test_the_texts_go_past_what_the_config_names_and_hold_its_ids() -> None:
     rope = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4, "original_max_position_embeddings": 77}
     assert longest(max_position_embeddings=308, rope_parameters=rope) > 308
     assert _longest(tiny_gpt2(context=48), VOCABULARY) == 48  # it has no positions behind that
-    assert _special(tiny_gpt2()) == (1, 1)
+    assert _special(tiny_gpt2(), VOCABULARY) == (1, 1)
 
     seen: list[Tokens] = []
 

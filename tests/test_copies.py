@@ -107,7 +107,7 @@ def test_logits_on_a_device_that_are_not_finite_are_noticed_where_a_token_of_the
 ) -> None:
     assert len(copies["refused"]) == 4
     for sentence in copies["refused"]:
-        assert "NaN or infinity behind the token at the last position" in sentence
+        assert "NaN or infinity after the token at the last position" in sentence
 
 
 def test_on_a_device_a_seed_has_one_text_however_far_is_drafted(copies: dict[str, Any]) -> None:
@@ -118,8 +118,8 @@ def test_on_a_device_a_seed_has_one_text_however_far_is_drafted(copies: dict[str
 
 
 def test_a_law_on_a_device_that_is_none_names_the_processor_and_the_position(copies: dict[str, Any]) -> None:
-    assert "the law of masked is none: received probabilities that sum to 0" in copies["no law"]
-    assert "behind the token at position 7;" in copies["no law"]
+    assert "the law of masked is not valid: received probabilities that sum to 0" in copies["no law"]
+    assert "after the token at position 7;" in copies["no law"]
 
 
 @pytest.mark.parametrize("model", [tiny_llama(3), tiny_gpt2(3)], ids=["llama", "gpt2"])
@@ -174,7 +174,7 @@ def test_a_block_that_is_not_finite_is_refused_and_leaves_no_wrong_memo() -> Non
     head = dict(model.named_parameters())["lm_head.weight"]
     before = head.clone()
     head.fill_(torch.inf)
-    with pytest.raises(DecodeError, match="NaN or infinity behind the token at position 2"):
+    with pytest.raises(DecodeError, match="NaN or infinity after the token at position 2"):
         list(GreedyBlockDrafter(predictor, 3)((3, 4, 5)))
     head.copy_(before)
     assert [proposal.token for proposal in GreedyBlockDrafter(predictor, 3)((3, 4))] == expected

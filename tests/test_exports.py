@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import cache
 from importlib import import_module
@@ -68,13 +70,13 @@ def made_in(module: str, name: str) -> tuple[ast.Module, str]:
 
 
 def is_documented(tree: ast.Module, name: str) -> bool:
-    """Whether a class or a function has a docstring of its own, and whatever else a text behind it."""
-    for node, behind in zip(tree.body, [*tree.body[1:], None], strict=True):
+    """Whether a class or a function has a docstring of its own, and whatever else a text after it."""
+    for node, after in zip(tree.body, [*tree.body[1:], None], strict=True):
         match node:
             case ast.ClassDef() | ast.FunctionDef() if node.name == name and ast.get_docstring(node):
                 return True
             case ast.Assign(targets=[ast.Name(target)]) | ast.AnnAssign(target=ast.Name(target)) if target == name:
-                return isinstance(behind, ast.Expr) and isinstance(behind.value, ast.Constant)
+                return isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
     return False  # an overload has none
 
 
@@ -89,6 +91,13 @@ def test_each_name_is_exported_once_and_in_order(package: str) -> None:
     assert all(hasattr(module, name) for name in names)
     for run in runs(parsed(package)):
         assert run == sorted(run, key=as_ruff_sorts)
+
+
+def test_a_star_import_brings_the_exported_names_and_no_others() -> None:
+    """In a namespace of its own, and in a process of its own, where nothing of specflow was imported before."""
+    program = "space = {}; exec('from specflow import *', space); print(*sorted(space.keys() - {'__builtins__'}))"
+    printed = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+    assert printed.split() == sorted(name for _, _, name in exports(parsed("specflow")))
 
 
 def test_the_order_is_that_of_ruff() -> None:

@@ -413,6 +413,15 @@ def test_a_streamer_is_ended_after_any_error(error: type[BaseException], where: 
     assert kept.ended == 1
 
 
+def test_a_streamer_that_cannot_be_ended_is_refused() -> None:
+    class Endless:
+        def put(self, value: Tensor) -> None:
+            pass
+
+    with pytest.raises(DecodeError, match="streamer is not a streamer"):
+        LLAMA.generate(IDS, streamer=Endless(), custom_generate=Generate(), **PLAIN)
+
+
 def test_a_streamer_is_ended_after_a_refusal_and_after_its_own_error() -> None:
     for settings in ({"num_beams": 1, "guidance_scale": 2.0}, {"assistant_model": LLAMA}):
         kept = Kept()

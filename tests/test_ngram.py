@@ -23,6 +23,7 @@ from specflow import (
     NGramDrafter,
     NGramStorage,
     TopKProcessor,
+    autoregressive_step,
     ngram_assisted_speculative_generate,
     ngram_step,
     run,
@@ -235,6 +236,26 @@ def test_a_guess_goes_on_where_the_storage_knows_nothing_and_the_other_drafter_e
     assert guesses[0] == 2
     proposal = next(GuessingNGramDrafter(storage, source="mine")((1,)))
     assert (proposal.q.token, proposal.source) == (2, "mine")
+
+
+@pytest.mark.parametrize("kind", [NGramStorage, OneLevelNGramStorage])
+def test_only_a_guess_that_is_drafted_is_drawn(kind: type[NGramStorage | OneLevelNGramStorage]) -> None:
+    """So `Dice()` on torch's default generator rolls the same, whether drafts end at unknown contexts or not at all."""
+    storage, model = kind(2, VOCABULARY), MODELS["llama"]
+    storage.initialize([5, 9])
+    before = torch.get_rng_state()
+    assert [proposal.token for proposal in NGramDrafter(storage)((5,))] == [9]
+    assert torch.equal(torch.get_rng_state(), before)
+    assert len(list(islice(GuessingNGramDrafter(storage)((5,)), 2))) == 2
+    assert not torch.equal(torch.get_rng_state(), before)
+    predictor, processor, texts = UncachedPredictor(model), MultinomialProcessor(1.0), []
+    for step in (
+        autoregressive_step(predictor, processor, Dice()),
+        ngram_step(NGramDrafter(storage), predictor, processor, Dice(), UpdateNgram(storage)),
+    ):
+        torch.manual_seed(1)
+        texts.append(run(step, start(PROMPT, 24).unwrap()).state.output)
+    assert texts[0] == texts[1]
 
 
 @pytest.mark.parametrize("sizes", [(60, 64), (64, 60)])

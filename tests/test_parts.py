@@ -120,26 +120,26 @@ def mine(token: Any, q: Any = None, **others: Any) -> Callable[[], object]:
 
 
 DRAFTS: dict[str, tuple[Callable[[], object], str]] = {
-    "a tensor": (mine(torch.tensor(3), PointMass(3)), "'mine' drafts what is no token id: received tensor"),
-    "a bool": (mine(True, PointMass(1)), "'mine' drafts what is no token id: received True"),
-    "a float": (mine(3.0, PointMass(3)), "'mine' drafts what is no token id: received 3.0"),
-    "a string": (mine("3", PointMass(3)), "'mine' drafts what is no token id: received '3'"),
-    "nothing": (mine(None, PointMass(3)), "'mine' drafts what is no token id: received None"),
-    "negative": (mine(-1), "'mine' drafts what is no token id: received -1"),
+    "a tensor": (mine(torch.tensor(3), PointMass(3)), "'mine' drafts what is not a token id: received tensor"),
+    "a bool": (mine(True, PointMass(1)), "'mine' drafts what is not a token id: received True"),
+    "a float": (mine(3.0, PointMass(3)), "'mine' drafts what is not a token id: received 3.0"),
+    "a string": (mine("3", PointMass(3)), "'mine' drafts what is not a token id: received '3'"),
+    "nothing": (mine(None, PointMass(3)), "'mine' drafts what is not a token id: received None"),
+    "negative": (mine(-1), "'mine' drafts what is not a token id: received -1"),
     "too large": (mine(V), "'mine' drafts a token outside the vocabulary of 8: received 8"),
     "another's q": (mine(3, PointMass(4)), "token 3 with a q that it was not drawn from: received cert"),
     "no law": (mine(3, 0.5), "'mine' drafts token 3 with a q that it was not drawn from: received 0.5"),
-    "no parent": (mine(3, parent=None), "does not come behind its parent"),
-    "its own parent": (mine(3, parent=0), "does not come behind its parent"),
-    "beyond any parent": (mine(3, parent=-3), "does not come behind its parent"),
-    "a parent that is true": (mine(3, parent=True), "does not come behind its parent"),
-    "a branch of a tensor": (mine(torch.tensor(3), PointMass(3), parent=TEXT), "'mine' drafts what is no token id"),
-    "a negative branch": (mine(-1, parent=TEXT), "'mine' drafts what is no token id: received -1"),
+    "no parent": (mine(3, parent=None), "does not come after its parent"),
+    "its own parent": (mine(3, parent=0), "does not come after its parent"),
+    "beyond any parent": (mine(3, parent=-3), "does not come after its parent"),
+    "a parent that is true": (mine(3, parent=True), "does not come after its parent"),
+    "a branch of a tensor": (mine(torch.tensor(3), PointMass(3), parent=TEXT), "'mine' drafts what is not a token id"),
+    "a negative branch": (mine(-1, parent=TEXT), "'mine' drafts what is not a token id: received -1"),
     "a branch too large": (mine(V, parent=TEXT), "'mine' drafts a token outside the vocabulary of 8"),
-    "a parent that is not there": (mine(3, parent=7), "does not come behind its parent"),
-    "no name": (lambda: Proposal(3, source=None), "mine names its drafts by what is no str: received None"),  # type: ignore[arg-type]
-    "a token alone": (lambda: 3, "mine proposes what is no Proposal: received 3"),
-    "a pair": (lambda: (3, PointMass(3)), "mine proposes what is no Proposal: received (3"),
+    "a parent that is not there": (mine(3, parent=7), "does not come after its parent"),
+    "no name": (lambda: Proposal(3, source=None), "mine names its drafts by what is not a str: received None"),  # type: ignore[arg-type]
+    "a token alone": (lambda: 3, "mine proposes what is not a Proposal: received 3"),
+    "a pair": (lambda: (3, PointMass(3)), "mine proposes what is not a Proposal: received (3"),
 }
 
 
@@ -307,9 +307,9 @@ def test_a_law_that_is_none_names_the_processor_and_the_position(name: str, step
 
     with pytest.raises(DecodeError) as refused:
         decode(STEPS[step](EachPrefix(mine)))
-    assert "mine is none" in str(refused.value)
+    assert "mine is not valid" in str(refused.value)
     assert what in str(refused.value)
-    assert "behind the token at position 3;" in str(refused.value)
+    assert "after the token at position 3;" in str(refused.value)
 
 
 class DeadEnd(GreedyProcessor):
@@ -346,7 +346,7 @@ class Sampler(LogitsProcessor):
 @pytest.mark.parametrize("step", STEPS)
 def test_logits_that_are_all_masked_are_refused(processor: LogitsProcessor, step: str) -> None:
     with pytest.raises(
-        DecodeError, match=f"the law of {type(processor).__name__} is none: received NaN behind the token"
+        DecodeError, match=f"the law of {type(processor).__name__} is not valid: received NaN after the token"
     ):
         decode(STEPS[step](processor))
 
@@ -480,7 +480,7 @@ def test_a_policy_returns_proposals_and_a_pace(answer: Any) -> None:
     ("taken", "sentence"),
     [
         ((3,), "gamma is not a Proposal: received 3"),
-        ((Proposal(4, parent=1),), "draft 0 does not come behind its parent"),
+        ((Proposal(4, parent=1),), "draft 0 of the source 'draft' does not come after its parent"),
     ],
 )
 def test_what_a_policy_takes_are_proposals_of_the_stream(taken: Any, sentence: str) -> None:
@@ -507,7 +507,7 @@ def test_what_draws_gives_an_id() -> None:
         def draw_there(self, probs: Tensor, position: int, /) -> Tensor:
             return probs.argmax()
 
-    with pytest.raises(DecodeError, match="Argmax draws what is no token id: received tensor"):
+    with pytest.raises(DecodeError, match="Argmax draws what is not a token id: received tensor"):
         decode(autoregressive_step(target, MultinomialProcessor(1.0), Argmax()))
 
 
@@ -548,7 +548,7 @@ VERDICTS: dict[str, tuple[object, str]] = {
     "a draft that is not there": (Verdict((7,)), "mine says nothing of which drafts stand: received Verdict(path=(7,)"),
     "what is no path": (Verdict((1,)), "mine says nothing of which drafts stand: received Verdict(path=(1,)"),
     "two branches": (Verdict((0, 2)), "mine says nothing of which drafts stand: received Verdict(path=(0, 2)"),
-    "a token": (Verdict((0,), 3), "mine is no law: received 3"),  # type: ignore[arg-type]
+    "a token": (Verdict((0,), 3), "mine is not a law: received 3"),  # type: ignore[arg-type]
     "a lossy one": (Lossy(Verdict(())), "mine says nothing of which drafts stand: received Lossy("),
 }
 
@@ -702,7 +702,7 @@ def test_under_the_certificate_what_is_wrong_names_the_part_and_the_position() -
         return speculative_step(says(Proposal(0)), world.target, world.processor, world.rng)
 
     lost = [evolve(case, processor=lambda rng: EachPrefix(dead)) for case in CASES[:1]]
-    with pytest.raises(DecodeError, match="the law of .*dead is none: .* sum to 0 behind the token at position 2"):
+    with pytest.raises(DecodeError, match="the law of .*dead is not valid: .* sum to 0 after the token at position 2"):
         certify(drafting, cases=lost)
 
     def own_stage(world: World) -> Step:
@@ -713,5 +713,5 @@ def test_under_the_certificate_what_is_wrong_names_the_part_and_the_position() -
 
         return lambda state: flow(state, draft, verify, spoils, Adjust(world.rng), commit, advance)
 
-    with pytest.raises(DecodeError, match="a law is none: received NaN behind the token at position 0"):
+    with pytest.raises(DecodeError, match="a law is not valid: received NaN after the token at position 0"):
         certify(own_stage, cases=CASES[:1])

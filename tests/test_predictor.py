@@ -192,7 +192,7 @@ def test_logits_that_are_not_finite_are_refused_naming_the_position(bad: float) 
     with torch.no_grad():
         model.table.weight[6, 2] = bad
     for predict in (CachedPredictor(model), UncachedPredictor(model)):
-        with pytest.raises(DecodeError, match="NaN or infinity behind the token at position 3; check the weights"):
+        with pytest.raises(DecodeError, match="NaN or infinity after the token at position 3; check the weights"):
             last_rows(predict, (3, 4, 5, 6, 7), 4)
 
 

@@ -732,8 +732,8 @@ def test_bigrams_are_tables_of_tokens_and_probabilities(tokens: object, chances:
 @pytest.mark.parametrize("token", [-1, 2, None, 0.5, "0", torch.tensor(0)])
 def test_a_table_is_asked_about_its_tokens_only(token: object) -> None:
     with pytest.raises(DecodeError):
-        TABLE.behind(token)  # type: ignore[arg-type]
-    assert TABLE.behind(numpy.int64(1)) == [(0, 0.25)]  # type: ignore[arg-type]
+        TABLE.after(token)  # type: ignore[arg-type]
+    assert TABLE.after(numpy.int64(1)) == [(0, 0.25)]  # type: ignore[arg-type]
 
 
 def test_a_target_that_gives_no_rows_of_the_vocabulary_is_refused() -> None:

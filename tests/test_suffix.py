@@ -88,7 +88,7 @@ def test_the_longest_match_and_the_latest_of_them(text: list[int]) -> None:
     drafter = SuffixDrafter()
     for end in range(1, len(text) + 1):
         tokens = tuple(text[:end])
-        assert drafter.match(tokens) == SuffixDrafter().match(tokens) == matches(tokens)[0]
+        assert drafter.read(tokens).match == SuffixDrafter().read(tokens).match == matches(tokens)[0]
 
 
 @settings(max_examples=1000, deadline=None)
@@ -146,7 +146,7 @@ def test_texts_that_grow_roll_back_and_take_turns(steps: list[tuple[int, int, li
         tokens = held[which]
         held[which] = (*tokens[: max(1, len(tokens) - back)], *more)[:30]
         assert drafted(drafter, held[which]) == drafted(SuffixDrafter(), held[which])
-        assert drafter.match(held[which]) == matches(held[which])[0]
+        assert drafter.read(held[which]).match == matches(held[which])[0]
 
 
 @given(
@@ -155,7 +155,7 @@ def test_texts_that_grow_roll_back_and_take_turns(steps: list[tuple[int, int, li
 def test_endless_repetition_still_gives_a_longest_match(loop: list[int], times: int, tail: list[int]) -> None:
     """Where more matches are nested than are kept up to date, the latest may be missed, the longest never."""
     tokens = (*(loop * times), *tail)
-    assert SuffixDrafter().match(tokens) in matches(tokens)
+    assert SuffixDrafter().read(tokens).match in matches(tokens)
 
 
 def test_a_loop_is_continued() -> None:
@@ -199,7 +199,7 @@ def test_a_stream_outlives_the_growth_of_its_drafter() -> None:
     drafter = SuffixDrafter(most=3, factor=9)
     stream = drafter((1, 2, 3, 1))
     first = next(stream).token
-    drafter.match((1, 2, 3, 1, 9, 9, 9))
+    drafter.read((1, 2, 3, 1, 9, 9, 9))
     assert [first, *(proposal.token for proposal in stream)] == [2, 3, 1]
 
 
@@ -210,10 +210,10 @@ def test_an_interruption_leaves_no_wrong_memo() -> None:
             raise KeyboardInterrupt
 
     drafter, text = SuffixDrafter(), (1, 2, 3, 1, 2)
-    drafter.match(text[:3])
+    drafter.read(text[:3])
     with pytest.raises(KeyboardInterrupt):
-        drafter.match((*text, Interrupting(1), 4))
-    assert drafter.match(text) == Match(2, 2)
+        drafter.read((*text, Interrupting(1), 4))
+    assert drafter.read(text).match == Match(2, 2)
 
 
 @pytest.fixture
@@ -256,7 +256,7 @@ def test_conversations_in_turns_are_not_read_again() -> None:
     for end in range(50, 200, 5):
         for text in random.sample(texts, 4):
             before = {id(memo): len(memo.text) for memo in drafter._memos}
-            drafter.match(text[:end])
+            drafter.read(text[:end])
             grown.append(len(drafter._memos[0].text) - before.get(id(drafter._memos[0]), 0))
     assert grown == [50] * 4 + [5] * (len(grown) - 4)
 
@@ -309,11 +309,11 @@ def test_no_factor_takes_a_draft_out_of_its_bounds() -> None:
 def test_a_text_that_grew_is_not_read_again() -> None:
     """The memo is used: the automaton takes as many tokens as the text grew by."""
     drafter = SuffixDrafter()
-    drafter.match((1, 2, 3))
+    drafter.read((1, 2, 3))
     (automaton,) = drafter._memos
-    drafter.match((1, 2, 3, 4))
+    drafter.read((1, 2, 3, 4))
     assert drafter._memos == [automaton]
-    drafter.match((1, 2, 9))
+    drafter.read((1, 2, 9))
     assert len(drafter._memos) == 2
 
 

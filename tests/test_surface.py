@@ -585,43 +585,45 @@ STORAGE: Final = s.NGramStorage.__mro__[1].__name__
 
 TABLE: Final[dict[str, Entry]] = {
     # beam
-    "beam.Beams": Entry(
+    "beam.search.Beams": Entry(
         beam.Beams,
         lambda: {"request": Request(TEXT, 6), "live": (beam.Beam(),), "ended": None, "steps": 0},
         lambda beams: search(beam.beam_step(rows_of_beams, 2, 2), beams),
     ),
-    "beam.CachedBeamPredictor": Entry(
+    "beam.cached.CachedBeamPredictor": Entry(
         beam.CachedBeamPredictor, lambda: {"model": llama()}, lambda made: search(beam.beam_step(made, 2, 2))
     ),
-    "beam.CachedBeamPredictor.__call__": Entry(beam.CachedBeamPredictor(llama()), lambda: {"texts": (TEXT, (1, 2, 3))}),
-    "beam.Expand": Entry(
+    "beam.cached.CachedBeamPredictor.__call__": Entry(
+        beam.CachedBeamPredictor(llama()), lambda: {"texts": (TEXT, (1, 2, 3))}
+    ),
+    "beam.search.Expand": Entry(
         beam.Expand,
         lambda: {"predict": rows_of_beams, "top_k": 2},
         lambda expand: beam.Select(2)(expand(beam.Beams(Request(TEXT, 6)))),
     ),
-    "beam.LengthPenalty": Entry(
+    "beam.search.LengthPenalty": Entry(
         beam.LengthPenalty,
         lambda: {"min_length": 5.0, "alpha": 1.2},
         lambda made: (made.score(beam.Beam((1, 2), -1.0)), search(beam.beam_step(rows_of_beams, 2, 2, made))),
     ),
-    "beam.LengthPenalty.of": Entry(lambda length: beam.LengthPenalty().of(length), lambda: {"length": 3}),
-    "beam.LengthPenalty.score": Entry(
+    "beam.search.LengthPenalty.of": Entry(lambda length: beam.LengthPenalty().of(length), lambda: {"length": 3}),
+    "beam.search.LengthPenalty.score": Entry(
         lambda beam: LengthPenalty().score(beam), lambda: {"beam": beam.Beam((1,), -1.0)}
     ),
-    "beam.LengthPenalty.best": Entry(
+    "beam.search.LengthPenalty.best": Entry(
         lambda beam, limit: LengthPenalty().best(beam, limit), lambda: {"beam": beam.Beam((1,), -1.0), "limit": 4}
     ),
-    "beam.Select": Entry(
+    "beam.search.Select": Entry(
         beam.Select,
         lambda: {"num_beams": 2, "penalty": LengthPenalty()},
         lambda select: select(beam.Expand(rows_of_beams, 2)(beam.Beams(Request(TEXT, 6)))),
     ),
-    "beam.ShowBeams": Entry(
+    "beam.generate.ShowBeams": Entry(
         beam.ShowBeams,
         lambda: {"tokenizer": Words(), "console": quiet()},
         lambda show: search(beam.beam_step(rows_of_beams, 2, 2, observe=show)),
     ),
-    "beam.beam_search_generate": Entry(
+    "beam.generate.beam_search_generate": Entry(
         s.beam_search_generate,
         lambda: {
             "inputs": [1, 3],
@@ -637,7 +639,7 @@ TABLE: Final[dict[str, Entry]] = {
             "tokenizer": None,
         },
     ),
-    "beam.beam_step": Entry(
+    "beam.search.beam_step": Entry(
         beam_step,
         lambda: {
             "predict": rows_of_beams,
@@ -648,7 +650,7 @@ TABLE: Final[dict[str, Entry]] = {
         },
         search,
     ),
-    "beam.has_ended": Entry(
+    "beam.search.has_ended": Entry(
         beam.has_ended, lambda: {"beam": beam.Beam((1,), -1.0), "request": Request(TEXT, 6, frozenset({1}))}
     ),
     # caches and predictors
@@ -771,7 +773,7 @@ TABLE: Final[dict[str, Entry]] = {
         lambda: {"target": TARGET, "before": (1,), "vocab_size": V, "k": 2},
         effort=effort("vocab_size"),
     ),
-    "drafters.bigrams.Bigrams.behind": Entry(lambda token: bigrams().behind(token), lambda: {"token": 1}),
+    "drafters.bigrams.Bigrams.after": Entry(lambda token: bigrams().after(token), lambda: {"token": 1}),
     "drafters.bigrams.Bigrams.save": Entry(lambda path: bigrams().save(path), lambda: {"path": table_file("other")}),
     "drafters.bigrams.Bigrams.load": Entry(Bigrams.load, lambda: {"path": table_file()}),
     "drafters.block.GreedyBlockDrafter": Entry(
@@ -858,8 +860,6 @@ TABLE: Final[dict[str, Entry]] = {
         f"drafters.suffix.SuffixDrafter.{name}": Entry(call, lambda: {"tokens": TEXT})
         for name, call in {
             "__call__": lambda tokens: list(s.SuffixDrafter()(tokens)),
-            "match": lambda tokens: s.SuffixDrafter().match(tokens),
-            "copy": lambda tokens: s.SuffixDrafter().copy(tokens),
             "read": lambda tokens: s.SuffixDrafter().read(tokens),
         }.items()
     },
@@ -867,7 +867,7 @@ TABLE: Final[dict[str, Entry]] = {
     "drafters.tree.LookupTree.__call__": Entry(
         lambda tokens: list(islice(s.LookupTree(bigrams())(tokens), 5)), lambda: {"tokens": TEXT}
     ),
-    "drafters.tree.as_chain": Entry(as_chain, lambda: {"drafter": weighed, "least": 0.1}, draft),
+    "drafters.combine.as_chain": Entry(as_chain, lambda: {"drafter": weighed, "least": 0.1}, draft),
     **{
         f"drafters.ngrams.storage.{kind.__name__}": Entry(
             kind, lambda: {"n": 2, "vocab_size": V, "max_contexts": 9}, store
@@ -892,6 +892,7 @@ TABLE: Final[dict[str, Entry]] = {
                 lambda tokens: list(islice(storage().continuation(tokens), 3)),
                 lambda: {"tokens": TEXT},
             ),
+            ("known", lambda tokens: list(islice(storage().known(tokens), 3)), lambda: {"tokens": TEXT}),
             (
                 "learn",
                 lambda tokens, start, followers: storage().learn(tokens, start, followers),
@@ -1080,7 +1081,7 @@ TABLE: Final[dict[str, Entry]] = {
         lambda: {"steps": 1, "sources": (("draft", Count(2, 1)),)},
         lambda tally: decode_from(evolve(begun(), tally=tally)),
     ),
-    "state.Proposal": Entry(
+    "trees.Proposal": Entry(
         s.Proposal,
         lambda: {
             "token": 1,
@@ -1092,8 +1093,8 @@ TABLE: Final[dict[str, Entry]] = {
         },
         say,
     ),
-    "state.chain": Entry(s.chain, lambda: {"tokens": (1, 2), "source": "mine"}, say_drafts),
-    "state.parents_of": Entry(parents_of, lambda: {"drafts": TREE}),
+    "trees.chain": Entry(s.chain, lambda: {"tokens": (1, 2), "source": "mine"}, say_drafts),
+    "trees.parents_of": Entry(parents_of, lambda: {"drafts": TREE}),
     "state.Record.then": Entry(lambda stage: begun().then(stage), lambda: {"stage": stages.draft_nothing}),
     "state.Drafted": Entry(s.Drafted, lambda: {"state": begun(), "proposals": TREE}, verify),
     **{
@@ -1155,10 +1156,10 @@ TABLE: Final[dict[str, Entry]] = {
     "stages.observe.Show": Entry(stages.Show, lambda: {"tokenizer": Words(), "console": quiet()}, watch),
     "stages.observe.Show.__call__": Entry(stages.Show(Words(), quiet()), lambda: {"committed": committed()}),
     "stages.observe.unobserved": Entry(stages.unobserved, lambda: {"committed": committed()}),
-    "stages.prune.PruneCache": Entry(
+    "stages.ending.PruneCache": Entry(
         stages.PruneCache, lambda: {"providers": (UncachedPredictor(llama()),)}, lambda stage: stage(committed())
     ),
-    "stages.prune.PruneCache.__call__": Entry(stages.PruneCache(()), lambda: {"committed": committed()}),
+    "stages.ending.PruneCache.__call__": Entry(stages.PruneCache(()), lambda: {"committed": committed()}),
     **{
         f"stages.rules.{rule.__name__.lower()}.{rule.__name__}": Entry(rule, lambda: {"rng": s.Dice()}, judge)
         for rule in RULES
@@ -1392,9 +1393,9 @@ EXEMPT: Final[Mapping[str, str]] = {
             "state.Scored",
             "state.Stretch",
             "state.Verified",
-            "beam.Beam",
-            "beam.Expanded",
-            "beam.Selected",
+            "beam.search.Beam",
+            "beam.search.Expanded",
+            "beam.search.Selected",
             "testing.certificate.World",
         ),
         BY_STAGES,
@@ -1435,11 +1436,11 @@ EXEMPT: Final[Mapping[str, str]] = {
     ),
     **dict.fromkeys(
         (
-            "beam.Expand.__call__",
-            "beam.Select.__call__",
-            "beam.ShowBeams.__call__",
-            "beam.advance_beams",
-            "beam.unobserved_beams",
+            "beam.search.Expand.__call__",
+            "beam.search.Select.__call__",
+            "beam.generate.ShowBeams.__call__",
+            "beam.search.advance_beams",
+            "beam.search.unobserved_beams",
             "policies.cost.CostAware.__call__",
             "policies.egag.EGAG.__call__",
             "policies.fixed.Fixed.__call__",
@@ -1475,10 +1476,12 @@ EXEMPT: Final[Mapping[str, str]] = {
     ),
     **dict.fromkeys(
         (
+            "trees.children_of",
             "trees.depths",
             "trees.is_chain",
             "trees.leaves",
             "trees.lineage",
+            "trees.parent_of",
             "trees.path_along",
             "trees.path_to",
         ),
@@ -1491,15 +1494,25 @@ EXEMPT: Final[Mapping[str, str]] = {
     ),
     **{
         f"asked.{name}": ON_ANSWERS
-        for name in ("rows_of", "looked_at", "no_rows", "laws_of", "accepts", "stream_of", "proposal_of", "fits")
+        for name in ("rows_of", "looked_at", "laws_of", "accepts", "stream_of", "proposal_of", "fits")
     },
-    "asked.no_draft": ON_ANSWERS,
+    "state.rows_along": ON_ANSWERS,
+    "trees.no_draft": ON_ANSWERS,
     **dict.fromkeys(
         (
             "drafters.ngrams.storage.INgramStorage",
             *[
                 f"drafters.ngrams.storage.INgramStorage.{name}"
-                for name in ("continuation", "learn", "has_gram", "initialize", "next_token", "reset", "update")
+                for name in (
+                    "continuation",
+                    "known",
+                    "learn",
+                    "has_gram",
+                    "initialize",
+                    "next_token",
+                    "reset",
+                    "update",
+                )
             ],
             "processors.LogitsProcessor",
             "processors.LogitsProcessor.sample",
@@ -1507,7 +1520,7 @@ EXEMPT: Final[Mapping[str, str]] = {
         ABSTRACT,
     ),
     **dict.fromkeys(
-        ("bench.command.add_arguments", "bench.command.main", "bench.context.Context", "cli.Options", "cli.main"),
+        ("bench.command.add_arguments", "bench.command.main", "bench.context.Context", "cli.main"),
         COMMAND,
     ),
 }

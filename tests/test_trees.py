@@ -171,9 +171,9 @@ def test_behind_a_stop_token_no_draft_follows() -> None:
 @pytest.mark.parametrize("parent", [1, 2, -3])
 def test_a_draft_before_its_parent_is_refused(parent: int) -> None:
     drafts = (Proposal(4), Proposal(5, parent=parent))
-    with pytest.raises(DecodeError, match="draft 1 of the source 'draft' does not come behind its parent"):
+    with pytest.raises(DecodeError, match="draft 1 of the source 'draft' does not come after its parent"):
         drafted(lambda tokens: iter(drafts), 9)
-    with pytest.raises(DecodeError, match="draft 1 does not come behind its parent"):
+    with pytest.raises(DecodeError, match="draft 1 of the source 'draft' does not come after its parent"):
         Drafted(DecodeState(Request((1,), 50), (1,)), drafts)
 
 
@@ -547,7 +547,7 @@ def test_a_lookup_tree_is_a_tree_and_the_likeliest_come_first(tokens: Tokens, dr
 
 @given(texts)
 def test_the_first_branch_is_the_copy_that_a_suffix_drafter_follows(tokens: Tokens) -> None:
-    copy, node = SuffixDrafter().copy(tokens), next(LookupTree(branches=1)(tokens), None)
+    copy, node = SuffixDrafter().read(tokens).copy, next(LookupTree(branches=1)(tokens), None)
     if copy.worth:
         assert node is not None
         assert node.token == tokens[copy.end]
@@ -564,7 +564,7 @@ def test_branches_are_what_followed_the_longest_matches_the_latest_first(seed: i
         alike = takewhile(lambda back: tokens[end - 1 - back] == tokens[-1 - back], range(min(end, LONGEST)))
         return sum(1 for _ in alike)
 
-    copy = SuffixDrafter().copy(tokens)
+    copy = SuffixDrafter().read(tokens).copy
     ends = [end for end in range(1, len(tokens)) if common(end) and end != copy.end]
     ends = [copy.end] * (copy.worth > 0) + sorted(ends, key=lambda end: (-common(end), -end))
     nodes = islice(LookupTree(branches=8)(tokens), 60)
@@ -738,7 +738,7 @@ def test_bigrams_are_what_the_model_says_behind_each_token() -> None:
     table = Bigrams.of(CachedPredictor(model), (3, 1), VOCABULARY, k=4)
     for token in (0, 17, 63):
         best = torch.softmax(model(torch.tensor([[3, 1, token]])).logits[0, -1], dim=-1).topk(4)
-        found = table.behind(token)
+        found = table.after(token)
         assert [follower for follower, _ in found] == best.indices.tolist()
         assert [chance for _, chance in found] == pytest.approx(best.values.tolist())
 

@@ -6,6 +6,7 @@ import argparse
 import importlib.util
 import os
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final, get_args
@@ -39,48 +40,29 @@ INSTALL: Final = "pip install 'specflow[bench]'"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
-    dtypes = get_args(DType)
-    parser.add_argument(
-        "--decoders",
-        nargs="+",
-        default=list(USUAL),
-        metavar="NAME",
-        help="[model/]name[@gamma or policy][@rule] or [model/]module:function; "
-        f"names: {', '.join(NAMES)}; policies: {', '.join(POLICIES)}; rules: {', '.join(RULES)}",
-    )
-    parser.add_argument(
-        "--baseline", metavar="NAME", help="the decoder that others are divided by (default: the first)"
-    )
-    parser.add_argument("--model", default=SMOLLM2, help="the target: smollm2, a local path or a hub name")
-    parser.add_argument("--dtype", choices=dtypes, default="float32")
-    parser.add_argument("--assistant", metavar="MODEL", help="the drafting model of llm and hf-assistant")
-    parser.add_argument("--assistant-dtype", choices=dtypes, help="default: as --dtype")
-    parser.add_argument(
-        "--also",
-        nargs="+",
-        default=[],
-        metavar="NAME=module:function",
-        help="more targets, made from the model by a function: --also fast=specflow.accelerate:fast "
-        "--decoders autoregressive fast/suffix@cost",
-    )
-    parser.add_argument(
-        "--prompts",
-        type=Path,
-        default=OWN_PROMPTS,
-        metavar="FILE",
-        help="JSONL in Spec-Bench's format (default: our own)",
-    )
-    parser.add_argument("--limit", type=int, metavar="N", help="only N prompts, spread over the categories")
-    parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N")
-    parser.add_argument(
-        "--max-prompt-tokens", type=int, default=1024, metavar="N", help="keep the end of longer prompts"
-    )
-    parser.add_argument("--repeats", type=int, default=1, metavar="N")
-    parser.add_argument("--temperature", type=float, metavar="T", help="sample instead of decoding greedily")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cpu", help="where the models run: cpu, cuda, …")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
-    parser.add_argument("--html", type=Path, metavar="FILE", help=f"write a page with plots; needs {INSTALL}")
+    add, dtypes = parser.add_argument, get_args(DType)
+    names = f"names: {', '.join(NAMES)}; policies: {', '.join(POLICIES)}; rules: {', '.join(RULES)}"
+    decoders = f"[model/]name[@gamma or policy][@rule] or [model/]module:function; {names}"
+    add("--decoders", nargs="+", default=list(USUAL), metavar="NAME", help=decoders)
+    add("--baseline", metavar="NAME", help="the decoder that others are divided by (default: the first)")
+    add("--model", default=SMOLLM2, help="the target: smollm2, a local path or a hub name")
+    add("--dtype", choices=dtypes, default="float32")
+    add("--assistant", metavar="MODEL", help="the drafting model of llm and hf-assistant")
+    add("--assistant-dtype", choices=dtypes, help="default: as --dtype")
+    example = "--also fast=specflow.accelerate:fast --decoders autoregressive fast/suffix@cost"
+    also = f"more targets, made from the model by a function: {example}"
+    add("--also", nargs="+", default=[], metavar="NAME=module:function", help=also)
+    prompts = "JSONL in Spec-Bench's format (default: our own)"
+    add("--prompts", type=Path, default=OWN_PROMPTS, metavar="FILE", help=prompts)
+    add("--limit", type=int, metavar="N", help="only N prompts, spread over the categories")
+    add("--max-new-tokens", type=int, default=128, metavar="N")
+    add("--max-prompt-tokens", type=int, default=1024, metavar="N", help="keep the end of longer prompts")
+    add("--repeats", type=int, default=1, metavar="N")
+    add("--temperature", type=float, metavar="T", help="sample instead of decoding greedily")
+    add("--seed", type=int, default=0)
+    add("--device", default="cpu", help="where the models run: cpu, cuda, …")
+    add("--json", type=Path, metavar="FILE", help="write everything that was measured")
+    add("--html", type=Path, metavar="FILE", help=f"write a page with plots; needs {INSTALL}")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -99,17 +81,13 @@ def main(args: argparse.Namespace) -> int:
     print(tables.get(), end="", flush=True)
     if args.json is not None:
         _write(args.json, to_json(report))
-    if args.html is not None:
-        if _can_draw():
-            from specflow.bench.page import to_html  # noqa: PLC0415 - its imports are an optional extra
+    if args.html is not None and _can_draw():
+        from specflow.bench.page import to_html  # noqa: PLC0415 - its imports are an optional extra
 
-            _write(args.html, to_html(report))
-        else:
-            errors.print(
-                f"absent: {args.html}: matplotlib or jinja2 is not installed; run `{INSTALL}`",
-                style="yellow",
-                markup=False,
-            )
+        _write(args.html, to_html(report))
+    elif args.html is not None:
+        missing = f"absent: {args.html}: matplotlib or jinja2 is not installed; run `{INSTALL}`"
+        errors.print(missing, style="yellow", markup=False)
     return code
 
 
@@ -125,16 +103,16 @@ def _check(args: argparse.Namespace) -> None:
     twice = [label for label in args.decoders if args.decoders.count(label) > 1]
     if twice:
         raise DecodeError("decoders", "a decoder is named twice", twice[0], "name each once; --repeats measures again")
-    if args.baseline not in {None, *args.decoders}:
-        _refuse_baseline(args.baseline)
+    _check_baseline(args.baseline, args.decoders)
     for name in ("json", "html"):
         path: Path | None = getattr(args, name)
         if path is not None and not _can_be_written(path):
             raise DecodeError(name, "no file can be written there", shown(str(path)), "name a file in a folder")
 
 
-def _refuse_baseline(baseline: str) -> None:
-    raise DecodeError("baseline", "the baseline is not among the decoders that run", baseline, "name one")
+def _check_baseline(baseline: str | None, labels: Sequence[str]) -> None:
+    if baseline not in {None, *labels}:
+        raise DecodeError("baseline", "the baseline is not among the decoders that run", baseline, "name one")
 
 
 def _can_be_written(path: Path) -> bool:
@@ -163,7 +141,7 @@ def _made(declared: str, model: Module) -> tuple[str, Module]:
     name, _, path = declared.partition("=")
     if not name or "/" in name or ":" not in path:
         raise DecodeError("also", "this declares no model", declared, "give NAME=module:function")
-    function = unwrap(imported(path))
+    function = imported(path)
     try:
         made = function(model)
     except DecodeError:
@@ -188,9 +166,8 @@ def _planned(args: argparse.Namespace, errors: Console) -> tuple[Plan, tuple[Abs
         unwrap(shared_vocabulary(limits_of(loaded.model), limits_of(assistant)))
     processor = GreedyProcessor() if args.temperature is None else MultinomialProcessor(args.temperature)
     models = Models(targets, assistant)
-    plan = Plan(
-        loaded, models, (), prompts, processor, args.max_new_tokens, args.max_prompt_tokens, args.repeats, args.seed
-    )
+    lengths = args.max_new_tokens, args.max_prompt_tokens
+    plan = Plan(loaded, models, (), prompts, processor, *lengths, args.repeats, args.seed)
     for prompt in prompts:
         unwrap(plan.state(prompt))
     present, absent = [], []
@@ -203,8 +180,7 @@ def _planned(args: argparse.Namespace, errors: Console) -> tuple[Plan, tuple[Abs
                 absent.append(Absent(label, str(error)))
     if not present:
         raise DecodeError("decoders", "no decoder can run", "; ".join(one.reason for one in absent), "name others")
-    if args.baseline not in {None, *(one.label for one in present)}:
-        _refuse_baseline(args.baseline)
+    _check_baseline(args.baseline, [one.label for one in present])
     return evolve(plan, decoders=tuple(present)), tuple(absent)
 
 

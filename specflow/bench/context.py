@@ -14,7 +14,7 @@ from specflow.loop import unfold
 from specflow.predictors import CachedPredictor
 from specflow.processors import LogitsProcessor
 from specflow.randomness import Randomness
-from specflow.state import Count, DecodeState, Finished, Step, Tally, Tokens
+from specflow.state import Count, DecodeState, Finished, Step, Tokens
 
 T = TypeVar("T")
 
@@ -66,13 +66,11 @@ def composed(compose: Compose) -> Prepare:
         def session(state: DecodeState, emit: Emit) -> None:
             for outcome in unfold(step, state):
                 after = outcome.state if isinstance(outcome, Finished) else outcome
-                emit(after.tokens[len(state.tokens) :], _drafts(state.tally, after.tally))
+                drafted = after.tally.drafted - state.tally.drafted
+                accepted = after.tally.accepted - state.tally.accepted
+                emit(after.tokens[len(state.tokens) :], Count(drafted, accepted))
                 state = after
 
         return session
 
     return prepare
-
-
-def _drafts(before: Tally, after: Tally) -> Count:
-    return Count(after.drafted - before.drafted, after.accepted - before.accepted)

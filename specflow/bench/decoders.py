@@ -11,7 +11,7 @@ from typing import Final, cast, final
 from weakref import WeakKeyDictionary
 
 from attrs import evolve, frozen
-from returns.result import Failure, Result, Success
+from returns.result import safe
 from torch.nn import Module
 from transformers import PreTrainedModel
 
@@ -29,8 +29,8 @@ from specflow.steps import autoregressive_step
 
 PEERS: Final[Mapping[str, Callable[[int | None], Prepare]]] = {
     "generate": lambda gamma: peers.generate(),
-    "hf-lookup": lambda gamma: peers.prompt_lookup(10 if gamma is None else gamma),
-    "hf-lookup-3": lambda gamma: peers.prompt_lookup(10 if gamma is None else gamma, longest=3),
+    "hf-lookup": lambda gamma: peers.generate(prompt_lookup_num_tokens=gamma or 10),
+    "hf-lookup-3": lambda gamma: peers.generate(prompt_lookup_num_tokens=gamma or 10, max_matching_ngram_size=3),
     "hf-assistant": peers.assistant,
 }
 """transformers' decoders; `hf-lookup-3` matches up to 3 tokens where transformers' default is 2."""
@@ -64,7 +64,7 @@ def _drafted(entry: Entry, policy: Policy, most: int, rule: Callable[[Randomness
 
 
 MOST: Final = 16
-"""The most tokens that a named policy drafts a step."""
+"""The most tokens that a named policy drafts in a step."""
 
 NAMES: Final = ("autoregressive", *DRAFTERS, *PEERS)
 """The decoders that have a name."""
@@ -97,7 +97,8 @@ class Models:
     assistant: Module | None = None
 
 
-def decoder(label: str, models: Models) -> Result[Decoder, DecodeError]:
+@safe(exceptions=(DecodeError,))
+def decoder(label: str, models: Models) -> Decoder:
     """The decoder named `[model/]name[@γ][@rule]` or `[model/]module:function`, or why it cannot run here.
 
     `autoregressive`; a drafter of ours (`specflow.catalogue`): `suffix`, `suffix@10`, or under a policy `suffix@cost`,
@@ -108,56 +109,42 @@ def decoder(label: str, models: Models) -> Result[Decoder, DecodeError]:
     variant, _, name = label.rpartition("/")
     if variant not in models.targets:
         known = ", ".join(filter(None, models.targets)) or "none"
-        return Failure(DecodeError("decoders", "no such model was made", label, f"declared models: {known}"))
-    return _prepare(name, models.targets[variant], models.assistant).map(
-        lambda prepare: Decoder(label, variant, prepare)
-    )
+        raise DecodeError("decoders", "no such model was made", label, f"declared models: {known}")
+    return Decoder(label, variant, _prepare(name, models.targets[variant], models.assistant))
 
 
-def _prepare(name: str, model: Module, assistant: Module | None) -> Result[Prepare, DecodeError]:
+def _prepare(name: str, model: Module, assistant: Module | None) -> Prepare:
     if ":" in name:
-        return imported(name).map(lambda function: composed(cast(Compose, function)))
+        return composed(cast(Compose, imported(name)))
     found = _LABEL.fullmatch(name)
-    parts = found.group("base", "gamma", "policy", "rule") if found else (name, None, None, None)
-    base, gamma, policy, rule = parts
-    refusal = _refusal(base, name, policy or rule, model, assistant)
-    if refusal is not None:
-        return Failure(refusal)
+    base, gamma, policy, rule = found.group("base", "gamma", "policy", "rule") if found else (name, None, None, None)
+    if base not in NAMES or ((policy or rule) and base not in DRAFTERS):
+        remedy = f"use {', '.join(NAMES)}, or module:function"
+        raise DecodeError("decoders", "no decoder has this name", name, remedy)
+    if base in _ASSISTED and assistant is None:
+        raise DecodeError("decoders", "there is no assistant model", base, "name one with --assistant")
     if base in PEERS:
-        return Success(PEERS[base](None if gamma is None else int(gamma)))
+        if not isinstance(model, PreTrainedModel):
+            happened, kind = "transformers decodes with its own models only", type(model).__name__
+            raise DecodeError("decoders", happened, kind, "leave the model's name out")
+        return PEERS[base](None if gamma is None else int(gamma))
     if base in DRAFTERS:
         entry = DRAFTERS[base]
         most = MOST if policy else int(gamma or entry.usual)
-        return Success(composed(_drafted(entry, POLICIES[policy or "fixed"], most, RULES[rule or "reject"], model)))
-    return Success(composed(_autoregressive))
+        return composed(_drafted(entry, POLICIES[policy or "fixed"], most, RULES[rule or "reject"], model))
+    return composed(lambda context: autoregressive_step(context.target, context.processor, context.rng))
 
 
-def _refusal(base: str, name: str, ours: str | None, model: Module, assistant: Module | None) -> DecodeError | None:
-    if base not in NAMES or (ours and base not in DRAFTERS):
-        remedy = f"use {', '.join(NAMES)}, or module:function"
-        return DecodeError("decoders", "no decoder has this name", name, remedy)
-    if base in _ASSISTED and assistant is None:
-        return DecodeError("decoders", "there is no assistant model", base, "name one with --assistant")
-    if base in PEERS and not isinstance(model, PreTrainedModel):
-        remedy = "leave the model's name out"
-        return DecodeError("decoders", "transformers decodes with its own models only", type(model).__name__, remedy)
-    return None
-
-
-def _autoregressive(context: Context) -> Step:
-    return autoregressive_step(context.target, context.processor, context.rng)
-
-
-def imported(path: str) -> Result[Callable[..., object], DecodeError]:
-    """The function at `module:function`, looked for in the working directory too."""
+def imported(path: str) -> Callable[..., object]:
+    """The function at `module:function`, looked for in the working directory too; `DecodeError` where there is none."""
     module, _, name = path.partition(":")
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:
-        function = getattr(import_module(module), name)
+        function: object = getattr(import_module(module), name)
     except (Exception, SystemExit) as error:  # a module may do anything while it is imported
         remedy = "give module:function, importable from here"
-        return Failure(DecodeError("decoders", f"it cannot be imported ({said(error)})", path, remedy))
+        raise DecodeError("decoders", f"it cannot be imported ({said(error)})", path, remedy) from error
     if not callable(function):
-        return Failure(DecodeError("decoders", "it is no function", path, "give module:function"))
-    return Success(function)
+        raise DecodeError("decoders", "it is no function", path, "give module:function")
+    return function

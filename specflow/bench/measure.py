@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from hashlib import blake2b
-from typing import final
+from typing import Final, final
 
 import torch
-from attrs import define, field, frozen
-from returns.result import Failure, Result, safe
+from attrs import define, evolve, field, frozen
+from returns.result import safe
 
 from specflow.bench.context import Context
 from specflow.bench.decoders import Decoder, Models
 from specflow.bench.prompts import Prompt
-from specflow.bench.stopwatch import Clock, Pass, Stopwatch, clock_for
-from specflow.errors import DecodeError
+from specflow.bench.stopwatch import Pass, Stopwatch, clock_for
+from specflow.errors import DecodeError, unwrap
 from specflow.loop import start
 from specflow.models import Loaded, said
+from specflow.policies.meter import Clock
 from specflow.predictors import CachedPredictor, limits_of
 from specflow.processors import LogitsProcessor
 from specflow.randomness import Dice
@@ -60,14 +61,12 @@ class Run:
     rounds: tuple[Round, ...]
     seconds: float
 
-    @property
     def rate(self) -> float:
         """Tokens per second, prefill included."""
         return len(self.output) / self.seconds
 
-    @property
     def decode_rate(self) -> float | None:
-        """Tokens per second behind the first round, which is where the prompt is read. None for a text of one round."""
+        """Tokens per second after the first round, in which the prompt is read. None for a text of one round."""
         later = self.rounds[1:]
         return sum(one.tokens for one in later) / sum(one.seconds for one in later) if later else None
 
@@ -94,40 +93,40 @@ class Plan:
         """How many texts will be decoded, those of the warm-up not counted."""
         return len(self.prompts) * self.repeats * len(self.decoders)
 
-    def state(self, prompt: Prompt) -> Result[DecodeState, DecodeError]:
-        """Where the decoding of a prompt starts. Of a prompt that is too long the end is kept."""
-        limits, stop = limits_of(self.loaded.model), self.loaded.stop
-        return safe(exceptions=(DecodeError,))(self.loaded.chat)(prompt.text).bind(
-            lambda ids: start(ids[-self.max_prompt_tokens :], self.max_new_tokens, stop, limits)
-        )
+    @safe(exceptions=(DecodeError,))
+    def state(self, prompt: Prompt) -> DecodeState:
+        """Where the decoding of a prompt starts. Of a prompt that is too long, the end is kept."""
+        ids = self.loaded.chat(prompt.text)[-self.max_prompt_tokens :]
+        return unwrap(start(ids, self.max_new_tokens, self.loaded.stop, limits_of(self.loaded.model)))
 
 
-WARM_UP = 16
+WARM_UP: Final = 16
 """Tokens that each decoder writes, unmeasured, before the first measurement."""
 
 
-def warmed_up(plan: Plan, decoder: Decoder) -> Result[Decoder, DecodeError]:
+@safe(exceptions=(DecodeError,))
+def warmed_up(plan: Plan, decoder: Decoder) -> Decoder:
     """The decoder after a short text that is not measured, or what went wrong in it."""
+    short = evolve(plan, max_new_tokens=min(WARM_UP, plan.max_new_tokens))
     prompt = plan.prompts[0]
-    opening = plan.state(prompt).bind(
-        lambda state: start(state.tokens, min(WARM_UP, plan.max_new_tokens), state.request.stop)
-    )
+    state = unwrap(short.state(prompt))
     try:
-        return opening.map(lambda state: run_one(plan, decoder, prompt, state, 0)).map(lambda run: decoder)
+        run_one(short, decoder, prompt, state, 0)
     except Exception as error:  # a user's decoder may raise anything
         happened = f"it failed in the warm-up ({error if isinstance(error, DecodeError) else said(error)})"
-        return Failure(DecodeError("decoders", happened, decoder.label, "see the cause"))
+        raise DecodeError("decoders", happened, decoder.label, "see the cause") from error
+    return decoder
 
 
 def measure(plan: Plan) -> Iterator[Run]:
     """Every prompt by every decoder, `repeats` times. Refused prompts raise their `DecodeError`.
 
-    The decoders take turns on each prompt, and who goes first moves on, so that what the machine does meanwhile hits
-    all of them alike.
+    The decoders take turns on each prompt, and who goes first moves on, so that what else the machine does
+    affects all of them alike.
     """
     turn = 0
     for prompt in plan.prompts:
-        state = plan.state(prompt).unwrap()
+        state = unwrap(plan.state(prompt))
         for repeat in range(plan.repeats):
             first = turn % len(plan.decoders)
             for decoder in plan.decoders[first:] + plan.decoders[:first]:
@@ -139,37 +138,19 @@ def run_one(plan: Plan, decoder: Decoder, prompt: Prompt, state: DecodeState, re
     """One text, measured. Its randomness depends on the plan's seed, the prompt and the repeat, not on the decoder."""
     model = plan.models.targets[decoder.model]
     stopwatch = Stopwatch(plan.clock or clock_for(model))
-    target = CachedPredictor(model)
     # torch keeps 32 bits of a seed, so all of this one is in them.
     key = blake2b(f"{plan.seed}/{prompt.question_id}/{repeat}".encode(), digest_size=4).digest()
     torch.manual_seed(int.from_bytes(key, "big"))
-    session = decoder.prepare(
-        Context(
-            model,
-            target,
-            plan.processor,
-            Dice(),
-            plan.loaded.tokenizer,
-            state.tokens,
-            plan.models.assistant,
-            stopwatch,
-        )
-    )
-    recorder = _Recorder(stopwatch, len(state.tokens))
+    target, assistant = CachedPredictor(model), plan.models.assistant
+    context = Context(model, target, plan.processor, Dice(), plan.loaded.tokenizer, state.tokens, assistant, stopwatch)
+    session = decoder.prepare(context)
     with stopwatch.watching(model):
-        began = recorder.start()
+        began = stopwatch.clock()
+        recorder = _Recorder(stopwatch, len(state.tokens), began)
         session(state, recorder)
         seconds = stopwatch.clock() - began
-    return Run(
-        decoder.label,
-        prompt.question_id,
-        prompt.category,
-        repeat,
-        len(state.tokens),
-        tuple(recorder.output),
-        tuple(recorder.rounds),
-        seconds,
-    )
+    text = tuple(recorder.output), tuple(recorder.rounds)
+    return Run(decoder.label, prompt.question_id, prompt.category, repeat, len(state.tokens), *text, seconds)
 
 
 @final
@@ -179,27 +160,21 @@ class _Recorder:
 
     stopwatch: Stopwatch
     uncovered: int
+    since: float
     output: list[int] = field(init=False, factory=list)
     rounds: list[Round] = field(init=False, factory=list)
-    _since: float = field(init=False, default=0.0)
     _passes: int = field(init=False, default=0)
     _drafting: float = field(init=False, default=0.0)
-
-    def start(self) -> float:
-        self._since = self.stopwatch.clock()
-        return self._since
 
     def __call__(self, tokens: Tokens, drafts: Count | None, /) -> None:
         now = self.stopwatch.clock()
         passes = tuple(self.stopwatch.passes[self._passes :])
-        if (
-            drafts is None
-        ):  # all but the new text that the passes were fed was a draft, and all but one token came of it
+        if drafts is None:  # of what the passes were fed, all but the new text were drafts; one token came of none
             drafted = sum(one.fed for one in passes) - self.uncovered
             drafts = Count(drafted, min(drafted, len(tokens) - 1))
         drafting = self.stopwatch.drafting - self._drafting
-        self.rounds.append(Round(len(tokens), drafts.drafted, drafts.accepted, passes, drafting, now - self._since))
+        self.rounds.append(Round(len(tokens), drafts.drafted, drafts.accepted, passes, drafting, now - self.since))
         self.output += tokens
         self.uncovered = 1
         self._passes, self._drafting = len(self.stopwatch.passes), self.stopwatch.drafting
-        self._since = self.stopwatch.clock()
+        self.since = self.stopwatch.clock()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from io import StringIO
 from pathlib import Path
 from typing import Final
@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from specflow.bench.report import Report, interval_text, positions_text
+from specflow.bench.summary import Split
 
 TEMPLATE: Final = Path(__file__).with_name("page.html")
 
@@ -59,10 +60,15 @@ def _ratios(report: Report, axes: Axes) -> None:
 
 def _split(report: Report, axes: Axes) -> None:
     shown = [(one.decoder, one.split) for one in report.summaries if one.split is not None]
-    left = [0.0] * len(shown)
-    for part in ("target", "drafting", "own"):
-        shares = [100 * {"target": one.target, "drafting": one.drafting, "own": one.own}[part] for _, one in shown]
-        axes.barh([label for label, _ in shown], shares, left=left, label=part)
+    labels, left = [label for label, _ in shown], [0.0] * len(shown)
+    parts: Mapping[str, Callable[[Split], float]] = {
+        "target": lambda split: split.target,
+        "drafting": lambda split: split.drafting,
+        "own": lambda split: split.own,
+    }
+    for part, share in parts.items():
+        shares = [100 * share(split) for _, split in shown]
+        axes.barh(labels, shares, left=left, label=part)
         left = [sum(pair) for pair in zip(left, shares, strict=True)]
     axes.invert_yaxis()
     axes.set_xlabel("% of the decoding time")
@@ -73,12 +79,8 @@ def _acceptance(report: Report, axes: Axes) -> None:
     for one in report.summaries:
         seen = [(i, each) for i, each in enumerate(one.positions, 1) if each.reached]
         if seen:
-            axes.plot(
-                [i for i, _ in seen],
-                [100 * each.accepted / each.reached for _, each in seen],
-                marker="o",
-                label=one.decoder,
-            )
+            shares = [100 * each.accepted / each.reached for _, each in seen]
+            axes.plot([i for i, _ in seen], shares, marker="o", label=one.decoder)
             axes.legend()
     axes.set_ylim(0, 105)
     axes.set_xlabel("position in the draft")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import final
 
 import torch
@@ -16,16 +17,8 @@ from specflow.processors import GreedyProcessor
 from specflow.state import DecodeState
 
 
-def generate() -> Prepare:
-    """`model.generate(ids)`."""
-    return lambda context: _generation(context, {})
-
-
-def prompt_lookup(gamma: int, longest: int | None = None) -> Prepare:
-    """`model.generate(ids, prompt_lookup_num_tokens=gamma)`, with matches of at most `longest` tokens (default: 2)."""
-    options: dict[str, object] = {"prompt_lookup_num_tokens": gamma}
-    if longest is not None:
-        options["max_matching_ngram_size"] = longest
+def generate(**options: object) -> Prepare:
+    """`model.generate(ids, **options)`."""
     return lambda context: _generation(context, options)
 
 
@@ -35,7 +28,7 @@ def assistant(gamma: int | None = None) -> Prepare:
     def prepare(context: Context) -> Session:
         helper = context.assistant
         assert isinstance(helper, PreTrainedModel)
-        inner = _generation(context, {"assistant_model": helper})
+        inner = generate(assistant_model=helper)(context)
 
         def session(state: DecodeState, emit: Emit) -> None:
             with context.stopwatch.watching_assistant(helper), _drafting(helper, gamma):
@@ -88,14 +81,13 @@ def _generation(context: Context, options: dict[str, object]) -> Session:
 
 @contextmanager
 def _drafting(helper: PreTrainedModel, gamma: int | None) -> Iterator[None]:
-    """`generate` reads the draft's length from the assistant's own generation config, which is put back afterwards."""
-    config = helper.generation_config
-    before = config.num_assistant_tokens, config.num_assistant_tokens_schedule, config.assistant_confidence_threshold
+    """`generate` reads the draft's length from the assistant's own generation config: for the block, from a copy."""
+    before = helper.generation_config
+    helper.generation_config = config = deepcopy(before)
     if gamma is not None:
         config.num_assistant_tokens, config.num_assistant_tokens_schedule = gamma, "constant"
         config.assistant_confidence_threshold = 0.0
     try:
         yield
     finally:
-        config.num_assistant_tokens, config.num_assistant_tokens_schedule = before[:2]
-        config.assistant_confidence_threshold = before[2]
+        helper.generation_config = before

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Final, final
 
 from attrs import frozen
-from returns.result import Failure, Result, Success
+from returns.result import safe
 
 from specflow.errors import DecodeError
 from specflow.guards.checks import a
@@ -34,7 +35,8 @@ class Prompt:
         return self.turns[0]
 
 
-def read_prompts(path: Path = OWN_PROMPTS) -> Result[tuple[Prompt, ...], DecodeError]:
+@safe(exceptions=(DecodeError,))
+def read_prompts(path: Path = OWN_PROMPTS) -> tuple[Prompt, ...]:
     """The prompts of a JSONL file whose lines have `question_id`, `category` and `turns`; other fields are ignored.
 
     The format is that of Spec-Bench (`data/spec_bench/question.jsonl`) and of MT-bench. Refused: a file that cannot be
@@ -43,29 +45,19 @@ def read_prompts(path: Path = OWN_PROMPTS) -> Result[tuple[Prompt, ...], DecodeE
     >>> len(read_prompts().unwrap())
     36
     """
+    a(Path, "give a Path")("path", path)
     try:
-        a(Path, "give a Path")("path", path)
         lines = path.read_text(encoding="utf-8").splitlines()
-    except DecodeError as error:
-        return Failure(error)
     except (OSError, UnicodeDecodeError) as error:
         remedy = "give a JSONL file in Spec-Bench's format"
-        return Failure(DecodeError("prompts", f"the prompts cannot be read ({error})", str(path), remedy))
-    prompts = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        prompt = _prompt(line)
-        if prompt is None:
-            remedy = 'write {"question_id": 1, "category": "chat", "turns": ["…"]} on each line'
-            return Failure(DecodeError("prompts", f"line {number} of {path} is not a prompt", line[:60], remedy))
-        prompts.append(prompt)
+        raise DecodeError("prompts", f"the prompts cannot be read ({error})", str(path), remedy) from error
+    prompts = tuple([_prompt(path, number, line) for number, line in enumerate(lines, 1) if line.strip()])
     twice = [number for number, count in Counter(prompt.question_id for prompt in prompts).items() if count > 1]
     if twice:
-        return Failure(DecodeError("prompts", "a question_id occurs twice", twice[0], "number the prompts apart"))
+        raise DecodeError("prompts", "a question_id occurs twice", twice[0], "number the prompts apart")
     if not prompts:
-        return Failure(DecodeError("prompts", "the file holds no prompts", str(path), "give at least one line"))
-    return Success(tuple(prompts))
+        raise DecodeError("prompts", "the file holds no prompts", str(path), "give at least one line")
+    return prompts
 
 
 def spread(prompts: Sequence[Prompt], limit: int | None) -> tuple[Prompt, ...]:
@@ -84,11 +76,10 @@ def spread(prompts: Sequence[Prompt], limit: int | None) -> tuple[Prompt, ...]:
     return tuple([prompt for prompt in turns if prompt is not None][:limit])
 
 
-def _prompt(line: str) -> Prompt | None:
-    try:
+def _prompt(path: Path, number: int, line: str) -> Prompt:
+    with suppress(ValueError, RecursionError):
         match json.loads(line):
-            case {"question_id": int(number), "category": str(category), "turns": [str(first), *more]}:
-                return Prompt(number, category, (first, *map(str, more)))
-    except (ValueError, RecursionError):
-        pass
-    return None
+            case {"question_id": int(question_id), "category": str(category), "turns": [str(first), *more]}:
+                return Prompt(question_id, category, (first, *map(str, more)))
+    remedy = 'write {"question_id": 1, "category": "chat", "turns": ["…"]} on each line'
+    raise DecodeError("prompts", f"line {number} of {path} is not a prompt", line[:60], remedy)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import final
+from typing import Final, final
 
 import torch
 from attrs import asdict, frozen
@@ -21,7 +21,6 @@ from specflow.bench.summary import (
     Identity,
     Interval,
     Position,
-    Split,
     Summary,
     compare,
     costs_by_size,
@@ -30,10 +29,10 @@ from specflow.bench.summary import (
     summarise,
 )
 from specflow.predictors import UncachedPredictor
-from specflow.processors import GreedyProcessor, LogitsProcessor
+from specflow.processors import GreedyProcessor
 from specflow.state import Tokens
 
-SHOWN_POSITIONS = 8
+SHOWN_POSITIONS: Final = 8
 
 
 @final
@@ -119,8 +118,7 @@ def show(report: Report, console: Console) -> None:
 
 def _speed(report: Report) -> Table:
     table = Table(title=f"Speed, against {report.baseline} (medians over prompts, 95 % intervals)")
-    for heading in ("decoder", "tok/s", "ratio", "worst", "tok/s", "ratio", "first", "tokens", "same"):
-        table.add_column(heading, justify="left" if heading == "decoder" else "right", overflow="fold")
+    _columns(table, "decoder", "tok/s", "ratio", "worst", "tok/s", "ratio", "first", "tokens", "same")
     table.add_row("", "decoding", "decoding", "prompt", "in all", "in all", "s", "/pass", "text", style="dim")
     against = report.against(report.baseline)
     for one in report.summaries:
@@ -141,16 +139,14 @@ def _speed(report: Report) -> Table:
 
 def _effort(report: Report) -> Table:
     table = Table(title="Where the decoding time goes, and what becomes of the drafts")
-    headings = ("decoder", "target", "drafting", "own", "own µs/step", "achieved", "accepted", "by position, %")
-    for heading in headings:
-        table.add_column(
-            heading, justify="left" if heading in {headings[0], headings[-1]} else "right", overflow="fold"
-        )
+    _columns(table, "decoder", "target", "drafting", "own", "own µs/step", "achieved", "accepted", "by position, %")
+    table.columns[-1].justify = "left"
     for one in report.summaries:
         split = one.split
         table.add_row(
             one.decoder,
-            *(("",) * 4 if split is None else _split_cells(split)),
+            *([f"{100 * share:.1f} %" for share in (split.target, split.drafting, split.own)] if split else [""] * 3),
+            f"{split.own_microseconds:.0f}" if split else "",
             "" if one.achieved is None else f"{one.achieved:.2f}",
             f"{one.accepted}/{one.drafted}" if one.drafted else "",
             positions_text(one.positions[:SHOWN_POSITIONS]),
@@ -158,9 +154,9 @@ def _effort(report: Report) -> Table:
     return table
 
 
-def _split_cells(split: Split) -> tuple[str, ...]:
-    shares = [f"{100 * share:.1f} %" for share in (split.target, split.drafting, split.own)]
-    return (*shares, f"{split.own_microseconds:.0f}")
+def _columns(table: Table, *headings: str) -> None:
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading == "decoder" else "right", overflow="fold")
 
 
 def interval_text(interval: Interval) -> str:
@@ -176,12 +172,14 @@ def positions_text(some: Iterable[Position]) -> str:
 def facts_of(plan: Plan, name: str) -> dict[str, str]:
     """What a reader must know about a measurement of the model called `name`: machine, versions, settings."""
     model = plan.loaded.model
+    processor = plan.processor
+    law = "greedy" if isinstance(processor, GreedyProcessor) else f"temperature {processor.temperature:g}"
     versions = [f"{name} {_version(name)}" for name in ("specflow", "torch", "transformers")]
     return {
         "model": f"{name}, {str(model.dtype).removeprefix('torch.')}",
         "prompts": f"{len(plan.prompts)} in {len({prompt.category for prompt in plan.prompts})} categories, "
         f"cut to {plan.max_prompt_tokens} tokens",
-        "tokens": f"{plan.max_new_tokens} new at most, {_law(plan.processor)}",
+        "tokens": f"{plan.max_new_tokens} new at most, {law}",
         "repeats": str(plan.repeats),
         "machine": f"{processor_name()}, {torch.get_num_threads()} threads, {model.device}",
         "versions": ", ".join((f"Python {platform.python_version()}", *versions)),
@@ -194,10 +192,6 @@ def _version(name: str) -> str:
         return version(name)
     except PackageNotFoundError:  # run from a checkout
         return "(not installed)"
-
-
-def _law(processor: LogitsProcessor) -> str:
-    return "greedy" if isinstance(processor, GreedyProcessor) else f"temperature {processor.temperature:g}"
 
 
 def processor_name() -> str:

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from time import perf_counter
-from typing import TypeAlias, TypeVar, final
+from typing import TypeVar, final
 
 import torch
 from attrs import define, field, frozen
 from torch import Tensor
 from torch.nn import Module
 
+from specflow.policies.meter import Clock
 from specflow.state import Tokens
 
 T = TypeVar("T")
-
-Clock: TypeAlias = Callable[[], float]
-"""Seconds since some moment."""
 
 
 def clock_for(model: Module) -> Clock:
@@ -57,39 +55,29 @@ class Stopwatch:
     drafting: float = field(init=False, default=0.0)
     _inside: bool = field(init=False, default=False)
 
-    @contextmanager
-    def watching(self, target: Module) -> Iterator[None]:
+    def watching(self, target: Module) -> AbstractContextManager[None]:
         """Every call of `target` within the block becomes a `Pass`. Afterwards the model is as it was."""
+        return _each_call(target, self.clock, self._passed)
 
-        def report(fed: int, seconds: float) -> None:
-            if not self._inside:
-                self.passes.append(Pass(fed, seconds))
-
-        with _each_call(target, self.clock, report):
-            yield
-
-    @contextmanager
-    def watching_assistant(self, assistant: Module) -> Iterator[None]:
+    def watching_assistant(self, assistant: Module) -> AbstractContextManager[None]:
         """Every call of `assistant` within the block is drafting: for decoders whose drafter cannot be wrapped."""
-
-        def report(fed: int, seconds: float) -> None:
-            self.drafting += seconds
-
-        with _each_call(assistant, self.clock, report):
-            yield
+        return _each_call(assistant, self.clock, self._drafted)
 
     def timed(self, drafter: Callable[[Tokens], Iterator[T]]) -> Callable[[Tokens], Iterator[T]]:
         """The same drafter, of chains or of trees; the time inside it is added to `drafting`."""
 
         def stream(tokens: Tokens) -> Iterator[T]:
             proposals = self._drafting(lambda: drafter(tokens))
-            while True:
-                proposal = self._drafting(lambda: next(proposals, None))
-                if proposal is None:
-                    return
-                yield proposal
+            yield from iter(lambda: self._drafting(lambda: next(proposals, None)), None)
 
         return stream
+
+    def _passed(self, fed: int, seconds: float) -> None:
+        if not self._inside:
+            self.passes.append(Pass(fed, seconds))
+
+    def _drafted(self, fed: int, seconds: float) -> None:
+        self.drafting += seconds
 
     def _drafting(self, work: Callable[[], T]) -> T:
         # Not a context manager: its own time, at each proposal, would count as specflow's.
@@ -102,7 +90,7 @@ class Stopwatch:
 
 
 @contextmanager
-def _each_call(module: Module, clock: Clock, report: Callable[[int, float], None]) -> Iterator[None]:
+def _each_call(module: Module, clock: Clock, note: Callable[[int, float], None]) -> Iterator[None]:
     began = 0.0
 
     def before(_module: Module, _arguments: tuple[object, ...]) -> None:
@@ -113,7 +101,7 @@ def _each_call(module: Module, clock: Clock, report: Callable[[int, float], None
         seconds = clock() - began
         ids = arguments[0] if arguments else named["input_ids"]
         assert isinstance(ids, Tensor)
-        report(ids.shape[-1], seconds)
+        note(ids.shape[-1], seconds)
 
     hooks = module.register_forward_pre_hook(before), module.register_forward_hook(after, with_kwargs=True)
     try:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import chain
 from statistics import median
-from typing import TypeAlias, final
+from typing import TypeAlias, TypeVar, final
 
 import torch
 from attrs import frozen
@@ -14,6 +13,8 @@ from attrs import frozen
 from specflow.bench.measure import Round, Run
 from specflow.prefix import common_prefix
 from specflow.state import Tokens
+
+K = TypeVar("K")
 
 Rate: TypeAlias = Callable[[Run], float | None]
 """Tokens per second of a run, or None where it has none."""
@@ -77,7 +78,7 @@ class Identity:
 @final
 @frozen
 class Split:
-    """Shares of the decoding time (prefill excluded), and specflow's own microseconds a step."""
+    """Shares of the decoding time (prefill excluded), and specflow's own microseconds per step."""
 
     target: float
     drafting: float
@@ -108,7 +109,7 @@ class Summary:
 
 
 Costs: TypeAlias = Mapping[tuple[str, int, int], float]
-"""(model, prompt, tokens fed) → median seconds of a target pass behind the prefill."""
+"""(model, prompt, tokens fed) → median seconds of a target pass after the prefill."""
 
 
 def bootstrap(ratios: Mapping[int, float], resamples: int = 4000, level: float = 0.95) -> Interval:
@@ -131,9 +132,7 @@ def bootstrap(ratios: Mapping[int, float], resamples: int = 4000, level: float =
 
 def compare(runs: Sequence[Run], decoder: str, baseline: str) -> Comparison | None:
     """`decoder` against `baseline`, paired by prompt; None where no prompt has both."""
-    decode, total = (
-        _paired(_by_prompt(runs, decoder, rate), _by_prompt(runs, baseline, rate)) for rate in (_decode_rate, _rate)
-    )
+    decode, total = (_ratios(runs, decoder, baseline, rate) for rate in (Run.decode_rate, Run.rate))
     return Comparison(decoder, baseline, bootstrap(decode), bootstrap(total), decode) if decode and total else None
 
 
@@ -142,11 +141,11 @@ def summarise(runs: Sequence[Run], decoder: str, model: str, costs: Costs) -> Su
     mine = [run for run in runs if run.decoder == decoder]
     later = [one for run in mine for one in run.rounds[1:]]
     every = [one for run in mine for one in run.rounds]
-    decode_rates = _by_prompt(mine, decoder, _decode_rate).values()
+    decode_rates = _by_prompt(mine, decoder, Run.decode_rate).values()
     return Summary(
         decoder,
         median(decode_rates) if decode_rates else None,
-        median(_by_prompt(mine, decoder, _rate).values()),
+        median(_by_prompt(mine, decoder, Run.rate).values()),
         median(run.rounds[0].seconds for run in mine),
         sum(len(run.output) for run in mine) / max(1, sum(len(one.passes) for one in every)),
         sum(one.drafted for one in every),
@@ -166,40 +165,33 @@ def positions(drafts: Iterable[tuple[int, int]]) -> tuple[Position, ...]:
     >>> positions([(3, 3), (3, 1), (2, 0)])
     (Position(reached=3, accepted=2), Position(reached=2, accepted=1), Position(reached=1, accepted=1))
     """
-    reached: list[int] = []
-    accepted: list[int] = []
-    for drafted, stood in drafts:
-        judged = min(drafted, stood + 1)
-        reached += [0] * (judged - len(reached))
-        accepted += [0] * (judged - len(accepted))
-        for i in range(judged):
-            reached[i] += 1
-            accepted[i] += i < stood
-    return tuple([Position(*pair) for pair in zip(reached, accepted, strict=True)])
+    pairs = [(min(drafted, stood + 1), min(drafted, stood)) for drafted, stood in drafts]
+    longest = max([judged for judged, _ in pairs], default=0)
+    return tuple(
+        [Position(sum(i < judged for judged, _ in pairs), sum(i < stood for _, stood in pairs)) for i in range(longest)]
+    )
 
 
 def pass_costs(runs: Sequence[Run], models: Mapping[str, str]) -> Costs:
     """What passes cost: the median over all runs of the decoders that share a model, by prompt and tokens fed."""
-    seconds = defaultdict(list)
-    for run in runs:
-        for one in chain.from_iterable(one.passes for one in run.rounds[1:]):
-            seconds[models[run.decoder], run.question_id, one.fed].append(one.seconds)
-    return {key: median(values) for key, values in seconds.items()}
+    return _medians(
+        ((models[run.decoder], run.question_id, each.fed), each.seconds)
+        for run in runs
+        for one in run.rounds[1:]
+        for each in one.passes
+    )
 
 
 def costs_by_size(costs: Costs, model: str) -> dict[int, float]:
     """Tokens fed → median over prompts of what a pass costs, in seconds."""
-    sizes = defaultdict(list)
-    for (name, _, fed), seconds in costs.items():
-        if name == model:
-            sizes[fed].append(seconds)
-    return {fed: median(values) for fed, values in sorted(sizes.items())}
+    sizes = _medians((fed, seconds) for (name, _, fed), seconds in costs.items() if name == model)
+    return dict(sorted(sizes.items()))
 
 
 def identity(runs: Sequence[Run], decoder: str, baseline: str, margin: Callable[[int, Tokens], float]) -> Identity:
     """The decoder's texts against the baseline's of the same prompt and repeat.
 
-    `margin(question_id, output)` is the gap between the two best logits behind `output`.
+    `margin(question_id, output)` is the gap between the two best logits after `output`.
     """
     texts = {(run.question_id, run.repeat): run.output for run in runs if run.decoder == baseline}
     compared, differences = 0, []
@@ -213,26 +205,23 @@ def identity(runs: Sequence[Run], decoder: str, baseline: str, margin: Callable[
     return Identity(compared, compared - len(differences), tuple(differences))
 
 
-def _rate(run: Run) -> float | None:
-    return run.rate
-
-
-def _decode_rate(run: Run) -> float | None:
-    return run.decode_rate
-
-
 def _by_prompt(runs: Iterable[Run], decoder: str, rate: Rate) -> dict[int, float]:
     """Prompt → the median rate over the repeats."""
-    rates = defaultdict(list)
-    for run in runs:
-        value = rate(run) if run.decoder == decoder else None
-        if value is not None:
-            rates[run.question_id].append(value)
-    return {prompt: median(values) for prompt, values in rates.items()}
+    rates = [(run.question_id, rate(run)) for run in runs if run.decoder == decoder]
+    return _medians((prompt, value) for prompt, value in rates if value is not None)
 
 
-def _paired(rates: Mapping[int, float], base: Mapping[int, float]) -> dict[int, float]:
-    return {prompt: rates[prompt] / base[prompt] for prompt in rates if prompt in base}
+def _ratios(runs: Sequence[Run], decoder: str, baseline: str, rate: Rate) -> dict[int, float]:
+    ours, theirs = _by_prompt(runs, decoder, rate), _by_prompt(runs, baseline, rate)
+    return {prompt: ours[prompt] / theirs[prompt] for prompt in ours if prompt in theirs}
+
+
+def _medians(pairs: Iterable[tuple[K, float]]) -> dict[K, float]:
+    """Key → the median of its values."""
+    values = defaultdict(list)
+    for key, value in pairs:
+        values[key].append(value)
+    return {key: median(several) for key, several in values.items()}
 
 
 def _split(rounds: Sequence[Round]) -> Split | None:

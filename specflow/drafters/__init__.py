@@ -3,6 +3,7 @@
 from specflow.drafters.bigrams import Bigrams as Bigrams
 from specflow.drafters.block import GreedyBlockDrafter as GreedyBlockDrafter
 from specflow.drafters.block import SampledBlockDrafter as SampledBlockDrafter
+from specflow.drafters.combine import as_chain as as_chain
 from specflow.drafters.combine import at_most as at_most
 from specflow.drafters.combine import first_of as first_of
 from specflow.drafters.combine import longest as longest
@@ -17,4 +18,3 @@ from specflow.drafters.ngrams.storage import NGramStorage as NGramStorage
 from specflow.drafters.ngrams.storage import OneLevelNGramStorage as OneLevelNGramStorage
 from specflow.drafters.suffix import SuffixDrafter as SuffixDrafter
 from specflow.drafters.tree import LookupTree as LookupTree
-from specflow.drafters.tree import as_chain as as_chain

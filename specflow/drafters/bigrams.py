@@ -1,4 +1,4 @@
-"""A model's own bigrams: what it would say behind each token, if it knew nothing but that token."""
+"""A model's own bigrams: what it would say after each token if it knew nothing but that token."""
 
 from __future__ import annotations
 
@@ -10,22 +10,18 @@ import torch
 from attrs import field, frozen
 from numpy.typing import NDArray
 from safetensors.numpy import save
-from torch import Tensor
 from torch.nn.functional import softmax
 
-from specflow.drafters.ngrams.file import content_of, write
+from specflow.asked import rows_of
+from specflow.drafters.ngrams.file import content_of, no_file, write
 from specflow.errors import DecodeError
 from specflow.guards.checks import calls, shown, whole
 from specflow.guards.ids import ids_of
 from specflow.state import TEXT, Predictor, Proposal, Tokens
 
-TOGETHER: Final = 127
-"""How many tokens are asked about in one pass; with the token before them they fill an accelerated model's pass."""
-
+TOGETHER: Final = 127  # tokens asked about in one pass; with the one before them they fill an accelerated model's pass
 FORMAT: Final = "specflow bigrams 1"
-
 ARRAYS: Final = {"tokens": torch.int32, "chances": torch.float32}
-
 REMEDY: Final = "make the table again, and `save` it"
 
 
@@ -34,17 +30,16 @@ REMEDY: Final = "make the table again, and `save` it"
 class Bigrams:
     """For each token of the vocabulary its k most probable followers, in order: `tokens` and `chances`, each [V, k].
 
-    `Bigrams.of(target, before, vocab_size)` asks a model once, in V / 127 passes over trees: what follows each token
-    behind the tokens `before`? Those should tell nothing, as `specflow.models.bigrams_of` chooses them. For
-    SmolLM2-135M it takes a minute or two, and 3 MB; `save` keeps it for the next time. No text is needed, and nothing
-    is trained.
+    `Bigrams.of(target, before, vocab_size)` asks a model once, in V / 127 passes over trees, what follows `before` and
+    each token. `before` should tell nothing, as `specflow.models.bigrams_of` chooses it. For SmolLM2-135M it takes a
+    minute or two, and 3 MB. No text is needed, and nothing is trained.
 
     `DecodeError` where the two tables are not of one shape [V, k], k ≥ 1, name tokens outside [0, V), or hold chances
     that are no probabilities.
     Source: Stewart et al. 2411.03786 (The N-Grammys), the model-derived bigram.
 
     >>> table = Bigrams(numpy.array([[1, 2], [2, 0], [0, 1]]), numpy.array([[0.5, 0.25]] * 3))
-    >>> table.behind(1)
+    >>> table.after(1)
     [(2, 0.5), (0, 0.25)]
     """
 
@@ -52,8 +47,12 @@ class Bigrams:
     chances: NDArray[numpy.floating] = field(repr=False)
 
     def __attrs_post_init__(self) -> None:
-        _check_numbers("tokens", self.tokens, numpy.integer)
-        _check_numbers("chances", self.chances, numpy.floating)
+        for name, kind in (("tokens", numpy.integer), ("chances", numpy.floating)):
+            table: object = getattr(self, name)
+            if not isinstance(table, numpy.ndarray) or not numpy.issubdtype(table.dtype, kind):
+                received = f"an array of {table.dtype}" if isinstance(table, numpy.ndarray) else shown(table)
+                happened = f"{name} is no numpy array of {kind.__name__} numbers"
+                raise DecodeError(name, happened, received, "give two tables")
         shapes = self.tokens.shape, self.chances.shape
         if self.tokens.ndim != 2 or 0 in self.tokens.shape or shapes[0] != shapes[1]:
             raise DecodeError("bigrams", "the tables are not both [V, k]", shapes, "give tables of one shape")
@@ -66,7 +65,7 @@ class Bigrams:
 
     @classmethod
     def of(cls, target: Predictor, before: Tokens, vocab_size: int, k: int = 8) -> Bigrams:
-        """What the target finds most probable behind `before`, which is not empty, and each token; 1 ≤ k ≤ V.
+        """What the target finds most probable after `before`, which is not empty, and each token; 1 ≤ k ≤ V.
 
         `DecodeError` for anything else, and where the target's rows are none of `vocab_size` tokens.
         """
@@ -76,12 +75,20 @@ class Bigrams:
         context = ids_of("before", before)
         if not context:
             raise DecodeError("before", "there is no token to begin with", "no tokens", "give one that tells nothing")
-        starts = range(0, int(vocab_size), TOGETHER)
-        parts = [_asked(target, context, range(i, min(i + TOGETHER, vocab_size)), vocab_size, k) for i in starts]
-        tokens, chances = zip(*parts, strict=True)
+        tokens, chances = [], []
+        every = range(int(vocab_size))
+        for first in every[::TOGETHER]:
+            some = every[first : first + TOGETHER]
+            logits = rows_of(target, context, [Proposal(token, parent=TEXT) for token in some])[1:]
+            if logits.shape[1] != vocab_size:
+                happened = f"the target does not give logits of {vocab_size} tokens"
+                raise DecodeError("target", happened, logits.shape[1], "give the target and its vocab_size")
+            best = softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1).topk(k, dim=-1)
+            tokens.append(best.indices.cpu())
+            chances.append(best.values.cpu())
         return cls(torch.cat(tokens).numpy(), torch.cat(chances).numpy())
 
-    def behind(self, token: int) -> list[tuple[int, float]]:
+    def after(self, token: int) -> list[tuple[int, float]]:
         """A token's followers and their probabilities, the most probable first. `DecodeError` outside the table."""
         whole(0, "ask about a token of the table", most=len(self.tokens) - 1)("token", token)
         return list(zip(self.tokens[token].tolist(), self.chances[token].tolist(), strict=True))
@@ -96,29 +103,7 @@ class Bigrams:
         """Read what `save` wrote. `DecodeError` for any other file."""
         metadata, arrays = content_of(path, REMEDY)
         if metadata.get("format") != FORMAT:
-            raise _no_table(path, "holds no table of bigrams")
+            raise no_file(path, "holds no table of bigrams", REMEDY)
         if {name: tensor.dtype for name, tensor in arrays.items()} != ARRAYS:
-            raise _no_table(path, "does not hold the arrays of a table")
+            raise no_file(path, "does not hold the arrays of a table", REMEDY)
         return cls(arrays["tokens"].numpy(), arrays["chances"].numpy())
-
-
-def _check_numbers(name: str, table: object, kind: type) -> None:
-    if not isinstance(table, numpy.ndarray) or not numpy.issubdtype(table.dtype, kind):
-        received = f"an array of {table.dtype}" if isinstance(table, numpy.ndarray) else shown(table)
-        raise DecodeError(name, f"{name} is no numpy array of {kind.__name__} numbers", received, "give two tables")
-
-
-def _asked(target: Predictor, before: Tokens, some: range, vocab_size: int, k: int) -> tuple[Tensor, Tensor]:
-    """The k most probable followers of some tokens, and their probabilities, each [n, k]."""
-    rows: object = target(before, [Proposal(token, parent=TEXT) for token in some])
-    if not isinstance(rows, Tensor) or rows.shape != (len(some) + 1, vocab_size):
-        received = str(list(rows.shape)) if isinstance(rows, Tensor) else shown(rows)
-        happened = f"the target does not give [{len(some) + 1}, {vocab_size}] logits"
-        raise DecodeError("target", happened, received, "give the target and its vocab_size")
-    logits = rows[1:]
-    best = softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1).topk(k, dim=-1)
-    return best.indices.cpu(), best.values.cpu()
-
-
-def _no_table(path: str | PathLike[str], happened: str) -> DecodeError:
-    return DecodeError("path", f"the file {happened}", str(path), REMEDY)

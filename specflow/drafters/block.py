@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import final
 
 from attrs import field, frozen
@@ -22,6 +22,8 @@ _reads_ahead = valid(does("a predictor that reads ahead", "give a CachedPredicto
 _at_least_one = valid(whole(1, "draft at least one token"))
 _size = valid(or_none(whole(1, "give the target's vocabulary, or None", MOST)))
 _name = valid(a(str, "give a name"))
+_has_a_law = valid(a(LogitsProcessor, "give one whose law is its probabilities, such as MultinomialProcessor(1.0)"))
+_draws_there = valid(does("a source of draws", "give Dice() or SharedNoise(seed)", "draw", "draw_there"))
 
 
 @final
@@ -30,12 +32,12 @@ class GreedyBlockDrafter:
     """Drafts a model's most probable tokens, `ahead` of them at once, with one copy from the device for all.
 
     `LLMDrafter` with a `GreedyProcessor` proposes the same and copies each token, so that the device waits for the host
-    in between. Here all are drafted before the first is proposed: those that the gamma policy leaves are wasted. Under
-    a processor that samples its drafts are exact too, but accepted less often than those of `SampledBlockDrafter`.
+    in between. Here all are drafted before the first is proposed: those that the gamma policy leaves are wasted.
+    Sampled decoding is exact with them too, but accepts more of `SampledBlockDrafter`.
 
     `vocab_size` is the target's vocabulary, None where the drafter has the same. The draft ends where the drafter's
-    own limits end, and for a model that is not fed one token at a time over its cache behind the first. ahead ≥ 1,
-    else `DecodeError`.
+    own limits end, and after one token for a model that is not fed one at a time over its cache. ahead ≥ 1, else
+    `DecodeError`.
 
     >>> import torch
     >>> from specflow.protocols import Limits
@@ -53,13 +55,7 @@ class GreedyBlockDrafter:
     source: str = field(default="llm", validator=_name)
 
     def __call__(self, tokens: Tokens, /) -> Iterator[Proposal[PointMass]]:
-        rows: list[Tensor] = []
-
-        def choose(logits: Tensor, position: int) -> Tensor:
-            rows.append(_fitted(logits, self.vocab_size))
-            return rows[-1].argmax()
-
-        for token, row in zip(_drafted(self.predictor, tokens, self.ahead, self.vocab_size, choose), rows, strict=True):
+        for token, row in _drafted(self, tokens, lambda logits, position: logits.argmax()):
             yield Proposal(token, PointMass(token), source=self.source, logits=row)
 
 
@@ -68,61 +64,46 @@ class GreedyBlockDrafter:
 class SampledBlockDrafter:
     """Drafts samples of a model, `ahead` of them at once, with one copy from the device for all ids.
 
-    Else it is as `GreedyBlockDrafter`. The laws q that the drafts are drawn from, the processor's probabilities, stay
-    on the device. A processor's own `sample` is not used.
-
-    >>> from specflow import Dice, TopKProcessor
-    >>> import torch
-    >>> from specflow.protocols import Limits
-    >>> class Counting:  # in real life a CachedPredictor
-    ...     limits = Limits(vocab_size=16)
-    ...     def read_ahead(self, tokens, most, choose, /):
-    ...         return tuple([int(choose(torch.eye(16)[len(tokens) + i], len(tokens) + i)) for i in range(most)])
-    >>> drafter = SampledBlockDrafter(Counting(), TopKProcessor(1.0, top_k=1), Dice(), ahead=3)
-    >>> [(draft.token, draft.q.of(draft.token)) for draft in drafter((0, 1, 2))]
-    [(3, 1.0), (4, 1.0), (5, 1.0)]
+    The rest is as in `GreedyBlockDrafter`. The laws q that the drafts are drawn from, the processor's probabilities,
+    stay on the device. A processor's own `sample` is not used.
     """
 
     predictor: ReadsAhead = field(validator=_reads_ahead)
-    processor: LogitsProcessor = field(
-        validator=valid(
-            a(LogitsProcessor, "give one whose law is its probabilities, such as MultinomialProcessor(1.0)")
-        )
-    )
-    rng: Sampling = field(
-        validator=valid(does("a source of draws", "give Dice() or SharedNoise(seed)", "draw", "draw_there"))
-    )
+    processor: LogitsProcessor = field(validator=_has_a_law)
+    rng: Sampling = field(validator=_draws_there)
     ahead: int = field(default=5, validator=_at_least_one)
     vocab_size: int | None = field(default=None, validator=_size)
     source: str = field(default="llm", validator=_name)
 
     def __call__(self, tokens: Tokens, /) -> Iterator[Proposal[Categorical]]:
-        rows: list[Tensor] = []
         laws: list[Categorical] = []
 
         def choose(logits: Tensor, position: int) -> Tensor:
-            rows.append(_fitted(logits, self.vocab_size))
-            laws.append(Categorical(self.processor(rows[-1])))
+            laws.append(Categorical(self.processor(logits)))
             token: object = self.rng.draw_there(laws[-1].probs, position)
             if not isinstance(token, Tensor) or token.numel() != 1:
-                raise DecodeError(
-                    "rng", "the source of draws gives no token", shown(token), "return an id [], a tensor"
-                )
+                happened, remedy = "the source of draws gives no token", "return an id [], a tensor"
+                raise DecodeError("rng", happened, shown(token), remedy)
             return token
 
-        drafted = _drafted(self.predictor, tokens, self.ahead, self.vocab_size, choose)
-        for token, q, row in zip(drafted, laws, rows, strict=True):
+        for (token, row), q in zip(_drafted(self, tokens, choose), laws, strict=True):
             yield Proposal(token, q, source=self.source, logits=row)
 
 
-def _drafted(predictor: ReadsAhead, tokens: Tokens, ahead: int, vocab_size: int | None, choose: Choose) -> Tokens:
-    limits, tokens = predictor.limits, text_of(tokens)
+def _drafted(
+    drafter: GreedyBlockDrafter | SampledBlockDrafter, tokens: Tokens, choose: Choose
+) -> Sequence[tuple[int, Tensor]]:
+    """Each token of a block, with the logits over the target's vocabulary that it was chosen from."""
+    predictor, vocab_size, tokens = drafter.predictor, drafter.vocab_size, text_of(tokens)
+    limits = predictor.limits
     a(Limits, "give it limits, as a CachedPredictor has")("predictor", limits)
     if vocab_size is not None and limits.vocab_size is not None and max(ids_of("tokens", tokens)) >= limits.vocab_size:
         return ()
-    most = ahead if limits.context is None else min(ahead, limits.context - len(tokens) + 1)
-    return predictor.read_ahead(tokens, most, choose) if most > 0 else ()
+    most = drafter.ahead if limits.context is None else min(drafter.ahead, limits.context - len(tokens) + 1)
+    rows: list[Tensor] = []
 
+    def choose_fitted(logits: Tensor, position: int) -> Tensor:
+        rows.append(logits if vocab_size is None else fit(logits, vocab_size))
+        return choose(rows[-1], position)
 
-def _fitted(logits: Tensor, vocab_size: int | None) -> Tensor:
-    return logits if vocab_size is None else fit(logits, vocab_size)
+    return list(zip(predictor.read_ahead(tokens, most, choose_fitted), rows, strict=True)) if most > 0 else ()

@@ -16,15 +16,15 @@ from attrs import evolve
 
 from specflow.asked import proposal_of, stream_of
 from specflow.distribution import PointMass
-from specflow.guards.checks import MOST, calls, each, whole
+from specflow.guards.checks import MOST, calls, each, number, whole
 from specflow.state import BEFORE, TEXT, CertainDrafter, Proposal, Q, Tokens, parents_of
 from specflow.trees import depths
 
 DrafterOf: TypeAlias = Callable[[Tokens], Iterator[Proposal[Q]]]
 """A drafter whose proposals have laws of type Q: combinations of certain drafters are certain."""
 
-
-_drafters = each(calls("a drafter", "give functions of the tokens so far"))
+_is_drafter = calls("a drafter", "give a function of the tokens so far")
+_are_drafters = each(_is_drafter)
 
 
 def propose_nothing(tokens: Tokens, /) -> Iterator[Proposal[PointMass]]:
@@ -37,7 +37,7 @@ def propose_nothing(tokens: Tokens, /) -> Iterator[Proposal[PointMass]]:
 
 
 def first_of(*drafters: DrafterOf[Q]) -> DrafterOf[Q]:
-    """The first drafter that proposes anything; those behind it are not asked.
+    """The first drafter that proposes anything; those after it are not asked.
 
     Laws: associative; `propose_nothing` is its unit on both sides, and `first_of()` is it.
 
@@ -46,8 +46,7 @@ def first_of(*drafters: DrafterOf[Q]) -> DrafterOf[Q]:
     >>> [(proposal.source, proposal.token) for proposal in drafter((1, 2, 7, 1, 2))]
     [('lookup', 7), ('lookup', 1)]
     """
-
-    _drafters("drafters", drafters)
+    _are_drafters("drafters", drafters)
 
     def draft(tokens: Tokens, /) -> Iterator[Proposal[Q]]:
         for drafter in drafters:
@@ -63,9 +62,9 @@ def first_of(*drafters: DrafterOf[Q]) -> DrafterOf[Q]:
 def then(*drafters: DrafterOf[Q]) -> DrafterOf[Q]:
     """Each drafter goes on where the one before it ended, reading the tokens drafted so far as text.
 
-    Behind a tree it goes on at the end of the path of first drafts, which should be the likeliest.
-    A drafter without an end, such as a language model, lets nobody speak behind it: give it an end with `at_most`. A
-    language model behind another drafter needs a processor that has a law behind any text (`LLMDrafter`).
+    After a tree it goes on at the end of the path of first drafts, which should be the likeliest.
+    A drafter without an end, such as a language model, lets nobody speak after it: give it an end with `at_most`. A
+    language model after another drafter needs a processor that has a law after any text (`LLMDrafter`).
     Laws: associative; `propose_nothing` is its unit on both sides, and `then()` is it.
 
     >>> from specflow.drafters import PromptLookup
@@ -73,8 +72,7 @@ def then(*drafters: DrafterOf[Q]) -> DrafterOf[Q]:
     >>> [proposal.token for proposal in twice((1, 2, 7, 8, 1))]
     [2, 7, 8]
     """
-
-    _drafters("drafters", drafters)
+    _are_drafters("drafters", drafters)
 
     def draft(tokens: Tokens, /) -> Iterator[Proposal[Q]]:
         before, end = 0, TEXT
@@ -96,13 +94,11 @@ def then(*drafters: DrafterOf[Q]) -> DrafterOf[Q]:
 def longest(*drafters: CertainDrafter, most: int = 32) -> CertainDrafter:
     """The longest of the drafts, the earliest drafter's among equals, each read up to `most` proposals.
 
-    Lengths can only be compared once the drafts are there, and some never end (an n-gram table runs in circles).
-    `most` ≥ 1, else `DecodeError`.
+    Some drafts never end (an n-gram table runs in circles). `most` ≥ 1, else `DecodeError`.
 
-    Only for certain drafters. A point mass is verified by whether the target's own token is the draft, which is exact
-    however the draft was come by. Where drafts are drawn, lengths may depend on the draws (a model that stops once it
-    is unsure), and the drafts that win no longer have the law q that they carry: verifying them by q bends the text's
-    law. Type checkers refuse such a drafter.
+    Only for certain drafters; type checkers refuse others. A certain draft is verified by whether the target's own
+    token is the draft, which is exact however it was found. Where drafts are drawn, lengths may depend on the draws (a
+    model that stops once it is unsure), and the drafts that win no longer have the law q that they carry.
 
     Laws: associative; `propose_nothing` is its unit on both sides, and `longest()` is it; longest(a, a) = a.
 
@@ -111,12 +107,12 @@ def longest(*drafters: CertainDrafter, most: int = 32) -> CertainDrafter:
     >>> [(proposal.source, proposal.token) for proposal in drafter((1, 2, 7, 1, 2))]
     [('suffix', 7), ('suffix', 1), ('suffix', 2)]
     """
-    _drafters("drafters", drafters)
+    _are_drafters("drafters", drafters)
     whole(1, "compare at least one proposal", MOST)("most", most)
 
     def draft(tokens: Tokens, /) -> Iterator[Proposal[PointMass]]:
         drafts = [tuple(islice(_stream(drafter, tokens), most)) for drafter in drafters]
-        yield from max(drafts, key=_depth, default=())
+        yield from max(drafts, key=lambda each: max(depths(parents_of(each)), default=-1), default=())
 
     return draft
 
@@ -132,16 +128,39 @@ def at_most(k: int, drafter: DrafterOf[Q]) -> DrafterOf[Q]:
     [7]
     """
     whole(0, "give 0 or more", MOST)("k", k)
-    calls("a drafter", "give a function of the tokens so far")("drafter", drafter)
+    _is_drafter("drafter", drafter)
     return lambda tokens: islice(_stream(drafter, tokens), k)
 
 
-def _depth(drafts: tuple[Proposal, ...]) -> int:
-    """The length of the longest path."""
-    return max(depths(parents_of(drafts)), default=-1) + 1
+def as_chain(drafter: CertainDrafter, least: float = 0.1) -> CertainDrafter:
+    """The path of first drafts of a tree, as long as its chance is at least `least`: for models that cannot read trees.
+
+    A draft without a chance is taken. as_chain(d) drafts what d drafts, where that is a chain.
+
+    >>> tree = (Proposal(5, chance=0.5), Proposal(6, parent=-1, chance=0.4), Proposal(7, chance=0.3))
+    >>> stream = lambda tokens: iter((*tree, Proposal(8, parent=0, chance=0.2)))
+    >>> [proposal.token for proposal in as_chain(stream)((1,))]
+    [5, 8]
+    """
+    _is_drafter("drafter", drafter)
+    number("least is not a finite number", "give a probability")("least", least)
+
+    def draft(tokens: Tokens, /) -> Iterator[Proposal[PointMass]]:
+        end = TEXT
+        for i, value in enumerate(_stream(drafter, tokens)):
+            proposal = proposal_of(drafter, value, i, None)
+            if proposal.chance is not None:
+                number("a draft's chance is not a finite number", "give a probability")("chance", proposal.chance)
+                if proposal.chance < least:
+                    return
+            if (i - 1 if proposal.parent == BEFORE else proposal.parent) == end:
+                end = i
+                yield Proposal(value.token, value.q, source=value.source, chance=value.chance)
+
+    return draft
 
 
 def _stream(drafter: DrafterOf[Q], tokens: Tokens) -> Iterator[Proposal[Q]]:
     stream = drafter(tokens)
     stream_of(drafter, stream)
-    return stream
+    return iter(stream)

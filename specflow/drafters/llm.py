@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain, repeat
 from typing import final
 
@@ -10,7 +10,7 @@ from attrs import field, frozen
 from torch import Tensor
 
 from specflow.asked import laws_of, rows_of
-from specflow.distribution import BlackBox, Categorical, Distribution, PointMass
+from specflow.distribution import Categorical, Distribution, PointMass
 from specflow.guards.checks import MOST, a, calls, does, each, or_none, valid, whole
 from specflow.guards.ids import ids_of, text_of
 from specflow.processors import Processor
@@ -27,12 +27,12 @@ class LLMDrafter:
     holds a token that the model does not know, it just stops proposing. Without `vocab_size` it knows all, and a long
     text need not be looked through. `DecodeError` for logits that are no row, and for a law that is none.
 
-    With `widths` it drafts a tree, level by level, each in one pass: `widths[0]` different tokens behind the text,
-    `widths[1]` behind each of them, and so on; one behind each that is deeper. Siblings are drawn one after the other
-    without putting back; beside a greedy choice stand the tokens with the next largest logits.
+    With `widths` it drafts a tree, level by level, each in one pass: `widths[0]` different tokens after the text,
+    `widths[1]` after each of them, and so on; deeper, one after each. Siblings are drawn one after the other
+    without replacement; beside a greedy choice stand the tokens with the next largest logits.
 
-    Its processor is asked about the text it reads and what it drafted itself. Behind another drafter (`then`) that
-    text holds the other's drafts, which a strict automaton may refuse: there give a processor that has a law behind any
+    Its processor is asked about the text it reads and what it drafted itself. After another drafter (`then`) that
+    text holds the other's drafts, which a strict automaton may refuse: there give a processor with a law after any
     text.
     """
 
@@ -62,22 +62,22 @@ class LLMDrafter:
 
     def _tree(self, text: Tokens) -> Iterator[Proposal]:
         drafted: list[Proposal] = []
-        level, texts = [TEXT], {TEXT: text}
+        level: Sequence[int] = (TEXT,)
+        texts = {TEXT: text}
         for depth, width in enumerate(chain(self.widths, repeat(1))):
             if self.context is not None and len(text) + depth > self.context:
                 return
             rows = rows_of(self.predictor, text, tuple(drafted), "drafter")
-            below = []
+            first = len(drafted)
             for here in level:
                 for proposal in self._siblings(here, texts[here], rows[here + 1], width):
+                    texts[len(drafted)] = (*texts[here], proposal.token)
                     drafted.append(proposal)
-                    below.append(len(drafted) - 1)
-                    texts[below[-1]] = (*texts[here], proposal.token)
                     yield proposal
-            level = below
+            level = range(first, len(drafted))
 
     def _siblings(self, here: int, text: Tokens, logits: Tensor, width: int) -> Iterator[Proposal]:
-        """Up to `width` different tokens behind a text, each with its law given those before it."""
+        """Up to `width` different tokens after a text, each with its law given those before it."""
         q: Distribution | None = laws_of(self.processor, text, logits[None])[0]
         taken: list[int] = []
         while q is not None and len(taken) < width:
@@ -87,7 +87,7 @@ class LLMDrafter:
 
 
 def _without(q: Distribution, taken: list[int], logits: Tensor) -> Distribution | None:
-    """The law of another token than those that were taken, the last of them from q; None where there is none."""
+    """The law of a token other than those `taken`, the last of them from q; None where there is none."""
     match q:
         case PointMass():
             best: list[int] = logits.topk(min(len(taken) + 1, len(logits))).indices.tolist()
@@ -98,5 +98,4 @@ def _without(q: Distribution, taken: list[int], logits: Tensor) -> Distribution 
             rest[taken[-1]] = 0.0
             total = rest.sum()
             return Categorical(rest / total) if total > 0 else None
-        case BlackBox():
-            return None
+    return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import final
 
 from attrs import field, frozen
@@ -47,14 +48,10 @@ class PromptLookup:
 
 def _first_end(tokens: Tokens, n: int) -> int | None:
     """Where the first occurrence of the last n tokens ends, if it ends before the text does."""
-    ending = tokens[-n:]
-    end = n
-    while end < len(tokens):
-        try:
-            end = tokens.index(ending[-1], end - 1, len(tokens) - 1) + 1
-        except ValueError:
-            return None
-        if tokens[end - n : end] == ending:
-            return end
-        end += 1
+    ending, end = tokens[-n:], n - 1
+    with suppress(ValueError):  # the last token does not occur again
+        while True:
+            end = tokens.index(ending[-1], end, len(tokens) - 1) + 1
+            if tokens[end - n : end] == ending:
+                return end
     return None

@@ -20,9 +20,7 @@ NESTED: Final = 32
 """How many nested matches each token brings up to date. A match has as many inside it only in a text that repeats
 itself more often than that; there an older occurrence may stand for the latest one."""
 
-
-FORGIVEN: Final = 8
-"""A copy that was refused is worth one token for so many that it was worth before."""
+FORGIVEN: Final = 8  # a copy that was refused is worth one token for so many that it was worth before
 
 
 class Match(NamedTuple):
@@ -53,8 +51,8 @@ class Copy(NamedTuple):
         """The length of a match that is as good."""
         return self.run + self.before // FORGIVEN
 
-    def behind(self, tokens: Tokens, position: int) -> Copy:
-        """The same copy one token on, behind `tokens[position]`, which it foretold or not."""
+    def after(self, tokens: Tokens, position: int) -> Copy:
+        """The same copy one token on, after `tokens[position]`, which it foretold or not."""
         if self == NO_COPY:
             return self
         end, token = self.end, tokens[position]
@@ -73,7 +71,8 @@ NO_COPY: Final = Copy(0, 0)
 class Reading(NamedTuple):
     """What there is to know of the first `length` tokens of a text that may have grown since.
 
-    The longest `match` of their ending, the `copy` to follow, and behind which positions each token was.
+    The longest `match` of their ending, of its earlier occurrences the latest; the `copy` that is followed, which is
+    that or a refused one that is worth as much; and where each occurrence of each token ended.
     """
 
     length: int
@@ -97,10 +96,9 @@ class Reading(NamedTuple):
 class SuffixDrafter:
     """Drafts what followed the latest earlier occurrence of the longest ending of the text that has one.
 
-    A copy that is refused at a token is not lost: it goes on behind the token that came instead, or that was inserted,
-    or behind one that was left out, as in an edited text. The tokens w that it was worth before count as ⌊w / 8⌋ then,
-    and those that it foretells again as one each, so that it is worth m of them; it is followed as long as no match has
-    more than m tokens.
+    A copy that is refused at a token is not lost: it goes on after the token that replaced it, that was inserted or
+    that was left out, as in an edited text. If it was worth w tokens before, it is now worth m = ⌊w / 8⌋, and one more
+    for each token that it foretells again; it is followed as long as no match has more than m tokens.
 
     With a match of m tokens, or a copy worth as much, it proposes min(most, ⌊factor·m + offset⌋): a long match is worth
     a long draft. Where the copy runs into the end of the text it goes on with itself, so that a loop is continued.
@@ -108,11 +106,10 @@ class SuffixDrafter:
     has no match.
 
     It is a pure function of the text. A suffix automaton of the last few texts is kept as a memo: a text that grew
-    costs O(1) amortised a token, another one is read once. Threads may share a drafter: a memo belongs to the thread
-    that grows it, and is put back whole, or is lost with a call that fails. `most` is at least 1, `shortest` at least
-    0, factor and offset finite, else `DecodeError`, and so for a text that holds no ids.
+    costs O(1) amortised a token, another one is read once. Threads may share a drafter. `most` is at least 1,
+    `shortest` at least 0, factor and offset finite, else `DecodeError`, and so for a text that holds no ids.
     Source: suffix decoding (Oliaro et al. 2411.04975, section 4), whose tree of counts to a fixed depth is replaced by
-    the longest match of any length and its latest occurrence. Going on behind a refused token is ours.
+    the longest match of any length and its latest occurrence. Going on after a refused token is ours.
 
     >>> [proposal.token for proposal in SuffixDrafter(factor=1, offset=0)((5, 1, 2, 3, 9, 1, 2))]
     [3, 9]
@@ -131,7 +128,7 @@ class SuffixDrafter:
 
     def __call__(self, tokens: Tokens, /) -> Iterator[Proposal[PointMass]]:
         tokens = text_of(tokens)
-        copy = self.copy(tokens)
+        copy = self.read(tokens).copy
         if copy == NO_COPY or copy.worth < self.shortest:
             return
         period = len(tokens) - copy.end
@@ -139,39 +136,21 @@ class SuffixDrafter:
             token = tokens[copy.end + i % period]
             yield Proposal(token, PointMass(token), source=self.source)
 
-    def match(self, tokens: Tokens) -> Match:
-        """The longest match, and of its earlier occurrences the latest.
+    def read(self, tokens: Tokens) -> Reading:
+        """What the drafts are made from.
 
-        >>> SuffixDrafter().match((1, 2, 7, 1, 2, 8, 1, 2))
+        >>> SuffixDrafter().read((1, 2, 7, 1, 2, 8, 1, 2)).match
         Match(length=2, end=5)
         """
-        return self.read(tokens).match
-
-    def copy(self, tokens: Tokens) -> Copy:
-        """The earlier place that is followed: the longest match, or a refused copy that is worth as much.
-
-        >>> SuffixDrafter().copy((1, 2, 7, 1, 2, 8, 1, 2)).end
-        5
-        """
-        return self.read(tokens).copy
-
-    def read(self, tokens: Tokens) -> Reading:
-        """Match, copy and the places of each token, for drafters that look further."""
         tokens = text_of(tokens)
         # A memo is out of the list while it grows: an interruption loses it, and another thread never meets it.
         with self._lock:
-            automaton = self._take(tokens)
+            automaton = next((memo for memo in self._memos if begins(memo.text, tokens)), _Automaton())
+            self._memos[:] = [memo for memo in self._memos if memo is not automaton]
         read = automaton.extend(tokens)
         with self._lock:
             self._memos[:] = [automaton, *self._memos[: TEXTS - 1]]
         return read
-
-    def _take(self, tokens: Tokens) -> _Automaton:
-        for automaton in self._memos:
-            if begins(automaton.text, tokens):
-                self._memos.remove(automaton)
-                return automaton
-        return _Automaton()
 
 
 @final
@@ -201,7 +180,7 @@ class _Automaton:
         for position in range(len(self.text), len(tokens)):
             self._append(tokens[position], position + 1)
             self.places.setdefault(tokens[position], []).append(position + 1)
-            copy = self.copy.behind(tokens, position)
+            copy = self.copy.after(tokens, position)
             self.copy = copy if copy.worth >= self.match.length else Copy(self.match.end, self.match.length)
         self.text += tokens[len(self.text) :]
         return Reading(len(tokens), self.match, self.copy, self.places)
@@ -212,7 +191,7 @@ class _Automaton:
         while state >= 0 and token not in edges[state]:
             edges[state][token] = whole
             state = links[state]
-        link = 0 if state < 0 else self._state_behind(state, token)
+        link = 0 if state < 0 else self._state_after(state, token)
         links[whole], self._whole = link, whole
         self.match = Match(self._lengths[link], ends[link])
         for _ in range(NESTED):
@@ -221,15 +200,15 @@ class _Automaton:
             ends[link] = length
             link = links[link]
 
-    def _state_behind(self, state: int, token: int) -> int:
+    def _state_after(self, state: int, token: int) -> int:
         """The state of `state`'s longest substring and `token`: a part of the class its edge leads to is split off."""
         lengths, links, edges = self._lengths, self._links, self._edges
-        behind = edges[state][token]
-        if lengths[behind] == lengths[state] + 1:
-            return behind
-        part = self._add(lengths[state] + 1, self._ends[behind], dict(edges[behind]))
-        links[part], links[behind] = links[behind], part
-        while state >= 0 and edges[state].get(token) == behind:
+        after = edges[state][token]
+        if lengths[after] == lengths[state] + 1:
+            return after
+        part = self._add(lengths[state] + 1, self._ends[after], dict(edges[after]))
+        links[part], links[after] = links[after], part
+        while state >= 0 and edges[state].get(token) == after:
             edges[state][token] = part
             state = links[state]
         return part

@@ -1,30 +1,23 @@
-"""Trees from lookups: what followed when the text was like this before, and what the target says behind a token."""
+"""Trees from lookups: what followed when the text was like this before, and what the target says after a token."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from heapq import heappop, heappush
 from itertools import count
-from typing import Final, NamedTuple, TypeVar, final
+from typing import Final, NamedTuple, final
 
 from attrs import field, frozen
 
-from specflow.asked import proposal_of
 from specflow.distribution import PointMass
 from specflow.drafters.bigrams import Bigrams
 from specflow.drafters.suffix import Reading, SuffixDrafter
-from specflow.errors import DecodeError
-from specflow.guards.checks import a, calls, drafts, number, or_none, shown, valid
+from specflow.guards.checks import a, drafts, or_none, valid
 from specflow.prefix import text_of
-from specflow.state import BEFORE, TEXT, CertainDrafter, Proposal, Tokens
+from specflow.state import TEXT, Proposal, Tokens
 
-T = TypeVar("T")
-
-PLACES: Final = 64
-"""How many earlier occurrences of a token are looked at, the latest."""
-
-LONGEST: Final = 16
-"""How far back a match is followed; a longer one is not told from it."""
+PLACES: Final = 64  # how many earlier occurrences of a token are looked at, the latest
+LONGEST: Final = 16  # how far back a match is followed; a longer one is not told from it
 
 
 class Place(NamedTuple):
@@ -57,14 +50,12 @@ class LookupTree:
 
     With a longest match of m tokens the first follower is guessed to be taken with c = (m - 0.6) / (m + 1.2), the i-th
     other one with (1 - c) / 2^(i+2), and a bigram of probability p with p (1 - c) / 2, or p where there is no match; a
-    token that is both has the sum. A draft's chance is the product down its path, so that a stream of drafts in this
-    order has the most expected tokens for each number of drafts, as far as the guesses are right. They were fitted to
-    what SmolLM2-135M accepts.
+    token that is both has the sum. A draft's chance is the product down its path, so that each number of first drafts
+    has the most expected tokens, as far as the guesses are right. They were fitted to what SmolLM2-135M accepts.
 
     A pure function of the text, over a memo of the last few texts as `SuffixDrafter` has it, and as safe to share.
-    Behind a token that `bigrams` do not know they say nothing. `branches` ≥ 1, else `DecodeError`.
-    Source: trees of several sources that are scored: Hu et al. 2411.10666 (SAM decoding) and Luo et al. 2408.08696
-    (token recycling) for the parts; the scores are ours.
+    After a token that `bigrams` do not know they say nothing. `branches` ≥ 1, else `DecodeError`.
+    Source: Hu et al. 2411.10666 (SAM decoding) and Luo et al. 2408.08696 (token recycling); the scores are ours.
 
     >>> stream = LookupTree()((5, 6, 7, 5, 8, 5))
     >>> [(draft.token, draft.parent, round(draft.chance, 3)) for draft, _ in zip(stream, range(3))]
@@ -96,10 +87,10 @@ class LookupTree:
             unlikely, _, token, parent, source, path, places = heappop(waiting)
             yield Proposal(token, PointMass(token), parent, source, -unlikely)
             longer = [Place(end + 1, length + 1) for end, length in places if _at(tokens, path, end) == token]
-            wait(i, (*path, token), longer or _occurrences(text, token), -unlikely)
+            wait(i, (*path, token), longer or [Place(end, 1) for end in text.latest(token, PLACES)], -unlikely)
 
     def _followers(self, tokens: Tokens, path: Tokens, places: list[Place]) -> dict[int, tuple[float, str]]:
-        """token → the probability that it is taken behind the path, as guessed, and where it is from."""
+        """token → the guessed probability that it is taken after the path, and where it is from."""
         shares: dict[int, tuple[float, str]] = {}
         rest = 1.0
         for end, length in places:
@@ -115,20 +106,15 @@ class LookupTree:
         last = path[-1] if path else tokens[-1]
         if self.bigrams is not None and 0 <= last < len(self.bigrams.tokens):
             free = rest / 2 if shares else 1.0
-            for token, chance in self.bigrams.behind(last):
+            for token, chance in self.bigrams.after(last):
                 share, source = shares.get(token, (0.0, "bigram"))
                 shares[token] = share + free * chance, source
         return shares
 
 
 def _at(tokens: Tokens, path: Tokens, position: int) -> int:
-    """The token at a position of the text and the path behind it, so that a loop is continued."""
+    """The token at a position of the text followed by the path, so that a loop is continued."""
     return tokens[position] if position < len(tokens) else path[position - len(tokens)]
-
-
-def _occurrences(text: Reading, token: int) -> list[Place]:
-    """Where a token was before, the latest first."""
-    return [Place(end, 1) for end in text.latest(token, PLACES)]
 
 
 def _matches(tokens: Tokens, text: Reading) -> list[Place]:
@@ -140,38 +126,3 @@ def _matches(tokens: Tokens, text: Reading) -> list[Place]:
             length += 1
         places.append(Place(end, length))
     return sorted(places, key=lambda place: -place.length)
-
-
-def as_chain(drafter: CertainDrafter, least: float = 0.1) -> CertainDrafter:
-    """The path of first drafts of a tree, as long as its chance is at least `least`: for models that cannot read trees.
-
-    A draft without a chance is taken. as_chain(d) drafts what d drafts, where that is a chain.
-
-    >>> tree = (Proposal(5, chance=0.5), Proposal(6, parent=-1, chance=0.4), Proposal(7, chance=0.3))
-    >>> stream = lambda tokens: iter((*tree, Proposal(8, parent=0, chance=0.2)))
-    >>> [proposal.token for proposal in as_chain(stream)((1,))]
-    [5, 8]
-    """
-    calls("a drafter", "give a function of tokens")("drafter", drafter)
-    number("least is not a finite number", "give a probability")("least", least)
-
-    def draft(tokens: Tokens, /) -> Iterator[Proposal[PointMass]]:
-        end = TEXT
-        for i, value in enumerate(_stream(drafter(tokens))):
-            proposal = proposal_of(drafter, value, i, None)
-            if proposal.chance is not None:
-                number("a draft's chance is not a finite number", "give a probability")("chance", proposal.chance)
-                if proposal.chance < least:
-                    return
-            if (i - 1 if proposal.parent == BEFORE else proposal.parent) == end:
-                end = i
-                yield Proposal(value.token, value.q, source=value.source, chance=value.chance)
-
-    return draft
-
-
-def _stream(stream: Iterator[T]) -> Iterator[T]:
-    """What a drafter returned, if it can be read."""
-    if not isinstance(stream, Iterable):
-        raise DecodeError("drafter", "a drafter returned no stream", shown(stream), "have it yield its drafts")
-    return iter(stream)

@@ -1,6 +1,6 @@
 """What a value may be. A check refuses anything else with a `DecodeError` that names the parameter, never otherwise.
 
-Values of numpy's number types are taken for what they plainly mean; bools and tensors are no numbers.
+Values of numpy's number types are taken for what they plainly mean; bools and tensors are not numbers.
 """
 
 from __future__ import annotations
@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import inf, isfinite
 from numbers import Integral, Real
-from typing import Final, TypeAlias, TypeVar
+from typing import Final, TypeAlias, TypeGuard, TypeVar
 
 from attrs import Attribute
+from torch import Tensor
 from torch.nn import Module
 
 from specflow.errors import DecodeError
@@ -34,6 +35,13 @@ def shown(value: object) -> str:
     return line if len(line) <= 80 else line[:77] + "..."
 
 
+def described(value: object) -> str:
+    """A tensor by its dtype, shape and device; anything else as it is `shown`."""
+    if isinstance(value, Tensor):
+        return f"{value.dtype} of shape {list(value.shape)} on {value.device.type}"
+    return shown(value)
+
+
 def named(part: object) -> str:
     """What a user calls a part: a function's own name, else that of its type.
 
@@ -44,14 +52,28 @@ def named(part: object) -> str:
     return name if isinstance(name, str) else type(part).__name__
 
 
-def is_id(value: object) -> bool:
-    """Whether a value is a whole number of 0 or more, as a token id is; bools and tensors are none.
+def is_whole(value: object) -> TypeGuard[int]:
+    """Whether a value is a whole number; bools and tensors are not.
+
+    >>> is_whole(-3), is_whole(True), is_whole(3.0)
+    (True, False, False)
+    """
+    kind = type(value)
+    return kind is int or (kind is not bool and isinstance(value, Integral))
+
+
+def is_id(value: object) -> TypeGuard[int]:
+    """Whether a value is a whole number of 0 or more, as a token id is.
 
     >>> is_id(3), is_id(-1), is_id(True), is_id(3.0)
     (True, False, False, False)
     """
-    kind = type(value)
-    return (kind is int or (isinstance(value, Integral) and kind is not bool)) and value >= 0  # type: ignore[operator]
+    return is_whole(value) and value >= 0
+
+
+def is_floats(value: object) -> TypeGuard[Tensor]:
+    """Whether a value is a tensor of floats that has numbers."""
+    return isinstance(value, Tensor) and value.is_floating_point() and not value.is_meta
 
 
 def valid(check: Check) -> Callable[[object, Attribute[T], T], None]:
@@ -67,7 +89,7 @@ def valid(check: Check) -> Callable[[object, Attribute[T], T], None]:
     """
 
     def validate(instance: object, attribute: Attribute[T], value: T) -> None:
-        check(attribute.name.lstrip("_"), value)
+        check(attribute.alias or attribute.name, value)
 
     return validate
 
@@ -81,12 +103,15 @@ def whole(least: int, remedy: str, most: int | None = None) -> Check:
     """
 
     def check(name: str, value: object) -> None:
-        if type(value) is bool or not isinstance(value, Integral):
-            raise DecodeError(name, f"{name} is not a whole number", shown(value), remedy)
-        if int(value) < least:
-            raise DecodeError(name, f"{name} is below {least}", shown(value), remedy)
-        if most is not None and int(value) > most:
-            raise DecodeError(name, f"{name} is above {most}", shown(value), remedy)
+        if not is_whole(value):
+            happened = "not a whole number"
+        elif value < least:
+            happened = f"below {least}"
+        elif most is not None and value > most:
+            happened = f"above {most}"
+        else:
+            return
+        raise DecodeError(name, f"{name} is {happened}", shown(value), remedy)
 
     return check
 
@@ -96,29 +121,17 @@ MOST: Final = 2**31 - 1
 
 
 def drafts(name: str, value: object) -> None:
-    """How many tokens are drafted: a whole number from 1 to `MOST`.
-
-    >>> drafts("gamma", 2**40)
-    Traceback (most recent call last):
-    specflow.errors.DecodeError: gamma is above 2147483647: received 1099511627776; give what a text has room for.
-    """
+    """How many tokens are drafted: a whole number from 1 to `MOST`."""
     whole(1, "draft at least one token")(name, value)
     whole(1, "give what a text has room for", MOST)(name, value)
 
 
 def number(happened: str, remedy: str, holds: Callable[[float], bool] = isfinite) -> Check:
-    """A number for which `holds` is true; `happened` says of any other value what it is not.
-
-    >>> number("h is not a finite number", "use 0.3")("h", float("nan"))
-    Traceback (most recent call last):
-    specflow.errors.DecodeError: h is not a finite number: received nan; use 0.3.
-    """
+    """A number for which `holds` is true; `happened` says of any other value what it is not."""
 
     def check(name: str, value: object) -> None:
-        if type(value) is bool or not isinstance(value, Real):
-            raise DecodeError(name, happened, shown(value), remedy)
         try:
-            good = holds(float(value))
+            good = type(value) is not bool and isinstance(value, Real) and holds(float(value))
         except OverflowError:  # an int beyond floats
             good = False
         if not good:
@@ -128,13 +141,7 @@ def number(happened: str, remedy: str, holds: Callable[[float], bool] = isfinite
 
 
 def temperature(name: str, value: object) -> None:
-    """A temperature that logits can be divided by: from 1e-30 to 1e30. What is nearer to 0 is greedy.
-
-    >>> temperature("temperature", 0)
-    Traceback (most recent call last):
-    specflow.errors.DecodeError: temperature is not a positive number: received 0; use GreedyProcessor() for a \
-temperature of 0.
-    """
+    """A temperature that logits can be divided by: from 1e-30 to 1e30. What is nearer to 0 is greedy."""
     remedy = "use GreedyProcessor() for a temperature of 0"
     number(f"{name} is not a positive number", remedy, lambda t: 0 < t < inf)(name, value)
     number(f"{name} is too near to 0", remedy, lambda t: t >= 1e-30)(name, value)
@@ -142,12 +149,7 @@ temperature of 0.
 
 
 def calls(what: str, remedy: str) -> Check:
-    """Something that can be called, such as "a drafter". A model and a list, transformers' too, are called otherwise.
-
-    >>> calls("a drafter", "give a function of tokens")("drafter", None)
-    Traceback (most recent call last):
-    specflow.errors.DecodeError: drafter cannot be called as a drafter is: received None; give a function of tokens.
-    """
+    """Something that can be called, such as "a drafter". A model or a list, transformers' too, is called otherwise."""
 
     def check(name: str, value: object) -> None:
         if not callable(value) or isinstance(value, type | list | Module):
@@ -157,17 +159,11 @@ def calls(what: str, remedy: str) -> Check:
 
 
 def does(what: str, remedy: str, *methods: str) -> Check:
-    """Something that has these methods.
-
-    >>> does("a storage", "give an NGramStorage", "learn")("storage", [1])
-    Traceback (most recent call last):
-    specflow.errors.DecodeError: storage is not a storage: received a list; give an NGramStorage.
-    """
+    """Something that has these methods; bytes, which can `decode` and more, are nothing of the kind."""
 
     def check(name: str, value: object) -> None:
-        if isinstance(value, type | bytes | bytearray) or not all(
-            callable(getattr(value, method, None)) for method in methods
-        ):
+        can = all(callable(getattr(value, method, None)) for method in methods)
+        if not can or isinstance(value, type | bytes | bytearray):
             raise DecodeError(name, f"{name} is not {what}", f"a {type(value).__name__}", remedy)
 
     return check
@@ -189,12 +185,7 @@ def a(kind: type, remedy: str) -> Check:
 
 
 def each(check: Check) -> Check:
-    """A tuple or a list whose every value passes the check.
-
-    >>> each(a(str, "give texts"))("strings", ("a", 3))
-    Traceback (most recent call last):
-    specflow.errors.DecodeError: strings is not a str: received 3; give texts.
-    """
+    """A tuple or a list whose every value passes the check."""
 
     def check_all(name: str, value: object) -> None:
         if not isinstance(value, tuple | list):
@@ -206,10 +197,7 @@ def each(check: Check) -> Check:
 
 
 def or_none(check: Check) -> Check:
-    """None, or what passes the check.
-
-    >>> or_none(a(str, "give a text"))("source", None)
-    """
+    """None, or what passes the check."""
 
     def check_some(name: str, value: object) -> None:
         if value is not None:

@@ -2,7 +2,7 @@
 
 On the host every row is looked at as it comes. On a device looking would be a copy to the host of its own; there a
 row is noticed when the first number made of it arrives, which `on_arrival` arranges: an id of `NOTICED` in place of a
-token. A row of which no number ever arrives, such as one behind a refused draft, is not text and not noticed.
+token. A row of which no number ever arrives, such as one after a refused draft, is not text and not noticed.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from math import isfinite
 from typing import Final
 
 import torch
-from numpy import floating, uint16
-from numpy.typing import NDArray
+from numpy import uint16
 from torch import Tensor
 
 from specflow.errors import DecodeError
@@ -42,30 +41,21 @@ def finite(logits: Tensor, end: int) -> Tensor:
     return logits
 
 
-def single(logits: Tensor) -> NDArray[floating]:
-    """`logits` on the host for numpy, in at least fp32. Unlike torch, numpy wakes no other thread to reduce a row.
-
-    >>> single(torch.tensor([0.5, 2.0], dtype=torch.bfloat16)).argmax()
-    np.int64(1)
-    """
-    array: NDArray[floating] = logits.detach().to(torch.promote_types(logits.dtype, torch.float32)).numpy()
-    return array
-
-
 def argmax(rows: Tensor) -> list[int]:
     """The index of the largest number in each row [k, V] on the host, the first of equals; `NOTICED` where it is none.
 
     >>> argmax(torch.tensor([[0.5, 2.0, 2.0], [-1.0, -3.0, -2.0], [0.0, torch.nan, 1.0]], dtype=torch.bfloat16))
     [1, 0, -1]
     """
-    if rows.dtype in (torch.bfloat16, torch.float16):
+    if rows.dtype in INFINITY:
         # Positive numbers are in the order of their bits, all negative ones below them: a quarter of the time.
-        bits, infinity = rows.detach().view(torch.int16).numpy(), INFINITY[rows.dtype]
+        bits, infinity = rows.view(torch.int16).numpy(force=True), INFINITY[rows.dtype]
         best: list[int] = bits.argmax(-1).tolist()
         without_sign = all(0 < bits[row, token] < infinity for row, token in enumerate(best))
         if without_sign and bits.view(uint16).max() <= infinity + SIGN:  # above it are the NaNs with a sign
             return best
-    numbers = single(rows)
+    # Unlike torch, numpy wakes no other thread to reduce a row.
+    numbers = (rows if rows.itemsize >= 4 else rows.float()).numpy(force=True)
     found: list[int] = numbers.argmax(-1).tolist()
     return [token if isfinite(numbers.item(row, token)) else NOTICED for row, token in enumerate(found)]
 
@@ -82,7 +72,7 @@ def on_arrival(ids: Tensor, rows: Tensor) -> Tensor:
 def arrived(ids: list[int], start: int) -> list[int]:
     """What `on_arrival` sent, on the host; `DecodeError` if a row was not finite.
 
-    `start` is the position behind which the first of them was chosen.
+    `start` is the position after which the first of them was chosen.
     """
     if NOTICED in ids:
         raise not_finite(start + ids.index(NOTICED))
@@ -90,15 +80,15 @@ def arrived(ids: list[int], start: int) -> list[int]:
 
 
 def not_finite(position: int) -> DecodeError:
-    """The error that names the token behind which the logits are not finite."""
+    """The error that names the token after which the logits are not finite."""
     return DecodeError(
         "model",
         "the model's logits are not finite",
-        f"NaN or infinity behind the token at position {position}",
+        f"NaN or infinity after the token at position {position}",
         "check the weights and the dtype",
     )
 
 
 def checked(logits: Tensor, end: int) -> Tensor:
-    """`logits`, finite where they are on the host: those behind a text of `end` tokens."""
+    """`logits`, finite where they are on the host: those after a text of `end` tokens."""
     return finite(logits, end) if is_near(logits) else logits

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from specflow.errors import DecodeError
-from specflow.guards.checks import shown, whole
+from specflow.guards.checks import is_whole, shown, whole
 
 Tokens: TypeAlias = tuple[int, ...]
 """The ids of a text."""
@@ -50,7 +50,7 @@ def text_of(tokens: object) -> Tokens:
 
 
 def reading_of(tokens: object, last: object) -> Tokens:
-    """The text of a reading, behind whose `last` prefixes logits are asked for: 1 ≤ last ≤ its length."""
+    """The text of a reading, after whose `last` prefixes logits are asked for: 1 ≤ last ≤ its length."""
     text = text_of(tokens)
     if type(last) is not int or not 1 <= last <= len(text):
         whole(1, "ask for at least one row", len(text))("last", last)
@@ -65,8 +65,6 @@ def stops_of(name: str, ids: object) -> frozenset[int]:
     """
     if isinstance(ids, Integral):
         return frozenset(plain(name, [ids]))
-    if isinstance(ids, Tensor | numpy.ndarray) and ids.ndim == 0:
-        return frozenset(ids_of(name, ids.reshape(1)))
     if ids is None:
         raise DecodeError(name, f"{name} is missing", None, "give [] for a text that no token ends")
     return frozenset(ids_of(name, list(ids) if isinstance(ids, Set) else ids))
@@ -89,11 +87,11 @@ def rows_of(name: str, ids: Tensor | numpy.ndarray, last: int | None = None) -> 
 
 
 def plain(name: str, ids: Sequence[object]) -> Tokens:
-    """`ids` as plain ints; `DecodeError` at one that is no whole number."""
+    """`ids` as plain ints; `DecodeError` at one that is not a whole number."""
     tokens = tuple(ids)
     if {*map(type, tokens)} <= {int}:
         return tokens  # type: ignore[return-value] # looked at above, all at once
     for token in tokens:
-        if isinstance(token, bool) or not isinstance(token, Integral):
+        if not is_whole(token):
             raise DecodeError(name, "a token id is not an int", shown(token), REMEDY)
-    return tuple([int(token) for token in tokens if isinstance(token, Integral)])
+    return tuple(map(int, tokens))  # type: ignore[arg-type] # looked at above

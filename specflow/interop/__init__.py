@@ -1,4 +1,4 @@
-"""transformers' own parts inside our decoders, and our decoders behind transformers' own `generate`."""
+"""transformers' own parts inside our decoders, and our decoders inside transformers' own `generate`."""
 
 from specflow.interop.generate import Generate as Generate
 from specflow.interop.processors import InOrder as InOrder

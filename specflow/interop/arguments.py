@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Mapping, Sized
+from collections.abc import Mapping, Sized
 from functools import partial
 from types import CodeType, FrameType, MappingProxyType
 from typing import Final, final
 from weakref import WeakKeyDictionary
 
 import torch
-from attrs import frozen
 from torch import Tensor
 from torch.nn import Module
 from transformers import GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
@@ -19,7 +18,7 @@ from typing_extensions import override
 
 from specflow.caches import is_empty
 from specflow.errors import DecodeError
-from specflow.guards.checks import does, shown
+from specflow.guards.checks import does, or_none, shown
 from specflow.interop.streaming import Streamer
 from specflow.predictors.reader import Reader
 from specflow.state import Tokens
@@ -53,14 +52,9 @@ OUTPUTS: Final = frozenset({"output_attentions", "output_hidden_states", "output
 """Fields that ask for more than the text; they do with `return_dict_in_generate` only."""
 
 HINTS: Final = frozenset(
-    {
-        "assistant_early_exit",
-        "cache_implementation",
-        "compile_config",
-        "prefill_chunk_size",
-        "prompt_lookup_num_tokens",
-        "use_mtp",
-    }
+    """
+    assistant_early_exit cache_implementation compile_config prefill_chunk_size prompt_lookup_num_tokens use_mtp
+    """.split()  # noqa: SIM905 - the same
 )
 """Fields that say how fast and not what: refused when they are asked for, harmless where the checkpoint has them."""
 
@@ -81,20 +75,15 @@ def refuse_settings(config: GenerationConfig, carried: GenerationConfig) -> None
     What is no field of transformers' own, `generate` does not read either.
     """
     fields, values = vars(GenerationConfig()), config.to_dict()
-    for name in fields.keys() & values.keys():
+    for name in fields.keys() & values.keys() - HONOURED - HARMLESS:
         value = values[name]
-        if value is None or name in HONOURED or name in HARMLESS or name.startswith("_"):
-            continue
-        is_right = (
-            value in REFUSED[name]
-            if name in REFUSED
-            else not (value and config.return_dict_in_generate)
-            if name in OUTPUTS
-            else value is False or (value == getattr(carried, name, None) and value != "quantized")
-            if name in HINTS
-            else False
-        )
-        if not is_right:
+        if name in OUTPUTS:
+            is_right = not (value and config.return_dict_in_generate)
+        elif name in HINTS:
+            is_right = value is False or (value == getattr(carried, name, None) and value != "quantized")
+        else:
+            is_right = name.startswith("_") or value in REFUSED.get(name, ())
+        if value is not None and not is_right:
             raise _refusal(name, value)
 
 
@@ -127,10 +116,9 @@ def real_tokens(input_ids: Tensor, model_kwargs: Mapping[str, object]) -> Tensor
 
 def _count_from_0(positions: Tensor, real: Tensor) -> bool:
     """Whether positions [..., B, n] count the real tokens; they may be longer than a prompt that was healed."""
+    shared = min(positions.shape[-1], real.shape[-1])
     expected = real.cumsum(dim=-1) - 1
-    positions = positions[..., : expected.shape[-1]] if positions.shape[-1] != expected.shape[-1] else positions
-    expected = expected[..., : positions.shape[-1]]
-    return bool(((positions == expected) | ~real[..., : positions.shape[-1]]).all())
+    return bool(((positions[..., :shared] == expected[..., :shared]) | ~real[..., :shared]).all())
 
 
 def _is_nothing(value: object) -> bool:
@@ -142,18 +130,11 @@ def _is_nothing(value: object) -> bool:
     return value is None or value is False or (isinstance(value, Sized) and len(value) == 0)
 
 
-def refuse_encoder(model: PreTrainedModel) -> None:
-    """`DecodeError` for an encoder-decoder model."""
-    if getattr(model.config, "is_encoder_decoder", False):
-        name, remedy = type(model).__name__, "give a decoder, such as AutoModelForCausalLM loads"
-        raise DecodeError("model", "an encoder-decoder model cannot be decoded", name, remedy)
-
-
 def refuse_model(model: PreTrainedModel, length: int) -> None:
     """`DecodeError` for a model whose text is not that of its passes over the ids; `length` is the longest text."""
     edge = _dynamic_edge(model.config)
     if edge is not None and length > edge:
-        happened = f'with a rope of type "dynamic", `generate` makes no function of the text behind {edge} tokens'
+        happened = f'with a rope of type "dynamic", `generate` makes no function of the text beyond {edge} tokens'
         raise DecodeError("max_length", happened, length, f"generate up to {edge} tokens, or scale the rope otherwise")
     for module in model.modules():
         for hook in module._forward_pre_hooks.values():
@@ -167,13 +148,10 @@ def _dynamic_edge(config: PreTrainedConfig) -> int | None:
     text = config.get_text_config(decoder=True)
     rope = getattr(text, "rope_parameters", None) or {}
     parts = [part for part in (rope, *rope.values()) if isinstance(part, dict) and part.get("rope_type") == "dynamic"]
-    edges = [
-        edge
-        for part in parts
-        for edge in (part.get("original_max_position_embeddings"), getattr(text, "max_position_embeddings", None))
-        if edge is not None
-    ]
-    return min(edges, default=None)
+    edges = [part.get("original_max_position_embeddings") for part in parts]
+    if parts:
+        edges.append(getattr(text, "max_position_embeddings", None))
+    return min([edge for edge in edges if edge is not None], default=None)
 
 
 def reads(model: PreTrainedModel) -> Module:
@@ -239,7 +217,6 @@ class _Fed(Module):
 
     @override
     def forward(self, input_ids: Tensor) -> object:
-        """The model's output behind the ids and the inputs beside them."""
         inputs = self.model.prepare_inputs_for_generation(
             input_ids, is_first_iteration=True, use_cache=False, **self.inputs
         )
@@ -253,40 +230,29 @@ def _is_near(logits: Tensor, truth: Tensor) -> bool:
     return bool(apart.max() <= bound * truth[truth.isfinite()].abs().max())
 
 
-@final
-@frozen
-class Given:
-    """Arguments of `generate` that it keeps from a callable."""
-
-    streamer: Streamer | None = None
-    assistant_model: object = None
-    synced_gpus: object = None
-
-
-def given() -> Given:
-    """What `generate`, where it is running, was given and did not hand on."""
+def kept() -> tuple[Streamer | None, object, object]:
+    """The `streamer`, `assistant_model` and `synced_gpus` that `generate`, if it is running, keeps from a callable."""
     frame = _frame_of(_GENERATE)
     if frame is None:
-        return Given()
+        return None, None, None
     try:
-        return Given(*(frame.f_locals[name] for name in ("streamer", "assistant_model", "synced_gpus")))
+        streamer, *others = (frame.f_locals[name] for name in ("streamer", "assistant_model", "synced_gpus"))
     except KeyError as error:
         happened, remedy = "this version of transformers calls its `streamer` otherwise", "use another version"
         raise DecodeError("streamer", happened, f"no {error}", remedy) from error
+    or_none(does("a streamer", "give one with put and end", "put", "end"))("streamer", streamer)
+    return streamer, others[0], others[1]
 
 
-def refuse_given(arguments: Given, rows: int) -> None:
+def refuse_kept(streamer: Streamer | None, assistant: object, synced_gpus: object, rows: int) -> None:
     """`DecodeError` for what of these cannot be honoured."""
-    if arguments.assistant_model is not None:
+    if assistant is not None:
         remedy = "give Generate(LLMDrafter(CachedPredictor(assistant), …)) instead"
-        name = type(arguments.assistant_model).__name__
-        raise DecodeError("assistant_model", "an assistant is a drafter here", name, remedy)
-    if arguments.synced_gpus:
-        raise _refusal("synced_gpus", arguments.synced_gpus)
-    if arguments.streamer is not None:
-        does("a streamer", "give one with put and end", "put", "end")("streamer", arguments.streamer)
-        if rows > 1:
-            raise DecodeError("streamer", "a batch cannot be streamed", f"{rows} texts", "generate one text")
+        raise DecodeError("assistant_model", "an assistant is a drafter here", type(assistant).__name__, remedy)
+    if synced_gpus:
+        raise _refusal("synced_gpus", synced_gpus)
+    if streamer is not None and rows > 1:
+        raise DecodeError("streamer", "a batch cannot be streamed", f"{rows} texts", "generate one text")
 
 
 @final
@@ -303,20 +269,14 @@ class Asked:
             raise AttributeError("__signature__")
         frame = _frame_of(_EXTRACT)
         if frame is not None:
-            kept, handed_on = (frame.f_locals.get(name) for name in ("generation_mode_kwargs", "kwargs"))
-            if isinstance(kept, dict) and isinstance(handed_on, dict) and "tokenizer" in kept:
-                handed_on["tokenizer"] = kept["tokenizer"]
+            own, handed_on = (frame.f_locals.get(name) for name in ("generation_mode_kwargs", "kwargs"))
+            if isinstance(own, dict) and isinstance(handed_on, dict) and "tokenizer" in own:
+                handed_on["tokenizer"] = own["tokenizer"]
         return inspect.signature(owner.__call__.__get__(instance))
 
 
-def _code_of(function: Callable[..., object]) -> CodeType:
-    code = inspect.unwrap(function).__code__
-    assert isinstance(code, CodeType)
-    return code
-
-
-_GENERATE: Final = _code_of(GenerationMixin.generate)
-_EXTRACT: Final = _code_of(GenerationMixin._extract_generation_mode_kwargs)
+_GENERATE: Final[CodeType] = inspect.unwrap(GenerationMixin.generate).__code__
+_EXTRACT: Final[CodeType] = inspect.unwrap(GenerationMixin._extract_generation_mode_kwargs).__code__
 
 
 def _frame_of(code: CodeType) -> FrameType | None:

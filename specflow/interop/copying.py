@@ -83,30 +83,28 @@ MADE: Final = frozenset(
 
 @final
 @frozen(eq=False)
-class Copies:
-    """Copies of some values, and what they share with the originals that must stay as it is."""
+class Common:
+    """What copies share with their originals, and must stay as it is."""
 
-    values: tuple[object, ...]
     _watched: tuple[tuple[Callable[[], Seen], Seen], ...] = field(repr=False)
 
-    def changed(self) -> str | None:
-        """Something that is not as it was when the copies were made: an attribute of a class, of a function, …"""
+    def refuse_changes(self, happened: str, remedy: str) -> None:
+        """`DecodeError` if something is not as it was when they were made: an attribute of a class, of a function, …"""
         for look, before in self._watched:
             now = look()
             for name in (*before, *now):
                 if name not in before or name not in now or not _is_same(before[name], now[name]):
-                    return name
-        return None
+                    raise DecodeError("processors", happened, name, remedy)
 
 
-def copies_of(values: Iterable[T], is_shared: Callable[[object], bool], remedy: str) -> tuple[tuple[T, ...], Copies]:
-    """Copies of the values but of those that `is_shared`, all at once, so that they share what the originals share.
+def copies_of(values: Iterable[T], is_shared: Callable[[object], bool], remedy: str) -> tuple[tuple[T, ...], Common]:
+    """Copies of the values, made at once, so that they share what the originals share; and what they have in common.
 
-    `DecodeError` for a value of which there is no sound copy, by name.
+    Values that `is_shared` stand for themselves. `DecodeError` for one of which there is no sound copy, by name.
     """
     copier = _Copier(is_shared, remedy)
     copied = tuple([copier.whole(value) for value in values])
-    return cast("tuple[T, ...]", copied), Copies(copied, tuple(copier.watched))
+    return cast("tuple[T, ...]", copied), Common(tuple(copier.watched))
 
 
 def name_of(processor: object) -> str:
@@ -171,7 +169,7 @@ class _Copier:
             return self._tried(value.clone_state, where)
         if type(value) in (list, dict, tuple, set, frozenset):
             return self._container(value, where)
-        self._class(type(value))
+        self.fixed(type(value), where)
         hook = getattr(value, "__deepcopy__", None)
         return self._rebuilt(value, where) if hook is None else self._tried(lambda: hook(self._memo), where)
 
@@ -253,9 +251,6 @@ class _Copier:
         self._watch(lambda: {f"the global {variable}": world.get(variable) for variable in names})
 
     def _class(self, kind: type) -> None:
-        if id(kind) in self._fixed and type(self._fixed[id(kind)]) is _Looked:
-            return
-        self._fixed[id(kind)] = _Looked(kind)
         if issubclass(kind, Enum):
             return
         for one in kind.__mro__:
@@ -304,14 +299,6 @@ def _inside(value: object) -> Iterable[object] | None:  # noqa: PLR0911 - one fo
     return (value.__wrapped__,) if isinstance(value, _Memoised) else None
 
 
-@final
-@frozen(eq=False)
-class _Looked:
-    """A class that was looked at: it stands for itself."""
-
-    kind: type
-
-
 def _held_by(cell: CellType) -> object:
     """What a closure holds under one name; None while it holds nothing."""
     try:
@@ -323,14 +310,11 @@ def _held_by(cell: CellType) -> object:
 @cache
 def _facts(code: CodeType) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
     """Which names of its closure a function rebinds, which globals it rebinds, and which it reads, those in it too."""
-    rebound, stored, loaded = set[str](), set[str](), set[str]()
-    for line in dis.get_instructions(code):
-        if line.opname in ("STORE_DEREF", "DELETE_DEREF") and line.argval in code.co_freevars:
-            rebound.add(line.argval)
-        if line.opname in ("STORE_GLOBAL", "DELETE_GLOBAL"):
-            stored.add(line.argval)
-        if line.opname == "LOAD_GLOBAL":
-            loaded.add(line.argval)
+    lines = list(dis.get_instructions(code))
+    rebound = {line.argval for line in lines if line.opname in ("STORE_DEREF", "DELETE_DEREF")}
+    rebound &= set(code.co_freevars)
+    stored = {line.argval for line in lines if line.opname in ("STORE_GLOBAL", "DELETE_GLOBAL")}
+    loaded = {line.argval for line in lines if line.opname == "LOAD_GLOBAL"}
     for inner in code.co_consts:
         if isinstance(inner, CodeType):
             inside, also_stored, also_loaded = _facts(inner)

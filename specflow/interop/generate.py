@@ -1,8 +1,9 @@
-"""Our decoders behind `model.generate(…, custom_generate=…)`."""
+"""Our decoders in `model.generate(…, custom_generate=…)`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final, TypeAlias, final
 
 import torch
@@ -16,19 +17,18 @@ from specflow.errors import DecodeError, unwrap
 from specflow.guards.checks import a, calls, does, or_none, shown, valid
 from specflow.interop.arguments import (
     Asked,
-    given,
+    kept,
     reads,
     real_tokens,
-    refuse_encoder,
-    refuse_given,
+    refuse_kept,
     refuse_model,
     refuse_other_inputs,
     refuse_settings,
 )
-from specflow.interop.copying import Copies, copies_of
+from specflow.interop.copying import Common, copies_of
 from specflow.interop.processors import InOrder, Processing, Stateless, fresh, most_likely, parts_of, sampled
-from specflow.interop.streaming import Streamer, condition, ended, put_through
-from specflow.loop import run, start
+from specflow.interop.streaming import condition, ended, put_through
+from specflow.loop import grow, run, start
 from specflow.policies import Fixed
 from specflow.predictors import CachedPredictor, UncachedPredictor, limits_of
 from specflow.protocols import Limits
@@ -76,88 +76,63 @@ class Generate:
         tokenizer: object = None,
         **model_kwargs: object,
     ) -> Tensor | GenerateDecoderOnlyOutput:
-        arguments = given()
-        with ended(arguments.streamer):
+        streamer, assistant, synced_gpus = kept()
+        with ended(streamer):
             new = _room(model, input_ids, generation_config)
-            refuse_given(arguments, len(input_ids))
-            texts = self._texts(
-                model,
-                input_ids,
-                logits_processor,
-                stopping_criteria,
-                generation_config,
-                new,
-                arguments.streamer,
-                model_kwargs,
-            )
-        pad = getattr(generation_config, "_pad_token_tensor", None)
-        padded = pad_sequence(texts, batch_first=True, padding_value=0 if pad is None else int(pad))
-        return GenerateDecoderOnlyOutput(sequences=padded) if generation_config.return_dict_in_generate else padded
-
-    def _texts(
-        self,
-        model: tf.PreTrainedModel,
-        input_ids: Tensor,
-        processors: Sequence[Processing],
-        criteria: Sequence[Criterion],
-        config: tf.GenerationConfig,
-        new: int,
-        streamer: Streamer | None,
-        model_kwargs: dict[str, object],
-    ) -> list[Tensor]:
-        """The texts, each with the padding before it."""
-        refuse_encoder(model)
-        refuse_settings(config, model.generation_config)
-        real = real_tokens(input_ids, model_kwargs)
-        refuse_model(model, int(real.sum(dim=1).max()) + new)
-        module = reads(model)
-        prompts = [tuple(ids[here].tolist()) for ids, here in zip(input_ids, real, strict=True)]
-        padding = [tuple(ids[~here].tolist()) for ids, here in zip(input_ids, real, strict=True)]
-        states = [unwrap(start(prompt, new, (), Limits(limits_of(model).vocab_size))) for prompt in prompts]
-        rows = _rows(processors, criteria, padding, input_ids.device)
-        if module is model:
-            refuse_other_inputs(model, prompts[0], next(filter(None, padding), ()), model_kwargs)
-        target = CachedPredictor(module) if config.use_cache else UncachedPredictor(module)
-        choose = sampled if config.do_sample else most_likely
-        steps, ends = [], []
-        for row, state in zip(rows, states, strict=True):
-            steps.append(self._step(target, InOrder(row.processors, choose)))
-            step = _until(steps[-1], ending(row.condition))
-            ends.append(run(step, state) if streamer is None else put_through(step, state, streamer))
-            row.refuse_changes()
-        texts = [end.state for end in ends]
-        if not any(hasattr(criterion, "eos_token_id") for criterion in criteria):
-            # Without an eos, rows that have ended go on in `generate` until all have.
-            most = max(len(before) + len(text.tokens) for before, text in zip(padding, texts, strict=True))
-            longer = [
-                evolve(text, request=evolve(text.request, limit=most - len(before)))
-                for before, text in zip(padding, texts, strict=True)
-            ]
-            texts = [run(_until(step, ending()), text).state for step, text in zip(steps, longer, strict=True)]
-        return [
+            refuse_kept(streamer, assistant, synced_gpus, len(input_ids))
+            refuse_settings(generation_config, model.generation_config)
+            real = real_tokens(input_ids, model_kwargs)
+            refuse_model(model, int(real.sum(dim=1).max()) + new)
+            module = reads(model)
+            prompts = [tuple(ids[here].tolist()) for ids, here in zip(input_ids, real, strict=True)]
+            padding = [tuple(ids[~here].tolist()) for ids, here in zip(input_ids, real, strict=True)]
+            states = [unwrap(start(prompt, new, (), Limits(limits_of(model).vocab_size))) for prompt in prompts]
+            rows = _rows(logits_processor, stopping_criteria, padding, input_ids.device)
+            if module is model:
+                refuse_other_inputs(model, prompts[0], next(filter(None, padding), ()), model_kwargs)
+            target = CachedPredictor(module) if generation_config.use_cache else UncachedPredictor(module)
+            choose = sampled if generation_config.do_sample else most_likely
+            untils = [partial(self._until, target, InOrder(row.processors, choose)) for row in rows]
+            texts = []
+            for row, until, state in zip(rows, untils, states, strict=True):
+                step = until(ending(row.condition))
+                end = run(step, state) if streamer is None else put_through(grow(step, state), streamer)
+                texts.append(end.state)
+                for common in row.shared:
+                    common.refuse_changes("a processor keeps a state that the rows of a batch would share", ONE_TEXT)
+            if not any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria):
+                # Without an eos, rows that have ended go on in `generate` until all have.
+                most = max(len(before) + len(text.tokens) for before, text in zip(padding, texts, strict=True))
+                longer = [
+                    evolve(text, request=evolve(text.request, limit=most - len(before)))
+                    for before, text in zip(padding, texts, strict=True)
+                ]
+                texts = [run(until(ending()), text).state for until, text in zip(untils, longer, strict=True)]
+        ids = [
             torch.tensor(before + text.tokens, device=input_ids.device)
             for before, text in zip(padding, texts, strict=True)
         ]
+        pad = getattr(generation_config, "_pad_token_tensor", None)
+        padded = pad_sequence(ids, batch_first=True, padding_value=0 if pad is None else int(pad))
+        return GenerateDecoderOnlyOutput(sequences=padded) if generation_config.return_dict_in_generate else padded
 
-    def _step(self, target: Predictor, processor: InOrder) -> Callable[[DecodeState], Adjusted]:
+    def _until(self, target: Predictor, processor: InOrder, end: Callable[[Adjusted], DecodeState | Finished]) -> Step:
+        """The step of a text that ends as `end` has it."""
         draft: Callable[[DecodeState], Drafted] = (
             draft_nothing if self.drafter is None else Draft(self.drafter, self.gamma)
         )
         verify, adjust = Verify(target, processor, Reject(self.rng)), Adjust(self.rng)
-        return lambda state: state.then(draft).then(verify).then(adjust)
+        return lambda state: state.then(draft).then(verify).then(adjust).then(end)
 
 
-def _until(step: Callable[[DecodeState], Adjusted], end: Callable[[Adjusted], DecodeState | Finished]) -> Step:
-    return lambda state: end(step(state))
-
-
-def _room(model: object, input_ids: object, config: object) -> int:
+def _room(model: tf.PreTrainedModel, input_ids: Tensor, config: tf.GenerationConfig) -> int:
     """How many new tokens were asked for."""
     a(tf.PreTrainedModel, "call it through model.generate(ids, custom_generate=…)")("model", model)
     a(Tensor, "give ids [batch, tokens]")("input_ids", input_ids)
     a(tf.GenerationConfig, "call it through model.generate(ids, custom_generate=…)")("generation_config", config)
-    assert isinstance(input_ids, Tensor)
-    assert isinstance(config, tf.GenerationConfig)
+    if getattr(model.config, "is_encoder_decoder", False):
+        name, remedy = type(model).__name__, "give a decoder, such as AutoModelForCausalLM loads"
+        raise DecodeError("model", "an encoder-decoder model cannot be decoded", name, remedy)
     if input_ids.dim() != 2 or 0 in input_ids.shape or input_ids.is_floating_point() or input_ids.is_meta:
         received = f"{input_ids.dtype} of shape {tuple(input_ids.shape)} on {input_ids.device}"
         raise DecodeError("input_ids", "the prompt is not ids [batch, tokens]", received, "give at least one token")
@@ -169,19 +144,11 @@ def _room(model: object, input_ids: object, config: object) -> int:
 @final
 @frozen(eq=False)
 class _Row:
-    """What one row of a batch is asked."""
+    """What one row of a batch is asked, and what that has in common with other rows."""
 
     processors: tuple[Processing, ...]
     condition: Condition
-    copies: tuple[Copies, ...] = ()
-
-    def refuse_changes(self) -> None:
-        """`DecodeError` if a processor or a criterion has changed what other rows share with it."""
-        for copies in self.copies:
-            changed = copies.changed()
-            if changed is not None:
-                happened = "a processor keeps a state that the rows of a batch would share"
-                raise DecodeError("processors", happened, changed, ONE_TEXT)
+    shared: tuple[Common, ...] = ()
 
 
 def _rows(
@@ -194,10 +161,10 @@ def _rows(
         return [_Row(asked, condition(criteria, padding[0], device))]
     rows = []
     for row, before in enumerate(padding):
-        copied, copies = fresh(parts, ONE_TEXT)
+        copied, common = fresh(parts, ONE_TEXT)
         asked = tuple([_in_row(part, before, device, batch, row) for part in copied])
-        copied_criteria, more_copies = copies_of(criteria, _is_of_the_text, ONE_TEXT)
-        rows.append(_Row(asked, condition(copied_criteria, before, device), (copies, more_copies)))
+        copied_criteria, more = copies_of(criteria, _is_of_the_text, ONE_TEXT)
+        rows.append(_Row(asked, condition(copied_criteria, before, device), (common, more)))
     return rows
 
 
@@ -218,14 +185,11 @@ class _InRow:
             ids = torch.cat([torch.tensor([self.before], device=self.device), ids], dim=1)
         if self.batch == 1:
             return self.processor(ids, scores)
-        said = self.processor(ids.repeat(self.batch, 1), scores.repeat(self.batch, 1))
-        return _rows_of(said, self.row)
-
-
-def _rows_of(said: object, row: int) -> Tensor:
-    if isinstance(said, Tensor):
-        return said[row : row + 1]
-    raise DecodeError("processors", "a processor gave no scores", shown(said), "return scores [batch, vocabulary]")
+        said: object = self.processor(ids.repeat(self.batch, 1), scores.repeat(self.batch, 1))
+        if not isinstance(said, Tensor):
+            happened = "a processor gave no scores"
+            raise DecodeError("processors", happened, shown(said), "return scores [batch, vocabulary]")
+        return said[self.row : self.row + 1]
 
 
 def _in_row(processor: Processing, before: Tokens, device: torch.device, batch: int, row: int) -> _InRow:

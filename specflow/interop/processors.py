@@ -17,7 +17,7 @@ from specflow.errors import DecodeError
 from specflow.guards.checks import calls, shown, valid
 from specflow.guards.finite import finite, is_near
 from specflow.guards.ids import ids_of
-from specflow.interop.copying import Copies, copies_of, is_fixed, name_of
+from specflow.interop.copying import Common, copies_of, is_fixed, name_of
 from specflow.laws import Laws, Lazily
 from specflow.prefix import common_prefix
 from specflow.state import Tokens
@@ -44,7 +44,7 @@ TOTAL: Final = frozenset(
         tf.TypicalLogitsWarper,
     }
 )
-"""transformers' processors that are functions of the prefix and leave a law behind any text. A subclass is none."""
+"""transformers' processors that are functions of the prefix and leave a law after any text. A subclass is none."""
 
 OF_THE_PREFIX: Final = TOTAL | {
     tf.EncoderNoRepeatNGramLogitsProcessor,
@@ -60,7 +60,15 @@ OF_THE_PREFIX: Final = TOTAL | {
     tf.SuppressTokensLogitsProcessor,
     tf.WatermarkLogitsProcessor,
 }
-"""Those that are functions of the prefix; behind some texts they may forbid every token."""
+"""Those that are functions of the prefix; after some texts they may forbid every token."""
+
+
+def refuse_uncallable(name: str, part: object) -> None:
+    """`DecodeError` for what cannot be called. Modules and lists that can be are called in `generate` too."""
+    if not callable(part) or isinstance(part, type):
+        raise DecodeError(name, f"{name} cannot be called", shown(part), "give functions of ids and scores")
+    if isinstance(part, Module) and any(weight.is_meta for weight in part.parameters()):
+        raise DecodeError(name, f"{name} cannot be called", "a module on the meta device", "load its weights")
 
 
 @final
@@ -73,10 +81,7 @@ class Stateless:
     [1, 2]
     """
 
-    processor: Callable[..., Any]
-
-    def __attrs_post_init__(self) -> None:
-        refuse_uncallable("processor", self.processor)
+    processor: Callable[..., Any] = field(validator=valid(refuse_uncallable))
 
     # Whatever the processor says: it stands where the processor stood.
     def __call__(self, *arguments: object) -> Any:  # noqa: ANN401
@@ -90,7 +95,7 @@ def most_likely(scores: Tensor) -> PointMass:
     >>> most_likely(torch.tensor([0.0, 3.0, 1.0]))
     PointMass(token=1)
     """
-    _refuse_none(_row(scores), "the scores are no law", "no token has a chance", "leave at least one token a chance")
+    _refuse_none(_row(scores), "the scores are no law", "no token has a chance")
     return PointMass(int(scores.argmax()))
 
 
@@ -111,26 +116,21 @@ def is_of_the_prefix(processor: object) -> bool:
     return isinstance(processor, Stateless) or type(processor) in OF_THE_PREFIX
 
 
-def parts_of(processors: object) -> tuple[Processing, ...]:
+def parts_of(processors: Sequence[Processing]) -> tuple[Processing, ...]:
     """The processors of a list, in order; of a list that has its own way to call them, that list."""
-    if not isinstance(processors, list | tuple):
-        remedy = "give a LogitsProcessorList"
-        raise DecodeError("processors", "processors are not a list", shown(processors), remedy)
-    own_way = isinstance(processors, tf.LogitsProcessorList) and (
-        type(processors).__call__ is not tf.LogitsProcessorList.__call__
+    given: object = processors
+    if not isinstance(given, list | tuple):
+        raise DecodeError("processors", "processors are not a list", shown(given), "give a LogitsProcessorList")
+    own_way = isinstance(given, tf.LogitsProcessorList) and (
+        type(given).__call__ is not tf.LogitsProcessorList.__call__
     )
-    parts = (processors,) if own_way else tuple(processors)
+    parts = (given,) if own_way else tuple(given)
     for part in parts:
         refuse_uncallable("processors", part)
     return parts
 
 
-def refuse_uncallable(name: str, part: object) -> None:
-    """`DecodeError` for what cannot be called. Modules and lists that can be are called in `generate` too."""
-    if not callable(part) or isinstance(part, type):
-        raise DecodeError(name, f"{name} cannot be called", shown(part), "give functions of ids and scores")
-    if isinstance(part, Module) and any(weight.is_meta for weight in part.parameters()):
-        raise DecodeError(name, f"{name} cannot be called", "a module on the meta device", "load its weights")
+_is_choice: Final = calls("a choice", "give most_likely or sampled")
 
 
 @final
@@ -149,34 +149,25 @@ class InOrder:
     PointMass(token=2)
     """
 
-    processors: Sequence[Processing]
-    choose: Callable[[Tensor], Distribution] = field(
-        default=most_likely, validator=valid(calls("a choice", "give most_likely or sampled"))
-    )
-    _parts: tuple[Processing, ...] = field(init=False, repr=False)
+    processors: tuple[Processing, ...] = field(converter=parts_of)
+    choose: Callable[[Tensor], Distribution] = field(default=most_likely, validator=valid(_is_choice))
     _is_stateless: bool = field(init=False, repr=False)
     _seen: Tokens = field(init=False, default=(), repr=False)
 
     def __attrs_post_init__(self) -> None:
-        self._parts = parts_of(self.processors)
-        self._is_stateless = all(map(is_of_the_prefix, self._parts))
+        self._is_stateless = all(map(is_of_the_prefix, self.processors))
 
     def laws(self, tokens: Tokens, logits: Tensor, /) -> Laws:
-        """The law behind each row of `logits` [k, V], made when it is asked for; row k - 1 follows all of `tokens`."""
-        return _laws(self._parts, self.choose, tokens, logits, self._law)
+        """The law after each row of `logits` [k, V], made when it is asked for; row k - 1 follows all of `tokens`."""
+        return _laws(self.processors, tokens, logits, self._law)
 
     def _law(self, ids: Tensor, prefix: Tokens, scores: Tensor) -> Distribution:
-        if not self._is_stateless:
-            self._go_on(prefix)
-        return _law(self._parts, self.choose, ids, scores)
-
-    def _go_on(self, prefix: Tokens) -> None:
-        """To the next prefix. It counts as seen even if the processors fail there: they may have changed by then."""
-        if self._seen and prefix[:-1] != self._seen:
+        if not self._is_stateless and self._seen and prefix[:-1] != self._seen:
             happened = "processors in order are asked about each prefix of one text once"
-            received = f"a prefix of {len(prefix)} tokens behind one of {len(self._seen)}"
+            received = f"a prefix of {len(prefix)} tokens after one of {len(self._seen)}"
             raise DecodeError("processors", happened, received, "make one for each text, or use ProcessorList")
-        self._seen = prefix
+        self._seen = prefix  # even if the processors fail there: they may have changed by then
+        return _law(self.processors, self.choose, ids, scores)
 
 
 @final
@@ -200,10 +191,8 @@ class ProcessorList:
     PointMass(token=2)
     """
 
-    processors: Sequence[Processing]
-    choose: Callable[[Tensor], Distribution] = field(
-        default=most_likely, validator=valid(calls("a choice", "give most_likely or sampled"))
-    )
+    processors: tuple[Processing, ...] = field(converter=parts_of)
+    choose: Callable[[Tensor], Distribution] = field(default=most_likely, validator=valid(_is_choice))
     _first: tuple[Processing, ...] = field(init=False, repr=False)
     _is_stateless: bool = field(init=False, repr=False)
     _tokens: Tokens = field(init=False, default=(), repr=False)
@@ -212,30 +201,26 @@ class ProcessorList:
     _lost: int = field(init=False, default=0, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        parts = parts_of(self.processors)
-        self._is_stateless = all(map(is_of_the_prefix, parts))
-        self._first, _ = fresh(parts)  # what cannot be copied is refused before a model runs
+        self._is_stateless = all(map(is_of_the_prefix, self.processors))
+        self._first, _ = fresh(self.processors)  # what cannot be copied is refused before a model runs
 
     def laws(self, tokens: Tokens, logits: Tensor, /) -> Laws:
-        """The law behind each row of `logits` [k, V], made when it is asked for; row k - 1 follows all of `tokens`."""
-        return _laws(self._first, self.choose, tokens, logits, self._law)
+        """The law after each row of `logits` [k, V], made when it is asked for; row k - 1 follows all of `tokens`."""
+        return _laws(self.processors, tokens, logits, self._law)
 
     def _law(self, ids: Tensor, prefix: Tokens, scores: Tensor) -> Distribution:
         if self._is_stateless:
             return _law(self._first, self.choose, ids, scores)
         before = self._state_before(prefix)
-        after, copies = fresh(before)
+        after, common = fresh(before)
         law = _law(after, self.choose, ids, scores)
-        changed = copies.changed()
-        if changed is not None:
-            happened = "a processor keeps a state where no copy of it reaches"
-            raise DecodeError("processors", happened, changed, COPIES)
+        common.refuse_changes("a processor keeps a state where no copy of it reaches", COPIES)
         self._tokens, self._root = prefix, self._root or prefix
         self._lost = min(self._lost, len(prefix) - 1)
         self._states = {at: state for at, state in self._states.items() if at < len(prefix)}
         self._states |= {len(prefix): before, len(prefix) + 1: after}
         while len(self._states) > REMEMBERED + 2:
-            self._lost = sorted(self._states)[1]  # the first is the state behind the prompt
+            self._lost = sorted(self._states)[1]  # the first is the state after the prompt
             del self._states[self._lost]
         return law
 
@@ -258,14 +243,13 @@ COPIES: Final = "use InOrder where no draft is taken back, or name it Stateless 
 """The remedy where a processor cannot be copied."""
 
 
-def fresh(parts: tuple[Processing, ...], remedy: str = COPIES) -> tuple[tuple[Processing, ...], Copies]:
+def fresh(parts: tuple[Processing, ...], remedy: str = COPIES) -> tuple[tuple[Processing, ...], Common]:
     """Processors in the same state, which will not change with these."""
     return copies_of(parts, is_of_the_prefix, remedy)
 
 
 def _laws(
-    parts: Sequence[Processing],
-    choose: Callable[[Tensor], Distribution],
+    parts: tuple[Processing, ...],
     tokens: Tokens,
     logits: object,
     make: Callable[[Tensor, Tokens, Tensor], Distribution],
@@ -274,7 +258,7 @@ def _laws(
     if not isinstance(logits, Tensor) or logits.dim() != 2 or not 0 < len(logits) <= len(tokens):
         received = tuple(logits.shape) if isinstance(logits, Tensor) else shown(logits)
         remedy = "give a row for each of the last k prefixes"
-        raise DecodeError("logits", f"logits are not [k, V] behind a text of {len(tokens)} tokens", received, remedy)
+        raise DecodeError("logits", f"logits are not [k, V] after a text of {len(tokens)} tokens", received, remedy)
     if not is_near(logits):
         finite(logits, len(tokens))  # logits on a device have not been looked at
     try:
@@ -296,27 +280,22 @@ def _law(
     parts: Iterable[Processing], choose: Callable[[Tensor], Distribution], ids: Tensor, scores: Tensor
 ) -> Distribution:
     """choose(processors(ids, scores)); `DecodeError` where that is none, naming the position and the processors."""
-    position, names = ids.shape[1] - 1, []
+    by = ", ".join(map(name_of, parts)) or "no processor"
     for part in parts:
-        names.append(name_of(part))
-        scores = _scores(part(ids, scores), scores.shape, names[-1])
-    where = f"nothing but -∞, or NaN, behind the token at position {position}"
-    by = ", ".join(names) or "no processor"
-    _refuse_none(scores[0], f"the law behind the processors ({by}) is none", where, "leave at least one token a chance")
+        said: object = part(ids, scores)
+        if not isinstance(said, Tensor) or said.shape != scores.shape:
+            happened = f"{name_of(part)} gave no scores of shape {tuple(scores.shape)}"
+            received = tuple(said.shape) if isinstance(said, Tensor) else shown(said)
+            raise DecodeError("processors", happened, received, "return scores [B, V]")
+        scores = said
+    where = f"nothing but -∞, or NaN, after the token at position {ids.shape[1] - 1}"
+    _refuse_none(scores[0], f"the law after the processors ({by}) is none", where)
     return choose(scores[0])
 
 
-def _scores(said: object, shape: torch.Size, name: str) -> Tensor:
-    if isinstance(said, Tensor) and said.shape == shape:
-        return said
-    received = tuple(said.shape) if isinstance(said, Tensor) else shown(said)
-    raise DecodeError("processors", f"{name} gave no scores of shape {tuple(shape)}", received, "return scores [B, V]")
-
-
-def _refuse_none(scores: Tensor, happened: str, received: str, remedy: str) -> None:
-    largest = float(scores.max())
-    if not largest > -torch.inf:
-        raise DecodeError("processors", happened, received, remedy)
+def _refuse_none(scores: Tensor, happened: str, received: str) -> None:
+    if not float(scores.max()) > -torch.inf:
+        raise DecodeError("processors", happened, received, "leave at least one token a chance")
 
 
 def _row(scores: object) -> Tensor:

@@ -6,18 +6,21 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import copy_context
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor, StoppingCriteriaList
 
 from specflow.errors import DecodeError
-from specflow.guards.checks import a, calls, does, shown
+from specflow.guards.checks import does, shown
 from specflow.loop import grow
 from specflow.state import DecodeState, Finished, Step, Tokens
 
 T = TypeVar("T")
+
+Growing: TypeAlias = Iterator[tuple[Tokens, DecodeState | Finished]]
+"""What `grow` says of a text: the new tokens of each step, and its outcome."""
 
 
 class Streamer(Protocol):
@@ -38,11 +41,11 @@ def stream(step: Step, state: DecodeState, streamer: Streamer) -> Finished:
     Whatever happens, an error or Ctrl-C, the streamer is ended once. With an asynchronous streamer, run it in a thread:
     `asyncio.to_thread(stream, step, state, streamer)`.
     """
-    _check(step, state)
+    growing = grow(step, state)
     does("a streamer", "give a TextStreamer, or anything with put and end", "put", "end")("streamer", streamer)
     with ended(streamer):
         streamer.put(torch.tensor([state.tokens]))
-        return put_through(step, state, streamer)
+        return put_through(growing, streamer)
 
 
 @contextmanager
@@ -55,14 +58,14 @@ def ended(streamer: Streamer | None) -> Iterator[None]:
             streamer.end()
 
 
-def put_through(step: Step, state: DecodeState, streamer: Streamer) -> Finished:
-    """`run(step, state)`, with each new token put into `streamer`."""
-    outcome: DecodeState | Finished = state
-    for new, outcome in grow(step, state):  # noqa: B007 - the last outcome is wanted
+def put_through(growing: Growing, streamer: Streamer) -> Finished:
+    """The end of a text that grows, with each new token put into `streamer`."""
+    for new, outcome in growing:
         for token in new:
             streamer.put(torch.tensor([token]))
-    assert isinstance(outcome, Finished)
-    return outcome
+        if isinstance(outcome, Finished):
+            return outcome
+    raise AssertionError("a text ends")
 
 
 def new_tokens(step: Step, state: DecodeState) -> AsyncGenerator[Tokens, None]:
@@ -78,12 +81,10 @@ def new_tokens(step: Step, state: DecodeState) -> AsyncGenerator[Tokens, None]:
     >>> asyncio.run(collect())
     [(1,), (2,), (3,)]
     """
-    _check(step, state)
-    return _new_tokens(step, state)
+    return _new_tokens(grow(step, state))
 
 
-async def _new_tokens(step: Step, state: DecodeState) -> AsyncGenerator[Tokens, None]:
-    growing = grow(step, state)
+async def _new_tokens(growing: Growing) -> AsyncGenerator[Tokens, None]:
     while (grown := await _next(growing)) is not None:
         if grown[0]:
             yield grown[0]
@@ -120,13 +121,7 @@ def condition(criteria: object, before: Tokens, device: torch.device) -> Callabl
         raise DecodeError("criteria", "criteria are not a list", shown(criteria), "give a StoppingCriteriaList")
     for criterion in criteria:
         if not callable(criterion) or isinstance(criterion, LogitsProcessor):
-            raise DecodeError(
-                "criteria", "a criterion cannot be called as one is", shown(criterion), "give functions of ids"
-            )
+            happened = "a criterion cannot be called as one is"
+            raise DecodeError("criteria", happened, shown(criterion), "give functions of ids")
     asked = StoppingCriteriaList(criteria)
     return lambda state: bool(asked(torch.tensor([before + state.tokens], device=device), None).any())
-
-
-def _check(step: object, state: object) -> None:
-    calls("a step", "give a Step, such as speculative_step makes")("step", step)
-    a(DecodeState, "give what start(…) says")("state", state)

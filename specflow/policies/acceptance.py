@@ -13,23 +13,16 @@ from specflow.guards.checks import a
 from specflow.prefix import common_prefix
 from specflow.state import BEFORE, Proposal, Tokens
 
-PRIOR: Final = 0.6
-"""The acceptance of a first draft of which nothing is known: high, so that a drafter is tried."""
-
-WEIGHT: Final = 2.0
-"""How many drafts a prior counts for."""
-
-OTHERS: Final = 2.0
-"""How many drafts everything counts for that was seen in other texts."""
-
-FADE: Final = 0.97
-"""How much of what was seen in a text is kept from step to step."""
+PRIOR: Final = 0.6  # the acceptance of a first draft of which nothing is known: high, so that a drafter is tried
+WEIGHT: Final = 2.0  # how many drafts a prior counts for
+OTHERS: Final = 2.0  # how many drafts everything counts for that was seen in other texts
+FADE: Final = 0.97  # how much of what was seen in a text is kept from step to step
 
 
 @final
 @define(eq=False)
 class Draft:
-    """A draft in the making: what was pulled from the stream, up to `most`.
+    """A draft in the making: what was pulled from the stream, up to `most`; whether the drafter has `met` the text.
 
     The first `drawn` proposals have to be taken: the last of them was drawn from a spread law. It `is_told` once one of
     them tells its chance, or does not follow the one before it.
@@ -37,11 +30,11 @@ class Draft:
 
     stream: Iterator[Proposal]
     most: int
+    met: bool
     proposals: list[Proposal] = field(factory=list)
     drawn: int = 0
     is_told: bool = False
     seconds: float = 0.0
-    asked: bool = False
     _ended: bool = False
 
     @property
@@ -54,13 +47,13 @@ class Draft:
         return 0 if self.goes_on else len(self.proposals)
 
     def pull(self) -> None:
-        self.asked = True
+        self.met = True
         proposal = pulled(self.stream)
         if proposal is None:
             self._ended = True
             return
         branches = proposal.parent not in (BEFORE, len(self.proposals) - 1)
-        self.is_told = self.is_told or branches or proposal.chance is not None
+        self.is_told |= branches or proposal.chance is not None
         self.proposals.append(proposal)
         if not isinstance(proposal.q, PointMass):
             self.drawn = len(self.proposals)
@@ -68,8 +61,8 @@ class Draft:
     def watched(self, start: int) -> Watched | None:
         if not self.proposals:
             return None
-        tokens = tuple([proposal.token for proposal in self.proposals])
-        return Watched(start, tokens, tuple([proposal.source for proposal in self.proposals]), self.offered)
+        tokens, sources = zip(*[(proposal.token, proposal.source) for proposal in self.proposals], strict=True)
+        return Watched(start, tokens, sources, self.offered)
 
 
 def pulled(stream: Iterator[Proposal]) -> Proposal | None:

@@ -28,16 +28,15 @@ def drafter_law(proposal: Proposal, temperature: float = 1.0) -> Known:
     match proposal.logits, proposal.q:
         case Tensor() as logits, _ if logits.ndim == 1 and len(logits) and not (logits.is_complex() or logits.is_meta):
             scores = logits.to(torch.promote_types(logits.dtype, torch.float32))
-            # Behind the largest of them: divided by a small T they would be beyond floats.
+            # Less the largest of them: divided by a small T they would be beyond floats.
             return Categorical(F.softmax((scores - scores.amax()) / float(temperature), dim=-1))
         case None, BlackBox(probs):
             return Categorical(probs)
         case None, PointMass() | Categorical():
             return proposal.q
         case None, _:
-            raise DecodeError(
-                "drafter", "a proposal's q is no law", shown(proposal.q), "give a PointMass or Categorical"
-            )
+            happened, remedy = "a proposal's q is no law", "give a PointMass or Categorical"
+            raise DecodeError("drafter", happened, shown(proposal.q), remedy)
     happened, remedy = "the logits of a proposal are no row of numbers", "give a tensor [V], or leave them out"
     raise DecodeError("drafter", happened, shown(proposal.logits), remedy)
 

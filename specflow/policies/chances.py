@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import Final, NamedTuple, final
 
-from attrs import define, field
+from attrs import Factory, define, field
 
 from specflow.distribution import PointMass
 from specflow.guards.checks import number
@@ -15,34 +15,18 @@ from specflow.policies.choice import DOUBT, Choice, are_numbers
 from specflow.policies.meter import CostMeter, Durations
 from specflow.state import BEFORE, TEXT, DecodeState, Pace, Proposal
 
-ADVANCE: Final = 1.5
-"""How many passes a text may lose to drafts before it has gained anything."""
-
-LOSS: Final = 0.01
-"""How much of a pass it may lose beside for each token."""
-
-TRUST: Final = 4.0
-"""For how many tokens a drafter's chances are believed before the text has told what they are worth."""
-
+ADVANCE: Final = 1.5  # how many passes a text may lose to drafts before it has gained anything
+LOSS: Final = 0.01  # how much more of a pass it may lose for each token
+TRUST: Final = 4.0  # for how many tokens a drafter's chances are believed before the text has told what they are worth
 
 _is_chance = number("a draft's chance is not a finite number", "give the guess of a probability")
 
 
-class _Text(NamedTuple):
-    """A text between two steps: the tokens that its drafts promised and gave, and the seconds lost to them."""
-
-    promised: float = 0.0
-    given: float = 0.0
-    lost: float = 0.0
-
-    @property
-    def worth(self) -> float:
-        """How many tokens came for each that the drafter's chances promised."""
-        return (self.given + TRUST) / (self.promised + TRUST)
-
-
 class ChancesPace(NamedTuple):
-    """What is carried between steps: what the last one took and promised, the text, and whose it is."""
+    """What is carried between steps: what the last one took and promised, the text, and whose it is.
+
+    Of the text: the tokens that its drafts promised and gave, and the seconds lost to them.
+    """
 
     length: float
     gamma: float
@@ -52,6 +36,11 @@ class ChancesPace(NamedTuple):
     text_given: float
     text_lost: float
     policy: float
+
+    @property
+    def worth(self) -> float:
+        """How many tokens of the text came for each that the drafter's chances promised."""
+        return (self.text_given + TRUST) / (self.text_promised + TRUST)
 
 
 @final
@@ -69,20 +58,22 @@ class _Weighed:
     drafts: list[Proposal] = field(factory=list)
     chances: list[float] = field(factory=list)
     tokens: list[float] = field(factory=lambda: [1.0])
-    seconds: list[float] = field(init=False)
+    seconds: list[float] = field(init=False, default=Factory(lambda self: [self.costs[0]], takes_self=True))
     drawn: int = 0
     best: int = 0
     _left: dict[int, float] = field(factory=lambda: {TEXT: 1.0})
-    _shortest: list[float] = field(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self.seconds = [self.costs[0]]
-        self._shortest = list(accumulate(reversed(self.costs), min))[::-1]
+    _shortest: list[float] = field(
+        init=False, default=Factory(lambda self: list(accumulate(self.costs[::-1], min))[::-1], takes_self=True)
+    )
 
     def add(self, draft: Proposal) -> None:
         n = len(self.drafts) + 1
         parent = n - 2 if draft.parent == BEFORE else draft.parent
-        chance = PRIOR * max(0.0, self._left[parent]) if draft.chance is None else _told(draft.chance)
+        if draft.chance is None:
+            chance = PRIOR * max(0.0, self._left[parent])
+        else:
+            _is_chance("chance", draft.chance)
+            chance = min(max(draft.chance, 0.0), 1.0)
         self._left[parent] -= chance
         self._left[n - 1] = chance
         self.drafts.append(draft)
@@ -131,13 +122,11 @@ class ByChances:
     Σ is over the n drafts: a draft's chance is the probability that one more token is taken; where the drafter does not
     tell it, it is 0.6 of what its parent and the siblings before it leave. w corrects the chances by what came of them
     in this text, (given + 4) / (promised + 4) in tokens. A text may lose 1.5 passes, and 1 % of a pass for each token,
-    to drafts that were not taken; more drafts than that pays for are left alone. What drafting takes is measured and
-    counted too, and ended when a text cannot afford more.
+    to drafting, whose time is measured, and to drafts that were not taken.
 
     Certain drafts are looked at before n is chosen. One that is drawn is taken, so whether to draw it is decided
     before, by a guess: each of the next is 0.6 times as likely as the one before it.
-    Source: Chen et al. 2402.12374 (Sequoia), its hardware-aware tree optimizer, whose one tree for a machine is chosen
-    anew here for each text and place.
+    Source: Chen et al. 2402.12374 (Sequoia), whose one tree for a machine is chosen anew here for each text and place.
     """
 
     meter: CostMeter
@@ -154,23 +143,23 @@ class ByChances:
         `before` were pulled from the stream already. `lost` is what the text lost, where the pace does not say it.
         """
         costs = self.meter.seconds(self.most + 1)
-        text = self._settled(state, costs, lost)
-        credit = 0.0 if costs is None else costs[0] * (ADVANCE + LOSS * len(state.output)) - text.lost
-        weighed = _Weighed(costs or [1.0] * (len(before) + 1), text.worth, self._drafting.estimate, credit)
+        pace = self._settled(state, costs, lost)
+        credit = 0.0 if costs is None else costs[0] * (ADVANCE + LOSS * len(state.output)) - pace.text_lost
+        weighed = _Weighed(costs or [1.0] * (len(before) + 1), pace.worth, self._drafting.estimate, credit)
         for draft in before:
             self._certain.note(len(weighed.drafts), draft)
             weighed.add(draft)
-        if costs is None or self._drafting.estimate > credit:
-            taken, drafting = weighed.drawn, 0.0
-            choice = Choice(len(state.tokens), len(before), taken, (), (), text.lost)
-        else:
+        taken, drafting = weighed.drawn, 0.0
+        tokens: tuple[float, ...] = ()
+        seconds: tuple[float, ...] = ()
+        if costs is not None and self._drafting.estimate <= credit:
             asked = self._pull(stream, weighed)
             taken, drafting = weighed.best, max(asked, len(weighed.drafts)) * weighed.drafting
-            promises = tuple(weighed.tokens), tuple(weighed.seconds)
-            choice = Choice(len(state.tokens), len(weighed.drafts), taken, *promises, text.lost)
+            tokens, seconds = tuple(weighed.tokens), tuple(weighed.seconds)
+        choice = Choice(len(state.tokens), len(weighed.drafts), taken, tokens, seconds, pace.text_lost)
         promised = sum(weighed.chances[:taken])
-        pace = ChancesPace(len(state.tokens), taken, drafting, promised, *text, self.identity)
-        return tuple(weighed.drafts[:taken]), choice, pace
+        after = pace._replace(length=len(state.tokens), gamma=taken, drafting=drafting, promised=promised)
+        return tuple(weighed.drafts[:taken]), choice, after
 
     def _pull(self, stream: Iterator[Proposal], weighed: _Weighed) -> bool:
         """As many drafts as it takes to tell, and as there is time for; whether the drafter was asked."""
@@ -188,18 +177,15 @@ class ByChances:
             self._drafting.note(self.meter.since(began) / max(1, len(weighed.drafts) - before))
         return asked
 
-    def _settled(self, state: DecodeState, costs: Sequence[float] | None, lost: float) -> _Text:
-        """The text up to here, once what became of the last step is counted."""
-        match state.pace:
-            case ChancesPace(length, gamma, drafting, promised, before, given, lost_before, policy) if (
-                policy == self.identity and are_numbers(state.pace)
-            ):
-                came = len(state.tokens) - length
-                took = 0.0 if costs is None else costs[min(int(gamma), len(costs) - 1)] - costs[0] * came
-                return _Text(before + promised, given + (came - 1 if gamma else 0), lost_before + took + drafting)
-        return _Text(lost=lost)
-
-
-def _told(chance: float) -> float:
-    _is_chance("chance", chance)
-    return min(max(chance, 0.0), 1.0)
+    def _settled(self, state: DecodeState, costs: Sequence[float] | None, lost: float) -> ChancesPace:
+        """The pace, once what became of the last step is counted; a new one where it is not this policy's."""
+        pace = state.pace
+        if not isinstance(pace, ChancesPace) or pace.policy != self.identity or not are_numbers(pace):
+            return ChancesPace(0, 0, 0.0, 0.0, 0.0, 0.0, lost, self.identity)
+        came = len(state.tokens) - pace.length
+        took = 0.0 if costs is None else costs[min(int(pace.gamma), len(costs) - 1)] - costs[0] * came
+        return pace._replace(
+            text_promised=pace.text_promised + pace.promised,
+            text_given=pace.text_given + (came - 1 if pace.gamma else 0),
+            text_lost=pace.text_lost + took + pace.drafting,
+        )

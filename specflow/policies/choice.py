@@ -1,15 +1,13 @@
-"""What a policy that chooses by cost says of its choice, and how it knows its own pace."""
+"""What a policy that chooses by cost says of its choice, and which paces it can go on from."""
 
 from __future__ import annotations
 
 from math import inf
-from secrets import randbits
 from typing import Final, final
 
 from attrs import frozen
 
-DOUBT: Final = 0.5
-"""The least probability of a refusal that this reckons with."""
+DOUBT: Final = 0.5  # the least probability of a refusal that this reckons with
 
 
 def are_numbers(pace: tuple[object, ...]) -> bool:
@@ -37,12 +35,3 @@ class Choice:
     tokens: tuple[float, ...]
     seconds: tuple[float, ...]
     lost: float
-
-
-def untold(choice: Choice) -> None:
-    """Nobody listens."""
-
-
-def identity() -> int:
-    """A number that no other policy has, in this process or where a state was pickled."""
-    return randbits(62)

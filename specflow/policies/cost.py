@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, count
 from operator import mul
+from secrets import randbits
 from threading import RLock
 from typing import Final, NamedTuple, final
 
@@ -13,21 +14,14 @@ from attrs import define, evolve, field, frozen
 from specflow.guards.checks import a, calls, drafts, valid
 from specflow.policies.acceptance import Acceptance, Certain, Draft, Watched
 from specflow.policies.chances import ByChances
-from specflow.policies.choice import DOUBT, Choice, are_numbers, identity, untold
+from specflow.policies.choice import DOUBT, Choice, are_numbers
 from specflow.policies.meter import CostMeter, Durations
 from specflow.state import DecodeState, Pace, Proposal
 
-CLOSE: Final = 1.1
-"""How many times the tokens per second of no draft a draft must promise to be taken nevertheless."""
-
-LOOK: Final = 0.01
-"""Certain drafts that together take less than this share of a pass are looked at before it is decided about them."""
-
-ADVANCE: Final = 1.0
-"""How many passes a text may lose to drafting before it has gained anything."""
-
-LOSS: Final = 0.015
-"""How much of a pass it may lose beside for each token."""
+CLOSE: Final = 1.1  # how many times the tokens per second of no draft a draft must promise to be taken nevertheless
+LOOK: Final = 0.01  # certain drafts that take less than this share of a pass are looked at before it is decided
+ADVANCE: Final = 1.0  # how many passes a text may lose to drafting before it has gained anything
+LOSS: Final = 0.015  # how much more of a pass it may lose for each token
 
 
 @final
@@ -35,35 +29,13 @@ LOSS: Final = 0.015
 class _Drafting:
     """What drafts take: the first of a text (the drafter reads the prompt), the first of a step, and all others."""
 
-    _meeting: Durations = field(factory=Durations)
-    _first: Durations = field(factory=Durations)
-    _other: Durations = field(factory=Durations)
-
-    def note(self, position: int, met: bool, seconds: float) -> None:
-        kind = self._other if position else self._first if met else self._meeting
-        kind.note(seconds)
-
-    @property
-    def known(self) -> bool:
-        return bool(self._first.count and self._other.count)
-
-    @property
-    def meeting(self) -> float:
-        return self._meeting.estimate
+    meeting: Durations = field(factory=Durations)
+    first: Durations = field(factory=Durations)
+    other: Durations = field(factory=Durations)
 
     def seconds(self, drafts: int) -> float:
         """What a step's drafts take. What was never timed takes nothing, so that it soon is timed."""
-        return self._first.estimate + (drafts - 1) * self._other.estimate if drafts > 0 else 0.0
-
-
-@final
-@frozen(eq=False)
-class _Text:
-    """A text between two steps: the seconds lost to drafting, whether the drafter has met it, and what is watched."""
-
-    lost: float = 0.0
-    met: bool = False
-    watched: Watched | None = None
+        return self.first.estimate + (drafts - 1) * self.other.estimate if drafts > 0 else 0.0
 
 
 @final
@@ -79,8 +51,7 @@ class _Taken:
     watched: Watched | None
 
 
-STEPS: Final = count(1)
-"""Numbers the steps of all policies, so that no two of them are one."""
+STEPS: Final = count(1)  # numbers the steps of all policies, so that no two of them are one
 
 
 class CostAwarePace(NamedTuple):
@@ -99,25 +70,23 @@ class CostAware:
 
     maximise (1 + Σ_{i ≤ γ} Π_{j ≤ i} a_j) / (t(γ + 1) + d(γ))
 
-    So it is for chains of which nothing is known. Once a draft tells its chance, as those of `LookupTree` do, or does
-    not follow the one before it, it is the first n drafts with the most (1 + w Σ chance) / t(n + 1), with w what came
-    of the chances in this text: so trees are paced, from then on (`policies.chances`).
+    This is for chains of which nothing is known. Once a draft tells its chance, as those of `LookupTree` do, or does
+    not follow the one before it, the first n drafts with the most (1 + w Σ chance) / t(n + 1) are taken from then on,
+    with w what came of the chances in this text (`policies.chances`).
 
-    t comes from `meter`, which has to be the one that times the target. d, the time that γ drafts take, is measured
-    here. a_j, the acceptance of the j-th draft once those before it stand, is learnt from the texts, by source and by
-    how many drafts it offered, recent ones counting more. Certain drafts that cost next to nothing are looked at before
-    γ is chosen, and those not taken are still compared with the text that comes, so that γ = 0 learns as well.
+    t comes from `meter`, which has to be the one that times the target; d, the time that γ drafts take, is measured
+    here; a_j, the acceptance of the j-th draft once those before it stand, is learnt by source and by how many drafts
+    it offered. Certain drafts that cost next to nothing are looked at before γ is chosen, and those not taken are still
+    compared with the text that comes, so that γ = 0 learns as well.
 
-    A text may lose `ADVANCE` passes to drafting and `LOSS` of a pass for each token. A γ that is likely to lose more,
-    were its first draft refused, is not taken; so a drafter that is always wrong, or dear, costs little. Whether a
-    draft is taken is decided before it is drawn, or it is certain: the text's law is the target's whatever the clock
-    says. Under a seed the text itself is the same whatever the clock says where drafts are certain; where they are
-    drawn and may be rejected, γ decides how many draws there are, so the clock does too, unless the step is a
-    `seed_coupled_step`.
+    A text may lose one pass to drafting and 1.5 % of a pass for each token; a γ that is likely to lose more is not
+    taken. Whether a draft is taken is decided before it is drawn, or it is certain: the text's law is the target's
+    whatever the clock says. A seed's text depends on the clock only where drafts are drawn and may be rejected, as γ
+    decides how many draws there are (not so in a `seed_coupled_step`).
 
     `tell` hears of each choice. One policy serves one drafter, for many texts, and what it learnt stays with it; only
-    one text at a time teaches it. Threads may share it: while one drafts, the others wait. A pace of another policy,
-    another `CostAware` among them, is a fresh start: its seconds are another meter's. most ≥ 1, else `DecodeError`.
+    one text at a time teaches it. Threads may share it: while one drafts, the others wait. A pace of any other policy
+    is a fresh start, as its seconds are another meter's. most ≥ 1, else `DecodeError`.
     Source: Leviathan et al. 2211.17192, section 3.3, where one α and one cost ratio c stand for what is measured here;
     for trees Chen et al. 2402.12374 (Sequoia).
 
@@ -132,8 +101,10 @@ class CostAware:
 
     meter: CostMeter = field(validator=valid(a(CostMeter, "give the CostMeter that times the target")))
     most: int = field(default=16, validator=valid(drafts))
-    tell: Callable[[Choice], object] = field(default=untold, validator=valid(calls("a listener", "give a function")))
-    _identity: int = field(init=False, factory=identity, repr=False)
+    tell: Callable[[Choice], object] = field(
+        default=lambda choice: None, validator=valid(calls("a listener", "give a function"))
+    )
+    _identity: int = field(init=False, factory=lambda: randbits(62), repr=False)  # also where a state was pickled
     _drafting: _Drafting = field(init=False, factory=_Drafting, repr=False)
     _acceptance: Acceptance = field(init=False, factory=Acceptance, repr=False)
     _certain: Certain = field(init=False, factory=Certain, repr=False)
@@ -143,66 +114,70 @@ class CostAware:
 
     def __call__(self, stream: Iterator[Proposal], state: DecodeState, /) -> tuple[tuple[Proposal, ...], Pace]:
         with self._lock:
-            step = self._step if self._by_chances is None else self._by_chances.step
-            drafts, choice, pace = step(stream, state)
+            before = state.pace
+            pace = None
+            if isinstance(before, CostAwarePace) and before.policy == self._identity and are_numbers(before):
+                pace = before
+            if self._by_chances is None:
+                drafts, choice, after = self._step(stream, state, pace)
+            else:
+                drafts, choice, after = self._by_chances.step(stream, state, lost=0.0 if pace is None else pace.lost)
             self.tell(choice)
-            return drafts, pace
+            return drafts, after
 
-    def _step(self, stream: Iterator[Proposal], state: DecodeState) -> tuple[tuple[Proposal, ...], Choice, Pace]:
+    def _step(
+        self, stream: Iterator[Proposal], state: DecodeState, pace: CostAwarePace | None
+    ) -> tuple[tuple[Proposal, ...], Choice, Pace]:
         costs = self.meter.seconds(int(self.most) + 1)
-        pace = self._own(state.pace)
-        text = self._settled(state, pace, costs)
-        draft = Draft(stream, min(self.most if costs is None else len(costs) - 1, state.room - 1))
+        lost, watched = self._settled(state, pace, costs)
+        met = pace is not None and bool(pace.met)
+        draft = Draft(stream, min(self.most if costs is None else len(costs) - 1, state.room - 1), met)
+        gamma = 0
+        tokens: tuple[float, ...] = ()
+        seconds: tuple[float, ...] = ()
         if costs is not None:
-            gamma, tokens, seconds = self._chosen(draft, costs, text, state, begins=pace is None)
-        else:  # nothing can be weighed yet, but while the prompt is read the drafter may read it too
-            if pace is None:
-                self._pull(draft, text)
-            gamma, tokens, seconds = len(draft.proposals), (), ()
+            credit = costs[0] * (ADVANCE + LOSS * len(state.output)) - lost
+            gamma, tokens, seconds = self._chosen(draft, costs, credit, begins=pace is None)
+        elif pace is None:  # nothing can be weighed yet, but while the prompt is read the drafter may read it too
+            self._pull(draft)
+            gamma = len(draft.proposals)
         if draft.is_told:
             self._by_chances = ByChances(self.meter, int(self.most), self._identity)
-            return self._by_chances.step(stream, state, draft.proposals, text.lost)
-        step = next(STEPS)
-        watched = text.watched or draft.watched(len(state.tokens))
+            return self._by_chances.step(stream, state, draft.proposals, lost)
+        step, position = next(STEPS), len(state.tokens)
         promised = seconds[gamma] if pace is not None and seconds else None
-        self._taken = _Taken(step, len(state.tokens), gamma, draft.seconds, promised, watched)
-        choice = Choice(len(state.tokens), len(draft.proposals), gamma, tokens, seconds, text.lost)
-        after = CostAwarePace(self._identity, step, text.lost, text.met or draft.asked)
-        return tuple(draft.proposals[:gamma]), choice, after
+        self._taken = _Taken(step, position, gamma, draft.seconds, promised, watched or draft.watched(position))
+        choice = Choice(position, len(draft.proposals), gamma, tokens, seconds, lost)
+        return tuple(draft.proposals[:gamma]), choice, CostAwarePace(self._identity, step, lost, draft.met)
 
-    def _own(self, pace: Pace) -> CostAwarePace | None:
-        """The pace, if it is one of this policy's."""
-        match pace:
-            case CostAwarePace(policy) if policy == self._identity and are_numbers(pace):
-                return pace
-        return None
-
-    def _settled(self, state: DecodeState, pace: CostAwarePace | None, costs: Sequence[float] | None) -> _Text:
-        """The text up to here, once what became of the last step is counted and learnt."""
+    def _settled(
+        self, state: DecodeState, pace: CostAwarePace | None, costs: Sequence[float] | None
+    ) -> tuple[float, Watched | None]:
+        """The seconds lost up to here and what is watched, once what became of the last step is counted and learnt."""
         if pace is None:
             self._acceptance.begin()
-            return _Text()
-        lost = pace.lost
+            return 0.0, None
         self._acceptance.step += 1
         taken = self._taken
         if taken is None or taken.step != pace.step:  # another text came between, or this state is stepped again
-            return _Text(lost, bool(pace.met))
+            return pace.lost, None
+        lost = pace.lost
         if costs is not None and taken.promised is not None:
             # A stall is nobody's loss: no step is charged with more than thrice what it promised to take.
             took = min(costs[min(taken.gamma, len(costs) - 1)] + taken.drafting, 3 * taken.promised)
             lost += took - costs[0] * (len(state.tokens) - taken.start)
         watched = None if taken.watched is None else self._acceptance.learn(taken.watched, state.tokens)
         self._taken = evolve(taken, watched=watched)  # should this step fail, it is not learnt twice
-        return _Text(lost, bool(pace.met), watched)
+        return lost, watched
 
     def _chosen(
-        self, draft: Draft, costs: Sequence[float], text: _Text, state: DecodeState, begins: bool
+        self, draft: Draft, costs: Sequence[float], credit: float, begins: bool
     ) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
         """γ, and what each γ promises in tokens and in seconds, with as many drafts pulled as it takes to tell."""
-        credit = costs[0] * (ADVANCE + LOSS * len(state.output)) - text.lost
-        free = self._drafting.known and self._drafting.seconds(draft.most) <= LOOK * costs[0]
-        if not free and not text.met and not begins:
-            credit -= self._drafting.meeting
+        is_timed = self._drafting.first.count and self._drafting.other.count
+        free = is_timed and self._drafting.seconds(draft.most) <= LOOK * costs[0]
+        if not free and not draft.met and not begins:
+            credit -= self._drafting.meeting.estimate
 
         def best(tokens: Sequence[float], seconds: Sequence[float]) -> int:
             refused = max(DOUBT, 2 - tokens[1]) if len(tokens) > 1 else 1.0
@@ -213,7 +188,7 @@ class CostAware:
             looking = free and not draft.drawn and len(draft.proposals) < self._certain.known
             if not looking and best(*self._promised(draft, costs)) <= len(draft.proposals):
                 break
-            self._pull(draft, text)
+            self._pull(draft)
         tokens, seconds = self._promised(draft, costs)
         gamma = min(len(draft.proposals), best(tokens, seconds))
         if not draft.drawn and self.meter.stale and tokens[gamma] / seconds[gamma] < CLOSE / seconds[0]:
@@ -228,13 +203,14 @@ class CostAware:
         seconds = [costs[gamma] + self._drafting.seconds(max(gamma, pulled)) for gamma in range(most + 1)]
         return tuple(accumulate(survival, initial=1.0)), tuple(seconds)
 
-    def _pull(self, draft: Draft, text: _Text) -> None:
+    def _pull(self, draft: Draft) -> None:
         """One more draft, or the stream's end, timed."""
-        position, met = len(draft.proposals), text.met or draft.asked
+        position, met = len(draft.proposals), draft.met
         began = self.meter.now()
         draft.pull()
         seconds = self.meter.since(began)
-        self._drafting.note(position, met, seconds)
+        timed = self._drafting.other if position else self._drafting.first if met else self._drafting.meeting
+        timed.note(seconds)
         if len(draft.proposals) > position:
             self._certain.note(position, draft.proposals[position])
         if met:

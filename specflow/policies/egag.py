@@ -17,7 +17,7 @@ from specflow.policies.belief import drafter_law, told
 from specflow.policies.choice import are_numbers
 from specflow.state import DecodeState, Pace, Proposal
 
-_is_coefficient = number("the EMA coefficient is outside [0, 1)", "use 0 for no smoothing", lambda beta: 0 <= beta < 1)
+is_coefficient = number("the EMA coefficient is outside [0, 1)", "use 0 for no smoothing", lambda beta: 0 <= beta < 1)
 
 
 class EGAGPace(NamedTuple):
@@ -32,14 +32,13 @@ class EGAG:
     """Entropy-guided adaptive gamma: the less the drafter knows about the first token, the fewer it drafts.
 
     γ = clamp(⌊(1 - H / log V)·γ_max⌋, γ_min, γ_max), with H the entropy in nats of the drafter's softmax(logits / T) at
-    the first draft position, before top-k and top-p. With β > 0 it is smoothed, m ← β·m + (1 - β)·γ, and rounded (half
-    to even); m starts at the first γ and travels in `state.pace`. The first proposal is one of the γ, so looking at it
-    costs no drafter pass. A proposal without logits is judged by its q: an n-gram is certain, H = 0.
+    the first draft position, before top-k and top-p; of q where a proposal has no logits. With β > 0 it is smoothed,
+    m ← β·m + (1 - β)·γ, and rounded (half to even); m starts at the first γ and travels in `state.pace`.
 
     Exact, since γ depends on the text alone. With a large V it hardly adapts: see docs/gamma.md. Threads may share it.
     A pace of another policy is a fresh start, and an m of other bounds counts as the nearest within these.
     1 ≤ γ_min ≤ γ_max, 0 ≤ β < 1 and T > 0, else `DecodeError`.
-    Source: the formula behind the `use_egag` of the function `speculative_generate`.
+    Source: the formula of `use_egag` in the function `speculative_generate`.
 
     >>> import torch
     >>> from specflow.state import Request
@@ -55,7 +54,7 @@ class EGAG:
     temperature: float = field(default=1.0, validator=valid(checks.temperature))
 
     def __attrs_post_init__(self) -> None:
-        _is_coefficient("egag_ema_beta", self.ema_beta)
+        is_coefficient("egag_ema_beta", self.ema_beta)
         if self.gamma_max < self.gamma_min:
             happened = f"gamma_max is below the gamma_min of {self.gamma_min}"
             raise DecodeError("gamma_max", happened, self.gamma_max, "give them in order")

@@ -8,9 +8,10 @@ from math import isfinite
 from statistics import median_low
 from threading import Lock
 from time import perf_counter
-from typing import Final, NamedTuple, TypeAlias, final
+from typing import Final, TypeAlias, final
 
 from attrs import define, field
+from numpy import interp
 from torch import Tensor
 
 from specflow.errors import DecodeError
@@ -21,23 +22,12 @@ from specflow.state import Predictor, Proposal, Tokens
 Clock: TypeAlias = Callable[[], float]
 """Seconds since some moment. On a GPU it must wait for the device first."""
 
-TICK: Final = 1e-9
-"""Nothing takes less, whatever a coarse clock says, or one that goes backwards."""
-
-AGES: Final = 1e9
-"""Nothing takes longer: about thirty years."""
-
-WINDOW: Final = 9
-"""How many recent durations an estimate looks at."""
-
-HORIZON: Final = 256
-"""After how many passes a length that was not timed again is forgotten: what was slow once is tried again some day."""
-
-FRESH: Final = 16
-"""For how many passes the duration of a pass over one token is taken for granted where little depends on it."""
-
-SLOPE: Final = 0.01
-"""What a further token is thought to add to a pass that was never timed: little, so that it soon is timed."""
+TICK: Final = 1e-9  # nothing takes less, whatever a coarse clock says, or one that goes backwards
+AGES: Final = 1e9  # nothing takes longer: about thirty years
+WINDOW: Final = 9  # how many recent durations an estimate looks at
+HORIZON: Final = 256  # how many passes a length is remembered that is not timed again: what was slow is tried again
+FRESH: Final = 16  # how many passes the duration of one over one token is taken for granted where little depends on it
+SLOPE: Final = 0.01  # what a token is thought to add to a pass that was never timed: little, so that it soon is timed
 
 
 @final
@@ -69,12 +59,11 @@ class CostMeter:
 
     `timed(target)` is the same predictor, its passes noted by how many tokens they had to read; what reads a prompt is
     not noted. An estimate is the lower median of the last few, so that a stall moves nothing; of a length that was
-    timed once it is at most k passes over one token. Costs need not grow with k: each k stands for itself, and one that
-    was never timed lies on the line between its neighbours.
+    timed once it is at most k passes over one token. Costs need not grow with k: one that was never timed lies on the
+    line between its neighbours.
 
-    Threads may share a meter, and the predictors that it times: it knows the last few texts, so that decodes may take
-    turns. A pass that had to wait for another thread took as long as it took. `DecodeError` where the clock tells no
-    finite number; one that stands still or goes backwards makes everything quick.
+    Threads may share a meter, and the predictors that it times, and decodes may take turns. `DecodeError` where the
+    clock tells no finite number; one that stands still or goes backwards makes everything quick.
 
     >>> meter = CostMeter()
     >>> for k, seconds in ((1, 2.0), (1, 9.0), (5, 4.0)):
@@ -91,15 +80,18 @@ class CostMeter:
     def timed(self, target: Predictor) -> Predictor:
         """`target`, timed. What it answers is its own."""
         calls("a predictor", "give one, such as a CachedPredictor")("target", target)
-        read = _Read()
+        kept: tuple[tuple[Tokens, int], ...] = ()  # the last few texts and how many drafts followed each, newest first
 
         def predict(tokens: Tokens, drafts: Sequence[Proposal], /) -> Tensor:
-            shared, known = read.nearest(tokens)
+            nonlocal kept
+            shares = [common_prefix(text, tokens) for text, _ in kept]
+            shared = max(shares, default=0)
+            nearest = kept[shares.index(shared)] if kept else ((), 0)
             began = self.now()
             logits = target(tokens, drafts)
             seconds = self.since(began)
-            goes_on = len(tokens) - shared <= known.drafts + 1
-            read.keep(_Known(tokens, len(drafts)), known if goes_on else None)
+            goes_on = len(tokens) - shared <= nearest[1] + 1
+            kept = ((tokens, len(drafts)), *[text for text in kept if not (goes_on and text is nearest)])[:TEXTS]
             if goes_on:
                 self.note(len(drafts) + 1, seconds)
             return logits
@@ -150,38 +142,6 @@ class CostMeter:
                     if self._passes - each.newest < HORIZON
                 ]
             )
-        costs, i = [], 0
-        for k in range(1, min(int(most), 2 * known[-1][0]) + 1):
-            if i + 1 < len(known) and known[i + 1][0] <= k:
-                i += 1
-            below, cost = known[i]
-            if i + 1 < len(known):
-                above, higher = known[i + 1]
-                costs.append(cost + (higher - cost) * (k - below) / (above - below))
-            else:
-                costs.append(cost * (1 + SLOPE * (k - below)))
-        return costs
-
-
-class _Known(NamedTuple):
-    """A text that was read, and how many drafts behind it."""
-
-    tokens: Tokens = ()
-    drafts: int = 0
-
-
-@final
-@define(eq=False)
-class _Read:
-    """The last few texts that a predictor was given, the newest first."""
-
-    _known: tuple[_Known, ...] = ()
-
-    def nearest(self, tokens: Tokens) -> tuple[int, _Known]:
-        """The text that shares the most with these tokens, and how many it shares."""
-        known = [(common_prefix(each.tokens, tokens), each) for each in self._known]
-        return max(known, key=lambda found: found[0], default=(0, _Known()))
-
-    def keep(self, text: _Known, before: _Known | None) -> None:
-        """Remember a text, in place of the one that it grew from."""
-        self._known = (text, *[each for each in self._known if each is not before])[:TEXTS]
+        last, cost = known[-1]
+        lengths, costs = zip(*known, (2 * last, cost * (1 + SLOPE * last)), strict=True)
+        return [float(seconds) for seconds in interp(range(1, min(int(most), 2 * last) + 1), lengths, costs)]

@@ -1,4 +1,4 @@
-"""Stops: draft nothing behind a proposal of which the drafter is not sure."""
+"""Stops: draft nothing after a proposal of which the drafter is not sure."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ from specflow.policies.fixed import Fixed
 from specflow.state import DecodeState, GammaPolicy, Pace, Proposal
 
 Stop: TypeAlias = Callable[[Proposal], bool]
-"""Whether to draft nothing behind this proposal, which is kept: what was paid for is verified.
+"""Whether to draft nothing after this proposal, which is kept: what was paid for is verified.
 
 Keeping it is also what makes any stop exact: no token is left out because of what it is.
 """
-
 
 _is_threshold = number("the threshold is not a finite number", "use the default")
 _is_factor = number("c is not a finite number of 0 or more", "use the default", lambda c: 0 <= c < inf)
@@ -30,7 +29,7 @@ _is_factor = number("c is not a finite number of 0 or more", "use the default", 
 @final
 @frozen
 class StopAfter:
-    """Takes what the policy `within` takes, but nothing behind the first proposal at which `stop` is true.
+    """Takes what the policy `within` takes, but nothing after the first proposal at which `stop` is true.
 
     Stops nest: `StopAfter(a, StopAfter(b, EGAG()))` ends at whichever comes first. The pace is that of `within`, and
     threads may share it as they may share `within`. `DecodeError` for a stop that cannot tell true from false.
@@ -43,9 +42,7 @@ class StopAfter:
     """
 
     stop: Stop = field(validator=valid(calls("a stop", "give a function of a proposal")))
-    within: GammaPolicy = field(
-        default=Fixed(20), validator=valid(calls("a gamma policy", "give one, such as Fixed(20)"))
-    )
+    within: GammaPolicy = field(default=Fixed(20), validator=valid(calls("a gamma policy", "give Fixed(20)")))
 
     def __call__(self, stream: Iterator[Proposal], state: DecodeState, /) -> tuple[tuple[Proposal, ...], Pace]:
         return self.within(self._until_stopped(stream), state)
@@ -53,15 +50,14 @@ class StopAfter:
     def _until_stopped(self, stream: Iterator[Proposal]) -> Iterator[Proposal]:
         for proposal in stream:
             yield proposal
-            if _verdict(self.stop(proposal)):
+            verdict: object = self.stop(proposal)
+            try:
+                is_last = bool(verdict)
+            except Exception as error:  # tensors and arrays of several numbers have no truth
+                happened = "a stop told neither true nor false"
+                raise DecodeError("stop", happened, shown(verdict), "return a bool") from error
+            if is_last:
                 return
-
-
-def _verdict(verdict: object) -> bool:
-    try:
-        return bool(verdict)
-    except Exception as error:  # tensors and arrays of several numbers have no truth
-        raise DecodeError("stop", "a stop told neither true nor false", shown(verdict), "return a bool") from error
 
 
 @final

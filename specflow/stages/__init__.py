@@ -6,6 +6,7 @@ from specflow.stages.commit import advance as advance
 from specflow.stages.commit import commit as commit
 from specflow.stages.draft import Draft as Draft
 from specflow.stages.draft import draft_nothing as draft_nothing
+from specflow.stages.ending import PruneCache as PruneCache
 from specflow.stages.ending import ending as ending
 from specflow.stages.judge import Judge as Judge
 from specflow.stages.judge import LossyJudge as LossyJudge
@@ -15,7 +16,6 @@ from specflow.stages.ngram import UpdateNgram as UpdateNgram
 from specflow.stages.observe import Observer as Observer
 from specflow.stages.observe import Show as Show
 from specflow.stages.observe import unobserved as unobserved
-from specflow.stages.prune import PruneCache as PruneCache
 from specflow.stages.rules import Block as Block
 from specflow.stages.rules import LossyTypical as LossyTypical
 from specflow.stages.rules import Match as Match

@@ -1,4 +1,4 @@
-"""Adjust: the token behind the accepted drafts, a bonus or a correction."""
+"""Adjust: the token after the accepted drafts, a bonus or a correction."""
 
 from __future__ import annotations
 
@@ -8,15 +8,13 @@ from attrs import field, frozen
 from typing_extensions import TypeVar
 
 from specflow.distribution import Distribution
-from specflow.guards.checks import a
 from specflow.lossy import Lossy
 from specflow.randomness import Sampling, drawn
+from specflow.stages.order import a_verdict
 from specflow.stages.rules.samples import is_sampling
 from specflow.state import TEXT, Adjusted, Verified
 
 S = TypeVar("S", bound=Sampling)
-
-a_verdict = a(Verified, "put the stages in order: Draft, Score, Judge, Adjust, commit, advance")
 
 
 @final
@@ -24,9 +22,9 @@ a_verdict = a(Verified, "put the stages in order: Draft, Score, Judge, Adjust, c
 class Adjust(Generic[S]):
     """Draws the correction from the law that verification left: the residual after a refusal, p after none.
 
-    What draws must be fresh behind a rule that refuses drafts by chance: behind `Reject` type checkers refuse
-    `SharedNoise`, which behind `Match` is what makes a seed one text. Behind an accepted stop token there is nothing to
-    draw. `DecodeError` for a law that is none.
+    What draws must be fresh after a rule that refuses drafts by chance: after `Reject` type checkers refuse
+    `SharedNoise`, which after `Match` is what makes a seed one text. After an accepted stop token there is nothing to
+    draw. `DecodeError` for a law that is not one.
     """
 
     rng: S = field(validator=is_sampling)
@@ -49,12 +47,10 @@ class LossySkipAdjustment:
 
     def __call__(self, verified: Verified[Never], /) -> Lossy[Adjusted]:
         a_verdict("verified", verified)
-        behind = verified.path[-1] if verified.path else TEXT
-        law = None if verified.correction is None else verified.scored.law(behind)
+        law = None if verified.correction is None else verified.scored.law((TEXT, *verified.path)[-1])
         return Lossy(_drawn(self.rng, verified, law))
 
 
 def _drawn(rng: Sampling, verified: Verified[Never], law: Distribution | None) -> Adjusted:
-    if law is None:
-        return Adjusted(verified, None)
-    return Adjusted(verified, drawn(rng, law, len(verified.drafted.state.tokens) + verified.accepted))
+    position = len(verified.drafted.state.tokens) + verified.accepted
+    return Adjusted(verified, None if law is None else drawn(rng, law, position))

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-from attrs import evolve
-
-from specflow.guards.checks import a
+from specflow.stages.order import a_commitment, an_adjustment
 from specflow.state import Adjusted, Committed, Count, DecodeState, Drafted, Finished, Reason, Tally
-
-_ORDER = "put the stages in order: Draft, Score, Judge, Adjust, commit, advance"
-an_adjustment = a(Adjusted, _ORDER)
-a_commitment = a(Committed, _ORDER)
 
 
 def commit(adjusted: Adjusted) -> Committed:
     """The text after this step, cut at the earliest stop token or at the limit, with the statistics of what was kept.
 
-    A stop beats the limit where both fall on one token. Drafts behind the cut, or in other branches than the
+    A stop beats the limit where both fall on one token. Drafts after the cut, or in other branches than the
     one that is cut, are neither drafted nor accepted: the statistics are those of a decode that ended there.
     """
     an_adjustment("adjusted", adjusted)
     drafted = adjusted.verified.drafted
-    state = drafted.state
-    new, reason = adjusted.tokens[: state.room], adjusted.reason
-    if len(new) < len(adjusted.tokens):
+    state, said = drafted.state, adjusted.tokens
+    new, reason = said[: state.room], adjusted.reason
+    if len(new) < len(said):
         reason = None
     stop = next((i for i, token in enumerate(new) if token in state.request.stop), None)
     if stop is not None:
@@ -30,7 +24,7 @@ def commit(adjusted: Adjusted) -> Committed:
     elif reason is None and len(new) == state.room:
         reason = Reason.LIMIT
     tally = state.tally + _tally(drafted, adjusted.verified.path, len(new))
-    return Committed(adjusted, evolve(state, tokens=state.tokens + new, tally=tally), reason)
+    return Committed(adjusted, DecodeState(state.request, state.tokens + new, state.pace, tally), reason)
 
 
 def advance(committed: Committed) -> DecodeState | Finished:

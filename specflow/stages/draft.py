@@ -9,12 +9,12 @@ from attrs import evolve, field, frozen
 
 from specflow.asked import proposal_of, stream_of
 from specflow.errors import DecodeError
-from specflow.guards.checks import a, calls, named, shown, valid
+from specflow.guards.checks import a, calls, each, named, shown, valid
 from specflow.policies.fixed import Fixed
-from specflow.state import BEFORE, TEXT, DecodeState, Drafted, Drafter, GammaPolicy, Proposal
-from specflow.trees import preorder
+from specflow.state import BEFORE, TEXT, DecodeState, Drafted, Drafter, GammaPolicy, Proposal, a_state
+from specflow.trees import is_chain, parent_of, preorder
 
-a_state = a(DecodeState, "give a state, such as start(prompt, 32).unwrap()")
+_are_proposals = each(a(Proposal, "return what was taken from the stream"))
 
 
 @final
@@ -25,7 +25,7 @@ class Draft:
     No path is longer than room - 1, so that the bonus token fits, and a chain ends at a stop token, which is kept. The
     drafts of a tree are put in depth-first order, so that the likeliest path lies together. A drafter with nothing to
     say makes γ = 0, and the step is one of autoregressive decoding. `DecodeError`, naming the source, for what is no
-    proposal, for one that does not come behind its parent, and for a token that is no id of the vocabulary.
+    proposal, for one that does not come after its parent, and for a token that is not in the vocabulary.
     """
 
     drafter: Drafter = field(validator=valid(calls("a drafter", "give a function of the tokens so far")))
@@ -39,21 +39,21 @@ class Draft:
         took: object = self.gamma(stream, state)
         match took:
             case (tuple() | list() as proposals, tuple() as pace):
-                for proposal in proposals:
-                    a(Proposal, "return what was taken from the stream")("gamma", proposal)
-                return Drafted(evolve(state, pace=pace), preorder(tuple(proposals)))
+                _are_proposals("gamma", proposals)
+                drafted = Drafted(DecodeState(state.request, state.tokens, pace, state.tally), tuple(proposals))
+                return drafted if is_chain(drafted.parents) else evolve(drafted, proposals=preorder(proposals))
         happened = f"the policy {named(self.gamma)} returns no proposals and pace"
         raise DecodeError("gamma", happened, shown(took), "return (the proposals taken, state.pace)")
 
     def _that_fits(self, stream: Iterator[object], state: DecodeState) -> Iterator[Proposal]:
-        """The stream up to where it cannot be of use: too deep for the room, or a chain behind a stop token."""
+        """The stream up to where it cannot be of use: too deep for the room, or a chain after a stop token."""
         vocab_size, stop, room = state.request.vocab_size, state.request.stop, state.room - 1
         if room <= 0:
             return
         depths: list[int] = []
         for number, value in enumerate(stream):
             proposal = proposal_of(self.drafter, value, number, vocab_size)
-            parent = number - 1 if proposal.parent == BEFORE else proposal.parent
+            parent = parent_of(proposal, number)
             depths.append(1 if parent == TEXT else depths[parent] + 1)
             if depths[-1] > room:
                 return
@@ -69,5 +69,4 @@ def draft_nothing(state: DecodeState) -> Drafted:
     >>> draft_nothing(DecodeState(Request((1,), 2), (1,))).proposals
     ()
     """
-    a_state("state", state)
     return Drafted(state, ())

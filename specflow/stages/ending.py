@@ -1,17 +1,41 @@
-"""The tail of a step, once: stop, commit, observe, what else comes behind, advance."""
+"""The tail of a step, once: stop, commit, observe, what else comes after, such as `PruneCache`, advance."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import final
 
-from specflow.guards.checks import calls
+from attrs import field, frozen
+
+from specflow.guards.checks import calls, does, each, valid
+from specflow.protocols import Prunable
 from specflow.stages.commit import advance, commit
 from specflow.stages.observe import Observer, unobserved
+from specflow.stages.order import a_commitment
 from specflow.stages.stop import Condition, StopWhen, never
 from specflow.state import Adjusted, Committed, DecodeState, Finished
 
 _is_observer = calls("an observer", "give a function of what was committed")
 _is_stage = calls("a stage", "give one that takes what was committed, such as PruneCache((predictor,))")
+
+
+@final
+@frozen
+class PruneCache:
+    """Tells each provider which text stands, so that rejected positions are freed now rather than at the next read.
+
+    Law: leaving it out never changes a token.
+    """
+
+    providers: tuple[Prunable, ...] = field(
+        validator=valid(each(does("a provider that forgets", "give the predictors themselves", "prune")))
+    )
+
+    def __call__(self, committed: Committed, /) -> Committed:
+        a_commitment("committed", committed)
+        for provider in self.providers:
+            provider.prune(committed.state.tokens)
+        return committed
 
 
 def ending(
@@ -20,7 +44,7 @@ def ending(
     """How every step ends: where `until` comes true, or at a stop token or the limit; seen by `observe` as it stands.
 
     `after` are stages that learn from what was committed or forget what was not, in order. If `observe` raises, the
-    step has not happened: no text, nothing learned. `DecodeError` for what is no condition, observer or stage.
+    step has not happened: no text, nothing learned. `DecodeError` for what is not a condition, observer or stage.
     """
     _is_observer("observe", observe)
     for stage in after:

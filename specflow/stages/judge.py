@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Generic, TypeAlias, final
 
-from attrs import field, frozen
+from attrs import Factory, field, frozen
 
 from specflow.distribution import BlackBox, Categorical, PointMass
 from specflow.errors import DecodeError
 from specflow.guards.checks import calls, is_id, named, shown, valid
 from specflow.lossy import Lossy
 from specflow.processors import Processor
-from specflow.stages.score import Score, a_draft, a_score, is_processor, is_target
+from specflow.stages.order import a_score
+from specflow.stages.score import Score
 from specflow.state import TEXT, Drafted, Predictor, Rule, S, Scored, Verdict, Verified
 
 LossyRule: TypeAlias = Callable[[Scored], Lossy[Verdict[S]]]
@@ -24,9 +25,9 @@ _is_rule = valid(calls("a rule", "give one, such as Reject(Dice())"))
 @final
 @frozen
 class Judge(Generic[S]):
-    """Lets a rule say which of the drafts stand. `DecodeError` for a verdict that is none.
+    """Lets a rule say which of the drafts stand. `DecodeError` for what is not a verdict.
 
-    Behind an accepted stop token there is no correction: the text is over.
+    After an accepted stop token there is no correction: the text is over.
     """
 
     rule: Rule[S] = field(validator=_is_rule)
@@ -57,19 +58,18 @@ class LossyJudge(Generic[S]):
 class Verify(Generic[S]):
     """`Score` and `Judge` in one, for who does not look in between."""
 
-    target: Predictor = field(validator=is_target)
-    processor: Processor = field(validator=is_processor)
-    rule: Rule[S] = field(validator=_is_rule)
-    _score: Score = field(init=False, eq=False, repr=False)
-    _judge: Judge[S] = field(init=False, eq=False, repr=False)
-
-    def __attrs_post_init__(self) -> None:
-        object.__setattr__(self, "_score", Score(self.target, self.processor))
-        object.__setattr__(self, "_judge", Judge(self.rule))
+    target: Predictor
+    processor: Processor
+    rule: Rule[S]
+    _score: Score = field(
+        init=False, eq=False, repr=False, default=Factory(lambda it: Score(it.target, it.processor), takes_self=True)
+    )
+    _judge: Judge[S] = field(
+        init=False, eq=False, repr=False, default=Factory(lambda it: Judge(it.rule), takes_self=True)
+    )
 
     def __call__(self, drafted: Drafted, /) -> Verified[S]:
-        a_draft("drafted", drafted)
-        return drafted.then(self._score).then(self._judge)
+        return self._judge(self._score(drafted))
 
 
 def _verified(scored: Scored, verdict: Verdict[S], rule: object) -> Verified[S]:
@@ -78,22 +78,21 @@ def _verified(scored: Scored, verdict: Verdict[S], rule: object) -> Verified[S]:
         happened = f"the rule {named(rule)} says nothing of which drafts stand"
         remedy = "return Verdict(path, correction), with a path of drafts from the text down"
         raise DecodeError("rule", happened, shown(said), remedy)
-    path, correction = verdict.path, verdict.correction
+    path: tuple[int, ...] = said.path
+    law: object = said.correction
+    if not isinstance(law, PointMass | Categorical | BlackBox | None):
+        happened = f"the correction of the rule {named(rule)} is not a law"
+        raise DecodeError("rule", happened, shown(law), "give a PointMass or Categorical, or None for p itself")
     if path and scored.drafted.proposals[path[-1]].token in scored.drafted.state.request.stop:
-        correction = None
-    elif correction is None:
-        correction = scored.law(path[-1] if path else TEXT)
-    elif not _is_law(correction):
-        happened = f"the correction of the rule {named(rule)} is no law"
-        raise DecodeError("rule", happened, shown(correction), "give a PointMass or Categorical, or None for p itself")
-    return Verified(scored, path, correction)
-
-
-def _is_law(value: object) -> bool:
-    return isinstance(value, PointMass | Categorical | BlackBox)
+        law = None
+    elif law is None:
+        law = scored.law((TEXT, *path)[-1])
+    return Verified(scored, path, law)
 
 
 def _is_path(drafted: Drafted, path: object) -> bool:
-    if not isinstance(path, tuple) or not all(is_id(i) and i < len(drafted.proposals) for i in path):
-        return False
-    return [drafted.parents[i] for i in path] == [TEXT, *path][:-1]
+    return (
+        isinstance(path, tuple)
+        and all(is_id(i) and i < len(drafted.proposals) for i in path)
+        and [drafted.parents[i] for i in path] == [TEXT, *path][:-1]
+    )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from specflow.drafters.ngrams.storage import INgramStorage
 from specflow.guards.checks import does, valid, whole
-from specflow.stages.commit import a_commitment
+from specflow.stages.order import a_commitment
 from specflow.state import Committed
 
 BLOCK: Final = 256
@@ -21,12 +21,12 @@ BLOCK: Final = 256
 @final
 @frozen(eq=False)
 class UpdateNgram:
-    """Teaches `storage` what this step committed: each new token behind the text before it, and nothing else.
+    """Teaches `storage` what this step committed: each new token after the text before it, and nothing else.
 
     With `filler_top_k` > 1 it also learns what the target almost said: at each new token's position the other tokens
     among the `filler_top_k` with the largest logits. They count once, then the emitted token twice, so that it wins
     its own position. In greedy decoding these are the counts of the original, which counts an emitted token that is not
-    among the top k no more than each that is. Positions behind a refused draft, a stop or the limit were not reached:
+    among the top k no more than each that is. Positions after a refused draft, a stop or the limit were not reached:
     they teach nothing. `filler_top_k` ≥ 1, else `DecodeError`.
 
     The step itself is handed on unchanged. Stepping one state twice teaches its tokens twice.

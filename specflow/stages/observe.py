@@ -11,7 +11,7 @@ from rich.text import Text
 
 from specflow.distribution import BlackBox, Distribution
 from specflow.guards.checks import a, does, or_none, valid
-from specflow.stages.commit import a_commitment
+from specflow.stages.order import a_commitment
 from specflow.state import TEXT, Committed, Tokens, Verified
 
 Observer: TypeAlias = Callable[[Committed], object]
@@ -35,7 +35,7 @@ def unobserved(committed: Committed) -> None:
 class Show:
     """Prints a step: position, γ, how many were accepted, and each draft with its text, q, p/q and verdict.
 
-    Accepted drafts are green, the refused one red, those behind it or behind a stop or in other branches of a tree dim,
+    Accepted drafts are green, the refused one red, those after it or after a stop or in other branches of a tree dim,
     and the token that the target adds (bonus, corrected, or drawn without a draft) is cyan; colours only on a terminal.
     It is an `Observer`: give it to a prebuilt step, or to `ending` in a step of your own.
     Law: observing is the identity, so a decode with and without it emits the same tokens.
@@ -89,7 +89,7 @@ class Show:
 
 
 def _verdict(i: int, verified: Verified[Never], kept: int) -> tuple[str, str]:
-    """Accepted; rejected, where the text went another way behind what stands; dropped behind an end; else beside."""
+    """Accepted; rejected, where the text went another way after what stands; dropped after an end; else beside."""
     path, parent = verified.path, verified.drafted.parents[i]
     if i in path:
         return ("accepted", "green") if path.index(i) < kept else ("dropped", "dim")

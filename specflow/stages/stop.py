@@ -9,9 +9,10 @@ import numpy
 from attrs import evolve, field, frozen
 
 from specflow.errors import DecodeError
-from specflow.guards.checks import a, calls, does, named, shown, valid
-from specflow.stages.commit import an_adjustment
+from specflow.guards.checks import a, calls, does, each, named, shown, valid
+from specflow.prefix import common_prefix
 from specflow.stages.observe import Tokenizer
+from specflow.stages.order import an_adjustment
 from specflow.state import Adjusted, DecodeState, Reason, Tokens
 
 Condition: TypeAlias = Callable[[DecodeState], bool]
@@ -29,7 +30,7 @@ class StopWhen:
     """Ends the text at the first new token after which `condition` holds.
 
     The condition sees the state as autoregressive decoding would have it after that token, so it finds what crosses
-    the borders of tokens and of drafts. A stop token before it, or on it, goes first. Nothing behind the end becomes
+    the borders of tokens and of drafts. A stop token before it, or on it, goes first. Nothing after the end becomes
     text, statistics, n-gram counts or cache. `DecodeError` for a condition that answers anything but True or False.
     """
 
@@ -60,7 +61,7 @@ def stop_string(tokenizer: Tokenizer, *strings: str) -> Condition:
 
     Only the output is searched, not the prompt, and only as much of its end as can hold the longest string, so a token
     costs the same however long the text is. The text keeps the string, and what follows it inside the last token. A
-    text that is resumed behind a stop string ends at the next one. `DecodeError` without a string or with an empty one.
+    text that is resumed after a stop string ends at the next one. `DecodeError` without a string or with an empty one.
 
     >>> class Letters:
     ...     def decode(self, ids: list[int]) -> str:
@@ -72,15 +73,15 @@ def stop_string(tokenizer: Tokenizer, *strings: str) -> Condition:
     (True, False, False)
     """
     does("a tokenizer", "give the target's", "decode")("tokenizer", tokenizer)
-    for string in strings:
-        a(str, "give texts to stop at")("strings", string)
+    each(a(str, "give texts to stop at"))("strings", strings)
     if not strings or not all(strings):
         raise DecodeError("strings", "a stop string is missing or empty", repr(strings), "give at least one character")
     longest = max(len(string.encode()) for string in strings)  # in bytes: no token that has a text is shorter than one
 
     def ended(state: DecodeState) -> bool:
         before, text = _tail(tokenizer, state.output, longest)
-        old = _alike(before, text)
+        # A character that was half there is not the one that it became.
+        old = common_prefix(before, text)
         return any(string in text[max(0, old - len(string) + 1) :] for string in strings)
 
     return ended
@@ -92,17 +93,9 @@ def _tail(tokenizer: Tokenizer, tokens: Tokens, enough: int) -> tuple[str, str]:
     A token is mostly a character or more; where tokens are less, it takes more of them.
     """
     size = enough
-    before = _decoded(tokenizer, tokens[-size - 1 : -1])
-    while len(before) < enough and size < len(tokens) - 1:
+    while len(before := _decoded(tokenizer, tokens[-size - 1 : -1])) < enough and size < len(tokens) - 1:
         size *= 2
-        before = _decoded(tokenizer, tokens[-size - 1 : -1])
     return before, _decoded(tokenizer, tokens[-size - 1 :])
-
-
-def _alike(a: str, b: str) -> int:
-    """How many characters both begin with. A character that was half there is not the one that it became."""
-    shorter = min(len(a), len(b))
-    return next((i for i in range(shorter) if a[i] != b[i]), shorter)
 
 
 def _decoded(tokenizer: Tokenizer, tokens: Tokens) -> str:

@@ -7,7 +7,7 @@ from math import fsum
 from typing import Final, final
 
 import numpy
-from attrs import evolve, field, frozen
+from attrs import define, evolve, field, frozen
 from torch import Tensor
 from typing_extensions import TypeVar, override
 
@@ -81,9 +81,6 @@ def _stops(ids: object) -> frozenset[int]:
     return stops_of("stop", ids)
 
 
-_is_processor: Final = does("a processor", "give a function that makes one of randomness", "laws")
-
-
 def _makes_processors(name: str, value: object) -> None:
     if not (isinstance(value, type) and callable(getattr(value, "laws", None))):  # a class of processors makes them
         calls("a maker of processors", "give a function that makes one of randomness")(name, value)
@@ -119,7 +116,7 @@ class Case:
         def enumerated(branch: Branch) -> Outcome:
             start = DecodeState(request, self.prompt)
             processor = self.processor(branch)
-            _is_processor("processor", processor)
+            does("a processor", "give a function that makes one of randomness", "laws")("processor", processor)
             return program(World(start, target, drafter, processor, branch, Noise(branch)))
 
         return exact_law(enumerated)
@@ -159,17 +156,19 @@ SEEDED_CASES: Final = tuple(case for case in CASES if case.processor is not Hidd
 
 
 @final
+@define
 class ExactnessError(AssertionError):
     """A decoder whose law is not the law of autoregressive decoding, or whose outcome is not the one it should have.
 
-    `distance` is the total variation; `worst` is the outcome whose probability is most wrong, which is `probability`
+    `distance` is the total variation; `worst` is the outcome whose probability is most wrong: it has `probability`
     where `expected` would be right.
     """
 
-    def __init__(self, case: Case, distance: float, worst: object, probability: float, expected: float) -> None:
-        super().__init__(case, distance, worst, probability, expected)
-        self.case, self.distance = case, distance
-        self.worst, self.probability, self.expected = worst, probability, expected
+    case: Case
+    distance: float
+    worst: object
+    probability: float
+    expected: float
 
     @override
     def __str__(self) -> str:
@@ -213,8 +212,7 @@ def certify(
     step that draws from a generator of its own; `DecodeError`, naming the part and the position, for a law that is
     none, for rows or drafts that cannot be, and for a step that emits nothing.
 
-    What it proves: the algorithm is exact, with exact randomness, on these cases. The cases are small; the code that
-    runs is the code that runs on real models.
+    Proved is the algorithm, with exact randomness, on small cases; the code is what runs on real models.
 
     >>> from specflow import LLMDrafter, speculative_step
     >>> certificate = certify(
@@ -226,10 +224,9 @@ def certify(
     >>> certificate.distance < 1e-12
     True
     """
-    _composes("compose", compose)
     calls("a condition", "give a function of the state")("until", until)
     ends, distances = [], []
-    for case in cases_of(cases):
+    for case in cases_of(cases, compose):
         law = case.law(lambda world: run(compose(world), world.start))
         reference = case.law(lambda world: autoregressive(world, world.rng, until))
         distances.append(_compared(case, law.map(Ending.of), reference))
@@ -259,8 +256,7 @@ def certify_seed(compose: Callable[[World], Step], *, cases: Iterable[Case] = SE
     draws have the target's law: argmax(log p + g) has the law p. How often drafts are accepted does differ between the
     two kinds of noise.
     """
-    _composes("compose", compose)
-    for case in cases_of(cases):
+    for case in cases_of(cases, compose):
 
         def texts(world: World) -> tuple[Ending, Ending]:
             return Ending.of(run(compose(world), world.start)), autoregressive(world, world.noise)
@@ -280,15 +276,16 @@ def same_law(
     `certify` compares texts. Use this for anything else that a decode leaves behind: what a storage has learned, how
     many drafts were accepted, the text after an interruption.
     """
-    for case in cases_of(cases):
+    for case in cases_of(cases, program, "program"):
         _compared(case, case.law(program), case.law(reference))
 
 
-_composes: Final = calls("a composition", "give a function that makes a step of the world")
+def cases_of(cases: object, compose: object, name: str = "compose") -> tuple[Case, ...]:
+    """The cases in anything that holds cases; `DecodeError` for other things, and for a `compose` that is no function.
 
-
-def cases_of(cases: object) -> tuple[Case, ...]:
-    """The cases in anything that holds cases."""
+    `name` is what errors call `compose`.
+    """
+    calls("a composition", "give a function of the world")(name, compose)
     if isinstance(cases, Tensor) or not isinstance(cases, Iterable):
         raise DecodeError("cases", "cases are no cases", shown(cases), "give several in a tuple, such as CASES")
     several = tuple(cases)

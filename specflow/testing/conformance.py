@@ -42,7 +42,7 @@ class Move(Enum):
 @final
 @frozen
 class Divergence:
-    """One row that differs: the logits behind the token at `position`, in step `step` of the script."""
+    """One row that differs: the logits after the token at `position`, in step `step` of the script."""
 
     step: int
     move: Move
@@ -56,7 +56,7 @@ class Conformance:
     """What the script found. `divergences` are the rows that differ by more than `tolerance`, in order.
 
     >>> print(Conformance(2, 3, 0.5, 1e-9, (Divergence(1, Move.FORK, 7, 0.5),)))
-    1 of 3 rows differ; the first in step 1 (fork) behind token 7, by 0.5 where 1e-09 is allowed; by at most 0.5
+    1 of 3 rows differ; the first in step 1 (fork) after token 7, by 0.5 where 1e-09 is allowed; by at most 0.5
     """
 
     steps: int
@@ -78,7 +78,7 @@ class Conformance:
         first = self.divergences[0]
         return (
             f"{len(self.divergences)} of {self.rows} rows differ; the first in step {first.step} ({first.move.value}) "
-            f"behind token {first.position}, by {first.difference:.2g} where {self.tolerance:g} is allowed; "
+            f"after token {first.position}, by {first.difference:.2g} where {self.tolerance:g} is allowed; "
             f"by at most {self.largest:.2g}"
         )
 
@@ -90,7 +90,7 @@ BEYOND: Final = 24
 """How many tokens a script goes past the last edge that a config names: a window, a chunk, an original context."""
 
 FARTHEST: Final = 512
-"""Edges behind this many tokens are not gone past unless `longest` asks for it: a script reads some hundred texts."""
+"""Edges beyond this many tokens are not gone past unless `longest` asks for it: a script reads some hundred texts."""
 
 
 def conformance(
@@ -167,23 +167,15 @@ def model_conformance(
     _check_model(model)
     or_none(does("a memo", "give a CachedPredictor", "prune"))("predictor", predictor)
     or_none(_is_tolerance)("tolerance", tolerance)
-    or_none(_is_length)("longest", longest)
     dtype = next((parameter.dtype for parameter in model.parameters()), torch.float32)
     allowed = tolerance if tolerance is not None else 1e-9 if dtype == torch.float64 else 1e-4
     memo = CachedPredictor(model) if predictor is None else predictor
-    vocab_size, often = _vocabulary(model), _special(model)
+    vocab_size = _vocabulary(model)
     most = _longest(model, vocab_size) if longest is None else longest
     fresh = fresh_passes(model, vocab_size, longest=most, tolerance=allowed / 2)
+    often = _special(model, vocab_size)
     return conformance(
-        memo,
-        fresh,
-        vocab_size,
-        tolerance=allowed,
-        seed=seed,
-        steps=steps,
-        longest=most,
-        often=tuple([token for token in often if token < vocab_size]),
-        prune=memo.prune,
+        memo, fresh, vocab_size, tolerance=allowed, seed=seed, steps=steps, longest=most, often=often, prune=memo.prune
     )
 
 
@@ -210,7 +202,7 @@ def fresh_passes(model: Module, vocab_size: int, *, longest: int = 64, tolerance
         raise DecodeError("vocab_size", happened, vocab_size, "give a vocabulary that it reads")
     copy = _copied(model).eval()
     text = Random(0).choices(range(vocab_size), k=longest)
-    often = [token for token in _special(model) if token < vocab_size]
+    often = _special(model, vocab_size)
     for place in range(1, longest if often else 0, 5):  # what a model hides for padding it hides by how much there is
         text[place] = often[place // 5 % len(often)]
     # The longest ones follow one another: a model that remembers a length may forget it at a shorter text.
@@ -301,15 +293,17 @@ def _vocabulary(model: Module) -> int:
     return _pass(_copied(model).eval(), (0,)).shape[-1] if stated is None else stated
 
 
-def _special(model: Module) -> Tokens:
-    """The ids of padding, begin and end in the model's config."""
+def _config(model: Module) -> PreTrainedConfig:
     config = getattr(model, "config", None)
-    if not isinstance(config, PreTrainedConfig):
-        return ()
-    text = config.get_text_config(decoder=True)
-    found = [getattr(text, f"{name}_token_id", None) for name in ("pad", "bos", "eos")]
+    return config.get_text_config(decoder=True) if isinstance(config, PreTrainedConfig) else PreTrainedConfig()
+
+
+def _special(model: Module, vocab_size: int) -> Tokens:
+    """The ids of padding, begin and end in the model's config."""
+    config = _config(model)
+    found = [getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos")]
     flat = [token for ids in found for token in (ids if isinstance(ids, list) else [ids])]
-    return tuple([token for token in flat if isinstance(token, int) and token >= 0])
+    return tuple([token for token in flat if isinstance(token, int) and 0 <= token < vocab_size])
 
 
 def _longest(model: Module, vocab_size: int) -> int:
@@ -320,22 +314,19 @@ def _longest(model: Module, vocab_size: int) -> int:
         return most
     try:
         _pass(_copied(model).eval(), (vocab_size - 1,) * most)
-    except Exception:  # learned positions end; what a model raises behind them is its own affair
+    except Exception:  # learned positions end; what a model raises past them is its own affair
         return context
     return most
 
 
 def _edges(model: Module) -> Iterator[int]:
-    """The lengths in a config behind which a model may read otherwise: windows, chunks, contexts, original ones too."""
-    config = getattr(model, "config", None)
-    if not isinstance(config, PreTrainedConfig):
-        return
-    values = config.get_text_config(decoder=True).to_dict()
+    """The lengths in a config after which a model may read otherwise: windows, chunks, contexts, original ones too."""
+    values = _config(model).to_dict()
     said = values.get("rope_parameters")
     rope = said if isinstance(said, dict) else {}
-    nested = [part for part in rope.values() if isinstance(part, dict)]
     windows = [value for name, value in values.items() if "window" in name or "chunk" in name or "local" in name]
-    originals = [part.get("original_max_position_embeddings") for part in (rope, *nested)]
+    parts = [rope, *[part for part in rope.values() if isinstance(part, dict)]]
+    originals = [part.get("original_max_position_embeddings") for part in parts]
     for edge in (*windows, *originals, values.get("max_position_embeddings")):
         if isinstance(edge, int) and edge > 1:
             yield edge
@@ -352,9 +343,8 @@ def _script(
         return tuple([random.choice(often) if often and random.random() < 1 / 8 else token for token in ids])
 
     text = some(min(8, longest))
-    other = some(
-        max(1, longest - 8), max(1, longest - 8 - BEYOND)
-    )  # near the last edge, to go past it a little at a time
+    # Near the last edge, to go past it a little at a time.
+    other = some(max(1, longest - 8), max(1, longest - 8 - BEYOND))
     old = [text, other]
     yield Move.READ, text, 1
     while True:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from fractions import Fraction
-from itertools import accumulate
+from functools import partial
+from itertools import accumulate, pairwise
 from math import fsum, isnan
 from random import getstate
 from typing import Generic, final
@@ -50,18 +51,7 @@ class Branch:
 
     def draw(self, law: Distribution, position: int, /) -> int:
         """One token of the law; a `BlackBox` draws its own."""
-        match law:
-            case PointMass(token):
-                return token
-            case Categorical(probs):
-                if flaw(law) is not None:
-                    raise no_law(law, position)
-                possible = [(token, p) for token, p in enumerate(probs.tolist()) if p > 0]
-                total = fsum(p for _, p in possible)
-                return possible[self.choose([p / total for _, p in possible])][0]
-            case BlackBox():
-                return law.draw()
-        raise no_law(law, position)
+        return _drawn(law, position, self._token)
 
     def draw_there(self, probs: Tensor, position: int, /) -> Tensor:
         """`draw`, as an id [] on the device of `probs` [V]."""
@@ -85,6 +75,11 @@ class Branch:
         self.weight *= weights[choice.index]
         return choice.index
 
+    def _token(self, probs: Tensor) -> int:
+        possible = [(token, p) for token, p in enumerate(probs.tolist()) if p > 0]
+        total = fsum(p for _, p in possible)
+        return possible[self.choose([p / total for _, p in possible])][0]
+
 
 @final
 @define(eq=False)
@@ -92,12 +87,9 @@ class Noise:
     """`specflow.Sampling` by noise that belongs to a position, every value of it: seed coupling, enumerated.
 
     Noise at a position is a uniform u, and a law is drawn from by inversion: the token in whose part of [0, 1) u falls.
-    Only as much of u is decided as the draws need: each of them splits the interval that is left at its position, so
-    that drafter and target, asked for laws of one position, share the noise there as with `specflow.SharedNoise`. The
-    ends of the intervals are exact fractions.
-
-    It stands for `SharedNoise`, whose noise is continuous and many-dimensional. What is proved with it holds for both:
-    see `certify_seed`.
+    Each draw splits the interval that is left at its position, and no more of u is decided: drafter and target, asked
+    for laws of one position, share the noise there, as with `specflow.SharedNoise`, for which it stands (see
+    `certify_seed`). The ends of the intervals are exact fractions.
 
     >>> noise = Noise(Branch((Turn(1, (0.25, 0.75)),)))
     >>> law = Categorical(torch.tensor([0.25, 0.75]))
@@ -110,31 +102,34 @@ class Noise:
 
     def draw(self, law: Distribution, position: int, /) -> int:
         """The token that the noise at `position` makes of the law; a `BlackBox` draws its own and shares nothing."""
-        match law:
-            case PointMass(token):
-                return token
-            case Categorical(probs):
-                if flaw(law) is not None:
-                    raise no_law(law, position)
-                low, high = self._known.get(position, (Fraction(0), Fraction(1)))
-                parts = [Fraction(p) for p in probs.tolist()]
-                total = sum(parts)
-                ends = [end / total for end in accumulate(parts)]
-                overlaps = [
-                    (token, max(low, start), min(high, end))
-                    for token, (start, end) in enumerate(zip([Fraction(0), *ends[:-1]], ends, strict=True))
-                ]
-                possible = [overlap for overlap in overlaps if overlap[1] < overlap[2]]
-                token, *narrowed = possible[self.branch.choose([float((b - a) / (high - low)) for _, a, b in possible])]
-                self._known[position] = (narrowed[0], narrowed[1])
-                return token
-            case BlackBox():
-                return law.draw()
-        raise no_law(law, position)
+        return _drawn(law, position, partial(self._token, position))
 
     def draw_there(self, probs: Tensor, position: int, /) -> Tensor:
         """`draw`, as an id [] on the device of `probs` [V]."""
         return torch.tensor(self.draw(Categorical(probs), position), device=probs.device)
+
+    def _token(self, position: int, probs: Tensor) -> int:
+        low, high = self._known.get(position, (Fraction(0), Fraction(1)))
+        parts = [Fraction(p) for p in probs.tolist()]
+        total = sum(parts)
+        ends = [end / total for end in accumulate(parts, initial=Fraction(0))]
+        overlaps = [(token, max(low, a), min(high, b)) for token, (a, b) in enumerate(pairwise(ends))]
+        possible = [(token, a, b) for token, a, b in overlaps if a < b]
+        token, *narrowed = possible[self.branch.choose([float((b - a) / (high - low)) for _, a, b in possible])]
+        self._known[position] = (narrowed[0], narrowed[1])
+        return token
+
+
+def _drawn(law: Distribution, position: int, choose: Callable[[Tensor], int]) -> int:
+    """A token of the law: the certain one, what `choose` takes of the probabilities, or what a `BlackBox` draws."""
+    match law:
+        case PointMass(token):
+            return token
+        case Categorical(probs) if flaw(law) is None:
+            return choose(probs)
+        case BlackBox():
+            return law.draw()
+    raise no_law(law, position)
 
 
 @final

@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final, Protocol, TypeAlias, final
+from functools import partial
+from itertools import pairwise
+from typing import Final, Protocol, final
 
 import torch
-from attrs import define, evolve, field, frozen
+from attrs import define, evolve, field
 from torch import Tensor
 
 from specflow.distribution import Categorical, Distribution
 from specflow.drafters.combine import propose_nothing
-from specflow.errors import DecodeError
-from specflow.guards.checks import calls, does, shown
+from specflow.guards.checks import does
 from specflow.loop import unfold
 from specflow.protocols import Prunable
-from specflow.randomness import Randomness, Sampling
+from specflow.randomness import Sampling
 from specflow.stages.observe import Observer, unobserved
-from specflow.state import Committed, DecodeState, Drafter, Finished, Predictor, Proposal, Step, Tally, Tokens
+from specflow.state import DecodeState, Drafter, Finished, Predictor, Proposal, Step, Tally, Tokens
 from specflow.testing.certificate import CASES, Case, Ending, World, autoregressive, cases_of, same_law
 from specflow.testing.conformance import conformance
 
 LAW_CASES: Final = (CASES[0], CASES[1], CASES[3], CASES[7], CASES[14])
 """The cases that laws are checked on, unless others are given: some with and without stops, sampled and greedy."""
-
-Outcome: TypeAlias = DecodeState | Finished
-
-
-_composes: Final = calls("a composition", "give a function that makes a step of the world")
-_is_step: Final = calls("a step", "compose one, such as speculative_step(…)")
 
 
 @final
@@ -40,12 +35,12 @@ class Memo(Prunable, Protocol):
     """A predictor that remembers what it read."""
 
     def __call__(self, tokens: Tokens, drafts: Sequence[Proposal], /) -> Tensor:
-        """Logits [n + 1, V] behind `tokens`, and behind them and the path down to each draft."""
+        """Logits [n + 1, V] after `tokens`, and after them and the path down to each draft."""
         ...
 
 
 def statistics_add_up(compose: Callable[[World], Step], *, cases: Iterable[Case] = LAW_CASES) -> None:
-    """A step counts itself, and one token more than it accepted drafts, unless the text was cut behind a draft.
+    """A step counts itself, and one token more than it accepted drafts, unless the text was cut after a draft.
 
     steps(text) = number of steps; tokens(step) = accepted(step) + 1, or accepted(step) in the last step; accepted ≤
     drafted, for each source. `LawError` shows the step.
@@ -54,9 +49,7 @@ def statistics_add_up(compose: Callable[[World], Step], *, cases: Iterable[Case]
     >>> statistics_add_up(lambda world: autoregressive_step(world.target, world.processor, world.rng))
     """
 
-    _composes("compose", compose)
-
-    def checked(world: World) -> bool:
+    def checked(world: World) -> None:
         before = world.start
         for outcome in unfold(compose(world), before):
             after = outcome.state if isinstance(outcome, Finished) else outcome
@@ -67,9 +60,8 @@ def statistics_add_up(compose: Callable[[World], Step], *, cases: Iterable[Case]
             if any(count.accepted > count.drafted for _, count in after.tally.sources):
                 raise LawError(f"more drafts were accepted than drafted: {after.tally}")
             before = after
-        return True
 
-    for case in cases_of(cases):
+    for case in cases_of(cases, compose):
         case.law(checked)
 
 
@@ -87,27 +79,23 @@ def states_are_values(compose: Callable[[World], Step], *, cases: Iterable[Case]
     ... )
     """
 
-    _composes("compose", compose)
-
-    def checked(world: World) -> bool:
-        tape = _Tape(world.rng)
-        noise = _Tape(_WithoutDecisions(world.noise))
+    def checked(world: World) -> None:
+        tape, noise = _Tape(world.rng, world.rng.accept), _Tape(world.noise, _no_decision)
         step = compose(evolve(world, rng=tape, noise=noise))
-        states, outcomes, marks = [world.start], [], [(0, 0)]
+        outcomes: list[DecodeState | Finished] = [world.start]
+        marks = [(0, 0)]
         for outcome in unfold(step, world.start):
             outcomes.append(outcome)
             marks.append((len(tape.answers), len(noise.answers)))
-            if isinstance(outcome, DecodeState):
-                states.append(outcome)
-        for i in reversed(range(len(states))):
-            tape.play(marks[i][0], marks[i + 1][0])
-            noise.play(marks[i][1], marks[i + 1][1])
-            again = step(states[i])
-            if again != outcomes[i] or not (tape.is_over and noise.is_over):
-                raise LawError(f"a state stepped again gave another outcome: first {outcomes[i]}, then {again}")
-        return True
+        for (state, first), (began, ended) in reversed([*zip(pairwise(outcomes), pairwise(marks), strict=True)]):
+            tape.play(began[0], ended[0])
+            noise.play(began[1], ended[1])
+            assert isinstance(state, DecodeState)  # all but the last
+            again = step(state)
+            if again != first or tape.left or noise.left:
+                raise LawError(f"a state stepped again gave another outcome: first {first}, then {again}")
 
-    for case in cases_of(cases):
+    for case in cases_of(cases, compose):
         case.law(checked)
 
 
@@ -122,22 +110,16 @@ def steps_are_atomic(compose: Callable[[World], Step], *, cases: Iterable[Case] 
     >>> from specflow import autoregressive_step
     >>> steps_are_atomic(lambda world: autoregressive_step(world.target, world.processor, world.rng))
     """
-    _composes("compose", compose)
-    cases = cases_of(cases)
+    cases = cases_of(cases, compose)
+    unstopped = [evolve(case, stop=frozenset()) for case in cases]
 
-    def undisturbed(world: World) -> tuple[Ending, Tally]:
-        return _persistent(compose(world), world.start)
+    def end(world: World, target_fails: int = -1, drafter_fails: int = -1) -> tuple[Ending, Tally]:
+        target, drafter = _Failing(world.target, target_fails), _Failing(world.drafter, drafter_fails)
+        return _persistent(compose(evolve(world, target=target, drafter=drafter)), world.start)
 
     for call in range(3):
-
-        def without_target(world: World, call: int = call) -> tuple[Ending, Tally]:
-            return _persistent(compose(evolve(world, target=_Failing(world.target, call))), world.start)
-
-        def without_drafter(world: World, call: int = call) -> tuple[Ending, Tally]:
-            return _persistent(compose(evolve(world, drafter=_Failing(world.drafter, call))), world.start)
-
-        same_law(without_target, undisturbed, cases)
-        same_law(without_drafter, undisturbed, [evolve(case, stop=frozenset()) for case in cases])
+        same_law(partial(end, target_fails=call), end, cases)
+        same_law(partial(end, drafter_fails=call), end, unstopped)
 
 
 def observing_is_identity(compose: Callable[[World, Observer], Step], *, cases: Iterable[Case] = LAW_CASES) -> None:
@@ -150,19 +132,15 @@ def observing_is_identity(compose: Callable[[World, Observer], Step], *, cases: 
     ...     lambda world, observe: autoregressive_step(world.target, world.processor, world.rng, observe)
     ... )
     """
+    cases = cases_of(cases, compose)
 
-    _composes("compose", compose)
-
-    def unseen(world: World) -> tuple[Outcome, ...]:
+    def unseen(world: World) -> tuple[DecodeState | Finished, ...]:
         return tuple(unfold(compose(world, unobserved), world.start))
 
-    def seen(world: World) -> tuple[Outcome, ...]:
+    def seen(world: World) -> tuple[DecodeState | Finished, ...]:
         states: list[DecodeState] = []
-
-        def look(committed: Committed) -> None:
-            states.append(committed.state)
-
-        outcomes = tuple(unfold(compose(world, look), world.start))
+        step = compose(world, lambda committed: states.append(committed.state))
+        outcomes = tuple(unfold(step, world.start))
         stood = [outcome.state if isinstance(outcome, Finished) else outcome for outcome in outcomes]
         if states != stood:
             raise LawError(f"the observer did not see what stood: saw {states}, while {stood} stood")
@@ -174,7 +152,7 @@ def observing_is_identity(compose: Callable[[World, Observer], Step], *, cases: 
 def drafting_nothing_is_autoregressive(
     compose: Callable[[World, Drafter], Step], *, cases: Iterable[Case] = LAW_CASES
 ) -> None:
-    """With a drafter that proposes nothing, text and ending have the law of autoregressive decoding, a step a token.
+    """With a drafter that proposes nothing, text and ending have the autoregressive law, one step per token.
 
     `ExactnessError` shows the text, the steps and the drafts whose probability is wrong.
 
@@ -183,8 +161,7 @@ def drafting_nothing_is_autoregressive(
     ...     lambda world, drafter: speculative_step(drafter, world.target, world.processor, world.rng)
     ... )
     """
-
-    _composes("compose", compose)
+    cases = cases_of(cases, compose)
 
     def ours(world: World) -> tuple[Ending, int, int]:
         ending, tally = _persistent(compose(world, propose_nothing), world.start)
@@ -200,18 +177,18 @@ def drafting_nothing_is_autoregressive(
 def memo_is_invisible(memo: Predictor, fresh: Predictor, vocab_size: int, *, tolerance: float, seed: int = 0) -> None:
     """Whatever was read before, a memo answers as `fresh` does, which remembers nothing.
 
-    `LawError` has `conformance`'s report: where, after which move, and by how much they differ.
+    `LawError` holds what `conformance` found: where, after which move, and by how much they differ.
 
     >>> from specflow.testing import TableModel
     >>> memo_is_invisible(TableModel(4, 1), TableModel(4, 1), 4, tolerance=0.0)
     """
-    report = conformance(memo, fresh, vocab_size, tolerance=tolerance, seed=seed)
-    if not report.holds:
-        raise LawError(f"the memo shows: {report}")
+    found = conformance(memo, fresh, vocab_size, tolerance=tolerance, seed=seed)
+    if not found.holds:
+        raise LawError(f"the memo shows: {found}")
 
 
 def pruning_is_identity(memo: Memo, fresh: Predictor, vocab_size: int, *, tolerance: float, seed: int = 0) -> None:
-    """Whatever it was told to forget, a memo answers as `fresh` does. `LawError` has `conformance`'s report.
+    """Whatever it was told to forget, a memo answers as `fresh` does. `LawError` holds what `conformance` found.
 
     >>> from specflow import CachedPredictor
     >>> from specflow.predictors import UncachedPredictor
@@ -220,9 +197,9 @@ def pruning_is_identity(memo: Memo, fresh: Predictor, vocab_size: int, *, tolera
     >>> pruning_is_identity(CachedPredictor(model), UncachedPredictor(model), 32, tolerance=1e-9)
     """
     does("a memo", "give a CachedPredictor", "prune")("memo", memo)
-    report = conformance(memo, fresh, vocab_size, tolerance=tolerance, seed=seed, prune=memo.prune)
-    if not report.holds:
-        raise LawError(f"pruning shows: {report}")
+    found = conformance(memo, fresh, vocab_size, tolerance=tolerance, seed=seed, prune=memo.prune)
+    if not found.holds:
+        raise LawError(f"pruning shows: {found}")
 
 
 class _Interruption(Exception):  # noqa: N818 - it is no error
@@ -247,48 +224,29 @@ class _Failing:
 
 def _persistent(step: Step, state: DecodeState) -> tuple[Ending, Tally]:
     """The end of a decode that tries again what was interrupted."""
-    _is_step("step", step)
-    outcome: Outcome = state
-    while isinstance(outcome, DecodeState):
-        if len(outcome.tokens) < len(state.tokens):
-            raise LawError(f"the text became shorter: {outcome}")
-        state = outcome
+    while True:
         try:
-            outcome = step(state)
+            for outcome in unfold(step, state):
+                if isinstance(outcome, Finished):
+                    return Ending.of(outcome), outcome.state.tally
+                state = outcome
         except _Interruption:
             continue
-        returned: object = outcome
-        if not isinstance(returned, DecodeState | Finished):
-            raise DecodeError("step", "the step returns no state", shown(returned), "return DecodeState or Finished")
-    return Ending.of(outcome), outcome.state.tally
 
 
-@final
-@frozen(eq=False)
-class _WithoutDecisions:
-    """Noise that belongs to a position, for a tape."""
-
-    noise: Sampling
-
-    def draw(self, law: Distribution, position: int, /) -> int:
-        return self.noise.draw(law, position)
-
-    def draw_there(self, probs: Tensor, position: int, /) -> Tensor:
-        return self.noise.draw_there(probs, position)
-
-    def accept(self, probability: float, /) -> bool:
-        raise LawError("noise that belongs to a position takes no decisions")
+def _no_decision(probability: float) -> bool:
+    raise LawError("noise that belongs to a position takes no decisions")
 
 
 @final
 @define(eq=False)
 class _Tape:
-    """Randomness that is recorded, and can be played again."""
+    """Randomness that is recorded, and can be played again: what `rng` draws and `decide` decides."""
 
-    rng: Randomness
+    rng: Sampling
+    decide: Callable[[float], bool]
     answers: list[int] = field(factory=list)
-    _at: int | None = None
-    _end: int = 0
+    left: list[int] | None = None
 
     def draw(self, law: Distribution, position: int, /) -> int:
         return self._answered(lambda: self.rng.draw(law, position))
@@ -297,22 +255,16 @@ class _Tape:
         return torch.tensor(self.draw(Categorical(probs), position), device=probs.device)
 
     def accept(self, probability: float, /) -> bool:
-        return bool(self._answered(lambda: int(self.rng.accept(probability))))
+        return bool(self._answered(lambda: int(self.decide(probability))))
 
     def play(self, start: int, end: int) -> None:
-        """Give the answers from `start` to `end` again."""
-        self._at, self._end = start, end
-
-    @property
-    def is_over(self) -> bool:
-        """Whether all that was to be played has been asked for."""
-        return self._at == self._end
+        """Give the answers from `start` to `end` again; `left` are those that were not asked for yet."""
+        self.left = self.answers[start:end][::-1]
 
     def _answered(self, ask: Callable[[], int]) -> int:
-        if self._at is None:
+        if self.left is None:
             self.answers.append(ask())
             return self.answers[-1]
-        if self.is_over:
+        if not self.left:
             raise LawError("a state stepped again took more randomness than the first time")
-        self._at += 1
-        return self.answers[self._at - 1]
+        return self.left.pop()

@@ -28,7 +28,7 @@ class TableModel:
     """A predictor whose law is random but fixed: another one for every text, drawn from `seed`. Logits are log p, fp64.
 
     A law is uniform on the simplex, and every fourth one gives some token the probability 0. Nothing is shared between
-    texts, so a decoder that reads the wrong row, or a row behind the wrong token, emits another law.
+    texts, so a decoder that reads the wrong row, or a row after the wrong token, emits another law.
 
     >>> model = TableModel(vocab_size=3, seed=1)
     >>> from specflow import chain
@@ -43,7 +43,7 @@ class TableModel:
     _rows: dict[Tokens, Tensor] = field(init=False, factory=dict, repr=False)
 
     def __call__(self, tokens: Tokens, drafts: Sequence[Proposal], /) -> Tensor:
-        """Logits [n + 1, V] behind `tokens`, and behind them and the path down to each draft."""
+        """Logits [n + 1, V] after `tokens`, and after them and the path down to each draft."""
         return along_paths(self._row)(text_of(tokens), drafts)
 
     def _row(self, tokens: Tokens) -> Tensor:

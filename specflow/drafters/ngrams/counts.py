@@ -1,19 +1,16 @@
-"""What followed what, and how often: the counts behind an n-gram storage, in plain dicts of ints."""
+"""What followed what, and how often: the counts of an n-gram storage, in plain dicts of ints."""
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from operator import itemgetter
 from typing import Final, final
 
 from attrs import define, field
 
-BEST: Final = -1
-"""The key, among the counts of a context, of its most frequent continuation."""
-
-RANK: Final = -2
-"""The key, among the counts of a context, of its rank."""
+BEST: Final = -1  # the key, among the counts of a context, of its most frequent continuation
+RANK: Final = -2  # the key, among the counts of a context, of its rank
 
 
 @final
@@ -30,15 +27,15 @@ class Counts:
     `floor` is the rank of the last one forgotten. So a context seen c times outlives about c · max_contexts newcomers.
     Each waits in the queue of the rank that it had when it was put there, and is put elsewhere when its turn comes;
     a sighting pays for each such move, so learning is O(1) amortised.
-    Source: LFU with aging, Arlitt et al. (2000), "Evaluating content management techniques for Web proxy caches". Here
-    a sighting after a long absence adds to the rank that is left; there it brings all earlier ones back.
+    Source: LFU with aging, Arlitt et al. (2000), "Evaluating content management techniques for Web proxy caches", where
+    a sighting after a long absence brings all earlier ones back.
 
     `best` and `has` take no lock: a context is always known by one value, and a dict of counts by its best token.
     """
 
     max_contexts: int | None = None
     known: dict[int, int | dict[int, int]] = field(factory=dict)
-    waiting: dict[int, deque[int]] = field(factory=dict)
+    waiting: defaultdict[int, deque[int]] = field(factory=lambda: defaultdict(deque))
     floor: int = 0
 
     def __len__(self) -> int:
@@ -50,12 +47,12 @@ class Counts:
         return seen[BEST] if isinstance(seen, dict) else seen
 
     def has(self, context: int, token: int) -> bool:
-        """Whether `token` was seen behind `context`."""
+        """Whether `token` was seen after `context`."""
         seen = self.known.get(context)
         return token in seen if isinstance(seen, dict) else token == seen
 
     def learn(self, context: int, tokens: Sequence[int]) -> None:
-        """One sighting of `context`: each of `tokens`, of which there is at least one, counts once more behind it."""
+        """One sighting of `context`: each of `tokens`, of which there is at least one, counts once more after it."""
         seen = self.known.get(context)
         if isinstance(seen, dict):
             seen[RANK] = max(seen[RANK], self.floor + 1) + 1
@@ -64,16 +61,15 @@ class Counts:
             self.known[context] = count({BEST: seen, RANK: self.floor + 2, seen: 1}, tokens)
         else:
             self._make_room()
-            self._wait(context, self.floor + 1)
-            first = tokens[0]
-            several = len(tokens) > 1
-            self.known[context] = count({BEST: first, RANK: self.floor + 1, first: 0}, tokens) if several else first
+            first, rank = tokens[0], self.floor + 1
+            self.waiting[rank].append(context)
+            self.known[context] = count({BEST: first, RANK: rank, first: 0}, tokens) if len(tokens) > 1 else first
 
     def put(self, context: int, rank: int, counted: Mapping[int, int]) -> None:
         """A new context as `rows` told it."""
         self._make_room()
         rank = max(rank, self.floor)
-        self._wait(context, rank)
+        self.waiting[rank].append(context)
         best = next(iter(counted))
         self.known[context] = best if counted == {best: 1} else {BEST: best, RANK: rank, **counted}
 
@@ -86,7 +82,13 @@ class Counts:
                 if seen is not None:
                     ranks[context] = seen[RANK] if isinstance(seen, dict) else placed
         for context, rank in sorted(ranks.items(), key=itemgetter(1)):
-            yield context, rank - self.floor, _counted(self.known[context])
+            seen = self.known[context]
+            if isinstance(seen, dict):
+                best = seen[BEST]
+                counted = {best: seen[best]} | {token: times for token, times in seen.items() if token >= 0}
+            else:
+                counted = {seen: 1}
+            yield context, rank - self.floor, counted
 
     def _make_room(self) -> None:
         """Forgets the context with the lowest rank, if there are `max_contexts`.
@@ -102,16 +104,10 @@ class Counts:
             context = queue[0]
             seen = self.known.get(context)
             if isinstance(seen, dict) and seen[RANK] > self.floor:
-                self._wait(context, seen[RANK])
+                self.waiting[seen[RANK]].append(context)
             else:
                 self.known.pop(context, None)
             queue.popleft()
-
-    def _wait(self, context: int, rank: int) -> None:
-        queue = self.waiting.get(rank)
-        if queue is None:
-            queue = self.waiting[rank] = deque()
-        queue.append(context)
 
 
 def count(seen: dict[int, int], tokens: Sequence[int]) -> dict[int, int]:
@@ -122,11 +118,3 @@ def count(seen: dict[int, int], tokens: Sequence[int]) -> dict[int, int]:
         if times >= seen[seen[BEST]]:
             seen[BEST] = token
     return seen
-
-
-def _counted(seen: int | dict[int, int]) -> dict[int, int]:
-    """The counts alone, the best first."""
-    if not isinstance(seen, dict):
-        return {seen: 1}
-    best = seen[BEST]
-    return {best: seen[best]} | {token: times for token, times in seen.items() if token >= 0}

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import takewhile
 from numbers import Integral
-from operator import itemgetter
-from typing import final
+from typing import Final, final
 
 from attrs import field, frozen
 
 from specflow.distribution import PointMass
-from specflow.drafters.ngrams.storage import INgramStorage
-from specflow.errors import DecodeError
-from specflow.guards.checks import a, does, named, or_none, shown, valid, whole
+from specflow.drafters.ngrams.storage import INgramStorage, no_answer, pairs_of
+from specflow.guards.checks import a, does, or_none, valid, whole
 from specflow.state import Proposal, Tokens
+
+_is_storage: Final = valid(does("an n-gram storage", "give an NGramStorage", "continuation", "known"))
+_is_size: Final = valid(or_none(whole(1, "give the target's vocab_size")))
+_is_name: Final = valid(a(str, "name the drafter"))
 
 
 @final
@@ -26,12 +27,14 @@ class NGramDrafter:
     `vocab_size` it ends at a token that the target does not have, for a storage with a larger vocabulary.
     """
 
-    storage: INgramStorage = field(validator=valid(does("an n-gram storage", "give an NGramStorage", "continuation")))
-    vocab_size: int | None = field(default=None, validator=valid(or_none(whole(1, "give the target's vocab_size"))))
-    source: str = field(default="ngram", validator=valid(a(str, "name the drafter")))
+    storage: INgramStorage = field(validator=_is_storage)
+    vocab_size: int | None = field(default=None, validator=_is_size)
+    source: str = field(default="ngram", validator=_is_name)
 
     def __call__(self, tokens: Tokens, /) -> Iterator[Proposal[PointMass]]:
-        known = takewhile(itemgetter(1), _pairs(self.storage, self.storage.continuation(tokens)))
+        known: object = self.storage.known(tokens)
+        if not isinstance(known, Iterable):
+            raise no_answer(self.storage, known, "yield tokens")
         return _proposals(known, self.vocab_size, self.source)
 
 
@@ -43,36 +46,17 @@ class GuessingNGramDrafter:
     The spec's default. A guess is right once in a vocabulary and costs the target a position, so prefer `NGramDrafter`.
     """
 
-    storage: INgramStorage = field(validator=valid(does("an n-gram storage", "give an NGramStorage", "continuation")))
-    vocab_size: int | None = field(default=None, validator=valid(or_none(whole(1, "give the target's vocab_size"))))
-    source: str = field(default="ngram", validator=valid(a(str, "name the drafter")))
+    storage: INgramStorage = field(validator=_is_storage)
+    vocab_size: int | None = field(default=None, validator=_is_size)
+    source: str = field(default="ngram", validator=_is_name)
 
     def __call__(self, tokens: Tokens, /) -> Iterator[Proposal[PointMass]]:
-        return _proposals(_pairs(self.storage, self.storage.continuation(tokens)), self.vocab_size, self.source)
+        pairs = pairs_of(self.storage, self.storage.continuation(tokens))
+        return _proposals((token for token, _ in pairs), self.vocab_size, self.source)
 
 
-def _pairs(storage: INgramStorage, said: object) -> Iterator[tuple[int, bool]]:
-    """What the storage says follows: (token, whether it knows it)."""
-    if not isinstance(said, Iterable):
-        raise _no_pairs(storage, said)
-    for pair in said:
-        if not (isinstance(pair, tuple) and len(pair) == 2):
-            raise _no_pairs(storage, pair)
-        yield pair
-
-
-def _no_pairs(storage: INgramStorage, said: object) -> DecodeError:
-    happened, remedy = (
-        f"the storage {named(storage)} says nothing of what follows",
-        "yield (token, whether it is known)",
-    )
-    return DecodeError("storage", happened, shown(said), remedy)
-
-
-def _proposals(
-    drafts: Iterable[tuple[int, bool]], vocab_size: int | None, source: str
-) -> Iterator[Proposal[PointMass]]:
-    for token, _ in drafts:
+def _proposals(drafts: Iterable[int], vocab_size: int | None, source: str) -> Iterator[Proposal[PointMass]]:
+    for token in drafts:
         said: object = token
         if vocab_size is not None and isinstance(said, Integral) and not 0 <= int(said) < vocab_size:
             return

@@ -2,7 +2,7 @@
 
 `__metadata__` holds `format`, `version`, `kind`, `n`, `vocab_size` and `sha256`, all strings. Six arrays, one dimension
 each: `lengths`, `widths` [contexts] int32 (tokens in a context, different continuations of it); `ranks` [contexts]
-int64 (how long it is kept, ascending); `contexts` int32 (all contexts, one behind the other); `tokens` int32 and
+int64 (how long it is kept, ascending); `contexts` int32 (all contexts, one after the other); `tokens` int32 and
 `counts` int64 (all continuations, those of one context together and the one that is drafted first). In a vocabulary of
 more than 2³¹ tokens `contexts` and `tokens` are int64. `sha256` is taken of the lines `name value` of the other
 metadata and then, for each array, of `name length` and its little-endian bytes, both in the order of the names.
@@ -20,7 +20,7 @@ from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from secrets import token_hex
-from typing import Final, NoReturn, TypeAlias, final
+from typing import Final, TypeAlias, final
 
 import torch
 from attrs import frozen
@@ -35,8 +35,10 @@ from specflow.state import Tokens
 FORMAT: Final = "specflow n-gram storage"
 VERSION: Final = 1
 
-MOST: Final = 2**62
-"""More than any count or rank."""
+ARRAYS: Final = {"lengths": torch.int32, "widths": torch.int32, "ranks": torch.int64, "counts": torch.int64}
+"""The arrays whose numbers take as many bytes in every vocabulary."""
+
+MOST: Final = 2**62  # more than any count or rank
 
 Row: TypeAlias = tuple[Tokens, int, Mapping[int, int]]
 """A context, its rank, and how often each token followed it, the token that is drafted first."""
@@ -55,26 +57,14 @@ class Header:
     @property
     def metadata(self) -> dict[str, str]:
         """What the file says of itself, but for the checksum."""
-        return {
-            "format": FORMAT,
-            "version": str(VERSION),
-            "kind": self.kind,
-            "n": str(self.n),
-            "vocab_size": str(self.vocab_size),
-        }
+        numbers = {"version": VERSION, "n": self.n, "vocab_size": self.vocab_size}
+        return {"format": FORMAT, "kind": self.kind} | {name: str(number) for name, number in numbers.items()}
 
     @property
     def arrays(self) -> dict[str, torch.dtype]:
         """The arrays of the file. A token takes no more bytes than the vocabulary needs."""
         token = torch.int32 if self.vocab_size <= 2**31 else torch.int64
-        return {
-            "contexts": token,
-            "counts": torch.int64,
-            "lengths": torch.int32,
-            "ranks": torch.int64,
-            "tokens": token,
-            "widths": torch.int32,
-        }
+        return {"contexts": token, "tokens": token} | ARRAYS
 
 
 def packed(header: Header, rows: Iterable[Row]) -> bytes:
@@ -97,11 +87,12 @@ def write(path: str | os.PathLike[str], content: bytes) -> None:
     The file keeps the permissions of the one that was there; a link stays, and what it points to is replaced.
     `DecodeError` for a folder, a device, or whatever else is no file, and where nothing can be written.
     """
-    target = checked_path(path)
+    target = _checked(path)
     try:
         _write(target, content)
     except OSError as error:
-        _refuse(path, f"cannot be written ({error.strerror or error})", "name a file in a folder that can be written")
+        happened = f"cannot be written ({error.strerror or error})"
+        raise no_file(path, happened, "name a file in a folder that can be written") from error
 
 
 def _write(target: Path, content: bytes) -> None:
@@ -114,7 +105,8 @@ def _write(target: Path, content: bytes) -> None:
             if before is not None:
                 now = os.stat(building)
                 if (now.st_uid, now.st_gid) != (before.st_uid, before.st_gid):
-                    _give(building, before)
+                    with suppress(PermissionError):  # not whoever writes may give a file away
+                        os.chown(building, before.st_uid, before.st_gid)
                 building.chmod(mode)
             file.write(content)
             file.flush()
@@ -125,32 +117,26 @@ def _write(target: Path, content: bytes) -> None:
         raise
 
 
-def _give(building: Path, before: os.stat_result) -> None:
-    """To whom the file before belonged, where whoever writes may do that."""
-    with suppress(PermissionError):
-        os.chown(building, before.st_uid, before.st_gid)
-
-
 def content_of(path: str | os.PathLike[str], remedy: str) -> tuple[dict[str, str], dict[str, Tensor]]:
     """The metadata and the arrays of a safetensors file, which is read once: it may change meanwhile.
 
     `DecodeError` for a file that cannot be read, or that is no such file; the remedy is for the latter.
     """
-    found = checked_path(path)
-    if not found.exists():
-        _refuse(path, "does not exist", "name one that `save` wrote")
     try:
-        content = found.read_bytes()
+        content = _checked(path).read_bytes()
         arrays = load(content)
+    except FileNotFoundError as error:
+        raise no_file(path, "does not exist", "name one that `save` wrote") from error
     except (OSError, MemoryError) as error:
-        _refuse(path, f"cannot be read ({getattr(error, 'strerror', None) or error})", "name a file that can be read")
+        happened = f"cannot be read ({getattr(error, 'strerror', None) or error})"
+        raise no_file(path, happened, "name a file that can be read") from error
     except (SafetensorError, ValueError, KeyError) as error:
-        _refuse(path, f"is truncated, corrupted or not of this kind ({error})", remedy)
+        raise no_file(path, f"is truncated, corrupted or not of this kind ({error})", remedy) from error
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     return dict(header.get("__metadata__") or {}), arrays
 
 
-def checked_path(path: object) -> Path:
+def _checked(path: object) -> Path:
     """`path`, where there is a file or could be one: no folder, no device, no pipe. `DecodeError` for any other."""
     remedy = "name a file, as a str or a Path"
     if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
@@ -170,19 +156,24 @@ def checked_path(path: object) -> Path:
 
 def read(path: str | os.PathLike[str], header: Header) -> Iterator[Row]:
     """The rows of a file that belongs to `header`; `DecodeError` for any other. The whole file is checked first."""
-    metadata, tensors = content_of(path, "restore it from a copy")
+    remedy = "restore it from a copy"
+    metadata, tensors = content_of(path, remedy)
     checksum = metadata.pop("sha256", None)
-    _check_metadata(path, metadata, header)
+    if metadata.get("format") != FORMAT:
+        raise no_file(path, "is not the file of an n-gram storage", "give a file that `save` wrote")
+    version = metadata.get("version")
+    if version != str(VERSION):
+        raise no_file(path, f"has version {version} of the format, not {VERSION}", "use the specflow that wrote it")
+    for name, expected in header.metadata.items():
+        if metadata.get(name) != expected:
+            happened = f"belongs to a storage with another {name}, {metadata.get(name)} and not {expected}"
+            raise no_file(path, happened, "load it into a storage like the one it was saved from")
     if {name: tensor.dtype for name, tensor in tensors.items() if tensor.dim() == 1} != header.arrays:
-        _refuse(path, "does not hold the arrays of a storage", "restore it from a copy")
+        raise no_file(path, "does not hold the arrays of a storage", remedy)
     if checksum != _checksum(metadata, tensors):
-        _refuse(path, "is corrupted, its checksum does not match", "restore it from a copy")
+        raise no_file(path, "is corrupted, its checksum does not match", remedy)
     if not _sound(tensors, header):
-        refuse_contradiction(path)
-    return _rows(tensors)
-
-
-def _rows(tensors: Mapping[str, Tensor]) -> Iterator[Row]:
+        raise contradiction(path)
     columns = {name: iter(tensor.tolist()) for name, tensor in tensors.items()}
     for length, width, rank in zip(columns["lengths"], columns["widths"], columns["ranks"], strict=True):
         context = tuple(islice(columns["contexts"], length))
@@ -198,18 +189,6 @@ def _checksum(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str
         checksum.update(f"{name} {len(tensor)}\n".encode())
         checksum.update(tensor.numpy().tobytes())
     return checksum.hexdigest()
-
-
-def _check_metadata(path: str | os.PathLike[str], metadata: Mapping[str, str], header: Header) -> None:
-    if metadata.get("format") != FORMAT:
-        _refuse(path, "is not the file of an n-gram storage", "give a file that `save` wrote")
-    version = metadata.get("version")
-    if version != str(VERSION):
-        _refuse(path, f"has version {version} of the format, not {VERSION}", "use the specflow that wrote it")
-    for name, expected in header.metadata.items():
-        if metadata.get(name) != expected:
-            happened = f"belongs to a storage with another {name}, {metadata.get(name)} and not {expected}"
-            _refuse(path, happened, "load it into a storage like the one it was saved from")
 
 
 def _sound(tensors: Mapping[str, Tensor], header: Header) -> bool:
@@ -231,10 +210,11 @@ def _within(tensor: Tensor, low: int, high: int) -> bool:
     return tensor.numel() == 0 or (low <= int(tensor.min()) and int(tensor.max()) < high)
 
 
-def refuse_contradiction(path: str | os.PathLike[str]) -> NoReturn:
-    """`DecodeError` for a file whose checksum is right and whose content is impossible."""
-    _refuse(path, "contradicts itself", "write it again with `save`")
+def contradiction(path: object) -> DecodeError:
+    """The error of a file whose checksum is right and whose content is impossible."""
+    return no_file(path, "contradicts itself", "write it again with `save`")
 
 
-def _refuse(path: object, happened: str, remedy: str) -> NoReturn:
-    raise DecodeError("path", f"the file {happened}", shown(str(path)), remedy)
+def no_file(path: object, happened: str, remedy: str) -> DecodeError:
+    """The error of a file that is not what it should be."""
+    return DecodeError("path", f"the file {happened}", shown(str(path)), remedy)

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import takewhile
 from numbers import Integral
+from operator import itemgetter
 from os import PathLike
 from threading import Lock
-from typing import Final, final, overload
+from typing import ClassVar, Final, final, overload
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
 from specflow.drafters.ngrams.counts import Counts
-from specflow.drafters.ngrams.file import Header, packed, read, refuse_contradiction, write
+from specflow.drafters.ngrams.file import Header, contradiction, packed, read, write
 from specflow.errors import DecodeError
-from specflow.guards.checks import or_none, shown, whole
+from specflow.guards.checks import a, named, or_none, shown, whole
 from specflow.guards.ids import ids_of, plain, rows_of
 from specflow.state import Tokens
+
+_is_list: Final = a(Sequence, "give a list of lists of ids")
 
 
 class INgramStorage(ABC):
@@ -33,7 +37,7 @@ class INgramStorage(ABC):
 
     def __init__(self, n: int, vocab_size: int) -> None:
         """`n` ≥ 2 is the highest order, `vocab_size`, 1 to 2⁶², the number of tokens there are; else `DecodeError`."""
-        whole(2, "use 2 for bigrams, a token behind a context of one", most=2**31 - 1)("n", n)
+        whole(2, "use 2 for bigrams, a token after a context of one", most=2**31 - 1)("n", n)
         whole(1, "give the target's vocab_size", most=2**62)("vocab_size", vocab_size)
         self.n = int(n)
         self.vocab_size = int(vocab_size)
@@ -44,7 +48,7 @@ class INgramStorage(ABC):
 
     @abstractmethod
     def has_gram(self, ngram: Tensor) -> bool:
-        """Whether this n-gram, a context and the token behind it, was seen."""
+        """Whether this n-gram, a context and the token after it, was seen."""
 
     @abstractmethod
     def update(self, input_ids: Tensor, next_tokens: Tensor) -> None:
@@ -59,17 +63,34 @@ class INgramStorage(ABC):
         """Forgets everything."""
 
     def continuation(self, tokens: Tokens) -> Iterator[tuple[int, bool]]:
-        """The text that the storage expects behind `tokens`, token by token, each with whether it was known.
+        """The text that the storage expects after `tokens`, token by token, each with whether it was known.
 
         `DecodeError` for what holds no ids.
         """
-        return self._expected(torch.tensor([ids_of("tokens", tokens)], dtype=torch.long))
+        return self._continued([*ids_of("tokens", tokens)])
 
-    def _expected(self, text: Tensor) -> Iterator[tuple[int, bool]]:
+    def _continued(self, text: list[int]) -> Iterator[tuple[int, bool]]:
         while True:
-            token, known = _answer(self.next_token(text))
+            token, known = self._next(text)
             yield token, known
-            text = torch.cat([text, torch.tensor([[token]])], dim=1)
+            text.append(token)
+
+    def _next(self, text: list[int]) -> tuple[int, bool]:
+        answer: object = self.next_token(torch.tensor([text], dtype=torch.long))
+        match answer:
+            case (token, known):
+                ids = ids_of("next_token", token if isinstance(token, Tensor) else [token])
+                if len(ids) == 1:
+                    return ids[0], bool(known)
+        happened = "a storage's answer is no token and flag"
+        raise DecodeError("next_token", happened, shown(answer), "return (token, known)")
+
+    def known(self, tokens: Tokens) -> Iterator[int]:
+        """The same text as far as it is known. Override it where a guess that is dropped should not be drawn.
+
+        `DecodeError` for what holds no ids.
+        """
+        return (token for token, _ in takewhile(itemgetter(1), pairs_of(self, self.continuation(tokens))))
 
     def learn(self, tokens: Tokens, start: int, followers: Sequence[Sequence[int]]) -> None:
         """Counts each of `followers[i]` once more as what follows the first `start + i` of `tokens`.
@@ -77,24 +98,40 @@ class INgramStorage(ABC):
         `DecodeError`, with nothing learned, for what holds no ids, and where the text is not as long as that.
         """
         text = ids_of("tokens", tokens)
-        lessons = [ids_of("followers", following) for following in _lessons(followers)]
-        check_reach(len(text), start, len(lessons))
+        _is_list("followers", followers)
+        lessons = [ids_of("followers", following) for following in followers]
+        _check_reach(len(text), start, len(lessons))
         for end, following in enumerate(lessons, start):
             context = torch.tensor([text[:end]], dtype=torch.long)
             for token in following:
                 self.update(context, torch.tensor([[token]]))
 
 
-class _CountingStorage(INgramStorage):
-    """What the two storages share: everything but the lengths of the contexts that they keep."""
+def pairs_of(storage: INgramStorage, said: object) -> Iterator[tuple[int, bool]]:
+    """What a storage's `continuation` said; `DecodeError` for what is not (token, known)."""
+    for pair in said if isinstance(said, Iterable) else [said]:
+        if not (isinstance(pair, tuple) and len(pair) == 2):
+            raise no_answer(storage, pair, "yield (token, whether it is known)")
+        yield pair
 
-    def __init__(self, n: int, vocab_size: int, *, alone: bool, max_contexts: int | None) -> None:
+
+def no_answer(storage: INgramStorage, said: object, remedy: str) -> DecodeError:
+    """The error that names a storage that does not say what follows."""
+    return DecodeError("storage", f"the storage {named(storage)} says nothing of what follows", shown(said), remedy)
+
+
+class _CountingStorage(INgramStorage):
+    """What the two storages share: all but whether they keep the contexts of n - 1 tokens alone."""
+
+    _alone: ClassVar[bool]
+
+    def __init__(self, n: int, vocab_size: int, *, max_contexts: int | None = None) -> None:
         super().__init__(n, vocab_size)
         or_none(whole(1, "use None for no bound"))("max_contexts", max_contexts)
         self.max_contexts: Final = None if max_contexts is None else int(max_contexts)
         self._counts = Counts(self.max_contexts)
         self._writing: Final = Lock()
-        self._shortest: Final = self.n - 1 if alone else 1
+        self._shortest: Final = self.n - 1 if self._alone else 1
         self._header: Final = Header(type(self).__name__, self.n, self.vocab_size, self._shortest)
         self._bits: Final = self.vocab_size.bit_length()
 
@@ -114,7 +151,7 @@ class _CountingStorage(INgramStorage):
         [B, 1], [L] gives [1] and [1], a sequence of ints gives int and bool. O(n), however long the text and however
         large the storage. `DecodeError` for ids outside the vocabulary among the last n - 1; others are not looked at.
         """
-        answers = [self._next(self._checked("input_ids", row)) for row in _rows("input_ids", input_ids, self.n - 1)]
+        answers = [self._next([*self._checked("input_ids", row)]) for row in _rows("input_ids", input_ids, self.n - 1)]
         if not isinstance(input_ids, Tensor):
             return answers[0]
         shape, device = (*input_ids.shape[:-1], 1), input_ids.device
@@ -124,7 +161,7 @@ class _CountingStorage(INgramStorage):
 
     @override
     def has_gram(self, ngram: Tensor | Sequence[int]) -> bool:
-        """Whether this n-gram, [L], [1, L] or a sequence of ints, was seen: its last token behind those before it.
+        """Whether this n-gram, [L], [1, L] or a sequence of ints, was seen: its last token after those before it.
 
         Of more than n tokens the last n are looked at. False for an order that the storage does not keep, and for what
         it has forgotten. `DecodeError` for ids outside the vocabulary.
@@ -173,36 +210,40 @@ class _CountingStorage(INgramStorage):
 
     @override
     def reset(self) -> None:
-        """Forgets everything."""
         with self._writing:
             self._counts = Counts(self.max_contexts)
 
     @override
     def continuation(self, tokens: Tokens) -> Iterator[tuple[int, bool]]:
-        """The text expected behind `tokens`, token by token; what holds ids outside the vocabulary is unknown.
+        """The text expected after `tokens`, token by token; what holds ids outside the vocabulary is unknown.
 
         `DecodeError` for what holds no ids.
         """
-        return self._expected_behind([*plain("tokens", _text("tokens", tokens)[1 - self.n :])])
+        return self._continued(self._ending(tokens))
 
-    def _expected_behind(self, text: list[int]) -> Iterator[tuple[int, bool]]:
-        while True:
-            token, known = self._next(text)
-            yield token, known
+    @override
+    def known(self, tokens: Tokens) -> Iterator[int]:
+        """The text expected after `tokens`, as far as it is known. Nothing is drawn."""
+        return self._remembered(self._ending(tokens))
+
+    def _remembered(self, text: list[int]) -> Iterator[int]:
+        while (token := self._best(text)) is not None:
+            yield token
             text.append(token)
 
     @override
     def learn(self, tokens: Tokens, start: int, followers: Sequence[Sequence[int]]) -> None:
-        """Counts `followers[i]` behind the first `start + i` of `tokens`; leaves out ids outside the vocabulary.
+        """Counts `followers[i]` after the first `start + i` of `tokens`; leaves out ids outside the vocabulary.
 
         `DecodeError`, with nothing learned, for what holds no ids, and where the text is not as long as that.
         """
+        _is_list("followers", followers)
         lessons = [
             [token for token in plain("followers", _text("followers", following)) if 0 <= token < self.vocab_size]
-            for following in _lessons(followers)
+            for following in followers
         ]
         whole_text = _text("tokens", tokens)
-        check_reach(len(whole_text), start, len(lessons))
+        _check_reach(len(whole_text), start, len(lessons))
         skipped = max(0, start - self.n + 1)  # the last n - 1 tokens before each follower are all that is looked at
         text = plain("tokens", whole_text[skipped : start + len(lessons)])
         with self._writing:
@@ -210,15 +251,15 @@ class _CountingStorage(INgramStorage):
                 self._learn(text, end, following)
 
     def counts(self) -> dict[Tokens, dict[int, int]]:
-        """All that is known, for looking at: how often each token was counted behind each context."""
+        """All that is known, for looking at: how often each token was counted after each context."""
         with self._writing:
             return {self._unpacked(key): counted for key, _, counted in self._counts.rows()}
 
     def save(self, path: str | PathLike[str]) -> None:
         """Writes all that is known to `path`, atomically: a crash leaves the file that was there before.
 
-        The format is safetensors, described in docs/ngram.md; it holds no code. Other threads' updates wait while the
-        content is put together, not while it is written.
+        The format is in docs/ngram.md. Other threads' updates wait while the content is put together, not while it is
+        written.
         """
         with self._writing:
             rows = ((self._unpacked(key), rank, counted) for key, rank, counted in self._counts.rows())
@@ -235,18 +276,25 @@ class _CountingStorage(INgramStorage):
         for context, rank, counted in read(path, self._header):
             key = self._contexts(context, len(context))[-1]
             if counts.best(key) is not None:
-                refuse_contradiction(path)
+                raise contradiction(path)
             counts.put(key, rank, counted)
         with self._writing:
             self._counts = counts
 
-    def _next(self, text: Sequence[int]) -> tuple[int, bool]:
+    def _ending(self, tokens: Tokens) -> list[int]:
+        """The last n - 1 tokens."""
+        return [*plain("tokens", _text("tokens", tokens)[1 - self.n :])]
+
+    @override
+    def _next(self, text: list[int]) -> tuple[int, bool]:
+        token = self._best(text)
+        return (int(torch.randint(self.vocab_size, ())), False) if token is None else (token, True)
+
+    def _best(self, text: Sequence[int]) -> int | None:
+        """What followed the longest known context; None where none is known."""
         counts = self._counts
-        for context in reversed(self._contexts(text, len(text))):
-            token = counts.best(context)
-            if token is not None:
-                return token, True
-        return int(torch.randint(self.vocab_size, ())), False
+        found = (counts.best(context) for context in reversed(self._contexts(text, len(text))))
+        return next((token for token in found if token is not None), None)
 
     def _learn(self, text: Sequence[int], end: int, following: Sequence[int]) -> None:
         if following:
@@ -289,8 +337,7 @@ class NGramStorage(_CountingStorage):
     """Orders 2 to n: every context of 1 to n - 1 tokens, with back-off from the longest one that is known.
 
     `n` ≥ 2, `vocab_size` ≥ 1 and `max_contexts` ≥ 1 (None: no bound), else `DecodeError`. Of equally frequent
-    continuations the one that reached the count last is drafted, as what was said last is the likeliest to be said
-    again.
+    continuations the one that reached the count last is drafted.
 
     >>> storage = NGramStorage(n=3, vocab_size=10)
     >>> storage.initialize([1, 2, 3, 1, 2, 4, 1, 2, 4])
@@ -300,8 +347,7 @@ class NGramStorage(_CountingStorage):
     [[2], [2]]
     """
 
-    def __init__(self, n: int, vocab_size: int, *, max_contexts: int | None = None) -> None:
-        super().__init__(n, vocab_size, alone=False, max_contexts=max_contexts)
+    _alone = False
 
 
 @final
@@ -314,26 +360,15 @@ class OneLevelNGramStorage(_CountingStorage):
     ((3, True), False)
     """
 
-    def __init__(self, n: int, vocab_size: int, *, max_contexts: int | None = None) -> None:
-        super().__init__(n, vocab_size, alone=True, max_contexts=max_contexts)
+    _alone = True
 
 
-def _answer(answer: object) -> tuple[int, bool]:
-    """What a storage's `next_token` said of one text."""
-    match answer:
-        case (token, known):
-            ids = ids_of("next_token", token if isinstance(token, Tensor) else [token])
-            if len(ids) == 1:
-                return ids[0], bool(known)
-    raise DecodeError("next_token", "a storage's answer is no token and flag", shown(answer), "return (token, known)")
-
-
-def check_reach(length: int, start: int, lessons: int) -> None:
-    """`DecodeError` where lessons from `start` on reach behind the end of a text of `length` tokens."""
+def _check_reach(length: int, start: int, lessons: int) -> None:
+    """`DecodeError` where lessons from `start` on reach beyond the end of a text of `length` tokens."""
     whole(0, "count from the beginning of the text")("start", start)
     if lessons and start + lessons - 1 > length:
         received = f"{lessons} followers from {start} on in a text of {length}"
-        raise DecodeError("start", "there are followers behind the end of the text", received, "give the whole text")
+        raise DecodeError("start", "there are followers beyond the end of the text", received, "give the whole text")
 
 
 def _rows(name: str, ids: Tensor | Sequence[int] | int, last: int | None = None) -> list[Tokens]:
@@ -347,15 +382,5 @@ def _rows(name: str, ids: Tensor | Sequence[int] | int, last: int | None = None)
 
 
 def _text(name: str, ids: object) -> Sequence[int]:
-    """What holds the ids of one text: the sequence itself, whose ids have not been looked at."""
-    if isinstance(ids, tuple | list):
-        return ids
-    if isinstance(ids, str | bytes | bytearray) or not isinstance(ids, Sequence):
-        return ids_of(name, ids)
-    return ids
-
-
-def _lessons(followers: object) -> Sequence[object]:
-    if not isinstance(followers, Sequence) or isinstance(followers, str | bytes | bytearray):
-        raise DecodeError("followers", "followers are no sequence", shown(followers), "give a list of lists of ids")
-    return followers
+    """What holds the ids of one text; those of a sequence have not been looked at."""
+    return ids if isinstance(ids, Sequence) and not isinstance(ids, str | bytes | bytearray) else ids_of(name, ids)

@@ -9,15 +9,15 @@ from attrs import field, frozen
 
 from specflow.distribution import PointMass
 from specflow.randomness import Sampling
+from specflow.stages.order import a_score
 from specflow.stages.rules.samples import Samples, is_sampling
-from specflow.stages.score import a_score
 from specflow.state import TEXT, Scored, Verdict
 
 
 @final
 @frozen
 class Match:
-    """Sample-and-match: draw s ~ p behind the text and emit it; go on behind the draft that is s, if there is one.
+    """Sample-and-match: draw s ~ p after the text and emit it; go on after the draft that is s, if there is one.
 
     Exact whatever the drafts are and however s is drawn, since every emitted token is the target's own sample. For
     certain drafts nothing accepts more often; drafts that were drawn are accepted more often by `Reject`, unless
@@ -39,9 +39,9 @@ class Match:
     def __call__(self, scored: Scored, /) -> Verdict[Sampling]:
         a_score("scored", scored)
         drafted, here = scored.drafted, TEXT
-        with closing(Samples(self.rng, scored, lambda i: bool(drafted.children(i)))) as samples:
+        with closing(Samples(self.rng, scored)) as samples:
             while followers := drafted.followers(here):
-                sample = samples.behind(here)
+                sample = samples.after(here)
                 if sample not in followers:
                     return Verdict(drafted.path(here), PointMass(sample))
                 here = followers[sample]

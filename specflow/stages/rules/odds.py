@@ -8,11 +8,11 @@ from typing import TypeAlias, final
 import torch
 from attrs import define, field
 
-from specflow.asked import no_draft
 from specflow.distribution import Categorical, Known, flaw_of_sums, no_law
 from specflow.errors import DecodeError
 from specflow.guards.finite import is_near
 from specflow.state import Scored, Stretch
+from specflow.trees import no_draft
 
 Reading: TypeAlias = tuple[float, float, float]
 """The probability of a token, the sum of all probabilities, and the least of them."""
@@ -30,7 +30,7 @@ class Odds:
     def of(self, i: int, p: Known) -> tuple[float, float]:
         """p(x) and q(x) of draft i: p is the target's law, or what siblings left of it.
 
-        `DecodeError` where p is no law, and where x was not drawn from q: q(x) = 0, no law, another vocabulary.
+        `DecodeError` where p is not a law, and where x was not drawn from q: q(x) = 0, no law, another vocabulary.
         """
         draft = self.scored.drafted.proposals[i]
         q = draft.q

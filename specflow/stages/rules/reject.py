@@ -10,10 +10,10 @@ from attrs import field, frozen
 from specflow.asked import accepts
 from specflow.distribution import BlackBox, Categorical, Distribution, PointMass
 from specflow.randomness import Randomness, drawn
+from specflow.stages.order import a_score
 from specflow.stages.rules.odds import Odds
 from specflow.stages.rules.samples import Samples, is_randomness
-from specflow.stages.score import a_score
-from specflow.state import TEXT, Drafted, Scored, Verdict
+from specflow.state import TEXT, Scored, Verdict
 
 
 @final
@@ -21,14 +21,13 @@ from specflow.state import TEXT, Drafted, Scored, Verdict
 class Reject:
     """Token rejection: a drawn draft x stands iff u < p(x) / q(x) and all before it stand.
 
-    At a refusal p becomes norm(max(0, p - q)), against which the next sibling is judged; behind the last of them it is
+    At a refusal p becomes norm(max(0, p - q)), against which the next sibling is judged; after the last of them it is
     the law of the correction. The text then has exactly the target's law, and on a chain P(accept) = 1 - TV(p, q).
 
     A certain draft, one whose q is a point mass, is judged by sample-and-match: s ~ p, and the draft that is s stands,
-    or s is emitted. That has the same law and the same P(accept) = p(x), and takes one draw for each token that is
-    committed and none for any other. So with certain drafters a seed gives one text, that of autoregressive decoding,
-    whatever they draft and however far. Where the law of p or q is not known (a user's sampler) the draft is judged
-    like this too.
+    or s is emitted. That has the same law and P(accept) = p(x), and takes one draw for each token that is committed:
+    with certain drafters a seed gives one text, that of autoregressive decoding. So is a draft where the law of p or q
+    is not known (a user's sampler).
     Source: Leviathan et al. 2211.17192, algorithm 1; Chen et al. 2302.01318, algorithm 2; for siblings the recursive
     rejection of Miao et al. 2305.09781, section 4.3. Beyond them: p(x) = 0 is always refused, and a residual without
     mass (p = q) is replaced by p.
@@ -48,13 +47,13 @@ class Reject:
         return self.judge_from(TEXT, scored)
 
     def judge_from(self, here: int, scored: Scored) -> Verdict:
-        """The rule for the drafts behind draft `here`, which stands."""
+        """The rule for the drafts after draft `here`, which stands."""
         drafted, odds = scored.drafted, Odds(scored)
-        with closing(Samples(self.rng, scored, lambda i: _are_certain(drafted, i))) as samples:
+        with closing(Samples(self.rng, scored)) as samples:
             while children := drafted.children(here):
-                if _are_certain(drafted, here):
-                    sample = samples.behind(here)
-                    taken = drafted.followers(here).get(sample)
+                if not any(isinstance(drafted.proposals[i].q, Categorical) for i in children):
+                    sample = samples.after(here)
+                    taken = next((i for i in children if drafted.proposals[i].token == sample), None)
                     rest: Distribution = PointMass(sample)
                 else:
                     samples.close()
@@ -83,9 +82,3 @@ class Reject:
                 return child, law
             law = law.residual(draft.q)
         return None, law
-
-
-def _are_certain(drafted: Drafted, here: int) -> bool:
-    """Whether there are drafts behind this one, and all of them certain."""
-    children = drafted.children(here)
-    return bool(children) and not any(isinstance(drafted.proposals[i].q, Categorical) for i in children)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from typing import final
 
 from attrs import define, field
 
 from specflow.guards.checks import does, valid
 from specflow.randomness import Sampling, draws
-from specflow.state import Scored
+from specflow.state import Scored, Stretch
 
 is_randomness = valid(does("randomness that takes decisions", "give Dice(), or use Match", "draw", "accept"))
 is_sampling = valid(does("a source of draws", "give Dice() or SharedNoise(seed)", "draw"))
@@ -18,7 +18,7 @@ is_sampling = valid(does("a source of draws", "give Dice() or SharedNoise(seed)"
 @final
 @define(eq=False)
 class Samples:
-    """One token of the target's law behind each draft that `by_samples` holds of, in the order of a walk.
+    """One token of the target's law after each draft that a walk comes to and that others follow.
 
     On a device all along a stretch are drawn at the first, and copied at once. Close it when the walk is over: what was
     drawn for nothing is taken back (`specflow.randomness.draws`).
@@ -26,21 +26,16 @@ class Samples:
 
     rng: Sampling
     scored: Scored
-    by_samples: Callable[[int], bool]
-    _ahead: list[int] = field(init=False, factory=list)
+    _stretch: Stretch | None = field(init=False, default=None)
     _drawing: Generator[int, None, None] | None = field(init=False, default=None)
 
-    def behind(self, here: int) -> int:
-        """The sample behind draft `here`, or behind the text."""
-        if self._drawing is None or not self._ahead or self._ahead[0] != here:
+    def after(self, here: int) -> int:
+        """The sample after draft `here`, or after the text."""
+        stretch, at = self.scored.stretch(here)
+        if self._drawing is None or stretch is not self._stretch:
             self.close()
-            stretch, first = self.scored.stretch(here)
-            end = first + 1
-            while end < len(stretch.way) and self.by_samples(stretch.way[end]):
-                end += 1
-            self._ahead = list(stretch.way[first:end])
-            self._drawing = draws(self.rng, stretch.laws, stretch.start, range(first, end))
-        del self._ahead[0]
+            span = range(at, len(stretch.way) - 1)  # no draft follows the last
+            self._stretch, self._drawing = stretch, draws(self.rng, stretch.laws, stretch.start, span)
         return next(self._drawing)
 
     def close(self) -> None:

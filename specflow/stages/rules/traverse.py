@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import final
 
-from attrs import define, field, frozen
+from attrs import field, frozen
 
 from specflow.asked import accepts
-from specflow.distribution import BlackBox, Categorical, Distribution, Known
+from specflow.distribution import BlackBox, Categorical, Distribution
 from specflow.randomness import Randomness
-from specflow.stages.rules.block import left_over, mass_of, weight_behind
+from specflow.stages.order import a_score
+from specflow.stages.rules.block import left_over, mass_of, weight_after
 from specflow.stages.rules.odds import Odds
 from specflow.stages.rules.reject import Reject
 from specflow.stages.rules.samples import is_randomness
-from specflow.stages.score import a_score
-from specflow.state import TEXT, Drafted, Scored, Verdict
+from specflow.state import TEXT, Scored, Verdict
 
 
 @final
@@ -23,11 +23,11 @@ class Traverse:
     """Traversal verification: block verification of a tree. The first leaf that passes stands with the path to it.
 
     The text has the weight w = 1. A draft x after one of weight w and law p has min(1, w · p(x) / q(x)). A leaf
-    passes with its weight. When nothing behind x passes, its parent goes on with p = norm(max(0, w·p - q)) and the
-    weight Z / (Z + 1 - w), Z = Σ max(0, w·p - q); when nothing is left behind the parent, it is a leaf itself, and p is
-    the law of the token behind it. The text has exactly the target's law. On a chain this is `Block`.
+    passes with its weight. When nothing after x passes, its parent goes on with p = norm(max(0, w·p - q)) and the
+    weight Z / (Z + 1 - w), Z = Σ max(0, w·p - q); when nothing is left after the parent, it is a leaf itself, and p is
+    the law of the token after it. The text has exactly the target's law. On a chain this is `Block`.
 
-    Where drafts are certain, or the law of p or q is not known, the drafts in front of them are leaves, and `Reject`
+    Where drafts are certain, or the law of p or q is not known, the drafts before them are leaves, and `Reject`
     judges what follows.
     Source: Weng et al. 2505.12398, algorithm 1.
     """
@@ -36,42 +36,28 @@ class Traverse:
 
     def __call__(self, scored: Scored, /) -> Verdict:
         a_score("scored", scored)
-        found = _Traversal(scored, self.rng, Odds(scored)).below(TEXT, 1.0)
+        found = self._below(TEXT, 1.0, scored, Odds(scored))
         assert found is not None  # the text passes with weight 1
         leaf, correction = found
         if correction is None:
             return Reject(self.rng).judge_from(leaf, scored)
         return Verdict(scored.drafted.path(leaf), correction)
 
-
-@final
-@define(eq=False)
-class _Traversal:
-    scored: Scored
-    rng: Randomness
-    odds: Odds
-
-    def below(self, here: int, weight: float) -> tuple[int, Distribution | None] | None:
+    def _below(self, here: int, weight: float, scored: Scored, odds: Odds) -> tuple[int, Distribution | None] | None:
         """The draft at or below this one that passes, and what its drafts left of the law, if any were judged."""
-        drafted = self.scored.drafted
-        children = drafted.children(here) if _are_drawn(drafted, here) and weight > 0 else ()
-        law: Distribution | None = self.scored.law(here) if children else None
-        if law is None or isinstance(law, BlackBox):
+        drafted = scored.drafted
+        children = drafted.children(here) if weight > 0 else ()
+        are_drawn = children and all(isinstance(drafted.proposals[i].q, Categorical) for i in children)
+        p = scored.law(here) if are_drawn else None
+        if p is None or isinstance(p, BlackBox):
             return (here, None) if accepts(self.rng, weight) else None
-        p: Known = law
         for child in children:
             q = drafted.proposals[child].q
             assert isinstance(q, Categorical)
-            found = self.below(child, weight_behind(weight, *self.odds.of(child, p)))
+            found = self._below(child, weight_after(weight, *odds.of(child, p)), scored, odds)
             if found is not None:
                 return found
             mass = float(mass_of(weight, p, q))
             p = left_over(weight, mass, p, q)
             weight = mass / (mass + (1.0 - weight)) if mass > 0 else float(weight >= 1)
         return (here, p) if accepts(self.rng, weight) else None
-
-
-def _are_drawn(drafted: Drafted, here: int) -> bool:
-    """Whether there are drafts behind this one, and all of them were drawn from laws that are known."""
-    children = drafted.children(here)
-    return bool(children) and all(isinstance(drafted.proposals[i].q, Categorical) for i in children)

@@ -11,8 +11,8 @@ from specflow.distribution import BlackBox, PointMass
 from specflow.guards.checks import number, valid
 from specflow.lossy import Lossy
 from specflow.randomness import Sampling, drawn
+from specflow.stages.order import a_score
 from specflow.stages.rules.samples import is_sampling
-from specflow.stages.score import a_score
 from specflow.state import TEXT, Scored, Verdict
 
 _share = valid(number("it is outside [0, 1]", "give a number between", lambda share: 0 <= share <= 1))
@@ -21,7 +21,7 @@ _share = valid(number("it is outside [0, 1]", "give a number between", lambda sh
 @final
 @frozen
 class LossyTypical:
-    """Draft x stands iff p(x) > min(ε, α·exp(-H(p))) and all before it stand; the token behind them is drawn from p.
+    """Draft x stands iff p(x) > min(ε, α·exp(-H(p))) and all before it stand; the token after them is drawn from p.
 
     Of siblings the first that stands is taken. Lossy: whatever q is, a draft that is likely enough always stands, so
     the text is drawn towards the drafter's taste. Greedy decoding is not affected, since p is a point mass there. A
