@@ -25,7 +25,7 @@ ROOMS = (
     ("policies", "drafters", "loop"),
     ("stages",),
     ("steps", "predictors"),
-    ("margins", "beam", "testing"),
+    ("margins", "beam", "batch", "testing"),
     ("models", "generate", "accelerate", "interop"),
     ("catalogue",),
     ("bench", "ngram_assisted", "sampling", "utils", "spec_paths"),

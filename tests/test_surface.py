@@ -55,7 +55,7 @@ from transformers import (
 
 import specflow as s
 import specflow.interop.processors as interop_processors
-from specflow import accelerate, beam, bench, caches, catalogue, distribution, interop, models, stages, testing
+from specflow import accelerate, batch, beam, bench, caches, catalogue, distribution, interop, models, stages, testing
 from specflow.beam import LengthPenalty, beam_step
 from specflow.caches import KVCache, LossyCache, prune_cache
 from specflow.distribution import BlackBox, Distribution, max_fn
@@ -486,6 +486,19 @@ def rows_of_beams(texts: tuple[s.Tokens, ...]) -> torch.Tensor:
     return torch.cat([TARGET(text, ()) for text in texts])
 
 
+def read_many(asked: Any) -> list[batch.Answer]:  # noqa: ANN401 - hostile values among them
+    return [TARGET(each.tokens, each.drafts) for each in asked]
+
+
+def answered(answers: Any) -> object:  # noqa: ANN401 - whatever came
+    """The answers of a batch, whose errors are those of its texts."""
+    for answer in answers:
+        error = answer.error if isinstance(answer, batch.Failed) else answer
+        if isinstance(error, Exception):
+            raise error
+    return answers
+
+
 def unroll(outcomes: Iterator[object]) -> object:
     return list(islice(outcomes, 9))
 
@@ -584,6 +597,50 @@ JUDGED: Final[Mapping[str, object]] = {**SCORED, "rng": s.Dice()}
 STORAGE: Final = s.NGramStorage.__mro__[1].__name__
 
 TABLE: Final[dict[str, Entry]] = {
+    # batch
+    "batch.hub.Asked": Entry(
+        batch.Asked,
+        lambda: {"tokens": TEXT, "drafts": s.chain((1,)), "by": None},
+        lambda asked: answered(batch.BatchPredictor(llama()).read([asked])),
+    ),
+    "batch.hub.Shared": Entry(batch.Shared, lambda: {"read": read_many}, lambda shared: shared(TEXT, ())),
+    "batch.hub.Shared.__call__": Entry(
+        batch.Shared(batch.BatchPredictor(llama()).read), lambda: {"tokens": TEXT, "drafts": s.chain((1,))}
+    ),
+    "batch.hub.together": Entry(
+        batch.together,
+        lambda: {"decodes": [lambda: 1, lambda: 2], "slots": 2},
+        lambda ends: list(islice(ends, 9)),  # what a decode raises is its own
+    ),
+    "batch.many.generate_many": Entry(
+        batch.generate_many,
+        lambda: {
+            "prompts": [TEXT, (1,)],
+            "target": llama(),
+            "drafter": llama(1),
+            "gamma": 2,
+            "logits_processor": s.GreedyProcessor(),
+            "max_gen_len": 2,
+            "eos_tokens_id": [3],
+            "seed": 1,
+            "slots": 2,
+            "progress": lambda number, end: None,
+        },
+    ),
+    "batch.many.seed_of": Entry(batch.seed_of, lambda: {"seed": 1, "number": 2}),
+    "batch.predictor.BatchPredictor": Entry(
+        batch.BatchPredictor,
+        lambda: {"model": llama(), "slots": 2, "piece": 8, "tokens": 20, "meter": s.CostMeter()},
+        lambda made: made(TEXT, s.chain((1,))),
+    ),
+    "batch.predictor.BatchPredictor.__call__": Entry(
+        batch.BatchPredictor(llama()), lambda: {"tokens": TEXT, "drafts": s.chain((1,))}
+    ),
+    "batch.predictor.BatchPredictor.forget": Entry(batch.BatchPredictor(llama()).forget, dict),
+    "batch.predictor.BatchPredictor.prune": Entry(batch.BatchPredictor(llama()).prune, lambda: {"tokens": TEXT}),
+    "batch.predictor.BatchPredictor.read": Entry(
+        batch.BatchPredictor(llama()).read, lambda: {"asked": [batch.Asked(TEXT, ())]}, answered
+    ),
     # beam
     "beam.search.Beams": Entry(
         beam.Beams,
@@ -1404,6 +1461,7 @@ EXEMPT: Final[Mapping[str, str]] = {
         (
             "accelerate.check.Disagreement",
             "accelerate.check.Agreement",
+            "batch.hub.Failed",
             "bench.prompts.Prompt",
             "policies.choice.Choice",
             "margins.Audit",
@@ -1419,6 +1477,7 @@ EXEMPT: Final[Mapping[str, str]] = {
         (
             "accelerate.build.Given",
             "accelerate.build.NotAccelerated",
+            "batch.hub.Reads",
             "interop.streaming.Streamer",
             "laws.Laws",
             "processors.Processor",

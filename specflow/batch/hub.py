@@ -17,7 +17,7 @@ from torch import Tensor
 
 from specflow.batch.modes import Modes, within
 from specflow.errors import DecodeError
-from specflow.guards.checks import calls, shown, valid, whole
+from specflow.guards.checks import calls, named, shown, valid, whole
 from specflow.state import Proposal, Tokens
 
 T = TypeVar("T")
@@ -109,7 +109,7 @@ class Shared:
         else:
             asked, answer = [Asked(tokens, drafts, here if isinstance(here, _Decode) else None)], None
             while answer is None:
-                (answer,) = self.read(asked)
+                (answer,) = _answered(self.read, asked)
         if isinstance(answer, Exception):
             raise answer
         return cast(Tensor, answer)
@@ -140,8 +140,9 @@ def together(decodes: Iterable[Callable[[], T]], slots: int = 8) -> Generator[tu
     [(0, (1, 2, 3)), (1, (2, 3, 4)), (2, (3, 4, 5))]
     """
     whole(1, "run one decode at a time at least")("slots", slots)
-    if not isinstance(decodes, Iterable):
-        raise DecodeError("decodes", "decodes are not several", shown(decodes), "give functions that take nothing")
+    several: object = decodes
+    if not isinstance(several, Iterable) or isinstance(several, Tensor | str | bytes):
+        raise DecodeError("decodes", "decodes are not several", shown(several), "give functions that take nothing")
     return _running(iter(decodes), int(slots))
 
 
@@ -204,7 +205,7 @@ def _answers(hub: _Hub) -> list[tuple[int, Answer]]:
     (read, modes), numbers = chosen, groups[chosen]
     hub.passes += 1
     with within(modes):
-        answers = read([hub.waiting[number].asked for number in numbers])
+        answers = _answered(read, [hub.waiting[number].asked for number in numbers])
     answered = list(zip(numbers, answers, strict=True))
     for number, answer in answered:
         wait = hub.waiting.pop(number)
@@ -212,6 +213,21 @@ def _answers(hub: _Hub) -> list[tuple[int, Answer]]:
             hub.waiting[number] = wait._replace(since=hub.passes)
     ready: list[tuple[int, Answer]] = [each for each in answered if each[1] is not None]
     return ready
+
+
+def _answered(read: Reads, asked: Sequence[Asked]) -> Sequence[Answer]:
+    """What `read` answers to each; the same error to all where it raises or answers something else."""
+    try:
+        answers: object = read(asked)
+        right = isinstance(answers, list | tuple) and all(
+            isinstance(each, Tensor | Exception | None) for each in answers
+        )
+        if not right or len(cast(Sequence[object], answers)) != len(asked):
+            remedy = "return logits, an error or None for each"
+            raise DecodeError("read", f"{named(read)} does not answer each", shown(answers), remedy)  # noqa: TRY301
+    except Exception as error:  # whatever it is, it is what each of them gets
+        return [error] * len(asked)
+    return cast(Sequence[Answer], answers)
 
 
 def _unwind(hub: _Hub) -> None:

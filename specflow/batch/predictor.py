@@ -14,7 +14,7 @@ from specflow.batch.hub import Answer, Asked, Shared
 from specflow.batch.ragged import Piece, new_past, read_together
 from specflow.batch.rows import Row, Rows
 from specflow.batch.trial import reads_together
-from specflow.guards.checks import a, or_none, valid, whole
+from specflow.guards.checks import a, each, or_none, valid, whole
 from specflow.guards.finite import is_near
 from specflow.guards.ids import ids_of, text_of
 from specflow.policies import CostMeter
@@ -92,6 +92,7 @@ class BatchPredictor:
 
     def read(self, asked: Sequence[Asked], /) -> list[Answer]:
         """The answer to each who asks: its logits, its error, or None while its prompt is being read."""
+        each(a(Asked, "give the Asked that came"))("asked", asked)
         answers: list[Answer] = []
         for start in range(0, len(asked), self.slots):
             answers += self._read(asked[start : start + self.slots])
@@ -112,14 +113,14 @@ class BatchPredictor:
         parts: dict[int, _Part] = {}
         with self._reader.guard:
             self._meet()
-            for i, each in enumerate(asked):
+            for i, one in enumerate(asked):
                 try:
-                    tokens, drafted, parents = self._looked_at(each)
+                    tokens, drafted, parents = self._looked_at(one)
                     if not self._may_join(len(tokens) + len(drafted), is_chain(parents)):
                         self._warn()
-                        answers[i] = self._alone(tokens, each.drafts)
+                        answers[i] = self._alone(tokens, one.drafts)
                     elif not self._is_being_read(tokens, parts.values()):
-                        parts[i] = self._part(each, tokens, drafted, parents)
+                        parts[i] = self._part(one, tokens, drafted, parents)
                 except Exception as error:  # whatever it is, it is this text's
                     answers[i] = error
             began = None if self.meter is None else self.meter.now()
@@ -201,8 +202,8 @@ class BatchPredictor:
         assert self.meter is not None
         if 2 * len(parts) < self.slots or any(part.text > 2 or not part.finishes for part in parts):
             return
-        each = sum(len(part.piece.ids) for part in parts) / len(parts)
-        self.meter.note(1 if each == 1 else max(2, round(each)), self.meter.since(began))
+        mean = sum(len(part.piece.ids) for part in parts) / len(parts)
+        self.meter.note(1 if mean == 1 else max(2, round(mean)), self.meter.since(began))
 
     def _by_itself(self, part: _Part) -> Answer:
         try:

@@ -32,7 +32,7 @@ class Row:
 
     def belongs(self, by: object) -> None:
         """It is `by`'s from now on."""
-        self._by = (lambda: None) if by is None else ref(by)
+        self._by = ref(by) if isinstance(by, greenlet) else lambda: None
 
 
 @final
