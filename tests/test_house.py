@@ -106,3 +106,11 @@ def test_importing_costs_little_more_than_torch_and_loads_no_transformers() -> N
     ours = "import specflow; assert 'transformers' not in sys.modules"
     pairs = [(seconds(ours), seconds("import torch")) for _ in range(5)]
     assert min(mine for mine, _ in pairs) <= 1.3 * min(theirs for _, theirs in pairs)
+
+
+def test_the_page_of_the_house_shows_its_floors() -> None:
+    page = (ROOT.parent / "docs" / "house.md").read_text()
+    rows = [line.split("|")[1:3] for line in page.splitlines() if line.startswith("| ") and "`" in line]
+    assert [(int(floor), room.strip(" `")) for floor, room in rows] == [
+        (floor, room) for floor, rooms in reversed([*enumerate(ROOMS)]) for room in rooms
+    ]
