@@ -7,7 +7,7 @@ rows. No stage, drafter or policy knows of it.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from contextvars import copy_context
 from typing import Final, Generic, NamedTuple, Protocol, TypeAlias, TypeVar, cast, final
 
@@ -15,7 +15,7 @@ from attrs import define, field, frozen
 from greenlet import GreenletExit, getcurrent, greenlet
 from torch import Tensor
 
-from specflow.batch.modes import Modes, within
+from specflow.batch.modes import Modes, modes_now, within
 from specflow.errors import DecodeError
 from specflow.guards.checks import calls, named, shown, valid, whole
 from specflow.state import Proposal, Tokens
@@ -103,9 +103,9 @@ class Shared:
         """Logits [n + 1, V] after `tokens`, and after them and the path down to each draft."""
         here = getcurrent()
         if isinstance(here, _Decode) and not here.is_closing and here.parent is not None:
-            modes = Modes.now()
-            with within(here.hub.modes):
-                answer = here.parent.switch(_Wait(self.read, Asked(tokens, drafts, here), modes, here.hub.passes))
+            hub, modes = here.hub, modes_now()
+            with nullcontext() if modes == hub.modes else within(hub.modes):
+                answer = here.parent.switch(_Wait(self.read, Asked(tokens, drafts, here), modes, hub.passes))
         else:
             asked, answer = [Asked(tokens, drafts, here if isinstance(here, _Decode) else None)], None
             while answer is None:
@@ -147,7 +147,7 @@ def together(decodes: Iterable[Callable[[], T]], slots: int = 8) -> Generator[tu
 
 
 def _running(source: Iterator[Callable[[], T]], slots: int) -> Generator[tuple[int, T | Failed]]:
-    hub, numbered = _Hub(Modes.now()), enumerate(source)
+    hub, numbered = _Hub(modes_now()), enumerate(source)
     with ExitStack() as unwinding:
         unwinding.callback(_unwind, hub)
         while True:
@@ -183,7 +183,7 @@ def _resumed(hub: _Hub, number: int, *answer: Answer) -> Iterator[tuple[int, T |
     """Let a decode go on until it waits again, or has ended."""
     task = hub.tasks[number]
     task.parent = getcurrent()  # whoever goes on with this iterator is where a decode waits
-    with within(hub.modes):
+    with nullcontext() if modes_now() == hub.modes else within(hub.modes):
         said = task.switch(*answer)
     if isinstance(said, _Wait):
         hub.waiting[number] = said

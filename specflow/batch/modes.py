@@ -3,36 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Final, final
+from contextlib import contextmanager, nullcontext
+from typing import NamedTuple, final
 
 import torch
-from attrs import frozen
-
-DEVICES: Final = ("cpu", "cuda")
-"""The kinds of devices whose autocast is kept apart."""
 
 
 @final
-@frozen
-class Modes:
+class Modes(NamedTuple):
     """How torch computes at one moment in one thread."""
 
     gradients: bool
     inference: bool
-    autocast: tuple[tuple[str, bool, torch.dtype], ...]
+    cpu: tuple[bool, torch.dtype]
+    cuda: tuple[bool, torch.dtype]
     cached: bool
     """Whether autocast keeps the weights that it has cast."""
 
-    @classmethod
-    def now(cls) -> Modes:
-        """How it computes here."""
-        return cls(
-            torch.is_grad_enabled(),
-            torch.is_inference_mode_enabled(),
-            tuple([(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in DEVICES]),
-            torch.is_autocast_cache_enabled(),
-        )
+
+def modes_now() -> Modes:
+    """How torch computes here."""
+    return Modes(
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        (torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")),
+        (torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")),
+        torch.is_autocast_cache_enabled(),
+    )
 
 
 @contextmanager
@@ -42,29 +39,20 @@ def within(modes: Modes) -> Iterator[None]:
     Each change is put back to what it was when the block began, so that blocks of several greenlets may end in any
     order.
     """
-    here = Modes.now()
-    with ExitStack() as stack:
-        if here.inference != modes.inference:
-            stack.enter_context(torch.inference_mode(modes.inference))
-        if here != modes:
-            stack.enter_context(torch.set_grad_enabled(modes.gradients))
-            for kind, enabled, dtype in modes.autocast:
-                stack.enter_context(_cast(kind, enabled, dtype, modes.cached))
-        yield
+    here = modes_now()
+    with torch.inference_mode(modes.inference) if here.inference != modes.inference else nullcontext():
+        entered = modes_now()
+        _set(modes)
+        try:
+            yield
+        finally:
+            _set(entered)
 
 
-@contextmanager
-def _cast(kind: str, enabled: bool, dtype: torch.dtype, cached: bool) -> Iterator[None]:
-    """`torch.autocast` without its count of blocks: when that comes to 0 torch drops the weights that were cast."""
-    before = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind), torch.is_autocast_cache_enabled()
-    _set(kind, enabled, dtype, cached)
-    try:
-        yield
-    finally:
-        _set(kind, *before)
-
-
-def _set(kind: str, enabled: bool, dtype: torch.dtype, cached: bool) -> None:
-    torch.set_autocast_enabled(kind, enabled)
-    torch.set_autocast_dtype(kind, dtype)
-    torch.set_autocast_cache_enabled(cached)
+def _set(modes: Modes) -> None:
+    """All but inference mode. Not by `torch.autocast`, which counts blocks and drops cast weights at the last end."""
+    torch.set_grad_enabled(modes.gradients)
+    for kind, (enabled, dtype) in (("cpu", modes.cpu), ("cuda", modes.cuda)):
+        torch.set_autocast_enabled(kind, enabled)
+        torch.set_autocast_dtype(kind, dtype)
+    torch.set_autocast_cache_enabled(modes.cached)
