@@ -1,0 +1,92 @@
+"""A corpus on many machines: a callable class for Ray Data's `map_batches`. Ray itself is not imported here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TypeAlias, final
+
+import numpy
+from numpy.typing import NDArray
+
+from specflow.batch import Failed, together
+from specflow.errors import DecodeError
+from specflow.guards.checks import a, calls, whole
+from specflow.state import Finished, Tokens
+
+Columns: TypeAlias = Mapping[str, NDArray[numpy.generic]]
+"""A batch of rows as Ray Data gives it, `batch_format="numpy"`."""
+
+DecodeRow: TypeAlias = Callable[[object, Tokens], Finished]
+"""(the row's id, the ids of its prompt) → its finished text."""
+
+
+@final
+class Decode:
+    """Decodes the rows of a dataset, each actor with a model of its own, `slots` texts at a time.
+
+    `build()` is called once in an actor, and returns what decodes a row: it loads the model and composes the step.
+    Where it reads through a `BatchPredictor`, the rows of a batch share its passes. To a row's columns come `output`,
+    the new ids; `reason`, why it ended; `steps`, `drafted` and `accepted`. A row that fails has `reason` "error" and
+    its error in `error`, and the others go on.
+
+    Ray repeats the rows of an actor that dies. A row has the same text again where its randomness comes from its id,
+    `SharedNoise(seed_of(seed, id))`, whatever drafts it and wherever it runs; greedy text anyway. `DecodeError` for
+    what is no function or number, and for rows without these columns.
+
+    >>> from specflow import Dice, GreedyProcessor, along_paths, autoregressive_step, run, start
+    >>> import torch
+    >>> def build():
+    ...     step = autoregressive_step(along_paths(lambda text: torch.eye(9)[text[-1] + 1]), GreedyProcessor(), Dice())
+    ...     return lambda name, prompt: run(step, start(prompt, 3).unwrap())
+    >>> rows = {"id": numpy.array(["a", "b"]), "prompt": numpy.array([[1], [4]])}
+    >>> [list(map(int, output)) for output in Decode(build)(rows)["output"]]
+    [[2, 3, 4], [5, 6, 7]]
+    """
+
+    def __init__(
+        self, build: Callable[[], DecodeRow], slots: int = 8, prompt: str = "prompt", name: str = "id"
+    ) -> None:
+        calls("what builds a decoder", "give a function that returns one of (id, prompt)")("build", build)
+        whole(1, "decode one row at a time at least")("slots", slots)
+        a(str, "give the name of a column")("prompt", prompt)
+        a(str, "give the name of a column")("name", name)
+        self._slots, self._prompt, self._name = slots, prompt, name
+        self._decode = build()
+        calls("a decoder", "return a function of (id, prompt)")("build", self._decode)
+
+    def __call__(self, rows: Columns, /) -> dict[str, NDArray[numpy.generic]]:
+        """The rows with their texts."""
+        a(Mapping, "give columns by their names, batch_format='numpy'")("rows", rows)
+        for column in (self._prompt, self._name):
+            if column not in rows:
+                happened, remedy = f"the rows have no column {column!r}", "name the columns they have"
+                raise DecodeError("rows", happened, ", ".join(rows), remedy)
+        names = rows[self._name].tolist()
+        prompts = [tuple(map(int, prompt)) for prompt in rows[self._prompt]]
+        decodes = [partial(self._decode, *row) for row in zip(names, prompts, strict=True)]
+        ends = dict(together(decodes, self._slots))
+        told = [_told(ends[number]) for number in range(len(decodes))]
+        return {**rows, **{column: _column([row[column] for row in told]) for column in COLUMNS}}
+
+
+COLUMNS = ("output", "reason", "steps", "drafted", "accepted", "error")
+"""What a row is given."""
+
+
+def _told(end: Finished | Failed) -> dict[str, object]:
+    if isinstance(end, Failed):
+        return dict(zip(COLUMNS, ((), "error", 0, 0, 0, f"{type(end.error).__name__}: {end.error}"), strict=True))
+    tally = end.state.tally
+    values = (end.state.output, end.reason.value, tally.steps, tally.drafted, tally.accepted, "")
+    return dict(zip(COLUMNS, values, strict=True))
+
+
+def _column(values: list[object]) -> NDArray[numpy.generic]:
+    """Texts of several lengths are a column of objects."""
+    if not isinstance(values[0], tuple):
+        return numpy.array(values)
+    column: NDArray[numpy.generic] = numpy.empty(len(values), dtype=object)
+    for i, value in enumerate(values):
+        column[i] = numpy.array(value, dtype=numpy.int64)
+    return column

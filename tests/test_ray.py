@@ -1,0 +1,154 @@
+"""A corpus on a real local cluster of two workers: each row once, its text that of one process, who dies or not."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final
+
+import numpy
+import pytest
+
+from specflow import (
+    DecodeError,
+    Drafter,
+    Finished,
+    Fixed,
+    MultinomialProcessor,
+    SharedNoise,
+    SuffixDrafter,
+    Tokens,
+    run,
+    seed_coupled_step,
+    start,
+)
+from specflow.batch import BatchPredictor, seed_of
+from specflow.drafters import propose_nothing
+from specflow.interop.ray import Decode, DecodeRow
+from tests.toys import tiny_llama
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning"
+)
+"""Of ray's own."""
+
+ROWS: Final[list[dict[str, Any]]] = [{"id": f"row {i}", "prompt": [3 + i % 5, 4, 5, 6 + i % 7]} for i in range(32)]
+
+
+def nothing() -> Drafter:
+    """No drafts. A drafter is made in the actor: those with a lock do not travel."""
+    return propose_nothing
+
+
+def build(drafter: Callable[[], Drafter], marker: Path | None = None) -> DecodeRow:
+    """What an actor does with a row. The first that meets row 17 dies after it, if there is a marker to leave."""
+    target = BatchPredictor(tiny_llama(0), 4)
+
+    def decode(name: object, prompt: Tokens) -> Finished:
+        noise = SharedNoise(seed_of(3, str(name)))
+        step = seed_coupled_step(drafter(), target, MultinomialProcessor(1.5), noise, Fixed(4))
+        end = run(step, start(prompt, 12).unwrap())
+        if marker is not None and name == "row 17" and not marker.exists():
+            marker.write_text("died")
+            os._exit(1)
+        return end
+
+    return decode
+
+
+def expected() -> dict[object, Tokens]:
+    """The texts of one process, without drafts, one by one."""
+    decode = build(nothing)
+    return {row["id"]: decode(row["id"], tuple(row["prompt"])).state.output for row in ROWS}
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    if find_spec("ray") is None:
+        pytest.skip("ray is not installed: pip install 'specflow[ray]'")
+    import ray  # noqa: PLC0415 - an optional extra
+
+    folder = str(Path(__file__).parent.parent)
+    ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        runtime_env={"env_vars": {"PYTHONPATH": folder, "OMP_NUM_THREADS": "1"}},
+    )
+    yield ray
+    ray.shutdown()
+
+
+def decoded(cluster: Any, make: Callable[[], DecodeRow]) -> dict[object, Tokens]:  # noqa: ANN401 - ray, which is an extra
+    rows = cluster.data.from_items(ROWS, override_num_blocks=8)
+    taken = rows.map_batches(Decode, fn_constructor_args=(make, 4), batch_size=4, concurrency=2).take_all()
+    assert sorted(row["id"] for row in taken) == sorted(str(row["id"]) for row in ROWS)
+    assert {row["reason"] for row in taken} == {"length limit"}
+    return {row["id"]: tuple(map(int, row["output"])) for row in taken}
+
+
+def test_two_workers_one_of_which_is_killed_in_the_middle(cluster: Any, tmp_path: Path) -> None:  # noqa: ANN401
+    marker = tmp_path / "died"
+    assert decoded(cluster, partial(build, SuffixDrafter, marker)) == expected()
+    assert marker.exists()
+
+
+def test_rays_checkpoints_leave_out_what_is_done(cluster: Any, tmp_path: Path) -> None:  # noqa: ANN401
+    """As the page has it: some rows are decoded and the run ends; the next run decodes the others alone."""
+    from ray.data.checkpoint import CheckpointConfig  # noqa: PLC0415 - an optional extra
+
+    context = cluster.data.DataContext.get_current()
+    context.checkpoint_config = CheckpointConfig("id", str(tmp_path / "done"), delete_checkpoint_on_success=False)
+    try:
+        for count in (10, len(ROWS)):
+            rows = cluster.data.from_items(ROWS[:count], override_num_blocks=4)
+            texts = rows.map_batches(
+                Decode, fn_constructor_args=(partial(build, SuffixDrafter), 4), batch_size=4, concurrency=1
+            )
+            texts.select_columns(["id", "output"]).write_json(str(tmp_path / f"texts {count}"))
+    finally:
+        context.checkpoint_config = None
+    first, second = (written(cluster, tmp_path / f"texts {count}") for count in (10, len(ROWS)))
+    assert len(first) == 10
+    assert len(second) == len(ROWS) - 10
+    assert first | second == expected()
+
+
+def written(cluster: Any, folder: Path) -> dict[object, Tokens]:  # noqa: ANN401
+    rows = cluster.data.read_json([str(path) for path in sorted(folder.glob("*.json"))]).take_all()
+    return {row["id"]: tuple(map(int, row["output"])) for row in rows}
+
+
+# Without a cluster: it is a function of columns.
+
+
+def columns(rows: list[dict[str, Any]]) -> Mapping[str, Any]:
+    return {name: numpy.array([row[name] for row in rows]) for name in rows[0]}
+
+
+def test_rows_keep_their_columns_and_get_their_texts() -> None:
+    rows = columns([{**row, "more": i} for i, row in enumerate(ROWS)])
+    told = Decode(partial(build, SuffixDrafter), slots=3)(rows)
+    texts = expected()
+    assert [tuple(map(int, output)) for output in told["output"]] == [texts[row["id"]] for row in ROWS]
+    assert told["more"].tolist() == list(range(len(ROWS)))
+    for steps, accepted in zip(told["steps"].tolist(), told["accepted"].tolist(), strict=True):
+        assert steps + accepted >= 12
+
+
+def test_a_row_that_fails_leaves_the_others_theirs() -> None:
+    rows = [{"id": "good", "prompt": [3, 4]}, {"id": "bad", "prompt": [3, 10_000]}, {"id": "fine", "prompt": [5, 6]}]
+    told = Decode(partial(build, SuffixDrafter))(columns(rows))
+    assert [reason == "error" for reason in told["reason"]] == [False, True, False]
+    assert "10000" in told["error"][1]
+    assert len(told["output"][1]) == 0
+
+
+def test_rows_without_the_columns_are_refused() -> None:
+    with pytest.raises(DecodeError, match="no column 'prompt'"):
+        Decode(partial(build, SuffixDrafter))({"id": numpy.array([1])})
+    with pytest.raises(DecodeError, match="slots"):
+        Decode(partial(build, SuffixDrafter), slots=0)
