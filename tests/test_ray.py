@@ -96,32 +96,6 @@ def test_two_workers_one_of_which_is_killed_in_the_middle(cluster: Any, tmp_path
     assert marker.exists()
 
 
-def test_rays_checkpoints_leave_out_what_is_done(cluster: Any, tmp_path: Path) -> None:  # noqa: ANN401
-    """As the page has it: some rows are decoded and the run ends; the next run decodes the others alone."""
-    from ray.data.checkpoint import CheckpointConfig  # noqa: PLC0415 - an optional extra
-
-    context = cluster.data.DataContext.get_current()
-    context.checkpoint_config = CheckpointConfig("id", str(tmp_path / "done"), delete_checkpoint_on_success=False)
-    try:
-        for count in (10, len(ROWS)):
-            rows = cluster.data.from_items(ROWS[:count], override_num_blocks=4)
-            texts = rows.map_batches(
-                Decode, fn_constructor_args=(partial(build, SuffixDrafter), 4), batch_size=4, concurrency=1
-            )
-            texts.select_columns(["id", "output"]).write_json(str(tmp_path / f"texts {count}"))
-    finally:
-        context.checkpoint_config = None
-    first, second = (written(cluster, tmp_path / f"texts {count}") for count in (10, len(ROWS)))
-    assert len(first) == 10
-    assert len(second) == len(ROWS) - 10
-    assert first | second == expected()
-
-
-def written(cluster: Any, folder: Path) -> dict[object, Tokens]:  # noqa: ANN401
-    rows = cluster.data.read_json([str(path) for path in sorted(folder.glob("*.json"))]).take_all()
-    return {row["id"]: tuple(map(int, row["output"])) for row in rows}
-
-
 # Without a cluster: it is a function of columns.
 
 
