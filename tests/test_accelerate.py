@@ -116,6 +116,9 @@ FAMILY: Final = {
 
 LAYERS: Final = 6
 
+one_process = pytest.mark.xdist_group("accelerate")
+"""For tests that share what is made of the real model."""
+
 QUESTIONS: Final = (
     "Repeat after me, three times: the quick brown fox jumps over the lazy dog.",
     "Write a limerick about a programmer.",
@@ -237,6 +240,7 @@ def test_what_a_pass_leaves_behind_are_ordinary_tensors() -> None:
         assert not any(tensor.is_inference() for tensor in kept)
 
 
+@one_process
 def test_the_real_model(smollm2: Loaded, fast_fp32: Module, written: tuple[Tokens, Tokens]) -> None:
     prompt, answer = written
     text = prompt + answer[:8]
@@ -811,6 +815,7 @@ def test_borders_of_the_keys_and_of_the_passes(sliding_window: int | None, dtype
     assert report.equal, report
 
 
+@one_process
 def test_passes_over_layers_of_the_real_model_are_equal_bit_for_bit(short_fp32: Module, short_bf16: Module) -> None:
     """Over all of its layers they are in `test_the_check_can_fail`."""
     for steady, dtype in ((short_fp32, torch.float32), (short_bf16, torch.bfloat16)):
@@ -902,6 +907,7 @@ def speculated(steady: Module, prompt: Tokens) -> None:
         assert state.tally.accepted > 0
 
 
+@one_process
 def test_greedy_speculation_in_bf16_is_greedy_decoding(smollm2: Loaded, short_bf16: Module) -> None:
     for question in QUESTIONS:
         speculated(short_bf16, smollm2.chat(question))
@@ -911,6 +917,7 @@ def test_greedy_speculation_over_the_whole_model_in_bf16(smollm2_bf16: Loaded) -
     speculated(accelerate.bit_for_bit(smollm2_bf16.model), smollm2_bf16.chat(QUESTIONS[0]))
 
 
+@one_process
 def test_sampling_by_seed_in_bf16_does_not_depend_on_the_drafter(smollm2: Loaded, short_bf16: Module) -> None:
     processor = MultinomialProcessor(temperature=0.7)
     for seed, question in enumerate(QUESTIONS):
@@ -934,6 +941,7 @@ def _composed(draft: Draft, verify: Verify[Sampling], adjust: Adjust[SharedNoise
 # A model as its own drafter
 
 
+@one_process
 @pytest.mark.parametrize("make", [accelerate.lossy_bf16, accelerate.lossy_int8])
 def test_a_coarse_copy_drafts_for_its_model(
     make: object, smollm2: Loaded, fast_fp32: Module, written: tuple[Tokens, Tokens]
