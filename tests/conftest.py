@@ -3,17 +3,53 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
+from time import process_time
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
+from hypothesis import settings
 
 from specflow.models import INSTALL, Loaded, load, smollm2_is_installed
+from tests.lanes import MOST, SLOW, is_quick
+
+settings.register_profile("specflow", deadline=None)  # a busy machine stalls, and a test that waits is not wrong
+settings.load_profile("specflow")
 
 WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 if WORKERS > 1:  # else each of them would want all cores
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // WORKERS))
+
+
+def lane_of(path: Path) -> str:
+    """The name that a file of tests has in the lanes."""
+    return path.stem.removeprefix("test_")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Where only the quick tests are asked for, no other file is imported."""
+    return True if config.getoption("markexpr") == "quick" and lane_of(collection_path) in SLOW else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests of the quick lane."""
+    for item in items:
+        if is_quick(lane_of(item.path), item.name):
+            item.add_marker("quick")
+
+
+@pytest.fixture(autouse=True)
+def _quick(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test of the quick lane is quick, on a busy machine too: the processor's time is counted."""
+    began = process_time()
+    yield
+    taken = process_time() - began
+    assert taken < MOST or request.node.get_closest_marker("quick") is None, (
+        f"it took {taken:.1f} s: see tests/lanes.py"
+    )
 
 
 @pytest.fixture(autouse=True)

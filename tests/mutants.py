@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from itertools import islice
 from typing import Final, final
 
@@ -659,6 +660,7 @@ class Mutant:
     check: Callable[[Case], object]
     cases: tuple[Case, ...] = SAMPLED
 
+    @cache  # noqa: B019 - mutants live as long as the program
     def refusals(self) -> list[ExactnessError]:
         """What is said about it, the largest distance first."""
         return sorted(filter(None, map(self._refusal, self.cases)), key=lambda error: -error.distance)

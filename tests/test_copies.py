@@ -41,6 +41,8 @@ from tests.toys import disturbed, oracle, passes_of, tiny_gpt2, tiny_llama
 
 ROOT = Path(__file__).parent.parent
 
+pytestmark = pytest.mark.xdist_group("copies")  # in one process, so that `tests.copies` runs once
+
 
 @pytest.fixture(scope="module")
 def copies() -> dict[str, Any]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import runpy
-import subprocess
-import sys
+import warnings
+from contextlib import redirect_stdout
 from importlib.util import find_spec
+from multiprocessing import get_context
 from os import environ
 from pathlib import Path
+from socket import socket
 
 import pytest
+import torch
 
 from specflow.models import INSTALL, smollm2_is_installed
 
@@ -36,21 +39,31 @@ def test_example(name: str, expected: str, capsys: pytest.CaptureFixture[str]) -
     assert expected in capsys.readouterr().out
 
 
-def test_a_sharded_target_says_under_a_whole_drafter_what_the_whole_target_says() -> None:
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
-            str(EXAMPLES / "tensor_parallel.py"),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-        cwd=EXAMPLES.parent,
-        env=environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(EXAMPLES.parent)},
-    )
-    assert done.returncode == 0, done.stderr
-    assert "sharded parameters in 2 processes\nthe same text" in done.stdout
+def process(rank: int, port: int, out: Path) -> None:
+    """One of two processes that run the example, as torchrun would start it."""
+    environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    warnings.simplefilter("default")
+    with out.open("w") as file, redirect_stdout(file):
+        runpy.run_path(str(EXAMPLES / "tensor_parallel.py"), run_name="__main__")
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_sharded_target_says_under_a_whole_drafter_what_the_whole_target_says(tmp_path: Path) -> None:
+    """The processes are forks of this one, so that neither has to import torch and transformers again."""
+    with socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    outs = [tmp_path / "first", tmp_path / "second"]
+    fork = get_context("fork")
+    processes = [fork.Process(target=process, args=(rank, port, out)) for rank, out in enumerate(outs)]
+    for one in processes:
+        one.start()
+    for one in processes:
+        one.join(timeout=300)
+        one.kill()
+    assert [one.exitcode for one in processes] == [0, 0]
+    assert "sharded parameters in 2 processes\nthe same text" in outs[0].read_text()
 
 
 def test_every_example_is_run_here() -> None:

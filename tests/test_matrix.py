@@ -58,13 +58,12 @@ from specflow.drafters import (
     then,
 )
 from specflow.policies import EGAG, SVIP, AdaEDL, Heuristic, StopAfter, Unsure
-from specflow.predictors import UncachedPredictor
 from specflow.processors import LogitsProcessor
 from specflow.randomness import Randomness
 from specflow.stages import UpdateNgram
 from specflow.state import Request
 from specflow.steps import ngram_step
-from tests.toys import disturbed, oracle, tiny_llama
+from tests.toys import disturbed, once, oracle, tiny_llama
 
 PROMPT: Final = (3, 4, 5, 6, 3, 4, 5, 6, 3, 4)
 NEW: Final = 16
@@ -85,7 +84,7 @@ class Setting:
 
     def llm(self, model: Module, widths: tuple[int, ...] = ()) -> Drafter:
         """A model as drafter, under the processor and the cache that the target has."""
-        predictor = CachedPredictor(model) if self.use_cache else UncachedPredictor(model)
+        predictor = CachedPredictor(model) if self.use_cache else once(model)
         return LLMDrafter(predictor, self.processor, Dice(), widths=widths)
 
 
@@ -183,7 +182,7 @@ def decoded(
     drafter: str, policy: str, processor: str, use_cache: bool, stop: frozenset[int], rule: str = "token rejection"
 ) -> DecodeState:
     setting, dice = Setting(PROCESSORS[processor], use_cache), Dice()
-    target, meter = CachedPredictor(TARGET) if use_cache else UncachedPredictor(TARGET), CostMeter()
+    target, meter = CachedPredictor(TARGET) if use_cache else once(TARGET), CostMeter()
     step = verified_step(
         DRAFTERS[drafter](setting),
         meter.timed(target),
@@ -230,7 +229,7 @@ def test_the_drafters_are_accepted_and_refused() -> None:
 def test_a_storage_that_learns_on_the_way_changes_nothing(policy: str) -> None:
     for processor, use_cache in product(PROCESSORS.values(), (False, True)):
         storage = taught()
-        target, meter = CachedPredictor(TARGET) if use_cache else UncachedPredictor(TARGET), CostMeter()
+        target, meter = CachedPredictor(TARGET) if use_cache else once(TARGET), CostMeter()
         drafter, update, gamma = NGramDrafter(storage), UpdateNgram(storage), POLICIES[policy](meter)
         step = ngram_step(drafter, meter.timed(target), processor, Dice(), update, gamma, (target,))
         assert list(run(step, DecodeState(Request(PROMPT, len(PROMPT) + NEW), PROMPT)).state.output) == TEXT

@@ -14,6 +14,9 @@ ROOT = Path(__file__).parent.parent
 CONFIG = (ROOT / "pyproject.toml").read_text()
 PLUGIN = 'plugins = ["returns.contrib.mypy.returns_plugin"]\n'
 PROGRAMS = ROOT / "tests" / "typing"
+
+pytestmark = pytest.mark.xdist_group("typing")  # in one process, so that mypy runs once for each setting
+
 OF_THE_PLUGIN = "flow.py"
 OF_ANY = sorted({path.name for path in PROGRAMS.glob("*.py")} - {OF_THE_PLUGIN, "__init__.py"})
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from functools import cache
+from typing import final
 
 import torch
+from attrs import field, frozen
 from torch.nn import Module
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from typing_extensions import override
 
-from specflow import TEXT, CachedPredictor, Proposal
+from specflow import TEXT, CachedPredictor, Proposal, Tokens
 from specflow.predictors import UncachedPredictor
 
 VOCABULARY = 64
@@ -74,6 +77,35 @@ def oracle(inputs: Sequence[int], model: Module, max_gen_len: int, eos: Collecti
             if text[-1] in eos:
                 break
     return text[len(inputs) :]
+
+
+@final
+@frozen(eq=False)
+class Once:
+    """A predictor without a memo that is asked once for each text and its drafts: tests decode one text in many ways.
+
+    It may be shared, as what it says is a function of what it is asked.
+    """
+
+    predictor: UncachedPredictor
+    _rows: dict[object, torch.Tensor] = field(init=False, factory=dict)
+
+    def __call__(self, tokens: Tokens, drafts: Sequence[Proposal], /) -> torch.Tensor:
+        """Logits [n + 1, V], as the predictor says them."""
+        asked = tokens, tuple([(draft.token, draft.parent) for draft in drafts])
+        if asked not in self._rows:
+            self._rows[asked] = self.predictor(tokens, drafts)
+        return self._rows[asked].clone()
+
+    def prune(self, tokens: Tokens, /) -> None:
+        """As the predictor does."""
+        self.predictor.prune(tokens)
+
+
+@cache
+def once(model: Module) -> Once:
+    """The one of a model that no test changes."""
+    return Once(UncachedPredictor(model))
 
 
 def _ready(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:

@@ -1,0 +1,98 @@
+"""The lanes of tests. `pytest -m quick` runs one in less than a minute, and every file of tests is in one of three.
+
+`conftest.py` marks the quick ones, and lets none of them take `MOST` seconds of the processor; the files of `SLOW` are
+not even imported for `-m quick`. A new file goes into one of the tables below: `tests/test_lanes.py` asks for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+MOST: Final = 5.0
+"""More seconds of the processor than a quick test takes on a slow machine: on a usual one none of them takes 2."""
+
+QUICK: Final = frozenset({
+    "caching", "catalogue", "errors", "exports", "lanes", "llm_drafter", "loop", "margins", "observe", "parts",
+    "predictor", "prefix", "processors", "verification",
+})  # fmt: skip
+"""Files all of whose tests are quick."""
+
+PARTS: Final[Mapping[str, frozenset[str]]] = {
+    "accelerate": frozenset({
+        "test_an_inner_dimension_is_cut_until_rows_do_not_depend_on_their_number",
+        "test_rollback_is_a_number",
+        "test_the_given_model_stays_as_it_is",
+        "test_weights_of_8_bits",
+    }),
+    "certificate": frozenset({
+        "test_decoders_are_exact[autoregressive]",
+        "test_decoders_are_exact[certain drafts, block verification]",
+        "test_decoders_are_exact[sampled drafts, token rejection, gamma 2]",
+        "test_decoders_are_exact[suffix]",
+        "test_every_rule_is_exact_on_drawn_trees[a lookup behind a tree-traversal]",
+        "test_a_seed_has_one_text[certain drafts]",
+        "test_mistakes_are_refused[a stop token inside the block is overlooked]",
+        "test_mistakes_are_refused[a wrong residual: p without the draft, though it was sampled]",
+        "test_mistakes_are_refused[block verification that stops at the first failure]",
+        "test_mistakes_are_refused[one uniform refuses the draft and draws its replacement]",
+        "test_mistakes_are_refused[siblings of a tree judged one by one by p]",
+        "test_mistakes_are_refused[the bonus token drawn from the row before]",
+        "test_a_mistake_is_shown_with_both_probabilities",
+        "test_noise_at_different_positions_is_independent",
+        "test_other_randomness_is_noticed",
+    }),
+    "combine": frozenset({"test_associative_with_a_unit", "test_at_most", "test_what_each_combination_says"}),
+    "cost_aware": frozenset({"test_stalls_move_nothing"}),
+    "docs": frozenset({"test_docstring_examples_run", "test_each_promise_names_a_test_that_exists"}),
+    "exactness": frozenset({
+        "test_short_lengths",
+        "test_the_first_of_several_eos_ids_ends_the_text",
+        "test_drafter_and_target_of_different_dtypes",
+        "test_nothing_the_caller_passed_in_is_changed",
+    }),
+    "gamma": frozenset({"test_greedy_decoding_with_egag_is_greedy", "test_certain_trees_leave_a_seed_its_text"}),
+    "house": frozenset({
+        "test_every_room_has_a_floor",
+        "test_no_room_imports_upwards",
+        "test_only_those_who_read_models_know_transformers",
+    }),
+    "laws": frozenset({
+        "test_observing_is_identity",
+        "test_drafting_nothing_is_autoregressive",
+        "test_a_models_memo_is_invisible_and_pruning_it_is_identity",
+        "test_statistics_that_do_not_add_up_are_refused",
+    }),
+    "stop": frozenset({
+        "test_it_ends_where_the_whole_text_first_holds_a_string",
+        "test_behind_a_stop_string_it_ends_at_the_next_one",
+    }),
+    "strict": frozenset({
+        "test_a_strict_automaton_hears_of_nothing_that_it_forbids",
+        "test_a_drafter_is_not_asked_behind_a_stop_token_and_neither_is_its_processor",
+        "test_an_accepted_stop_token_is_the_last_and_has_no_token_behind_it",
+        "test_laws_are_made_once_each_behind_those_before",
+    }),
+    "suffix": frozenset({"test_endless_repetition_still_gives_a_longest_match", "test_threads_share_a_drafter"}),
+    "trees": frozenset({
+        "test_a_memo_reads_trees_as_it_reads_their_paths",
+        "test_a_greedy_model_drafts_its_best_tokens_level_by_level",
+        "test_trees_see_through_sliding_windows",
+        "test_sampled_text_depends_on_the_seed_alone",
+    }),
+}  # fmt: skip
+"""Files of which these tests are quick, by name, or by name and parameters."""
+
+SLOW: Final = frozenset({
+    "architectures", "beam", "bench", "caches", "captured", "chances", "cli", "composing", "conformance", "copies",
+    "edges", "examples", "interop", "interop_generate", "interop_processors", "lookup", "matrix", "models", "ngram",
+    "one_seed", "random_models", "seed_and_clock", "seeds", "spec", "spec_paths", "storage", "surface",
+    "transactions", "typing", "untouched", "wrappers",
+})  # fmt: skip
+"""Files without a quick test: they decode a lot, load real models or start processes."""
+
+
+def is_quick(file: str, test: str) -> bool:
+    """Whether the test of a file, `test_` and `.py` left out, is in the quick lane."""
+    some = PARTS.get(file, frozenset())
+    return file in QUICK or test in some or test.partition("[")[0] in some
