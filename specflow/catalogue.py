@@ -64,6 +64,10 @@ def _are_stages(name: str, value: object) -> None:
 _are_memos = each(does("a provider that forgets", "give the predictors themselves", "prune"))
 
 
+def _alone(model: Module) -> CachedPredictor:
+    return CachedPredictor(model)
+
+
 @final
 @frozen(eq=False)
 class Setting:
@@ -83,7 +87,8 @@ class Setting:
         default=lambda: None, validator=valid(calls("what gives bigrams", "give a function of nothing"))
     )
     reading: Callable[[Module], CachedPredictor | BatchPredictor] = field(
-        default=CachedPredictor, validator=valid(calls("what reads a model", "give CachedPredictor"))
+        default=_alone,
+        validator=valid(calls("what reads a model", "give a function of one")),
     )
 
 

@@ -226,8 +226,13 @@ def _answer(steps: _Steps, pacing: Pacing) -> int:
     args = steps.args
     loaded = _loaded(args)
     state = _started(loaded, loaded.ids(args.prompt) if args.raw else loaded.chat(args.prompt), args.max_new_tokens)
-    step = steps.over(loaded, CachedPredictor, CachedPredictor)(state, args.seed, pacing)
+    step = steps.over(loaded, _alone, _alone)(state, args.seed, pacing)
     return _stream(step, state, loaded)
+
+
+def _alone(model: Module) -> CachedPredictor:
+    """What reads a model for one text."""
+    return CachedPredictor(model)
 
 
 def _answer_all(steps: _Steps, pacing: Pacing) -> int:

@@ -206,12 +206,12 @@ def _done(path: Path, content: bytes, seeds: Mapping[Id, int | None]) -> tuple[f
     for number, line in enumerate(lines if is_cut else [*lines, last], 1):
         happened = None
         match _parsed(line):
-            case {"id": (int() | str()) as id, "text": str(), "tokens": int(), "reason": str()} as answer:
+            case {"id": (int() | str()) as id, "text": str(), "tokens": int(), "reason": str(), **others}:
                 if id not in seeds:
                     happened = "answers what is not asked"
                 elif id in done:
                     happened = f"has the id of line {done[id]}"
-                elif answer.get("seed") != seeds[id]:
+                elif others.get("seed") != seeds[id]:
                     happened = "has another seed"
                 done[id] = number
             case _:
