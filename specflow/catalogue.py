@@ -13,6 +13,7 @@ from attrs import field, frozen
 from torch.nn import Module
 from typing_extensions import TypeVar
 
+from specflow.batch import BatchPredictor
 from specflow.drafters import (
     Bigrams,
     LLMDrafter,
@@ -63,12 +64,17 @@ def _are_stages(name: str, value: object) -> None:
 _are_memos = each(does("a provider that forgets", "give the predictors themselves", "prune"))
 
 
+def _alone(model: Module) -> CachedPredictor:
+    return CachedPredictor(model)
+
+
 @final
 @frozen(eq=False)
 class Setting:
     """What a drafter is made for: the target and its vocabulary, the text so far, and how tokens are drawn.
 
-    `assistant` is a smaller model, and `bigrams` gives the target's own, each where there is one.
+    `assistant` is a smaller model, and `bigrams` gives the target's own, each where there is one. `reading` makes the
+    predictor that the assistant is read through: of texts that are decoded at once, one `BatchPredictor` for all.
     """
 
     model: Module = field(validator=valid(a(Module, "give the target")))
@@ -79,6 +85,10 @@ class Setting:
     assistant: Module | None = field(default=None, validator=valid(or_none(a(Module, "give a model, or None"))))
     bigrams: Callable[[], Bigrams | None] = field(
         default=lambda: None, validator=valid(calls("what gives bigrams", "give a function of nothing"))
+    )
+    reading: Callable[[Module], CachedPredictor | BatchPredictor] = field(
+        default=_alone,
+        validator=valid(calls("what reads a model", "give a function of one")),
     )
 
 
@@ -141,7 +151,7 @@ def _llm(setting: Setting) -> Drafting:
     model = setting.assistant
     if model is None:
         raise DecodeError("drafter", "there is no assistant to draft", "None", "give one with the same tokenizer")
-    known, predictor = limits_of(model), CachedPredictor(model)
+    known, predictor = limits_of(model), setting.reading(model)
     vocab_size = unwrap(shared_vocabulary(limits_of(setting.model), known))
     fit = predictor if vocab_size is None else fitted(predictor, vocab_size)
     drafter = LLMDrafter(fit, setting.processor, setting.rng, known.context, known.vocab_size)
@@ -166,12 +176,24 @@ DRAFTERS: Final[Mapping[str, Entry]] = {
 @final
 @frozen(eq=False)
 class Pacing:
-    """A gamma policy, and the predictor that it wants the target to be read through: for most the target itself."""
+    """A gamma policy, and the predictor that it wants the target to be read through: for most the target itself.
+
+    A policy that learns is taught by one text at a time: `anew` makes one for each text of a batch, given the meter
+    that a `BatchPredictor` tells of its passes, and None says that `gamma` serves them all.
+    """
 
     gamma: GammaPolicy = field(validator=valid(calls("a gamma policy", "give one, such as Fixed(5)")))
     watched: Callable[[Predictor], Predictor] = field(
         default=lambda target: target, validator=valid(calls("a watch", "give a function of the target"))
     )
+    anew: Callable[[CostMeter], GammaPolicy] | None = field(
+        default=None, validator=valid(or_none(calls("what makes policies", "give a function of a meter, or None")))
+    )
+
+    def in_batch(self, meter: CostMeter) -> Pacing:
+        """The same for one text of a batch, whose passes `meter` is told of."""
+        a(CostMeter, "give the meter of the BatchPredictor")("meter", meter)
+        return Pacing(self.gamma if self.anew is None else self.anew(meter))
 
 
 Policy: TypeAlias = Callable[[int, float, Clock], Pacing]
@@ -180,7 +202,7 @@ Policy: TypeAlias = Callable[[int, float, Clock], Pacing]
 
 def _cost(most: int, temperature: float, clock: Clock) -> Pacing:
     meter = CostMeter(clock)
-    return Pacing(CostAware(meter, most), meter.timed)
+    return Pacing(CostAware(meter, most), meter.timed, lambda shared: CostAware(shared, most))
 
 
 POLICIES: Final[Mapping[str, Policy]] = {

@@ -8,25 +8,29 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
+from functools import cache, partial
 from io import TextIOWrapper
 from pathlib import Path
 from time import perf_counter
-from typing import Final, TextIO, get_args
+from typing import Final, TextIO, TypeAlias, final, get_args
 
 import torch
+from attrs import frozen
 from torch.nn import Module
 from transformers import TextStreamer
 from transformers.utils import logging
 
 from specflow import bench
 from specflow.accelerate import Given, bit_for_bit, fast
-from specflow.catalogue import COUPLED, DRAFTERS, POLICIES, RULES, Setting, step_of
+from specflow.batch import BatchPredictor, seed_of
+from specflow.catalogue import COUPLED, DRAFTERS, POLICIES, RULES, Make, Pacing, Setting, step_of
+from specflow.corpus import Answer, Id, Progress, Row, answer_all, answers_in, read_rows, summary
 from specflow.drafters import Bigrams
 from specflow.errors import DecodeError, unwrap
-from specflow.guards.checks import whole
+from specflow.guards.checks import or_none, shown, whole
 from specflow.loop import start, unfold
 from specflow.models import SMOLLM2, DType, Loaded, bigrams_of, check_text, load, said, smollm2_is_converted
+from specflow.policies import CostMeter
 from specflow.predictors import CachedPredictor, limits_of
 from specflow.processors import (
     GreedyProcessor,
@@ -39,6 +43,7 @@ from specflow.processors import (
 from specflow.randomness import Dice, SharedNoise
 from specflow.stages import never, stop_string
 from specflow.state import DecodeState, Finished, Step, Tokens
+from specflow.vocabulary import shared_vocabulary
 
 USUAL, USUAL_OF_MODELS = "suffix", "llm"
 """What drafts unless another drafter is named: alone, and where there is a draft model."""
@@ -52,6 +57,12 @@ ACCELERATE: Final[Mapping[str, Callable[[Module], Module]]] = {
     "bit-for-bit": lambda model: bit_for_bit(model, Given.TAKEN),
 }
 """What becomes of the target before it decodes."""
+
+SLOTS: Final = 8
+"""How many texts of a file are decoded at a time unless it is said."""
+
+Read: TypeAlias = Callable[[Module], CachedPredictor | BatchPredictor]
+"""What reads a model."""
 
 OUTPUT_FAILED: Final = 1
 NOT_DECODED: Final = 2
@@ -125,9 +136,10 @@ def _one_sentence(happened: str) -> Iterator[None]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="specflow", description="Compose LLM decoders, and trust what comes out.")
     commands = parser.add_subparsers(dest="command", required=True)
-    generate = commands.add_parser("generate", help="answer a prompt, streaming the text as it is decoded")
+    about = "answer a prompt, streaming the text as it is decoded, or many prompts of a file at once"
+    generate = commands.add_parser("generate", help=about)
     add = generate.add_argument
-    add("prompt", help="what to say to the model")
+    add("prompt", nargs="?", help="what to say to the model")
     add("--model", default=SMOLLM2, help="smollm2 (default), a local path or a hub name")
     add("--raw", action="store_true", help="continue the prompt itself, without the chat template")
     add("--max-new-tokens", type=int, default=256, metavar="N")
@@ -150,6 +162,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--top-p", type=float, metavar="P", help="sample from the nucleus of mass P")
     add("--seed", type=int, metavar="S", help="make sampling repeatable: one text for a seed, whatever drafts it")
     add("--stop", action="append", default=[], metavar="TEXT", help="end the answer here; may be given again")
+    file = 'prompts to answer instead, JSONL: {"id": 1, "prompt": "…"}, or messages or turns (docs/batches.md)'
+    add("--file", type=Path, metavar="FILE", help=file)
+    add("--out", type=Path, metavar="FILE", help="where the answers to --file go, a line each as it is ready")
+    add("--slots", type=int, metavar="N", help=f"how many texts of --file are decoded at a time ({SLOTS})")
+    add("--resume", action="store_true", help="go on with an --out that was begun: only what is not in it is decoded")
     generate.set_defaults(run=_generate)
     measure = commands.add_parser("bench", help="measure decoders against each other")
     bench.add_arguments(measure)
@@ -164,28 +181,113 @@ def _generate(args: argparse.Namespace) -> int:
     if smollm2_is_converted() if args.model == SMOLLM2 else Path(args.model).is_dir():
         logging.disable_progress_bar()
     logging.set_verbosity_error()
-    rng = _randomness(args.seed)
     processor = _processor(args)
     pacing = POLICIES[args.policy](args.gamma, processor.temperature, perf_counter)
-    loaded = unwrap(load(args.model, args.dtype))
-    state = _started(args, loaded)
-    until = stop_string(loaded.tokenizer, *args.stop) if args.stop else never
-    assistant = None if args.draft_model is None else unwrap(load(args.draft_model, args.dtype)).model
-    bigrams = partial(_bigrams, args.bigrams, loaded)
-    setting = Setting(loaded.model, _vocabulary(loaded), state.tokens, processor, rng, assistant, bigrams)
-    drafting = DRAFTERS[drafts].make()(setting)
-    with _one_sentence(f"the model cannot be read in {args.dtype}"):
-        target = CachedPredictor(ACCELERATE[args.accelerate](loaded.model))
-    if isinstance(rng, SharedNoise):
-        step = step_of(drafting, pacing, target, processor, rng, COUPLED[judges](rng), (target,), until)
-    else:
-        step = step_of(drafting, pacing, target, processor, rng, RULES[judges](rng), (target,), until)
+    steps = _Steps(args, DRAFTERS[drafts].make(), judges, processor)
+    return _answer(steps, pacing) if args.file is None else _answer_all(steps, pacing)
+
+
+@final
+@frozen(eq=False)
+class _Steps:
+    """Makes the steps of a command's texts: what drafts for all of them, what judges, and how tokens are drawn."""
+
+    args: argparse.Namespace
+    make: Make
+    judges: str
+    processor: LogitsProcessor
+
+    def over(
+        self, loaded: Loaded, read: Read, read_assistant: Read
+    ) -> Callable[[DecodeState, int | None, Pacing], Step]:
+        """(the state before the first step, the text's seed, its pacing) → its step, over one predictor for all."""
+        args, vocab_size, assistant = self.args, _vocabulary(loaded), None
+        until = stop_string(loaded.tokenizer, *args.stop) if args.stop else never
+        if args.draft_model is not None:
+            assistant = unwrap(load(args.draft_model, args.dtype)).model
+            unwrap(shared_vocabulary(limits_of(loaded.model), limits_of(assistant)))
+        bigrams = _bigrams(args.bigrams, loaded)
+        with _one_sentence(f"the model cannot be read in {args.dtype}"):
+            target = read(ACCELERATE[args.accelerate](loaded.model))
+        setting = partial(Setting, assistant=assistant, bigrams=lambda: bigrams, reading=read_assistant)
+
+        def step(state: DecodeState, seed: int | None, pacing: Pacing) -> Step:
+            processor, rng = self.processor, _randomness(seed)
+            drafting = self.make(setting(loaded.model, vocab_size, state.tokens, processor, rng))
+            if isinstance(rng, SharedNoise):
+                rule = COUPLED[self.judges](rng)
+                return step_of(drafting, pacing, target, processor, rng, rule, (target,), until)
+            return step_of(drafting, pacing, target, processor, rng, RULES[self.judges](rng), (target,), until)
+
+        return step
+
+
+def _answer(steps: _Steps, pacing: Pacing) -> int:
+    args = steps.args
+    loaded = _loaded(args)
+    state = _started(loaded, loaded.ids(args.prompt) if args.raw else loaded.chat(args.prompt), args.max_new_tokens)
+    step = steps.over(loaded, _alone, _alone)(state, args.seed, pacing)
     return _stream(step, state, loaded)
+
+
+def _alone(model: Module) -> CachedPredictor:
+    """What reads a model for one text."""
+    return CachedPredictor(model)
+
+
+def _answer_all(steps: _Steps, pacing: Pacing) -> int:
+    """Answer what the file asks. What is answered stays, whatever ends the command."""
+    args = steps.args
+    rows = read_rows(args.file, raw=args.raw)
+    seeds = {row.id: None if args.seed is None else seed_of(args.seed, row.id) for row in rows}
+    unwrap(start((0,), args.max_new_tokens))
+    with answers_in(args.out, seeds, resume=args.resume) as answers:
+        left = [row for row in rows if row.id not in answers.done]
+        progress = Progress(sys.stderr, len(rows), len(answers.done))
+        try:
+            if left:
+                decode = _decoding(steps, pacing, left, seeds, progress)
+                answer_all(left, decode, args.slots or SLOTS, answers, progress)
+        except KeyboardInterrupt:
+            progress.end()
+            progress.say(f"specflow: {progress.done} of {len(rows)} texts are done; --resume goes on with the others")
+            return INTERRUPTED
+        progress.end()
+    if progress.done == len(rows):
+        return 0
+    progress.say(f"specflow: {len(rows) - progress.done} of {len(rows)} texts failed; --resume tries them again")
+    return NOT_DECODED
+
+
+def _decoding(
+    steps: _Steps, pacing: Pacing, rows: Sequence[Row], seeds: Mapping[Id, int | None], progress: Progress
+) -> Callable[[Row], Answer]:
+    """What decodes a row, in a batch with others."""
+    args, loaded = steps.args, _loaded(steps.args)
+    if loaded.tokenizer.chat_template is None and not all(isinstance(row.asked, str) for row in rows):
+        remedy = "give prompts, or a model for chat"
+        raise DecodeError("messages", "the model has no chat template for messages", shown(args.model), remedy)
+    meter, slots = CostMeter(), min(args.slots or SLOTS, len(rows))
+    target, assistant = partial(BatchPredictor, slots=slots, meter=meter), cache(partial(BatchPredictor, slots=slots))
+    step_for = steps.over(loaded, target, assistant)
+    progress.begin()
+
+    def decode(row: Row) -> Answer:
+        ids = loaded.ids if args.raw else loaded.chat
+        tokens = ids(row.asked) if isinstance(row.asked, str) else loaded.conversation(row.asked)
+        state, seed = _started(loaded, tokens, args.max_new_tokens), seeds[row.id]
+        end: DecodeState | Finished = state
+        for new, end in _outcomes(step_for(state, seed, pacing.in_batch(meter)), state, loaded):  # noqa: B007 - the last
+            progress.decoded(len(new))
+        assert isinstance(end, Finished)
+        return Answer.of(row.id, loaded.tokenizer.decode(end.state.output, skip_special_tokens=True), end, seed)
+
+    return decode
 
 
 def _check(args: argparse.Namespace, drafts: str, judges: str) -> None:
     """Refuses what is not a text, and an option that another one makes meaningless."""
-    check_text("prompt", args.prompt)
+    _check_source(args)
     for string in args.stop:
         check_text("stop", string)
     whole(1, "draft at least one token")("gamma", args.gamma)
@@ -207,6 +309,25 @@ def _check(args: argparse.Namespace, drafts: str, judges: str) -> None:
     if args.seed is not None and judges not in COUPLED:
         happened, remedy = "a seed has no text of its own under this rule", f"use --rule {' or '.join(COUPLED)}"
         raise DecodeError("rule", happened, judges, remedy)
+
+
+def _check_source(args: argparse.Namespace) -> None:
+    """The same of what is asked, and of the options that only a file of prompts gives a meaning."""
+    if (args.prompt is None) is (args.file is None):
+        happened, remedy = "a prompt and a file of prompts are both given", "give one of them"
+        received = f"{shown(args.prompt)} and --file {args.file}"
+        if args.file is None:
+            happened, received, remedy = "there is nothing to answer", "neither", "give a prompt, or a file with --file"
+        raise DecodeError("prompt", happened, received, remedy)
+    if args.file is None:
+        check_text("prompt", args.prompt)
+        needless = {"--out": args.out, "--slots": args.slots, "--resume": args.resume or None}
+        for option in (option for option, given in needless.items() if given is not None):
+            happened = f"{option} means nothing without a file of prompts"
+            raise DecodeError(option.strip("-"), happened, option, "leave it out, or name the file with --file")
+    elif args.out is None:
+        raise DecodeError("out", "there is no file for the answers", f"--file {args.file}", "name one with --out")
+    or_none(whole(1, "decode one text at a time at least"))("slots", args.slots)
 
 
 def _can_hold(path: Path) -> bool:
@@ -236,12 +357,16 @@ def _processor(args: argparse.Namespace) -> LogitsProcessor:
     return GreedyProcessor()
 
 
-def _started(args: argparse.Namespace, loaded: Loaded) -> DecodeState:
+def _loaded(args: argparse.Namespace) -> Loaded:
+    loaded = unwrap(load(args.model, args.dtype))
     for token in sorted(loaded.never_said):
         happened = f"the stop token {token} is outside the model's vocabulary of {_vocabulary(loaded)}"
         print(f"specflow: {happened}, and ends no text", file=sys.stderr)
-    prompt = loaded.ids(args.prompt) if args.raw else loaded.chat(args.prompt)
-    return unwrap(start(prompt, args.max_new_tokens, loaded.stop, limits_of(loaded.model)))
+    return loaded
+
+
+def _started(loaded: Loaded, prompt: Tokens, max_new_tokens: int) -> DecodeState:
+    return unwrap(start(prompt, max_new_tokens, loaded.stop, limits_of(loaded.model)))
 
 
 def _bigrams(path: Path | None, loaded: Loaded) -> Bigrams | None:
@@ -269,25 +394,26 @@ def _stream(step: Step, state: DecodeState, loaded: Loaded) -> int:
     streamer = TextStreamer(loaded.tokenizer, skip_special_tokens=True)
     began, code = perf_counter(), 0
     try:
-        for outcome in _outcomes(step, state, loaded):
-            after = outcome if isinstance(outcome, DecodeState) else outcome.state
-            new = after.tokens[len(state.tokens) :]
-            state = after
+        for new, outcome in _outcomes(step, state, loaded):
+            state = outcome if isinstance(outcome, DecodeState) else outcome.state
             if new:
-                _check_shown(new, loaded)
                 streamer.put(torch.tensor(new))
     except KeyboardInterrupt:
         code = INTERRUPTED
     streamer.end()
-    tokens, tally, seconds = len(state.output), state.tally, max(perf_counter() - began, 1e-9)
-    acceptance = f"acceptance {tally.accepted}/{tally.drafted} = {tally.acceptance_rate:.0%}"
-    print(f"[{tokens} tokens, {tokens / seconds:.1f} tokens/s, {tally.steps} steps, {acceptance}]", file=sys.stderr)
+    print(f"[{summary(len(state.output), perf_counter() - began, state.tally)}]", file=sys.stderr)
     return code
 
 
-def _outcomes(step: Step, state: DecodeState, loaded: Loaded) -> Iterator[DecodeState | Finished]:
+def _outcomes(step: Step, state: DecodeState, loaded: Loaded) -> Iterator[tuple[Tokens, DecodeState | Finished]]:
+    """Each outcome with the tokens that are new in it."""
+    length = len(state.tokens)
     with _one_sentence(f"the model cannot be run in {str(loaded.model.dtype).removeprefix('torch.')}"):
-        yield from unfold(step, state)
+        for outcome in unfold(step, state):
+            tokens = (outcome if isinstance(outcome, DecodeState) else outcome.state).tokens
+            _check_shown(tokens[length:], loaded)
+            yield tokens[length:], outcome
+            length = len(tokens)
 
 
 def _check_shown(tokens: Tokens, loaded: Loaded) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from itertools import chain
 from os import PathLike, fspath
 from pathlib import Path
 from tempfile import mkdtemp
@@ -62,12 +64,28 @@ class Loaded:
         if self.tokenizer.chat_template is None:
             return self.ids(message)
         check_text("message", message)
-        conversation = [{"role": "user", "content": message}]
+        return self._templated(
+            "message", message, ({"role": "user", "content": message},), "give the bare text (--raw)"
+        )
+
+    def conversation(self, messages: Sequence[Mapping[str, str]]) -> Tokens:
+        """The ids of messages, each with a `role` and a `content`, in the model's chat template, up to its answer.
+
+        `DecodeError` for what is no messages, and where the template refuses them or there is none.
+        """
+        check_messages("messages", messages)
+        if self.tokenizer.chat_template is None:
+            remedy = "give prompts, or a model for chat"
+            raise DecodeError("messages", "the model has no chat template", shown(messages), remedy)
+        return self._templated("messages", messages, messages, "give messages that it takes")
+
+    def _templated(self, name: str, given: object, messages: Sequence[Mapping[str, str]], remedy: str) -> Tokens:
         try:
-            return tuple(self.tokenizer.apply_chat_template(conversation, add_generation_prompt=True).input_ids)
+            encoded = self.tokenizer.apply_chat_template([dict(each) for each in messages], add_generation_prompt=True)
+            return tuple(encoded.input_ids)
         except Exception as error:  # a template is a program of the checkpoint's: it may raise whatever it likes
-            happened = f"the chat template refuses the message ({said(error)})"
-            raise DecodeError("message", happened, shown(message), "give the bare text (--raw)") from error
+            happened = f"the chat template refuses the {name} ({said(error)})"
+            raise DecodeError(name, happened, shown(given), remedy) from error
 
     @property
     def stop(self) -> frozenset[int]:
@@ -147,6 +165,26 @@ def check_text(name: str, text: object) -> None:
         str(text).encode()
     except UnicodeEncodeError as error:
         raise DecodeError(name, f"{name} is not UTF-8", shown(text), "give a text in UTF-8") from error
+
+
+def check_messages(name: str, messages: object) -> None:
+    """`DecodeError` for what is no messages, each of a `role` and a `content`, whatever other texts it has.
+
+    >>> check_messages("messages", [])
+    Traceback (most recent call last):
+    specflow.errors.DecodeError: these are no messages: received []; give [{"role": "user", "content": "…"}].
+    """
+    if not isinstance(messages, list | tuple) or not messages or not all(map(_is_message, messages)):
+        remedy = 'give [{"role": "user", "content": "…"}]'
+        raise DecodeError(name, "these are no messages", shown(messages), remedy)
+    for text in chain.from_iterable(message.values() for message in messages):
+        check_text("a message", text)
+
+
+def _is_message(message: object) -> bool:
+    if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
+        return False
+    return all(isinstance(each, str) for each in (*message, *message.values()))
 
 
 def said(error: BaseException) -> str:

@@ -407,6 +407,13 @@ def test_pass_costs_pool_the_decoders_of_one_model() -> None:
     assert (summary.split.target, summary.split.drafting, summary.split.own) == (0.5, 0.25, 0.25)
 
 
+def test_a_prompt_may_hold_what_ends_lines_elsewhere(tmp_path: Path) -> None:
+    path, asked = tmp_path / "prompts.jsonl", "a\u2028b\x85c"
+    line = json.dumps({"question_id": 1, "category": "chat", "turns": [asked]}, ensure_ascii=False)
+    path.write_text(f"{line}\r\n\n", encoding="utf-8")
+    assert [prompt.text for prompt in read_prompts(path).unwrap()] == [asked]
+
+
 def test_our_prompts() -> None:
     prompts = read_prompts().unwrap()
     categories = ["chat", "translation", "summarising", "code edits", "extraction", "arithmetic"]

@@ -29,7 +29,7 @@ ROOMS = (
     ("margins", "beam", "batch", "testing"),
     ("models", "generate", "accelerate", "interop"),
     ("catalogue",),
-    ("bench", "ngram_assisted", "sampling", "utils", "spec_paths"),
+    ("bench", "corpus", "ngram_assisted", "sampling", "utils", "spec_paths"),
     ("cli",),
     ("__main__",),
 )

@@ -1086,6 +1086,7 @@ TABLE: Final[dict[str, Entry]] = {
             "rng": s.Dice(),
             "assistant": llama(1),
             "bigrams": lambda: None,
+            "reading": partial(s.CachedPredictor),
         },
         take,
     ),
@@ -1101,7 +1102,12 @@ TABLE: Final[dict[str, Entry]] = {
     ),
     "catalogue.Pacing": Entry(
         catalogue.Pacing,
-        lambda: {"gamma": s.Fixed(2), "watched": lambda target: target},
+        lambda: {"gamma": s.Fixed(2), "watched": lambda target: target, "anew": lambda meter: s.Fixed(3)},
+        lambda made: (decode(stepped(pacing=made)), decode(stepped(pacing=made.in_batch(meter())))),
+    ),
+    "catalogue.Pacing.in_batch": Entry(
+        catalogue.Pacing(s.Fixed(2), anew=partial(s.CostAware)).in_batch,
+        lambda: {"meter": meter()},
         lambda made: decode(stepped(pacing=made)),
     ),
     "catalogue.step_of": Entry(
@@ -1311,6 +1317,10 @@ TABLE: Final[dict[str, Entry]] = {
         lambda message: models.Loaded(llama(), Words()).chat(message),  # type: ignore[arg-type]
         lambda: {"message": "hi"},
     ),
+    "models.Loaded.conversation": Entry(
+        lambda messages: models.Loaded(llama(), Words()).conversation(messages),  # type: ignore[arg-type]
+        lambda: {"messages": [{"role": "user", "content": "hi"}]},
+    ),
     "models.load": Entry(models.load, lambda: {"name": "/nowhere/at/all", "dtype": "float32"}),
     "models.Loaded.ids": Entry(
         lambda text: models.Loaded(llama(), Words()).ids(text),  # type: ignore[arg-type]
@@ -1509,6 +1519,7 @@ EXEMPT: Final[Mapping[str, str]] = {
             "stages.rules.reject.Reject.judge_from",
             "randomness.Dice.mark",
             "interop.processors.Stateless.__call__",
+            "models.check_messages",
             "models.check_text",
             "models.said",
         ),
@@ -1579,7 +1590,14 @@ EXEMPT: Final[Mapping[str, str]] = {
         ABSTRACT,
     ),
     **dict.fromkeys(
-        ("bench.command.add_arguments", "bench.command.main", "bench.context.Context", "cli.main"),
+        (
+            "bench.command.add_arguments",
+            "bench.command.main",
+            "bench.context.Context",
+            "cli.main",
+            *(f"corpus.{name}" for name in ("Answer", "Answers", "Progress", "Row")),
+            *(f"corpus.{name}" for name in ("answer_all", "answers_in", "rate", "read_rows", "summary")),
+        ),
         COMMAND,
     ),
 }

@@ -1,0 +1,319 @@
+"""A corpus: prompts in a file, a line each, and a file to which the answers are added, a line each as it is ready."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from codecs import BOM_UTF8
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from errno import ENOSPC
+from functools import partial
+from pathlib import Path
+from stat import S_ISREG
+from time import perf_counter
+from typing import Final, TextIO, TypeAlias, final
+
+from attrs import asdict, define, field, frozen
+
+from specflow.batch import Failed, together
+from specflow.errors import DecodeError
+from specflow.guards.checks import is_whole, shown
+from specflow.models import check_messages, check_text, said
+from specflow.state import Count, Finished, Tally
+
+Id: TypeAlias = int | str
+
+Messages: TypeAlias = tuple[Mapping[str, str], ...]
+"""A conversation: what was said by whom, each with a `role` and a `content`."""
+
+
+# Prompts.
+
+
+@final
+@frozen
+class Row:
+    """What one line asks: a prompt, or messages."""
+
+    id: Id
+    asked: str | Messages
+
+
+FORMS: Final = (
+    'write {"id": 1, "prompt": "…"}, {"id": 1, "messages": [{"role": "user", "content": "…"}]}, '
+    'or {"question_id": 1, "turns": ["…"]}'
+)
+
+
+def read_rows(path: Path, *, raw: bool) -> tuple[Row, ...]:
+    """The rows of a JSONL file. Blank lines and other fields are ignored; of several turns the first is asked.
+
+    `DecodeError` for a file that cannot be read or holds nothing, for the first line that asks nothing or not in UTF-8,
+    for an id that is not new, and where bare prompts are wanted, `raw`, for messages.
+    """
+    try:
+        lines = path.read_bytes().removeprefix(BOM_UTF8).split(b"\n")
+    except OSError as error:
+        happened = f"the prompts cannot be read ({said(error)})"
+        raise DecodeError("file", happened, shown(str(path)), "give a JSONL file") from error
+    rows: list[Row] = []
+    places: dict[str, int] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        where = f"line {number} of {path}"
+        row = _row(line, where)
+        first = places.setdefault(str(row.id), number)  # 1 and "1" would have one seed
+        if first != number:
+            raise DecodeError("file", f"{where} has the id of line {first}", shown(row.id), "number the texts apart")
+        if raw and not isinstance(row.asked, str):
+            happened, remedy = f"{where} holds messages, which only a chat template joins", "leave it out"
+            raise DecodeError("raw", happened, "--raw", remedy)
+        rows.append(row)
+    if not rows:
+        raise DecodeError("file", "the file holds no prompts", shown(str(path)), "give at least one line")
+    return tuple(rows)
+
+
+def _row(line: bytes, where: str) -> Row:
+    match _parsed(line):
+        case {"id": id, "prompt": asked, **others} if "messages" not in others:
+            pass
+        case {"id": id, "messages": [*_] as asked, **others} if "prompt" not in others:
+            pass
+        case {"question_id": id, "turns": [asked, *_]}:
+            pass
+        case _:
+            id = asked = None
+    if not (isinstance(id, str) or is_whole(id)) or not isinstance(asked, str | list):
+        raise DecodeError("file", f"{where} asks nothing", shown(line.decode(errors="replace")), FORMS)
+    try:
+        check_text("the id", str(id))
+        if isinstance(asked, str):
+            check_text("the prompt", asked)
+            return Row(id, asked)
+        check_messages("messages", asked)
+    except DecodeError as error:
+        raise DecodeError("file", f"{where}: {error.happened}", error.received, error.remedy) from error
+    return Row(id, tuple(asked))
+
+
+def _parsed(line: bytes) -> object:
+    """What a line says; None where it is no JSON."""
+    with suppress(ValueError, RecursionError):
+        value: object = json.loads(line.decode())
+        return value
+    return None
+
+
+# Answers.
+
+
+@final
+@frozen
+class Answer:
+    """What one line of answers says: `reason` is why the text ended, and `seed` its own seed where there is one."""
+
+    id: Id
+    text: str
+    tokens: int
+    reason: str
+    steps: int
+    drafted: int
+    accepted: int
+    seed: int | None = None
+
+    @classmethod
+    def of(cls, id: Id, text: str, end: Finished, seed: int | None) -> Answer:
+        """What is said of a text that ended."""
+        state, tally = end.state, end.state.tally
+        counts = tally.steps, tally.drafted, tally.accepted
+        return cls(id, text, len(state.output), end.reason.value, *counts, seed)
+
+
+@final
+@frozen(eq=False)
+class Answers:
+    """A file that answers are added to. `done` are the ids of those that it held before."""
+
+    done: frozenset[Id]
+    _descriptor: int
+
+    def add(self, answer: Answer) -> None:
+        """One line more, in one write: whoever is killed leaves whole lines. `OSError` where there is no room."""
+        line = json.dumps(asdict(answer, filter=lambda _, value: value is not None)).encode() + b"\n"
+        if os.write(self._descriptor, line) < len(line):
+            raise OSError(ENOSPC, os.strerror(ENOSPC))
+
+
+BEGINNING: Final = b'{"id": '
+"""What each line of answers begins with."""
+
+
+@contextmanager
+def answers_in(path: Path, seeds: Mapping[Id, int | None], *, resume: bool) -> Iterator[Answers]:
+    """The file of the answers to what `seeds` names, each with its own seed, where there is one.
+
+    To `resume` is to go on with what it holds: a last line that is not whole is removed. `DecodeError`, and the file is
+    left as it is, where it cannot be written, where another process writes it, for a line that answers none of these,
+    and for a file that holds anything where it is not resumed.
+    """
+    remedy = "name another file"
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    except OSError as error:
+        happened = f"the answers cannot be written ({said(error)})"
+        raise DecodeError("out", happened, shown(str(path)), remedy) from error
+    try:
+        kind = os.fstat(descriptor)
+        done: frozenset[Id] = frozenset()
+        if S_ISREG(kind.st_mode):
+            if not _locked(descriptor):
+                raise DecodeError("out", "another process writes its answers there", shown(str(path)), remedy)
+            if kind.st_size and not resume:
+                remedy = f"add --resume to go on with it, or {remedy}"
+                raise DecodeError("out", "the file of the answers is not empty", shown(str(path)), remedy)
+            content = path.read_bytes()
+            done, size = _done(path, content, seeds)
+            if size < len(content):
+                os.truncate(descriptor, size)
+        yield Answers(done, descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _locked(descriptor: int) -> bool:
+    """Whether no other process has locked the file, which then is this one's, where the system knows of locks."""
+    if sys.platform != "win32":
+        from fcntl import LOCK_EX, LOCK_NB, flock  # noqa: PLC0415 - it is not everywhere
+
+        try:
+            flock(descriptor, LOCK_EX | LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:  # a file system without locks
+            return True
+    return True
+
+
+def _done(path: Path, content: bytes, seeds: Mapping[Id, int | None]) -> tuple[frozenset[Id], int]:
+    """The ids that are answered, and how many bytes their lines take. A last line without its end is not counted."""
+    *lines, last = content.split(b"\n")
+    is_cut = _parsed(last) is None and (last.startswith(BEGINNING) or BEGINNING.startswith(last))
+    done: dict[Id, int] = {}
+    for number, line in enumerate(lines if is_cut else [*lines, last], 1):
+        happened = None
+        match _parsed(line):
+            case {"id": (int() | str()) as id, "text": str(), "tokens": int(), "reason": str(), **others}:
+                if id not in seeds:
+                    happened = "answers what is not asked"
+                elif id in done:
+                    happened = f"has the id of line {done[id]}"
+                elif others.get("seed") != seeds[id]:
+                    happened = "has another seed"
+                done[id] = number
+            case _:
+                happened = "is no answer"
+        if happened is not None:
+            received, remedy = shown(line.decode(errors="replace")), "name another file, or mend this one"
+            raise DecodeError("out", f"line {number} of {path} {happened}", received, remedy)
+    return frozenset([id for id, number in done.items() if number <= len(lines)]), len(content) - len(last)
+
+
+# Progress.
+
+OFTEN, SELDOM = 0.1, 5.0
+"""The seconds between two lines of progress at least: on a terminal, where one line is rewritten, and elsewhere."""
+
+ERASE: Final = "\r\x1b[K"
+"""What takes a terminal back to the beginning of an empty line."""
+
+
+@final
+@define(eq=False)
+class Progress:
+    """How far a corpus is: `done` of `total` texts, and what decoding them took."""
+
+    stream: TextIO
+    total: int
+    done: int
+    clock: Callable[[], float] = perf_counter
+    _is_terminal: bool = field(init=False)
+    _tally: Tally = field(init=False, default=Tally())
+    _tokens: int = field(init=False, default=0)
+    _new: int = field(init=False, default=0)
+    _began: float = field(init=False)
+    _told: float = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._is_terminal = self.stream.isatty()
+        self.begin()
+
+    def begin(self) -> None:
+        """Decoding begins now."""
+        self._began = self._told = self.clock()
+
+    def decoded(self, tokens: int) -> None:
+        """So many tokens more, of some text."""
+        self._new += tokens
+        now = self.clock()
+        if now - self._told >= (OFTEN if self._is_terminal else SELDOM):
+            self._told = now
+            line = f"{self.done}/{self.total} texts, {rate(self._new, now - self._began)}"
+            self._print(line, "" if self._is_terminal else "\n")
+
+    def answered(self, answer: Answer) -> None:
+        """A text is ready."""
+        self.done += 1
+        self._tokens += answer.tokens
+        self._tally += Tally(answer.steps, (("", Count(answer.drafted, answer.accepted)),))
+
+    def say(self, line: str) -> None:
+        """Something else, on a line of its own."""
+        self._print(line, "\n")
+
+    def end(self) -> None:
+        """What is done, and what all that was decoded now took."""
+        seconds = self.clock() - self._began
+        self.say(f"[{self.done}/{self.total} texts, {summary(self._tokens, seconds, self._tally)}]")
+
+    def _print(self, line: str, end: str) -> None:
+        print(f"{ERASE * self._is_terminal}{line}", end=end, file=self.stream, flush=True)
+
+
+def summary(tokens: int, seconds: float, tally: Tally) -> str:
+    """What a line says of decoded text, at its end.
+
+    >>> from specflow.state import Count
+    >>> summary(12, 0.5, Tally(4, (("llm", Count(10, 8)),)))
+    '12 tokens, 24.0 tokens/s, 4 steps, acceptance 8/10 = 80%'
+    """
+    acceptance = f"acceptance {tally.accepted}/{tally.drafted} = {tally.acceptance_rate:.0%}"
+    return f"{tokens} tokens, {rate(tokens, seconds)}, {tally.steps} steps, {acceptance}"
+
+
+def rate(tokens: int, seconds: float) -> str:
+    """How fast that is; the shortest time counts as a nanosecond."""
+    return f"{tokens / max(seconds, 1e-9):.1f} tokens/s"
+
+
+# All of it.
+
+
+def answer_all(
+    rows: Sequence[Row], decode: Callable[[Row], Answer], slots: int, answers: Answers, progress: Progress
+) -> None:
+    """Decode rows, up to `slots` of them at a time, and add each answer as it is ready.
+
+    One that fails is told of, and not answered; the others go on.
+    """
+    with closing(together((partial(decode, row) for row in rows), slots)) as ends:
+        for number, end in ends:
+            if isinstance(end, Failed):
+                why = end.error if isinstance(end.error, DecodeError) else said(end.error)
+                progress.say(f"specflow: the text {json.dumps(rows[number].id)} fails: {why}")
+            else:
+                answers.add(end)
+                progress.answered(end)

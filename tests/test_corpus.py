@@ -1,0 +1,563 @@
+"""Prompts of a file, answered together: each answer is that of the prompt alone, and is there once."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from io import StringIO
+from pathlib import Path
+from random import Random
+from time import monotonic, sleep
+from typing import TypeAlias
+
+import pytest
+import torch
+from torch.nn import Module
+
+from specflow import CachedPredictor, CostAware, CostMeter, DecodeError, catalogue, cli
+from specflow.batch import BatchPredictor, seed_of
+from specflow.catalogue import DRAFTERS, POLICIES
+from specflow.corpus import SELDOM, Answer, Id, Progress, Row, answers_in, read_rows
+from tests.test_cli import words
+from tests.toys import disturbed, tiny_llama
+
+Line: TypeAlias = dict[str, object]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model and one that drafts for it, in float64, with a tokenizer and a chat template."""
+    folder = tmp_path_factory.mktemp("models")
+    model = tiny_llama()
+    tokenizer = words()
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}w9"
+    for name, each in (("tiny", model), ("draft", disturbed(model, 1, 0.05))):
+        each.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    return folder
+
+
+def prompts(count: int) -> list[Line]:
+    random = Random(1)
+    return [
+        {"id": i if i % 2 else f"t{i}", "prompt": " ".join(f"w{random.randrange(3, 12)}" for _ in range(5 + i % 7))}
+        for i in range(count)
+    ]
+
+
+def written(path: Path, lines: Iterable[object]) -> Path:
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    return path
+
+
+def read(path: Path) -> list[Line]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def options(folder: Path, file: Path, out: Path) -> list[str]:
+    model = ["--model", str(folder / "tiny"), "--dtype", "float64", "--max-new-tokens", "20"]
+    return ["generate", "--file", str(file), "--out", str(out), *model]
+
+
+Answered: TypeAlias = Callable[..., dict[object, Line]]
+
+
+@pytest.fixture
+def answered(folder: Path, tmp_path: Path) -> Answered:
+    """The answers to lines, by their ids."""
+
+    def answer(lines: Iterable[object], *more: str, code: int = 0) -> dict[object, Line]:
+        file, out = written(tmp_path / "prompts.jsonl", lines), tmp_path / "answers.jsonl"
+        out.unlink(missing_ok=True)
+        assert cli.main([*options(folder, file, out), *more]) == code
+        answers = read(out)
+        assert len({str(answer["id"]) for answer in answers}) == len(answers)
+        return {answer["id"]: answer for answer in answers}
+
+    return answer
+
+
+def texts(answers: dict[object, Line]) -> dict[object, object]:
+    return {id: answer["text"] for id, answer in answers.items()}
+
+
+# The texts.
+
+
+@pytest.mark.parametrize("more", [[], ["--temperature", "1.5", "--seed", "7"]], ids=["greedy", "by seed"])
+def test_each_text_is_that_of_its_prompt_alone(
+    more: list[str], folder: Path, answered: Answered, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = prompts(6)
+    answers = answered(lines, *more)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("[6/6 texts, ")
+    for line in lines:
+        own = [] if not more else ["--temperature", "1.5", "--seed", str(seed_of(7, str(line["id"])))]
+        single = ["--model", str(folder / "tiny"), "--dtype", "float64", "--max-new-tokens", "20"]
+        assert cli.main(["generate", str(line["prompt"]), *single, *own]) == 0
+        captured = capsys.readouterr()
+        answer = answers[line["id"]]
+        assert captured.out.strip() == str(answer["text"]).strip()
+        assert captured.err.startswith(f"[{answer['tokens']} tokens, ")
+        told = f"{answer['steps']} steps, acceptance {answer['accepted']}/{answer['drafted']} = "
+        assert told in captured.err
+        assert answer["reason"] in ("stop token", "length limit")
+        assert list(answer) == [
+            *("id", "text", "tokens", "reason", "steps", "drafted", "accepted"),
+            *(["seed"] if more else []),
+        ]
+        assert not more or answer["seed"] == seed_of(7, str(line["id"]))
+
+
+def test_a_seed_has_one_text_whatever_drafts_it_and_in_whatever_order(answered: Answered, folder: Path) -> None:
+    lines = prompts(7)
+    sampled = ["--temperature", "1.5", "--seed", "3"]
+    expected = texts(answered(lines, *sampled, "--slots", "1"))
+    assert len({*expected.values()}) == 7
+    drafter = ["--draft-model", str(folder / "draft")]
+    for more in (["--slots", "4"], ["--drafter", "none"], ["--drafter", "tree", "--policy", "cost"], drafter):
+        assert texts(answered(lines, *sampled, *more)) == expected
+    assert texts(answered(lines[::-1], *sampled, "--slots", "3")) == expected
+    other = texts(answered(lines, "--temperature", "1.5", "--seed", "4"))
+    assert not set(other.values()) & set(expected.values())
+
+
+def test_without_a_seed_each_text_is_drawn_anew(answered: Answered) -> None:
+    line = {"prompt": "w5 w6 w7"}
+    lines = [line | {"id": i} for i in range(4)]
+    first, second = answered(lines, "--temperature", "3"), answered(lines, "--temperature", "3")
+    assert len({*texts(first).values(), *texts(second).values()}) == 8
+    assert "seed" not in first[0]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("drafter", DRAFTERS)
+def test_every_drafter_and_policy_serves_many_texts(
+    drafter: str, policy: str, answered: Answered, folder: Path
+) -> None:
+    lines = prompts(5)
+    model = ["--draft-model", str(folder / "draft")] if DRAFTERS[drafter].assisted else []
+    more = ["--drafter", drafter, "--policy", policy, *model, "--gamma", "4", "--slots", "3"]
+    answers = answered(lines, *more)
+    assert texts(answers) == texts(answered(lines, "--drafter", "none", "--slots", "1"))
+    drafted = sum(int(str(answer["drafted"])) for answer in answers.values())
+    assert policy == "cost" or (drafted > 0) is (drafter != "none")
+
+
+def test_texts_share_passes_of_target_and_draft_model_and_each_has_its_own_policy(
+    answered: Answered, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[BatchPredictor] = []
+    policies: list[CostAware] = []
+
+    def noted(model: Module, slots: int, meter: CostMeter | None = None) -> BatchPredictor:
+        made.append(BatchPredictor(model, slots, meter=meter))
+        return made[-1]
+
+    def cost_aware(meter: CostMeter, most: int) -> CostAware:
+        policies.append(CostAware(meter, most))
+        return policies[-1]
+
+    monkeypatch.setattr(cli, "BatchPredictor", noted)
+    pacing = catalogue.Pacing(cost_aware(CostMeter(), 3), lambda target: target, lambda m: cost_aware(m, 3))
+    monkeypatch.setitem(POLICIES, "cost", lambda most, temperature, clock: pacing)
+    answered(prompts(6), "--slots", "4", "--policy", "cost", "--draft-model", str(folder / "draft"))
+    target, draft = made
+    assert (target.slots, draft.slots) == (4, 4)
+    assert target.meter is not None
+    assert target.meter.seconds(1) is not None
+    assert draft.meter is None
+    assert len(policies) == 7
+    assert all(each.meter is target.meter for each in policies[1:])
+
+
+@pytest.mark.filterwarnings("ignore:some texts over")
+@pytest.mark.parametrize("how", ["fast", "bit-for-bit"])
+def test_an_accelerated_model_answers_a_file(how: str, answered: Answered, tmp_path: Path) -> None:
+    """After its bigrams were asked for: its weights are taken then."""
+    lines = prompts(5)
+    single = ["--dtype", "float32"]
+    more = [*single, "--drafter", "tree", "--bigrams", str(tmp_path / "bigrams")]
+    assert texts(answered(lines, "--accelerate", how, *more)) == texts(answered(lines, *single))
+
+
+def test_stop_strings_end_texts(answered: Answered) -> None:
+    whole = answered(prompts(3))
+    word = str(whole[1]["text"]).split()[4]
+    cut = answered(prompts(3), "--stop", word)[1]
+    assert (cut["reason"], str(cut["text"]).split().count(word)) == ("stop condition", 1)
+    assert str(whole[1]["text"]).startswith(str(cut["text"]))
+
+
+# What is asked.
+
+
+def test_the_three_forms_of_a_line(answered: Answered) -> None:
+    text = "w5 w6 w7"
+    forms: list[Line] = [
+        {"id": "a", "prompt": text},
+        {"id": 2, "messages": [{"role": "user", "content": text}], "more": None},
+        {"question_id": 3, "category": "chat", "turns": [text, "w8"]},
+        {"id": "ü\n", "messages": [{"role": "system", "content": "w5"}, {"role": "user", "content": "w6 w7"}]},
+    ]
+    answers = texts(answered(forms))
+    assert len(answers) == 4
+    assert len({*answers.values()}) == 1
+    del forms[1], forms[2]
+    assert {*texts(answered(forms, "--raw")).values()} != {*answers.values()}
+
+
+def test_a_line_may_hold_whatever_json_may(tmp_path: Path) -> None:
+    asked = "a\u2028b\x85c\u00a0"
+    lines = [json.dumps({"id": 1, "prompt": asked}, ensure_ascii=False), "", "  ", '{"id": "2", "prompt": ""}']
+    path = tmp_path / "prompts.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
+    assert read_rows(path, raw=True) == (Row(1, asked), Row("2", ""))
+
+
+GOOD = '{"id": 1, "prompt": "w5"}\n'
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"", "the file holds no prompts: received "),
+        (b"\n \n", "the file holds no prompts"),
+        (b'{"id": 2, "prompt": 3}', 'line 2 of prompts asks nothing: received \'{"id": 2, "prompt": 3}\'; write {'),
+        (b'{"id": 2, "prompt": "a"', "line 2 of prompts asks nothing"),
+        (b'{"id": true, "prompt": "a"}', "line 2 of prompts asks nothing"),
+        (b'{"id": 1.5, "prompt": "a"}', "line 2 of prompts asks nothing"),
+        (b'{"prompt": "a"}', "line 2 of prompts asks nothing"),
+        (b'{"question_id": 2, "turns": []}', "line 2 of prompts asks nothing"),
+        (b'{"id": 2, "prompt": "a", "messages": []}', "line 2 of prompts asks nothing"),
+        (b"[" * 99999, "line 2 of prompts asks nothing"),
+        (b'{"id": 2, "prompt": "caf\xe9"}', "line 2 of prompts asks nothing"),
+        (b'\n{"id": 2, "prompt": "\\ud800"}', "line 3 of prompts: the prompt is not UTF-8: received '\\ud800'; give a"),
+        (b'{"id": "\\ud800", "prompt": "a"}', "line 2 of prompts: the id is not UTF-8"),
+        (b'{"id": 2, "messages": []}', "line 2 of prompts: these are no messages: received []; give [{"),
+        (b'{"id": 2, "messages": [{"role": "user"}]}', "line 2 of prompts: these are no messages"),
+        (b'{"id": 2, "messages": [{"role": "user", "content": "\\ud800"}]}', "line 2 of prompts: a message is not UTF"),
+        (b'\n{"id": 1, "prompt": "a"}', "line 3 of prompts has the id of line 1: received 1; number the texts apart"),
+        (b'{"id": "1", "prompt": "a"}', "line 2 of prompts has the id of line 1: received '1'"),
+        (None, "the prompts cannot be read ([Errno 2] No such file or directory: 'prompts'): received 'prompts'"),
+    ],
+    ids=lambda value: repr(value)[:30],
+)
+def test_what_asks_nothing_is_refused_before_a_model_is_loaded(
+    content: bytes | None,
+    sentence: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if content is not None:
+        Path("prompts").write_bytes(content if not content.strip() else GOOD.encode() + content)
+    assert cli.main(["generate", "--file", "prompts", "--out", "answers", "--model", "no/such/model"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert f"specflow: {sentence}" in captured.err
+    assert captured.err.count("\n") == 1
+    assert not Path("answers").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "there is nothing to answer: received neither; give a prompt, or a file with --file"),
+        (["a", "--file", "prompts", "--out", "b"], "a prompt and a file of prompts are both given: received 'a' and"),
+        (["--file", "prompts"], "there is no file for the answers: received --file prompts; name one with --out"),
+        (["a", "--out", "b"], "--out means nothing without a file of prompts: received --out; leave it out, or name"),
+        (["a", "--slots", "8"], "--slots means nothing without a file of prompts"),
+        (["a", "--resume"], "--resume means nothing without a file of prompts"),
+        (["--file", "prompts", "--out", "b", "--slots", "0"], "slots is below 1: received 0; decode one text at a"),
+        (["--file", "prompts", "--out", "b", "--max-new-tokens", "-1"], "the number of new tokens is negative"),
+        (["--file", "chat", "--out", "b", "--raw"], "line 1 of chat holds messages, which only a chat template joins"),
+        (["--file", "prompts", "--out", "."], "the answers cannot be written ([Errno 21]"),
+        (["--file", "prompts", "--out", "no/such/b"], "the answers cannot be written ([Errno 2]"),
+        (["--file", "prompts", "--out", "prompts"], "the file of the answers is not empty: received 'prompts'; add"),
+        (["--file", "prompts", "--out", "prompts", "--resume"], "line 1 of prompts is no answer"),
+    ],
+)
+def test_what_makes_no_sense_together_is_refused(
+    arguments: list[str],
+    sentence: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("prompts").write_text(GOOD)
+    Path("chat").write_text('{"id": 1, "messages": [{"role": "user", "content": "w5"}]}')
+    assert cli.main(["generate", *arguments, "--model", "no/such/model"]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"specflow: {sentence}")
+    assert captured.err.count("\n") == 1
+    assert Path("prompts").read_text() == GOOD
+
+
+def test_messages_need_a_chat_template(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny_llama().save_pretrained(tmp_path / "model")
+    words().save_pretrained(tmp_path / "model")
+    file = written(tmp_path / "prompts", [{"id": 1, "messages": [{"role": "user", "content": "w5"}]}])
+    assert cli.main([*options(folder, file, tmp_path / "out"), "--model", str(tmp_path / "model")]) == 2
+    assert "the model has no chat template for messages" in capsys.readouterr().err
+
+
+def test_drafts_of_another_vocabulary_are_refused_once(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_llama(vocab_size=9).save_pretrained(tmp_path / "other")
+    words(9).save_pretrained(tmp_path / "other")
+    file = written(tmp_path / "prompts", prompts(3))
+    assert cli.main([*options(folder, file, tmp_path / "out"), "--draft-model", str(tmp_path / "other")]) == 2
+    assert capsys.readouterr().err.count("different vocabularies") == 1
+
+
+# What goes wrong.
+
+
+def test_a_text_that_fails_stops_no_other_and_is_tried_again(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its prompt is longer than the context; then it is not."""
+    lines = prompts(4)
+    lines[1]["prompt"] = "w5 " * 200
+    file, out = written(tmp_path / "prompts", lines), tmp_path / "out"
+    assert cli.main(options(folder, file, out)) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    error = "specflow: the text 1 fails: the prompt is longer than the target's context of 128: received 201 tokens; "
+    assert captured.err.startswith(error)
+    assert "\n[3/4 texts, " in captured.err
+    assert captured.err.endswith("specflow: 1 of 4 texts failed; --resume tries them again\n")
+    before = out.read_bytes()
+    assert {line["id"] for line in read(out)} == {"t0", "t2", 3}
+    lines[1]["prompt"] = "w5"
+    assert cli.main([*options(folder, written(file, lines), out), "--resume"]) == 0
+    assert out.read_bytes().startswith(before)
+    assert read(out)[3]["id"] == 1
+    assert capsys.readouterr().err.startswith("[4/4 texts, 18 tokens, ")
+
+
+def test_what_a_model_raises_is_the_failure_of_its_texts(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*arguments: object) -> torch.Tensor:
+        raise NotImplementedError("no kernel\nfor this dtype")
+
+    monkeypatch.setattr(BatchPredictor, "__call__", broken)
+    file = written(tmp_path / "prompts", prompts(2))
+    assert cli.main(options(folder, file, tmp_path / "out")) == 2
+    assert (
+        'text "t0" fails: the model cannot be run in float64: received NotImplementedError' in capsys.readouterr().err
+    )
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full disk to write to")
+def test_a_full_disk_is_one_sentence(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = written(tmp_path / "prompts", prompts(2))
+    assert cli.main(options(folder, file, Path("/dev/full"))) == 1
+    assert "specflow: the answer cannot be written ([Errno 28]" in capsys.readouterr().err
+
+
+# Going on.
+
+SEEDS: dict[Id, int | None] = {1: None, 2: None, "3": None}
+
+
+def answer_line(id: Id, seed: int | None = None) -> str:
+    with_seed = {} if seed is None else {"seed": seed}
+    counts = {"tokens": 1, "reason": "stop token", "steps": 1, "drafted": 0, "accepted": 0}
+    return json.dumps({"id": id, "text": "", **counts, **with_seed}) + "\n"
+
+
+@pytest.mark.parametrize("cut", range(0, len(answer_line(2)), 7))
+def test_a_line_that_is_not_whole_is_removed(cut: int, tmp_path: Path) -> None:
+    """As is one that lacks nothing but its end."""
+    path, whole = tmp_path / "out", answer_line(1)
+    for last in (answer_line(2)[:cut], answer_line(2)[:-1]):
+        path.write_text(whole + last)
+        with answers_in(path, SEEDS, resume=True) as answers:
+            assert answers.done == {1}
+            answers.add(Answer("3", "x", 1, "stop token", 1, 0, 0))
+        assert [line["id"] for line in read(path)] == [1, "3"]
+        assert path.read_text().startswith(whole)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (answer_line(1) + answer_line(9), "line 2 of {} answers what is not asked"),
+        (answer_line("1"), "line 1 of {} answers what is not asked"),
+        (answer_line(1) + answer_line(1), "line 2 of {} has the id of line 1"),
+        (answer_line(1, 5), "line 1 of {} has another seed"),
+        ("notes\n", "line 1 of {} is no answer"),
+        ("notes", "line 1 of {} is no answer"),
+        (answer_line(1) + '{"id": 2, "prompt": "a"}', "line 2 of {} is no answer"),
+        (answer_line(1) + "\n", "line 2 of {} is no answer"),
+        (answer_line(1)[:20] + "\n" + answer_line(2), "line 1 of {} is no answer"),
+    ],
+)
+def test_what_answers_something_else_is_refused_and_left_as_it_was(content: str, sentence: str, tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    path.write_text(content)
+    with pytest.raises(DecodeError) as raised, answers_in(path, SEEDS, resume=True):
+        pass
+    assert sentence.format(path) in str(raised.value)
+    assert path.read_text() == content
+
+
+def test_two_processes_do_not_write_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    with (
+        answers_in(path, SEEDS, resume=False),
+        pytest.raises(DecodeError, match="another process writes its answers there"),
+        answers_in(path, SEEDS, resume=True),
+    ):
+        pass
+    with answers_in(path, SEEDS, resume=True) as answers:
+        assert answers.done == frozenset()
+
+
+def test_nothing_is_loaded_where_nothing_is_left(
+    folder: Path, tmp_path: Path, answered: Answered, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answered(prompts(2))
+    before = (tmp_path / "answers.jsonl").read_bytes()
+    capsys.readouterr()
+    file = tmp_path / "prompts.jsonl"
+    arguments = [*options(folder, file, tmp_path / "answers.jsonl"), "--resume", "--model", "no/such/model"]
+    assert cli.main(arguments) == 0
+    assert capsys.readouterr().err.startswith("[2/2 texts, 0 tokens, ")
+    assert (tmp_path / "answers.jsonl").read_bytes() == before
+
+
+# Processes that are ended.
+
+MANY = 60
+LONG = ["--max-new-tokens", "90", "--drafter", "none", "--slots", "3", "--temperature", "2", "--seed", "5"]
+
+
+def command(folder: Path, file: Path, out: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "specflow", *options(folder, file, out), *LONG, *more]
+
+
+def ended(arguments: Sequence[str], out: Path, lines: int, by: signal.Signals) -> tuple[int, str]:
+    """What a process says that is sent a signal once the file has so many lines."""
+    with subprocess.Popen(arguments, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        until = monotonic() + 300
+        while process.poll() is None and monotonic() < until:
+            if out.exists() and out.read_bytes().count(b"\n") >= lines:
+                process.send_signal(by)
+                break
+            sleep(0.005)
+        said, error = process.communicate(timeout=300)
+    assert said == ""
+    return process.returncode, error
+
+
+def test_whoever_is_killed_goes_on_and_each_text_is_there_once(folder: Path, tmp_path: Path) -> None:
+    file, out = written(tmp_path / "prompts", prompts(MANY)), tmp_path / "out"
+    kept = b""
+    for lines in (0, 1, 17):
+        code, _ = ended(command(folder, file, out, "--resume"), out, lines, signal.SIGKILL)
+        assert code == -signal.SIGKILL
+        kept = out.read_bytes()
+        assert kept.endswith(b"\n") or not kept
+        assert lines <= kept.count(b"\n") < MANY
+    os.truncate(out, len(kept) - 9)
+    whole = tmp_path / "whole"
+    assert cli.main([*options(folder, file, out), *LONG, "--resume"]) == 0
+    assert cli.main([*options(folder, file, whole), *LONG, "--slots", "8"]) == 0
+    assert sorted(map(str, read(out))) == sorted(map(str, read(whole)))
+    assert len(read(out)) == MANY
+    assert out.read_bytes().startswith(kept[: kept.rfind(b"\n", 0, -1) + 1])
+
+
+def test_ctrl_c_says_how_many_are_done(folder: Path, tmp_path: Path) -> None:
+    file, out = written(tmp_path / "prompts", prompts(MANY)), tmp_path / "out"
+    code, error = ended(command(folder, file, out), out, 4, signal.SIGINT)
+    done = len(read(out))
+    assert (code, 4 <= done < MANY) == (130, True)
+    assert error.endswith(f"specflow: {done} of {MANY} texts are done; --resume goes on with the others\n")
+    assert f"[{done}/{MANY} texts, " in error
+    assert "Traceback" not in error
+
+
+# Progress.
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+ANSWER = Answer(1, "x", 10, "stop token", 4, 8, 6)
+
+
+def test_progress_is_told_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
+    stream, clock = StringIO(), Clock()
+    progress = Progress(stream, 1000, 11, clock)
+    for _ in range(100):
+        clock.now += SELDOM / 40
+        progress.decoded(5)
+    progress.answered(ANSWER)
+    progress.say("aside")
+    progress.end()
+    assert stream.getvalue().splitlines() == [
+        "11/1000 texts, 40.0 tokens/s",
+        "11/1000 texts, 40.0 tokens/s",
+        "aside",
+        "[12/1000 texts, 10 tokens, 0.8 tokens/s, 4 steps, acceptance 6/8 = 75%]",
+    ]
+
+
+def test_on_a_terminal_one_line_is_rewritten(folder: Path, tmp_path: Path) -> None:
+    controlling, terminal = pty.openpty()
+    file = written(tmp_path / "prompts", [*prompts(20), {"id": "long", "prompt": "w5 " * 200}])
+    arguments = command(folder, file, tmp_path / "out")
+    done = subprocess.run(arguments, stderr=terminal, stdout=subprocess.PIPE, check=False)
+    os.close(terminal)
+    said = b""
+    while True:
+        try:
+            more = os.read(controlling, 4096)
+        except OSError:
+            break
+        if not more:
+            break
+        said += more
+    os.close(controlling)
+    assert (done.returncode, done.stdout) == (2, b"")
+    lines = said.decode().split("\r\n")
+    assert len(lines) == 4
+    assert lines[0].count("\r\x1b[K") > 2
+    assert "/21 texts, " in lines[0]
+    assert '\r\x1b[Kspecflow: the text "long" fails: ' in said.decode()
+    assert "\r\x1b[K[20/21 texts, " in said.decode()
+
+
+def test_one_prompt_is_read_through_a_memo_of_its_own(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made: list[Module] = []
+
+    def noted(model: Module) -> CachedPredictor:
+        made.append(model)
+        return CachedPredictor(model)
+
+    monkeypatch.setattr(cli, "CachedPredictor", noted)
+    model = ["--model", str(folder / "tiny"), "--draft-model", str(folder / "draft"), "--dtype", "float64"]
+    assert cli.main(["generate", "w5 w6", *model, "--max-new-tokens", "5"]) == 0
+    assert len(made) == 2
+    assert capsys.readouterr().out.strip()
