@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from hashlib import sha256
@@ -36,8 +37,8 @@ def seed_of(seed: int, number: int | str) -> int:
     >>> seed_of(1, 0) == seed_of(1, 0), seed_of(1, 0) == seed_of(1, 1)
     (True, False)
     """
-    whole(0, "give a whole number")("seed", seed)
-    return int.from_bytes(sha256(f"{seed}/{number}".encode()).digest()[:7], "big")
+    whole(-sys.maxsize, "give a whole number")("seed", seed)
+    return int.from_bytes(sha256(f"{seed}/{number}".encode()).digest()[:8], "big") >> 11  # JSON's readers keep 53 bits
 
 
 def _nothing(number: int, end: Finished) -> None:
@@ -86,7 +87,7 @@ def generate_many(
     does("a logits processor", "give one, such as GreedyProcessor()", "laws")("logits_processor", logits_processor)
     drafts("gamma", gamma)
     whole(1, "decode one text at a time at least")("slots", slots)
-    or_none(whole(0, "give a whole number, or None"))("seed", seed)
+    or_none(whole(-sys.maxsize, "give a whole number, or None"))("seed", seed)
     calls("a listener", "give a function of a number and a Finished")("progress", progress)
     states = _started(prompts, target, max_gen_len, eos_tokens_id)
     meter = CostMeter()
