@@ -13,7 +13,7 @@ MOST: Final = 5.0
 """More seconds of the processor than a quick test takes on a slow machine: on a usual one none of them takes 2."""
 
 QUICK: Final = frozenset({
-    "caching", "catalogue", "errors", "exports", "lanes", "llm_drafter", "loop", "margins", "observe", "parts",
+    "caching", "catalogue", "errors", "exports", "hub", "lanes", "llm_drafter", "loop", "margins", "observe", "parts",
     "predictor", "prefix", "processors", "verification",
 })  # fmt: skip
 """Files all of whose tests are quick."""
@@ -84,9 +84,9 @@ PARTS: Final[Mapping[str, frozenset[str]]] = {
 """Files of which these tests are quick, by name, or by name and parameters."""
 
 SLOW: Final = frozenset({
-    "architectures", "beam", "bench", "caches", "captured", "chances", "cli", "composing", "conformance", "copies",
-    "edges", "examples", "interop", "interop_generate", "interop_processors", "lookup", "matrix", "models", "ngram",
-    "one_seed", "random_models", "seed_and_clock", "seeds", "spec", "spec_paths", "storage", "surface",
+    "architectures", "batch", "beam", "bench", "caches", "captured", "chances", "cli", "composing", "conformance",
+    "copies", "corpus", "edges", "examples", "interop", "interop_generate", "interop_processors", "lookup", "matrix", "models", "ngram",
+    "one_seed", "random_models", "ray", "seed_and_clock", "seeds", "spec", "spec_paths", "storage", "surface",
     "transactions", "typing", "untouched", "wrappers",
 })  # fmt: skip
 """Files without a quick test: they decode a lot, load real models or start processes."""
