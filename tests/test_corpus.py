@@ -13,7 +13,7 @@ from io import StringIO
 from pathlib import Path
 from random import Random
 from time import monotonic, sleep
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import pytest
 import torch
@@ -446,8 +446,16 @@ MANY = 60
 LONG = ["--max-new-tokens", "90", "--drafter", "none", "--slots", "3", "--temperature", "2", "--seed", "5"]
 
 
+HEEDING: Final = """
+import runpy, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+runpy.run_module("specflow", run_name="__main__", alter_sys=True)
+"""
+"""The command, which heeds Ctrl-C though a shell that runs tests in the background ignores it."""
+
+
 def command(folder: Path, file: Path, out: Path, *more: str) -> list[str]:
-    return [sys.executable, "-m", "specflow", *options(folder, file, out), *LONG, *more]
+    return [sys.executable, "-c", HEEDING, *options(folder, file, out), *LONG, *more]
 
 
 def ended(arguments: Sequence[str], out: Path, lines: int, by: signal.Signals) -> tuple[int, str]:
