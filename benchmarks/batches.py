@@ -45,7 +45,7 @@ from specflow import (
     start,
 )
 from specflow.accelerate import bit_for_bit, fast
-from specflow.batch import Answer, Asked, BatchPredictor, Failed, Shared, together
+from specflow.batch import Asked, BatchPredictor, Failed, Reply, Shared, together
 from specflow.bench import read_prompts
 from specflow.bench.prompts import OWN_PROMPTS, spread
 from specflow.models import SMOLLM2, DType, Loaded, load
@@ -193,7 +193,7 @@ def own_time(slots: int) -> float:
     """Microseconds that specflow takes for a text and step, with a model that answers at once."""
     rows = torch.randn(1, 49152)
 
-    def read(asked: Sequence[Asked]) -> list[Answer]:
+    def read(asked: Sequence[Asked]) -> list[Reply]:
         return [rows for _ in asked]
 
     step = plain(Shared(read))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from random import Random
 
@@ -17,6 +17,7 @@ from specflow import (
     Block,
     CachedPredictor,
     DecodeError,
+    DecodeState,
     Dice,
     Finished,
     Fixed,
@@ -33,6 +34,7 @@ from specflow import (
     SharedNoise,
     Step,
     SuffixDrafter,
+    Tokens,
     TopKProcessor,
     Traverse,
     autoregressive_generate,
@@ -52,7 +54,7 @@ from specflow.stages import UpdateNgram
 from specflow.testing import Branch, Ending, TableModel, exact_law
 from tests.architectures import ARCHITECTURES, Architecture
 from tests.test_captured import captured
-from tests.toys import VOCABULARY, Unrunnable, disturbed, tiny_llama
+from tests.toys import VOCABULARY, Unrunnable, disturbed, oracle, passes_of, tiny_llama
 
 TARGET = tiny_llama(0)
 SMALL = disturbed(TARGET, 1, 0.05)
@@ -268,6 +270,44 @@ def test_one_prompt_of_many_samples_is_read_once() -> None:
         i: run(autoregressive_step(alone, MultinomialProcessor(3.0), dice(i)), start(prompt, 6).unwrap())
         for i in range(8)
     }
+
+
+def test_of_drafts_that_were_accepted_none_is_read_again_whoever_is_read_between() -> None:
+    """Each step of a text reads the token that it added and its next drafts, in a batch and where texts take turns."""
+    model = tiny_llama(4)
+    prompts = [(3, 4, 5, 6), (7, 8), (9, 10, 11)]
+    known = [(*prompt, *oracle(prompt, model, 40)) for prompt in prompts]
+
+    def drafter(tokens: Tokens) -> Iterator[Proposal]:
+        first, second, *_ = (*next(text for text in known if text[: len(tokens)] == tokens)[len(tokens) :], 1, 1)
+        yield from (Proposal(first), Proposal(VOCABULARY - 1 - first, parent=TEXT), Proposal(second, parent=0))
+
+    def step(target: Predictor, gamma: int) -> Step:
+        return speculative_step(drafter, target, GreedyProcessor(), dice(0), Fixed(gamma))
+
+    made = fast(model)
+    batched = BatchPredictor(made, 3)
+    read: list[list[int]] = []
+    made.register_forward_pre_hook(
+        lambda module, arguments, named: read.append([len(text.ids) for text in named.get("texts", ())]),
+        with_kwargs=True,
+    )
+    batched((3,), ())
+    batched.forget()
+    read.clear()
+    ends = dict(together([partial(run, step(batched, 3), start(prompt, 17).unwrap()) for prompt in prompts], 3))
+    for i, prompt in enumerate(prompts):
+        assert isinstance(end := ends[i], Finished)
+        assert end.state.tokens == known[i][: len(prompt) + 17]
+    assert read == [[4 + 3, 2 + 3, 3 + 3], *[[1 + 3] * 3] * 4, [1 + 1] * 3]
+
+    fed = passes_of(model)
+    turns = CachedPredictor(model)
+    states = [start(prompt, 17).unwrap() for prompt in prompts]
+    for _ in range(4):
+        outcomes = [step(turns, 3)(state) for state in states]
+        states = [outcome for outcome in outcomes if isinstance(outcome, DecodeState)]
+    assert fed[-6:] == [1 + 3] * 6
 
 
 def test_of_a_chats_next_turn_only_the_new_tokens_are_read_whoever_spoke_between() -> None:

@@ -29,19 +29,19 @@ from specflow import (
     seed_coupled_step,
     start,
 )
-from specflow.batch import Answer, Asked, Failed, Reads, Shared, together
+from specflow.batch import Asked, Failed, Reads, Reply, Shared, together
 from specflow.testing import TableModel
 
 TABLE = TableModel(5, seed=3)
 
 
-def alone(asked: Sequence[Asked]) -> list[Answer]:
+def alone(asked: Sequence[Asked]) -> list[Reply]:
     """A reading of several texts that is each text's own."""
     return [TABLE(each.tokens, each.drafts) for each in asked]
 
 
 def counted(sizes: list[int]) -> Reads:
-    def read(asked: Sequence[Asked]) -> list[Answer]:
+    def read(asked: Sequence[Asked]) -> list[Reply]:
         sizes.append(len(asked))
         return alone(asked)
 
@@ -75,7 +75,7 @@ def test_two_decodes_in_every_order() -> None:
     for order in orders:
         turns = iter(order)
 
-        def read(asked: Sequence[Asked], turns: Iterator[int] = turns) -> list[Answer]:
+        def read(asked: Sequence[Asked], turns: Iterator[int] = turns) -> list[Reply]:
             turn = next(turns, 0) % len(asked)
             return [rows if i == turn else None for i, rows in enumerate(alone(asked))]
 
@@ -115,7 +115,7 @@ def test_what_one_decode_raises_ends_that_one_alone() -> None:
 
 
 def test_an_error_that_is_an_answer_is_raised_where_it_was_asked_for() -> None:
-    def read(asked: Sequence[Asked]) -> list[Answer]:
+    def read(asked: Sequence[Asked]) -> list[Reply]:
         return [LookupError("no") if each.tokens == (1,) else TABLE(each.tokens, ()) for each in asked]
 
     def decode(token: int) -> bool:
@@ -135,7 +135,7 @@ def test_ctrl_c_ends_all_and_unwinds_each(where: str) -> None:
     unwound: list[int] = []
     passes: list[int] = []
 
-    def read(asked: Sequence[Asked]) -> list[Answer]:
+    def read(asked: Sequence[Asked]) -> list[Reply]:
         passes.append(len(asked))
         if where == "pass" and len(passes) == 3:
             raise KeyboardInterrupt
@@ -246,7 +246,7 @@ def test_each_decode_keeps_torchs_modes_as_it_sets_them(outside: str) -> None:
     seen: list[set[tuple[object, ...]]] = []
     own: dict[int, tuple[object, ...]] = {}
 
-    def read(asked: Sequence[Asked]) -> list[Answer]:
+    def read(asked: Sequence[Asked]) -> list[Reply]:
         seen.append({own[each.tokens[0]] for each in asked} | {modes()})
         return alone(asked)
 
@@ -365,7 +365,7 @@ def test_nobody_waits_for_ever() -> None:
     passes: list[str] = []
 
     def of(name: str) -> Reads:
-        def read(asked: Sequence[Asked]) -> list[Answer]:
+        def read(asked: Sequence[Asked]) -> list[Reply]:
             passes.append(name)
             return alone(asked)
 
@@ -393,7 +393,7 @@ def test_of_several_models_the_one_with_the_most_askers_goes_first() -> None:
     order: list[tuple[str, int]] = []
 
     def of(name: str) -> Reads:
-        def read(asked: Sequence[Asked]) -> list[Answer]:
+        def read(asked: Sequence[Asked]) -> list[Reply]:
             order.append((name, len(asked)))
             return alone(asked)
 

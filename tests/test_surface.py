@@ -486,7 +486,7 @@ def rows_of_beams(texts: tuple[s.Tokens, ...]) -> torch.Tensor:
     return torch.cat([TARGET(text, ()) for text in texts])
 
 
-def read_many(asked: Any) -> list[batch.Answer]:  # noqa: ANN401 - hostile values among them
+def read_many(asked: Any) -> list[batch.Reply]:  # noqa: ANN401 - hostile values among them
     return [TARGET(each.tokens, each.drafts) for each in asked]
 
 
@@ -600,7 +600,7 @@ TABLE: Final[dict[str, Entry]] = {
     # batch
     "batch.hub.Asked": Entry(
         batch.Asked,
-        lambda: {"tokens": TEXT, "drafts": s.chain((1,)), "by": None},
+        lambda: {"tokens": TEXT, "drafts": s.chain((1,)), "by": lambda: None},
         lambda asked: answered(batch.BatchPredictor(llama()).read([asked])),
     ),
     "batch.hub.Shared": Entry(batch.Shared, lambda: {"read": read_many}, lambda shared: shared(TEXT, ())),

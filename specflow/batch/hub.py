@@ -7,9 +7,11 @@ rows. No stage, drafter or policy knows of it.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from contextvars import copy_context
+from functools import partial
 from typing import Final, Generic, NamedTuple, Protocol, TypeAlias, TypeVar, cast, final
+from weakref import ref
 
 from attrs import define, field, frozen
 from greenlet import GreenletExit, getcurrent, greenlet
@@ -18,6 +20,7 @@ from torch import Tensor
 from specflow.batch.modes import Modes, modes_now, within
 from specflow.errors import DecodeError
 from specflow.guards.checks import calls, named, shown, valid, whole
+from specflow.predictors.memo import nobody
 from specflow.state import Proposal, Tokens
 
 T = TypeVar("T")
@@ -29,22 +32,22 @@ PATIENCE: Final = 8
 @final
 @frozen(eq=False)
 class Asked:
-    """What one predictor is asked: a text, and drafts after it. `by` is who asks; None where nobody is known."""
+    """What one predictor is asked: a text, and drafts after it. `by()` is who asks; None where that is not known."""
 
     tokens: Tokens
     drafts: Sequence[Proposal]
-    by: object = None
+    by: Callable[[], object] = nobody
 
 
-Answer: TypeAlias = Tensor | Exception | None
+Reply: TypeAlias = Tensor | Exception | None
 """Logits [n + 1, V], what went wrong with this text, or None: not yet, ask again."""
 
 
 class Reads(Protocol):
     """Reads several texts in one pass, each as if it were alone."""
 
-    def __call__(self, asked: Sequence[Asked], /) -> Sequence[Answer]:
-        """The answer to each."""
+    def __call__(self, asked: Sequence[Asked], /) -> Sequence[Reply]:
+        """The reply to each."""
         ...
 
 
@@ -70,6 +73,7 @@ class _Decode(greenlet):
     """A decode of a batch. greenlet's own way to tell one's own greenlets from others, hence the inheritance."""
 
     hub: _Hub
+    by: Callable[[], object]
     is_closing: bool = False
 
 
@@ -104,15 +108,15 @@ class Shared:
         here = getcurrent()
         if isinstance(here, _Decode) and not here.is_closing and here.parent is not None:
             hub, modes = here.hub, modes_now()
-            with nullcontext() if modes == hub.modes else within(hub.modes):
-                answer = here.parent.switch(_Wait(self.read, Asked(tokens, drafts, here), modes, hub.passes))
+            with within(hub.modes):
+                reply = here.parent.switch(_Wait(self.read, Asked(tokens, drafts, here.by), modes, hub.passes))
         else:
-            asked, answer = [Asked(tokens, drafts, here if isinstance(here, _Decode) else None)], None
-            while answer is None:
-                (answer,) = _answered(self.read, asked)
-        if isinstance(answer, Exception):
-            raise answer
-        return cast(Tensor, answer)
+            asked, reply = [Asked(tokens, drafts)], None
+            while reply is None:
+                (reply,) = _replies(self.read, asked)
+        if isinstance(reply, Exception):
+            raise reply
+        return cast(Tensor, reply)
 
 
 def together(decodes: Iterable[Callable[[], T]], slots: int = 8) -> Generator[tuple[int, T | Failed]]:
@@ -154,12 +158,18 @@ def _running(source: Iterator[Callable[[], T]], slots: int) -> Generator[tuple[i
             while len(hub.tasks) < slots and (new := next(numbered, None)) is not None:
                 number, decode = new
                 task = hub.tasks[number] = _Decode(_caught(decode))
-                task.hub, task.gr_context = hub, copy_context()
+                task.hub, task.by, task.gr_context = hub, partial(_living, ref(task)), copy_context()
                 yield from _resumed(hub, number)
             if not hub.waiting:
                 return
-            for number, answer in _answers(hub):
-                yield from _resumed(hub, number, answer)
+            for number, reply in _pass(hub):
+                yield from _resumed(hub, number, reply)
+
+
+def _living(decode: ref[_Decode]) -> _Decode | None:
+    """A decode that has not ended."""
+    found = decode()
+    return None if found is None or found.dead else found
 
 
 def _caught(decode: Callable[[], T]) -> Callable[[], _Ended[T]]:
@@ -179,12 +189,12 @@ class _Ended(Generic[T]):
     outcome: T | Failed
 
 
-def _resumed(hub: _Hub, number: int, *answer: Answer) -> Iterator[tuple[int, T | Failed]]:
+def _resumed(hub: _Hub, number: int, *reply: Reply) -> Iterator[tuple[int, T | Failed]]:
     """Let a decode go on until it waits again, or has ended."""
     task = hub.tasks[number]
     task.parent = getcurrent()  # whoever goes on with this iterator is where a decode waits
-    with nullcontext() if modes_now() == hub.modes else within(hub.modes):
-        said = task.switch(*answer)
+    with within(hub.modes):
+        said = task.switch(*reply)
     if isinstance(said, _Wait):
         hub.waiting[number] = said
     else:
@@ -192,8 +202,8 @@ def _resumed(hub: _Hub, number: int, *answer: Answer) -> Iterator[tuple[int, T |
         yield number, cast("_Ended[T]", said).outcome
 
 
-def _answers(hub: _Hub) -> list[tuple[int, Answer]]:
-    """One pass for those who wait for the same, and what each of them gets."""
+def _pass(hub: _Hub) -> list[tuple[int, Reply]]:
+    """One pass for those who wait for the same, and the reply to each that has one."""
     groups: dict[tuple[Reads, Modes], list[int]] = {}
     for number, wait in hub.waiting.items():
         groups.setdefault((wait.read, wait.modes), []).append(number)
@@ -205,29 +215,30 @@ def _answers(hub: _Hub) -> list[tuple[int, Answer]]:
     (read, modes), numbers = chosen, groups[chosen]
     hub.passes += 1
     with within(modes):
-        answers = _answered(read, [hub.waiting[number].asked for number in numbers])
-    answered = list(zip(numbers, answers, strict=True))
-    for number, answer in answered:
+        replies = _replies(read, [hub.waiting[number].asked for number in numbers])
+    ready: list[tuple[int, Reply]] = []
+    for number, reply in zip(numbers, replies, strict=True):
         wait = hub.waiting.pop(number)
-        if answer is None:
+        if reply is None:
             hub.waiting[number] = wait._replace(since=hub.passes)
-    ready: list[tuple[int, Answer]] = [each for each in answered if each[1] is not None]
+        else:
+            ready.append((number, reply))
     return ready
 
 
-def _answered(read: Reads, asked: Sequence[Asked]) -> Sequence[Answer]:
-    """What `read` answers to each; the same error to all where it raises or answers something else."""
+def _replies(read: Reads, asked: Sequence[Asked]) -> Sequence[Reply]:
+    """What `read` replies to each; the same error to all where it raises or replies something else."""
     try:
-        answers: object = read(asked)
-        right = isinstance(answers, list | tuple) and all(
-            isinstance(each, Tensor | Exception | None) for each in answers
+        replies: object = read(asked)
+        right = isinstance(replies, list | tuple) and all(
+            isinstance(reply, Tensor | Exception | None) for reply in replies
         )
-        if not right or len(cast(Sequence[object], answers)) != len(asked):
+        if not right or len(cast(Sequence[object], replies)) != len(asked):
             remedy = "return logits, an error or None for each"
-            raise DecodeError("read", f"{named(read)} does not answer each", shown(answers), remedy)  # noqa: TRY301
+            raise DecodeError("read", f"{named(read)} does not reply to each", shown(replies), remedy)  # noqa: TRY301
     except Exception as error:  # whatever it is, it is what each of them gets
         return [error] * len(asked)
-    return cast(Sequence[Answer], answers)
+    return cast(Sequence[Reply], replies)
 
 
 def _unwind(hub: _Hub) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple, final
 
 import torch
@@ -32,15 +32,19 @@ def modes_now() -> Modes:
     )
 
 
-@contextmanager
-def within(modes: Modes) -> Iterator[None]:
+def within(modes: Modes) -> AbstractContextManager[None]:
     """The block computes so, whatever its thread does, which is put back afterwards.
 
     Each change is put back to what it was when the block began, so that blocks of several greenlets may end in any
     order.
     """
-    here = modes_now()
-    with torch.inference_mode(modes.inference) if here.inference != modes.inference else nullcontext():
+    return nullcontext() if modes_now() == modes else _changed(modes)
+
+
+@contextmanager
+def _changed(modes: Modes) -> Iterator[None]:
+    here = torch.is_inference_mode_enabled()
+    with nullcontext() if here == modes.inference else torch.inference_mode(modes.inference):
         entered = modes_now()
         _set(modes)
         try:

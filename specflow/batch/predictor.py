@@ -11,16 +11,15 @@ from attrs import define, field, frozen
 from torch import Tensor
 from torch.nn import Module
 
-from specflow.batch.hub import Answer, Asked, Shared
+from specflow.batch.hub import Asked, Reply, Shared
 from specflow.batch.ragged import Piece, new_past, read_together
-from specflow.batch.rows import Row, Rows
 from specflow.batch.trial import reads_together
 from specflow.guards.checks import a, each, or_none, valid, whole
 from specflow.guards.finite import is_near
 from specflow.guards.ids import ids_of, text_of
 from specflow.policies import CostMeter
 from specflow.predictors.cached import CachedPredictor, limits_of
-from specflow.predictors.memo import Memo
+from specflow.predictors.memo import Memo, Memos
 from specflow.predictors.reader import Reader
 from specflow.predictors.trial import ANY_PIECES, Caches, Trials
 from specflow.prefix import common_prefix
@@ -68,7 +67,7 @@ class BatchPredictor:
     _reader: Reader = field(init=False, repr=False)
     _trials: Trials = field(init=False, repr=False)
     _joins: dict[tuple[int, bool], bool] = field(init=False, factory=dict, repr=False)
-    _rows: Rows = field(init=False, repr=False)
+    _memos: Memos = field(init=False, repr=False)
     _waited: WeakSet[Asked] = field(init=False, factory=WeakSet, repr=False)
     _warned: bool = field(init=False, default=False, repr=False)
 
@@ -76,7 +75,7 @@ class BatchPredictor:
         self._alone = CachedPredictor(self.model, memos=self.slots)
         self._reader = Reader.of(self.model)
         self._trials = Trials(Caches(self._reader))
-        self._rows = Rows(int(self.slots), self.tokens)
+        self._memos = Memos(int(self.slots), self.tokens)
 
     @property
     def limits(self) -> Limits:
@@ -86,32 +85,32 @@ class BatchPredictor:
     @property
     def held(self) -> int:
         """Of how many tokens, drafts among them, keys and values are kept now."""
-        return self._rows.held
+        return self._memos.held
 
     def __call__(self, tokens: Tokens, drafts: Sequence[Proposal], /) -> Tensor:
         """Logits [n + 1, V] after `tokens`, and after them and the path down to each of the n drafts."""
         return Shared(self.read)(tokens, drafts)
 
-    def read(self, asked: Sequence[Asked], /) -> list[Answer]:
+    def read(self, asked: Sequence[Asked], /) -> list[Reply]:
         """The answer to each who asks: its logits, its error, or None while its prompt is being read."""
         each(a(Asked, "give the Asked that came"))("asked", asked)
-        answers: list[Answer] = []
+        replies: list[Reply] = []
         for start in range(0, len(asked), self.slots):
-            answers += self._read(asked[start : start + self.slots])
-        return answers
+            replies += self._read(asked[start : start + self.slots])
+        return replies
 
     def forget(self) -> None:
         """Forget all that was read, after a change of the model that cannot be noticed."""
         with self._reader.guard:
-            self._rows.clear()
+            self._memos.clear()
             self._alone.forget()
 
     def prune(self, tokens: Tokens, /) -> None:
         """Nothing: what a text refused is forgotten when it is read next, or when its place is wanted."""
         text_of(tokens)
 
-    def _read(self, asked: Sequence[Asked]) -> list[Answer]:
-        answers: list[Answer] = [None] * len(asked)
+    def _read(self, asked: Sequence[Asked]) -> list[Reply]:
+        replies: list[Reply] = [None] * len(asked)
         parts: dict[int, _Part] = {}
         with self._reader.guard:
             self._meet()
@@ -120,11 +119,11 @@ class BatchPredictor:
                     tokens, drafted, parents = self._looked_at(one)
                     if not self._may_join(len(tokens) + len(drafted), is_chain(parents)):
                         self._warn()
-                        answers[i] = self._alone(tokens, one.drafts)
+                        replies[i] = self._alone(tokens, one.drafts)
                     elif not self._is_being_read(one, tokens, parts.values()):
                         parts[i] = self._part(one, tokens, drafted, parents)
                 except Exception as error:  # whatever it is, it is this text's
-                    answers[i] = error
+                    replies[i] = error
             began = None if self.meter is None else self.meter.now()
             passed = self._passed([*parts.values()])
             if began is not None:
@@ -132,19 +131,19 @@ class BatchPredictor:
             for i, rows in zip(parts, passed, strict=True):
                 part = parts[i]
                 if rows is None or not _is_finite(rows):
-                    answers[i] = self._by_itself(part)
+                    replies[i] = self._by_itself(part)
                     continue
-                part.row.memo.tokens += part.piece.ids[: part.text]
+                part.memo.tokens += part.piece.ids[: part.text]
                 if part.finishes:
-                    part.row.memo.tree = tuple(part.asked.drafts)
-                    answers[i] = rows
-                self._rows.put(part.row)
-        return answers
+                    part.memo.tree = tuple(part.asked.drafts)
+                    replies[i] = rows
+                self._memos.put(part.memo)
+        return replies
 
     def _meet(self) -> None:
         """Forget what was read of another model than this now is."""
         if self._trials.meet():
-            self._rows.clear()
+            self._memos.clear()
             self._joins.clear()
 
     def _looked_at(self, asked: Asked) -> tuple[Tokens, Tokens, tuple[int, ...]]:
@@ -182,7 +181,7 @@ class BatchPredictor:
         """
         if asked in self._waited:
             return False
-        known = self._rows.covered(tokens) + WORTH
+        known = self._memos.covered(tokens, 0) + WORTH
         reading = [part for part in parts if common_prefix(part.asked.tokens, tokens) > known]
         if any(part.finishes for part in reading):
             self._waited.add(asked)
@@ -190,15 +189,14 @@ class BatchPredictor:
 
     def _part(self, asked: Asked, tokens: Tokens, drafted: Tokens, parents: tuple[int, ...]) -> _Part:
         """What of a text is read in this pass: the next piece of it, or all that is new, and the drafts."""
-        row = self._rows.take(tokens, asked.by) or Row(Memo(new_past(self._reader), 0))
-        row.belongs(asked.by)
-        past = row.memo.past
+        memo = self._memos.take(tokens, 0, owner=asked.by) or Memo(new_past(self._reader), 0, owner=asked.by)
+        past = memo.past
         piece = tokens[past.length :]
         if len(piece) > self.piece:
             ids = piece[: self.piece]
-            return _Part(asked, row, Piece(past, ids, tuple(range(-1, len(ids) - 1)), 1), len(ids), False)
+            return _Part(asked, memo, Piece(past, ids, tuple(range(-1, len(ids) - 1)), 1), len(ids), False)
         whole = (*range(-1, len(piece) - 1), *[len(piece) + parent for parent in parents])
-        return _Part(asked, row, Piece(past, piece + drafted, whole, len(drafted) + 1), len(piece), True)
+        return _Part(asked, memo, Piece(past, piece + drafted, whole, len(drafted) + 1), len(piece), True)
 
     def _passed(self, parts: Sequence[_Part]) -> Sequence[Tensor | None]:
         """The rows of each part, by one pass; None where that failed."""
@@ -215,7 +213,7 @@ class BatchPredictor:
         mean = sum(len(part.piece.ids) for part in parts) / len(parts)
         self.meter.note(1 if mean == 1 else max(2, round(mean)), self.meter.since(began))
 
-    def _by_itself(self, part: _Part) -> Answer:
+    def _by_itself(self, part: _Part) -> Reply:
         try:
             return self._alone(part.asked.tokens, part.asked.drafts)
         except Exception as error:
@@ -233,7 +231,7 @@ class _Part:
     """What is read of one text in a pass: a `piece`, the first `text` ids of which are text and the others drafts."""
 
     asked: Asked
-    row: Row
+    memo: Memo
     piece: Piece
     text: int
     finishes: bool

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Final, final
@@ -18,12 +18,17 @@ DRAFTS: Final = 16
 """How many tokens a model that drafts may have read of its own drafts: it is fed them one by one, as text is."""
 
 
+def nobody() -> None:
+    """Whose a memo is that anyone may go on with."""
+
+
 @final
 @define(eq=False)
 class Memo:
     """What was read of one text: a cache, and what it covers.
 
-    The last `ahead` of its tokens were drafts when they were read, and so was the `tree` after them.
+    The last `ahead` of its tokens were drafts when they were read, and so was the `tree` after them. `owner()` is who
+    goes on with it; None where anyone may.
     """
 
     past: Past
@@ -31,11 +36,18 @@ class Memo:
     tokens: list[int] = field(factory=list)
     ahead: int = 0
     tree: tuple[Proposal, ...] = ()
+    owner: Callable[[], object] = nobody
+
+    def covers(self, tokens: Tokens) -> int:
+        """How many of the first of `tokens` it covers, those that the path which they take through its tree adds."""
+        if not begins(self.tokens, tokens):
+            return common_prefix(self.tokens, tokens)
+        return len(self.tokens) + len(self._path(tokens))
 
     def settle(self, tokens: Tokens) -> None:
-        """Of the tree that was read last, keep the path that `tokens` took. Whether they begin alike is seen later."""
+        """Of the tree that was read last, keep the path that `tokens` took; nothing where they begin otherwise."""
         if self.tree:
-            path = path_along(self.tree, parents_of(self.tree), tokens[len(self.tokens) :])
+            path = self._path(tokens) if begins(self.tokens, tokens) else []
             self.past.keep(len(self.tokens), path)
             self.tokens += [self.tree[i].token for i in path]
             self.tree = ()
@@ -52,18 +64,28 @@ class Memo:
         del self.tokens[self.past.length :]
         return went
 
+    def _path(self, tokens: Tokens) -> list[int]:
+        return path_along(self.tree, parents_of(self.tree), tokens[len(self.tokens) :]) if self.tree else []
+
 
 @final
 @define(eq=False)
 class Memos:
-    """The memos of up to `most` texts, the newest first. A memo belongs to a `region` of lengths (`predictors.trial`).
+    """The memos of up to `most` texts, the newest first; of up to `tokens` tokens together, where that is given.
 
-    `goes_back` tells whether a memo was ever taken back that can only go back to a mark: from then on marks are made.
+    A memo belongs to a `region` of lengths (`predictors.trial`). `goes_back` tells whether a memo was ever taken back
+    that can only go back to a mark: from then on marks are made.
     """
 
     most: int
+    tokens: int | None = None
     goes_back: bool = False
     _kept: list[Memo] = field(init=False, factory=list)
+
+    @property
+    def held(self) -> int:
+        """How many tokens all of them cover, drafts among them."""
+        return sum(memo.past.length for memo in self._kept)
 
     def clear(self) -> None:
         """Forget all."""
@@ -76,47 +98,67 @@ class Memos:
         It is put back when the block ends, and lost when the block raises: an exception or Ctrl-C inside the model must
         not leave a cache that covers who knows what.
         """
-        memo = self._taken(tokens, region, new) or Memo(Past(None, 0), region)
+        memo = self.take(tokens, region, new) or Memo(Past(None, 0), region)
         yield memo
         if memo.tokens:
-            self._kept.insert(0, memo)
-            del self._kept[self.most :]
+            self.put(memo)
+
+    def covered(self, tokens: Tokens, region: int) -> int:
+        """How many of the first of `tokens` some memo covers."""
+        return max([memo.covers(tokens) for memo in self._kept if memo.region == region], default=0)
+
+    def take(self, tokens: Tokens, region: int, new: int = 1, owner: Callable[[], object] = nobody) -> Memo | None:
+        """The memo that covers most of a text, but not its last `new` tokens, out of those that are kept.
+
+        None where nothing is covered. A memo of somebody else goes on as it is, and so does one of which more than the
+        drafts of a step would be forgotten: what is taken is a copy.
+        """
+        best, most, mine = None, 0, owner()
+        for memo in self._kept:
+            if memo.region == region:
+                covered, is_mine = memo.covers(tokens), memo.owner() is mine
+                if covered > most or (best is not None and covered == most and is_mine and best.owner() is not mine):
+                    best, most = memo, covered
+                if is_mine and covered >= len(memo.tokens) and covered + NEAR >= len(tokens):
+                    break  # no other covers more that is worth the search
+        if best is None:
+            return None
+        is_dropped_next = len(self._kept) == self.most and best is self._kept[-1]
+        if best.owner() in (None, mine) and (best.goes_on(most) or is_dropped_next):
+            self._kept.remove(best)
+        else:
+            best = deepcopy(best)
+        if mine is not None:
+            for memo in self._kept:  # what its owner has parted with
+                if memo.owner() is mine:
+                    memo.owner = nobody
+        best.owner = owner
+        best.settle(tokens)
+        keep = min(most, len(tokens) - new)
+        self.goes_back = self.goes_back or (keep < len(best.tokens) and best.past.needs_marks)
+        return best if best.go_back(keep) else None
+
+    def put(self, memo: Memo) -> None:
+        """Keep a memo. What there is no room for is dropped: the oldest that nobody owns, or else the oldest."""
+        self._kept.insert(0, memo)
+        while len(self._kept) > 1 and self._is_full:
+            oldest = self._kept[:0:-1]
+            self._kept.remove(next((old for old in oldest if old.owner() is None), oldest[0]))
 
     def prune(self, tokens: Tokens) -> None:
         """Forget what is seen not to be a prefix of `tokens` in the newest memo, if that is of this text."""
         if not self._kept:
             return
         memo = self._kept[0]
+        if not memo.goes_on(parting(memo.tokens, tokens)):  # another text's
+            return
         memo.settle(tokens)
         keep = parting(memo.tokens, tokens)
-        if not memo.goes_on(keep):  # another text's
-            return
         if memo.past.needs_marks:
             memo.past.thin(keep)
         elif not memo.go_back(keep):
             self._kept.remove(memo)
 
-    def _taken(self, tokens: Tokens, region: int, new: int) -> Memo | None:
-        """The best memo, out of those that are kept.
-
-        Where more than the drafts of a step would be forgotten of it, it is another text's, which goes on with a copy.
-        """
-        best, most = None, 0
-        for memo in self._kept:
-            if memo.region == region:
-                memo.settle(tokens)
-                known = memo.tokens
-                covered = len(known) if begins(known, tokens) else common_prefix(known, tokens)
-                if covered > most:
-                    best, most = memo, covered
-                if covered + NEAR >= len(tokens) and memo.goes_on(covered):
-                    break
-        if best is None:
-            return None
-        if best.goes_on(most) or (len(self._kept) == self.most and best is self._kept[-1]):  # else it is dropped next
-            self._kept.remove(best)
-        else:
-            best = deepcopy(best)
-        keep = min(most, len(tokens) - new)
-        self.goes_back = self.goes_back or (keep < len(best.tokens) and best.past.needs_marks)
-        return best if best.go_back(keep) else None
+    @property
+    def _is_full(self) -> bool:
+        return len(self._kept) > self.most or (self.tokens is not None and self.held > self.tokens)
