@@ -17,7 +17,7 @@ from specflow.laws import Laws, Lazily
 from specflow.processors import EachPrefix, LogitsProcessor, Processor
 from specflow.randomness import Randomness
 from specflow.state import Predictor, Proposal, Tokens
-from specflow.trees import no_draft, parent_of
+from specflow.trees import no_draft
 
 
 def rows_of(predictor: Predictor, tokens: Tokens, drafts: Sequence[Proposal] = (), parameter: str = "target") -> Tensor:
@@ -99,8 +99,8 @@ def stream_of(drafter: object, stream: object) -> Iterator[object]:
     raise DecodeError("drafter", happened, shown(stream), "yield proposals, or return an iterator over them")
 
 
-def proposal_of(drafter: object, value: object, number: int, vocab_size: int | None) -> Proposal:
-    """Proposal number `number` of a stream: a token that can be one, after its parent, with a law that it may have."""
+def proposal_of(drafter: object, value: object, vocab_size: int | None) -> Proposal:
+    """A proposal of a stream: a token that can be one, with a law that it may have. Its parent is not looked at."""
     if not isinstance(value, Proposal):
         happened = f"the drafter {named(drafter)} proposes what is not a Proposal"
         raise DecodeError("drafter", happened, shown(value), "yield Proposal(token, q, source)")
@@ -108,7 +108,6 @@ def proposal_of(drafter: object, value: object, number: int, vocab_size: int | N
     if not isinstance(source, str):
         happened = f"the drafter {named(drafter)} names its drafts by what is not a str"
         raise DecodeError("drafter", happened, shown(source), "give the source a name")
-    parent_of(value, number)
     if not is_id(value.token):
         happened = f"the source {source!r} drafts what is not a token id"
         raise DecodeError("drafter", happened, shown(value.token), "draft plain ints, such as int(logits.argmax())")

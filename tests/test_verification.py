@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from itertools import islice
 from math import exp
 from typing import Final, TypeAlias
@@ -42,8 +42,10 @@ from specflow import (
     start,
 )
 from specflow.distribution import BlackBox, Distribution
-from specflow.randomness import Randomness
-from specflow.stages import LossyTypical, Verify
+from specflow.laws import Laws
+from specflow.randomness import Randomness, Sampling, draws
+from specflow.stages import LossyTypical, Score, Verify
+from specflow.stages.rules import samples
 from specflow.state import Request
 from specflow.testing import Branch, Law, TableModel, branches, exact_law
 from specflow.trees import preorder
@@ -370,3 +372,21 @@ def test_a_step_leaves_no_logits_to_the_garbage_collector(processor: GreedyProce
         assert [logits() for logits in seen] == [None]
     finally:
         gc.enable()
+
+
+def test_tokens_are_drawn_ahead_only_where_rejection_judges_by_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever's randomness it is loses nothing at a draft that was drawn, which is judged by its law."""
+    spans: list[range] = []
+
+    def spy(rng: Sampling, laws: Laws, start: int, span: range) -> Generator[int, None, None]:
+        spans.append(span)
+        return draws(rng, laws, start, span)
+
+    monkeypatch.setattr(samples, "draws", spy)
+    target = along_paths(lambda text: torch.nn.functional.one_hot(torch.tensor(text[-1] + 1), 9).double())
+    sure = Categorical(torch.nn.functional.one_hot(torch.tensor(4), 9).double())
+    drafts = (Proposal(2), Proposal(3), Proposal(4, sure), Proposal(5), Proposal(6))
+    drafted = Drafted(start([1], 9).unwrap(), drafts)
+    verdict = Reject(Dice())(Score(target, GreedyProcessor())(drafted))
+    assert verdict.path == (0, 1, 2, 3, 4)
+    assert spans == [range(2), range(3, 5)]

@@ -17,8 +17,8 @@ from attrs import evolve
 from specflow.asked import proposal_of, stream_of
 from specflow.distribution import PointMass
 from specflow.guards.checks import MOST, calls, each, number, whole
-from specflow.state import BEFORE, TEXT, CertainDrafter, Proposal, Q, Tokens, parents_of
-from specflow.trees import depths
+from specflow.state import TEXT, CertainDrafter, Proposal, Q, Tokens, parents_of
+from specflow.trees import depths, parent_of
 
 DrafterOf: TypeAlias = Callable[[Tokens], Iterator[Proposal[Q]]]
 """A drafter whose proposals have laws of type Q: combinations of certain drafters are certain."""
@@ -79,8 +79,8 @@ def then(*drafters: DrafterOf[Q]) -> DrafterOf[Q]:
         for drafter in drafters:
             trunk, number = [TEXT], -1
             for number, value in enumerate(_stream(drafter, tokens)):
-                proposal = proposal_of(drafter, value, number, None)
-                parent = number - 1 if proposal.parent == BEFORE else proposal.parent
+                proposal = proposal_of(drafter, value, None)
+                parent = parent_of(proposal, number)
                 if parent == trunk[-1]:
                     trunk.append(number)
                     tokens = (*tokens, proposal.token)
@@ -148,12 +148,12 @@ def as_chain(drafter: CertainDrafter, least: float = 0.1) -> CertainDrafter:
     def draft(tokens: Tokens, /) -> Iterator[Proposal[PointMass]]:
         end = TEXT
         for i, value in enumerate(_stream(drafter, tokens)):
-            proposal = proposal_of(drafter, value, i, None)
+            proposal = proposal_of(drafter, value, None)
             if proposal.chance is not None:
                 number("a draft's chance is not a finite number", "give a probability")("chance", proposal.chance)
                 if proposal.chance < least:
                     return
-            if (i - 1 if proposal.parent == BEFORE else proposal.parent) == end:
+            if parent_of(proposal, i) == end:
                 end = i
                 yield Proposal(value.token, value.q, source=value.source, chance=value.chance)
 

@@ -13,7 +13,8 @@ from specflow.guards.checks import number
 from specflow.policies.acceptance import PRIOR, Certain, pulled
 from specflow.policies.choice import DOUBT, Choice, are_numbers
 from specflow.policies.meter import CostMeter, Durations
-from specflow.state import BEFORE, TEXT, DecodeState, Pace, Proposal
+from specflow.state import TEXT, DecodeState, Pace, Proposal
+from specflow.trees import parent_of
 
 ADVANCE: Final = 1.5  # how many passes a text may lose to drafts before it has gained anything
 LOSS: Final = 0.01  # how much more of a pass it may lose for each token
@@ -68,7 +69,7 @@ class _Weighed:
 
     def add(self, draft: Proposal) -> None:
         n = len(self.drafts) + 1
-        parent = n - 2 if draft.parent == BEFORE else draft.parent
+        parent = parent_of(draft, n - 1)
         if draft.chance is None:
             chance = PRIOR * max(0.0, self._left[parent])
         else:

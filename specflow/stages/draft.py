@@ -24,7 +24,7 @@ class Draft:
 
     No path is longer than room - 1, so that the bonus token fits, and a chain ends at a stop token, which is kept. The
     drafts of a tree are put in depth-first order, so that the likeliest path lies together. A drafter with nothing to
-    say makes γ = 0, and the step is one of autoregressive decoding. `DecodeError`, naming the source, for what is no
+    say makes γ = 0, and the step is one of autoregressive decoding. `DecodeError`, naming the source, for what is not a
     proposal, for one that does not come after its parent, and for a token that is not in the vocabulary.
     """
 
@@ -52,7 +52,7 @@ class Draft:
             return
         depths: list[int] = []
         for number, value in enumerate(stream):
-            proposal = proposal_of(self.drafter, value, number, vocab_size)
+            proposal = proposal_of(self.drafter, value, vocab_size)
             parent = parent_of(proposal, number)
             depths.append(1 if parent == TEXT else depths[parent] + 1)
             if depths[-1] > room:

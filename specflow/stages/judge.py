@@ -56,7 +56,7 @@ class LossyJudge(Generic[S]):
 @final
 @frozen
 class Verify(Generic[S]):
-    """`Score` and `Judge` in one, for who does not look in between."""
+    """`Score` and `Judge` in one, for those who need not look in between."""
 
     target: Predictor
     processor: Processor

@@ -39,7 +39,7 @@ class Match:
     def __call__(self, scored: Scored, /) -> Verdict[Sampling]:
         a_score("scored", scored)
         drafted, here = scored.drafted, TEXT
-        with closing(Samples(self.rng, scored)) as samples:
+        with closing(Samples(self.rng, scored, lambda i: bool(drafted.children(i)))) as samples:
             while followers := drafted.followers(here):
                 sample = samples.after(here)
                 if sample not in followers:

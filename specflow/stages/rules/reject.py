@@ -13,7 +13,7 @@ from specflow.randomness import Randomness, drawn
 from specflow.stages.order import a_score
 from specflow.stages.rules.odds import Odds
 from specflow.stages.rules.samples import Samples, is_randomness
-from specflow.state import TEXT, Scored, Verdict
+from specflow.state import TEXT, Drafted, Scored, Verdict
 
 
 @final
@@ -49,9 +49,9 @@ class Reject:
     def judge_from(self, here: int, scored: Scored) -> Verdict:
         """The rule for the drafts after draft `here`, which stands."""
         drafted, odds = scored.drafted, Odds(scored)
-        with closing(Samples(self.rng, scored)) as samples:
+        with closing(Samples(self.rng, scored, lambda i: _are_certain(drafted, i))) as samples:
             while children := drafted.children(here):
-                if not any(isinstance(drafted.proposals[i].q, Categorical) for i in children):
+                if _are_certain(drafted, here):
                     sample = samples.after(here)
                     taken = next((i for i in children if drafted.proposals[i].token == sample), None)
                     rest: Distribution = PointMass(sample)
@@ -82,3 +82,9 @@ class Reject:
                 return child, law
             law = law.residual(draft.q)
         return None, law
+
+
+def _are_certain(drafted: Drafted, here: int) -> bool:
+    """Whether there are drafts after this one, and all of them certain."""
+    children = drafted.children(here)
+    return bool(children) and not any(isinstance(drafted.proposals[i].q, Categorical) for i in children)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import final
 
 from attrs import define, field
@@ -18,7 +18,7 @@ is_sampling = valid(does("a source of draws", "give Dice() or SharedNoise(seed)"
 @final
 @define(eq=False)
 class Samples:
-    """One token of the target's law after each draft that a walk comes to and that others follow.
+    """One token of the target's law after each draft that a walk comes to and that `by_samples` holds of.
 
     On a device all along a stretch are drawn at the first, and copied at once. Close it when the walk is over: what was
     drawn for nothing is taken back (`specflow.randomness.draws`).
@@ -26,6 +26,7 @@ class Samples:
 
     rng: Sampling
     scored: Scored
+    by_samples: Callable[[int], bool]
     _stretch: Stretch | None = field(init=False, default=None)
     _drawing: Generator[int, None, None] | None = field(init=False, default=None)
 
@@ -34,8 +35,10 @@ class Samples:
         stretch, at = self.scored.stretch(here)
         if self._drawing is None or stretch is not self._stretch:
             self.close()
-            span = range(at, len(stretch.way) - 1)  # no draft follows the last
-            self._stretch, self._drawing = stretch, draws(self.rng, stretch.laws, stretch.start, span)
+            end = at + 1
+            while end < len(stretch.way) and self.by_samples(stretch.way[end]):
+                end += 1
+            self._stretch, self._drawing = stretch, draws(self.rng, stretch.laws, stretch.start, range(at, end))
         return next(self._drawing)
 
     def close(self) -> None:
