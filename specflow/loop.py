@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 import numpy
@@ -21,7 +21,7 @@ SPEC_NAMES: Final = {"prompt": "inputs", "max_new_tokens": "max_gen_len", "stop"
 """What the spec's functions call the parameters of `start`."""
 
 LARGEST: Final = 2**63
-"""No id is this large: models read ids of 64 bits, one of them for the sign."""
+"""No id and no length is this large: models read ids of 64 bits, one of them for the sign."""
 
 
 def start(
@@ -63,6 +63,8 @@ def _started(prompt: object, max_new_tokens: object, stop: object, limits: objec
         raise DecodeError("max_new_tokens", f"the number of new tokens is {what}", shown(max_new_tokens), remedy)
     limit = len(tokens) + int(max_new_tokens)
     limit = limit if limits.context is None else min(limit, limits.context)
+    if limit >= LARGEST:
+        raise DecodeError("max_new_tokens", "no text is that long", shown(max_new_tokens), "give fewer tokens")
     return DecodeState(Request(tokens, limit, stops, limits.vocab_size), tokens)
 
 
@@ -71,7 +73,9 @@ def _ids(name: str, given: object, vocab_size: int | None) -> Tokens:
     if isinstance(given, Tensor | numpy.ndarray) and given.ndim != 1:
         received, remedy = f"shape {list(given.shape)}", "give whole numbers of shape [n], one text"
         raise DecodeError(name, f"{name} is not a row of ids", received, remedy)
-    tokens = ids_of(name, list(given) if isinstance(given, Set | Iterator) else given)
+    if isinstance(given, Iterable) and not isinstance(given, Sequence | Mapping | Tensor | numpy.ndarray):
+        given = list(given)
+    tokens = ids_of(name, given)
     for token in tokens:
         if not 0 <= token < (LARGEST if vocab_size is None else vocab_size):
             size = "the vocabulary" if vocab_size is None else f"the vocabulary of {vocab_size}"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+from collections import deque
+from collections.abc import Iterable
 from itertools import islice, pairwise
 
 import pytest
@@ -23,6 +25,7 @@ from specflow import (
     unfold,
 )
 from specflow.loop import once
+from specflow.protocols import Limits
 from specflow.stages import Observer, unobserved
 from specflow.state import Count, Reason, Request, Tally
 from tests.toys import disturbed, oracle, tiny_llama
@@ -148,3 +151,16 @@ def test_a_tally_is_a_monoid() -> None:
 def test_a_state_prints_what_it_is() -> None:
     state = DecodeState(Request((3,), 5), (3, 4))
     assert repr(state).startswith("DecodeState(request=Request(prompt=(3,), limit=5")
+
+
+@pytest.mark.parametrize(
+    "ids", [{"a": 4, "b": 5}.values(), {4, 5}, iter([4, 5]), (token for token in (4, 5)), deque([4, 5])]
+)
+def test_ids_come_in_whatever_can_be_gone_through(ids: Iterable[int]) -> None:
+    assert start([1], 3, ids).unwrap().request.stop == {4, 5}
+
+
+def test_a_text_without_an_end_is_refused_by_the_name_that_was_given() -> None:
+    error = start([1, 2], 10**30).failure()
+    assert (error.parameter, error.received) == ("max_new_tokens", str(10**30))
+    assert start([1, 2], 10**30, limits=Limits(context=9)).unwrap().room == 7

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Thread
 from time import sleep
-from typing import Any, TypeAlias, final
+from typing import Any, TypeAlias, cast, final
 
 import numpy
 import pytest
@@ -865,3 +865,11 @@ def test_threads_keep_a_bound_and_a_saved_file_is_whole(tmp_path: Path) -> None:
 
     in_threads([teach, teach, lambda: keep("a"), lambda: keep("b")])
     assert len(storage) == len(storage.counts()) <= 40
+
+
+@pytest.mark.parametrize("path", ["a folder", 3, b"bytes", "a\0b"])
+def test_what_is_not_a_file_is_not_called_corrupted(path: object, tmp_path: Path) -> None:
+    with pytest.raises(DecodeError) as raised:
+        NGramStorage(3, 10).load(tmp_path if path == "a folder" else cast(str, path))
+    assert "corrupted" not in str(raised.value)
+    assert "name a file" in str(raised.value)

@@ -122,8 +122,9 @@ def content_of(path: str | os.PathLike[str], remedy: str) -> tuple[dict[str, str
 
     `DecodeError` for a file that cannot be read, or that is no such file; the remedy is for the latter.
     """
+    file = _checked(path)
     try:
-        content = _checked(path).read_bytes()
+        content = file.read_bytes()
         arrays = load(content)
     except FileNotFoundError as error:
         raise no_file(path, "does not exist", "name one that `save` wrote") from error
@@ -140,7 +141,7 @@ def _checked(path: object) -> Path:
     """`path`, where there is a file or could be one: no folder, no device, no pipe. `DecodeError` for any other."""
     remedy = "name a file, as a str or a Path"
     if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
-        raise DecodeError("path", "the path is none", shown(path), remedy)
+        raise DecodeError("path", "the path is not the name of a file", shown(path), remedy)
     named = Path(path)
     try:
         mode = os.stat(named).st_mode
