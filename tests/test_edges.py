@@ -405,6 +405,22 @@ def test_what_cannot_be_noticed_is_forgotten_on_demand() -> None:
     torch.testing.assert_close(last_rows(kept, TEXT[:14], 2), expected, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("predictor", [CachedPredictor, UncachedPredictor])
+def test_a_config_that_was_changed_is_read_again_on_demand(
+    predictor: Callable[[Module], CachedPredictor | UncachedPredictor],
+) -> None:
+    """A window that begins after what was read first: beyond it the model is tried anew, and `forget` sees to it."""
+    torch.manual_seed(0)
+    model: Any = made("mistral", sliding_window=None, num_key_value_heads=2).double()
+    kept = predictor(model)
+    kept(TEXT[:12], ())
+    model.config.sliding_window = 40
+    if isinstance(kept, CachedPredictor):
+        kept.forget()
+    kept(TEXT[:12], ())
+    assert kept._trials.horizons == (40,)
+
+
 @OF_PEFT
 def test_dropout_of_any_submodule_is_off() -> None:
     model: Any = peft.get_peft_model(tiny_llama(), lora()).eval()

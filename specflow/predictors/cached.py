@@ -118,6 +118,7 @@ class CachedPredictor:
         """Forget all that was read, after a change of the model that cannot be noticed."""
         with self._reader.guard:
             self._memos.clear()
+            self._trials.forget()
 
     def read_ahead(self, tokens: Tokens, most: int, choose: Choose, /) -> Tokens:
         """`most` ≥ 1 tokens that follow, each chosen from the logits after those before it, and copied all at once.

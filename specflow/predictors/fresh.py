@@ -38,6 +38,7 @@ class UncachedPredictor:
 
     def _last(self, tokens: Tokens, last: int) -> Tensor:
         with self._trials.reader.guard:
+            self._trials.forget()
             self._trials.meet()
             return self._trials.in_parts(tokens, last, self._trials.read_afresh)
 

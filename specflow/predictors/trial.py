@@ -233,6 +233,10 @@ class Trials:
         self._now, self._seen = found, look
         return True
 
+    def forget(self) -> None:
+        """Meet the model as a new one: its config, which is not watched, may tell of other horizons."""
+        self._seen = None
+
     def regime(self, length: int) -> Regime:
         """How a text of `length` tokens is read."""
         return self._entered(length)[-1]
