@@ -27,8 +27,8 @@ from specflow.drafters import (
     longest,
     propose_nothing,
 )
-from specflow.errors import DecodeError, unwrap
-from specflow.guards.checks import MOST, a, calls, does, each, or_none, valid, whole
+from specflow.errors import DecodeError
+from specflow.guards.checks import MOST, a, calls, does, each, or_none, shown, valid, whole
 from specflow.policies import EGAG, SVIP, AdaEDL, CostAware, CostMeter, Fixed, Heuristic, StopAfter, Unsure
 from specflow.policies.meter import Clock
 from specflow.predictors import CachedPredictor, limits_of
@@ -51,7 +51,6 @@ from specflow.stages import (
     unobserved,
 )
 from specflow.state import Committed, Drafter, GammaPolicy, Predictor, Rule, Step, Tokens
-from specflow.vocabulary import fitted, shared_vocabulary
 
 S = TypeVar("S", bound=Sampling)
 
@@ -64,7 +63,10 @@ def _are_stages(name: str, value: object) -> None:
 _are_memos = each(does("a provider that forgets", "give the predictors themselves", "prune"))
 
 
-def _alone(model: Module) -> CachedPredictor:
+# Drafters.
+
+
+def _read_alone(model: Module) -> CachedPredictor:
     return CachedPredictor(model)
 
 
@@ -87,7 +89,7 @@ class Setting:
         default=lambda: None, validator=valid(calls("what gives bigrams", "give a function of nothing"))
     )
     reading: Callable[[Module], CachedPredictor | BatchPredictor] = field(
-        default=_alone,
+        default=_read_alone,
         validator=valid(calls("what reads a model", "give a function of one")),
     )
 
@@ -151,10 +153,8 @@ def _llm(setting: Setting) -> Drafting:
     model = setting.assistant
     if model is None:
         raise DecodeError("drafter", "there is no assistant to draft", "None", "give one with the same tokenizer")
-    known, predictor = limits_of(model), setting.reading(model)
-    vocab_size = unwrap(shared_vocabulary(limits_of(setting.model), known))
-    fit = predictor if vocab_size is None else fitted(predictor, vocab_size)
-    drafter = LLMDrafter(fit, setting.processor, setting.rng, known.context, known.vocab_size)
+    predictor, known, target = setting.reading(model), limits_of(model), limits_of(setting.model)
+    drafter = LLMDrafter.fitting(predictor, known, target, setting.processor, setting.rng)
     return Drafting(drafter, memos=(predictor,))
 
 
@@ -176,15 +176,15 @@ DRAFTERS: Final[Mapping[str, Entry]] = {
 @final
 @frozen(eq=False)
 class Pacing:
-    """A gamma policy, and the predictor that it wants the target to be read through: for most the target itself.
+    """A gamma policy, and the predictor that it wants the target to be read through; None is the target itself.
 
     A policy that learns is taught by one text at a time: `anew` makes one for each text of a batch, given the meter
     that a `BatchPredictor` tells of its passes, and None says that `gamma` serves them all.
     """
 
     gamma: GammaPolicy = field(validator=valid(calls("a gamma policy", "give one, such as Fixed(5)")))
-    watched: Callable[[Predictor], Predictor] = field(
-        default=lambda target: target, validator=valid(calls("a watch", "give a function of the target"))
+    watched: Callable[[Predictor], Predictor] | None = field(
+        default=None, validator=valid(or_none(calls("a watch", "give a function of the target, or None")))
     )
     anew: Callable[[CostMeter], GammaPolicy] | None = field(
         default=None, validator=valid(or_none(calls("what makes policies", "give a function of a meter, or None")))
@@ -193,6 +193,9 @@ class Pacing:
     def in_batch(self, meter: CostMeter) -> Pacing:
         """The same for one text of a batch, whose passes `meter` is told of."""
         a(CostMeter, "give the meter of the BatchPredictor")("meter", meter)
+        if self.anew is None and self.watched is not None:
+            happened, remedy = "a policy that has its target watched is for one text at a time", "give Pacing an `anew`"
+            raise DecodeError("policy", happened, shown(self.gamma), remedy)
         return Pacing(self.gamma if self.anew is None else self.anew(meter))
 
 
@@ -256,6 +259,6 @@ def step_of(
     a(Pacing, "give what a policy of the catalogue makes")("pacing", pacing)
     _are_memos("prune", prune)
     draft, adjust = Draft(drafting.drafter, pacing.gamma), Adjust(rng)
-    verify = Verify(pacing.watched(target), processor, rule)
+    verify = Verify(target if pacing.watched is None else pacing.watched(target), processor, rule)
     end = ending(until, unobserved, PruneCache((*drafting.memos, *prune)), *drafting.teach)
     return lambda state: state.then(draft).then(verify).then(adjust).then(end)

@@ -29,7 +29,7 @@ from specflow.stages.ngram import UpdateNgram
 from specflow.stages.observe import Observer, Show, Tokenizer, unobserved
 from specflow.state import DecodeState, Drafter, GammaPolicy
 from specflow.steps import autoregressive_step, lossy_unadjusted_step, ngram_step, speculative_step
-from specflow.vocabulary import fitted, shared_vocabulary
+from specflow.vocabulary import shared_vocabulary
 
 
 @torch.no_grad()
@@ -56,7 +56,7 @@ def autoregressive_generate(
     use_cache: keep keys and values, and feed the model only what is new; else it reads the whole text for each token.
     debug: print each step.
 
-    `DecodeError` (a `ValueError`) for anything else, before the model runs: ids that are no whole numbers or outside
+    `DecodeError` (a `ValueError`) for anything else, before the model runs: ids that are not whole numbers or outside
     the vocabulary, a prompt longer than the context, a model without a decoder or without weights (meta).
     """
     _check({"model": model}, logits_processor, None, use_cache=use_cache, debug=debug)
@@ -198,7 +198,10 @@ def ngram_assisted_speculative_generate(
 
 
 def _check(models: Mapping[str, Module], processor: object, tokenizer: object, **flags: bool) -> None:
-    """`DecodeError` for what is none of these. The spec's processors divide by their temperature."""
+    """`DecodeError` for flags, processors, tokenizers and models of the wrong kind.
+
+    The spec's processors divide by their temperature.
+    """
     for name, flag in flags.items():
         a(bool, "say True or False")(name, flag)
     remedy = "give a LogitsProcessor such as GreedyProcessor(), or transformers' in an interop.ProcessorList"
@@ -237,8 +240,7 @@ def _model_drafter(
             return GreedyBlockDrafter(predictor, ahead, other)
         if type(processor).sample is MultinomialProcessor.sample:
             return SampledBlockDrafter(predictor, processor, rng, ahead, other)
-    fit = predictor if vocab_size is None else fitted(predictor, vocab_size)
-    return LLMDrafter(fit, processor, rng, known.context, None if other is None else known.vocab_size)
+    return LLMDrafter.fitting(predictor, known, Limits(vocab_size), processor, rng)
 
 
 def _observer(debug: bool, tokenizer: Tokenizer | None) -> Observer:

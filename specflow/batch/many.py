@@ -22,13 +22,10 @@ from specflow.loop import SPEC_NAMES, run, start
 from specflow.policies import CostAware, CostMeter
 from specflow.predictors import limits_of
 from specflow.processors import GreedyProcessor, Processor
-from specflow.randomness import Dice, Sampling, SharedNoise
+from specflow.randomness import Dice, SharedNoise
 from specflow.state import DecodeState, Drafter, Finished, Step
 from specflow.steps import seed_coupled_step, speculative_step
-from specflow.vocabulary import fitted, shared_vocabulary
-
-Prompt = Sequence[int] | Tensor | NDArray[numpy.integer]
-"""A row of ids."""
+from specflow.vocabulary import shared_vocabulary
 
 
 def seed_of(seed: int, number: int | str) -> int:
@@ -46,7 +43,7 @@ def _nothing(number: int, end: Finished) -> None:
 
 
 def generate_many(
-    prompts: Iterable[Prompt],
+    prompts: Iterable[Sequence[int] | Tensor | NDArray[numpy.integer]],
     target: Module,
     drafter: Module | None = None,
     gamma: int = 10,
@@ -92,14 +89,16 @@ def generate_many(
     states = _started(prompts, target, max_gen_len, eos_tokens_id)
     meter = CostMeter()
     predictor = BatchPredictor(target, slots, meter=meter)
-    assistant = None if drafter is None else _assistant(drafter, target, slots)
+    assistant = None if drafter is None else BatchPredictor(drafter, slots)
+    if assistant is not None:
+        unwrap(shared_vocabulary(predictor.limits, assistant.limits))
 
     def step(number: int) -> Step:
         policy = CostAware(meter, gamma)
         rng = Dice() if seed is None else SharedNoise(seed_of(seed, number))
         draft: Drafter = SuffixDrafter()
         if assistant is not None:
-            draft = assistant(logits_processor, rng)
+            draft = LLMDrafter.fitting(assistant, assistant.limits, predictor.limits, logits_processor, rng)
         if isinstance(rng, SharedNoise):
             return seed_coupled_step(draft, predictor, logits_processor, rng, policy)
         return speculative_step(draft, predictor, logits_processor, rng, policy)
@@ -119,7 +118,7 @@ def generate_many(
     return [ends[number] for number in range(len(states))]
 
 
-def _started(prompts: Iterable[Prompt], target: Module, max_gen_len: int, eos_tokens_id: object) -> list[DecodeState]:
+def _started(prompts: object, target: Module, max_gen_len: int, eos_tokens_id: object) -> list[DecodeState]:
     """A state for each prompt. `DecodeError` with the number of the first that is none."""
     if isinstance(prompts, str | bytes | Tensor) or not isinstance(prompts, Iterable):
         raise DecodeError("prompts", "prompts are no rows of ids", shown(prompts), "give a list of rows of ids")
@@ -132,13 +131,3 @@ def _started(prompts: Iterable[Prompt], target: Module, max_gen_len: int, eos_to
             error.add_note(f"in prompt {number}")
             raise
     return states
-
-
-def _assistant(drafter: Module, target: Module, slots: int) -> Callable[[Processor, Sampling], Drafter]:
-    """A model that drafts for many texts at once."""
-    limits = limits_of(drafter)
-    vocab_size = unwrap(shared_vocabulary(limits_of(target), limits))
-    batched = BatchPredictor(drafter, slots)
-    predictor = batched if vocab_size is None else fitted(batched, vocab_size)
-    known = None if limits.vocab_size == vocab_size else limits.vocab_size
-    return lambda processor, rng: LLMDrafter(predictor, processor, rng, limits.context, known)

@@ -11,11 +11,14 @@ from torch import Tensor
 
 from specflow.asked import laws_of, rows_of
 from specflow.distribution import Categorical, Distribution, PointMass
+from specflow.errors import unwrap
 from specflow.guards.checks import MOST, a, calls, does, each, or_none, valid, whole
 from specflow.guards.ids import ids_of, text_of
 from specflow.processors import Processor
+from specflow.protocols import Limits
 from specflow.randomness import Sampling, drawn
 from specflow.state import TEXT, Predictor, Proposal, Tokens
+from specflow.vocabulary import fitted, shared_vocabulary
 
 
 @final
@@ -25,11 +28,11 @@ class LLMDrafter:
 
     `context` is how many tokens the model can read and `vocab_size` how many it knows: once the text is longer, or
     holds a token that the model does not know, it just stops proposing. Without `vocab_size` it knows all, and a long
-    text need not be looked through. `DecodeError` for logits that are no row, and for a law that is none.
+    text need not be looked through. `DecodeError` for logits that are not a row, and for what is not a law.
 
     With `widths` it drafts a tree, level by level, each in one pass: `widths[0]` different tokens after the text,
     `widths[1]` after each of them, and so on; deeper, one after each. Siblings are drawn one after the other
-    without replacement; beside a greedy choice stand the tokens with the next largest logits.
+    without replacement; the siblings of a greedy choice are the tokens with the next largest logits.
 
     Its processor is asked about the text it reads and what it drafted itself. After another drafter (`then`) that
     text holds the other's drafts, which a strict automaton may refuse: there give a processor with a law after any
@@ -45,6 +48,18 @@ class LLMDrafter:
     vocab_size: int | None = field(default=None, validator=valid(or_none(whole(1, "give the tokens it knows"))))
     source: str = field(default="llm", validator=valid(a(str, "give a name")))
     widths: tuple[int, ...] = field(default=(), validator=valid(each(whole(1, "draft one token at least", MOST))))
+
+    @classmethod
+    def fitting(
+        cls, predictor: Predictor, known: Limits, target: Limits, processor: Processor, rng: Sampling
+    ) -> LLMDrafter:
+        """A drafter for a target over whose vocabulary its own, whose limits are `known`, may be padded otherwise.
+
+        `DecodeError` where the two cannot be one vocabulary.
+        """
+        vocab_size = unwrap(shared_vocabulary(target, known))
+        fit = predictor if vocab_size is None else fitted(predictor, vocab_size)
+        return cls(fit, processor, rng, known.context, None if known.vocab_size == vocab_size else known.vocab_size)
 
     def __call__(self, tokens: Tokens, /) -> Iterator[Proposal]:
         tokens = text_of(tokens)
