@@ -56,6 +56,7 @@ from specflow.stages import Adjust, Draft, Verify, advance, commit
 from specflow.state import CertainDrafter
 from specflow.testing import conformance, model_conformance, through_trees
 from tests.architectures import ARCHITECTURES, WINDOW, Architecture
+from tests.test_captured import captured
 from tests.toys import VOCABULARY, oracle, passes_of, tiny_gpt2, tiny_llama
 
 NAMED: Final = {architecture.kind: architecture for architecture in ARCHITECTURES}
@@ -590,6 +591,13 @@ def test_the_numbers_of_a_check() -> None:
         accelerate.check(tiny_llama().to("meta"))
     for right in (range(7, 8), np.array([7]), torch.tensor([7]), {7}, iter([7])):
         assert accelerate.check(model, lengths=right, passes=(2, 3)).lengths == (7,)
+
+
+def test_no_ids_are_refused_by_an_accelerated_model() -> None:
+    for made in (accelerate.fast(tiny_llama()), captured(tiny_llama())):
+        for arguments in ((torch.zeros(1, 0, dtype=torch.long),), ()):
+            with pytest.raises(DecodeError, match="one text at a time"):
+                made(*arguments)
 
 
 def test_calls_of_an_accelerated_model_with_other_things() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import Embedding, Module
 from typing_extensions import override
 
-from specflow.accelerate.llama import Llama, Output, Place, Sight, hiding, logits_of, read
+from specflow.accelerate.llama import Llama, Output, Segment, Sight, hiding, logits_of, read
 from specflow.batch.texts import Text
 from specflow.caches import KVCache
 from specflow.trees import depths, lineage
@@ -26,9 +26,6 @@ Capture: TypeAlias = Callable[[Work], Work]
 """What captures the work and returns what repeats it: the same kernels, from and to the same memory.
 
 It may do the work once or more, with the data that are there when it is asked."""
-
-EMPTY: Final = torch.zeros(1, 0, dtype=torch.long)
-"""No ids."""
 
 PASSES: Final = (1, 2, 4, 8, 16, 32)
 """The lengths of captured passes: a pass is filled up to the next of them, and longer ones are not captured."""
@@ -64,24 +61,19 @@ class Captured(Module):
     @override
     def forward(
         self,
-        input_ids: Tensor = EMPTY,
+        input_ids: Tensor | None = None,
         cache: KVCache | None = None,
         use_cache: bool = True,
         logits_to_keep: int = 0,
         parents: Sequence[int] | None = None,
         texts: Sequence[Text] = (),
     ) -> Output:
-        """As `Llama`; in a short pass over a cache the logits are computed for all tokens. Several texts are not
+        """As `Llama`; in a short pass over a cache the logits are computed for all tokens. Of several texts no pass is
         captured."""
-        if texts:
-            several: Output = self.eager(texts=texts)
-            return several
-        k = input_ids.shape[-1]
+        k = 0 if input_ids is None else input_ids.shape[-1]
         size = next((size for size in PASSES if size >= k), None)
-        if cache is None or size is None or len(input_ids) != 1 or k == 0:
-            output: Output = self.eager(
-                input_ids, cache=cache, use_cache=use_cache, logits_to_keep=logits_to_keep, parents=parents
-            )
+        if texts or input_ids is None or cache is None or size is None or len(input_ids) != 1 or k == 0:
+            output: Output = self.eager(input_ids, cache, use_cache, logits_to_keep, parents, texts)
             return output
         with torch.no_grad(), self._turn:
             logits = self._track(cache, cache.length + size).run(input_ids[0], cache.length, size, parents)
@@ -91,10 +83,6 @@ class Captured(Module):
     def new_cache(self) -> KVCache:
         """As `Llama`."""
         return self.eager.new_cache()
-
-    def read_texts(self, texts: Sequence[Text]) -> list[Tensor]:
-        """As `Llama`."""
-        return list(torch.split(self(texts=texts).logits[0], [text.last for text in texts]))
 
     def __deepcopy__(self, memo: dict[int, object]) -> Captured:
         return Captured(deepcopy(self.eager, memo), self._capture)  # graphs cannot be copied: captured anew
@@ -188,8 +176,8 @@ class _Track:
         for window in weights.windows:
             sights[window] = Sight.of(self.buffer, hiding(positions, seen, window) | beside, weights, size, multiple)
         angles = cos[positions], sin[positions]
-        place = Place(size, angles, lambda i, new: rows[i].index_copy_(0, slots, new), sights)
-        return logits_of(weights, read(weights, self._ids[:size], [place]))
+        segment = Segment(size, angles, lambda i, new: rows[i].index_copy_(0, slots, new), sights)
+        return logits_of(weights, read(weights, self._ids[:size], [segment]))
 
 
 def cuda_graph(work: Work) -> Work:

@@ -137,7 +137,12 @@ class Llama(Module):
         would be another. Texts in several threads, each with a cache of its own, do not disturb one another.
         """
         if not texts:
-            if not isinstance(input_ids, Tensor) or input_ids.dim() != 2 or input_ids.shape[0] != 1:
+            if (
+                not isinstance(input_ids, Tensor)
+                or input_ids.dim() != 2
+                or len(input_ids) != 1
+                or not input_ids.numel()
+            ):
                 received = (
                     f"ids of shape {list(input_ids.shape)}" if isinstance(input_ids, Tensor) else shown(input_ids)
                 )
@@ -150,9 +155,9 @@ class Llama(Module):
         with torch.inference_mode():
             hidden: list[list[Tensor]] = [[] for _ in texts]
             for chunk in _chunks(texts):
-                places = [self._place(ids, texts[i]) for i, ids in chunk]
-                rows = read(self.weights, torch.cat([ids for _, ids in chunk]), places)
-                for (i, _), own in zip(chunk, torch.split(rows, [place.k for place in places]), strict=True):
+                segments = [self._segment(ids, texts[i]) for i, ids in chunk]
+                rows = read(self.weights, torch.cat([ids for _, ids in chunk]), segments)
+                for (i, _), own in zip(chunk, torch.split(rows, [segment.k for segment in segments]), strict=True):
                     hidden[i].append(own)
             last = torch.cat([torch.cat(own)[-text.last :] for own, text in zip(hidden, texts, strict=True)])
             logits = [logits_of(self.weights, rows) for rows in torch.split(last, TOKENS)]
@@ -161,11 +166,6 @@ class Llama(Module):
     def new_cache(self) -> KVCache:
         """The cache of a text of which nothing was read yet."""
         return KVCache(self.weights.before_head.new_empty(self._cache_shape(0)))
-
-    def read_texts(self, texts: Sequence[Text]) -> list[Tensor]:
-        """Logits [last, V] of each of several texts, which are read in one pass; their caches are written in place."""
-        logits: Tensor = self(texts=texts).logits[0]
-        return list(torch.split(logits, [text.last for text in texts]))
 
     @override
     def _apply(self, *arguments: object, **named: object) -> Llama:
@@ -181,7 +181,7 @@ class Llama(Module):
             raise DecodeError("cache", happened, shown(cache), remedy)
         return cache
 
-    def _place(self, ids: Tensor, text: Text) -> Place:
+    def _segment(self, ids: Tensor, text: Text) -> Segment:
         """Where ids [k] stand that follow what the text's cache covers, which then covers them."""
         cache, parents = text.cache, text.parents
         start, end, keys, device = cache.length, cache.length + len(ids), self.shapes.keys, ids.device
@@ -207,7 +207,7 @@ class Llama(Module):
             sights[window] = Sight.of(cache.buffer[:, :, :, first:last], mask, self.weights, len(ids), self.shapes.rows)
         room = cache.buffer.flatten(1, 2)[:, :, start:end].transpose(1, 2).unbind()
         cache.length = end
-        return Place(len(ids), angles, lambda i, new: room[i].copy_(new), sights)
+        return Segment(len(ids), angles, lambda i, new: room[i].copy_(new), sights)
 
 
 def _chunks(texts: Sequence[Text]) -> list[list[tuple[int, Tensor]]]:
@@ -228,8 +228,8 @@ def _chunks(texts: Sequence[Text]) -> list[list[tuple[int, Tensor]]]:
 
 @final
 @frozen(eq=False)
-class Place:
-    """Where k tokens of one text stand: their rotary angles, how their keys and values are written, and what they see.
+class Segment:
+    """k tokens of one text in a pass: their rotary angles, how their keys and values are written, and what they see.
 
     `write(layer, new)` takes keys and values [k, 2 · heads, size]. There is a sight for each of the model's windows.
     """
@@ -240,12 +240,12 @@ class Place:
     sights: Mapping[int | None, Sight]
 
 
-def read(weights: Weights, ids: Tensor, places: Sequence[Place]) -> Tensor:
-    """The hidden states [k, hidden] of ids [k] that stand in these places, one text's after the other's."""
+def read(weights: Weights, ids: Tensor, segments: Sequence[Segment]) -> Tensor:
+    """The hidden states [k, hidden] of ids [k], which are those of these segments, one after the other."""
     epsilon, k, heads, kv_heads, size = weights.epsilon, len(ids), weights.heads, weights.kv_heads, weights.size
     stream = Stream.of(F.embedding(ids, weights.embedding).to(weights.before_head.dtype), epsilon)
-    cos, sin = (_joined([place.angles[i] for place in places]) for i in (0, 1))
-    sizes = [place.k for place in places]
+    cos, sin = (_joined([segment.angles[i] for segment in segments]) for i in (0, 1))
+    sizes = [segment.k for segment in segments]
     for i, layer in enumerate(weights.layers):
         qkv = layer.qkv(stream.normed(layer.before_attention)).view(k, -1, size)
         qk = qkv[:, : heads + kv_heads]
@@ -254,9 +254,9 @@ def read(weights: Weights, ids: Tensor, places: Sequence[Place]) -> Tensor:
         if layer.rotary:
             _rotate(qk, (cos, sin))
         seen = []
-        for place, own in zip(places, torch.split(qkv, sizes), strict=True):
-            place.write(i, own[:, heads:])
-            seen.append(place.sights[layer.window].attend(own[:, :heads], i))
+        for segment, own in zip(segments, torch.split(qkv, sizes), strict=True):
+            segment.write(i, own[:, heads:])
+            seen.append(segment.sights[layer.window].attend(own[:, :heads], i))
         stream.x.add_(layer.out(_joined(seen)))
         gate, up = layer.gate_up(stream.normed(layer.before_mlp)).chunk(2, dim=-1)
         stream.x.add_(layer.down(_silu(gate).mul_(up)))

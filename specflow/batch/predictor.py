@@ -103,6 +103,7 @@ class BatchPredictor:
         """Forget all that was read, after a change of the model that cannot be noticed."""
         with self._reader.guard:
             self._memos.clear()
+            self._trials.forget()
             self._alone.forget()
 
     def prune(self, tokens: Tokens, /) -> None:

@@ -83,15 +83,16 @@ def read_together(reader: Reader, pieces: Sequence[Piece]) -> list[Tensor]:
     """Logits [last, V] of each piece, in one pass. Each past then covers its ids."""
     model = reader.model
     if len(pieces) == 1 and (isinstance(model, ReadsTexts) or set(windows_of(reader).values()) == {None}):
-        return [_alone(reader, pieces[0])]
+        (piece,) = pieces  # as a text alone is read, which is quicker
+        return [reader.extend(piece.past, reader.ids([piece.ids]), piece.last, piece.tree)]
     if isinstance(model, ReadsTexts):
         texts = [
             Text(reader.ids(piece.ids), cast(KVCache, piece.past.cache), piece.tree, piece.last) for piece in pieces
         ]
         with reader.guard, torch.no_grad():
-            answers = model.read_texts(texts)
+            logits = model(texts=texts).logits[0]
         _cover(pieces)
-        return answers
+        return list(torch.split(logits, [piece.last for piece in pieces]))
     rows = _arranged(pieces, reader.device.type == "cpu")
     k = max(sum(len(piece.ids) for piece in row) for row in rows)
     ids = torch.zeros(len(rows), k, dtype=torch.long)
@@ -120,17 +121,12 @@ def read_together(reader: Reader, pieces: Sequence[Piece]) -> list[Tensor]:
     device = reader.device
     logits = reader.read_rows(ids.to(device), joined, last, positions.to(device), _masks(reader, rows, k))
     _cover(pieces)
-    answers = []
+    rows_of = []
     for piece in pieces:
         r, end = ends[piece]
         stop = last - (k - end)
-        answers.append(logits[r, stop - piece.last : stop])
-    return answers
-
-
-def _alone(reader: Reader, piece: Piece) -> Tensor:
-    """The same of one piece, as a text alone is read, which is quicker."""
-    return reader.extend(piece.past, reader.ids([piece.ids]), piece.last, piece.tree)
+        rows_of.append(logits[r, stop - piece.last : stop])
+    return rows_of
 
 
 def _cover(pieces: Sequence[Piece]) -> None:

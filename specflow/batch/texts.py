@@ -25,6 +25,11 @@ class Text:
     last: int
 
 
+class _HasLogits(Protocol):
+    @property
+    def logits(self) -> Tensor: ...
+
+
 @runtime_checkable
 class ReadsTexts(Protocol):
     """A model that reads several texts in one pass."""
@@ -33,6 +38,6 @@ class ReadsTexts(Protocol):
         """The cache of a text of which nothing was read yet."""
         ...
 
-    def read_texts(self, texts: Sequence[Text]) -> list[Tensor]:
-        """Logits [last, V] of each, whose cache then covers its ids."""
+    def __call__(self, *, texts: Sequence[Text]) -> _HasLogits:
+        """Logits [1, Σ last, V] of each text, one after the other. The cache of each then covers its ids."""
         ...
