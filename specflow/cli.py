@@ -26,10 +26,10 @@ from specflow.batch import BatchPredictor, seed_of
 from specflow.catalogue import COUPLED, DRAFTERS, POLICIES, RULES, Make, Pacing, Setting, step_of
 from specflow.corpus import Answer, Id, Progress, Row, answer_all, answers_in, read_rows, summary
 from specflow.drafters import Bigrams
-from specflow.errors import DecodeError, unwrap
+from specflow.errors import DecodeError, said, unwrap
 from specflow.guards.checks import or_none, shown, whole
 from specflow.loop import start, unfold
-from specflow.models import SMOLLM2, DType, Loaded, bigrams_of, check_text, load, said, smollm2_is_converted
+from specflow.models import SMOLLM2, DType, Loaded, bigrams_of, check_text, load, smollm2_is_converted
 from specflow.policies import CostMeter
 from specflow.predictors import CachedPredictor, limits_of
 from specflow.processors import (
@@ -264,9 +264,8 @@ def _decoding(
 ) -> Callable[[Row], Answer]:
     """What decodes a row, in a batch with others."""
     args, loaded = steps.args, _loaded(steps.args)
-    if loaded.tokenizer.chat_template is None and not all(isinstance(row.asked, str) for row in rows):
-        remedy = "give prompts, or a model for chat"
-        raise DecodeError("messages", "the model has no chat template for messages", shown(args.model), remedy)
+    if not all(isinstance(row.asked, str) for row in rows):
+        loaded.check_template()
     meter, slots = CostMeter(), min(args.slots or SLOTS, len(rows))
     target, assistant = partial(BatchPredictor, slots=slots, meter=meter), cache(partial(BatchPredictor, slots=slots))
     step_for = steps.over(loaded, target, assistant)
@@ -322,7 +321,8 @@ def _check_source(args: argparse.Namespace) -> None:
     if args.file is None:
         check_text("prompt", args.prompt)
         needless = {"--out": args.out, "--slots": args.slots, "--resume": args.resume or None}
-        for option in (option for option, given in needless.items() if given is not None):
+        option = next((option for option, given in needless.items() if given is not None), None)
+        if option is not None:
             happened = f"{option} means nothing without a file of prompts"
             raise DecodeError(option.strip("-"), happened, option, "leave it out, or name the file with --file")
     elif args.out is None:

@@ -18,9 +18,9 @@ from typing import Final, TextIO, TypeAlias, final
 from attrs import asdict, define, field, frozen
 
 from specflow.batch import Failed, together
-from specflow.errors import DecodeError
+from specflow.errors import DecodeError, said
 from specflow.guards.checks import is_whole, shown
-from specflow.models import check_messages, check_text, said
+from specflow.models import check_messages, check_text
 from specflow.state import Count, Finished, Tally
 
 Id: TypeAlias = int | str
@@ -312,8 +312,7 @@ def answer_all(
     with closing(together((partial(decode, row) for row in rows), slots)) as ends:
         for number, end in ends:
             if isinstance(end, Failed):
-                why = end.error if isinstance(end.error, DecodeError) else said(end.error)
-                progress.say(f"specflow: the text {json.dumps(rows[number].id)} fails: {why}")
+                progress.say(f"specflow: the text {json.dumps(rows[number].id)} fails: {said(end.error)}")
             else:
                 answers.add(end)
                 progress.answered(end)

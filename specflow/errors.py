@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypeVar, final
 
+from returns.primitives.exceptions import UnwrapFailedError
 from returns.result import Failure, Result
 from typing_extensions import override
 
@@ -59,3 +60,20 @@ def unwrap(result: Result[T, DecodeError]) -> T:
         case Result():
             return result.unwrap()
     raise DecodeError("result", "this is not a result", f"a {type(result).__name__}", "give what `start` returns")
+
+
+def said(error: BaseException) -> str:
+    """What an error says: ours its sentence, also where `unwrap` of a `Result` hides it; any other on one line.
+
+    >>> said(KeyError("role")), said(ValueError())
+    ("KeyError: 'role'", 'ValueError')
+    """
+    match error:
+        case UnwrapFailedError(halted_container=Failure() as failed) if isinstance(failed.failure(), BaseException):
+            return said(failed.failure())
+        case DecodeError():
+            return str(error)
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    line = line.rstrip(".:") if len(line) <= 200 else line[:197] + "..."
+    name = type(error).__name__
+    return line if line and isinstance(error, OSError) else f"{name}: {line}" if line else name

@@ -20,7 +20,7 @@ from torch.nn import Module
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from specflow.drafters import Bigrams
-from specflow.errors import DecodeError
+from specflow.errors import DecodeError, said
 from specflow.guards.checks import a, shown, valid
 from specflow.guards.ids import stops_of
 from specflow.predictors import CachedPredictor, limits_of
@@ -71,13 +71,17 @@ class Loaded:
     def conversation(self, messages: Sequence[Mapping[str, str]]) -> Tokens:
         """The ids of messages, each with a `role` and a `content`, in the model's chat template, up to its answer.
 
-        `DecodeError` for what is no messages, and where the template refuses them or there is none.
+        `DecodeError` for what are not messages, and where the template refuses them or there is none.
         """
         check_messages("messages", messages)
-        if self.tokenizer.chat_template is None:
-            remedy = "give prompts, or a model for chat"
-            raise DecodeError("messages", "the model has no chat template", shown(messages), remedy)
+        self.check_template()
         return self._templated("messages", messages, messages, "give messages that it takes")
+
+    def check_template(self) -> None:
+        """`DecodeError` for a model without a chat template, which can join no messages."""
+        if self.tokenizer.chat_template is None:
+            happened, remedy = "the model has no chat template for messages", "give prompts, or a model for chat"
+            raise DecodeError("messages", happened, type(self.tokenizer).__name__, remedy)
 
     def _templated(self, name: str, given: object, messages: Sequence[Mapping[str, str]], remedy: str) -> Tokens:
         try:
@@ -168,15 +172,15 @@ def check_text(name: str, text: object) -> None:
 
 
 def check_messages(name: str, messages: object) -> None:
-    """`DecodeError` for what is no messages, each of a `role` and a `content`, whatever other texts it has.
+    """`DecodeError` for what are not messages, each with a `role` and a `content`; other texts in them are allowed.
 
     >>> check_messages("messages", [])
     Traceback (most recent call last):
-    specflow.errors.DecodeError: these are no messages: received []; give [{"role": "user", "content": "…"}].
+    specflow.errors.DecodeError: these are not messages: received []; give [{"role": "user", "content": "…"}].
     """
     if not isinstance(messages, list | tuple) or not messages or not all(map(_is_message, messages)):
         remedy = 'give [{"role": "user", "content": "…"}]'
-        raise DecodeError(name, "these are no messages", shown(messages), remedy)
+        raise DecodeError(name, "these are not messages", shown(messages), remedy)
     for text in chain.from_iterable(message.values() for message in messages):
         check_text("a message", text)
 
@@ -185,18 +189,6 @@ def _is_message(message: object) -> bool:
     if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
         return False
     return all(isinstance(each, str) for each in (*message, *message.values()))
-
-
-def said(error: BaseException) -> str:
-    """What an error of somebody else says, on one line.
-
-    >>> said(KeyError("role")), said(ValueError())
-    ("KeyError: 'role'", 'ValueError')
-    """
-    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    line = line.rstrip(".:") if len(line) <= 200 else line[:197] + "..."
-    name = type(error).__name__
-    return line if line and isinstance(error, OSError) else f"{name}: {line}" if line else name
 
 
 def smollm2_is_installed() -> bool:

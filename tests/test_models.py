@@ -13,6 +13,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from specflow import DecodeError, models
+from specflow.errors import said
 from specflow.models import DType, Loaded, bigrams_of, load
 from tests.toys import VOCABULARY, tiny_llama
 
@@ -148,7 +149,7 @@ def test_a_conversion_that_fails_leaves_nothing(
 
     monkeypatch.setattr(models, "_convert_smollm2", half)
     if isinstance(failure, Exception):
-        assert f"SmolLM2 cannot be converted ({models.said(failure)})" in str(load().failure())
+        assert f"SmolLM2 cannot be converted ({said(failure)})" in str(load().failure())
     else:
         with pytest.raises(KeyboardInterrupt):
             load()

@@ -114,11 +114,19 @@ def test_rows_keep_their_columns_and_get_their_texts() -> None:
 
 
 def test_a_row_that_fails_leaves_the_others_theirs() -> None:
-    rows = [{"id": "good", "prompt": [3, 4]}, {"id": "bad", "prompt": [3, 10_000]}, {"id": "fine", "prompt": [5, 6]}]
-    told = Decode(partial(build, SuffixDrafter))(columns(rows))
-    assert [reason == "error" for reason in told["reason"]] == [False, True, False]
+    prompts: list[object] = [[3, 4], [3, 10_000], None, [1.5, 2.7], [], [5, 6]]
+    column = numpy.empty(len(prompts), dtype=object)
+    column[:] = [None if prompt is None else numpy.array(prompt) for prompt in prompts]
+    told = Decode(partial(build, SuffixDrafter))({"id": numpy.arange(len(prompts)), "prompt": column})
+    assert [reason == "error" for reason in told["reason"]] == [False, True, True, True, True, False]
     assert "10000" in told["error"][1]
-    assert len(told["output"][1]) == 0
+    assert all(": received " in error for error in told["error"][1:5])
+    assert [len(output) for output in told["output"]] == [12, 0, 0, 0, 0, 12]
+
+
+def test_no_rows_are_no_texts() -> None:
+    told = Decode(partial(build, SuffixDrafter))({"id": numpy.array([]), "prompt": numpy.array([])})
+    assert {name: len(column) for name, column in told.items()} == dict.fromkeys(told, 0)
 
 
 def test_rows_without_the_columns_are_refused() -> None:

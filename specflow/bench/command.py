@@ -23,9 +23,9 @@ from specflow.bench.measure import Plan, Run, measure, warmed_up
 from specflow.bench.prompts import OWN_PROMPTS, read_prompts, spread
 from specflow.bench.report import Absent, build, facts_of, show, to_json
 from specflow.catalogue import POLICIES, RULES
-from specflow.errors import DecodeError, unwrap
+from specflow.errors import DecodeError, said, unwrap
 from specflow.guards.checks import a, or_none, shown, whole
-from specflow.models import SMOLLM2, DType, load, said
+from specflow.models import SMOLLM2, DType, load
 from specflow.predictors import limits_of
 from specflow.processors import GreedyProcessor, MultinomialProcessor
 from specflow.vocabulary import shared_vocabulary

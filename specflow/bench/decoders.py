@@ -20,8 +20,8 @@ from specflow.bench.context import Compose, Context, Prepare, composed
 from specflow.bench.stopwatch import clock_for
 from specflow.catalogue import DRAFTERS, POLICIES, RULES, Entry, Policy, Setting, step_of
 from specflow.drafters import Bigrams
-from specflow.errors import DecodeError
-from specflow.models import bigrams_of, said
+from specflow.errors import DecodeError, said
+from specflow.models import bigrams_of
 from specflow.predictors import limits_of
 from specflow.randomness import Randomness
 from specflow.state import Rule, Step

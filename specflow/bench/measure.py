@@ -14,9 +14,9 @@ from specflow.bench.context import Context
 from specflow.bench.decoders import Decoder, Models
 from specflow.bench.prompts import Prompt
 from specflow.bench.stopwatch import Pass, Stopwatch, clock_for
-from specflow.errors import DecodeError, unwrap
+from specflow.errors import DecodeError, said, unwrap
 from specflow.loop import start
-from specflow.models import Loaded, said
+from specflow.models import Loaded
 from specflow.policies.meter import Clock
 from specflow.predictors import CachedPredictor, limits_of
 from specflow.processors import LogitsProcessor
@@ -113,7 +113,7 @@ def warmed_up(plan: Plan, decoder: Decoder) -> Decoder:
     try:
         run_one(short, decoder, prompt, state, 0)
     except Exception as error:  # a user's decoder may raise anything
-        happened = f"it failed in the warm-up ({error if isinstance(error, DecodeError) else said(error)})"
+        happened = f"it failed in the warm-up ({said(error)})"
         raise DecodeError("decoders", happened, decoder.label, "see the cause") from error
     return decoder
 

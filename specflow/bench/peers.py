@@ -10,7 +10,7 @@ from typing import final
 import torch
 from attrs import define, field
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from specflow.bench.context import Context, Emit, Prepare, Session
 from specflow.processors import GreedyProcessor
@@ -28,10 +28,10 @@ def assistant(gamma: int | None = None) -> Prepare:
     def prepare(context: Context) -> Session:
         helper = context.assistant
         assert isinstance(helper, PreTrainedModel)
-        inner = generate(assistant_model=helper)(context)
+        inner, config = generate(assistant_model=helper)(context), _paced(helper.generation_config, gamma)
 
         def session(state: DecodeState, emit: Emit) -> None:
-            with context.stopwatch.watching_assistant(helper), _drafting(helper, gamma):
+            with context.stopwatch.watching_assistant(helper), _configured(helper, config):
                 inner(state, emit)
 
         return session
@@ -79,14 +79,20 @@ def _generation(context: Context, options: dict[str, object]) -> Session:
     return session
 
 
-@contextmanager
-def _drafting(helper: PreTrainedModel, gamma: int | None) -> Iterator[None]:
-    """`generate` reads the draft's length from the assistant's own generation config: for the block, from a copy."""
-    before = helper.generation_config
-    helper.generation_config = config = deepcopy(before)
+def _paced(config: GenerationConfig, gamma: int | None) -> GenerationConfig:
+    """A copy of an assistant's generation config, from which `generate` reads how much to draft."""
+    paced = deepcopy(config)
     if gamma is not None:
-        config.num_assistant_tokens, config.num_assistant_tokens_schedule = gamma, "constant"
-        config.assistant_confidence_threshold = 0.0
+        paced.num_assistant_tokens, paced.num_assistant_tokens_schedule = gamma, "constant"
+        paced.assistant_confidence_threshold = 0.0
+    return paced
+
+
+@contextmanager
+def _configured(helper: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
+    """The assistant has this config in the block."""
+    before = helper.generation_config
+    helper.generation_config = config
     try:
         yield
     finally:

@@ -8,7 +8,7 @@ from typing import Any, Final, TypeAlias, final
 import torch
 import torch.nn.functional as F
 import transformers as tf
-from attrs import define, field, frozen
+from attrs import define, field, frozen, setters
 from torch import Tensor
 from torch.nn import Module
 
@@ -149,7 +149,7 @@ class InOrder:
     PointMass(token=2)
     """
 
-    processors: tuple[Processing, ...] = field(converter=parts_of)
+    processors: tuple[Processing, ...] = field(converter=parts_of, on_setattr=setters.frozen)
     choose: Callable[[Tensor], Distribution] = field(default=most_likely, validator=valid(_is_choice))
     _is_stateless: bool = field(init=False, repr=False)
     _seen: Tokens = field(init=False, default=(), repr=False)
@@ -191,7 +191,7 @@ class ProcessorList:
     PointMass(token=2)
     """
 
-    processors: tuple[Processing, ...] = field(converter=parts_of)
+    processors: tuple[Processing, ...] = field(converter=parts_of, on_setattr=setters.frozen)
     choose: Callable[[Tensor], Distribution] = field(default=most_likely, validator=valid(_is_choice))
     _first: tuple[Processing, ...] = field(init=False, repr=False)
     _is_stateless: bool = field(init=False, repr=False)

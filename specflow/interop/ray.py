@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TypeAlias, final
+from typing import Final, TypeAlias, final
 
 import numpy
 from numpy.typing import NDArray
 
 from specflow.batch import Failed, together
-from specflow.errors import DecodeError
+from specflow.errors import DecodeError, said
 from specflow.guards.checks import a, calls, whole
+from specflow.guards.ids import ids_of
 from specflow.state import Finished, Tokens
 
 Columns: TypeAlias = Mapping[str, NDArray[numpy.generic]]
@@ -32,7 +33,7 @@ class Decode:
 
     Ray repeats the rows of an actor that dies. A row has the same text again where its randomness comes from its id,
     `SharedNoise(seed_of(seed, id))`, whatever drafts it and wherever it runs; greedy text anyway. `DecodeError` for
-    what is no function or number, and for rows without these columns.
+    what is not a function or a number, and for rows without these columns.
 
     >>> from specflow import Dice, GreedyProcessor, along_paths, autoregressive_step, run, start
     >>> import torch
@@ -63,30 +64,29 @@ class Decode:
                 happened, remedy = f"the rows have no column {column!r}", "name the columns they have"
                 raise DecodeError("rows", happened, ", ".join(rows), remedy)
         names = rows[self._name].tolist()
-        prompts = [tuple(map(int, prompt)) for prompt in rows[self._prompt]]
-        decodes = [partial(self._decode, *row) for row in zip(names, prompts, strict=True)]
+        decodes = [partial(self._row, *row) for row in zip(names, rows[self._prompt], strict=True)]
         ends = dict(together(decodes, self._slots))
         told = [_told(ends[number]) for number in range(len(decodes))]
-        return {**rows, **{column: _column([row[column] for row in told]) for column in COLUMNS}}
+        texts: NDArray[numpy.generic] = numpy.empty(len(told), dtype=object)  # they have several lengths
+        for i, (output, *_) in enumerate(told):
+            texts[i] = numpy.array(output, dtype=numpy.int64)
+        others = enumerate(OTHERS.items(), 1)
+        return {
+            **rows,
+            "output": texts,
+            **{name: numpy.array([row[i] for row in told], kind) for i, (name, kind) in others},
+        }
+
+    def _row(self, name: object, prompt: object) -> Finished:
+        return self._decode(name, ids_of("prompt", prompt))
 
 
-COLUMNS = ("output", "reason", "steps", "drafted", "accepted", "error")
-"""What a row is given."""
+OTHERS: Final = {"reason": str, "steps": int, "drafted": int, "accepted": int, "error": str}
+"""What a row is given beside its text."""
 
 
-def _told(end: Finished | Failed) -> dict[str, object]:
+def _told(end: Finished | Failed) -> tuple[Tokens, str, int, int, int, str]:
     if isinstance(end, Failed):
-        return dict(zip(COLUMNS, ((), "error", 0, 0, 0, f"{type(end.error).__name__}: {end.error}"), strict=True))
+        return (), "error", 0, 0, 0, said(end.error)
     tally = end.state.tally
-    values = (end.state.output, end.reason.value, tally.steps, tally.drafted, tally.accepted, "")
-    return dict(zip(COLUMNS, values, strict=True))
-
-
-def _column(values: list[object]) -> NDArray[numpy.generic]:
-    """Texts of several lengths are a column of objects."""
-    if not isinstance(values[0], tuple):
-        return numpy.array(values)
-    column: NDArray[numpy.generic] = numpy.empty(len(values), dtype=object)
-    for i, value in enumerate(values):
-        column[i] = numpy.array(value, dtype=numpy.int64)
-    return column
+    return end.state.output, end.reason.value, tally.steps, tally.drafted, tally.accepted, ""
