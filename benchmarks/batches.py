@@ -13,7 +13,7 @@ specflow's own time for a text and step, with a model that answers at once.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -89,10 +89,10 @@ def batched(model: Module, new: int, slots: int, drafter: Callable[[], Drafter] 
     return decode
 
 
-def in_order(ends: object, count: int) -> list[Tokens]:
+def in_order(ends: Iterable[tuple[int, Finished | Failed]], count: int) -> list[Tokens]:
     """The texts of a batch by their numbers."""
     texts: dict[int, Tokens] = {}
-    for number, end in ends:  # type: ignore[attr-defined] # it is what `together` yields
+    for number, end in ends:
         if isinstance(end, Failed):
             raise end.error
         texts[number] = end.state.output
@@ -156,26 +156,16 @@ def measured(decoders: Mapping[str, Decode], prompts: Sequence[Tokens], repeats:
 
 def second_turns(model: Module, slots: int) -> tuple[int, int]:
     """How many tokens the second turns of chats of about 1,000 tokens read, and how many of those are new."""
-    target = BatchPredictor(model, slots)
-    read: list[int] = []
-
-    def turn(text: Tokens) -> Finished:
-        return run(plain(target), start(text, 4).unwrap())
-
-    chats = [tuple((7 * i + 13 * k) % 40000 + 3 for i in range(1000)) for k in range(3)]
-    firsts = dict(together([partial(turn, chat) for chat in chats], slots))
-    ends = [end.state.tokens for end in firsts.values() if isinstance(end, Finished)]
-    target.meter = None
-    before = model.register_forward_pre_hook(
+    target, read = BatchPredictor(model, slots), list[int]()
+    handle = model.register_forward_pre_hook(
         lambda module, given, named: read.append(read_by(given, named)), with_kwargs=True
     )
-    target((3,), ())  # a hook is a change of the model, after which nothing is remembered
-    list(together([partial(turn, text) for text in ends], slots))
+    chats = [tuple((7 * i + 13 * k) % 40000 + 3 for i in range(1000)) for k in range(3)]
+    list(together([partial(target, chat, ()) for chat in chats], slots))
     read.clear()
-    again = [(*text, 5, 6, 7, 8, 9) for text in ends]
-    list(together([partial(target, text, ()) for text in again], slots))
-    before.remove()
-    return sum(read), 5 * len(again)
+    list(together([partial(target, (*chat, 5, 6, 7, 8, 9), ()) for chat in chats], slots))
+    handle.remove()
+    return sum(read), 5 * len(chats)
 
 
 def read_by(given: tuple[object, ...], named: Mapping[str, object]) -> int:
@@ -214,7 +204,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     loaded = load(SMOLLM2, args.dtype).unwrap()
-    prompts = asked(loaded, args.prompts, args.limit)
+    prompts = prompts_of(loaded, args.prompts, args.limit)
     new, slots = args.max_new_tokens, args.slots
     lengths = [*map(len, prompts)]
     print(f"{len(prompts)} prompts of {min(lengths)} to {max(lengths)} tokens, {slots} slots, {args.dtype}")
@@ -237,7 +227,7 @@ def main() -> None:
     print(f"\nspecflow's own time: {median(own_time(slots) for _ in range(5)):.0f} µs a text and step")
 
 
-def asked(loaded: Loaded, path: Path, limit: int) -> list[Tokens]:
+def prompts_of(loaded: Loaded, path: Path, limit: int) -> list[Tokens]:
     """The ids of the prompts, which are questions of a chat."""
     return [loaded.chat(prompt.text) for prompt in spread(read_prompts(path).unwrap(), limit)]
 

@@ -20,10 +20,10 @@ PIECE: Final = 1024
 """How many tokens of two texts `common_prefix` compares at once."""
 
 
-def text_of(tokens: object) -> Tokens:
+def tokens_of(tokens: object) -> Tokens:
     """A tuple as it is, and the ids of whatever else plainly holds some; `DecodeError` for what holds none.
 
-    >>> text_of((1, 2)), text_of([1, 2])
+    >>> tokens_of((1, 2)), tokens_of([1, 2])
     ((1, 2), (1, 2))
     """
     return tokens if isinstance(tokens, tuple) else ids_of("tokens", tokens)

@@ -4,7 +4,7 @@ The text is the state. A `DecodeState` is ints and tuples: it prints, compares, 
 same one twice is always allowed. Whatever a provider remembers (a KV cache, n-gram counts) lives with the provider.
 """
 
-# ruff: noqa: PLC0414 - who reads a state finds tokens and drafts here too
+# ruff: noqa: PLC0414 - those who read a state find tokens and drafts here too
 
 from __future__ import annotations
 

@@ -468,7 +468,8 @@ def test_nothing_of_the_model_is_changed() -> None:
     model.train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     config = model.config.to_dict()
-    list(together([partial(BatchPredictor(model, 3), (3, i), chain((4,))) for i in range(3)], 3))
+    batched = BatchPredictor(model, 3)
+    list(together([partial(batched, (3, i), chain((4,))) for i in range(3)], 3))
     assert model.training
     assert model.config.to_dict() == config
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -486,10 +487,12 @@ def test_a_thousand_short_prompts_through_sixteen_slots() -> None:
         step = speculative_step(SuffixDrafter(), batched, GreedyProcessor(), dice(i), Fixed(2))
         return run(step, start(texts[i], 3 + i % 4).unwrap())
 
-    seen, held, late = [], [], 0
+    seen, held, late, some = [], [], 0, {}
     for number, end in together((partial(one, i) for i in range(1000)), 16):
         assert isinstance(end, Finished)
         seen.append(number)
+        if number in (0, 499, 999):
+            some[number] = end
         held.append(batched.held)
         late = max(late, max(begun) - number)
     assert sorted(seen) == list(range(1000))
@@ -497,9 +500,10 @@ def test_a_thousand_short_prompts_through_sixteen_slots() -> None:
     assert late <= 5 * 16
     assert max(held) <= 16 * 20
     alone = CachedPredictor(TARGET)
-    for i in (0, 499, 999):
+    for i, end in some.items():
         step = speculative_step(SuffixDrafter(), alone, GreedyProcessor(), dice(i), Fixed(2))
-        assert run(step, start(texts[i], 3 + i % 4).unwrap()).state.output
+        assert run(step, start(texts[i], 3 + i % 4).unwrap()) == end
+    assert len(some) == 3
 
 
 def test_two_texts_of_one_batch_are_independent_and_each_has_its_law() -> None:

@@ -871,6 +871,17 @@ TABLE: Final[dict[str, Entry]] = {
         lambda one, other: s.then(*(one, other)), lambda: {"one": drafter, "other": drafter}, draft
     ),
     "drafters.combine.propose_nothing": Entry(lambda tokens: list(propose_nothing(tokens)), lambda: {"tokens": TEXT}),
+    "drafters.llm.LLMDrafter.fitting": Entry(
+        s.LLMDrafter.fitting,
+        lambda: {
+            "predictor": TARGET,
+            "known": Limits(V, 20),
+            "target": Limits(V, 24),
+            "processor": SAMPLED,
+            "rng": s.Dice(),
+        },
+        lambda drafter: list(islice(drafter(TEXT), 2)),
+    ),
     "drafters.llm.LLMDrafter": Entry(
         s.LLMDrafter,
         lambda: {
@@ -1317,6 +1328,7 @@ TABLE: Final[dict[str, Entry]] = {
         lambda message: models.Loaded(llama(), Words()).chat(message),  # type: ignore[arg-type]
         lambda: {"message": "hi"},
     ),
+    "models.Loaded.check_template": Entry(lambda: models.Loaded(llama(), Words()).check_template(), dict),  # type: ignore[arg-type]
     "models.Loaded.conversation": Entry(
         lambda messages: models.Loaded(llama(), Words()).conversation(messages),  # type: ignore[arg-type]
         lambda: {"messages": [{"role": "user", "content": "hi"}]},
@@ -1521,7 +1533,7 @@ EXEMPT: Final[Mapping[str, str]] = {
             "interop.processors.Stateless.__call__",
             "models.check_messages",
             "models.check_text",
-            "models.said",
+            "errors.said",
         ),
         BY_STEPS,
     ),

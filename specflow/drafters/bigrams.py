@@ -51,7 +51,7 @@ class Bigrams:
             table: object = getattr(self, name)
             if not isinstance(table, numpy.ndarray) or not numpy.issubdtype(table.dtype, kind):
                 received = f"an array of {table.dtype}" if isinstance(table, numpy.ndarray) else shown(table)
-                happened = f"{name} is no numpy array of {kind.__name__} numbers"
+                happened = f"{name} is not a numpy array of {kind.__name__} numbers"
                 raise DecodeError(name, happened, received, "give two tables")
         shapes = self.tokens.shape, self.chances.shape
         if self.tokens.ndim != 2 or 0 in self.tokens.shape or shapes[0] != shapes[1]:

@@ -11,7 +11,7 @@ from attrs import field, frozen
 from specflow.distribution import PointMass
 from specflow.guards.checks import a, drafts, valid
 from specflow.guards.ids import ids_of
-from specflow.prefix import text_of
+from specflow.prefix import tokens_of
 from specflow.state import Proposal, Tokens
 
 
@@ -35,7 +35,7 @@ class PromptLookup:
     source: str = field(default="lookup", validator=valid(a(str, "name the drafter")))
 
     def __call__(self, tokens: Tokens, /) -> Iterator[Proposal[PointMass]]:
-        tokens = text_of(tokens)
+        tokens = tokens_of(tokens)
         longest = min(self.max_matching_ngram_size, len(tokens))
         ids_of("tokens", tokens[len(tokens) - longest :])
         for n in range(longest, 0, -1):

@@ -13,7 +13,7 @@ from attrs import define, field
 from specflow.distribution import PointMass
 from specflow.guards.checks import a, drafts, number, valid, whole
 from specflow.guards.ids import ids_of
-from specflow.prefix import TEXTS, begins, text_of
+from specflow.prefix import TEXTS, begins, tokens_of
 from specflow.state import Proposal, Tokens
 
 NESTED: Final = 32
@@ -127,7 +127,7 @@ class SuffixDrafter:
     _lock: Lock = field(init=False, factory=Lock, repr=False)
 
     def __call__(self, tokens: Tokens, /) -> Iterator[Proposal[PointMass]]:
-        tokens = text_of(tokens)
+        tokens = tokens_of(tokens)
         copy = self.read(tokens).copy
         if copy == NO_COPY or copy.worth < self.shortest:
             return
@@ -142,7 +142,7 @@ class SuffixDrafter:
         >>> SuffixDrafter().read((1, 2, 7, 1, 2, 8, 1, 2)).match
         Match(length=2, end=5)
         """
-        tokens = text_of(tokens)
+        tokens = tokens_of(tokens)
         # A memo is out of the list while it grows: an interruption loses it, and another thread never meets it.
         with self._lock:
             automaton = next((memo for memo in self._memos if begins(memo.text, tokens)), _Automaton())

@@ -13,7 +13,7 @@ from specflow.distribution import PointMass
 from specflow.drafters.bigrams import Bigrams
 from specflow.drafters.suffix import Reading, SuffixDrafter
 from specflow.guards.checks import a, drafts, or_none, valid
-from specflow.prefix import text_of
+from specflow.prefix import tokens_of
 from specflow.state import TEXT, Proposal, Tokens
 
 PLACES: Final = 64  # how many earlier occurrences of a token are looked at, the latest
@@ -67,7 +67,7 @@ class LookupTree:
     _suffix: SuffixDrafter = field(init=False, factory=SuffixDrafter, eq=False, repr=False)
 
     def __call__(self, tokens: Tokens, /) -> Iterator[Proposal[PointMass]]:
-        tokens = text_of(tokens)
+        tokens = tokens_of(tokens)
         if not tokens:
             return
         text = self._suffix.read(tokens)

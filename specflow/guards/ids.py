@@ -28,7 +28,7 @@ def ids_of(name: str, ids: object) -> Tokens:
     ((5, 6), (0, 1, 2))
     """
     if isinstance(ids, Tensor | numpy.ndarray):
-        rows = rows_of(name, ids)
+        rows = id_rows(name, ids)
         if len(rows) != 1:
             raise DecodeError(name, f"{name} holds several texts", f"{len(rows)} rows", "decode one at a time")
         return plain(name, rows[0])
@@ -70,7 +70,7 @@ def stops_of(name: str, ids: object) -> frozenset[int]:
     return frozenset(ids_of(name, list(ids) if isinstance(ids, Set) else ids))
 
 
-def rows_of(name: str, ids: Tensor | numpy.ndarray, last: int | None = None) -> list[list[int]]:
+def id_rows(name: str, ids: Tensor | numpy.ndarray, last: int | None = None) -> list[list[int]]:
     """The rows of [B, L], or the one row of anything smaller; of each the last columns, `last` of them.
 
     `DecodeError` for more dimensions, and for a tensor without values.

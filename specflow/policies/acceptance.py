@@ -21,7 +21,7 @@ FADE: Final = 0.97  # how much of what was seen in a text is kept from step to s
 
 @final
 @define(eq=False)
-class Draft:
+class Pulled:
     """A draft in the making: what was pulled from the stream, up to `most`; whether the drafter has `met` the text.
 
     The first `drawn` proposals have to be taken: the last of them was drawn from a spread law. It `is_told` once one of
@@ -128,7 +128,7 @@ class Acceptance:
         """A new text."""
         self._text += 1
 
-    def chances(self, draft: Draft, most: int) -> list[float]:
+    def chances(self, draft: Pulled, most: int) -> list[float]:
         """The acceptance at each position up to `most`. Drafts yet to come are thought to be of the last source."""
         sources = [proposal.source for proposal in draft.proposals]
         lengths = (0, draft.offered) if draft.offered else (0,)

@@ -18,7 +18,7 @@ from specflow.state import Proposal
 def drafter_law(proposal: Proposal, temperature: float = 1.0) -> Known:
     """What the drafter believed: softmax(logits / T), before top-k, top-p or argmax; q itself where it has no logits.
 
-    `DecodeError` where the logits are no row [V] of numbers, where q is no law, and for a T that is no temperature.
+    `DecodeError` where the logits are not a row [V] of numbers, q is not a law, or T is not a temperature.
 
     >>> drafter_law(Proposal(7)), drafter_law(Proposal(1, logits=torch.zeros(4)))
     (PointMass(token=7), Categorical(probs=tensor([0.2500, 0.2500, 0.2500, 0.2500])))
@@ -35,9 +35,9 @@ def drafter_law(proposal: Proposal, temperature: float = 1.0) -> Known:
         case None, PointMass() | Categorical():
             return proposal.q
         case None, _:
-            happened, remedy = "a proposal's q is no law", "give a PointMass or Categorical"
+            happened, remedy = "a proposal's q is not a law", "give a PointMass or Categorical"
             raise DecodeError("drafter", happened, shown(proposal.q), remedy)
-    happened, remedy = "the logits of a proposal are no row of numbers", "give a tensor [V], or leave them out"
+    happened, remedy = "the logits of a proposal are not a row of numbers", "give a tensor [V], or leave them out"
     raise DecodeError("drafter", happened, shown(proposal.logits), remedy)
 
 
@@ -49,6 +49,6 @@ def entropy_of(proposal: Proposal, temperature: float) -> float:
 def told(number: float) -> float:
     """A number that was made of a drafter's law; NaN was made of none."""
     if isnan(number):
-        happened, remedy = "the drafter's law is none: its logits are not finite", "check its weights and dtype"
+        happened, remedy = "the drafter's logits are not finite", "check its weights and dtype"
         raise DecodeError("drafter", happened, "NaN or infinity", remedy)
     return number

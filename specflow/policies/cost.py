@@ -12,7 +12,7 @@ from typing import Final, NamedTuple, final
 from attrs import define, evolve, field, frozen
 
 from specflow.guards.checks import a, calls, drafts, valid
-from specflow.policies.acceptance import Acceptance, Certain, Draft, Watched
+from specflow.policies.acceptance import Acceptance, Certain, Pulled, Watched
 from specflow.policies.chances import ByChances
 from specflow.policies.choice import DOUBT, Choice, are_numbers
 from specflow.policies.meter import CostMeter, Durations
@@ -131,7 +131,7 @@ class CostAware:
         costs = self.meter.seconds(int(self.most) + 1)
         lost, watched = self._settled(state, pace, costs)
         met = pace is not None and bool(pace.met)
-        draft = Draft(stream, min(self.most if costs is None else len(costs) - 1, state.room - 1), met)
+        draft = Pulled(stream, min(self.most if costs is None else len(costs) - 1, state.room - 1), met)
         gamma = 0
         tokens: tuple[float, ...] = ()
         seconds: tuple[float, ...] = ()
@@ -171,7 +171,7 @@ class CostAware:
         return lost, watched
 
     def _chosen(
-        self, draft: Draft, costs: Sequence[float], credit: float, begins: bool
+        self, draft: Pulled, costs: Sequence[float], credit: float, begins: bool
     ) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
         """γ, and what each γ promises in tokens and in seconds, with as many drafts pulled as it takes to tell."""
         is_timed = self._drafting.first.count and self._drafting.other.count
@@ -195,7 +195,7 @@ class CostAware:
             gamma = 0
         return gamma, tokens, seconds
 
-    def _promised(self, draft: Draft, costs: Sequence[float]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    def _promised(self, draft: Pulled, costs: Sequence[float]) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """For γ = 0, 1, …: the tokens that a step is expected to add, and the seconds it is expected to take."""
         pulled = len(draft.proposals)
         most = draft.most if draft.goes_on else pulled
@@ -203,7 +203,7 @@ class CostAware:
         seconds = [costs[gamma] + self._drafting.seconds(max(gamma, pulled)) for gamma in range(most + 1)]
         return tuple(accumulate(survival, initial=1.0)), tuple(seconds)
 
-    def _pull(self, draft: Draft) -> None:
+    def _pull(self, draft: Pulled) -> None:
         """One more draft, or the stream's end, timed."""
         position, met = len(draft.proposals), draft.met
         began = self.meter.now()

@@ -19,7 +19,7 @@ from specflow.drafters.ngrams.counts import Counts
 from specflow.drafters.ngrams.file import Header, contradiction, packed, read, write
 from specflow.errors import DecodeError
 from specflow.guards.checks import a, named, or_none, shown, whole
-from specflow.guards.ids import ids_of, plain, rows_of
+from specflow.guards.ids import id_rows, ids_of, plain
 from specflow.state import Tokens
 
 _is_list: Final = a(Sequence, "give a list of lists of ids")
@@ -82,7 +82,7 @@ class INgramStorage(ABC):
                 ids = ids_of("next_token", token if isinstance(token, Tensor) else [token])
                 if len(ids) == 1:
                     return ids[0], bool(known)
-        happened = "a storage's answer is no token and flag"
+        happened = "a storage's answer is not a token and a flag"
         raise DecodeError("next_token", happened, shown(answer), "return (token, known)")
 
     def known(self, tokens: Tokens) -> Iterator[int]:
@@ -374,7 +374,7 @@ def _check_reach(length: int, start: int, lessons: int) -> None:
 def _rows(name: str, ids: Tensor | Sequence[int] | int, last: int | None = None) -> list[Tokens]:
     """The rows of [B, L], or the one row of anything smaller; of each row just the last tokens, `last` of them."""
     if isinstance(ids, Tensor) and ids.dim() > 0:
-        return [plain(name, row) for row in rows_of(name, ids, last)]
+        return [plain(name, row) for row in id_rows(name, ids, last)]
     if isinstance(ids, Integral):
         return [plain(name, [ids])]
     text = _text(name, ids)
