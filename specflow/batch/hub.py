@@ -36,7 +36,9 @@ class Asked:
 
     tokens: Tokens
     drafts: Sequence[Proposal]
-    by: Callable[[], object] = nobody
+    by: Callable[[], object] = field(
+        default=nobody, validator=valid(calls("what tells who asks", "give a function of nothing"))
+    )
 
 
 Reply: TypeAlias = Tensor | Exception | None
