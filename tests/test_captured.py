@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from random import Random
@@ -30,11 +31,13 @@ from specflow import (
 )
 from specflow.accelerate import build, fast
 from specflow.accelerate.build import FREE, NotAccelerated
-from specflow.accelerate.captured import PASSES, Capture, Captured, Work, cuda_graph
+from specflow.accelerate.captured import MOST, PASSES, Capture, Captured, Work, cuda_graph
 from specflow.accelerate.family import weights_of
 from specflow.accelerate.linear import Plain
 from specflow.accelerate.llama import Llama
+from specflow.batch.texts import Text
 from specflow.caches import BLOCK, KVCache
+from specflow.errors import DecodeError
 from specflow.predictors import UncachedPredictor, last_rows
 from specflow.testing import conformance, through_trees
 from tests.architectures import ARCHITECTURES, WINDOW, Architecture
@@ -154,6 +157,87 @@ def test_threads_take_turns_over_captured_passes() -> None:
                 assert all((rows - truth).abs().max() < 1e-9 for rows in found)
     finally:
         sys.setswitchinterval(interval)
+
+
+def test_a_batch_stays_in_its_slots_and_few_passes_are_captured() -> None:
+    """Texts that ask at different times, begin and end: each pass is one of two, over all four slots."""
+    captures: list[int] = []
+
+    def counting(work: Work) -> Work:
+        captures.append(1)
+        return on_tape(work)
+
+    model = tiny_llama(context=2 * BLOCK)
+    made, fresh = captured(model, counting), UncachedPredictor(model)
+    random = Random(5)
+    texts = [random.choices(range(VOCABULARY), k=200) for _ in range(9)]
+    caches = [made.new_cache() for _ in range(4)]
+    playing, ends, following = [0, 1, 2, 3], [0, 0, 0, 0], 4
+
+    def step(slots: Sequence[int], k: int) -> None:
+        asked = [
+            Text(torch.tensor(texts[playing[i]][ends[i] : ends[i] + k]), caches[i], None if k == 1 else (-1, 0, 0), 1)
+            for i in slots
+        ]
+        rows = made(texts=asked).logits[0]
+        for i, row in zip(slots, rows, strict=True):
+            path = texts[playing[i]][: ends[i] + k]
+            if k > 1:
+                del path[-2]  # the last is the second's sibling
+                caches[i].keep(ends[i], [0, 2])
+                texts[playing[i]] = [*path, *texts[playing[i]][ends[i] + k :]]
+            ends[i] = len(path)
+            assert (row - fresh(tuple(path), ())[0]).abs().max() < 1e-9
+
+    step(range(4), 1)
+    step(range(4), 3)
+    captures.clear()
+    for turn in range(40):
+        slots = sorted(random.sample(range(4), random.choice([2, 3, 4])))
+        if turn % 12 == 11:  # a text ends, and another begins in its place
+            playing[slots[0]], ends[slots[0]], following = following, 0, following + 1
+            caches[slots[0]] = made.new_cache()
+        slots = [i for i in range(4) if i in slots or max(slots) == 1]
+        step(slots, random.choice([1, 3]))
+    assert len(made._tracks) == 4
+    assert len(captures) <= 2  # those of the first two slots alone
+    assert {key[1:] for key in made._passes} <= {(0, 1), (0, 1, 2, 3)}
+
+
+def test_a_slot_without_room_stands_aside() -> None:
+    model = tiny_llama(context=2 * BLOCK)
+    made, fresh = captured(model), UncachedPredictor(model)
+    text = [i * 7 % VOCABULARY for i in range(BLOCK + 3)]
+    full, *others = caches = [made.new_cache() for _ in range(3)]
+    made(texts=[Text(torch.tensor(text[:4]), cache, None, 1) for cache in caches])
+    made(texts=[Text(torch.tensor(text[4:BLOCK]), full, None, 1)])
+    assert full.length == full.buffer.shape[3] == BLOCK
+    for end in range(5, 8):
+        rows = made(texts=[Text(torch.tensor(text[end - 1 : end]), cache, None, 1) for cache in others]).logits[0]
+        assert all((row - fresh(tuple(text[:end]), ())[0]).abs().max() < 1e-9 for row in rows)
+    last = made(texts=[Text(torch.tensor(text[BLOCK:]), full, None, 1)]).logits[0]
+    assert (last - fresh(tuple(text), ())).abs().max() < 1e-9
+
+
+def test_many_tokens_of_many_texts_are_not_captured() -> None:
+    captures: list[int] = []
+
+    def counting(work: Work) -> Work:
+        captures.append(1)
+        return on_tape(work)
+
+    model = tiny_llama()
+    made, fresh = captured(model, counting), UncachedPredictor(model)
+    text = tuple(range(max(PASSES)))
+    asked = [Text(torch.tensor(text), made.new_cache(), None, 1) for _ in range(MOST // max(PASSES) + 1)]
+    assert all((row - fresh(text, ())[0]).abs().max() < 1e-9 for row in made(texts=asked).logits[0])
+    assert captures == []
+
+
+def test_another_models_cache_is_refused() -> None:
+    made = captured(tiny_llama())
+    with pytest.raises(DecodeError, match="not one of this model's"):
+        made(texts=[Text(torch.tensor([1]), KVCache(torch.zeros(1, 2, 1, 0, 4)), None, 1)])
 
 
 def test_a_copy_captures_passes_of_its_own() -> None:

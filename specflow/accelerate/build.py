@@ -60,8 +60,9 @@ def fast(model: Module, given: Given = Given.KEPT) -> Module:
     """A model that computes what `model` computes, in less time.
 
     It is called as `model` is, wherever specflow takes a model. The llama family (`family.MODELS`) gets a forward pass
-    of its own, which reads one text at a time and keeps it in a `KVCache`; on CUDA its short passes are captured as
-    graphs (`Captured`; not yet measured). Other models get faster linear layers, on a CPU.
+    of its own, which keeps each text in a `KVCache`; on CUDA its short passes are captured as graphs (`Captured`; not
+    yet measured). Other models get faster linear layers, on a CPU.
+
     Logits differ by rounding (docs/acceleration.md has the numbers). It is a copy of `model` as it is now, in
     evaluation mode. Where the weights of `model` are updated, moved or converted afterwards, the next call is a
     `DecodeError`.

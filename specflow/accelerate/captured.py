@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import Embedding, Module
 from typing_extensions import override
 
-from specflow.accelerate.llama import Llama, Output, Segment, Sight, hiding, logits_of, read
+from specflow.accelerate.llama import Llama, Output, Segment, Sight, Weights, hiding, logits_of, read
 from specflow.batch.texts import Text
 from specflow.caches import KVCache
 from specflow.trees import depths, lineage
@@ -30,16 +30,20 @@ It may do the work once or more, with the data that are there when it is asked."
 PASSES: Final = (1, 2, 4, 8, 16, 32)
 """The lengths of captured passes: a pass is filled up to the next of them, and longer ones are not captured."""
 
+MOST: Final = 256
+"""Of how many tokens a captured pass over several texts is at most: more of them keep a device busy by themselves."""
+
 
 @final
 class Captured(Module):
-    """A llama whose passes over up to 32 tokens are captured, for a device that waits for Python between kernels.
+    """A llama whose passes over up to 32 tokens a text are captured, for a device that waits for Python meanwhile.
 
     A captured pass repeats the same kernels over the same memory, so everything that changes is data: the ids, the
     position and the shape of a tree are tensors (a text is a tree without branches), and each query sees the whole
     buffer through a mask. What a pass computes for the tokens it is filled up with lies after the text and is
-    forgotten, as after a rollback. A graph belongs to the buffer it was captured over; when a text is given up, the
-    next one that fits takes over its buffer, and the graphs. Threads take turns, as a graph's memory is there once.
+    forgotten, as after a rollback. A graph belongs to the buffers it was captured over; when a text is given up, the
+    next one that fits takes over its buffer, and the graphs. So a batch stays in fixed slots: a pass over several texts
+    is filled up with the texts that stand beside them, too. Threads take turns, as a graph's memory is there once.
 
     Source: CUDA graphs as torch offers them. Not yet measured on a device: the tests run it on a CPU, over a tape that
     repeats recorded operations in place as a graph does.
@@ -51,6 +55,8 @@ class Captured(Module):
         self.eager = eager
         self._capture = capture
         self._tracks: list[_Track] = []
+        self._passes: dict[tuple[int, ...], Work] = {}
+        """By the length of the pass and the numbers of its tracks."""
         self._turn = Lock()
         self.eval()
 
@@ -68,17 +74,15 @@ class Captured(Module):
         parents: Sequence[int] | None = None,
         texts: Sequence[Text] = (),
     ) -> Output:
-        """As `Llama`; in a short pass over a cache the logits are computed for all tokens. Of several texts no pass is
-        captured."""
-        k = 0 if input_ids is None else input_ids.shape[-1]
-        size = next((size for size in PASSES if size >= k), None)
-        if texts or input_ids is None or cache is None or size is None or len(input_ids) != 1 or k == 0:
+        """As `Llama`; in a short pass over caches the logits are computed for all tokens."""
+        if not texts and input_ids is not None and cache is not None and len(input_ids) == 1:
+            texts = (Text(input_ids[0], cache, parents, logits_to_keep),)
+        size = _size(texts)
+        with torch.no_grad(), self._turn:
+            if size is not None:
+                return Output(self._read(texts, size)[None], texts[0].cache if use_cache else None)
             output: Output = self.eager(input_ids, cache, use_cache, logits_to_keep, parents, texts)
             return output
-        with torch.no_grad(), self._turn:
-            logits = self._track(cache, cache.length + size).run(input_ids[0], cache.length, size, parents)
-        cache.length += k
-        return Output(logits[None, -logits_to_keep:], cache if use_cache else None)
 
     def new_cache(self) -> KVCache:
         """As `Llama`."""
@@ -87,27 +91,52 @@ class Captured(Module):
     def __deepcopy__(self, memo: dict[int, object]) -> Captured:
         return Captured(deepcopy(self.eager, memo), self._capture)  # graphs cannot be copied: captured anew
 
-    def _track(self, cache: KVCache, length: int) -> _Track:
+    def _read(self, texts: Sequence[Text], size: int) -> Tensor:
+        """Logits of the texts, one after the other, by a captured pass over `size` tokens of each."""
+        numbers = [self._track(self.eager.own(text.cache), text.cache.length + size) for text in texts]
+        for number, text in zip(numbers, texts, strict=True):
+            self._tracks[number].set(text.ids, text.cache.length, text.parents)
+        running = self._beside(numbers, size)
+        if (size, *running) not in self._passes:
+            tracks = [self._tracks[number] for number in running]
+            self._passes[size, *running] = self._capture(lambda: _pass(self.eager.weights, tracks, size))
+        rows = torch.split(self._passes[size, *running](), size)
+        wanted = []
+        for number, text in zip(numbers, texts, strict=True):
+            text.cache.length += len(text.ids)
+            wanted.append(rows[running.index(number)][: len(text.ids)][-text.last :])
+        return torch.cat(wanted)
+
+    def _beside(self, numbers: Sequence[int], size: int) -> tuple[int, ...]:
+        """The tracks of a pass: that of the one text, or of several texts the first 2, 4, 8, …, so that there are few
+        such passes. A track without room stands aside."""
+        if len(numbers) == 1:
+            return (numbers[0],)
+        first = 1 << max(numbers).bit_length()
+        others = [i for i in range(min(first, len(self._tracks))) if i not in numbers and self._tracks[i].rest(size)]
+        return tuple(sorted([*numbers, *others]))
+
+    def _track(self, cache: KVCache, length: int) -> int:
         """The track of this cache, which then has room for `length` tokens: its own, a free one, or a new one."""
         cache.reserve(length)
-        own = next((track for track in self._tracks if track.is_of(cache)), None)
+        numbered = [*enumerate(self._tracks)]
+        own = next((i for i, track in numbered if track.is_of(cache)), None)
         if own is not None:
             return own
-        free = next((track for track in self._tracks if track.is_free and track.room >= cache.buffer.shape[3]), None)
+        free = next((i for i, track in numbered if track.is_free and track.room >= cache.buffer.shape[3]), None)
         if free is None:
-            free = _Track(self.eager, self._capture, cache.buffer)
-            self._tracks.append(free)
-        free.take(cache)
+            free = len(self._tracks)
+            self._tracks.append(_Track(self.eager, cache.buffer))
+        self._tracks[free].take(cache)
         return free
 
 
 @final
 @define(eq=False)
 class _Track:
-    """A buffer for one text, and the passes that were captured over it."""
+    """A buffer for one text, and what of a pass over it is data."""
 
     model: Llama
-    capture: Capture
     buffer: Tensor
     _owner: Callable[[], KVCache | None] = field(default=lambda: None, init=False)
     _ids: Tensor = field(init=False)
@@ -116,7 +145,6 @@ class _Track:
     _depths: Tensor = field(init=False)
     _hidden: Tensor = field(init=False)
     _angles: tuple[Tensor, Tensor] = field(init=False)
-    _passes: dict[int, Work] = field(factory=dict, init=False)
 
     def __attrs_post_init__(self) -> None:
         self._ids = torch.zeros(max(PASSES), dtype=torch.long, device=self.buffer.device)
@@ -146,24 +174,21 @@ class _Track:
             self.buffer[:, :, :, : cache.length] = cache.buffer[:, :, :, : cache.length]
         cache.buffer, self._owner = self.buffer, ref(cache)
 
-    def run(self, ids: Tensor, start: int, size: int, parents: Sequence[int] | None) -> Tensor:
-        """Logits [k, V] of ids [k] after `start` tokens, in a captured pass over `size` tokens."""
+    def set(self, ids: Tensor, start: int, parents: Sequence[int] | None) -> None:
+        """Let the next pass read ids [k] after `start` tokens."""
         self._ids[: len(ids)] = ids
         self._start.fill_(start)
         self._arrange(range(-1, len(ids) - 1) if parents is None else parents)
-        if size not in self._passes:
-            self._passes[size] = self.capture(lambda: self._pass(size))
-        return self._passes[size]()[: len(ids)].clone()
 
-    def _arrange(self, parents: Sequence[int]) -> None:
-        """Take the shape of a tree, with the tokens that a pass is filled up with in a row after its last."""
-        whole = [*parents, *range(len(parents) - 1, max(PASSES) - 1)]
-        if whole != self._parents:
-            self._parents = whole
-            self._depths.copy_(torch.tensor(depths(whole)))
-            self._hidden.copy_(torch.from_numpy(~lineage(whole)))
+    def rest(self, size: int) -> bool:
+        """Let the next pass over `size` tokens write after the text that is here, if any; whether there is room."""
+        owner = self._owner()
+        start = 0 if owner is None or self.is_free else owner.length
+        self._start.fill_(start)
+        return start + size <= self.room
 
-    def _pass(self, size: int) -> Tensor:
+    def segment(self, size: int) -> Segment:
+        """Its part of a pass over `size` tokens."""
         weights, device = self.model.weights, self.buffer.device
         positions = self._start + self._depths[:size]
         slots = self._start + torch.arange(size, device=device)
@@ -176,8 +201,33 @@ class _Track:
         for window in weights.windows:
             sights[window] = Sight.of(self.buffer, hiding(positions, seen, window) | beside, weights, size, multiple)
         angles = cos[positions], sin[positions]
-        segment = Segment(size, angles, lambda i, new: rows[i].index_copy_(0, slots, new), sights)
-        return logits_of(weights, read(weights, self._ids[:size], [segment]))
+        return Segment(size, angles, lambda i, new: rows[i].index_copy_(0, slots, new), sights)
+
+    def ids(self, size: int) -> Tensor:
+        """The ids [size] of a pass."""
+        return self._ids[:size]
+
+    def _arrange(self, parents: Sequence[int]) -> None:
+        """Take the shape of a tree, with the tokens that a pass is filled up with in a row after its last."""
+        whole = [*parents, *range(len(parents) - 1, max(PASSES) - 1)]
+        if whole != self._parents:
+            self._parents = whole
+            self._depths.copy_(torch.tensor(depths(whole)))
+            self._hidden.copy_(torch.from_numpy(~lineage(whole)))
+
+
+def _size(texts: Sequence[Text]) -> int | None:
+    """The length of a captured pass over these texts; None where it would be too long."""
+    lengths = [len(text.ids) for text in texts]
+    if not lengths or 0 in lengths:
+        return None
+    return next((size for size in PASSES if size >= max(lengths) and size * len(lengths) <= MOST), None)
+
+
+def _pass(weights: Weights, tracks: Sequence[_Track], size: int) -> Tensor:
+    """Logits [tracks · size, V] of one pass over all of them."""
+    ids = torch.cat([track.ids(size) for track in tracks])
+    return logits_of(weights, read(weights, ids, [track.segment(size) for track in tracks]))
 
 
 def cuda_graph(work: Work) -> Work:

@@ -102,7 +102,7 @@ class Output:
 
 @final
 class Llama(Module):
-    """A model of the llama family, called as transformers' own is, for one text at a time."""
+    """A model of the llama family, called as transformers' own is for one text, or with several `texts`."""
 
     def __init__(self, config: PreTrainedConfig, weights: Weights, shapes: Shapes) -> None:
         super().__init__()
@@ -147,10 +147,10 @@ class Llama(Module):
                     f"ids of shape {list(input_ids.shape)}" if isinstance(input_ids, Tensor) else shown(input_ids)
                 )
                 raise DecodeError("input_ids", "an accelerated model reads one text at a time", received, "give [1, k]")
-            made = self.new_cache() if cache is None else self._own(cache)
+            made = self.new_cache() if cache is None else self.own(cache)
             texts = (Text(input_ids[0], made, parents, logits_to_keep),)
         for text in texts:
-            self._own(text.cache).reserve(text.cache.length + len(text.ids))
+            self.own(text.cache).reserve(text.cache.length + len(text.ids))
         # What outlives the pass, the caches, the angles and the logits, is made outside of this mode.
         with torch.inference_mode():
             hidden: list[list[Tensor]] = [[] for _ in texts]
@@ -175,7 +175,8 @@ class Llama(Module):
     def _cache_shape(self, capacity: int) -> tuple[int, ...]:
         return len(self.weights.layers), 2, self.weights.kv_heads, capacity, self.weights.size
 
-    def _own(self, cache: object) -> KVCache:
+    def own(self, cache: object) -> KVCache:
+        """This model's own cache. `DecodeError` for any other."""
         if not isinstance(cache, KVCache) or tuple(cache.buffer.shape) != self._cache_shape(cache.buffer.shape[3]):
             happened, remedy = "the cache is not one of this model's", "pass on what the last call returned, or None"
             raise DecodeError("cache", happened, shown(cache), remedy)
