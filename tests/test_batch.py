@@ -48,7 +48,8 @@ from specflow import (
     verified_step,
 )
 from specflow.accelerate import bit_for_bit, fast
-from specflow.batch import BatchPredictor, Failed, Shared, generate_many, seed_of, together
+from specflow.batch import BatchPredictor, Failed, Shared, generate_many, ragged, seed_of, together
+from specflow.caches import BLOCK, Pair
 from specflow.predictors import UncachedPredictor
 from specflow.stages import UpdateNgram
 from specflow.testing import Branch, Ending, TableModel, exact_law
@@ -375,6 +376,62 @@ def test_a_text_of_more_tokens_than_are_kept_is_read_all_the_same() -> None:
     text = tuple(range(3, 40))
     for drafts in DRAFTS.values():
         assert torch.allclose(batched(text, drafts), rows_of(TARGET, text, drafts))
+
+
+def test_texts_stay_side_by_side_while_some_end_and_others_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the model sees is the shelf itself, in every pass over one token of all."""
+    seen: list[bool] = []
+    shown = ragged._Writing.shown
+
+    def spied(writing: ragged._Writing, i: int, new: Pair) -> Pair:
+        keys, values = shown(writing, i, new)
+        if new[0].shape[2] == 1 and len(writing.layout.spots) == 4:
+            shelf = writing.layout.spots[0].piece.row.shelf
+            places = [held.untyped_storage().data_ptr() for held in shelf.layer(i, new)]
+            seen.append([part.untyped_storage().data_ptr() for part in (keys, values)] == places)
+            assert shelf._rows == 4
+        return keys, values
+
+    batched = BatchPredictor(TARGET, 4)
+    batched((3, 4), ())  # tried here
+    monkeypatch.setattr(ragged._Writing, "shown", spied)
+    step, alone = (STEPS["autoregressive"](each, each, 0) for each in (batched, CachedPredictor(TARGET)))
+    decodes = [partial(run, step, start([3 + i, 4, 5], 9 + 3 * (i % 5)).unwrap()) for i in range(14)]
+    ends = dict(together(decodes, 4))
+    for i, end in ends.items():
+        assert end == run(alone, start([3 + i, 4, 5], 9 + 3 * (i % 5)).unwrap())
+    assert len(seen) > 60
+    assert all(seen)
+
+
+def test_texts_of_which_one_outgrows_its_shelf_are_read_together() -> None:
+    model = tiny_llama(7, context=2 * BLOCK)
+    batched, alone = BatchPredictor(model, 3), CachedPredictor(model)
+    long = tuple(random.choice(range(3, 60)) for random in [Random(1)] for _ in range(BLOCK + 6))
+    drafts = DRAFTS["a tree"]
+    for end in range(BLOCK - 9, BLOCK + 6, 3):
+        texts = long[:end], (5, 6, end % 60), long[: end - 1]
+        ends = dict(together([partial(batched, text, drafts[: i + 1]) for i, text in enumerate(texts)], 3))
+        for i, text in enumerate(texts):
+            assert torch.allclose(rows_in(ends[i]), alone(text, drafts[: i + 1]))
+
+
+def rows_in(reply: torch.Tensor | Failed) -> torch.Tensor:
+    assert isinstance(reply, torch.Tensor)
+    return reply
+
+
+def test_texts_in_inference_mode_and_others_share_a_shelf_in_turns() -> None:
+    batched, step = BatchPredictor(TARGET, 4), STEPS["suffix"]
+
+    def one(number: int) -> Finished:
+        with torch.inference_mode(mode=number % 2 == 0):
+            return decode(step, batched, batched, number)
+
+    alone = CachedPredictor(TARGET)
+    ends = dict(together([partial(one, i) for i in range(6)], 4))
+    assert ends == {i: decode(step, alone, alone, i) for i in range(6)}
+    assert batched._alone._memos.held == 0  # no pass broke down, after which texts are read one by one
 
 
 def test_what_is_wrong_with_one_text_is_its_own() -> None:

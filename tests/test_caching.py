@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,7 +11,7 @@ from transformers import DynamicCache, StaticCache
 from transformers.cache_utils import DynamicLayer
 
 from specflow import DecodeError
-from specflow.caches import BLOCK, Past, Roomy, prune_cache
+from specflow.caches import BLOCK, Past, Roomy, Row, Shelves, prune_cache
 from tests.toys import tiny_llama
 
 MODEL = tiny_llama()
@@ -126,3 +128,82 @@ def test_a_cache_that_is_written_in_place_is_not_pruned_by_sharing() -> None:
     Past(cache, 0).extend(cache, 6)
     with pytest.raises(DecodeError, match="received Roomy"):
         prune_cache(cache, 1)
+
+
+# Rows of a shelf.
+
+
+def written(row: Row, states: Tensor) -> None:
+    """States [heads, k, size] after what the row holds, in two layers: keys, and values of the other sign."""
+    end = row.length + states.shape[1]
+    row.reserve(end)
+    for i in range(2):
+        for held, new in zip(row.shelf.layer(i, (states[None], states[None])), (states, -states), strict=True):
+            held[row.number, :, row.length : end] = new + i
+    row.length = end
+
+
+def read(row: Row) -> list[Tensor]:
+    like = torch.zeros(1, 2, 0, 3), torch.zeros(1, 2, 0, 3)
+    pairs = [row.shelf.layer(i, like) for i in range(2)]
+    return [sign * (held[row.number, :, : row.length] - i) for i, pair in enumerate(pairs)
+            for sign, held in zip((1, -1), pair, strict=True)]  # fmt: skip
+
+
+def test_texts_on_a_shelf_are_each_what_was_written_to_them() -> None:
+    """However they grow, go back, keep a path, are copied, outgrow their shelf, and give their rows back."""
+    shelves, numbers = Shelves(), torch.Generator().manual_seed(1)
+    rows, held = [Row.on(shelves) for _ in range(5)], [torch.zeros(2, 0, 3) for _ in range(5)]
+    for turn in range(60):
+        i, what = turn % 5, turn % 7
+        if what < 4:
+            k = [1, 3, 40, 2 * BLOCK // 3][what]
+            new = torch.rand(2, k, 3, generator=numbers)
+            written(rows[i], new)
+            held[i] = torch.cat((held[i], new), 1)
+        elif what == 4:
+            rows[i].rollback(len(held[i][0]) // 2)
+            held[i] = held[i][:, : len(held[i][0]) // 2]
+        elif what == 5 and rows[i].length > 4:
+            rows[i].keep(start := rows[i].length - 4, [1, 3])
+            held[i] = torch.cat((held[i][:, :start], held[i][:, [start + 1, start + 3]]), 1)
+        else:
+            rows[(i + 1) % 5], held[(i + 1) % 5] = deepcopy(rows[i]), held[i]
+        for row, states in zip(rows, held, strict=True):
+            assert row.length == states.shape[1]
+            if row.length:
+                torch.testing.assert_close(read(row), [states] * 4)
+    assert max(row.shelf.capacity for row in rows) > BLOCK
+
+
+def test_a_row_that_is_taken_again_hides_nothing_that_was_left_in_it() -> None:
+    shelves = Shelves()
+    rows = [Row.on(shelves) for _ in range(2)]
+    for row in rows:
+        written(row, torch.full((2, 3, 3), torch.nan))
+    shelf, number = rows[0].shelf, rows[0].number
+    rows[0] = row = Row.on(shelves)
+    row.reserve(1)
+    assert (row.shelf, row.number) == (shelf, number)
+    assert all(held[number].count_nonzero() == 0 for i in range(2) for held in shelf.layer(i, (held_of(row),) * 2))
+    assert [*shelves] == [BLOCK]
+    del row, rows
+    assert [*shelves] == [BLOCK]  # this function's own name for it
+    del shelf
+    assert [*shelves] == []
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_a_shelf_that_was_made_in_inference_mode_can_be_written_outside_of_it(others: int) -> None:
+    shelves = Shelves()
+    with torch.inference_mode():
+        written(one := Row.on(shelves), torch.ones(2, 3, 3))
+        for _ in range(others):
+            written(Row.on(shelves), torch.ones(2, 3, 3))
+    written(one, torch.zeros(2, 1, 3))
+    written(other := deepcopy(one), torch.ones(2, 2, 3))
+    assert [held.sum() for held in read(other)] == [30] * 4
+
+
+def held_of(row: Row) -> Tensor:
+    return torch.zeros(1, 2, row.shelf.capacity, 3)

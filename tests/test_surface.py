@@ -1570,7 +1570,7 @@ EXEMPT: Final[Mapping[str, str]] = {
         ON_TREES,
     ),
     **dict.fromkeys([f"prefix.{name}" for name in ("begins", "common_prefix", "parting", "tokens_of")], ON_TEXTS),
-    **dict.fromkeys(("caches.past.Past", "caches.rows.Roomy"), ON_CACHES),
+    **dict.fromkeys(("caches.past.Past", "caches.rows.Roomy", "caches.shelf.Row", "caches.shelf.Shelf"), ON_CACHES),
     **dict.fromkeys(
         ("testing.enumeration.Branch", "testing.enumeration.Law", "testing.enumeration.Noise"), ON_BRANCHES
     ),

@@ -14,6 +14,7 @@ from torch.nn import Module
 from specflow.batch.hub import Asked, Reply, Shared
 from specflow.batch.ragged import Piece, new_past, read_together
 from specflow.batch.trial import reads_together
+from specflow.caches import Shelves
 from specflow.guards.checks import a, each, or_none, valid, whole
 from specflow.guards.finite import is_near
 from specflow.guards.ids import ids_of, text_of
@@ -68,6 +69,7 @@ class BatchPredictor:
     _trials: Trials = field(init=False, repr=False)
     _joins: dict[tuple[int, bool], bool] = field(init=False, factory=dict, repr=False)
     _memos: Memos = field(init=False, repr=False)
+    _shelves: Shelves = field(init=False, factory=Shelves, repr=False)
     _waited: WeakSet[Asked] = field(init=False, factory=WeakSet, repr=False)
     _warned: bool = field(init=False, default=False, repr=False)
 
@@ -125,6 +127,7 @@ class BatchPredictor:
                         parts[i] = self._part(one, tokens, drafted, parents)
                 except Exception as error:  # whatever it is, it is this text's
                     replies[i] = error
+            self._memos.make_room(len(parts))
             began = None if self.meter is None else self.meter.now()
             passed = self._passed([*parts.values()])
             if began is not None:
@@ -145,6 +148,7 @@ class BatchPredictor:
         """Forget what was read of another model than this now is."""
         if self._trials.meet():
             self._memos.clear()
+            self._shelves = Shelves()
             self._joins.clear()
 
     def _looked_at(self, asked: Asked) -> tuple[Tokens, Tokens, tuple[int, ...]]:
@@ -190,7 +194,8 @@ class BatchPredictor:
 
     def _part(self, asked: Asked, tokens: Tokens, drafted: Tokens, parents: tuple[int, ...]) -> _Part:
         """What of a text is read in this pass: the next piece of it, or all that is new, and the drafts."""
-        memo = self._memos.take(tokens, 0, owner=asked.by) or Memo(new_past(self._reader), 0, owner=asked.by)
+        memo = self._memos.take(tokens, 0, owner=asked.by)
+        memo = memo or Memo(new_past(self._reader, self._shelves), 0, owner=asked.by)
         past = memo.past
         piece = tokens[past.length :]
         if len(piece) > self.piece:

@@ -1,8 +1,8 @@
 """Several texts in one pass over a model of transformers, each with as many new tokens and drafts as it has.
 
-The new tokens lie in rows of one length. A row may hold several texts, so that a text with few new tokens does not fill
-up to one with many: a mask lets each token see its own text alone. Keys and values stay with each text; a layer of the
-cache that the model is given hands each text its own and shows the model all of them, side by side.
+The new tokens lie in rows of one length. Keys and values lie side by side on a shelf, where the model sees a row of
+each text without a copy; a mask lets each token see its own text alone. Where some texts have more new tokens than
+others, a row may hold several texts, so that little is filled up: then what the model sees is copied together.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from typing_extensions import override
 
 from specflow.batch.texts import ReadsTexts, Text
-from specflow.caches import KVCache, Past
+from specflow.caches import KVCache, Pair, Past, Row, Shelf, Shelves
 from specflow.predictors.reader import Reader
 from specflow.state import Tokens
 from specflow.trees import depths, is_chain, lineage
@@ -39,6 +39,21 @@ class Piece:
     last: int
 
     @property
+    def row(self) -> Row:
+        """The past of a model that is shown all texts at once."""
+        return cast(Row, self.past.cache)
+
+    @property
+    def covered(self) -> int:
+        """How many tokens the past covers after the pass."""
+        return self.past.length + len(self.ids)
+
+    @property
+    def positions(self) -> Tensor:
+        """Where the ids stand in the text."""
+        return self.past.length + torch.tensor(depths(self.parents))
+
+    @property
     def tree(self) -> tuple[int, ...] | None:
         """The parents, where the ids do not follow one another."""
         return None if is_chain(self.parents) else self.parents
@@ -52,13 +67,9 @@ def joins(reader: Reader) -> bool:
     return reader.takes_masks and bool(kinds) and kinds <= {DynamicLayer, DynamicSlidingWindowLayer}
 
 
-def new_past(reader: Reader) -> Past:
-    """What a text begins with: rows of all that was read, in each layer, whatever its window."""
-    if isinstance(reader.model, ReadsTexts):
-        return Past(reader.model.new_cache(), 0)
-    cache = DynamicCache()
-    cache.layers = [DynamicLayer() for _ in _own_layers(reader)]
-    return Past(cache, 0)
+def new_past(reader: Reader, shelves: Shelves) -> Past:
+    """What a text begins with: a row that holds all that was read, in each layer, whatever its window."""
+    return Past(reader.model.new_cache() if isinstance(reader.model, ReadsTexts) else Row.on(shelves), 0)
 
 
 def _own_layers(reader: Reader) -> Sequence[object]:
@@ -81,74 +92,122 @@ def windows_of(reader: Reader) -> dict[str, int | None]:
 
 def read_together(reader: Reader, pieces: Sequence[Piece]) -> list[Tensor]:
     """Logits [last, V] of each piece, in one pass. Each past then covers its ids."""
-    model = reader.model
-    if len(pieces) == 1 and (isinstance(model, ReadsTexts) or set(windows_of(reader).values()) == {None}):
-        (piece,) = pieces  # as a text alone is read, which is quicker
-        return [reader.extend(piece.past, reader.ids([piece.ids]), piece.last, piece.tree)]
-    if isinstance(model, ReadsTexts):
-        texts = [
-            Text(reader.ids(piece.ids), cast(KVCache, piece.past.cache), piece.tree, piece.last) for piece in pieces
-        ]
-        with reader.guard, torch.no_grad():
-            logits = model(texts=texts).logits[0]
-        _cover(pieces)
-        return list(torch.split(logits, [piece.last for piece in pieces]))
-    rows = _arranged(pieces, reader.device.type == "cpu")
-    k = max(sum(len(piece.ids) for piece in row) for row in rows)
-    ids = torch.zeros(len(rows), k, dtype=torch.long)
-    positions = torch.zeros_like(ids)
-    ends: dict[Piece, tuple[int, int]] = {}
-    for r, row in enumerate(rows):
-        end = k
-        for piece in reversed(row):
-            begin = end - len(piece.ids)
-            ids[r, begin:end] = torch.tensor(piece.ids)
-            positions[r, begin:end] = piece.past.length + torch.tensor(depths(piece.parents))
-            ends[piece] = r, end
-            end = begin
-    joined = DynamicCache()
-    shown = _Shown()
-    caches = [[cast(DynamicCache, piece.past.cache) for piece in row] for row in rows]
-    joined.layers = [
-        _Joint(
-            [[cast(DynamicLayer, cache.layers[i]) for cache in row] for row in caches],
-            [[len(piece.ids) for piece in row] for row in rows],
-            shown,
-        )
-        for i in range(len(caches[0][0].layers))
-    ]
-    last = max(k - end + piece.last for piece, (_, end) in ends.items())
-    device = reader.device
-    logits = reader.read_rows(ids.to(device), joined, last, positions.to(device), _masks(reader, rows, k))
-    _cover(pieces)
-    rows_of = []
-    for piece in pieces:
-        r, end = ends[piece]
-        stop = last - (k - end)
-        rows_of.append(logits[r, stop - piece.last : stop])
-    return rows_of
-
-
-def _cover(pieces: Sequence[Piece]) -> None:
-    """Each past covers its ids from now on."""
+    rows = _of_texts(reader, reader.model, pieces) if isinstance(reader.model, ReadsTexts) else _of_rows(reader, pieces)
     for piece in pieces:
         piece.past.extend(piece.past.cache, piece.past.length + len(piece.ids))
+    return rows
 
 
-def _arranged(pieces: Sequence[Piece], shares: bool) -> list[list[Piece]]:
-    """Rows of pieces, so that the pass costs least; each piece alone unless rows are shared.
+def _of_texts(reader: Reader, model: ReadsTexts, pieces: Sequence[Piece]) -> list[Tensor]:
+    """The same of a model that reads several texts by itself."""
+    texts = [Text(reader.ids(piece.ids), cast(KVCache, piece.past.cache), piece.tree, piece.last) for piece in pieces]
+    with reader.guard, torch.no_grad():
+        logits = model(texts=texts).logits[0]
+    return list(torch.split(logits, [piece.last for piece in pieces]))
 
-    Padding costs as much as tokens do, and so does a token that looks at `SIGHT` keys of other texts. A row that is
-    shared is shared in NaN, too, which only a host can look at without waiting.
+
+def _of_rows(reader: Reader, pieces: Sequence[Piece]) -> list[Tensor]:
+    """The same of a model that is shown all texts at once."""
+    for piece in pieces:
+        row = piece.row
+        row.reserve(row.length + len(piece.ids))
+    layout = _laid_out(pieces, reader.device.type == "cpu")
+    joined = DynamicCache()
+    writing = _Writing(layout)
+    joined.layers = [_Joint(i, writing) for i in range(len(_own_layers(reader)))]
+    if len(pieces) == 1 and set(windows_of(reader).values()) == {None}:
+        (piece,) = pieces  # as a text alone is read, which is quicker
+        logits, _ = reader.read(reader.ids([piece.ids]), joined, piece.row.length, piece.last, piece.tree)
+    else:
+        ids = torch.zeros(layout.rows, layout.k, dtype=torch.long)
+        positions = torch.zeros_like(ids)
+        for spot in layout.spots:
+            ids[spot.row, spot.tokens] = torch.tensor(spot.piece.ids)
+            positions[spot.row, spot.tokens] = spot.piece.positions
+        device = reader.device
+        last = max(layout.k - spot.tokens.stop + spot.piece.last for spot in layout.spots)
+        logits = reader.read_rows(ids.to(device), joined, last, positions.to(device), _masks(reader, layout))
+    for piece in pieces:
+        piece.row.length += len(piece.ids)
+    found = {}
+    for spot in layout.spots:
+        stop = logits.shape[1] - (layout.k - spot.tokens.stop)
+        found[spot.piece] = logits[spot.row, stop - spot.piece.last : stop]
+    return [found[piece] for piece in pieces]
+
+
+@final
+@frozen(eq=False)
+class Spot:
+    """Where a piece stands in a pass: its tokens in a `row` of tokens, its keys in the same row of those shown."""
+
+    piece: Piece
+    row: int
+    tokens: slice
+    keys: slice
+
+
+@final
+@frozen(eq=False)
+class Layout:
+    """Rows of `k` tokens, each of which sees what stands in a row of `n` keys.
+
+    The keys lie on a `shelf` as they are shown; with None they are copied, each pass and layer.
     """
+
+    spots: Sequence[Spot]
+    rows: int
+    k: int
+    n: int
+    shelf: Shelf | None
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[Piece]]) -> Layout:
+        """The tokens at the right of each row, as the last logits of a pass are wanted, and the keys at the left."""
+        k = max(sum(len(piece.ids) for piece in row) for row in rows)
+        n = max(sum(piece.covered for piece in row) for row in rows)
+        spots = []
+        for r, row in enumerate(rows):
+            begin, left = k - sum(len(piece.ids) for piece in row), 0
+            for piece in row:
+                end, right = begin + len(piece.ids), left + piece.covered
+                spots.append(Spot(piece, r, slice(begin, end), slice(left, right)))
+                begin, left = end, right
+        shelves = {piece.row.shelf for row in rows for piece in row}
+        lies = len(shelves) == 1 and all(len(row) == 1 for row in rows)
+        return cls(spots, len(rows), k, n, shelves.pop() if lies else None)
+
+    @property
+    def cost(self) -> float:
+        """What a pass costs, in tokens that see nothing.
+
+        Padding costs as much as tokens do, and so does a token that looks at `SIGHT` keys, be they of other texts.
+        """
+        copied = 0 if self.shelf is not None else sum(spot.piece.covered for spot in self.spots)
+        return self.rows * self.k * (1 + self.n / SIGHT) + copied / COPIED
+
+
+SIGHT: Final = 4096
+"""How many keys cost a token as much to look at as all else does, about: six times the width of a small model."""
+
+COPIED: Final = 512
+"""How many keys cost as much to copy in all layers as a token more costs, about."""
+
+
+def _laid_out(pieces: Sequence[Piece], shares: bool) -> Layout:
+    """Where the pieces stand, so that the pass costs least; each in a row of its own unless rows are shared.
+
+    A row that is shared is shared in NaN, too, which only a host can look at without waiting.
+    """
+    alone = Layout.of([[piece] for piece in sorted(pieces, key=lambda piece: piece.row.number)])
     if not shares or len(pieces) == 1:
-        return [[piece] for piece in pieces]
-    ordered = sorted(pieces, key=lambda piece: -len(piece.ids))
-    longest, total = len(ordered[0].ids), sum(len(piece.ids) for piece in pieces)
+        return alone
+    longest_first = sorted(pieces, key=lambda piece: -len(piece.ids))
+    longest, total = len(longest_first[0].ids), sum(len(piece.ids) for piece in pieces)
     rooms = [longest]
     while rooms[-1] < total:
         rooms.append(min(2 * rooms[-1], total))
-    return min([_packed(ordered, room) for room in rooms], key=_cost)
+    return min([alone, *[Layout.of(_packed(longest_first, room)) for room in rooms]], key=lambda layout: layout.cost)
 
 
 def _packed(pieces: Sequence[Piece], room: int) -> list[list[Piece]]:
@@ -165,35 +224,19 @@ def _packed(pieces: Sequence[Piece], room: int) -> list[list[Piece]]:
     return rows
 
 
-def _cost(rows: Sequence[Sequence[Piece]]) -> float:
-    """What a pass costs, in tokens that see nothing."""
-    k = max(sum(len(piece.ids) for piece in row) for row in rows)
-    n = max(sum(piece.past.length + len(piece.ids) for piece in row) for row in rows)
-    return len(rows) * k * (1 + n / SIGHT)
-
-
-SIGHT: Final = 4096
-"""How many keys cost a token as much to look at as all else does, about: six times the width of a small model."""
-
-
-def _masks(reader: Reader, rows: Sequence[Sequence[Piece]], k: int) -> Masks:
-    """For each row, as the keys lie that `_Joint` shows: at the right the last piece's, its own new ones last."""
-    n = max(sum(piece.past.length + len(piece.ids) for piece in row) for row in rows)
+def _masks(reader: Reader, layout: Layout) -> Masks:
+    """What no token of a row may see: the keys of others, and of its own those that do not come before it."""
     masks = {}
     for kind, window in windows_of(reader).items():
-        hidden = torch.ones(len(rows), 1, k, n, dtype=torch.bool)
-        for r, row in enumerate(rows):
-            end, right = k, n
-            for piece in reversed(row):
-                begin, left = end - len(piece.ids), right - len(piece.ids) - piece.past.length
-                own = hidden[r, 0, begin:end]
-                own[:, left : left + piece.past.length] = False
-                own[:, left + piece.past.length : right] = torch.from_numpy(~lineage(piece.parents))
-                if window is not None:
-                    new = piece.past.length + torch.tensor(depths(piece.parents))
-                    seen = torch.cat((torch.arange(piece.past.length), new))
-                    own[:, left:right] |= seen <= new[:, None] - window
-                end, right = begin, left
+        hidden = torch.ones(layout.rows, 1, layout.k, layout.n, dtype=torch.bool)
+        for spot in layout.spots:
+            piece, own = spot.piece, hidden[spot.row, 0, spot.tokens, spot.keys]
+            covered = piece.row.length
+            own[:, :covered] = False
+            own[:, covered:] = torch.from_numpy(~lineage(piece.parents))
+            if window is not None:
+                seen = torch.cat((torch.arange(covered), piece.positions))
+                own |= seen <= piece.positions[:, None] - window
         least = torch.finfo(reader.dtype).min
         masks[kind] = torch.zeros(hidden.shape, dtype=reader.dtype).masked_fill_(hidden, least).to(reader.device)
     return masks.get("", masks)
@@ -201,55 +244,76 @@ def _masks(reader: Reader, rows: Sequence[Sequence[Piece]], k: int) -> Masks:
 
 @final
 @define(eq=False)
-class _Shown:
-    """Room for what a layer shows the model: the layers of one pass use it one after the other."""
+class _Writing:
+    """How the layers of a pass write what is new onto the shelves, and what they show the model."""
 
-    rooms: dict[tuple[int, ...], tuple[Tensor, Tensor]] = field(factory=dict)
+    layout: Layout
+    _places: dict[torch.device, list[tuple[Shelf, Tensor]]] = field(init=False, factory=dict)
+    _room: dict[tuple[object, ...], Pair] = field(init=False, factory=dict)
 
-    def of(self, shape: tuple[int, ...], like: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Keys and values of a shape, 0 where nothing is written."""
-        if shape not in self.rooms:
-            self.rooms[shape] = like[0].new_zeros(shape), like[1].new_zeros(shape[:-1] + like[1].shape[-1:])
-        return self.rooms[shape]
+    def write(self, i: int, new: Pair) -> None:
+        """Write keys and values [rows, heads, k, size] of layer i, each text's to its own row."""
+        for shelf, (row, column, number, place) in self._placed(new[0].device):
+            for held, states in zip(shelf.layer(i, new), new, strict=True):
+                held[number, :, place] = states[row, :, column]
+
+    def shown(self, i: int, new: Pair) -> Pair:
+        """Keys and values [rows, heads, n, size] of layer i, as the layout has them."""
+        layout, shelf = self.layout, self.layout.shelf
+        if shelf is not None:
+            numbers = [spot.piece.row.number for spot in layout.spots]
+            first, last = numbers[0], numbers[-1] + 1
+            at: slice | list[int] = slice(first, last) if last - first == len(numbers) else numbers
+            keys, values = (held[:, :, : layout.n][at] for held in shelf.layer(i, new))
+            return keys, values
+        joined = self._roomy(new)
+        for spot in layout.spots:
+            row = spot.piece.row
+            for room, held in zip(joined, row.shelf.layer(i, new), strict=True):
+                room[spot.row, :, spot.keys] = held[row.number, :, : spot.piece.covered]
+        return joined
+
+    def _placed(self, device: torch.device) -> list[tuple[Shelf, Tensor]]:
+        """For each shelf, of each token: its row and column in the pass, the number of its text, its place in it."""
+        if device not in self._places:
+            found: dict[Shelf, list[tuple[int, int, int, int]]] = {}
+            for spot in self.layout.spots:
+                row = spot.piece.row
+                found.setdefault(row.shelf, []).extend(
+                    (spot.row, column, row.number, row.length + j)
+                    for j, column in enumerate(range(spot.tokens.start, spot.tokens.stop))
+                )
+            self._places[device] = [(shelf, torch.tensor(at, device=device).T) for shelf, at in found.items()]
+        return self._places[device]
+
+    def _roomy(self, like: Pair) -> Pair:
+        """Room for what a layer shows, 0 where nothing is written: the layers of a pass use it one after the other."""
+        of = *[(new.shape[1], new.shape[-1]) for new in like], like[0].device
+        if of not in self._room:
+            keys, values = (new.new_zeros(self.layout.rows, new.shape[1], self.layout.n, new.shape[-1]) for new in like)
+            self._room[of] = keys, values
+        return self._room[of]
 
 
 @final
 class _Joint(DynamicLayer):
     """One layer of several texts. It is one of transformers' kinds as models take no other, hence the inheritance."""
 
-    def __init__(self, layers: Sequence[Sequence[DynamicLayer]], sizes: Sequence[Sequence[int]], shown: _Shown) -> None:
+    def __init__(self, number: int, writing: _Writing) -> None:
         super().__init__()
-        self.texts = layers
-        self.sizes = sizes
-        self.shown = shown
+        self.number = number
+        self.writing = writing
 
     @override
     def update(
         self, key_states: Tensor, value_states: Tensor, *arguments: object, **named: object
     ) -> tuple[Tensor, Tensor]:
         """Keys and values [rows, heads, n, size], the new ones [rows, heads, k, size] written to each text's own."""
-        rows = []
-        for r, (layers, sizes) in enumerate(zip(self.texts, self.sizes, strict=True)):
-            begin = key_states.shape[-2] - sum(sizes)
-            row = []
-            for layer, size in zip(layers, sizes, strict=True):
-                new = slice(begin, begin + size)
-                row.append(layer.update(key_states[r : r + 1, :, new], value_states[r : r + 1, :, new]))
-                begin += size
-            rows.append(row)
-        n = max(sum(keys.shape[-2] for keys, _ in row) for row in rows)
-        shape = len(rows), key_states.shape[1], n, key_states.shape[-1]
-        joined = self.shown.of(shape, (key_states, value_states))
-        for r, row in enumerate(rows):
-            right = n
-            for own in reversed(row):
-                left = right - own[0].shape[-2]
-                for all_of_them, states in zip(joined, own, strict=True):
-                    all_of_them[r, :, left:right] = states[0]
-                right = left
-        return joined
+        new = key_states, value_states
+        self.writing.write(self.number, new)
+        return self.writing.shown(self.number, new)
 
     @override
     def get_seq_length(self) -> int:
-        """How much the longest row covers."""
-        return max(sum(layer.get_seq_length() for layer in row) for row in self.texts)
+        """How many keys a row shows before this pass, but for those that it adds."""
+        return self.writing.layout.n - self.writing.layout.k

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from specflow.batch.ragged import Piece, joins, new_past, read_together
+from specflow.caches import Shelves
 from specflow.predictors.reader import Reader, context_of
 from specflow.predictors.trial import error_bound
 from specflow.predictors.watch import Look
@@ -62,7 +63,8 @@ def _try(reader: Reader, over: int, drafts: tuple[int, ...]) -> bool:
         return False
     random = Random(over)
     texts = [random.choices(range(reader.vocab_size), k=length + 6) for length in lengths]
-    pasts = [new_past(reader) for _ in texts]
+    shelves = Shelves()
+    pasts = [new_past(reader, shelves) for _ in texts]
 
     def step(news: list[int], tree: int | None = None) -> list[Tensor]:
         """The next `news` tokens of each text, in one pass; those of text `tree` are its drafts."""

@@ -11,3 +11,7 @@ from specflow.caches.made import offloads as offloads
 from specflow.caches.past import Past as Past
 from specflow.caches.prune import prune_cache as prune_cache
 from specflow.caches.rows import Roomy as Roomy
+from specflow.caches.shelf import Pair as Pair
+from specflow.caches.shelf import Row as Row
+from specflow.caches.shelf import Shelf as Shelf
+from specflow.caches.shelf import Shelves as Shelves

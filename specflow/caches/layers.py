@@ -32,6 +32,7 @@ from transformers.cache_utils import (
 
 from specflow.caches.buffer import KVCache
 from specflow.caches.rows import Roomy
+from specflow.caches.shelf import Row
 
 Layer: TypeAlias = CacheLayerMixin | LinearAttentionCacheLayerMixin | DummyLayer
 
@@ -66,7 +67,7 @@ class Part:
     @property
     def holds_rows(self) -> bool:
         """Whether it is rows in the order they were read in, any of which can be kept: see `keep`."""
-        return type(self.held) in (Roomy, KVCache, DummyLayer)
+        return type(self.held) in (Roomy, KVCache, Row, DummyLayer)
 
     @property
     def spare(self) -> float:
@@ -76,7 +77,7 @@ class Part:
     def crop(self, discard: int) -> None:
         """Forget the last tokens, at most `spare` of them."""
         held = self.held
-        if isinstance(held, KVCache):
+        if isinstance(held, KVCache | Row):
             held.rollback(held.length - discard)
         elif self.crops and isinstance(held, tuple):
             self.place[self.number] = without_last(held, discard)
@@ -95,7 +96,7 @@ class Part:
 
     def keep(self, start: int, rows: Sequence[int]) -> None:
         """Keep the first `start` tokens and, of those after them, only the `rows`, counted from there, in order."""
-        if isinstance(self.held, Roomy | KVCache):
+        if isinstance(self.held, Roomy | KVCache | Row):
             self.held.keep(start, rows)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from specflow.caches.buffer import KVCache
 from specflow.caches.layers import Part, layers_of, parts_of
+from specflow.caches.shelf import Row
 
 MARKS: Final = 16
 """How many marks a past keeps: one after the prompt, and enough for the drafts of one step."""
@@ -96,7 +97,7 @@ class Past:
         if layers is not None:
             return parts_of(layers)
         # A tuple whose tensors have a row for each token goes back by cropping; one length could be a coincidence.
-        return [Part(self._place, 0, isinstance(self.cache, KVCache) or len(self._rows_at) > 1)]
+        return [Part(self._place, 0, isinstance(self.cache, KVCache | Row) or len(self._rows_at) > 1)]
 
     def _restore(self, length: int, saved: tuple[object | None, ...]) -> bool:
         """Go back to a mark; False where a window no longer records as much."""

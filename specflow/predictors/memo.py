@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Final, final
@@ -142,8 +142,12 @@ class Memos:
         """Keep a memo. What there is no room for is dropped: the oldest that nobody owns, or else the oldest."""
         self._kept.insert(0, memo)
         while len(self._kept) > 1 and self._is_full:
-            oldest = self._kept[:0:-1]
-            self._kept.remove(next((old for old in oldest if old.owner() is None), oldest[0]))
+            self._drop(self._kept[1:])
+
+    def make_room(self, new: int) -> None:
+        """Drop what there is no room for beside `new` memos that will be put."""
+        while self._kept and len(self._kept) + new > self.most:
+            self._drop(self._kept)
 
     def prune(self, tokens: Tokens) -> None:
         """Forget what is seen not to be a prefix of `tokens` in the newest memo, if that is of this text."""
@@ -158,6 +162,10 @@ class Memos:
             memo.past.thin(keep)
         elif not memo.go_back(keep):
             self._kept.remove(memo)
+
+    def _drop(self, some: Sequence[Memo]) -> None:
+        """Forget the oldest of them that nobody owns, or else the oldest."""
+        self._kept.remove(next((memo for memo in reversed(some) if memo.owner() is None), some[-1]))
 
     @property
     def _is_full(self) -> bool:

@@ -117,8 +117,7 @@ class Watch:
             own.get("forward"),  # what PEFT replaces while an adapter of prompts is disabled
             str(own.get("active_adapter")),
             tuple([_adapted(tuner) for tuner in self._tuners]),
-            torch.is_autocast_enabled("cpu"),
-            torch.is_autocast_enabled("cuda"),
+            *[torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) for kind in ("cpu", "cuda")],
         )
 
 
