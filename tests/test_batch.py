@@ -312,11 +312,11 @@ def test_of_drafts_that_were_accepted_none_is_read_again_whoever_is_read_between
 
 def test_of_a_chats_next_turn_only_the_new_tokens_are_read_whoever_spoke_between() -> None:
     model = tiny_llama(4, context=512)
-    batched = BatchPredictor(model, 4)
+    batched = BatchPredictor(model, 3)
     random = Random(5)
     chats = [tuple(random.choices(range(3, 60), k=100)) for _ in range(3)]
-    batched((3,), ())
     shapes = read_by(model)
+    batched((3,), ())  # what makes room
     read = []
     for turn in range(4):
         for c, chat in enumerate(chats):
@@ -348,18 +348,20 @@ def test_a_long_prompt_is_read_in_pieces_while_the_others_go_on() -> None:
 
 
 def test_nobody_waits_again_for_a_prefix_that_there_is_no_room_to_keep() -> None:
+    """Two wait for the first, whose memo makes room for another text's; then neither waits for the other."""
     model = tiny_llama(4)
-    batched = BatchPredictor(model, 2, tokens=2)
-    prompt = tuple(Random(2).choices(range(3, 60), k=50))
+    batched = BatchPredictor(model, 4, tokens=2)
+    prompt, other = (tuple(Random(seed).choices(range(3, 60), k=50)) for seed in (2, 3))
     done: list[int] = []
 
-    def one(number: int, new: int) -> None:
+    def one(number: int, prompt: tuple[int, ...], new: int) -> None:
         for length in range(new):
             batched((*prompt, *[number] * length), ())
         done.append(number)
 
-    list(together([partial(one, 5, 12), partial(one, 6, 1)], 2))
-    assert done == [6, 5]
+    asks = [(5, prompt, 12), (6, other, 2), (7, prompt, 1), (8, prompt, 1)]
+    list(together([partial(one, *each) for each in asks], 4))
+    assert done == [7, 8, 6, 5]
 
 
 @pytest.mark.parametrize("tokens", [None, 64])
