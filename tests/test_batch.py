@@ -51,6 +51,7 @@ from specflow.accelerate import bit_for_bit, fast
 from specflow.batch import BatchPredictor, Failed, Shared, generate_many, seed_of, together
 from specflow.predictors import UncachedPredictor
 from specflow.stages import UpdateNgram
+from specflow.state import Tally
 from specflow.testing import Branch, Ending, TableModel, exact_law
 from tests.architectures import ARCHITECTURES, Architecture
 from tests.test_captured import captured
@@ -619,6 +620,24 @@ def test_many_texts_of_a_seed_depend_on_nothing_else(drafter: PreTrainedModel | 
     assert texts[0][2] != texts[0][3]
     assert PROMPTS[2] == PROMPTS[3]
     assert texts[0] != [end.state.output for end in generate_many(PROMPTS, TARGET, None, 5, processor, 12, [], 8)]
+
+
+def test_drafts_of_many_texts_are_paced_by_the_clock_that_is_given() -> None:
+    """By nothing else: by one clock everything is repeated, whatever this machine is doing."""
+
+    def tallies(exponent: int) -> list[Tally]:
+        heard: list[None] = []
+
+        def clock() -> float:
+            heard.append(None)
+            return float(len(heard) ** exponent)
+
+        ends = generate_many(PROMPTS, TARGET, SMALL, 5, max_gen_len=20, eos_tokens_id=[], slots=3, clock=clock)
+        assert len(heard) > 20
+        return [end.state.tally for end in ends]
+
+    assert tallies(1) == tallies(1)
+    assert tallies(1) != tallies(3)
 
 
 def test_what_is_wrong_with_many_texts_is_told_with_the_number_of_the_prompt() -> None:
