@@ -52,6 +52,7 @@ from specflow.batch import BatchPredictor, Failed, Shared, generate_many, ragged
 from specflow.caches import BLOCK, Pair
 from specflow.predictors import UncachedPredictor
 from specflow.stages import UpdateNgram
+from specflow.state import Tally
 from specflow.testing import Branch, Ending, TableModel, exact_law
 from tests.architectures import ARCHITECTURES, Architecture
 from tests.test_captured import captured
@@ -313,11 +314,11 @@ def test_of_drafts_that_were_accepted_none_is_read_again_whoever_is_read_between
 
 def test_of_a_chats_next_turn_only_the_new_tokens_are_read_whoever_spoke_between() -> None:
     model = tiny_llama(4, context=512)
-    batched = BatchPredictor(model, 4)
+    batched = BatchPredictor(model, 3)
     random = Random(5)
     chats = [tuple(random.choices(range(3, 60), k=100)) for _ in range(3)]
-    batched((3,), ())
     shapes = read_by(model)
+    batched((3,), ())  # what makes room
     read = []
     for turn in range(4):
         for c, chat in enumerate(chats):
@@ -349,18 +350,20 @@ def test_a_long_prompt_is_read_in_pieces_while_the_others_go_on() -> None:
 
 
 def test_nobody_waits_again_for_a_prefix_that_there_is_no_room_to_keep() -> None:
+    """Two wait for the first, whose memo makes room for another text's; then neither waits for the other."""
     model = tiny_llama(4)
-    batched = BatchPredictor(model, 2, tokens=2)
-    prompt = tuple(Random(2).choices(range(3, 60), k=50))
+    batched = BatchPredictor(model, 4, tokens=2)
+    prompt, other = (tuple(Random(seed).choices(range(3, 60), k=50)) for seed in (2, 3))
     done: list[int] = []
 
-    def one(number: int, new: int) -> None:
+    def one(number: int, prompt: tuple[int, ...], new: int) -> None:
         for length in range(new):
             batched((*prompt, *[number] * length), ())
         done.append(number)
 
-    list(together([partial(one, 5, 12), partial(one, 6, 1)], 2))
-    assert done == [6, 5]
+    asks = [(5, prompt, 12), (6, other, 2), (7, prompt, 1), (8, prompt, 1)]
+    list(together([partial(one, *each) for each in asks], 4))
+    assert done == [7, 8, 6, 5]
 
 
 @pytest.mark.parametrize("tokens", [None, 64])
@@ -674,6 +677,24 @@ def test_many_texts_of_a_seed_depend_on_nothing_else(drafter: PreTrainedModel | 
     assert texts[0][2] != texts[0][3]
     assert PROMPTS[2] == PROMPTS[3]
     assert texts[0] != [end.state.output for end in generate_many(PROMPTS, TARGET, None, 5, processor, 12, [], 8)]
+
+
+def test_drafts_of_many_texts_are_paced_by_the_clock_that_is_given() -> None:
+    """By nothing else: by one clock everything is repeated, whatever this machine is doing."""
+
+    def tallies(exponent: int) -> list[Tally]:
+        heard: list[None] = []
+
+        def clock() -> float:
+            heard.append(None)
+            return float(len(heard) ** exponent)
+
+        ends = generate_many(PROMPTS, TARGET, SMALL, 5, max_gen_len=20, eos_tokens_id=[], slots=3, clock=clock)
+        assert len(heard) > 20
+        return [end.state.tally for end in ends]
+
+    assert tallies(1) == tallies(1)
+    assert tallies(1) != tallies(3)
 
 
 def test_what_is_wrong_with_many_texts_is_told_with_the_number_of_the_prompt() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import runpy
+import sys
 import warnings
 from contextlib import redirect_stdout
 from importlib.util import find_spec
@@ -10,6 +11,7 @@ from multiprocessing import get_context
 from os import environ
 from pathlib import Path
 from socket import socket
+from subprocess import Popen
 
 import pytest
 import torch
@@ -39,9 +41,15 @@ def test_example(name: str, expected: str, capsys: pytest.CaptureFixture[str]) -
     assert expected in capsys.readouterr().out
 
 
-def process(rank: int, port: int, out: Path) -> None:
-    """One of two processes that run the example, as torchrun would start it."""
-    environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+def told_by_torchrun(rank: int, port: int) -> dict[str, str]:
+    """What one of two processes finds in its environment."""
+    numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_PORT": port}
+    return {"MASTER_ADDR": "127.0.0.1", **{name: str(number) for name, number in numbers.items()}}
+
+
+def first_process(port: int, out: Path) -> None:
+    """The first of two processes that run the example."""
+    environ.update(told_by_torchrun(0, port))
     torch.set_num_threads(1)
     warnings.simplefilter("default")
     with out.open("w") as file, redirect_stdout(file):
@@ -50,20 +58,24 @@ def process(rank: int, port: int, out: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_sharded_target_says_under_a_whole_drafter_what_the_whole_target_says(tmp_path: Path) -> None:
-    """The processes are forks of this one, so that neither has to import torch and transformers again."""
+    """One text, and several at once. The first process is a fork of this one, so that it need not import torch again;
+    the second hashes otherwise, so that what goes by the order of a set would show."""
     with socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    outs = [tmp_path / "first", tmp_path / "second"]
-    fork = get_context("fork")
-    processes = [fork.Process(target=process, args=(rank, port, out)) for rank, out in enumerate(outs)]
-    for one in processes:
-        one.start()
-    for one in processes:
-        one.join(timeout=300)
-        one.kill()
-    assert [one.exitcode for one in processes] == [0, 0]
-    assert "sharded parameters in 2 processes\nthe same text" in outs[0].read_text()
+    out, own = tmp_path / "out", {"PYTHONPATH": str(EXAMPLES.parent), "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "1"}
+    first = get_context("fork").Process(target=first_process, args=(port, out))
+    first.start()
+    command, told = [sys.executable, str(EXAMPLES / "tensor_parallel.py")], environ | own | told_by_torchrun(1, port)
+    with Popen(command, env=told) as second:
+        try:
+            first.join(timeout=300)
+            assert second.wait(timeout=60) == 0
+        finally:
+            first.kill()
+            second.kill()
+    assert first.exitcode == 0
+    assert "sharded parameters in 2 processes\nthe same 6 texts" in out.read_text()
 
 
 def test_every_example_is_run_here() -> None:

@@ -625,6 +625,7 @@ TABLE: Final[dict[str, Entry]] = {
             "seed": 1,
             "slots": 2,
             "progress": lambda number, end: None,
+            "clock": perf_counter,
         },
     ),
     "batch.many.seed_of": Entry(batch.seed_of, lambda: {"seed": 1, "number": 2}),

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from hashlib import sha256
+from time import perf_counter
 
 import numpy
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from specflow.guards.checks import a, calls, does, drafts, or_none, shown, whole
 from specflow.guards.ids import stops_of
 from specflow.loop import SPEC_NAMES, run, start
 from specflow.policies import CostAware, CostMeter
+from specflow.policies.meter import Clock
 from specflow.predictors import limits_of
 from specflow.processors import GreedyProcessor, Processor
 from specflow.randomness import Dice, SharedNoise
@@ -53,6 +55,7 @@ def generate_many(
     seed: int | None = None,
     slots: int = 8,
     progress: Callable[[int, Finished], object] = _nothing,
+    clock: Clock = perf_counter,
 ) -> list[Finished]:
     """The target's own text after each prompt, in the order of the prompts; up to `slots` are decoded at a time.
 
@@ -69,6 +72,8 @@ def generate_many(
         from torch's default generator.
     slots: how many texts are decoded at a time, 1 or more.
     progress: hears of each text that has ended, and of its number, as it ends.
+    clock: seconds, to measure how many drafts pay. Where several processes share a target, all must hear the same, or
+        they draft differently and their passes do not meet: `examples/tensor_parallel.py`.
 
     `DecodeError` for anything else, before a model runs. What goes wrong in a text later is raised, with the number of
     its prompt in a note, once the others are unwound; `together` lets the others go on.
@@ -87,7 +92,7 @@ def generate_many(
     or_none(whole(-sys.maxsize, "give a whole number, or None"))("seed", seed)
     calls("a listener", "give a function of a number and a Finished")("progress", progress)
     states = _started(prompts, target, max_gen_len, eos_tokens_id)
-    meter = CostMeter()
+    meter = CostMeter(clock)
     predictor = BatchPredictor(target, slots, meter=meter)
     assistant = None if drafter is None else BatchPredictor(drafter, slots)
     if assistant is not None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Final, TypeAlias, final
+from typing import Final, TypeAlias, cast, final
 
 import numpy
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from specflow.batch import Failed, together
 from specflow.errors import DecodeError, said
@@ -29,7 +29,7 @@ class Decode:
     `build()` is called once in an actor, and returns what decodes a row: it loads the model and composes the step.
     Where it reads through a `BatchPredictor`, the rows of a batch share its passes. To a row's columns come `output`,
     the new ids; `reason`, why it ended; `steps`, `drafted` and `accepted`. A row that fails has `reason` "error" and
-    its error in `error`, and the others go on.
+    its error in `error`, and the others go on. Prompts and new ids are lists, which any reader of Parquet knows.
 
     Ray repeats the rows of an actor that dies. A row has the same text again where its randomness comes from its id,
     `SharedNoise(seed_of(seed, id))`, whatever drafts it and wherever it runs; greedy text anyway. `DecodeError` for
@@ -41,7 +41,7 @@ class Decode:
     ...     step = autoregressive_step(along_paths(lambda text: torch.eye(9)[text[-1] + 1]), GreedyProcessor(), Dice())
     ...     return lambda name, prompt: run(step, start(prompt, 3).unwrap())
     >>> rows = {"id": numpy.array(["a", "b"]), "prompt": numpy.array([[1], [4]])}
-    >>> [list(map(int, output)) for output in Decode(build)(rows)["output"]]
+    >>> Decode(build)(rows)["output"].tolist()
     [[2, 3, 4], [5, 6, 7]]
     """
 
@@ -67,13 +67,11 @@ class Decode:
         decodes = [partial(self._row, *row) for row in zip(names, rows[self._prompt], strict=True)]
         ends = dict(together(decodes, self._slots))
         told = [_told(ends[number]) for number in range(len(decodes))]
-        texts: NDArray[numpy.generic] = numpy.empty(len(told), dtype=object)  # they have several lengths
-        for i, (output, *_) in enumerate(told):
-            texts[i] = numpy.array(output, dtype=numpy.int64)
         others = enumerate(OTHERS.items(), 1)
         return {
             **rows,
-            "output": texts,
+            self._prompt: _lists(rows[self._prompt]),
+            "output": _lists([list(output) for output, *_ in told]),
             **{name: numpy.array([row[i] for row in told], kind) for i, (name, kind) in others},
         }
 
@@ -83,6 +81,16 @@ class Decode:
 
 OTHERS: Final = {"reason": str, "steps": int, "drafted": int, "accepted": int, "error": str}
 """What a row is given beside its text."""
+
+
+def _lists(texts: Iterable[object]) -> NDArray[numpy.generic]:
+    """A column of lists. Of arrays Ray would make tensors, of one kind where all are of one length and else of another,
+    and files of both kinds cannot be read together."""
+    several = [*texts]
+    column: NDArray[numpy.generic] = numpy.empty(len(several), dtype=object)
+    for i, text in enumerate(several):
+        column[i] = cast(ArrayLike, text.tolist() if isinstance(text, numpy.ndarray) else text)
+    return column
 
 
 def _told(end: Finished | Failed) -> tuple[Tokens, str, int, int, int, str]:

@@ -1,0 +1,6 @@
+from collections.abc import Sequence
+
+class Expr:
+    def not_in(self, values: Sequence[str]) -> Expr: ...
+
+def col(name: str) -> Expr: ...
