@@ -66,7 +66,8 @@ _are_memos = each(does("a provider that forgets", "give the predictors themselve
 # Drafters.
 
 
-def _read_alone(model: Module) -> CachedPredictor:
+def read_alone(model: Module) -> CachedPredictor:
+    """What a model is read through for one text."""
     return CachedPredictor(model)
 
 
@@ -89,7 +90,7 @@ class Setting:
         default=lambda: None, validator=valid(calls("what gives bigrams", "give a function of nothing"))
     )
     reading: Callable[[Module], CachedPredictor | BatchPredictor] = field(
-        default=_read_alone,
+        default=read_alone,
         validator=valid(calls("what reads a model", "give a function of one")),
     )
 

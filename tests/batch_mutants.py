@@ -17,9 +17,11 @@ from attrs import frozen
 
 from specflow.batch import BatchPredictor, Shared, many, ragged
 from specflow.batch import hub as hubs
+from specflow.caches import Row, Shelf
 from specflow.predictors.memo import Memo, Memos
 from tests import test_batch as batch
 from tests import test_batch_laws as laws
+from tests import test_caching as caching
 from tests import test_hub as hub
 
 
@@ -159,22 +161,22 @@ MUTANTS: Final = (
     BatchMutant(
         "a window whose mask lags one token",
         ragged._masks,
-        "seen <= new[:, None] - window",
-        "seen < new[:, None] - window",
+        "seen <= piece.positions[:, None] - window",
+        "seen < piece.positions[:, None] - window",
         partial(batch.test_every_architecture_says_in_a_batch_what_it_says_alone, WINDOWED),
     ),
     BatchMutant(
         "positions that lag one token after the first pass",
-        ragged.read_together,
-        "piece.past.length + torch.tensor(depths(piece.parents))",
-        "max(piece.past.length - 1, 0) + torch.tensor(depths(piece.parents))",
+        ragged._of_rows,
+        "spot.tokens] = spot.piece.positions",
+        "spot.tokens] = (spot.piece.positions - int(spot.piece.row.length > 0))",
         SCRIPT,
     ),
     BatchMutant(
         "positions of a tree as if it were a chain",
-        ragged.read_together,
-        "torch.tensor(depths(piece.parents))",
-        "torch.arange(len(piece.ids))",
+        ragged._of_rows,
+        "spot.tokens] = spot.piece.positions",
+        "spot.tokens] = spot.piece.row.length + torch.arange(len(spot.piece.ids))",
         SCRIPT,
     ),
     BatchMutant(
@@ -187,23 +189,72 @@ MUTANTS: Final = (
     BatchMutant(
         "a text that sees those to its left in its row",
         ragged._masks,
-        "own[:, left : left + piece.past.length] = False",
-        "own[:, : left + piece.past.length] = False",
+        "own[:, :covered] = False",
+        "hidden[spot.row, 0, spot.tokens, : spot.keys.start + covered] = False",
         SCRIPT,
     ),
     BatchMutant(
         "the last rows of a row, whoever's they are",
-        ragged.read_together,
-        "stop = last - (k - end)",
-        "stop = last",
+        ragged._of_rows,
+        "stop = logits.shape[1] - (layout.k - spot.tokens.stop)",
+        "stop = logits.shape[1]",
         SCRIPT,
     ),
     BatchMutant(
         "keys that a layer shows further left than its masks",
-        ragged._Joint.update,
-        "right = n\n",
-        "right = max(sum(keys.shape[-2] for keys, _ in row), 1)\n",
+        ragged._Writing.shown,
+        "room[spot.row, :, spot.keys]",
+        "room[spot.row, :, : spot.piece.covered]",
         SCRIPT,
+    ),
+    BatchMutant(
+        "the first rows of a shelf shown, whoever's they are",
+        ragged._Writing.shown,
+        "slice(first, last) if last - first == len(numbers) else numbers",
+        "slice(0, len(numbers))",
+        SCRIPT,
+    ),
+    BatchMutant(
+        "keys of one text written to another's row",
+        ragged._Writing.write,
+        "held[number, :, place]",
+        "held[number.flip(0), :, place]",
+        SCRIPT,
+    ),
+    BatchMutant(
+        "a text that moves to a longer row and leaves its keys behind",
+        Row._move,
+        "self.shelf.copy(self.number, shelf, number, self.length)",
+        "pass",
+        batch.test_texts_of_which_one_outgrows_its_shelf_are_read_together,
+    ),
+    BatchMutant(
+        "a copy of a text that has nothing in its row",
+        Row.__deepcopy__,
+        "self.shelf.copy(self.number, other.shelf, other.number, self.length)",
+        "pass",
+        SCRIPT,
+    ),
+    BatchMutant(
+        "a row that is not given back",
+        Row.__del__,
+        "self.shelf.give_back(self.number)",
+        "pass",
+        batch.test_texts_stay_side_by_side_while_some_end_and_others_begin,
+    ),
+    BatchMutant(
+        "a row with what the text before has left in it",
+        Shelf.take,
+        "held[number].zero_()",
+        "pass",
+        caching.test_a_row_that_is_taken_again_hides_nothing_that_was_left_in_it,
+    ),
+    BatchMutant(
+        "no room made before new texts are read",
+        Memos.make_room,
+        "len(self._kept) + new > self.most",
+        "False",
+        batch.test_texts_stay_side_by_side_while_some_end_and_others_begin,
     ),
     BatchMutant(
         "an answer after the first piece of a long prompt",
@@ -234,13 +285,6 @@ MUTANTS: Final = (
         batch.test_what_is_wrong_with_one_text_is_its_own,
     ),
     BatchMutant(
-        "what a pass that broke down had half read is kept",
-        BatchPredictor._read,
-        "replies[i] = self._by_itself(part)",
-        "replies[i] = self._by_itself(part); self._memos.put(part.memo)",
-        batch.test_a_pass_that_breaks_down_is_nobodys_loss,
-    ),
-    BatchMutant(
         "what was read of other weights is kept",
         BatchPredictor._meet,
         "if self._trials.meet():",
@@ -266,13 +310,13 @@ MUTANTS: Final = (
         Memos.put,
         "len(self._kept) > 1 and self._is_full",
         "False",
-        partial(batch.test_memory_is_bounded_by_texts_or_by_tokens, None),
+        partial(batch.test_memory_is_bounded_by_texts_or_by_tokens, 64),
     ),
     BatchMutant(
         "the newest memo forgotten, not the oldest",
-        Memos.put,
-        "next((old for old in oldest if old.owner() is None), oldest[0])",
-        "self._kept[0]",
+        Memos._drop,
+        "next((memo for memo in reversed(some) if memo.owner() is None), some[-1])",
+        "some[0]",
         batch.test_of_a_chats_next_turn_only_the_new_tokens_are_read_whoever_spoke_between,
     ),
     BatchMutant(

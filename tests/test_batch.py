@@ -381,7 +381,7 @@ def test_a_text_of_more_tokens_than_are_kept_is_read_all_the_same() -> None:
         assert torch.allclose(batched(text, drafts), rows_of(TARGET, text, drafts))
 
 
-def test_texts_stay_side_by_side_while_some_end_and_others_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_texts_stay_side_by_side_while_some_end_and_others_begin() -> None:
     """What the model sees is the shelf itself, in every pass over one token of all."""
     seen: list[bool] = []
     shown = ragged._Writing.shown
@@ -397,10 +397,11 @@ def test_texts_stay_side_by_side_while_some_end_and_others_begin(monkeypatch: py
 
     batched = BatchPredictor(TARGET, 4)
     batched((3, 4), ())  # tried here
-    monkeypatch.setattr(ragged._Writing, "shown", spied)
     step, alone = (STEPS["autoregressive"](each, each, 0) for each in (batched, CachedPredictor(TARGET)))
     decodes = [partial(run, step, start([3 + i, 4, 5], 9 + 3 * (i % 5)).unwrap()) for i in range(14)]
-    ends = dict(together(decodes, 4))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ragged._Writing, "shown", spied)
+        ends = dict(together(decodes, 4))
     for i, end in ends.items():
         assert end == run(alone, start([3 + i, 4, 5], 9 + 3 * (i % 5)).unwrap())
     assert len(seen) > 60

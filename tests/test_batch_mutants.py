@@ -24,7 +24,12 @@ def test_mistakes_are_refused(mutant: BatchMutant, monkeypatch: pytest.MonkeyPat
         mutant.test()
 
 
-READ_WRONGLY = [mutant for mutant in MUTANTS if mutant.function.__module__ == ragged.__name__]
+READ_WRONGLY = [
+    mutant
+    for mutant in MUTANTS
+    if mutant.function.__module__ == ragged.__name__ and "first rows of a shelf" not in mutant.mistake
+]
+"""All but one, as the texts of the trial have the first rows."""
 
 
 @pytest.mark.parametrize("mutant", READ_WRONGLY, ids=lambda mutant: mutant.mistake)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import final
+from typing import Final, final
 
 import pytest
 import torch
@@ -34,7 +34,9 @@ from specflow import (
     autoregressive_step,
     speculative_step,
 )
+from specflow.batch import Asked, BatchPredictor, Reply
 from specflow.bench import command, read_prompts
+from specflow.bench.batches import Turn, turns
 from specflow.bench.context import Context, composed
 from specflow.bench.decoders import Decoder, Models, decoder
 from specflow.bench.measure import Plan, Round, Run, measure, run_one, warmed_up
@@ -612,6 +614,9 @@ def test_the_command(
         (["--max-prompt-tokens", "0"], "max_prompt_tokens is below 1"),
         (["--limit", "0"], "limit is below 1"),
         (["--repeats", "0"], "repeats is below 1"),
+        (["--slots", "0"], "slots is below 1"),
+        (["--slots", "2", "--baseline", "autoregressive"], "--baseline means nothing beside --slots"),
+        (["--slots", "2", "--html", "page.html"], "--html means nothing beside --slots"),
         (["--decoders", "suffix", "suffix"], "a decoder is named twice"),
         (["--decoders", "suffix@99999999999999999999"], "no decoder has this name"),
         (["--assistant-dtype", "float64"], "there is no assistant model"),
@@ -663,6 +668,93 @@ def test_ctrl_c_reports_what_is_complete(
     assert main([*arguments, "--decoders", "autoregressive", "generate"]) == 130
     assert len(json.loads(out.read_text(encoding="utf-8"))["runs"]) == 2
     assert "generate" in capsys.readouterr().out
+
+
+BATCHED: Final = ["suffix@cost", "llm@3@block", "memory", "suffix@4@match"]
+
+
+@pytest.mark.parametrize("slots", ["1", "2"])
+def test_many_texts_at_once_are_the_same_texts(
+    slots: str, saved: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(Path(saved).parent)
+    read: list[int] = []
+    asked = BatchPredictor.read
+
+    def watched(batched: BatchPredictor, some: Sequence[Asked]) -> list[Reply]:
+        read.append(len(some))
+        return asked(batched, some)
+
+    monkeypatch.setattr(BatchPredictor, "read", watched)
+    arguments = ["bench", "--model", saved, "--prompts", "prompts.jsonl", "--max-new-tokens", "9", "--json", "out.json"]
+    arguments += ["--slots", slots, "--assistant", saved, "--repeats", "2"]
+    assert main([*arguments, "--decoders", "autoregressive", *BATCHED, "generate", "hf-lookup@3"]) == 0
+    output = capsys.readouterr().out
+    assert "absent: hf-lookup@3" in output
+    assert "transformers' assisted decoding reads one text at a time" in output
+    assert output.count("6/6") == 1 + 1 + len(BATCHED) + 1
+    assert max(read) == int(slots)
+    written = json.loads(Path("out.json").read_text(encoding="utf-8"))
+    assert written["slots"] == int(slots)
+    names = ["autoregressive, one by one", "autoregressive", *BATCHED, "generate"]
+    assert [turn["decoder"] for turn in written["turns"]] == names + names[1:] + names[:1]
+    assert len({json.dumps(turn["texts"]) for turn in written["turns"]}) == 1
+
+
+def test_sampled_batches_have_their_own_seeds_and_no_text_to_compare(
+    saved: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(Path(saved).parent)
+    arguments = ["bench", "--model", saved, "--prompts", "prompts.jsonl", "--max-new-tokens", "9", "--json", "out.json"]
+    arguments += ["--slots", "2", "--temperature", "1.5", "--decoders", "autoregressive", "generate"]
+    texts = []
+    for seed in ("1", "1", "2"):
+        assert main([*arguments, "--seed", seed]) == 0
+        turns = json.loads(Path("out.json").read_text(encoding="utf-8"))["turns"]
+        texts.append({turn["decoder"]: turn["texts"] for turn in turns})
+    assert "3/3" not in capsys.readouterr().out
+    assert texts[0]["autoregressive"] == texts[0]["autoregressive, one by one"] == texts[1]["autoregressive"]
+    assert texts[0]["autoregressive"] != texts[2]["autoregressive"]
+
+
+def test_ctrl_c_reports_the_turns_of_batches_that_are_complete(
+    saved: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(decoders: Mapping[str, Callable[[], list[Tokens]]], plan: Plan) -> Iterator[Turn]:
+        for i, turn in enumerate(turns(decoders, plan)):
+            if i == stop:
+                raise KeyboardInterrupt
+            yield turn
+
+    monkeypatch.setattr(command, "turns", interrupted)
+    monkeypatch.chdir(Path(saved).parent)
+    arguments = ["bench", "--model", saved, "--prompts", "prompts.jsonl", "--max-new-tokens", "4", "--json", "out.json"]
+    arguments += ["--slots", "2", "--repeats", "2", "--decoders", "autoregressive"]
+    stop = 1
+    assert main(arguments) == 130
+    assert not Path("out.json").exists()
+    stop = 3
+    assert main(arguments) == 130
+    assert len(json.loads(Path("out.json").read_text(encoding="utf-8"))["turns"]) == 2
+    assert "3/3" in capsys.readouterr().out
+
+
+def test_a_step_of_ones_own_is_measured_in_batches_too(
+    saved: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = MINE + "\n\ndef once(context):\n    raise KeyError(context.prompt)\n"
+    (tmp_path / "my_decoders.py").write_text(broken, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "my_decoders", raising=False)
+    arguments = ["bench", "--model", saved, "--prompts", "prompts.jsonl", "--max-new-tokens", "8", "--slots", "3"]
+    assert main([*arguments, "--decoders", "autoregressive", "my_decoders:step", "my_decoders:once"]) == 0
+    output = capsys.readouterr().out
+    assert output.count("3/3") == 3
+    assert "absent: my_decoders:once: it failed in the warm-up (KeyError" in output
+    monkeypatch.delitem(sys.modules, "my_decoders", raising=False)
+    assert main([*arguments, "--decoders", "hf-lookup"]) == 2
+    assert "none decodes several texts at once" in capsys.readouterr().err
 
 
 def test_other_models_are_made_by_a_function(saved: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import argparse
 import importlib.util
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final, get_args
@@ -18,6 +18,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.nn import Module
 
+from specflow.bench.batches import Turn, one_by_one, turns, warm_batches
+from specflow.bench.batches import show as show_batches
+from specflow.bench.batches import to_json as batches_to_json
 from specflow.bench.decoders import NAMES, Decoder, Models, decoder, imported
 from specflow.bench.measure import Plan, Run, measure, warmed_up
 from specflow.bench.prompts import OWN_PROMPTS, read_prompts, spread
@@ -60,6 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--repeats", type=int, default=1, metavar="N")
     add("--temperature", type=float, metavar="T", help="sample instead of decoding greedily")
     add("--seed", type=int, default=0)
+    add("--slots", type=int, metavar="N", help="decode N texts at a time, and one by one by the first decoder")
     add("--device", default="cpu", help="where the models run: cpu, cuda, …")
     add("--json", type=Path, metavar="FILE", help="write everything that was measured")
     add("--html", type=Path, metavar="FILE", help=f"write a page with plots; needs {INSTALL}")
@@ -71,14 +75,13 @@ def main(args: argparse.Namespace) -> int:
     errors = Console(stderr=True)
     plan, absent = _planned(args, errors)
     facts = facts_of(plan, args.model)
+    if args.slots is not None:
+        return _compare_batches(plan, absent, args, facts, errors)
     runs, code = _measured(plan, errors)
     if not runs:
         return code
     report = build(plan, runs, args.baseline or plan.decoders[0].label, absent, facts)
-    console = Console(width=None if sys.stdout.isatty() else PIPED)
-    with console.capture() as tables:  # rich would end the program where the reader of a pipe has gone
-        show(report, console)
-    print(tables.get(), end="", flush=True)
+    _print(partial(show, report))
     if args.json is not None:
         _write(args.json, to_json(report))
     if args.html is not None and _can_draw():
@@ -91,6 +94,48 @@ def main(args: argparse.Namespace) -> int:
     return code
 
 
+def _print(tell: Callable[[Console], None]) -> None:
+    """What is told, on the standard output."""
+    console = Console(width=None if sys.stdout.isatty() else PIPED)
+    with console.capture() as tables:  # rich would end the program where the reader of a pipe has gone
+        tell(console)
+    print(tables.get(), end="", flush=True)
+
+
+def _compare_batches(
+    plan: Plan, absent: Sequence[Absent], args: argparse.Namespace, facts: Mapping[str, str], errors: Console
+) -> int:
+    """The same of whole batches: 0, or 130 after Ctrl-C, which still reports the turns that all decoders had."""
+    first = plan.decoders[0]
+    decoders, absent = {f"{first.label}, one by one": one_by_one(plan, first)}, [*absent]
+    for each in plan.decoders:
+        errors.print(f"warming up batches of {each.label}", style="dim", markup=False, emoji=False)
+        match warm_batches(plan, each, args.slots):
+            case Success(decode):
+                decoders[each.label] = decode
+            case Failure(DecodeError() as error):
+                absent.append(Absent(each.label, str(error)))
+    if len(decoders) == 1:
+        raise DecodeError("decoders", "none decodes several texts at once", first.label, "name others")
+    found: list[Turn] = []
+    code = 0
+    try:
+        for turn in turns(decoders, plan):
+            errors.print(f"{turn.decoder}: {turn.rate:.1f} tokens/s", style="dim", markup=False, emoji=False)
+            found.append(turn)
+    except KeyboardInterrupt:
+        code, found = 130, found[: len(found) // len(decoders) * len(decoders)]
+    except DecodeError:
+        raise
+    except Exception as error:
+        raise DecodeError("decoders", "a decoder fails", said(error), "leave it out, or see the cause") from error
+    if found:
+        _print(lambda console: show_batches(plan, found, absent, args.slots, console))
+        if args.json is not None:
+            _write(args.json, batches_to_json(found, args.slots, facts))
+    return code
+
+
 def _check(args: argparse.Namespace) -> None:
     """Refuses, before a model is loaded, what could not be measured, and what could not be kept afterwards."""
     if args.max_new_tokens == 0:
@@ -98,6 +143,11 @@ def _check(args: argparse.Namespace) -> None:
     for name in ("max_prompt_tokens", "repeats"):
         whole(1, "give 1 or more")(name, getattr(args, name))
     or_none(whole(1, "leave it out for all prompts"))("limit", args.limit)
+    or_none(whole(1, "decode one text at a time at least"))("slots", args.slots)
+    if args.slots is not None and (args.html is not None or args.baseline is not None):
+        received = "--html" if args.html is not None else "--baseline"
+        happened = f"{received} means nothing beside --slots"
+        raise DecodeError(received.strip("-"), happened, received, "leave it out; the first decoder is the baseline")
     if args.assistant is None and args.assistant_dtype is not None:
         raise DecodeError("assistant_dtype", "there is no assistant model", args.assistant_dtype, "name --assistant")
     twice = [label for label in args.decoders if args.decoders.count(label) > 1]

@@ -9,8 +9,11 @@ from attrs import frozen
 from torch.nn import Module
 from transformers import PreTrainedTokenizerBase
 
+from specflow.batch import BatchPredictor
 from specflow.bench.stopwatch import Stopwatch
+from specflow.catalogue import read_alone
 from specflow.loop import unfold
+from specflow.policies import CostMeter
 from specflow.predictors import CachedPredictor
 from specflow.processors import LogitsProcessor
 from specflow.randomness import Randomness
@@ -24,17 +27,20 @@ T = TypeVar("T")
 class Context:
     """What a decoder is made from. Each text gets its own: an empty memo, a generator seeded by the prompt.
 
-    `target` is a predictor over `model`, whose calls are timed. `assistant` is the drafting model, if there is one.
+    `target` is a predictor over `model`, whose calls are timed. `assistant` is the drafting model, if there is one, and
+    `reading` makes the predictor that it is read through. A `meter` is there for texts of a batch, which share it.
     """
 
     model: Module
-    target: CachedPredictor
+    target: CachedPredictor | BatchPredictor
     processor: LogitsProcessor
     rng: Randomness
     tokenizer: PreTrainedTokenizerBase
     prompt: Tokens
     assistant: Module | None
     stopwatch: Stopwatch
+    meter: CostMeter | None = None
+    reading: Callable[[Module], CachedPredictor | BatchPredictor] = read_alone
 
     def timed(self, drafter: Callable[[Tokens], Iterator[T]]) -> Callable[[Tokens], Iterator[T]]:
         """The same drafter, its time reported as drafting. That of a drafter left bare counts as specflow's own."""

@@ -55,10 +55,14 @@ def _drafted(entry: Entry, policy: Policy, most: int, rule: Callable[[Randomness
         target, processor, rng = context.target, context.processor, context.rng
         vocab_size = limits_of(context.model).vocab_size or len(context.tokenizer)
         bigrams = partial(_bigrams, context)
-        setting = Setting(context.model, vocab_size, context.prompt, processor, rng, context.assistant, bigrams)
+        setting = Setting(
+            context.model, vocab_size, context.prompt, processor, rng, context.assistant, bigrams, context.reading
+        )
         drafting = make(setting)
         timed = evolve(drafting, drafter=context.timed(drafting.drafter))
-        return step_of(timed, paced(processor.temperature), target, processor, rng, rule(rng), (target,))
+        pacing = paced(processor.temperature)
+        pacing = pacing if context.meter is None else pacing.in_batch(context.meter)
+        return step_of(timed, pacing, target, processor, rng, rule(rng), (target,))
 
     return compose
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import final
@@ -10,16 +10,37 @@ from typing import final
 import torch
 from attrs import define, field
 from torch import Tensor
+from torch.nn import Module
 from transformers import GenerationConfig, PreTrainedModel
 
 from specflow.bench.context import Context, Emit, Prepare, Session
-from specflow.processors import GreedyProcessor
-from specflow.state import DecodeState
+from specflow.processors import GreedyProcessor, LogitsProcessor
+from specflow.state import DecodeState, Tokens
 
 
 def generate(**options: object) -> Prepare:
     """`model.generate(ids, **options)`."""
     return lambda context: _generation(context, options)
+
+
+def padded(model: Module, states: Sequence[DecodeState], processor: LogitsProcessor, slots: int) -> list[Tokens]:
+    """The new tokens of each text by `model.generate`, `slots` texts at a time, padded on the left."""
+    assert isinstance(model, PreTrainedModel)
+    outputs: list[Tokens] = []
+    for begin in range(0, len(states), slots):
+        some = states[begin : begin + slots]
+        longest = max(len(state.tokens) for state in some)
+        ids = torch.tensor([[0] * (longest - len(state.tokens)) + list(state.tokens) for state in some])
+        mask = torch.tensor([[0] * (longest - len(state.tokens)) + [1] * len(state.tokens) for state in some])
+        ends = model.generate(ids.to(model.device), attention_mask=mask.to(model.device), **_chosen(some[0], processor))
+        outputs += [_until_stop(end[longest:].tolist(), state) for end, state in zip(ends, some, strict=True)]
+    return outputs
+
+
+def _until_stop(tokens: Sequence[int], state: DecodeState) -> Tokens:
+    """The tokens up to the first stop token: after it `generate` goes on with padding."""
+    end = next((i + 1 for i, token in enumerate(tokens) if token in state.request.stop), len(tokens))
+    return tuple(tokens[:end])
 
 
 def assistant(gamma: int | None = None) -> Prepare:
@@ -59,24 +80,22 @@ class _Stream:
 def _generation(context: Context, options: dict[str, object]) -> Session:
     model = context.model
     assert isinstance(model, PreTrainedModel)
-    chosen: dict[str, object] = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
-    if not isinstance(context.processor, GreedyProcessor):
-        chosen |= {"do_sample": True, "temperature": context.processor.temperature, "top_k": 0}
 
     def session(state: DecodeState, emit: Emit) -> None:
         ids = torch.tensor([state.tokens], device=model.device)
-        model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=state.room,
-            eos_token_id=sorted(state.request.stop) or None,
-            pad_token_id=0,
-            streamer=_Stream(emit),
-            **chosen,
-            **options,
-        )
+        chosen = _chosen(state, context.processor)
+        model.generate(ids, attention_mask=torch.ones_like(ids), streamer=_Stream(emit), **chosen, **options)
 
     return session
+
+
+def _chosen(state: DecodeState, processor: LogitsProcessor) -> dict[str, object]:
+    """How `generate` is told to decode as we do."""
+    chosen: dict[str, object] = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
+    if not isinstance(processor, GreedyProcessor):
+        chosen |= {"do_sample": True, "temperature": processor.temperature, "top_k": 0}
+    stop = sorted(state.request.stop) or None
+    return chosen | {"max_new_tokens": state.room, "eos_token_id": stop, "pad_token_id": 0}
 
 
 def _paced(config: GenerationConfig, gamma: int | None) -> GenerationConfig:

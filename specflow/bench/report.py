@@ -112,7 +112,12 @@ def show(report: Report, console: Console) -> None:
                 f"{decoder}: {len(same.differences)} of {same.compared} texts differ from {report.baseline}'s; "
                 f"margin between the two best logits there: {margins[0]:.3g} to {margins[-1]:.3g}"
             )
-    for one in report.absent:
+    tell_absent(report.absent, console)
+
+
+def tell_absent(absent: Iterable[Absent], console: Console) -> None:
+    """Which decoders did not run, and why."""
+    for one in absent:
         console.print(f"absent: {one.decoder}: {one.reason}", style="yellow", markup=False, emoji=False)
 
 
