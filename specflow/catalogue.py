@@ -7,6 +7,7 @@ with a `DecodeError`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Final, TypeAlias, final
 
 from attrs import field, frozen
@@ -66,11 +67,6 @@ _are_memos = each(does("a provider that forgets", "give the predictors themselve
 # Drafters.
 
 
-def read_alone(model: Module) -> CachedPredictor:
-    """What a model is read through for one text."""
-    return CachedPredictor(model)
-
-
 @final
 @frozen(eq=False)
 class Setting:
@@ -90,7 +86,7 @@ class Setting:
         default=lambda: None, validator=valid(calls("what gives bigrams", "give a function of nothing"))
     )
     reading: Callable[[Module], CachedPredictor | BatchPredictor] = field(
-        default=read_alone,
+        default=partial(CachedPredictor),
         validator=valid(calls("what reads a model", "give a function of one")),
     )
 

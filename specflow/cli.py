@@ -23,7 +23,7 @@ from transformers.utils import logging
 from specflow import bench
 from specflow.accelerate import Given, bit_for_bit, fast
 from specflow.batch import BatchPredictor, seed_of
-from specflow.catalogue import COUPLED, DRAFTERS, POLICIES, RULES, Make, Pacing, Setting, read_alone, step_of
+from specflow.catalogue import COUPLED, DRAFTERS, POLICIES, RULES, Make, Pacing, Setting, step_of
 from specflow.corpus import Answer, Id, Progress, Row, answer_all, answers_in, read_rows, summary
 from specflow.drafters import Bigrams
 from specflow.errors import DecodeError, said, unwrap
@@ -226,7 +226,7 @@ def _answer(steps: _Steps, pacing: Pacing) -> int:
     args = steps.args
     loaded = _loaded(args)
     state = _started(loaded, loaded.ids(args.prompt) if args.raw else loaded.chat(args.prompt), args.max_new_tokens)
-    step = steps.over(loaded, read_alone, read_alone)(state, args.seed, pacing)
+    step = steps.over(loaded, partial(CachedPredictor), partial(CachedPredictor))(state, args.seed, pacing)
     return _stream(step, state, loaded)
 
 

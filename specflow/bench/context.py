@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Protocol, TypeAlias, TypeVar, final
 
 from attrs import frozen
@@ -11,7 +12,6 @@ from transformers import PreTrainedTokenizerBase
 
 from specflow.batch import BatchPredictor
 from specflow.bench.stopwatch import Stopwatch
-from specflow.catalogue import read_alone
 from specflow.loop import unfold
 from specflow.policies import CostMeter
 from specflow.predictors import CachedPredictor
@@ -40,7 +40,7 @@ class Context:
     assistant: Module | None
     stopwatch: Stopwatch
     meter: CostMeter | None = None
-    reading: Callable[[Module], CachedPredictor | BatchPredictor] = read_alone
+    reading: Callable[[Module], CachedPredictor | BatchPredictor] = partial(CachedPredictor)
 
     def timed(self, drafter: Callable[[Tokens], Iterator[T]]) -> Callable[[Tokens], Iterator[T]]:
         """The same drafter, its time reported as drafting. That of a drafter left bare counts as specflow's own."""
