@@ -64,3 +64,9 @@ def smollm2() -> Loaded:
     if not smollm2_is_installed():
         pytest.skip(f"SmolLM2 is not installed; run `{INSTALL}`")
     return load("smollm2", "float32").unwrap()
+
+
+@pytest.fixture(scope="session")
+def plain_mypy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where mypy without a plugin keeps what it has read."""
+    return tmp_path_factory.mktemp("mypy")
