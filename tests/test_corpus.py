@@ -137,16 +137,24 @@ def test_without_a_seed_each_text_is_drawn_anew(answered: Answered) -> None:
     assert "seed" not in first[0]
 
 
+@pytest.fixture(scope="module")
+def undrafted(folder: Path) -> dict[object, object]:
+    """The texts of five prompts, one after the other and without a drafter."""
+    file, out = written(folder / "five.jsonl", prompts(5)), folder / "undrafted.jsonl"
+    assert cli.main([*options(folder, file, out), "--drafter", "none", "--slots", "1"]) == 0
+    return {answer["id"]: answer["text"] for answer in read(out)}
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("drafter", DRAFTERS)
 def test_every_drafter_and_policy_serves_many_texts(
-    drafter: str, policy: str, answered: Answered, folder: Path
+    drafter: str, policy: str, answered: Answered, folder: Path, undrafted: dict[object, object]
 ) -> None:
     lines = prompts(5)
     model = ["--draft-model", str(folder / "draft")] if DRAFTERS[drafter].assisted else []
     more = ["--drafter", drafter, "--policy", policy, *model, "--gamma", "4", "--slots", "3"]
     answers = answered(lines, *more)
-    assert texts(answers) == texts(answered(lines, "--drafter", "none", "--slots", "1"))
+    assert texts(answers) == undrafted
     drafted = sum(int(str(answer["drafted"])) for answer in answers.values())
     assert policy == "cost" or (drafted > 0) is (drafter != "none")
 
