@@ -125,7 +125,7 @@ def apart(drafter: Drafter) -> Drafter:
 
     def propose(tokens: Tokens) -> Iterator[Proposal]:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(len(tokens))
+            torch.default_generator.manual_seed(len(tokens))
             drafts = tuple(islice(drafter(tokens), 3))
         return iter(drafts)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from random import Random
 
 import pytest
@@ -129,6 +129,12 @@ def decode(make: Make, target: Predictor, small: Predictor, number: int, length:
     return run(make(target, small, number), start(prompt, length + number, [40, 41, 42]).unwrap())
 
 
+@cache
+def said_alone(name: str) -> list[Finished]:
+    alone, small = CachedPredictor(TARGET), CachedPredictor(SMALL)
+    return [decode(STEPS[name], alone, small, i) for i in range(len(PROMPTS))]
+
+
 @pytest.mark.parametrize("slots", [1, 2, 7])
 @pytest.mark.parametrize("name", STEPS)
 def test_every_decoder_says_in_a_batch_what_it_says_alone(name: str, slots: int) -> None:
@@ -141,7 +147,6 @@ def test_every_decoder_says_in_a_batch_what_it_says_alone(name: str, slots: int)
             text = (*text, 5)
         raise ZeroDivisionError
 
-    alone, small_alone = CachedPredictor(TARGET), CachedPredictor(SMALL)
     batched, small = BatchPredictor(TARGET, slots), BatchPredictor(SMALL, slots)
     decodes = [partial(decode, STEPS[name], batched, small, i) for i in range(len(PROMPTS))]
     some: list[Callable[[], Finished]] = [*decodes[:4], failing, *decodes[4:]]
@@ -149,8 +154,7 @@ def test_every_decoder_says_in_a_batch_what_it_says_alone(name: str, slots: int)
     failed = ends.pop(4)
     assert isinstance(failed, Failed)
     assert isinstance(failed.error, ZeroDivisionError)
-    expected = [decode(STEPS[name], alone, small_alone, i) for i in range(len(PROMPTS))]
-    assert [*map(ends.get, sorted(ends))] == expected
+    assert [*map(ends.get, sorted(ends))] == said_alone(name)
 
 
 @pytest.mark.parametrize("name", [name for name in STEPS if "sampled" in name or "seed" in name])

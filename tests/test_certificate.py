@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Iterator
 from itertools import islice
 from math import fsum
@@ -252,9 +253,9 @@ TREES: Final[dict[str, Callable[[World], Drafter]]] = {
 TREE_CASES: Final = (
     Case(2, (0,), 4, seed=15),
     Case(2, (1, 0), 4, frozenset({1}), seed=16),
-    Case(3, (2,), 3, seed=41),
+    Case(3, (2,), 2, seed=41),
     Case(3, (0, 1), 3, frozenset({2}), seed=2),
-    Case(3, (1, 1), 3, frozenset({0, 2}), seed=3),
+    Case(3, (1, 1), 3, frozenset({0, 2}), lambda rng: TopKProcessor(1.2, 2), 3),
     Case(3, (2, 0), 3, processor=lambda rng: TopKProcessor(0.8, 2), seed=6),
     Case(4, (2, 2), 3, frozenset({0}), lambda rng: NucleusProcessor(1.5, 0.7), 9),
     Case(2, (1, 1), 3, processor=HiddenProcessor, seed=12),
@@ -262,7 +263,10 @@ TREE_CASES: Final = (
     Case(3, (0, 1), 6, processor=lambda rng: GreedyProcessor(), seed=13),
     Case(4, (3,), 6, frozenset({0, 1}), lambda rng: GreedyProcessor(0.7), 14),
 )
-"""Sampled, hidden and greedy, each with stop tokens and without; small, as a drawn tree has many branches."""
+"""Sampled, hidden and greedy, each with stop tokens and without; small, as a drawn tree has many branches.
+
+Every mistake on trees of `tests.mutants` is refused on one of them.
+"""
 
 DECODERS: dict[str, Callable[[World], Step]] = {
     "autoregressive": plain,
@@ -402,6 +406,14 @@ def test_the_mutants_for_trees_have_one_mistake() -> None:
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.mistake)
 def test_mistakes_are_refused(mutant: Mutant) -> None:
     assert mutant.refusals()
+
+
+@one_process
+def test_the_cases_of_trees_are_enough_for_every_mistake_on_trees() -> None:
+    on_trees = [mutant for mutant in MUTANTS if re.search("tree|sibling|traversal|below", mutant.mistake)]
+    assert len(on_trees) == 9
+    for mutant in on_trees:
+        assert evolve(mutant, cases=TREE_CASES[:7]).refusals(), mutant.mistake
 
 
 @one_process

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from shutil import copytree
 
@@ -44,11 +45,6 @@ from specflow.state import Rule, Scored, Verdict
 from tests.toys import VOCABULARY, disturbed, tiny_llama
 
 
-def specflow(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "specflow", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
 def words(size: int = VOCABULARY) -> PreTrainedTokenizerFast:
     """A tokenizer whose token 5 is the word w5, and which ends a text with w1."""
     tokenizer = Tokenizer(WordLevel({f"w{i}": i for i in range(size)}, unk_token="w0"))
@@ -79,17 +75,17 @@ def answer(folder: Path, prompt: str = PROMPT) -> str:
     return str(loaded.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
 
 
-def test_it_answers_and_ends_with_one_line(smollm2: Loaded) -> None:
-    result = specflow("generate", "What is the capital of France?", "--max-new-tokens", "24")
-    assert result.returncode == 0, result.stderr
+def test_it_answers_and_ends_with_one_line(smollm2: Loaded, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["generate", "What is the capital of France?", "--max-new-tokens", "24"]) == 0
+    said = capsys.readouterr()
     expected = autoregressive_generate(
         list(smollm2.chat("What is the capital of France?")), smollm2.model, 24,
         eos_tokens_id=list(smollm2.stop), use_cache=True,
     )  # fmt: skip
-    assert result.stdout.strip() == smollm2.tokenizer.decode(expected, skip_special_tokens=True).strip()
-    assert f"[{len(expected)} tokens, " in result.stderr
-    assert "tokens/s" in result.stderr
-    assert "steps, acceptance" in result.stderr
+    assert said.out.strip() == smollm2.tokenizer.decode(expected, skip_special_tokens=True).strip()
+    assert f"[{len(expected)} tokens, " in said.err
+    assert "tokens/s" in said.err
+    assert "steps, acceptance" in said.err
 
 
 ALONE = [name for name, entry in DRAFTERS.items() if not entry.assisted]
@@ -604,23 +600,29 @@ def test_the_reader_of_a_pipe_that_goes_ends_the_command(tiny: Path) -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full disk to write to")
 @pytest.mark.parametrize("answer", [True, False])
-def test_what_cannot_be_written_is_one_sentence(answer: bool, tiny: Path) -> None:
+def test_what_cannot_be_written_is_one_sentence(
+    answer: bool, tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """An answer, which is flushed word by word, and the help, which waits until the end."""
-    arguments = [*QUICK, "--model", str(tiny)] if answer else [*QUICK[:3], "--help"]
-    with open("/dev/full", "w") as full:
-        done = subprocess.run(arguments, stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=BUFFERED)
-    assert done.returncode == 1
-    assert "specflow: the answer cannot be written ([Errno 28]" in done.stderr
-    assert done.stderr.count("\n") == 1
+    with open("/dev/full", "w") as full:  # which fails again when it is closed, if anything is left to write
+        monkeypatch.setattr(sys, "stdout", full)
+        assert (generate(tiny) if answer else cli.main(["--help"])) == 1
+    error = capsys.readouterr().err
+    assert "specflow: the answer cannot be written ([Errno 28]" in error
+    assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize(("closed", "code"), [("1", 0), ("2", 0)])
-def test_closed_streams(closed: str, code: int, tiny: Path) -> None:
-    command = f'"$0" -m specflow generate "w5 w6" --model "$1" --max-new-tokens 4 {closed}>&-'
-    done = subprocess.run(["sh", "-c", command, sys.executable, str(tiny)], capture_output=True, text=True, check=False)
-    assert done.returncode == code
-    assert ("tokens/s" in done.stdout + done.stderr) is (closed == "1")
-    assert "Traceback" not in done.stderr
+@pytest.mark.parametrize("closed", ["stdout", "stderr"])
+def test_closed_streams(
+    closed: str, tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The interpreter starts with None in place of a stream that the shell has closed."""
+    monkeypatch.setattr(sys, closed, None)
+    assert generate(tiny, "--max-new-tokens", "4") == 0
+    getattr(sys, closed).close()
+    said = capsys.readouterr()
+    assert bool(said.out) is (closed == "stderr")
+    assert ("tokens/s" in said.out + said.err) is (closed == "stdout")
 
 
 def test_with_stderr_closed_an_error_does_not_become_an_answer(tiny: Path) -> None:
@@ -637,17 +639,15 @@ def test_bytes_that_are_not_utf_8_are_refused(tiny: Path) -> None:
     assert done.stderr == b"specflow: prompt is not UTF-8: received 'caf\\udce9'; give a text in UTF-8.\n"
 
 
-def test_a_text_that_the_terminal_cannot_show_is_escaped(tmp_path: Path) -> None:
+def test_a_text_that_the_terminal_cannot_show_is_escaped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = Tokenizer(WordLevel({f"é{i}": i for i in range(VOCABULARY)}, unk_token="é0"))
     tokenizer.pre_tokenizer = Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="é1").save_pretrained(tmp_path)
     tiny_llama().save_pretrained(tmp_path)
-    done = subprocess.run(
-        [*QUICK[:-1], "é5", "--model", str(tmp_path), "--max-new-tokens", "3"],
-        env=os.environ | {"PYTHONIOENCODING": "ascii"}, capture_output=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0
-    assert done.stdout.startswith(b"\\xe9")
+    written = BytesIO()
+    monkeypatch.setattr(sys, "stdout", TextIOWrapper(written, encoding="ascii"))
+    assert generate(tmp_path, "--max-new-tokens", "3", prompt="é5") == 0
+    assert written.getvalue().startswith(b"\\xe9")
 
 
 SLOW = """

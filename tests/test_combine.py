@@ -44,6 +44,7 @@ from specflow import (
     start,
     then,
 )
+from specflow.accelerate import fast
 from specflow.distribution import Distribution
 from specflow.drafters import as_chain, propose_nothing
 from specflow.models import Loaded
@@ -262,7 +263,7 @@ LENGTH = 30
 
 
 TARGETS = {"llama": tiny_llama(0), "llama fp32": tiny_llama(3, dtype=torch.float32), "gpt2": tiny_gpt2(0)}
-CLOSE = disturbed(TARGETS["llama"], 1, 0.02)
+CLOSE = fast(disturbed(TARGETS["llama"], 1, 0.02))
 ELSEWHERE = oracle((3, 4, 5), CLOSE, LENGTH)
 """Another text, for a memory."""
 

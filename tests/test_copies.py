@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -205,13 +206,17 @@ class Output:
 
 @pytest.mark.parametrize("ahead", [1, 2])
 def test_drafting_by_blocks_is_exact(ahead: int) -> None:
+    @cache
+    def cached(drafter: Predictor) -> CachedPredictor:
+        """One for all branches of a case: what it remembers must not show, and to try it takes long."""
+        return CachedPredictor(Table(drafter))
+
     def greedy(world: World) -> Step:
-        drafter = GreedyBlockDrafter(CachedPredictor(Table(world.drafter)), ahead)
+        drafter = GreedyBlockDrafter(cached(world.drafter), ahead)
         return speculative_step(drafter, world.target, world.processor, world.rng, Fixed(2))
 
     def sampled(world: World) -> Step:
-        predictor = CachedPredictor(Table(world.drafter))
-        drafter = SampledBlockDrafter(predictor, MultinomialProcessor(1.0), world.rng, ahead)
+        drafter = SampledBlockDrafter(cached(world.drafter), MultinomialProcessor(1.0), world.rng, ahead)
         return speculative_step(drafter, world.target, world.processor, world.rng, Fixed(2))
 
     assert len(list(GreedyBlockDrafter(CachedPredictor(Table(TableModel(3))), ahead)((0, 1)))) == ahead

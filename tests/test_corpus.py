@@ -6,14 +6,18 @@ import json
 import os
 import pty
 import signal
-import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from io import StringIO
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from random import Random
+from tempfile import TemporaryFile
 from time import monotonic, sleep
-from typing import Final, TypeAlias
+from typing import TypeAlias
 
 import pytest
 import torch
@@ -137,16 +141,24 @@ def test_without_a_seed_each_text_is_drawn_anew(answered: Answered) -> None:
     assert "seed" not in first[0]
 
 
+@pytest.fixture(scope="module")
+def undrafted(folder: Path) -> dict[object, object]:
+    """The texts of five prompts, one after the other and without a drafter."""
+    file, out = written(folder / "five.jsonl", prompts(5)), folder / "undrafted.jsonl"
+    assert cli.main([*options(folder, file, out), "--drafter", "none", "--slots", "1"]) == 0
+    return {answer["id"]: answer["text"] for answer in read(out)}
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("drafter", DRAFTERS)
 def test_every_drafter_and_policy_serves_many_texts(
-    drafter: str, policy: str, answered: Answered, folder: Path
+    drafter: str, policy: str, answered: Answered, folder: Path, undrafted: dict[object, object]
 ) -> None:
     lines = prompts(5)
     model = ["--draft-model", str(folder / "draft")] if DRAFTERS[drafter].assisted else []
     more = ["--drafter", drafter, "--policy", policy, *model, "--gamma", "4", "--slots", "3"]
     answers = answered(lines, *more)
-    assert texts(answers) == texts(answered(lines, "--drafter", "none", "--slots", "1"))
+    assert texts(answers) == undrafted
     drafted = sum(int(str(answer["drafted"])) for answer in answers.values())
     assert policy == "cost" or (drafted > 0) is (drafter != "none")
 
@@ -446,37 +458,53 @@ MANY = 60
 LONG = ["--max-new-tokens", "90", "--drafter", "none", "--slots", "3", "--temperature", "2", "--seed", "5"]
 
 
-HEEDING: Final = """
-import runpy, signal
-signal.signal(signal.SIGINT, signal.default_int_handler)
-runpy.run_module("specflow", run_name="__main__", alter_sys=True)
-"""
-"""The command, which heeds Ctrl-C though a shell that runs tests in the background ignores it."""
+forking = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 
 
-def command(folder: Path, file: Path, out: Path, *more: str) -> list[str]:
-    return [sys.executable, "-c", HEEDING, *options(folder, file, out), *LONG, *more]
+def command(arguments: Sequence[str], stdout: int, stderr: int) -> None:
+    """The process of the command: it heeds Ctrl-C, though a shell that runs tests in the background ignores it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    torch.set_num_threads(1)
+    warnings.simplefilter("default")
+    os.dup2(stdout, 1)
+    os.dup2(stderr, 2)
+    sys.stdout, sys.stderr = (os.fdopen(stream, "w", buffering=1, closefd=False) for stream in (1, 2))
+    raise SystemExit(cli.main(arguments))
 
 
-def ended(arguments: Sequence[str], out: Path, lines: int, by: signal.Signals) -> tuple[int, str]:
+@contextmanager
+def begun(stdout: int, stderr: int, *arguments: str) -> Iterator[BaseProcess]:
+    """A fork of this process that runs the command, and so need not import torch and transformers again."""
+    process = get_context("fork").Process(target=command, args=(arguments, stdout, stderr))
+    process.start()
+    yield process
+    process.join(timeout=300)
+    process.kill()
+
+
+def ended(folder: Path, file: Path, out: Path, lines: int, by: signal.Signals, *more: str) -> tuple[int | None, str]:
     """What a process says that is sent a signal once the file has so many lines."""
-    with subprocess.Popen(arguments, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        until = monotonic() + 300
-        while process.poll() is None and monotonic() < until:
-            if out.exists() and out.read_bytes().count(b"\n") >= lines:
-                process.send_signal(by)
-                break
-            sleep(0.005)
-        said, error = process.communicate(timeout=300)
-    assert said == ""
-    return process.returncode, error
+    with TemporaryFile("w+") as said, TemporaryFile("w+") as error:
+        with begun(said.fileno(), error.fileno(), *options(folder, file, out), *LONG, *more) as process:
+            until = monotonic() + 300
+            while process.is_alive() and monotonic() < until:
+                if out.exists() and out.read_bytes().count(b"\n") >= lines:
+                    assert process.pid is not None
+                    os.kill(process.pid, by)
+                    break
+                sleep(0.005)
+        said.seek(0)
+        error.seek(0)
+        assert said.read() == ""
+        return process.exitcode, error.read()
 
 
+@forking
 def test_whoever_is_killed_goes_on_and_each_text_is_there_once(folder: Path, tmp_path: Path) -> None:
     file, out = written(tmp_path / "prompts", prompts(MANY)), tmp_path / "out"
     kept = b""
     for lines in (0, 1, 17):
-        code, _ = ended(command(folder, file, out, "--resume"), out, lines, signal.SIGKILL)
+        code, _ = ended(folder, file, out, lines, signal.SIGKILL, "--resume")
         assert code == -signal.SIGKILL
         kept = out.read_bytes()
         assert kept.endswith(b"\n") or not kept
@@ -490,9 +518,10 @@ def test_whoever_is_killed_goes_on_and_each_text_is_there_once(folder: Path, tmp
     assert out.read_bytes().startswith(kept[: kept.rfind(b"\n", 0, -1) + 1])
 
 
+@forking
 def test_ctrl_c_says_how_many_are_done(folder: Path, tmp_path: Path) -> None:
     file, out = written(tmp_path / "prompts", prompts(MANY)), tmp_path / "out"
-    code, error = ended(command(folder, file, out), out, 4, signal.SIGINT)
+    code, error = ended(folder, file, out, 4, signal.SIGINT)
     done = len(read(out))
     assert (code, 4 <= done < MANY) == (130, True)
     assert error.endswith(f"specflow: {done} of {MANY} texts are done; --resume goes on with the others\n")
@@ -530,11 +559,15 @@ def test_progress_is_told_now_and_then(capsys: pytest.CaptureFixture[str]) -> No
     ]
 
 
+@forking
 def test_on_a_terminal_one_line_is_rewritten(folder: Path, tmp_path: Path) -> None:
     controlling, terminal = pty.openpty()
     file = written(tmp_path / "prompts", [*prompts(20), {"id": "long", "prompt": "w5 " * 200}])
-    arguments = command(folder, file, tmp_path / "out")
-    done = subprocess.run(arguments, stderr=terminal, stdout=subprocess.PIPE, check=False)
+    with TemporaryFile() as answers:
+        with begun(answers.fileno(), terminal, *options(folder, file, tmp_path / "out"), *LONG) as process:
+            pass
+        answers.seek(0)
+        assert answers.read() == b""
     os.close(terminal)
     said = b""
     while True:
@@ -546,7 +579,7 @@ def test_on_a_terminal_one_line_is_rewritten(folder: Path, tmp_path: Path) -> No
             break
         said += more
     os.close(controlling)
-    assert (done.returncode, done.stdout) == (2, b"")
+    assert process.exitcode == 2
     lines = said.decode().split("\r\n")
     assert len(lines) == 4
     assert lines[0].count("\r\x1b[K") > 2

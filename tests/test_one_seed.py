@@ -35,14 +35,15 @@ from specflow import (
     speculative_step,
     start,
 )
+from specflow.accelerate import fast
 from specflow.drafters import propose_nothing
 from specflow.policies import EGAG, Heuristic
 from specflow.stages import Adjust, Block, Draft, Verify, advance, commit
 from specflow.state import Pace
 from tests.toys import disturbed, tiny_llama
 
-TARGET: Final = tiny_llama(3, layers=1)
-SMALL: Final = disturbed(TARGET, 1, 0.05)
+TARGET: Final = fast(tiny_llama(3, layers=1))
+SMALL: Final = fast(disturbed(tiny_llama(3, layers=1), 1, 0.05))
 PROMPT: Final = (1, 2, 3, 1, 2)
 NEW: Final = 40
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from functools import cache
 from itertools import islice
 
 import pytest
@@ -10,10 +11,11 @@ from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.seed_invariance import LAYERS, decoders, first_layers
+from benchmarks.seed_invariance import decoders, first_layers
 from specflow import (
     CachedPredictor,
     DecodeState,
+    Finished,
     LLMDrafter,
     MultinomialProcessor,
     NucleusProcessor,
@@ -25,12 +27,12 @@ from specflow import (
     start,
     unfold,
 )
+from specflow.accelerate import fast
 from specflow.models import Loaded
 from specflow.predictors import UncachedPredictor
 from tests.toys import VOCABULARY, disturbed, tiny_llama
 
-TARGET = tiny_llama(0)
-SMALL = disturbed(TARGET, 1, 0.05)
+TARGET, SMALL = fast(tiny_llama(0)), fast(disturbed(tiny_llama(0), 1, 0.05))
 PROMPT = (3, 4, 5, 3, 4)
 NAMES = list(decoders(UncachedPredictor(TARGET), UncachedPredictor(SMALL), MultinomialProcessor(1.0), 0, PROMPT, 64))
 PROCESSORS = {
@@ -41,16 +43,20 @@ PROCESSORS = {
 }
 
 
-@pytest.mark.parametrize("processor", PROCESSORS.values(), ids=PROCESSORS)
+@cache
+def undrafted(processor: str, seed: int) -> Finished:
+    built = decoders(CachedPredictor(TARGET), CachedPredictor(SMALL), PROCESSORS[processor], seed, PROMPT, VOCABULARY)
+    return run(built["no drafter"](), start(PROMPT, 24, [1]).unwrap())
+
+
+@pytest.mark.parametrize("processor", PROCESSORS)
 @pytest.mark.parametrize("name", NAMES[1:])
-def test_every_drafter_gives_the_text_of_no_drafter(name: str, processor: MultinomialProcessor) -> None:
+def test_every_drafter_gives_the_text_of_no_drafter(name: str, processor: str) -> None:
     target, small = CachedPredictor(TARGET), CachedPredictor(SMALL)
     texts = set()
     for seed in range(6):
-        built = decoders(target, small, processor, seed, PROMPT, VOCABULARY)
-        state = start(PROMPT, 24, [1]).unwrap()
-        expected = run(built["no drafter"](), state)
-        end = run(built[name](), state)
+        built = decoders(target, small, PROCESSORS[processor], seed, PROMPT, VOCABULARY)
+        expected, end = undrafted(processor, seed), run(built[name](), start(PROMPT, 24, [1]).unwrap())
         assert (end.state.output, end.reason) == (expected.state.output, expected.reason)
         texts.add(end.state.output)
     assert len(texts) > 1
@@ -83,8 +89,8 @@ def test_a_text_that_ended_at_its_limit_goes_on_with_the_same_tokens(seed: int, 
 
 
 def test_a_real_model_has_one_text_a_seed(smollm2: Loaded) -> None:
-    """The benchmark runs 50 seeds; here are two."""
-    target, small = CachedPredictor(smollm2.model), CachedPredictor(first_layers(smollm2.model, LAYERS))
+    """The benchmark runs all of its layers and 50 seeds; here are some layers, its vocabulary and two seeds."""
+    target, small = (CachedPredictor(first_layers(smollm2.model, layers)) for layers in (6, 4))
     state = start(smollm2.chat("Name a fruit."), 12, smollm2.stop, limits_of(smollm2.model)).unwrap()
     for seed in (3, 4):
         arguments = (MultinomialProcessor(1.0), seed, state.tokens, len(smollm2.tokenizer))

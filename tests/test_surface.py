@@ -1739,7 +1739,7 @@ def complaints(entry: Entry) -> Iterator[tuple[str, str, str]]:
         for label, value in HOSTILE.items():
             if parameter in entry.effort and label in HUGE:
                 continue
-            torch.manual_seed(0)
+            torch.default_generator.manual_seed(0)
             wrong = complaint(entry, {**entry.good(), parameter: value()})
             if wrong is not None:
                 yield parameter, label, wrong

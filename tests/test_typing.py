@@ -10,43 +10,32 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-CONFIG = (ROOT / "pyproject.toml").read_text()
-PLUGIN = 'plugins = ["returns.contrib.mypy.returns_plugin"]\n'
+from tests.checked import ROOT, mypy, mypy_without_a_plugin
+
 PROGRAMS = ROOT / "tests" / "typing"
 
-pytestmark = pytest.mark.xdist_group("typing")  # in one process, so that mypy runs once for each setting
+pytestmark = pytest.mark.xdist_group("typing")  # in one process, so that mypy reads torch once for each setting
 
 OF_THE_PLUGIN = "flow.py"
 OF_ANY = sorted({path.name for path in PROGRAMS.glob("*.py")} - {OF_THE_PLUGIN, "__init__.py"})
 
 
-def said(config: str, folder: Path) -> dict[str, list[str]]:
-    """What mypy with `config`, and a cache of its own, says of each file of tests/typing."""
-    file = folder / "pyproject.toml"
-    file.write_text(config.replace('mypy_path = "typings"', f'mypy_path = "{ROOT}/typings"'))
-    command = [sys.executable, "-m", "mypy", "--no-pretty", "--config-file", str(file), "--cache-dir", str(folder)]
-    result = subprocess.run([*command, "tests/typing"], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert re.search(r"^(Success: no issues found in|Found \d+ errors? in)", result.stdout, re.MULTILINE), result
+def by_file(out: str) -> dict[str, list[str]]:
+    """What mypy says of each file of tests/typing."""
+    assert re.search(r"^(Success: no issues found in|Found \d+ errors? in)", out, re.MULTILINE), out
     of_file: dict[str, list[str]] = {}
-    for path, line in re.findall(r"^([\w/.]+):(\d+: error: .*)$", result.stdout, re.MULTILINE):
+    for path, line in re.findall(r"^([\w/.]+):(\d+: error: .*)$", out, re.MULTILINE):
         of_file.setdefault(str(Path(path).relative_to("tests/typing")), []).append(line)
     return of_file
 
 
 @pytest.fixture(scope="module")
-def with_the_plugin(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
-    assert PLUGIN in CONFIG
-    return said(CONFIG, tmp_path_factory.mktemp("with"))
+def without_a_plugin(plain_mypy: Path) -> dict[str, list[str]]:
+    return by_file(mypy_without_a_plugin(plain_mypy, "tests/typing"))
 
 
-@pytest.fixture(scope="module")
-def without_a_plugin(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
-    return said(CONFIG.replace(PLUGIN, ""), tmp_path_factory.mktemp("without"))
-
-
-def test_programs_are_accepted_and_refused(with_the_plugin: dict[str, list[str]]) -> None:
-    assert with_the_plugin == {}
+def test_programs_are_accepted_and_refused() -> None:
+    assert by_file(mypy("tests/typing")) == {}
 
 
 @pytest.mark.parametrize("name", OF_ANY)
@@ -83,16 +72,6 @@ def test_a_checker_that_has_no_plugins_says_the_same(tmp_path: Path) -> None:
     assert [(each["file"], each["range"]["start"]["line"] + 1, each["message"]) for each in errors] == []
 
 
-def errors_of(program: str, folder: Path) -> str:
-    """What mypy says of a program, as a user has it."""
-    file = folder / "program.py"
-    file.write_text(program)
-    command = [sys.executable, "-m", "mypy", "--config-file", str(ROOT / "pyproject.toml"), str(file)]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert result.returncode == 1
-    return result.stdout
-
-
 def test_a_mistake_is_named(tmp_path: Path) -> None:
     """The message that a user sees names the stage and both types."""
     program = (
@@ -104,7 +83,10 @@ def test_a_mistake_is_named(tmp_path: Path) -> None:
         "def other(state: DecodeState) -> object:\n"
         "    return state.then(draft_nothing).then(commit)\n"
     )
-    out = errors_of(program, tmp_path)
+    file = tmp_path / "program.py"
+    file.write_text(program)
+    out = mypy(file)
+    assert "\nFound 2 errors in 1 file" in out
     assert 'Argument 1 to "commit" has incompatible type "Drafted"; expected "Adjusted"' in out
     assert (
         'Argument 1 to "then" of "Record" has incompatible type "Callable[[Adjusted], Committed]"; '

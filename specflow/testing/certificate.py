@@ -229,7 +229,7 @@ def certify(
     for case in cases_of(cases, compose):
         law = case.law(lambda world: run(compose(world), world.start))
         reference = case.law(lambda world: autoregressive(world, world.rng, until))
-        distances.append(_compared(case, law.map(Ending.of), reference))
+        distances.append(compared(case, law.map(Ending.of), reference))
         ends.append(law)
     drafted = fsum(law.mean(lambda end: end.state.tally.drafted) for law in ends)
     accepted = fsum(law.mean(lambda end: end.state.tally.accepted) for law in ends)
@@ -277,7 +277,7 @@ def same_law(
     many drafts were accepted, the text after an interruption.
     """
     for case in cases_of(cases, program, "program"):
-        _compared(case, case.law(program), case.law(reference))
+        compared(case, case.law(program), case.law(reference))
 
 
 def cases_of(cases: object, compose: object, name: str = "compose") -> tuple[Case, ...]:
@@ -312,7 +312,8 @@ def autoregressive(world: World, sampling: Sampling, until: Condition = never) -
     return Ending(state.output, Reason.LIMIT)
 
 
-def _compared(case: Case, law: Law[Outcome], reference: Law[Outcome]) -> float:
+def compared(case: Case, law: Law[Outcome], reference: Law[Outcome]) -> float:
+    """How far a law is from the one it should be: `ExactnessError` if by 1e-12 or more."""
     distance = law.distance(reference)
     if not distance < TOLERANCE:
         worst = law.worst(reference)

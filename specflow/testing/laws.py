@@ -19,7 +19,7 @@ from specflow.protocols import Prunable
 from specflow.randomness import Sampling
 from specflow.stages.observe import Observer, unobserved
 from specflow.state import DecodeState, Drafter, Finished, Predictor, Proposal, Step, Tally, Tokens
-from specflow.testing.certificate import CASES, Case, Ending, World, autoregressive, cases_of, same_law
+from specflow.testing.certificate import CASES, Case, Ending, World, autoregressive, cases_of, compared, same_law
 from specflow.testing.conformance import conformance
 
 LAW_CASES: Final = (CASES[0], CASES[1], CASES[3], CASES[7], CASES[14])
@@ -110,16 +110,17 @@ def steps_are_atomic(compose: Callable[[World], Step], *, cases: Iterable[Case] 
     >>> from specflow import autoregressive_step
     >>> steps_are_atomic(lambda world: autoregressive_step(world.target, world.processor, world.rng))
     """
-    cases = cases_of(cases, compose)
-    unstopped = [evolve(case, stop=frozenset()) for case in cases]
 
     def end(world: World, target_fails: int = -1, drafter_fails: int = -1) -> tuple[Ending, Tally]:
         target, drafter = _Failing(world.target, target_fails), _Failing(world.drafter, drafter_fails)
         return _persistent(compose(evolve(world, target=target, drafter=drafter)), world.start)
 
-    for call in range(3):
-        same_law(partial(end, target_fails=call), end, cases)
-        same_law(partial(end, drafter_fails=call), end, unstopped)
+    for case in cases_of(cases, compose):
+        unstopped = evolve(case, stop=frozenset())
+        never, never_unstopped = case.law(end), unstopped.law(end)
+        for call in range(3):
+            compared(case, case.law(partial(end, target_fails=call)), never)
+            compared(unstopped, unstopped.law(partial(end, drafter_fails=call)), never_unstopped)
 
 
 def observing_is_identity(compose: Callable[[World, Observer], Step], *, cases: Iterable[Case] = LAW_CASES) -> None:
