@@ -51,8 +51,11 @@ class Turn:
 
 
 @safe(exceptions=(DecodeError,))
-def in_batches(plan: Plan, decoder: Decoder, slots: int) -> All:
-    """A decoder over all prompts of a plan, `slots` at a time. `DecodeError` for a peer that reads one text."""
+def in_batches(plan: Plan, decoder: Decoder, slots: int, meter: CostMeter) -> All:
+    """A decoder over all prompts of a plan, `slots` at a time, whose passes `meter` is told of.
+
+    `DecodeError` for a peer that reads one text.
+    """
     model, name = plan.models.targets[decoder.model], decoder.label.rpartition("/")[2]
     if name == "generate":
         return lambda: padded(model, [unwrap(plan.state(prompt)) for prompt in plan.prompts], plan.processor, slots)
@@ -61,7 +64,6 @@ def in_batches(plan: Plan, decoder: Decoder, slots: int) -> All:
         raise DecodeError("decoders", "transformers' assisted decoding reads one text at a time", name, remedy)
 
     def decode() -> list[Tokens]:
-        meter = CostMeter(plan.clock or clock_for(model))
         target = BatchPredictor(model, slots, meter=meter)
         shared = evolve(
             _context(plan, decoder, target), meter=meter, reading=cache(partial(BatchPredictor, slots=slots))
@@ -74,16 +76,20 @@ def in_batches(plan: Plan, decoder: Decoder, slots: int) -> All:
 
 @safe(exceptions=(DecodeError,))
 def warm_batches(plan: Plan, decoder: Decoder, slots: int) -> All:
-    """The same after some short texts that are not measured, or what went wrong in them."""
+    """The same after some short texts that are not measured, or what went wrong in them.
+
+    What the meter hears is kept, as a decoder of single texts keeps it.
+    """
+    meter = CostMeter(plan.clock or clock_for(plan.models.targets[decoder.model]))
     short = evolve(plan, prompts=plan.prompts[:slots], max_new_tokens=min(WARM_UP, plan.max_new_tokens))
     try:
-        unwrap(in_batches(short, decoder, slots))()
+        unwrap(in_batches(short, decoder, slots, meter))()
     except DecodeError:
         raise
     except Exception as error:  # a user's decoder may raise anything
         happened = f"it failed in the warm-up ({said(error)})"
         raise DecodeError("decoders", happened, decoder.label, "see the cause") from error
-    return unwrap(in_batches(plan, decoder, slots))
+    return unwrap(in_batches(plan, decoder, slots, meter))
 
 
 def one_by_one(plan: Plan, decoder: Decoder) -> All:
