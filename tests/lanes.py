@@ -93,7 +93,8 @@ PARTS: Final[Mapping[str, frozenset[str]]] = {
 
 SLOW: Final = frozenset({
     "architectures", "batch", "beam", "bench", "caches", "captured", "chances", "cli", "composing",
-    "conformance", "copies", "corpus", "edges", "examples", "interop", "interop_generate", "interop_processors",
+    "conformance", "copies", "corpus", "edges", "examples", "grammars", "interop",
+    "interop_generate", "interop_processors",
     "lookup", "matrix", "models", "ngram", "one_seed", "random_models", "ray", "seed_and_clock", "seeds",
     "spec", "spec_paths", "storage", "surface", "transactions", "typing", "untouched", "wrappers",
 })  # fmt: skip
