@@ -51,7 +51,7 @@ from specflow.stages import (
     never,
     unobserved,
 )
-from specflow.state import Committed, Drafter, GammaPolicy, Predictor, Rule, Step, Tokens
+from specflow.state import Committed, Drafted, Drafter, GammaPolicy, Predictor, Rule, Step, Tokens
 
 S = TypeVar("S", bound=Sampling)
 
@@ -230,6 +230,11 @@ RULES: Final[Mapping[str, Callable[[Randomness], Rule]]] = {
 }
 
 
+def all_drafts(drafted: Drafted) -> Drafted:
+    """The stage that cuts nothing."""
+    return drafted
+
+
 def step_of(
     drafting: Drafting,
     pacing: Pacing,
@@ -239,8 +244,11 @@ def step_of(
     rule: Rule[S],
     prune: tuple[Prunable, ...] = (),
     until: Condition = never,
+    cut: Callable[[Drafted], Drafted] = all_drafts,
 ) -> Step:
     """The step that a drafter, a policy and a rule make. Lossless, as all of the catalogue is.
+
+    `cut` is a lossless stage between drafting and verifying, such as `CutForbidden(answer)`.
 
     >>> from time import perf_counter
     >>> from specflow import MultinomialProcessor, SharedNoise, run, start
@@ -255,7 +263,8 @@ def step_of(
     a(Drafting, "give what an entry makes of a Setting")("drafting", drafting)
     a(Pacing, "give what a policy of the catalogue makes")("pacing", pacing)
     _are_memos("prune", prune)
+    calls("a stage of drafts", "give one such as CutForbidden(answer)")("cut", cut)
     draft, adjust = Draft(drafting.drafter, pacing.gamma), Adjust(rng)
     verify = Verify(target if pacing.watched is None else pacing.watched(target), processor, rule)
     end = ending(until, unobserved, PruneCache((*drafting.memos, *prune)), *drafting.teach)
-    return lambda state: state.then(draft).then(verify).then(adjust).then(end)
+    return lambda state: verify(cut(draft(state))).then(adjust).then(end)

@@ -15,7 +15,7 @@ from time import perf_counter
 from typing import Final, TextIO, TypeAlias, final, get_args
 
 import torch
-from attrs import frozen
+from attrs import evolve, frozen
 from torch.nn import Module
 from transformers import TextStreamer
 from transformers.utils import logging
@@ -23,9 +23,10 @@ from transformers.utils import logging
 from specflow import bench
 from specflow.accelerate import Given, bit_for_bit, fast
 from specflow.batch import BatchPredictor, seed_of
-from specflow.catalogue import COUPLED, DRAFTERS, POLICIES, RULES, Make, Pacing, Setting, step_of
+from specflow.catalogue import COUPLED, DRAFTERS, POLICIES, RULES, Make, Pacing, Setting, all_drafts, step_of
+from specflow.constraints import Constrained, CutForbidden, Forced, Grammar
 from specflow.corpus import Answer, Id, Progress, Row, answer_all, answers_in, read_rows, summary
-from specflow.drafters import Bigrams
+from specflow.drafters import Bigrams, then
 from specflow.errors import DecodeError, said, unwrap
 from specflow.guards.checks import or_none, shown, whole
 from specflow.loop import start, unfold
@@ -37,12 +38,13 @@ from specflow.processors import (
     LogitsProcessor,
     MultinomialProcessor,
     NucleusProcessor,
+    Processor,
     TopKNucleusProcessor,
     TopKProcessor,
 )
 from specflow.randomness import Dice, SharedNoise
-from specflow.stages import never, stop_string
-from specflow.state import DecodeState, Finished, Step, Tokens
+from specflow.stages import Condition, never, stop_string
+from specflow.state import DecodeState, Drafted, Finished, Step, Tokens
 from specflow.vocabulary import shared_vocabulary
 
 USUAL, USUAL_OF_MODELS = "suffix", "llm"
@@ -162,6 +164,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--top-p", type=float, metavar="P", help="sample from the nucleus of mass P")
     add("--seed", type=int, metavar="S", help="make sampling repeatable: one text for a seed, whatever drafts it")
     add("--stop", action="append", default=[], metavar="TEXT", help="end the answer here; may be given again")
+    obeys = "let the answer be"
+    add("--json-schema", type=Path, metavar="FILE", help=f"{obeys} JSON that this schema allows (docs/grammars.md)")
+    add("--regex", metavar="R", help=f"{obeys} a text that this regular expression matches")
+    add("--grammar", type=Path, metavar="FILE", help=f"{obeys} a text of this grammar, in Lark")
+    add("--choices", nargs="+", metavar="TEXT", help=f"{obeys} one of these texts")
     file = 'prompts to answer instead, JSONL: {"id": 1, "prompt": "…"}, or messages or turns (docs/batches.md)'
     add("--file", type=Path, metavar="FILE", help=file)
     add("--out", type=Path, metavar="FILE", help="where the answers to --file go, a line each as it is ready")
@@ -198,7 +205,7 @@ class _Steps:
     processor: LogitsProcessor
 
     def over(
-        self, loaded: Loaded, read: Read, read_assistant: Read
+        self, loaded: Loaded, grammar: Grammar | None, read: Read, read_assistant: Read
     ) -> Callable[[DecodeState, int | None, Pacing], Step]:
         """(the state before the first step, the text's seed, its pacing) → its step, over one predictor for all."""
         args, vocab_size, assistant = self.args, _vocabulary(loaded), None
@@ -212,12 +219,18 @@ class _Steps:
         setting = partial(Setting, assistant=assistant, bigrams=lambda: bigrams, reading=read_assistant)
 
         def step(state: DecodeState, seed: int | None, pacing: Pacing) -> Step:
-            processor, rng = self.processor, _randomness(seed)
+            answer, rng = None if grammar is None else grammar.after(state.tokens), _randomness(seed)
+            processor: Processor = self.processor if answer is None else Constrained(self.processor, answer)
             drafting = self.make(setting(loaded.model, vocab_size, state.tokens, processor, rng))
+            over: Condition = until
+            cut: Callable[[Drafted], Drafted] = all_drafts
+            if answer is not None:
+                drafting = evolve(drafting, drafter=then(Forced(answer), drafting.drafter))
+                over, cut = _either(until, answer.is_over), CutForbidden(answer)
             if isinstance(rng, SharedNoise):
                 rule = COUPLED[self.judges](rng)
-                return step_of(drafting, pacing, target, processor, rng, rule, (target,), until)
-            return step_of(drafting, pacing, target, processor, rng, RULES[self.judges](rng), (target,), until)
+                return step_of(drafting, pacing, target, processor, rng, rule, (target,), over, cut)
+            return step_of(drafting, pacing, target, processor, rng, RULES[self.judges](rng), (target,), over, cut)
 
         return step
 
@@ -226,8 +239,39 @@ def _answer(steps: _Steps, pacing: Pacing) -> int:
     args = steps.args
     loaded = _loaded(args)
     state = _started(loaded, loaded.ids(args.prompt) if args.raw else loaded.chat(args.prompt), args.max_new_tokens)
-    step = steps.over(loaded, partial(CachedPredictor), partial(CachedPredictor))(state, args.seed, pacing)
-    return _stream(step, state, loaded)
+    grammar = _grammar(args, loaded)
+    step = steps.over(loaded, grammar, partial(CachedPredictor), partial(CachedPredictor))(state, args.seed, pacing)
+    code, end = _stream(step, state, loaded)
+    if grammar is not None and not grammar.after(state.tokens).is_complete(end):
+        print("specflow: the answer is the beginning of one; give it more with --max-new-tokens", file=sys.stderr)
+    return code
+
+
+def _either(one: Condition, other: Condition) -> Condition:
+    return lambda state: one(state) or other(state)
+
+
+GRAMMARS: Final = ("--json-schema", "--regex", "--grammar", "--choices")
+"""The options that say what an answer may be; one of them is given, or none."""
+
+
+def _grammar(args: argparse.Namespace, loaded: Loaded) -> Grammar | None:
+    """What the answer has to obey."""
+    tokenizer, stop = loaded.tokenizer, loaded.stop
+    if args.json_schema is not None:
+        return Grammar.json_schema(_read("json-schema", args.json_schema), tokenizer, stop)
+    if args.regex is not None:
+        return Grammar.regex(args.regex, tokenizer, stop)
+    if args.grammar is not None:
+        return Grammar.lark(_read("grammar", args.grammar), tokenizer, stop)
+    return None if args.choices is None else Grammar.choice(args.choices, tokenizer, stop)
+
+
+def _read(name: str, path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except (OSError, ValueError) as error:
+        raise DecodeError(name, f"--{name} cannot be read ({said(error)})", str(path), "give a file of text") from error
 
 
 def _answer_all(steps: _Steps, pacing: Pacing) -> int:
@@ -263,7 +307,7 @@ def _decoding(
         loaded.check_template()
     meter, slots = CostMeter(), min(args.slots or SLOTS, len(rows))
     target, assistant = partial(BatchPredictor, slots=slots, meter=meter), cache(partial(BatchPredictor, slots=slots))
-    step_for = steps.over(loaded, target, assistant)
+    step_for = steps.over(loaded, _grammar(args, loaded), target, assistant)
     progress.begin()
 
     def decode(row: Row) -> Answer:
@@ -282,6 +326,12 @@ def _decoding(
 def _check(args: argparse.Namespace, drafts: str, judges: str) -> None:
     """Refuses what is not a text, and an option that another one makes meaningless."""
     _check_source(args)
+    given = [option for option in GRAMMARS if getattr(args, option[2:].replace("-", "_")) is not None]
+    if len(given) > 1:
+        raise DecodeError("grammar", "an answer obeys one grammar", " and ".join(given), "give one of them")
+    for name in ("json_schema", "grammar"):
+        if (path := getattr(args, name)) is not None:
+            _read(name.replace("_", "-"), path)  # what is wrong with it is told before a model is loaded
     for string in args.stop:
         check_text("stop", string)
     whole(1, "draft at least one token")("gamma", args.gamma)
@@ -384,7 +434,7 @@ def _vocabulary(loaded: Loaded) -> int:
     return limits_of(loaded.model).vocab_size or len(loaded.tokenizer)
 
 
-def _stream(step: Step, state: DecodeState, loaded: Loaded) -> int:
+def _stream(step: Step, state: DecodeState, loaded: Loaded) -> tuple[int, DecodeState]:
     """Print the text as it comes and one line about it at the end, also when interrupted."""
     streamer = TextStreamer(loaded.tokenizer, skip_special_tokens=True)
     began, code = perf_counter(), 0
@@ -397,7 +447,7 @@ def _stream(step: Step, state: DecodeState, loaded: Loaded) -> int:
         code = INTERRUPTED
     streamer.end()
     print(f"[{summary(len(state.output), perf_counter() - began, state.tally)}]", file=sys.stderr)
-    return code
+    return code, state
 
 
 def _outcomes(step: Step, state: DecodeState, loaded: Loaded) -> Iterator[tuple[Tokens, DecodeState | Finished]]:

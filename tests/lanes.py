@@ -14,7 +14,7 @@ MOST: Final = 5.0
 
 QUICK: Final = frozenset({
     "caching", "catalogue", "errors", "exports", "hub", "lanes", "llm_drafter", "loop", "margins", "observe", "parts",
-    "predictor", "prefix", "processors", "verification",
+    "predictor", "prefix", "processors", "verification", "wishes",
 })  # fmt: skip
 """Files all of whose tests are quick."""
 
@@ -41,6 +41,14 @@ PARTS: Final[Mapping[str, frozenset[str]]] = {
         "test_a_mistake_is_shown_with_both_probabilities",
         "test_noise_at_different_positions_is_independent",
         "test_other_randomness_is_noticed",
+    }),
+    "constraints": frozenset({
+        "test_a_matcher_is_a_function_of_the_text",
+        "test_an_engine_goes_back_by_what_is_not_shared",
+        "test_an_end_inside_a_draft",
+        "test_an_incomplete_text_cannot_stop_and_a_complete_one_may",
+        "test_what_cannot_be_obeyed_is_refused_by_name",
+        "test_what_is_no_grammar_is_refused_at_once",
     }),
     "combine": frozenset({"test_associative_with_a_unit", "test_at_most", "test_what_each_combination_says"}),
     "cost_aware": frozenset({"test_stalls_move_nothing"}),
@@ -85,7 +93,7 @@ PARTS: Final[Mapping[str, frozenset[str]]] = {
 
 SLOW: Final = frozenset({
     "architectures", "batch", "batch_laws", "batch_mutants", "beam", "bench", "caches", "captured", "chances", "cli",
-    "composing", "conformance", "copies", "corpus", "edges", "examples", "interop", "interop_generate",
+    "composing", "conformance", "copies", "corpus", "edges", "examples", "grammars", "interop", "interop_generate",
     "interop_processors", "lookup", "matrix", "models", "ngram", "one_seed", "random_models", "ray", "seed_and_clock",
     "seeds", "spec", "spec_paths", "storage", "surface", "transactions", "typing", "untouched", "wrappers",
 })  # fmt: skip

@@ -24,6 +24,7 @@ from specflow import (
     Drafted,
     Drafter,
     EachPrefix,
+    Finished,
     Fixed,
     GreedyProcessor,
     LLMDrafter,
@@ -45,6 +46,7 @@ from specflow import (
     speculative_step,
     verified_step,
 )
+from specflow.constraints import Constrained, Grammar
 from specflow.distribution import Distribution, max_fn
 from specflow.drafters import INgramStorage, propose_nothing
 from specflow.lossy import accept_loss
@@ -642,6 +644,123 @@ def contents_of(compose: Callable[[World, NGramStorage], Step], filler_top_k: in
     return lambda case: same_law(contents(compose), contents(alone), [case])
 
 
+# Grammars
+
+
+@final
+@frozen
+class Pairs:
+    """The tokens are a, b and aa, and a b may only come after an even number of as.
+
+    After an odd number of them an a is sure to come, as bytes go; as tokens go, a model may say a or aa.
+    """
+
+    even: bool = True
+
+    def mask(self) -> Tensor:
+        """What may come next."""
+        return torch.tensor([True, self.even, True])
+
+    def after(self, token: int, /) -> Pairs:
+        """One a more, or two, or none."""
+        return Pairs(self.even != (token == 0))
+
+    def forced(self) -> Tokens:
+        """What a library makes of bytes that are forced."""
+        return () if self.even else (0,)
+
+    def may_end(self) -> bool:
+        """Always."""
+        return True
+
+
+PAIRS: Final = Grammar(Pairs, stop=())
+
+
+def in_pairs(inner: Processor, read: Callable[[Tokens], Tokens] = lambda output: output) -> Processor:
+    """The law under `Pairs` of cases with one token as their prompt, without our code for grammars.
+
+    `read` makes what the mask is of out of what was said.
+    """
+
+    def law(prefix: Tokens, logits: Tensor) -> Distribution:
+        even = read(prefix[1:]).count(0) % 2 == 0
+        return inner.laws(prefix, logits.masked_fill(~Pairs(even).mask(), -torch.inf)[None])[0]
+
+    return EachPrefix(law)
+
+
+def obeying(world: World, processor: Processor, drafter: Drafter | None = None) -> Step:
+    """The usual step with another processor; its drafts know nothing of the grammar."""
+    drafter = LLMDrafter(world.drafter, MultinomialProcessor(1.0), world.rng) if drafter is None else drafter
+    return speculative_step(drafter, world.target, processor, world.rng, Fixed(3))
+
+
+def matcher_that_is_not_rolled_back(world: World) -> Step:
+    """The matcher takes each draft as it comes, and keeps those that are refused."""
+    kept: list[int] = []
+    inner = MultinomialProcessor(1.0)
+
+    @final
+    @frozen
+    class Ahead:
+        """Advances over all drafts at once."""
+
+        def laws(self, tokens: Tokens, logits: Tensor, /) -> tuple[Distribution, ...]:
+            """The law after each row, of a matcher that never goes back."""
+            first, said = len(tokens) - len(logits) + 1, tokens[1:]
+            laws: list[Distribution] = []
+            for row in range(len(logits)):
+                kept.extend(said[len(kept) : first + row - 1])
+                law = in_pairs(inner, lambda _: tuple(kept)).laws(tokens[: first + row], logits[row : row + 1])[0]
+                laws.append(law)
+            return tuple(laws)
+
+    return obeying(world, Ahead())
+
+
+def forced_token_that_is_injected(world: World) -> Step:
+    """What the grammar forces is written into the text, and the target is not asked."""
+    answer = PAIRS.after(world.start.tokens)
+    step = obeying(world, Constrained(MultinomialProcessor(1.0), answer))
+
+    def injecting(state: DecodeState) -> DecodeState | Finished:
+        forced = answer.at(state.tokens).forced()
+        if not forced:
+            return step(state)
+        after = evolve(state, tokens=(*state.tokens, *forced))
+        return after if after.room > 0 else Finished(after, Reason.LIMIT)
+
+    return injecting
+
+
+def mask_that_lags_a_token(world: World) -> Step:
+    """The mask is that of the text without its last token."""
+    return obeying(world, in_pairs(MultinomialProcessor(1.0), lambda output: output[:-1]))
+
+
+def drawn_drafts_cut_where_they_are_forbidden(world: World) -> Step:
+    """A drawn draft that the grammar forbids is taken out, as if nothing had been drawn."""
+    answer = PAIRS.after(world.start.tokens)
+    draft = Draft(LLMDrafter(world.drafter, MultinomialProcessor(1.0), world.rng), Fixed(3))
+
+    def cut(drafted: Drafted) -> Drafted:
+        allowed = [
+            bool(answer.allowed(drafted.text(i)[:-1], 3)[draft.token]) for i, draft in enumerate(drafted.proposals)
+        ]
+        end = allowed.index(False) if False in allowed else len(allowed)
+        return evolve(drafted, proposals=drafted.proposals[:end])
+
+    verify = Verify(world.target, Constrained(MultinomialProcessor(1.0), answer), Reject(world.rng))
+    adjust, end = Adjust(world.rng), ending()
+    return lambda state: state.then(draft).then(cut).then(verify).then(adjust).then(end)
+
+
+PAIRED: Final = tuple(
+    Case(3, (0,), 4, frozenset(), lambda rng: in_pairs(MultinomialProcessor(1.0)), seed) for seed in (2, 3)
+)
+
+
 GREEDY: Final = (Case(3, (0, 1), 4, processor=lambda rng: GreedyProcessor(), seed=13),)
 SAMPLED: Final = (
     Case(2, (0,), 4, seed=15),
@@ -708,6 +827,12 @@ MUTANTS: Final = (
     ),
     Mutant("skipped adjustment: `LossySkipAdjustment`", text_of(skipped_adjustment)),
     Mutant("typical acceptance: `LossyTypical`", text_of(typical_acceptance)),
+    Mutant("a matcher of a grammar that is not rolled back", text_of(matcher_that_is_not_rolled_back), PAIRED),
+    Mutant("a forced token that is injected instead of verified", text_of(forced_token_that_is_injected), PAIRED),
+    Mutant("a mask that lags a token", text_of(mask_that_lags_a_token), PAIRED),
+    Mutant(
+        "drawn drafts cut because the grammar forbids them", text_of(drawn_drafts_cut_where_they_are_forbidden), PAIRED
+    ),
     Mutant("a stop token inside the block is overlooked", text_of(stop_looked_for_at_the_end_only)),
     Mutant("of two stop tokens the first id wins, not the first position", text_of(stop_found_by_id)),
 )

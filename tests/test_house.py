@@ -23,7 +23,7 @@ ROOMS = (
     ("randomness", "processors", "protocols", "lossy"),
     ("asked",),
     ("vocabulary", "paths", "caches"),
-    ("policies", "drafters", "loop"),
+    ("policies", "drafters", "constraints", "loop"),
     ("stages",),
     ("steps", "predictors"),
     ("margins", "beam", "batch", "testing"),

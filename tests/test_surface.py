@@ -55,7 +55,20 @@ from transformers import (
 
 import specflow as s
 import specflow.interop.processors as interop_processors
-from specflow import accelerate, batch, beam, bench, caches, catalogue, distribution, interop, models, stages, testing
+from specflow import (
+    accelerate,
+    batch,
+    beam,
+    bench,
+    caches,
+    catalogue,
+    constraints,
+    distribution,
+    interop,
+    models,
+    stages,
+    testing,
+)
 from specflow.beam import LengthPenalty, beam_step
 from specflow.caches import KVCache, LossyCache, prune_cache
 from specflow.distribution import BlackBox, Distribution, max_fn
@@ -410,6 +423,59 @@ def note(k: int, seconds: float) -> object:
     return made.seconds(3), pace(s.CostAware(made, 2))
 
 
+ABC: Final = (b"a", b"b", b"c", b"d", b"")
+WORDS: Final = constraints.Grammar.regex("[abcd]*", ABC, stop=(4,))
+
+
+class Even:
+    """An engine that lets everything through."""
+
+    def mask(self) -> torch.Tensor:
+        return torch.ones(V, dtype=torch.bool)
+
+    def take(self, token: int, /) -> bool:
+        return True
+
+    def back(self, count: int, /) -> None:
+        """There is nothing to go back by."""
+
+    def forced(self) -> s.Tokens:
+        return ()
+
+    def may_end(self) -> bool:
+        return True
+
+
+def answer() -> constraints.Constraint:
+    return WORDS.after((1,))
+
+
+WISHES: Final[tuple[tuple[Any, dict[str, object]], ...]] = (
+    (constraints.BannedWords, {"words": [(1, 2), (3,)]}),
+    (constraints.FrequencyPenalty, {"penalty": 0.5, "begins": 1}),
+    (constraints.LogitBias, {"bias": {1: 0.5}}),
+    (constraints.MinLength, {"least": 4, "stop": (4,), "begins": 1}),
+    (constraints.NoRepeatNGram, {"n": 2}),
+    (constraints.PresencePenalty, {"penalty": 0.5, "begins": 1}),
+    (constraints.RepetitionPenalty, {"penalty": 1.5, "begins": 1}),
+    (constraints.RequiredWords, {"words": [(1, 2), (3,)], "stop": (4,), "begins": 1}),
+)
+
+
+def obey_grammar(constraint: constraints.Constraint) -> object:
+    """As a law, as drafts, and as a stage."""
+    dice, end = s.Dice(), stages.ending(constraint.is_over)
+    draft, cut, adjust = (
+        stages.Draft(constraints.Forced(constraint)),
+        constraints.CutForbidden(constraint),
+        stages.Adjust(dice),
+    )
+    verify = stages.Verify(TARGET, constraints.Constrained(SAMPLED, constraint), s.Match(dice))
+    state = s.start((1,), 3, stop=(4,)).unwrap()
+    constraint.is_complete(state)
+    return s.run(lambda state: state.then(draft).then(cut).then(verify).then(adjust).then(end), state)
+
+
 def drafted() -> s.Drafted:
     return s.Drafted(begun(), TREE)
 
@@ -641,6 +707,81 @@ TABLE: Final[dict[str, Entry]] = {
     "batch.predictor.BatchPredictor.prune": Entry(batch.BatchPredictor(llama()).prune, lambda: {"tokens": TEXT}),
     "batch.predictor.BatchPredictor.read": Entry(
         batch.BatchPredictor(llama()).read, lambda: {"asked": [batch.Asked(TEXT, ())]}, answered
+    ),
+    # constraints
+    "constraints.constrained.Constrained": Entry(
+        constraints.Constrained, lambda: {"processor": SAMPLED, "constraint": answer()}, process
+    ),
+    "constraints.constrained.Constrained.laws": Entry(
+        constraints.Constrained(SAMPLED, answer()).laws, lambda: {"tokens": TEXT, "logits": torch.zeros(2, V)}, list
+    ),
+    "constraints.constraint.Constraint": Entry(
+        constraints.Constraint, lambda: {"start": WORDS.start(), "prompt": (1,), "stop": (4,)}, obey_grammar
+    ),
+    **{
+        f"constraints.constraint.Constraint.{name}": Entry(getattr(answer(), name), lambda: {"tokens": TEXT})
+        for name in ("at", "find")
+    },
+    "constraints.constraint.Constraint.allowed": Entry(
+        answer().allowed, lambda: {"tokens": TEXT, "vocab_size": V}, effort=effort("vocab_size")
+    ),
+    "constraints.constraint.Constraint.following": Entry(
+        answer().following, lambda: {"matcher": answer().at(TEXT), "token": 1}
+    ),
+    **{
+        f"constraints.constraint.Constraint.{name}": Entry(getattr(answer(), name), lambda: {"state": begun()})
+        for name in ("is_complete", "is_over")
+    },
+    "constraints.forced.CutForbidden": Entry(
+        constraints.CutForbidden,
+        lambda: {"constraint": answer()},
+        lambda cut: cut(s.Drafted(s.start(TEXT, 9, stop=(4,)).unwrap(), TREE)),
+    ),
+    "constraints.forced.CutForbidden.__call__": Entry(
+        constraints.CutForbidden(answer()), lambda: {"drafted": s.Drafted(s.start(TEXT, 9, stop=(4,)).unwrap(), TREE)}
+    ),
+    "constraints.forced.Forced": Entry(constraints.Forced, lambda: {"constraint": answer(), "source": "mine"}, draft),
+    "constraints.forced.Forced.__call__": Entry(constraints.Forced(answer()), lambda: {"tokens": TEXT}, list),
+    "constraints.grammar.Grammar": Entry(
+        constraints.Grammar,
+        lambda: {"start": WORDS.start, "stop": (4,)},
+        lambda grammar: obey_grammar(grammar.after((1,))),
+    ),
+    "constraints.grammar.Grammar.after": Entry(WORDS.after, lambda: {"prompt": TEXT}, obey_grammar),
+    **{
+        f"constraints.grammar.Grammar.{name}": Entry(
+            getattr(constraints.Grammar, name),
+            partial(dict, {argument: value, "tokenizer": ABC, "stop": (4,)}),
+            lambda grammar: grammar.after((1,)).allowed((1,), V),
+        )
+        for name, argument, value in (
+            ("choice", "texts", ("ab", "ad")),
+            ("json_schema", "schema", {"type": "integer"}),
+            ("lark", "text", 'start: "a" | "b"'),
+            ("regex", "pattern", "a|b"),
+        )
+    },
+    "constraints.matcher.following": Entry(
+        constraints.following,
+        lambda: {"make": Even},
+        lambda matcher: obey_grammar(constraints.Constraint(matcher, (1,), (4,))),
+    ),
+    **{
+        f"constraints.wishes.{kind.__name__}": Entry(
+            kind, partial(dict, {"processor": SAMPLED, **more}), process, effort=effort("least", "n")
+        )
+        for kind, more in WISHES
+    },
+    **{
+        f"constraints.wishes.{kind.__name__}.laws": Entry(
+            kind(processor=SAMPLED, **more).laws,
+            lambda: {"tokens": TEXT, "logits": torch.zeros(2, V)},
+            lambda laws: list(map(laws.__getitem__, range(len(laws)))),
+        )
+        for kind, more in WISHES
+    },
+    "constraints.wishes.MinPProcessor": Entry(
+        constraints.MinPProcessor, lambda: {"temperature": 1.0, "min_p": 0.3}, process
     ),
     # beam
     "beam.search.Beams": Entry(
@@ -1132,9 +1273,11 @@ TABLE: Final[dict[str, Entry]] = {
             "rule": s.Reject(s.Dice()),
             "prune": (UncachedPredictor(llama()),),
             "until": stages.never,
+            "cut": catalogue.all_drafts,
         },
         decode,
     ),
+    "catalogue.all_drafts": Entry(catalogue.all_drafts, lambda: {"drafted": drafted()}),
     # records that users make
     "state.Request": Entry(
         Request,
@@ -1572,6 +1715,7 @@ EXEMPT: Final[Mapping[str, str]] = {
     ),
     **dict.fromkeys([f"prefix.{name}" for name in ("begins", "common_prefix", "parting", "tokens_of")], ON_TEXTS),
     **dict.fromkeys(("caches.past.Past", "caches.rows.Roomy", "caches.shelf.Row", "caches.shelf.Shelf"), ON_CACHES),
+    **dict.fromkeys(("constraints.matcher.Engine", "constraints.matcher.Matcher"), ABSTRACT),
     **dict.fromkeys(
         ("testing.enumeration.Branch", "testing.enumeration.Law", "testing.enumeration.Noise"), ON_BRANCHES
     ),

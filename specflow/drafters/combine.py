@@ -17,7 +17,7 @@ from attrs import evolve
 from specflow.asked import proposal_of, stream_of
 from specflow.distribution import PointMass
 from specflow.guards.checks import MOST, calls, each, number, whole
-from specflow.state import TEXT, CertainDrafter, Proposal, Q, Tokens, parents_of
+from specflow.state import BEFORE, TEXT, CertainDrafter, Proposal, Q, Tokens, parents_of
 from specflow.trees import depths, parent_of
 
 DrafterOf: TypeAlias = Callable[[Tokens], Iterator[Proposal[Q]]]
@@ -84,7 +84,10 @@ def then(*drafters: DrafterOf[Q]) -> DrafterOf[Q]:
                 if parent == trunk[-1]:
                     trunk.append(number)
                     tokens = (*tokens, proposal.token)
-                yield evolve(value, parent=end if parent == TEXT else before + parent) if before else value
+                if not before or (value.parent == BEFORE and (number or end == before - 1)):
+                    yield value  # it follows the proposal before it, here too: a chain stays one
+                else:
+                    yield evolve(value, parent=end if parent == TEXT else before + parent)
             end = before + trunk[-1] if len(trunk) > 1 else end
             before += number + 1
 

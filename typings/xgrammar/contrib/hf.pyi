@@ -1,0 +1,6 @@
+from torch import Tensor
+from xgrammar import CompiledGrammar
+
+class LogitsProcessor:
+    def __init__(self, compiled_grammar: CompiledGrammar) -> None: ...
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor: ...
