@@ -50,6 +50,7 @@ from specflow.drafters import as_chain, propose_nothing
 from specflow.models import Loaded
 from specflow.predictors import UncachedPredictor
 from specflow.randomness import Randomness
+from specflow.stages import Draft
 from specflow.state import BEFORE, CertainDrafter, Count, parents_of
 from specflow.trees import path_to
 from tests.toys import VOCABULARY, disturbed, once, oracle, tiny_gpt2, tiny_llama
@@ -111,6 +112,21 @@ def test_at_most(a: CertainDrafter, b: CertainDrafter, j: int, k: int, text: Tok
     assert said(at_most(j, at_most(k, a)), text) == said(at_most(min(j, k), a), text)
     if k > 0:
         assert said(at_most(k, first_of(a, b)), text) == said(first_of(at_most(k, a), at_most(k, b)), text)
+
+
+def test_a_chain_behind_another_drafter_ends_at_a_stop_token() -> None:
+    """Whoever drafts it is not asked behind the end of the text."""
+    asked: list[Tokens] = []
+
+    def counts(tokens: Tokens) -> Iterator[Proposal[PointMass]]:
+        while True:
+            asked.append(tokens)
+            tokens = (*tokens, tokens[-1] + 1)
+            yield Proposal(tokens[-1])
+
+    drafted = Draft(then(at_most(1, counts), counts), Fixed(9))(start((0,), 20, (3,)).unwrap())
+    assert drafted.tokens == (1, 2, 3)
+    assert asked == [(0,), (0, 1), (0, 1, 2)]
 
 
 def test_at_most_refuses_a_negative_number() -> None:

@@ -36,6 +36,7 @@ from specflow import (
     chain,
     first_of,
     run,
+    speculative_step,
     start,
     then,
 )
@@ -45,7 +46,7 @@ from specflow.drafters import propose_nothing
 from specflow.randomness import Randomness
 from specflow.stages import Adjust, Draft, Verify, ending
 from specflow.state import Drafted, Reason
-from specflow.testing import Case, Ending, TableModel, World, certify, exact_law
+from specflow.testing import Case, Ending, ExactnessError, TableModel, World, certify, exact_law
 from specflow.testing.certificate import autoregressive
 from specflow.testing.enumeration import Branch
 from tests.automata import (
@@ -157,6 +158,12 @@ def test_obeying_text_is_exact(
     shorter = [evolve(each, new_tokens=min(each.new_tokens, 2 if rule is Match else 3)) for each in CASES]
     cases = CASES if draft in (certain, forced) else shorter
     certify(lambda world: obeying(world, draft, rule, cut), cases=cases)
+
+
+def test_a_wrong_law_is_shown_with_its_case() -> None:
+    """Also where the processor is a value without a `__dict__`."""
+    with pytest.raises(ExactnessError, match="Oracle"):
+        certify(lambda world: speculative_step(propose_nothing, world.target, SAMPLED, world.rng), cases=CASES[:1])
 
 
 def test_a_text_in_a_batch_has_its_law() -> None:

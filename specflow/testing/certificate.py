@@ -124,7 +124,8 @@ class Case:
     @override
     def __str__(self) -> str:
         processor = self.processor(Branch())
-        settings = ", ".join(f"{k} {v}" for k, v in vars(processor).items() if not k.startswith("_"))
+        values: dict[str, object] = getattr(processor, "__dict__", {})  # a class with slots has none
+        settings = ", ".join(f"{k} {v}" for k, v in values.items() if not k.startswith("_"))
         return (
             f"vocabulary {self.vocab_size}, prompt {self.prompt}, {self.new_tokens} new tokens, "
             f"stop {set(self.stop) or 'nowhere'}, {type(processor).__name__} ({settings}), seed {self.seed}"
