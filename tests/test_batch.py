@@ -49,7 +49,9 @@ from specflow import (
 )
 from specflow.accelerate import bit_for_bit, fast
 from specflow.batch import BatchPredictor, Failed, Shared, generate_many, ragged, seed_of, together
+from specflow.batch.texts import Text
 from specflow.caches import BLOCK, Pair
+from specflow.policies import CostMeter
 from specflow.predictors import UncachedPredictor
 from specflow.stages import UpdateNgram
 from specflow.state import Tally
@@ -440,6 +442,56 @@ def test_texts_in_inference_mode_and_others_share_a_shelf_in_turns() -> None:
     ends = dict(together([partial(one, i) for i in range(6)], 4))
     assert ends == {i: decode(step, alone, alone, i) for i in range(6)}
     assert batched._alone._memos.held == 0  # no pass broke down, after which texts are read one by one
+
+
+@pytest.mark.parametrize(
+    ("drafted", "told"),
+    [
+        ([0, 0, 0, 0], [14, 14.14]),
+        ([1, 0, 0, 0], [14, 18]),
+        ([3, 0, 0, 0], [14, 18]),
+        ([4, 2, 0, 0], [14, 18]),
+        ([2, 2, 2, 2], [14, 18, 22]),
+        ([9, 2, 0, 0], [14, 18, 22, 26]),
+    ],
+)
+def test_a_meter_hears_what_a_pass_takes_if_all_texts_have_as_many_tokens(drafted: list[int], told: list[int]) -> None:
+    """A pass over n tokens takes 10 + n seconds here, whoever of four texts has them."""
+    model, now = fast(tiny_llama(8)), [0.0]
+
+    def takes(module: Module, given: object, named: dict[str, list[Text]]) -> None:
+        now[0] += 10 + sum(len(text.ids) for text in named["texts"])
+
+    meter = CostMeter(lambda: now[0])
+    batched = BatchPredictor(model, 4, meter=meter)
+    texts: list[tuple[int, ...]] = [(3 + i, 4, 5, 6) for i in range(4)]
+    list(together([partial(batched, text, ()) for text in texts], 4))
+    model.register_forward_pre_hook(takes, with_kwargs=True)
+    list(together([partial(batched, text, ()) for text in texts], 4))  # the hook made another model of it
+    for token in (5, 6):
+        texts = [(*text, token) for text in texts]
+        list(together([partial(batched, text, ()) for text in texts], 4))
+    for token in (7, 8):
+        texts = [(*text, token) for text in texts]
+        asks = zip(texts, drafted, strict=True)
+        list(together([partial(batched, text, chain(range(20, 20 + n))) for text, n in asks], 4))
+    assert (meter.seconds(len(told)) or [])[: len(told)] == pytest.approx(told, rel=0.01)
+
+
+def test_of_a_pass_in_which_hardly_a_text_drafts_a_meter_hears_nothing() -> None:
+    now = [0.0]
+    meter = CostMeter(lambda: now[0])
+    batched = BatchPredictor(TARGET, 5, meter=meter)
+    handle = TARGET.register_forward_pre_hook(lambda module, given: now.__setitem__(0, now[0] + 9))
+    texts: list[tuple[int, ...]] = [(3 + i, 4, 5, 6) for i in range(5)]
+    list(together([partial(batched, text, ()) for text in texts], 5))
+    for token, drafts in ((5, 0), (6, 0), (7, 1)):
+        texts = [(*text, token) for text in texts]
+        asks = [partial(batched, text, chain((9,) * drafts if i == 0 else ())) for i, text in enumerate(texts)]
+        list(together(asks, 5))
+        now[0] += 1000
+    handle.remove()
+    assert meter.seconds(2) == pytest.approx([9, 9 * 1.01])
 
 
 def test_what_is_wrong_with_one_text_is_its_own() -> None:

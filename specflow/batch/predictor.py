@@ -31,6 +31,9 @@ from specflow.trees import is_chain
 WORTH: Final = 32
 """How many tokens of a text are worth a pass of waiting, where another text of this pass begins with them, too."""
 
+TELLING: Final = 1.25
+"""How many tokens a text of a pass has on average, at least, for the pass to tell what two of each would take."""
+
 
 @final
 @define(eq=False)
@@ -212,12 +215,22 @@ class BatchPredictor:
             return [None] * len(parts)
 
     def _note(self, parts: Collection[_Part], began: float) -> None:
-        """What a text's tokens cost in a batch: a pass that is half full at least, and reads nobody's prompt."""
+        """What a text's tokens cost in a batch: a pass that is half full at least, and reads nobody's prompt.
+
+        Of texts with different numbers of tokens it is what the pass would take if each had the whole number next to
+        their mean, on the line through a pass over one token of each.
+        """
         assert self.meter is not None
         if 2 * len(parts) < self.slots or any(part.text > 2 or not part.finishes for part in parts):
             return
         mean = sum(len(part.piece.ids) for part in parts) / len(parts)
-        self.meter.note(1 if mean == 1 else max(2, round(mean)), self.meter.since(began))
+        k, seconds = 1 if mean == 1 else max(2, round(mean)), self.meter.since(began)
+        if k != mean:
+            single = self.meter.seconds(1)
+            if single is None or mean < TELLING:
+                return
+            seconds = max(single[0], single[0] + (seconds - single[0]) * (k - 1) / (mean - 1))
+        self.meter.note(k, seconds)
 
     def _by_itself(self, part: _Part) -> Reply:
         try:
