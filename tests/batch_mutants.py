@@ -324,7 +324,7 @@ MUTANTS: Final = (
         many.generate_many,
         "[ends[number] for number in range(len(states))]",
         "list(ends.values())",
-        partial(batch.test_many_texts_are_those_of_each_prompt_in_their_order, None, 4),
+        batch.test_a_text_that_ends_first_keeps_its_place,
     ),
     BatchMutant(
         "one seed for all texts",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
+from itertools import permutations
 from random import Random
 
 import pytest
@@ -718,6 +719,14 @@ def test_many_texts_are_those_of_each_prompt_in_their_order(drafter: PreTrainedM
     expected = [autoregressive_generate(prompt, TARGET, 12, eos_tokens_id=[40, 41]) for prompt in PROMPTS]
     assert [list(end.state.output) for end in ends] == expected
     assert sorted(heard) == [(i, len(text)) for i, text in enumerate(expected)]
+
+
+def test_a_text_that_ends_first_keeps_its_place() -> None:
+    texts = [autoregressive_generate(prompt, TARGET, 12, eos_tokens_id=[]) for prompt in PROMPTS]
+    late, early = next((a, b) for a, b in permutations(range(len(texts)), 2) if texts[b][0] not in texts[a])
+    stop = texts[early][0]
+    ends = generate_many([PROMPTS[late], PROMPTS[early]], TARGET, gamma=1, max_gen_len=12, eos_tokens_id=stop)
+    assert [list(end.state.output) for end in ends] == [texts[late], [stop]]
 
 
 @pytest.mark.parametrize("drafter", [None, SMALL], ids=["no model", "a model"])
