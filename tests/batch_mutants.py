@@ -209,8 +209,8 @@ MUTANTS: Final = (
     ),
     BatchMutant(
         "the first rows of a shelf shown, whoever's they are",
-        ragged._Writing.shown,
-        "slice(first, last) if last - first == len(numbers) else numbers",
+        ragged._Writing.__attrs_post_init__,
+        "slice(beside.start, beside.stop) if numbers == [*beside] else numbers",
         "slice(0, len(numbers))",
         SCRIPT,
     ),

@@ -153,7 +153,7 @@ def read(row: Row) -> list[Tensor]:
 def test_texts_on_a_shelf_are_each_what_was_written_to_them() -> None:
     """However they grow, go back, keep a path, are copied, outgrow their shelf, and give their rows back."""
     shelves, numbers = Shelves(), torch.Generator().manual_seed(1)
-    rows, held = [Row.on(shelves) for _ in range(5)], [torch.zeros(2, 0, 3) for _ in range(5)]
+    rows, held = [Row.on(shelves, 2) for _ in range(5)], [torch.zeros(2, 0, 3) for _ in range(5)]
     for turn in range(60):
         i, what = turn % 5, turn % 7
         if what < 4:
@@ -178,11 +178,11 @@ def test_texts_on_a_shelf_are_each_what_was_written_to_them() -> None:
 
 def test_a_row_that_is_taken_again_hides_nothing_that_was_left_in_it() -> None:
     shelves = Shelves()
-    rows = [Row.on(shelves) for _ in range(2)]
+    rows = [Row.on(shelves, 2) for _ in range(2)]
     for row in rows:
         written(row, torch.full((2, 3, 3), torch.nan))
     shelf, number = rows[0].shelf, rows[0].number
-    rows[0] = row = Row.on(shelves)
+    rows[0] = row = Row.on(shelves, 2)
     row.reserve(1)
     assert (row.shelf, row.number) == (shelf, number)
     assert all(held[number].count_nonzero() == 0 for i in range(2) for held in shelf.layer(i, (held_of(row),) * 2))
@@ -197,9 +197,9 @@ def test_a_row_that_is_taken_again_hides_nothing_that_was_left_in_it() -> None:
 def test_a_shelf_that_was_made_in_inference_mode_can_be_written_outside_of_it(others: int) -> None:
     shelves = Shelves()
     with torch.inference_mode():
-        written(one := Row.on(shelves), torch.ones(2, 3, 3))
+        written(one := Row.on(shelves, 2), torch.ones(2, 3, 3))
         for _ in range(others):
-            written(Row.on(shelves), torch.ones(2, 3, 3))
+            written(Row.on(shelves, 2), torch.ones(2, 3, 3))
     written(one, torch.zeros(2, 1, 3))
     written(other := deepcopy(one), torch.ones(2, 2, 3))
     assert [held.sum() for held in read(other)] == [30] * 4

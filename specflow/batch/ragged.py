@@ -7,7 +7,7 @@ others, a row may hold several texts, so that little is filled up: then what the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, TypeAlias, cast, final
 
 import torch
@@ -69,7 +69,9 @@ def joins(reader: Reader) -> bool:
 
 def new_past(reader: Reader, shelves: Shelves) -> Past:
     """What a text begins with: a row that holds all that was read, in each layer, whatever its window."""
-    return Past(reader.model.new_cache() if isinstance(reader.model, ReadsTexts) else Row.on(shelves), 0)
+    if isinstance(reader.model, ReadsTexts):
+        return Past(reader.model.new_cache(), 0)
+    return Past(Row.on(shelves, len(_own_layers(reader))), 0)
 
 
 def _own_layers(reader: Reader) -> Sequence[object]:
@@ -112,10 +114,9 @@ def _of_rows(reader: Reader, pieces: Sequence[Piece]) -> list[Tensor]:
         row = piece.row
         row.reserve(row.length + len(piece.ids))
     layout = _laid_out(pieces, reader.device.type == "cpu")
-    joined = DynamicCache()
-    writing = _Writing(layout)
-    joined.layers = [_Joint(i, writing) for i in range(len(_own_layers(reader)))]
-    if len(pieces) == 1 and set(windows_of(reader).values()) == {None}:
+    joined, writing, windows = DynamicCache(), _Writing(layout), windows_of(reader)
+    joined.layers = [_Joint(i, writing) for i in range(pieces[0].row.layers)]
+    if len(pieces) == 1 and set(windows.values()) == {None}:
         (piece,) = pieces  # as a text alone is read, which is quicker
         logits, _ = reader.read(reader.ids([piece.ids]), joined, piece.row.length, piece.last, piece.tree)
     else:
@@ -126,7 +127,7 @@ def _of_rows(reader: Reader, pieces: Sequence[Piece]) -> list[Tensor]:
             positions[spot.row, spot.tokens] = spot.piece.positions
         device = reader.device
         last = max(layout.k - spot.tokens.stop + spot.piece.last for spot in layout.spots)
-        logits = reader.read_rows(ids.to(device), joined, last, positions.to(device), _masks(reader, layout))
+        logits = reader.read_rows(ids.to(device), joined, last, positions.to(device), _masks(reader, windows, layout))
     for piece in pieces:
         piece.row.length += len(piece.ids)
     found = {}
@@ -224,10 +225,10 @@ def _packed(pieces: Sequence[Piece], room: int) -> list[list[Piece]]:
     return rows
 
 
-def _masks(reader: Reader, layout: Layout) -> Masks:
+def _masks(reader: Reader, windows: Mapping[str, int | None], layout: Layout) -> Masks:
     """What no token of a row may see: the keys of others, and of its own those that do not come before it."""
     masks = {}
-    for kind, window in windows_of(reader).items():
+    for kind, window in windows.items():
         hidden = torch.ones(layout.rows, 1, layout.k, layout.n, dtype=torch.bool)
         for spot in layout.spots:
             piece, own = spot.piece, hidden[spot.row, 0, spot.tokens, spot.keys]
@@ -248,8 +249,15 @@ class _Writing:
     """How the layers of a pass write what is new onto the shelves, and what they show the model."""
 
     layout: Layout
+    _rows: slice | list[int] = field(init=False)
+    """Of the shelf, where the layout has one: side by side, they are seen without a copy."""
     _places: dict[torch.device, list[tuple[Shelf, Tensor]]] = field(init=False, factory=dict)
     _room: dict[tuple[object, ...], Pair] = field(init=False, factory=dict)
+
+    def __attrs_post_init__(self) -> None:
+        numbers = [spot.piece.row.number for spot in self.layout.spots]
+        beside = range(numbers[0], numbers[0] + len(numbers))
+        self._rows = slice(beside.start, beside.stop) if numbers == [*beside] else numbers
 
     def write(self, i: int, new: Pair) -> None:
         """Write keys and values [rows, heads, k, size] of layer i, each text's to its own row."""
@@ -261,10 +269,7 @@ class _Writing:
         """Keys and values [rows, heads, n, size] of layer i, as the layout has them."""
         layout, shelf = self.layout, self.layout.shelf
         if shelf is not None:
-            numbers = [spot.piece.row.number for spot in layout.spots]
-            first, last = numbers[0], numbers[-1] + 1
-            at: slice | list[int] = slice(first, last) if last - first == len(numbers) else numbers
-            keys, values = (held[:, :, : layout.n][at] for held in shelf.layer(i, new))
+            keys, values = (held[:, :, : layout.n][self._rows] for held in shelf.layer(i, new))
             return keys, values
         joined = self._roomy(new)
         for spot in layout.spots:

@@ -82,21 +82,24 @@ Shelves: TypeAlias = WeakValueDictionary[int, Shelf]
 @final
 @define(eq=False)
 class Row:
-    """The cache of one text: the first `length` tokens of row `number` of a shelf. Its rollback is a number.
+    """The cache of one text of `layers` layers: the first `length` tokens of row `number` of a shelf.
+
+    Its rollback is a number.
 
     A text that outgrows its shelf moves to one of twice the capacity. A row that is forgotten is given back, and so is
     a shelf of which all rows are.
     """
 
+    layers: int
     shelf: Shelf
     number: int
     length: int
     _shelves: Shelves
 
     @classmethod
-    def on(cls, shelves: Shelves) -> Row:
+    def on(cls, shelves: Shelves, layers: int) -> Row:
         """A text of which nothing was read yet; it will stand on one of the `shelves`."""
-        return cls(Shelf(0), 0, 0, shelves)
+        return cls(layers, Shelf(0), 0, 0, shelves)
 
     def rollback(self, length: int) -> None:
         """Forget all but the first `length` tokens."""
@@ -114,7 +117,7 @@ class Row:
             self._move(self._shelves.setdefault(capacity, Shelf(capacity)))
 
     def __deepcopy__(self, memo: dict[int, object]) -> Row:
-        other = Row(self.shelf, self.shelf.take(), self.length, self._shelves)
+        other = Row(self.layers, self.shelf, self.shelf.take(), self.length, self._shelves)
         self.shelf.copy(self.number, other.shelf, other.number, self.length)
         return other
 
