@@ -31,7 +31,7 @@ from specflow import Dice, Finished, GreedyProcessor, Tokens, autoregressive_ste
 from specflow.accelerate import bit_for_bit, fast
 from specflow.batch import Asked, BatchPredictor, Reply, Shared, together
 from specflow.bench import read_prompts
-from specflow.bench.batches import All, one_by_one, show, turns, warm_batches
+from specflow.bench.batches import All, in_batches, one_by_one, show, turns
 from specflow.bench.decoders import Models, decoder
 from specflow.bench.measure import Plan
 from specflow.bench.prompts import OWN_PROMPTS, spread
@@ -51,7 +51,7 @@ def economize(model: PreTrainedModel, plan: Plan, slots: int, *, looks_up: bool)
     applied = library.apply(model, *configs)
     stop = sorted(plan.loaded.stop)
 
-    def decode() -> list[Tokens]:
+    def decode(repeat: int) -> list[Tokens]:
         texts: list[Tokens] = []
         prompts = [torch.tensor(plan.state(prompt).unwrap().tokens) for prompt in plan.prompts]
         for begin in range(0, len(prompts), slots):
@@ -123,7 +123,7 @@ def main() -> None:
         measured = [decoder(f"{name}/{label}", models).unwrap() for label in ("autoregressive", *args.decoders)]
         decoders = {"one by one": one_by_one(plan, measured[0])}
         for each in [*measured, decoder("generate", models).unwrap()]:
-            decoders[each.label] = warm_batches(plan, each, slots).unwrap()
+            decoders[each.label] = in_batches(plan, each, slots).unwrap()
         if find_spec("economize") is not None:
             decoders["economize"] = economize(loaded.model, plan, slots, looks_up=False)
             decoders["economize, lookup"] = economize(loaded.model, plan, slots, looks_up=True)

@@ -36,7 +36,7 @@ from specflow import (
 )
 from specflow.batch import Asked, BatchPredictor, Reply
 from specflow.bench import command, read_prompts
-from specflow.bench.batches import Turn, turns
+from specflow.bench.batches import All, Turn, turns
 from specflow.bench.context import Context, composed
 from specflow.bench.decoders import Decoder, Models, decoder
 from specflow.bench.measure import Plan, Round, Run, measure, run_one, warmed_up
@@ -715,12 +715,17 @@ def test_sampled_batches_have_their_own_seeds_and_no_text_to_compare(
     assert "3/3" not in capsys.readouterr().out
     assert texts[0]["autoregressive"] == texts[0]["autoregressive, one by one"] == texts[1]["autoregressive"]
     assert texts[0]["autoregressive"] != texts[2]["autoregressive"]
+    assert texts[0]["generate"] == texts[1]["generate"] != texts[2]["generate"]
+    assert main([*arguments, "--repeats", "2"]) == 0
+    turns = json.loads(Path("out.json").read_text(encoding="utf-8"))["turns"]
+    first, second = (turn["texts"] for turn in turns if turn["decoder"] == "autoregressive")
+    assert first != second
 
 
 def test_ctrl_c_reports_the_turns_of_batches_that_are_complete(
     saved: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupted(decoders: Mapping[str, Callable[[], list[Tokens]]], plan: Plan) -> Iterator[Turn]:
+    def interrupted(decoders: Mapping[str, All], plan: Plan) -> Iterator[Turn]:
         for i, turn in enumerate(turns(decoders, plan)):
             if i == stop:
                 raise KeyboardInterrupt

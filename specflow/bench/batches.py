@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
-from hashlib import blake2b
 from statistics import median
 from typing import TypeAlias, final
 
@@ -14,24 +13,25 @@ from attrs import asdict, evolve, frozen
 from returns.result import safe
 from rich.console import Console
 from rich.table import Table
+from torch.nn import Module
 
 from specflow.batch import BatchPredictor, Failed, together
 from specflow.bench.context import Context
 from specflow.bench.decoders import PEERS, Decoder
-from specflow.bench.measure import WARM_UP, Plan
+from specflow.bench.measure import Plan, warming
 from specflow.bench.peers import padded
 from specflow.bench.prompts import Prompt
 from specflow.bench.report import Absent, tell_absent
 from specflow.bench.stopwatch import Stopwatch, clock_for
-from specflow.errors import DecodeError, said, unwrap
+from specflow.errors import DecodeError, unwrap
 from specflow.policies import CostMeter
 from specflow.predictors import CachedPredictor
 from specflow.processors import GreedyProcessor
 from specflow.randomness import Dice
 from specflow.state import Count, Tokens
 
-All: TypeAlias = Callable[[], list[Tokens]]
-"""Decodes all prompts: the new tokens of each."""
+All: TypeAlias = Callable[[int], list[Tokens]]
+"""Decodes all prompts, by the number of the repeat: the new tokens of each."""
 
 
 @final
@@ -51,57 +51,52 @@ class Turn:
 
 
 @safe(exceptions=(DecodeError,))
-def in_batches(plan: Plan, decoder: Decoder, slots: int, meter: CostMeter) -> All:
-    """A decoder over all prompts of a plan, `slots` at a time, whose passes `meter` is told of.
+def in_batches(plan: Plan, decoder: Decoder, slots: int) -> All:
+    """A decoder over all prompts of a plan, `slots` at a time, after some short texts that are not measured.
 
-    `DecodeError` for a peer that reads one text.
+    What its meter hears in them is kept, as a decoder of single texts keeps it. `DecodeError` for a peer that reads one
+    text, and for what went wrong in the short ones.
     """
     model, name = plan.models.targets[decoder.model], decoder.label.rpartition("/")[2]
-    if name == "generate":
-        return lambda: padded(model, [unwrap(plan.state(prompt)) for prompt in plan.prompts], plan.processor, slots)
-    if name.partition("@")[0] in PEERS:
+    if name != "generate" and name.partition("@")[0] in PEERS:
         remedy = "leave it out, or --slots"
         raise DecodeError("decoders", "transformers' assisted decoding reads one text at a time", name, remedy)
+    meter = CostMeter(plan.clock or clock_for(model))
 
-    def decode() -> list[Tokens]:
-        target = BatchPredictor(model, slots, meter=meter)
-        shared = evolve(
-            _context(plan, decoder, target), meter=meter, reading=cache(partial(BatchPredictor, slots=slots))
+    def over(some: Plan) -> All:
+        return (
+            partial(_padded, some, model, slots) if name == "generate" else partial(_batch, some, decoder, slots, meter)
         )
-        ends = dict(together([partial(_text, plan, decoder, shared, prompt) for prompt in plan.prompts], slots))
-        return [_unfailed(ends[i]) for i in range(len(plan.prompts))]
 
-    return decode
-
-
-@safe(exceptions=(DecodeError,))
-def warm_batches(plan: Plan, decoder: Decoder, slots: int) -> All:
-    """The same after some short texts that are not measured, or what went wrong in them.
-
-    What the meter hears is kept, as a decoder of single texts keeps it.
-    """
-    meter = CostMeter(plan.clock or clock_for(plan.models.targets[decoder.model]))
-    short = evolve(plan, prompts=plan.prompts[:slots], max_new_tokens=min(WARM_UP, plan.max_new_tokens))
-    try:
-        unwrap(in_batches(short, decoder, slots, meter))()
-    except DecodeError:
-        raise
-    except Exception as error:  # a user's decoder may raise anything
-        happened = f"it failed in the warm-up ({said(error)})"
-        raise DecodeError("decoders", happened, decoder.label, "see the cause") from error
-    return unwrap(in_batches(plan, decoder, slots, meter))
+    with warming(decoder):
+        over(evolve(plan.short, prompts=plan.prompts[:slots]))(0)
+    return over(plan)
 
 
 def one_by_one(plan: Plan, decoder: Decoder) -> All:
     """The same decoder, one text after the other."""
 
-    def decode() -> list[Tokens]:
+    def decode(repeat: int) -> list[Tokens]:
         model = plan.models.targets[decoder.model]
         return [
-            _text(plan, decoder, _context(plan, decoder, CachedPredictor(model)), prompt) for prompt in plan.prompts
+            _text(plan, decoder, _context(plan, decoder, CachedPredictor(model)), prompt, repeat)
+            for prompt in plan.prompts
         ]
 
     return decode
+
+
+def _batch(plan: Plan, decoder: Decoder, slots: int, meter: CostMeter, repeat: int) -> list[Tokens]:
+    target = BatchPredictor(plan.models.targets[decoder.model], slots, meter=meter)
+    reading = cache(partial(BatchPredictor, slots=slots))
+    shared = evolve(_context(plan, decoder, target), meter=meter, reading=reading)
+    ends = dict(together([partial(_text, plan, decoder, shared, prompt, repeat) for prompt in plan.prompts], slots))
+    return [_unfailed(ends[i]) for i in range(len(plan.prompts))]
+
+
+def _padded(plan: Plan, model: Module, slots: int, repeat: int) -> list[Tokens]:
+    torch.manual_seed(plan.seed_of(plan.prompts[0], repeat))
+    return padded(model, [unwrap(plan.state(prompt)) for prompt in plan.prompts], plan.processor, slots)
 
 
 def turns(decoders: Mapping[str, All], plan: Plan) -> Iterator[Turn]:
@@ -111,7 +106,7 @@ def turns(decoders: Mapping[str, All], plan: Plan) -> Iterator[Turn]:
         first = repeat % len(names)
         for name in names[first:] + names[:first]:
             began = clock()
-            texts = tuple(decoders[name]())
+            texts = tuple(decoders[name](repeat))
             yield Turn(name, repeat, clock() - began, texts)
 
 
@@ -149,11 +144,9 @@ def _context(plan: Plan, decoder: Decoder, target: CachedPredictor | BatchPredic
     return Context(model, target, plan.processor, Dice(), tokenizer, (), assistant, watch)
 
 
-def _text(plan: Plan, decoder: Decoder, shared: Context, prompt: Prompt) -> Tokens:
+def _text(plan: Plan, decoder: Decoder, shared: Context, prompt: Prompt, repeat: int) -> Tokens:
     """The text of one prompt, whose randomness is its own."""
-    state = unwrap(plan.state(prompt))
-    key = blake2b(f"{plan.seed}/{prompt.question_id}".encode(), digest_size=4).digest()
-    rng = Dice(torch.Generator().manual_seed(int.from_bytes(key, "big")))
+    state, rng = unwrap(plan.state(prompt)), Dice(torch.Generator().manual_seed(plan.seed_of(prompt, repeat)))
     output: list[int] = []
 
     def emit(tokens: Tokens, drafts: Count | None, /) -> None:

@@ -6,7 +6,8 @@ import argparse
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Final, get_args
@@ -18,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.nn import Module
 
-from specflow.bench.batches import Turn, one_by_one, turns, warm_batches
+from specflow.bench.batches import Turn, in_batches, one_by_one, turns
 from specflow.bench.batches import show as show_batches
 from specflow.bench.batches import to_json as batches_to_json
 from specflow.bench.decoders import NAMES, Decoder, Models, decoder, imported
@@ -110,7 +111,7 @@ def _compare_batches(
     decoders, absent = {f"{first.label}, one by one": one_by_one(plan, first)}, [*absent]
     for each in plan.decoders:
         errors.print(f"warming up batches of {each.label}", style="dim", markup=False, emoji=False)
-        match warm_batches(plan, each, args.slots):
+        match in_batches(plan, each, args.slots):
             case Success(decode):
                 decoders[each.label] = decode
             case Failure(DecodeError() as error):
@@ -120,15 +121,12 @@ def _compare_batches(
     found: list[Turn] = []
     code = 0
     try:
-        for turn in turns(decoders, plan):
-            errors.print(f"{turn.decoder}: {turn.rate:.1f} tokens/s", style="dim", markup=False, emoji=False)
-            found.append(turn)
+        with _decoding():
+            for turn in turns(decoders, plan):
+                errors.print(f"{turn.decoder}: {turn.rate:.1f} tokens/s", style="dim", markup=False, emoji=False)
+                found.append(turn)
     except KeyboardInterrupt:
         code, found = 130, found[: len(found) // len(decoders) * len(decoders)]
-    except DecodeError:
-        raise
-    except Exception as error:
-        raise DecodeError("decoders", "a decoder fails", said(error), "leave it out, or see the cause") from error
     if found:
         _print(lambda console: show_batches(plan, found, absent, args.slots, console))
         if args.json is not None:
@@ -239,18 +237,25 @@ def _measured(plan: Plan, errors: Console) -> tuple[list[Run], int]:
     runs: list[Run] = []
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     try:
-        with Progress(*columns, console=errors, transient=True) as progress:
+        with _decoding(), Progress(*columns, console=errors, transient=True) as progress:
             task = progress.add_task("measuring", total=plan.texts)
             for run in measure(plan):
                 runs.append(run)
                 progress.update(task, advance=1, description=f"{run.category} {run.question_id}: {run.decoder}")
     except KeyboardInterrupt:
         return runs[: len(runs) // len(plan.decoders) * len(plan.decoders)], 130
+    return runs, 0
+
+
+@contextmanager
+def _decoding() -> Iterator[None]:
+    """What a model raises, or a user's decoder, is a `DecodeError`."""
+    try:
+        yield
     except DecodeError:
         raise
-    except Exception as error:  # a model's, or a user's decoder's
+    except Exception as error:
         raise DecodeError("decoders", "a decoder fails", said(error), "leave it out, or see the cause") from error
-    return runs, 0
 
 
 def _can_draw() -> bool:

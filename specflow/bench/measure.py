@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from hashlib import blake2b
 from typing import Final, final
 
@@ -93,11 +94,22 @@ class Plan:
         """How many texts will be decoded, those of the warm-up not counted."""
         return len(self.prompts) * self.repeats * len(self.decoders)
 
+    @property
+    def short(self) -> Plan:
+        """The same of texts as short as a warm-up's."""
+        return evolve(self, max_new_tokens=min(WARM_UP, self.max_new_tokens))
+
     @safe(exceptions=(DecodeError,))
     def state(self, prompt: Prompt) -> DecodeState:
         """Where the decoding of a prompt starts. Of a prompt that is too long, the end is kept."""
         ids = self.loaded.chat(prompt.text)[-self.max_prompt_tokens :]
         return unwrap(start(ids, self.max_new_tokens, self.loaded.stop, limits_of(self.loaded.model)))
+
+    def seed_of(self, prompt: Prompt, repeat: int) -> int:
+        """The seed of a text, the same for all decoders."""
+        # torch keeps 32 bits of a seed, so all of this one is in them.
+        key = blake2b(f"{self.seed}/{prompt.question_id}/{repeat}".encode(), digest_size=4).digest()
+        return int.from_bytes(key, "big")
 
 
 WARM_UP: Final = 16
@@ -107,15 +119,21 @@ WARM_UP: Final = 16
 @safe(exceptions=(DecodeError,))
 def warmed_up(plan: Plan, decoder: Decoder) -> Decoder:
     """The decoder after a short text that is not measured, or what went wrong in it."""
-    short = evolve(plan, max_new_tokens=min(WARM_UP, plan.max_new_tokens))
-    prompt = plan.prompts[0]
+    prompt, short = plan.prompts[0], plan.short
     state = unwrap(short.state(prompt))
-    try:
+    with warming(decoder):
         run_one(short, decoder, prompt, state, 0)
-    except Exception as error:  # a user's decoder may raise anything
+    return decoder
+
+
+@contextmanager
+def warming(decoder: Decoder) -> Iterator[None]:
+    """A warm-up. Whatever a user's decoder raises in it, it is a `DecodeError` that says so."""
+    try:
+        yield
+    except Exception as error:
         happened = f"it failed in the warm-up ({said(error)})"
         raise DecodeError("decoders", happened, decoder.label, "see the cause") from error
-    return decoder
 
 
 def measure(plan: Plan) -> Iterator[Run]:
@@ -138,9 +156,7 @@ def run_one(plan: Plan, decoder: Decoder, prompt: Prompt, state: DecodeState, re
     """One text, measured. Its randomness depends on the plan's seed, the prompt and the repeat, not on the decoder."""
     model = plan.models.targets[decoder.model]
     stopwatch = Stopwatch(plan.clock or clock_for(model))
-    # torch keeps 32 bits of a seed, so all of this one is in them.
-    key = blake2b(f"{plan.seed}/{prompt.question_id}/{repeat}".encode(), digest_size=4).digest()
-    torch.manual_seed(int.from_bytes(key, "big"))
+    torch.manual_seed(plan.seed_of(prompt, repeat))
     target, assistant = CachedPredictor(model), plan.models.assistant
     context = Context(model, target, plan.processor, Dice(), plan.loaded.tokenizer, state.tokens, assistant, stopwatch)
     session = decoder.prepare(context)
