@@ -267,4 +267,4 @@ def step_of(
     draft, adjust = Draft(drafting.drafter, pacing.gamma), Adjust(rng)
     verify = Verify(target if pacing.watched is None else pacing.watched(target), processor, rule)
     end = ending(until, unobserved, PruneCache((*drafting.memos, *prune)), *drafting.teach)
-    return lambda state: verify(cut(draft(state))).then(adjust).then(end)
+    return lambda state: state.then(draft).then(cut).then(verify).then(adjust).then(end)
