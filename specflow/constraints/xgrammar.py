@@ -1,4 +1,4 @@
-"""xgrammar as the engine of a grammar, through the same door as any other: `pip install xgrammar`.
+"""xgrammar as the engine of a grammar, through the same door as any other.
 
 Source: https://github.com/mlc-ai/xgrammar.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Final, final
 
 import torch
 from attrs import frozen
@@ -24,6 +24,10 @@ from specflow.state import Tokens
 
 if TYPE_CHECKING:
     from xgrammar import CompiledGrammar, GrammarCompiler, GrammarMatcher
+
+
+_INSTALL: Final = "pip install --no-deps xgrammar apache-tvm-ffi"
+"""Its wheel asks for packages that matching does not need."""
 
 
 def json_schema(schema: Schema, tokenizer: FastTokenizer, stop: int | Iterable[int], vocab_size: int) -> Grammar:
@@ -58,7 +62,7 @@ def _grammar(
     try:
         import xgrammar  # noqa: PLC0415 - it is not needed otherwise
     except ImportError as error:
-        raise DecodeError("grammar", "xgrammar is not installed", said(error), "pip install xgrammar") from error
+        raise DecodeError("grammar", "xgrammar is not installed", said(error), _INSTALL) from error
     try:
         known = xgrammar.TokenizerInfo.from_huggingface(tokenizer, vocab_size=vocab_size, stop_token_ids=sorted(ends))
     except Exception as error:  # of any class
