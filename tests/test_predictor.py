@@ -167,6 +167,22 @@ class Bigram(Module):
         return type("Output", (), {"logits": self.table(input_ids)})()
 
 
+@pytest.mark.parametrize(
+    ("first", "second"), [(None, torch.bfloat16), (torch.bfloat16, torch.float16), (torch.float16, None)]
+)
+def test_what_was_read_under_another_autocast_is_read_again(
+    first: torch.dtype | None, second: torch.dtype | None
+) -> None:
+    model = tiny_llama(dtype=torch.bfloat16)
+    predict, passes = CachedPredictor(model), passes_of(model)
+    text = tuple(range(3, 20))
+    for dtype, end in ((first, 15), (second, 16), (second, 17)):
+        with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
+            predict(text[:end], ())
+    assert 16 in passes
+    assert passes[-1] == 1
+
+
 def test_any_module_whose_call_gives_logits() -> None:
     model = Bigram()
     assert limits_of(model) == Limits(None, None)
