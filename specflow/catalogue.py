@@ -267,4 +267,5 @@ def step_of(
     draft, adjust = Draft(drafting.drafter, pacing.gamma), Adjust(rng)
     verify = Verify(target if pacing.watched is None else pacing.watched(target), processor, rule)
     end = ending(until, unobserved, PruneCache((*drafting.memos, *prune)), *drafting.teach)
-    return lambda state: state.then(draft).then(cut).then(verify).then(adjust).then(end)
+    # Not `.then`: verify says what is wrong with a cut that answers something else.
+    return lambda state: verify(cut(draft(state))).then(adjust).then(end)
