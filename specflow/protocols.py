@@ -45,6 +45,19 @@ class ReadsAhead(Protocol):
         ...
 
 
+class ReadsFeatures(Protocol):
+    """A model that shows what some of its layers hold. They are a function of the text, as its logits are."""
+
+    @property
+    def limits(self) -> Limits:
+        """What a text can take."""
+        ...
+
+    def features(self, tokens: Tokens, last: int, /) -> Tensor:
+        """What the layers held at each of the last `last` tokens of a text, side by side: [last, F]."""
+        ...
+
+
 def checked_limits(limits: object, name: str) -> Limits:
     """`limits`, which have to be numbers of tokens or None; `DecodeError` for anything else."""
     a(Limits, "give limits_of(model)")(name, limits)
