@@ -15,6 +15,7 @@ from specflow.guards.checks import described, is_floats, is_id, named, shown
 from specflow.guards.finite import is_near
 from specflow.laws import Laws, Lazily
 from specflow.processors import EachPrefix, LogitsProcessor, Processor
+from specflow.protocols import ReadsFeatures
 from specflow.randomness import Randomness
 from specflow.state import Predictor, Proposal, Tokens
 from specflow.trees import no_draft
@@ -33,6 +34,15 @@ def looked_at(logits: object, rows: int, predictor: object, end: int, parameter:
     happened = f"the {parameter} {named(predictor)} gives no rows of logits"
     where = f"{described(logits)} for a text up to position {end - 1}"
     raise DecodeError(parameter, happened, where, f"return floats of shape [{rows}, V]")
+
+
+def features_of(showing: ReadsFeatures, tokens: Tokens, last: int, parameter: str = "target") -> Tensor:
+    """`showing.features(tokens, last)`, which has to be floats [last, F]."""
+    rows: object = showing.features(tokens, last)
+    if is_floats(rows) and rows.ndim == 2 and rows.shape[0] == last and rows.shape[1] > 0:
+        return rows.detach() if rows.requires_grad else rows
+    happened, remedy = f"the {parameter} {named(showing)} shows no rows of features", f"return floats [{last}, F]"
+    raise DecodeError(parameter, happened, described(rows), remedy)
 
 
 def laws_of(processor: Processor, tokens: Tokens, logits: Tensor) -> Laws:

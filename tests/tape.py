@@ -73,7 +73,7 @@ def on_tape(work: Work) -> Work:
     with Recording(tape):
         output = work()
 
-    def repeat() -> Tensor:
+    def repeat() -> tuple[Tensor, Tensor]:
         tape.replay()
         return output
 

@@ -88,7 +88,7 @@ from specflow.lossy import Lossy, accept_loss
 from specflow.margins import Margins, audit
 from specflow.paths import along_paths, last_rows, path_by_path
 from specflow.policies import EGAG, SVIP, AdaEDL, Heuristic, Stop, StopAfter, Unsure, drafter_law
-from specflow.predictors import OneByOne, RescoreNearTies, UncachedPredictor, margins_of
+from specflow.predictors import OneByOne, RescoreNearTies, UncachedPredictor, early_exit, layer_skip, margins_of
 from specflow.protocols import Limits, checked_limits
 from specflow.randomness import Randomness
 from specflow.spec_paths import install_spec_paths
@@ -697,11 +697,14 @@ TABLE: Final[dict[str, Entry]] = {
     "batch.many.seed_of": Entry(batch.seed_of, lambda: {"seed": 1, "number": 2}),
     "batch.predictor.BatchPredictor": Entry(
         batch.BatchPredictor,
-        lambda: {"model": llama(), "slots": 2, "piece": 8, "tokens": 20, "meter": s.CostMeter()},
+        lambda: {"model": llama(), "slots": 2, "piece": 8, "tokens": 20, "meter": s.CostMeter(), "features": (1,)},
         lambda made: made(TEXT, s.chain((1,))),
     ),
     "batch.predictor.BatchPredictor.__call__": Entry(
         batch.BatchPredictor(llama()), lambda: {"tokens": TEXT, "drafts": s.chain((1,))}
+    ),
+    "batch.predictor.BatchPredictor.features": Entry(
+        batch.BatchPredictor(llama(), features=(1,)).features, lambda: {"tokens": TEXT, "last": 2}
     ),
     "batch.predictor.BatchPredictor.forget": Entry(batch.BatchPredictor(llama()).forget, dict),
     "batch.predictor.BatchPredictor.prune": Entry(batch.BatchPredictor(llama()).prune, lambda: {"tokens": TEXT}),
@@ -873,7 +876,10 @@ TABLE: Final[dict[str, Entry]] = {
         lambda length: kept().reserve(length), lambda: {"length": 9}, effort=effort("length")
     ),
     "predictors.cached.CachedPredictor": Entry(
-        s.CachedPredictor, lambda: {"model": llama(), "make_cache": DynamicCache, "memos": 2}, predict
+        s.CachedPredictor, lambda: {"model": llama(), "make_cache": DynamicCache, "memos": 2, "features": (1,)}, predict
+    ),
+    "predictors.cached.CachedPredictor.features": Entry(
+        s.CachedPredictor(llama(), features=(0, 1)).features, lambda: {"tokens": TEXT, "last": 2}
     ),
     "predictors.cached.CachedPredictor.forget": Entry(lambda: warm(s.CachedPredictor(llama())).forget(), dict),
     "predictors.cached.CachedPredictor.__call__": Entry(s.CachedPredictor(llama()), reading),
@@ -884,7 +890,18 @@ TABLE: Final[dict[str, Entry]] = {
     "predictors.cached.CachedPredictor.prune": Entry(
         lambda tokens: warm(s.CachedPredictor(llama())).prune(tokens), lambda: {"tokens": TEXT}
     ),
-    "predictors.fresh.UncachedPredictor": Entry(UncachedPredictor, lambda: {"model": llama()}, predict),
+    "predictors.fresh.UncachedPredictor": Entry(
+        UncachedPredictor, lambda: {"model": llama(), "features": (1,)}, predict
+    ),
+    "predictors.fresh.UncachedPredictor.features": Entry(
+        UncachedPredictor(llama(), features=(0, 1)).features, lambda: {"tokens": TEXT, "last": 2}
+    ),
+    "predictors.skip.layer_skip": Entry(
+        layer_skip, lambda: {"model": llama(), "skip": ()}, lambda made: predict(s.CachedPredictor(made))
+    ),
+    "predictors.skip.early_exit": Entry(
+        early_exit, lambda: {"model": llama(), "layers": 1}, lambda made: predict(s.CachedPredictor(made))
+    ),
     "predictors.fresh.UncachedPredictor.__call__": Entry(UncachedPredictor(llama()), reading),
     "predictors.fresh.UncachedPredictor.prune": Entry(
         lambda tokens: UncachedPredictor(llama()).prune(tokens), lambda: {"tokens": TEXT}
@@ -1532,6 +1549,7 @@ TABLE: Final[dict[str, Entry]] = {
             "seed": 0,
             "steps": 4,
             "longest": 12,
+            "features": None,
         },
         effort=effort("steps", "longest"),
     ),
@@ -1543,6 +1561,11 @@ TABLE: Final[dict[str, Entry]] = {
     ),
     "testing.conformance.through_trees": Entry(
         testing.through_trees, lambda: {"target": TARGET, "vocab_size": V, "seed": 0}, predict
+    ),
+    "testing.conformance.with_features": Entry(
+        testing.with_features,
+        lambda: {"predictor": TARGET, "showing": s.CachedPredictor(llama(), features=(1,))},
+        predict_ids,
     ),
     "testing.enumeration.branches": Entry(
         testing.branches, lambda: {"program": lambda branch: branch.accept(0.5)}, unroll
@@ -1649,6 +1672,7 @@ EXEMPT: Final[Mapping[str, str]] = {
             "processors.Processor",
             "protocols.Prunable",
             "protocols.ReadsAhead",
+            "protocols.ReadsFeatures",
             "randomness.Randomness",
             "randomness.Sampling",
             "state.Reason",
@@ -1721,7 +1745,7 @@ EXEMPT: Final[Mapping[str, str]] = {
     ),
     **{
         f"asked.{name}": ON_ANSWERS
-        for name in ("rows_of", "looked_at", "laws_of", "accepts", "stream_of", "proposal_of", "fits")
+        for name in ("rows_of", "features_of", "looked_at", "laws_of", "accepts", "stream_of", "proposal_of", "fits")
     },
     "state.rows_along": ON_ANSWERS,
     "trees.no_draft": ON_ANSWERS,

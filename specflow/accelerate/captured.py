@@ -19,8 +19,8 @@ from specflow.batch.texts import Text
 from specflow.caches import KVCache
 from specflow.trees import depths, lineage
 
-Work: TypeAlias = Callable[[], Tensor]
-"""Some work on tensors that stay where they are, and what comes out."""
+Work: TypeAlias = Callable[[], tuple[Tensor, Tensor]]
+"""Some work on tensors that stay where they are, and what comes out: logits and features."""
 
 Capture: TypeAlias = Callable[[Work], Work]
 """What captures the work and returns what repeats it: the same kernels, from and to the same memory.
@@ -55,8 +55,8 @@ class Captured(Module):
         self.eager = eager
         self._capture = capture
         self._tracks: list[_Track] = []
-        self._passes: dict[tuple[int, ...], Work] = {}
-        """By the length of the pass and the numbers of its tracks."""
+        self._passes: dict[tuple[int, tuple[int, ...], tuple[int, ...]], Work] = {}
+        """By the length of the pass, the numbers of its tracks, and the features that it shows."""
         self._turn = Lock()
         self.eval()
 
@@ -73,6 +73,7 @@ class Captured(Module):
         logits_to_keep: int = 0,
         parents: Sequence[int] | None = None,
         texts: Sequence[Text] = (),
+        features: Sequence[int] = (),
     ) -> Output:
         """As `Llama`; in a short pass over caches the logits are computed for all tokens."""
         if not texts and input_ids is not None and cache is not None and len(input_ids) == 1:
@@ -80,32 +81,40 @@ class Captured(Module):
         size = _size(texts)
         with torch.no_grad(), self._turn:
             if size is not None:
-                return Output(self._read(texts, size)[None], texts[0].cache if use_cache else None)
-            output: Output = self.eager(input_ids, cache, use_cache, logits_to_keep, parents, texts)
+                logits, held = self._read(texts, size, tuple(features))
+                return Output(logits[None], texts[0].cache if use_cache else None, held[None] if features else None)
+            output: Output = self.eager(input_ids, cache, use_cache, logits_to_keep, parents, texts, features)
             return output
 
     def new_cache(self) -> KVCache:
         """As `Llama`."""
         return self.eager.new_cache()
 
+    def without_layers(self, skip: frozenset[int], /) -> Captured:
+        """As `Llama`."""
+        return Captured(self.eager.without_layers(skip), self._capture)
+
     def __deepcopy__(self, memo: dict[int, object]) -> Captured:
         return Captured(deepcopy(self.eager, memo), self._capture)  # graphs cannot be copied: captured anew
 
-    def _read(self, texts: Sequence[Text], size: int) -> Tensor:
-        """Logits of the texts, one after the other, by a captured pass over `size` tokens of each."""
+    def _read(self, texts: Sequence[Text], size: int, features: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """Logits and features of the texts, one after the other, by a captured pass over `size` tokens of each."""
         numbers = [self._track(self.eager.own(text.cache), text.cache.length + size) for text in texts]
         for number, text in zip(numbers, texts, strict=True):
             self._tracks[number].set(text.ids, text.cache.length, text.parents)
         running = self._beside(numbers, size)
-        if (size, *running) not in self._passes:
+        key = size, running, features
+        if key not in self._passes:
             tracks = [self._tracks[number] for number in running]
-            self._passes[size, *running] = self._capture(lambda: _pass(self.eager.weights, tracks, size))
-        rows = torch.split(self._passes[size, *running](), size)
-        wanted = []
+            self._passes[key] = self._capture(lambda: _pass(self.eager.weights, tracks, size, features))
+        rows, seen = (torch.split(out, size) for out in self._passes[key]())
+        wanted, held = [], []
         for number, text in zip(numbers, texts, strict=True):
             text.cache.length += len(text.ids)
-            wanted.append(rows[running.index(number)][: len(text.ids)][-text.last :])
-        return torch.cat(wanted)
+            at = running.index(number)
+            wanted.append(rows[at][: len(text.ids)][-text.last :])
+            held.append(seen[at][: len(text.ids)])
+        return torch.cat(wanted), torch.cat(held)
 
     def _beside(self, numbers: Sequence[int], size: int) -> tuple[int, ...]:
         """The tracks of a pass: that of the one text, or of several texts the first 2, 4, 8, …, so that there are few
@@ -224,10 +233,11 @@ def _size(texts: Sequence[Text]) -> int | None:
     return next((size for size in PASSES if size >= max(lengths) and size * len(lengths) <= MOST), None)
 
 
-def _pass(weights: Weights, tracks: Sequence[_Track], size: int) -> Tensor:
-    """Logits [tracks · size, V] of one pass over all of them."""
+def _pass(weights: Weights, tracks: Sequence[_Track], size: int, features: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Logits [tracks · size, V] and features [tracks · size, F] of one pass over all of them."""
     ids = torch.cat([track.ids(size) for track in tracks])
-    return logits_of(weights, read(weights, ids, [track.segment(size) for track in tracks]))
+    hidden, seen = read(weights, ids, [track.segment(size) for track in tracks], features)
+    return logits_of(weights, hidden), seen
 
 
 def cuda_graph(work: Work) -> Work:
@@ -241,7 +251,7 @@ def cuda_graph(work: Work) -> Work:
     with torch.cuda.graph(graph):
         output = work()
 
-    def repeat() -> Tensor:
+    def repeat() -> tuple[Tensor, Tensor]:
         graph.replay()
         return output
 

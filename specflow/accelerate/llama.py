@@ -6,12 +6,13 @@ Source: Touvron et al. 2302.13971; grouped queries: Ainslie et al. 2305.13245; r
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from math import inf
 from typing import Final, Protocol, final
 
 import torch
 import torch.nn.functional as F
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 from torch import Tensor
 from torch.nn import Embedding, Module
 from transformers import PreTrainedConfig
@@ -94,10 +95,14 @@ class Shapes:
 @final
 @frozen(eq=False)
 class Output:
-    """What a call returns: `logits` [1, k, V], and the `cache` that now covers the tokens, if one was wanted."""
+    """What a call returns: `logits` [1, k, V], and the `cache` that now covers the tokens, if one was wanted.
+
+    And the `features` [1, k, F] of all ids that were given, where some were asked for.
+    """
 
     logits: Tensor
     cache: KVCache | None
+    features: Tensor | None = None
 
 
 @final
@@ -127,14 +132,17 @@ class Llama(Module):
         logits_to_keep: int = 0,
         parents: Sequence[int] | None = None,
         texts: Sequence[Text] = (),
+        features: Sequence[int] = (),
     ) -> Output:
         """Logits [1, n, V] after the last n = `logits_to_keep` (0: all) of the ids [1, k], which follow the cache.
 
         The cache is written in place and returned; without one a new one is made. With `parents` the ids are a tree:
         each follows that one of them, or with -1 the cache, and sees its ancestors alone. Several texts are given as
-        `texts` and nothing else; their logits are those of each, one after the other. `DecodeError` for ids of several
-        rows, for a cache of another model, and for a tree where passes are to be equal bit for bit: its order of adding
-        would be another. Texts in several threads, each with a cache of its own, do not disturb one another.
+        `texts` and nothing else; their logits are those of each, one after the other. `features` are numbers of layers:
+        what leaves the k-th of them, as transformers counts its `hidden_states`, is then returned, too, side by side.
+        `DecodeError` for ids of several rows, for a cache of another model, and for a tree where passes are to be equal
+        bit for bit: its order of adding would be another. Texts in several threads, each with a cache of its own, do
+        not disturb one another.
         """
         if not texts:
             if (
@@ -154,18 +162,29 @@ class Llama(Module):
         # What outlives the pass, the caches, the angles and the logits, is made outside of this mode.
         with torch.inference_mode():
             hidden: list[list[Tensor]] = [[] for _ in texts]
+            held: list[Tensor] = []
             for chunk in _chunks(texts):
                 segments = [self._segment(ids, texts[i]) for i, ids in chunk]
-                rows = read(self.weights, torch.cat([ids for _, ids in chunk]), segments)
+                rows, seen = read(self.weights, torch.cat([ids for _, ids in chunk]), segments, features)
+                held.append(seen)
                 for (i, _), own in zip(chunk, torch.split(rows, [segment.k for segment in segments]), strict=True):
                     hidden[i].append(own)
             last = torch.cat([torch.cat(own)[-text.last :] for own, text in zip(hidden, texts, strict=True)])
             logits = [logits_of(self.weights, rows) for rows in torch.split(last, TOKENS)]
-        return Output(torch.cat(logits)[None], texts[0].cache if use_cache else None)
+        beside = torch.cat(held)[None] if features else None
+        return Output(torch.cat(logits)[None], texts[0].cache if use_cache else None, beside)
 
     def new_cache(self) -> KVCache:
         """The cache of a text of which nothing was read yet."""
         return KVCache(self.weights.before_head.new_empty(self._cache_shape(0)))
+
+    def without_layers(self, skip: frozenset[int], /) -> Llama:
+        """The model without some of its layers, counted from 0, over the same weights."""
+        kept = [i for i in range(len(self.weights.layers)) if i not in skip]
+        config = deepcopy(self.config)
+        config.num_hidden_layers = len(kept)
+        weights = evolve(self.weights, layers=tuple([self.weights.layers[i] for i in kept]))
+        return Llama(config, weights, self.shapes)
 
     @override
     def _apply(self, *arguments: object, **named: object) -> Llama:
@@ -241,12 +260,18 @@ class Segment:
     sights: Mapping[int | None, Sight]
 
 
-def read(weights: Weights, ids: Tensor, segments: Sequence[Segment]) -> Tensor:
-    """The hidden states [k, hidden] of ids [k], which are those of these segments, one after the other."""
+def read(
+    weights: Weights, ids: Tensor, segments: Sequence[Segment], features: Sequence[int] = ()
+) -> tuple[Tensor, Tensor]:
+    """The hidden states [k, hidden] of ids [k], which are those of these segments, one after the other.
+
+    And what leaves the layers that are named in `features`, side by side [k, F].
+    """
     epsilon, k, heads, kv_heads, size = weights.epsilon, len(ids), weights.heads, weights.kv_heads, weights.size
     stream = Stream.of(F.embedding(ids, weights.embedding).to(weights.before_head.dtype), epsilon)
     cos, sin = (_joined([segment.angles[i] for segment in segments]) for i in (0, 1))
     sizes = [segment.k for segment in segments]
+    seen_at = {0: stream.x.clone()} if 0 in features else {}
     for i, layer in enumerate(weights.layers):
         qkv = layer.qkv(stream.normed(layer.before_attention)).view(k, -1, size)
         qk = qkv[:, : heads + kv_heads]
@@ -261,7 +286,11 @@ def read(weights: Weights, ids: Tensor, segments: Sequence[Segment]) -> Tensor:
         stream.x.add_(layer.out(_joined(seen)))
         gate, up = layer.gate_up(stream.normed(layer.before_mlp)).chunk(2, dim=-1)
         stream.x.add_(layer.down(_silu(gate).mul_(up)))
-    return stream.x
+        if i + 1 in features:
+            seen_at[i + 1] = stream.x.clone()
+    if len(weights.layers) in features:  # transformers shows what the head reads
+        seen_at[len(weights.layers)] = Stream.of(stream.x, epsilon).normed(weights.before_head)
+    return stream.x, torch.cat([seen_at[k] for k in features], dim=-1) if features else stream.x[:, :0]
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

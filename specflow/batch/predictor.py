@@ -17,9 +17,10 @@ from specflow.batch.trial import reads_together
 from specflow.caches import Shelves
 from specflow.guards.checks import a, each, or_none, valid, whole
 from specflow.guards.finite import is_near
-from specflow.guards.ids import ids_of, text_of
+from specflow.guards.ids import ids_of, reading_of, text_of
 from specflow.policies import CostMeter
-from specflow.predictors.cached import CachedPredictor, limits_of
+from specflow.predictors.cached import CachedPredictor, asked_for, limits_of
+from specflow.predictors.features import Features
 from specflow.predictors.memo import Memo, Memos
 from specflow.predictors.reader import Reader
 from specflow.predictors.trial import ANY_PIECES, Caches, Trials
@@ -55,7 +56,7 @@ class BatchPredictor:
     once a model object. What cannot be read so is read one by one, which a warning says once.
 
     A `meter` is told what a pass over k tokens of each text takes, so that `CostAware` weighs what a draft costs in a
-    full batch.
+    full batch. `features` are what `CachedPredictor` shows, too.
 
     `DecodeError` as in `CachedPredictor`; in `together` what is wrong with one text is raised in its decode alone.
     """
@@ -67,6 +68,7 @@ class BatchPredictor:
         default=None, validator=valid(or_none(whole(1, "give room for a number of tokens, or None")))
     )
     meter: CostMeter | None = field(default=None, validator=valid(or_none(a(CostMeter, "give a CostMeter, or None"))))
+    shown: Features | None = field(default=None, alias="features")
     _alone: CachedPredictor = field(init=False, repr=False)
     _reader: Reader = field(init=False, repr=False)
     _trials: Trials = field(init=False, repr=False)
@@ -77,8 +79,8 @@ class BatchPredictor:
     _warned: bool = field(init=False, default=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        self._alone = CachedPredictor(self.model, memos=self.slots)
-        self._reader = Reader.of(self.model)
+        self._alone = CachedPredictor(self.model, memos=self.slots, features=self.shown)
+        self._reader = Reader.of(self.model, self.shown)
         self._trials = Trials(Caches(self._reader))
         self._memos = Memos(int(self.slots), self.tokens)
 
@@ -95,6 +97,19 @@ class BatchPredictor:
     def __call__(self, tokens: Tokens, drafts: Sequence[Proposal], /) -> Tensor:
         """Logits [n + 1, V] after `tokens`, and after them and the path down to each of the n drafts."""
         return Shared(self.read)(tokens, drafts)
+
+    def features(self, tokens: Tokens, last: int, /) -> Tensor:
+        """What the chosen layers held at each of the last `last` tokens of a text: [last, F], as `CachedPredictor`.
+
+        What was not read yet is read in a pass that is shared, as in a call.
+        """
+        tokens = reading_of(tokens, last)
+        asked_for(self.shown)
+        found = self._kept(tokens, last)
+        if found is None:
+            self(tokens, ())
+            found = self._kept(tokens, last)
+        return self._alone.features(tokens, last) if found is None else found
 
     def read(self, asked: Sequence[Asked], /) -> list[Reply]:
         """The answer to each who asks: its logits, its error, or None while its prompt is being read."""
@@ -146,6 +161,12 @@ class BatchPredictor:
                     replies[i] = rows
                 self._memos.put(part.memo)
         return replies
+
+    def _kept(self, tokens: Tokens, last: int) -> Tensor | None:
+        """The features [last, F] of a text that a row covers; None where none does."""
+        with self._reader.guard:
+            self._meet()
+            return self._memos.features(tokens, last, 0) if self._may_join(len(tokens), chain=True) else None
 
     def _meet(self) -> None:
         """Forget what was read of another model than this now is."""

@@ -19,6 +19,7 @@ from typing_extensions import override
 
 from specflow.batch.texts import ReadsTexts, Text
 from specflow.caches import KVCache, Pair, Past, Row, Shelf, Shelves
+from specflow.predictors.features import Told
 from specflow.predictors.reader import Reader
 from specflow.state import Tokens
 from specflow.trees import depths, is_chain, lineage
@@ -95,20 +96,28 @@ def windows_of(reader: Reader) -> dict[str, int | None]:
 def read_together(reader: Reader, pieces: Sequence[Piece]) -> list[Tensor]:
     """Logits [last, V] of each piece, in one pass. Each past then covers its ids."""
     rows = _of_texts(reader, reader.model, pieces) if isinstance(reader.model, ReadsTexts) else _of_rows(reader, pieces)
-    for piece in pieces:
-        piece.past.extend(piece.past.cache, piece.past.length + len(piece.ids))
-    return rows
+    for piece, (_, features) in zip(pieces, rows, strict=True):
+        piece.past.extend(piece.past.cache, piece.past.length + len(piece.ids), features)
+    return [logits for logits, _ in rows]
 
 
-def _of_texts(reader: Reader, model: ReadsTexts, pieces: Sequence[Piece]) -> list[Tensor]:
+_Read: TypeAlias = tuple[Tensor, "Tensor | None"]
+"""Of one text the logits [last, V], and the features [k, F] where they are wanted."""
+
+
+def _of_texts(reader: Reader, model: ReadsTexts, pieces: Sequence[Piece]) -> list[_Read]:
     """The same of a model that reads several texts by itself."""
     texts = [Text(reader.ids(piece.ids), cast(KVCache, piece.past.cache), piece.tree, piece.last) for piece in pieces]
+    numbers = reader.taps.numbers if isinstance(reader.taps, Told) else ()
     with reader.guard, torch.no_grad():
-        logits = model(texts=texts).logits[0]
-    return list(torch.split(logits, [piece.last for piece in pieces]))
+        output = model(texts=texts, features=numbers)
+    logits = torch.split(output.logits[0], [piece.last for piece in pieces])
+    if output.features is None:
+        return [(rows, None) for rows in logits]
+    return [*zip(logits, torch.split(output.features[0], [len(piece.ids) for piece in pieces]), strict=True)]
 
 
-def _of_rows(reader: Reader, pieces: Sequence[Piece]) -> list[Tensor]:
+def _of_rows(reader: Reader, pieces: Sequence[Piece]) -> list[_Read]:
     """The same of a model that is shown all texts at once."""
     for piece in pieces:
         row = piece.row
@@ -118,7 +127,7 @@ def _of_rows(reader: Reader, pieces: Sequence[Piece]) -> list[Tensor]:
     joined.layers = [_Joint(i, writing) for i in range(pieces[0].row.layers)]
     if len(pieces) == 1 and set(windows.values()) == {None}:
         (piece,) = pieces  # as a text alone is read, which is quicker
-        logits, _ = reader.read(reader.ids([piece.ids]), joined, piece.row.length, piece.last, piece.tree)
+        read = reader.read(reader.ids([piece.ids]), joined, piece.row.length, piece.last, piece.tree)
     else:
         ids = torch.zeros(layout.rows, layout.k, dtype=torch.long)
         positions = torch.zeros_like(ids)
@@ -127,13 +136,14 @@ def _of_rows(reader: Reader, pieces: Sequence[Piece]) -> list[Tensor]:
             positions[spot.row, spot.tokens] = spot.piece.positions
         device = reader.device
         last = max(layout.k - spot.tokens.stop + spot.piece.last for spot in layout.spots)
-        logits = reader.read_rows(ids.to(device), joined, last, positions.to(device), _masks(reader, windows, layout))
+        read = reader.read_rows(ids.to(device), joined, last, positions.to(device), _masks(reader, windows, layout))
     for piece in pieces:
         piece.row.length += len(piece.ids)
-    found = {}
+    found: dict[Piece, _Read] = {}
     for spot in layout.spots:
-        stop = logits.shape[1] - (layout.k - spot.tokens.stop)
-        found[spot.piece] = logits[spot.row, stop - spot.piece.last : stop]
+        stop = read.logits.shape[1] - (layout.k - spot.tokens.stop)
+        logits = read.logits[spot.row, stop - spot.piece.last : stop]
+        found[spot.piece] = logits, None if read.features is None else read.features[spot.row, spot.tokens]
     return [found[piece] for piece in pieces]
 
 

@@ -25,9 +25,11 @@ class Text:
     last: int
 
 
-class _HasLogits(Protocol):
+class _Output(Protocol):
     @property
     def logits(self) -> Tensor: ...
+    @property
+    def features(self) -> Tensor | None: ...
 
 
 @runtime_checkable
@@ -38,6 +40,9 @@ class ReadsTexts(Protocol):
         """The cache of a text of which nothing was read yet."""
         ...
 
-    def __call__(self, *, texts: Sequence[Text]) -> _HasLogits:
-        """Logits [1, Σ last, V] of each text, one after the other. The cache of each then covers its ids."""
+    def __call__(self, *, texts: Sequence[Text], features: tuple[int, ...] = ()) -> _Output:
+        """Logits [1, Σ last, V] of each text, one after the other. The cache of each then covers its ids.
+
+        And features [1, Σ k, F] of the layers that are named, if any.
+        """
         ...

@@ -69,10 +69,10 @@ class CachedBeamPredictor:
         carries = length > 1 and trials.region(length) == trials.region(length - 1)
         if cache is not None and follows and carries and len(parents) == len(texts):
             cache.reorder_cache(torch.tensor(parents))
-            logits, after = reader.read(reader.ids([text[-1:] for text in texts]), cache, length - 1, 1, told=told)
+            logits, after, _ = reader.read(reader.ids([text[-1:] for text in texts]), cache, length - 1, 1, told=told)
             return self._kept(texts, logits[:, 0], after)
         if len(texts) == 1 and follows:
-            logits, after = reader.read(reader.ids(texts), None, 0, 1, told=told)
+            logits, after, _ = reader.read(reader.ids(texts), None, 0, 1, told=told)
             return self._kept(texts, logits[:, 0], after)
         return torch.cat([trials.read_afresh(text, 1) for text in texts])
 

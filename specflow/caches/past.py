@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, final
 
+import torch
 from attrs import define, field
 from torch import Tensor
 
-from specflow.caches.buffer import KVCache
+from specflow.caches.buffer import KVCache, move_up, wider
 from specflow.caches.layers import Part, layers_of, parts_of
 from specflow.caches.shelf import Row
 
@@ -31,6 +32,8 @@ class Past:
     _marks: dict[int, tuple[object | None, ...]] = field(factory=dict, init=False)
     """By the length that was covered then, shortest first: the mark of each part; None where cropping is the way."""
     _rows_at: frozenset[int] = field(default=frozenset(), init=False)
+    _features: Tensor | None = field(default=None, init=False)
+    """Rows [n, F] of which the first `length` are of the tokens covered, where a model is asked for its features."""
 
     def __attrs_post_init__(self) -> None:
         self._parts = self._found()
@@ -39,6 +42,12 @@ class Past:
     def cache(self) -> object:
         """The cache as it is now."""
         return self._place[0]
+
+    @property
+    def features(self) -> Tensor:
+        """The features [length, F] of the tokens that are covered, as they lie: who keeps some copies them."""
+        assert self._features is not None
+        return self._features[: self.length]
 
     @property
     def needs_marks(self) -> bool:
@@ -80,8 +89,10 @@ class Past:
                 return self._restore(marked, saved)
         return False
 
-    def extend(self, cache: object, length: int) -> None:
-        """Cover what the model has just read."""
+    def extend(self, cache: object, length: int, features: Tensor | None = None) -> None:
+        """Cover what the model has just read, whose features [k, F] are kept with it."""
+        if features is not None:
+            self._hold(features, length)
         self._place[0], self.length = cache, length
         self._rows_at = self._rows_at | {length} if _is_tuple_of_rows(cache, length) else frozenset()
         self._parts = self._found()
@@ -90,7 +101,17 @@ class Past:
         """Cover the first `start` tokens and, of those after them, only the `rows`, counted from there, in order."""
         for part in self._parts:
             part.keep(start, rows)
+        if self._features is not None:
+            move_up(self._features, start, rows)
         self.length = start + len(rows)
+
+    def _hold(self, features: Tensor, length: int) -> None:
+        """Write the features of what now ends a text of `length` tokens."""
+        if self._features is None or length > len(self._features):
+            held = features[:0] if self._features is None else self._features
+            with torch.inference_mode(mode=False):  # texts in this mode and texts in others go on with one another
+                self._features = wider(held, length)
+        self._features[length - len(features) : length] = features
 
     def _found(self) -> list[Part]:
         layers = layers_of(self.cache)

@@ -9,3 +9,5 @@ from specflow.predictors.fresh import UncachedPredictor as UncachedPredictor
 from specflow.predictors.rescore import OneByOne as OneByOne
 from specflow.predictors.rescore import RescoreNearTies as RescoreNearTies
 from specflow.predictors.rescore import margins_of as margins_of
+from specflow.predictors.skip import early_exit as early_exit
+from specflow.predictors.skip import layer_skip as layer_skip

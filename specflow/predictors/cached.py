@@ -14,8 +14,9 @@ from specflow.caches import LossyCache, Past
 from specflow.errors import DecodeError
 from specflow.guards.checks import a, calls, or_none, shown, valid, whole
 from specflow.guards.finite import arrived, checked, on_arrival
-from specflow.guards.ids import ids_of, text_of
+from specflow.guards.ids import ids_of, reading_of, text_of
 from specflow.paths import path_by_path
+from specflow.predictors.features import Features
 from specflow.predictors.memo import Memo, Memos
 from specflow.predictors.reader import Reader, context_of, vocabulary_of
 from specflow.predictors.trial import ANY_PIECES, FEEDINGS, Caches, Feeding, Trials
@@ -64,6 +65,9 @@ class CachedPredictor:
     What was read is forgotten when the model has changed, as far as `predictors.watch` sees it: written weights,
     another adapter, dtype or device. After any other change (weights written through `.data`, say) call `forget`.
 
+    With `features`, numbers of layers or a function that returns modules, it also shows what those layers held at each
+    token (`predictor.features`), which drafters can read: rows that are kept with the memo.
+
     `make_cache` makes the cache to start from; by default the model makes its own. `DecodeError` for what is no model
     that reads ids alone and is a function of them, for ids that it does not have, where a text outgrows a cache of
     fixed size, where such a cache changes the logits and is no `LossyCache`, where it offloads from anything but CUDA,
@@ -76,6 +80,7 @@ class CachedPredictor:
         default=None, validator=valid(or_none(calls("a maker of caches", "give a function that makes a cache")))
     )
     memos: int = field(default=4, validator=valid(whole(1, "keep the cache of one text at least")))
+    shown: Features | None = field(default=None, alias="features")
     _reader: Reader = field(init=False, repr=False)
     _model: Limits = field(init=False, repr=False)
     _caches: Caches = field(init=False, repr=False)
@@ -83,7 +88,7 @@ class CachedPredictor:
     _memos: Memos = field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        self._reader = Reader.of(self.model)
+        self._reader = Reader.of(self.model, self.shown)
         takes_none = self._reader.cache_name is None
         if takes_none and self.make_cache is not None:
             name, remedy = type(self.model).__name__, "leave make_cache out"
@@ -113,6 +118,19 @@ class CachedPredictor:
         if is_chain(parents):
             return self._last(tokens + drafted, len(drafted) + 1)
         return self._tree(tokens, tuple(drafts), drafted, parents)
+
+    def features(self, tokens: Tokens, last: int, /) -> Tensor:
+        """What the chosen layers held at each of the last `last` tokens of a text: [last, F], a copy.
+
+        Law: they are those of a fresh pass over each prefix, whatever was read before. What a memo covers is not read
+        again: after a step all but the step's last token. `DecodeError` where no `features` were asked for, and as in a
+        call.
+        """
+        tokens = reading_of(tokens, last)
+        asked_for(self.shown)
+        with self._reader.guard:
+            self._meet()
+            return self._trials.in_parts(tokens, last, self._features)
 
     def forget(self) -> None:
         """Forget all that was read, after a change of the model that cannot be noticed."""
@@ -218,6 +236,18 @@ class CachedPredictor:
                 self._read(memo, tokens[:before], 1, feeding)
             return self._read(memo, tokens, last, feeding)
 
+    def _features(self, tokens: Tokens, last: int) -> Tensor:
+        """Features [last, F] of rows that lie in one region of the model."""
+        if not self._trials.regime(len(tokens)).feeding.most:
+            return self._trials.features_afresh(tokens, last)
+        region = self._trials.region(len(tokens))
+        found = self._memos.features(tokens, last, region)
+        if found is None:
+            self._rows(tokens, 1)
+            found = self._memos.features(tokens, last, region)
+            assert found is not None
+        return found
+
     def _read(self, memo: Memo, tokens: Tokens, last: int, feeding: Feeding) -> Tensor:
         """Read `tokens`, whose beginning the memo covers, in the pieces that the model can be fed."""
         self._reader.refuse_strange(tokens[len(memo.tokens) :])
@@ -251,6 +281,13 @@ class CachedPredictor:
         if self._trials.regime(length).feeding != ANY_PIECES or isinstance(self.make_cache, LossyCache):
             return False
         return self._trials.reads_trees(length)
+
+
+def asked_for(features: Features | None) -> None:
+    """`DecodeError` where a predictor was not told which features it shall show."""
+    if features is None:
+        remedy = "make the predictor with some: CachedPredictor(model, features=(2, 14, 25))"
+        raise DecodeError("features", "the predictor was made without features", "None", remedy)
 
 
 def chosen_id(choose: Choose, logits: Tensor, position: int) -> Tensor:

@@ -8,6 +8,7 @@ from copy import deepcopy
 from typing import Final, final
 
 from attrs import define, field
+from torch import Tensor
 
 from specflow.caches import Past
 from specflow.prefix import NEAR, begins, common_prefix, parting
@@ -43,6 +44,14 @@ class Memo:
         if not begins(self.tokens, tokens):
             return common_prefix(self.tokens, tokens)
         return len(self.tokens) + len(self._path(tokens))
+
+    def features(self, tokens: Tokens, last: int) -> Tensor | None:
+        """The features [last, F] of the last `last` tokens of a text, if it covers all of it; a copy."""
+        if self.covers(tokens) < len(tokens):
+            return None
+        beyond = [len(self.tokens) + i for i in self._path(tokens)] if len(tokens) > len(self.tokens) else []
+        straight = range(len(tokens) - last, len(tokens) - len(beyond))
+        return self.past.features[[*straight, *beyond][-last:]]
 
     def settle(self, tokens: Tokens) -> None:
         """Of the tree that was read last, keep the path that `tokens` took; nothing where they begin otherwise."""
@@ -106,6 +115,11 @@ class Memos:
     def covered(self, tokens: Tokens, region: int) -> int:
         """How many of the first of `tokens` some memo covers."""
         return max([memo.covers(tokens) for memo in self._kept if memo.region == region], default=0)
+
+    def features(self, tokens: Tokens, last: int, region: int) -> Tensor | None:
+        """The features [last, F] of the last `last` tokens of a text; None where no memo covers all of it."""
+        found = (memo.features(tokens, last) for memo in self._kept if memo.region == region)
+        return next((features for features in found if features is not None), None)
 
     def take(self, tokens: Tokens, region: int, new: int = 1, owner: Callable[[], object] = nobody) -> Memo | None:
         """The memo that covers most of a text, but not its last `new` tokens, out of those that are kept.

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from threading import Lock, RLock
-from typing import Final, TypeAlias, cast, final
+from typing import Final, NamedTuple, TypeAlias, cast, final
 from weakref import WeakKeyDictionary
 
 import torch
@@ -18,6 +18,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from specflow.caches import Past
 from specflow.errors import DecodeError
 from specflow.guards.checks import shown
+from specflow.predictors.features import Features, Taps, taps_of
 from specflow.predictors.untracked import Untracked, untracked
 from specflow.predictors.watch import Watch
 from specflow.state import Tokens
@@ -32,6 +33,15 @@ Guard: TypeAlias = AbstractContextManager[bool]
 
 _GUARDS: Final[WeakKeyDictionary[Module, Guard]] = WeakKeyDictionary()
 _GUARDING: Final = Lock()
+
+
+class Pass(NamedTuple):
+    """What a pass gives: `logits` [B, last, V], the `cache` that covers all that was read, None from a model that keeps
+    it to itself, and the `features` [B, k, F] of what was read, where somebody wants them."""
+
+    logits: Tensor
+    cache: object | None
+    features: Tensor | None
 
 
 @final
@@ -56,9 +66,11 @@ class Reader:
     guard: Guard = field(repr=False)
     _place: torch.device | None = field(repr=False)
     _untracked: Untracked = field(repr=False)
+    taps: Taps | None = field(default=None, repr=False)
+    """What takes the features of each pass, where they are wanted."""
 
     @classmethod
-    def of(cls, model: Module) -> Reader:
+    def of(cls, model: Module, features: Features | None = None) -> Reader:
         """Reads the signature of the model's forward, or of the model that torch.compile or an adapter (PEFT) wraps."""
         given: object = model
         if not isinstance(given, Module):
@@ -85,6 +97,9 @@ class Reader:
             guard,
             _place(model),
             untracked(model),
+            None
+            if features is None
+            else taps_of(model if whole is not model else inner, features, layers_of(model), takes="features" in names),
         )
 
     @property
@@ -124,12 +139,11 @@ class Reader:
         parents: Sequence[int] | None = None,
         *,
         told: bool = True,
-    ) -> tuple[Tensor, object | None]:
+    ) -> Pass:
         """Logits [B, last, V] of texts whose first `covered` tokens `cache` covers and which `ids` [B, k] end.
 
-        And the cache that covers all of them; None from a model that keeps it to itself. With `parents` the ids are a
-        tree after what is covered, and so is what the cache then covers. The model is `told` its positions, or counts
-        them itself.
+        With `parents` the ids are a tree after what is covered, and so is what the cache then covers. The model is
+        `told` its positions, or counts them itself.
         """
         assert self.cache_name is not None
         arguments: dict[str, object] = {self.cache_name: cache, "use_cache": True}
@@ -144,36 +158,53 @@ class Reader:
         elif self.takes_positions and covered and told:
             # As `generate` does. Most models count from what their cache covers, a few (Bamba) from 0.
             arguments["position_ids"] = torch.arange(covered, covered + ids.shape[1], device=ids.device)[None]
-        output = self._run(ids, last, arguments)
-        return _logits(output, last), getattr(output, self.cache_name, cache)
+        output, features = self._run(ids, last, arguments)
+        return Pass(_logits(output, last), getattr(output, self.cache_name, cache), features)
 
     def extend(
         self, past: Past, ids: Tensor, last: int, parents: Sequence[int] | None = None, *, told: bool = True
     ) -> Tensor:
         """Logits [last, V] of the text that `ids` [1, k] end and `past` begins, which covers them from then on."""
-        logits, cache = self.read(ids, past.cache, past.length, last, parents, told=told)
-        past.extend(cache, past.length + ids.shape[1])
+        logits, cache, features = self.read(ids, past.cache, past.length, last, parents, told=told)
+        past.extend(cache, past.length + ids.shape[1], None if features is None else features[0])
         return logits[0]
 
     def read_rows(
         self, ids: Tensor, cache: object, last: int, positions: Tensor, masks: Tensor | dict[str, Tensor]
-    ) -> Tensor:
+    ) -> Pass:
         """Logits [B, last, V] of ids [B, k] at `positions` [B, k], under masks that are given whole."""
         assert self.cache_name is not None
         told = {"use_cache": True, "position_ids": positions, "attention_mask": masks}
-        return _logits(self._run(ids, last, {self.cache_name: cache, **told}), last)
+        output, features = self._run(ids, last, {self.cache_name: cache, **told})
+        return Pass(_logits(output, last), cache, features)
 
     def read_afresh(self, tokens: Tokens, last: int) -> Tensor:
         """Logits [last, V] of a whole text, read in one pass."""
-        arguments: dict[str, object] = {} if self.cache_name is None else {"use_cache": False}
-        return _logits(self._run(self.ids([tokens]), last, arguments), last)[0]
+        return self._afresh(tokens, last).logits[0]
 
-    def _run(self, ids: Tensor, last: int, arguments: dict[str, object]) -> object:
+    def features_afresh(self, tokens: Tokens, last: int) -> Tensor:
+        """Features [last, F] of a whole text, read in one pass."""
+        features = self._afresh(tokens, 1).features
+        assert features is not None
+        return features[0, -last:]
+
+    def _afresh(self, tokens: Tokens, last: int) -> Pass:
+        arguments: dict[str, object] = {} if self.cache_name is None else {"use_cache": False}
+        output, features = self._run(self.ids([tokens]), last, arguments)
+        return Pass(_logits(output, last), None, features)
+
+    def _run(self, ids: Tensor, last: int, arguments: dict[str, object]) -> tuple[object, Tensor | None]:
+        """One call of the model, and the features of the ids where they are wanted."""
         if self.keeps_logits:
             arguments["logits_to_keep"] = last
-        with self.guard, torch.no_grad(), self._untracked(ids.shape[-1]), _evaluating(self.watch.training):
+
+        def run(more: Mapping[str, object]) -> object:
+            with self._untracked(ids.shape[-1]):
+                return self.model(ids, **arguments, **more)
+
+        with self.guard, torch.no_grad(), _evaluating(self.watch.training):
             try:
-                return self.model(ids, **arguments)
+                return (run({}), None) if self.taps is None else self.taps(run, ids.shape)
             except IndexError as error:
                 happened = f"the model has no embedding for one of {ids.shape[-1]} tokens or their positions ({error})"
                 received, remedy = f"ids up to {int(ids.max())}", "shorten the text, or use the model's own tokenizer"
@@ -193,6 +224,12 @@ def config_of(model: Module) -> object:
     """The config of a model, or of the part of it that reads text; None where it has none."""
     config = getattr(model, "config", None)
     return config.get_text_config(decoder=True) if isinstance(config, PreTrainedConfig) else config
+
+
+def layers_of(model: Module) -> int | None:
+    """How many layers a model has, as its config tells; None where it does not."""
+    layers = getattr(config_of(model), "num_hidden_layers", None)
+    return layers if isinstance(layers, int) and layers > 0 else None
 
 
 def embedded_of(model: Module) -> int | None:

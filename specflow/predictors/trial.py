@@ -246,7 +246,8 @@ class Trials:
         return max(0 if regime.carries else regime.over for regime in self._entered(length))
 
     def in_parts(self, tokens: Tokens, last: int, rows: Rows) -> Tensor:
-        """Logits [last, V], finite where they are on the host, by one call of `rows` for each region they lie in."""
+        """Rows [last, …], of logits or features, finite where they are on the host, by one call of `rows` for each
+        region they lie in."""
         length, first = len(tokens), len(tokens) - last
         over = [regime.over for regime in self._entered(length) if not regime.carries]
         cuts = [first, *[cut for cut in over if first < cut < length], length]
@@ -255,16 +256,23 @@ class Trials:
 
     def read_afresh(self, tokens: Tokens, last: int) -> Tensor:
         """Logits [last, V] by passes over whole texts: one where its rows are right together, else one for each row."""
+        return self._afresh(tokens, last, self.reader.read_afresh)
+
+    def features_afresh(self, tokens: Tokens, last: int) -> Tensor:
+        """The same of features [last, F]."""
+        return self._afresh(tokens, last, self.reader.features_afresh)
+
+    def _afresh(self, tokens: Tokens, last: int, rows: Rows) -> Tensor:
         reader, feeding = self.reader, self.regime(len(tokens)).feeding
         reader.refuse_strange(tokens)
         if feeding.together:
-            return reader.read_afresh(tokens, last)
-        rows = []
+            return rows(tokens, last)
+        found = []
         for end in range(len(tokens) - last + 1, len(tokens) + 1):
             if feeding.forgetful:
                 reader.read_afresh(tokens[:1], 1)
-            rows.append(reader.read_afresh(tokens[:end], 1))
-        return torch.cat(rows)
+            found.append(rows(tokens[:end], 1))
+        return torch.cat(found)
 
     def reads_trees(self, length: int) -> bool:
         """Whether a tree that ends a text of `length` tokens is read in one pass as its paths are.

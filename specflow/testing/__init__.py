@@ -17,6 +17,7 @@ from specflow.testing.conformance import conformance as conformance
 from specflow.testing.conformance import fresh_passes as fresh_passes
 from specflow.testing.conformance import model_conformance as model_conformance
 from specflow.testing.conformance import through_trees as through_trees
+from specflow.testing.conformance import with_features as with_features
 from specflow.testing.enumeration import Branch as Branch
 from specflow.testing.enumeration import Law as Law
 from specflow.testing.enumeration import Noise as Noise

@@ -17,14 +17,17 @@ from torch.nn import Module
 from transformers import PreTrainedConfig
 from typing_extensions import override
 
-from specflow.asked import rows_of
+from specflow.asked import features_of, rows_of
 from specflow.errors import DecodeError
 from specflow.guards.checks import MOST, a, calls, does, number, or_none, whole
 from specflow.guards.ids import ids_of
 from specflow.paths import last_rows, path_by_path
-from specflow.predictors import CachedPredictor, limits_of
+from specflow.predictors import CachedPredictor, UncachedPredictor, limits_of
+from specflow.predictors.features import Features
 from specflow.predictors.reader import refuse_weightless, vocabulary_of
-from specflow.state import TEXT, Predictor, Proposal, Tokens
+from specflow.protocols import ReadsFeatures
+from specflow.state import TEXT, Predictor, Proposal, Tokens, parents_of
+from specflow.trees import path_to
 
 
 class Move(Enum):
@@ -150,8 +153,11 @@ def model_conformance(
     seed: int = 0,
     steps: int = 60,
     longest: int | None = None,
+    features: Features | None = None,
 ) -> Conformance:
     """`conformance` of a model's memo with `fresh_passes` of the model, which is compared in evaluation mode.
+
+    With `features` those are compared, too, with those of fresh passes by an `UncachedPredictor` of a copy.
 
     `predictor` is a `CachedPredictor(model)` unless given. The tolerance is absolute, on logits: 1e-9 for an fp64
     model, 1e-4 for others. Models that compute parts of themselves in fp32 need fp32's in fp64 too. `longest` is what
@@ -169,13 +175,25 @@ def model_conformance(
     or_none(_is_tolerance)("tolerance", tolerance)
     dtype = next((parameter.dtype for parameter in model.parameters()), torch.float32)
     allowed = tolerance if tolerance is not None else 1e-9 if dtype == torch.float64 else 1e-4
-    memo = CachedPredictor(model) if predictor is None else predictor
+    memo = CachedPredictor(model, features=features) if predictor is None else predictor
     vocab_size = _vocabulary(model)
     most = _longest(model, vocab_size) if longest is None else longest
     fresh = fresh_passes(model, vocab_size, longest=most, tolerance=allowed / 2)
     often = _special(model, vocab_size)
+    target: Predictor = memo
+    if features is not None:
+        alone = UncachedPredictor(_copied(model), features=features)
+        target, fresh = with_features(memo, memo), with_features(fresh, alone)
     return conformance(
-        memo, fresh, vocab_size, tolerance=allowed, seed=seed, steps=steps, longest=most, often=often, prune=memo.prune
+        target,
+        fresh,
+        vocab_size,
+        tolerance=allowed,
+        seed=seed,
+        steps=steps,
+        longest=most,
+        often=often,
+        prune=memo.prune,
     )
 
 
@@ -247,6 +265,29 @@ def through_trees(target: Predictor, vocab_size: int, *, seed: int = 0) -> Predi
             tree.append(Proposal(draft.token, parent=wanted[-1]))
             wanted.append(len(tree) - 1)
         return rows_of(target, tokens, tree)[[i + 1 for i in wanted]]
+
+    return predict
+
+
+def with_features(predictor: Predictor, showing: ReadsFeatures) -> Predictor:
+    """What a predictor says, and what a model's layers held, side by side: [n + 1, V + F], for `conformance`.
+
+    The drafts are read first; then the features are asked for, of the text and of each path.
+
+    >>> from transformers import GPT2Config, GPT2LMHeadModel
+    >>> model = GPT2LMHeadModel(GPT2Config(vocab_size=32, n_positions=64, n_embd=8, n_layer=2, n_head=2))
+    >>> memo, fresh = CachedPredictor(model, features=(1,)), UncachedPredictor(model, features=(1,))
+    >>> conformance(with_features(memo, memo), with_features(fresh, fresh), 32, tolerance=1e-4, steps=20).holds
+    True
+    """
+    calls("a predictor", "give a CachedPredictor(model, features=(1,))")("predictor", predictor)
+    does("what shows features", "give a CachedPredictor(model, features=(1,))", "features")("showing", showing)
+
+    def predict(tokens: Tokens, drafts: Sequence[Proposal], /) -> Tensor:
+        logits, parents = rows_of(predictor, tokens, drafts, "predictor"), parents_of(drafts)
+        texts = [tokens + tuple([drafts[k].token for k in path_to(parents, i)]) for i in range(TEXT, len(drafts))]
+        held = torch.cat([features_of(showing, text, 1, "showing") for text in texts])
+        return torch.cat([logits, held.to(logits)], dim=-1)
 
     return predict
 
