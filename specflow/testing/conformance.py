@@ -270,9 +270,10 @@ def through_trees(target: Predictor, vocab_size: int, *, seed: int = 0) -> Predi
 
 
 def with_features(predictor: Predictor, showing: ReadsFeatures) -> Predictor:
-    """What a predictor says, and what a model's layers held, side by side: [n + 1, V + F], for `conformance`.
+    """What a predictor says, and what a model's layers held, side by side: [n + 1, V + 2 F], for `conformance`.
 
-    The drafts are read first; then the features are asked for, of the text and of each path.
+    The drafts are read first; then the features are asked for, of the text and of each path: those of the last token,
+    and the mean of the last eight, most of which were read before.
 
     >>> from transformers import GPT2Config, GPT2LMHeadModel
     >>> model = GPT2LMHeadModel(GPT2Config(vocab_size=32, n_positions=64, n_embd=8, n_layer=2, n_head=2))
@@ -286,8 +287,9 @@ def with_features(predictor: Predictor, showing: ReadsFeatures) -> Predictor:
     def predict(tokens: Tokens, drafts: Sequence[Proposal], /) -> Tensor:
         logits, parents = rows_of(predictor, tokens, drafts, "predictor"), parents_of(drafts)
         texts = [tokens + tuple([drafts[k].token for k in path_to(parents, i)]) for i in range(TEXT, len(drafts))]
-        held = torch.cat([features_of(showing, text, 1, "showing") for text in texts])
-        return torch.cat([logits, held.to(logits)], dim=-1)
+        held = [features_of(showing, text, min(8, len(text)), "showing") for text in texts]
+        both = torch.stack([torch.cat([rows[-1], rows.mean(dim=0)]) for rows in held])
+        return torch.cat([logits, both.to(logits)], dim=-1)
 
     return predict
 
