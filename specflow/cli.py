@@ -43,7 +43,7 @@ from specflow.processors import (
     TopKProcessor,
 )
 from specflow.randomness import Dice, SharedNoise
-from specflow.stages import Condition, never, stop_string
+from specflow.stages import Condition, any_of, never, stop_string
 from specflow.state import DecodeState, Drafted, Finished, Step, Tokens
 from specflow.vocabulary import shared_vocabulary
 
@@ -226,7 +226,7 @@ class _Steps:
             cut: Callable[[Drafted], Drafted] = all_drafts
             if answer is not None:
                 drafting = evolve(drafting, drafter=then(Forced(answer), drafting.drafter))
-                over, cut = _either(until, answer.is_over), CutForbidden(answer)
+                over, cut = any_of(until, answer.is_over), CutForbidden(answer)
             if isinstance(rng, SharedNoise):
                 rule = COUPLED[self.judges](rng)
                 return step_of(drafting, pacing, target, processor, rng, rule, (target,), over, cut)
@@ -245,10 +245,6 @@ def _answer(steps: _Steps, pacing: Pacing) -> int:
     if grammar is not None and not grammar.after(state.tokens).is_complete(end):
         print("specflow: the answer is the beginning of one; give it more with --max-new-tokens", file=sys.stderr)
     return code
-
-
-def _either(one: Condition, other: Condition) -> Condition:
-    return lambda state: one(state) or other(state)
 
 
 GRAMMARS: Final = ("--json-schema", "--regex", "--grammar", "--choices")

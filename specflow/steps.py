@@ -8,9 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from torch import Tensor
+from typing_extensions import TypeVar
 
+from specflow.constraints import Constrained, Constraint, CutForbidden, Forced
+from specflow.drafters import then
 from specflow.errors import DecodeError
-from specflow.guards.checks import calls, shown
+from specflow.guards.checks import a, calls, shown
 from specflow.lossy import LossyStep
 from specflow.policies import Fixed
 from specflow.processors import Processor
@@ -27,12 +30,15 @@ from specflow.stages import (
     Reject,
     UpdateNgram,
     Verify,
+    any_of,
     draft_nothing,
     ending,
     never,
     unobserved,
 )
 from specflow.state import Drafter, GammaPolicy, Predictor, Rule, Step
+
+S = TypeVar("S", bound=Sampling)
 
 
 def autoregressive_step(
@@ -86,6 +92,41 @@ def speculative_step(
     that of `autoregressive_step`, whatever drafts and however far, so under policies that look at the clock too.
     """
     return verified_step(drafter, target, processor, rng, Reject(rng), gamma, prune, observe, until)
+
+
+def constrained_step(
+    answer: Constraint,
+    drafter: Drafter,
+    target: Predictor,
+    processor: Processor,
+    rng: S,
+    rule: Rule[S],
+    gamma: GammaPolicy = Fixed(),
+    prune: Iterable[Prunable] = (),
+    observe: Observer = unobserved,
+    until: Condition = never,
+) -> Step:
+    """`verified_step` for a text that obeys a grammar: `answer` is `grammar.after(prompt)`. Lossless where the rule is.
+
+    The text has the law of `Constrained(processor, answer)`. What the grammar leaves no choice about is drafted first,
+    and `drafter` goes on from there; drafts that the grammar forbids are not read by the target. The text ends where it
+    is complete and nothing but its end is left, at a stop token, or at the limit.
+
+    >>> from specflow import Dice, GreedyProcessor, SuffixDrafter, run, start
+    >>> from specflow.constraints import Grammar
+    >>> from specflow.testing import TableModel
+    >>> answer, dice = Grammar.regex("(a|b)cccc", (b"a", b"b", b"c", b""), stop=(3,)).after((2,)), Dice()
+    >>> step = constrained_step(answer, SuffixDrafter(), TableModel(4), GreedyProcessor(), dice, Reject(dice))
+    >>> end = run(step, start((2,), 9, stop=(3,)).unwrap())
+    >>> end.state.output[1:], end.state.tally.steps, answer.is_complete(end.state)
+    ((2, 2, 2, 2), 2, True)
+    """
+    a(Constraint, "give grammar.after(prompt)")("answer", answer)
+    calls("a drafter", "give a function of the tokens so far")("drafter", drafter)
+    draft, cut = Draft(then(Forced(answer), drafter), gamma), CutForbidden(answer)
+    verify, adjust = Verify(target, Constrained(processor, answer), rule), Adjust(rng)
+    end = ending(any_of(until, answer.is_over), observe, PruneCache(_several(prune)))
+    return lambda state: state.then(draft).then(cut).then(verify).then(adjust).then(end)
 
 
 def ngram_step(

@@ -432,6 +432,87 @@ def first_failure_in_the_block(world: World) -> Step:
     return by_rule(world, rule)
 
 
+def hierarchical(
+    rng: Randomness,
+    cap: Callable[[Sequence[float]], int],
+    whole: Callable[[float, float], float],
+    law_of_siblings: Callable[[Distribution, Distribution], Distribution] = lambda p, left: left,
+) -> Rule:
+    """Hierarchical verification of drafts that were all drawn, as its paper has it, apart from `Block`.
+
+    `cap` says which prefix's ratio divides the next ones, `whole` makes of the capped ratio of the whole draft and the
+    plain one the probability that it stands, and `law_of_siblings` takes from p and what was left of it the law that
+    judges siblings.
+    Source: Zhou et al. 2601.05724, definitions 4 to 6, equations 19 and 20, algorithms 2 and 3.
+    """
+
+    def judged(proposals: Sequence[Proposal], laws: Sequence[Distribution]) -> tuple[int, Distribution]:
+        """How many drafts of a path stand, and the law of what follows them."""
+        ratios, capped = [1.0], list[float]()
+        for draft, law in zip(proposals, laws, strict=False):
+            m = cap(ratios)
+            capped.append(ratios[-1] / ratios[m] if ratios[m] > 1 else ratios[-1])
+            ratios.append(ratios[-1] * float(dense(law)[draft.token] / dense(draft.q)[draft.token]))
+        stands = whole(capped[-1] * ratios[-1] / ratios[-2] if ratios[-2] > 0 else 0.0, ratios[-1])
+        if rng.accept(min(1.0, stands)):
+            return len(proposals), laws[-1]
+        for t in reversed(range(len(proposals))):
+            p, q = dense(laws[t]), dense(proposals[t].q)
+            lacking, excess = (float(part.clamp(min=0).sum()) for part in (capped[t] * p - q, q - capped[t] * p))
+            if t == 0 or rng.accept(min(1.0, lacking / excess) if excess > 0 else 1.0):
+                return t, Categorical(max_fn(capped[t] * p - q)) if lacking > 0 else laws[t]
+        raise AssertionError("no draft always stands")
+
+    def rule(scored: Scored) -> Verdict:
+        drafted, here, law = scored.drafted, TEXT, scored.law(TEXT)
+        siblings, correction = drafted.children(TEXT), scored.law(TEXT)
+        while siblings:
+            path = drafted.trunk(siblings[0])
+            several = [drafted.proposals[i] for i in path]
+            stand, correction = judged(several, [law, *[scored.law(i) for i in path]])
+            if stand == len(path):
+                return Verdict(drafted.path(path[-1]), correction)
+            here = path[stand - 1] if stand else here
+            siblings = (drafted.children(here) if stand else siblings)[1:]
+            law = law_of_siblings(scored.law(here), correction)
+        return Verdict(drafted.path(here), correction)
+
+    return rule
+
+
+def highest(ratios: Sequence[float]) -> int:
+    """Definition 4: the prefix whose ratio is the largest, or none where no ratio is above 1."""
+    return max(range(len(ratios)), key=ratios.__getitem__)
+
+
+def last_above_one(ratios: Sequence[float]) -> int:
+    """Section C.3 of the paper: the last prefix whose ratio is above 1, and whose last token's ratio is, too."""
+    return max((i for i in range(1, len(ratios)) if ratios[i] > 1 and ratios[i] > ratios[i - 1]), default=0)
+
+
+def capped_ratio(capped: float, plain: float) -> float:
+    """Equation 19."""
+    return capped
+
+
+def plain_ratio(capped: float, plain: float) -> float:
+    """Listing 2 of the paper."""
+    return plain
+
+
+def whole_draft_by_its_plain_ratio(world: World) -> Step:
+    return by_rule(world, hierarchical(world.rng, highest, plain_ratio))
+
+
+def capped_at_the_last_peak(world: World) -> Step:
+    return by_rule(world, hierarchical(world.rng, last_above_one, capped_ratio))
+
+
+def siblings_of_a_block_judged_by_p(world: World) -> Step:
+    rule = hierarchical(world.rng, highest, capped_ratio, lambda p, left: p)
+    return by_rule(world, rule, forked(world), FEW)
+
+
 def bonus_from_the_wrong_row(world: World) -> Step:
     def rule(scored: Scored) -> Verdict:
         verdict, drafts = Reject(world.rng)(scored), len(scored.drafted.proposals)
@@ -816,6 +897,16 @@ MUTANTS: Final = (
     Mutant("one uniform refuses the draft and draws its replacement", text_of(reused_uniform)),
     Mutant("noise shared by drafter and target, under the rejection rule", text_of(shared_noise_under_rejection)),
     Mutant("block verification that stops at the first failure", text_of(first_failure_in_the_block)),
+    Mutant(
+        "hierarchical verification that accepts the whole draft by its plain ratio",
+        text_of(whole_draft_by_its_plain_ratio),
+    ),
+    Mutant(
+        "hierarchical verification capped at the last prefix above 1, not the highest",
+        text_of(capped_at_the_last_peak),
+        (Case(2, (0,), 5, seed=55),),  # it takes a fourth draft, after ratios that rose, fell, and rose again
+    ),
+    Mutant("siblings behind a block judged by p, not by what it left", text_of(siblings_of_a_block_judged_by_p)),
     Mutant("an n-gram storage that learns from refused drafts", contents_of(learning_what_was_refused)),
     Mutant("the bonus token drawn from the row before", text_of(bonus_from_the_wrong_row)),
     Mutant("a policy that drops the unlikely token it saw", text_of(policy_drops_the_token_it_saw)),

@@ -89,10 +89,13 @@ from tests.mutants import (
     apart,
     bush,
     by_siblings,
+    capped_ratio,
     contents_of,
     forked,
     guesses,
     heard_of,
+    hierarchical,
+    highest,
     learning,
     samples,
     table,
@@ -349,7 +352,7 @@ def test_every_rule_is_exact_on_drawn_trees(name: str, rule: str) -> None:
 
 
 @pytest.mark.parametrize("gamma", [1, 2, 3, 5])
-@pytest.mark.parametrize("rule", ["token rejection", "traversal"])
+@pytest.mark.parametrize("rule", ["token rejection", "block verification", "traversal"])
 def test_a_tree_may_be_cut_anywhere(rule: str, gamma: int) -> None:
     for drafter in (forked, thicket):
         certify(lambda w: by_rule(RULES[rule], w, drafter(w), Fixed(gamma)), cases=TREE_CASES[1::2])  # noqa: B023
@@ -398,8 +401,19 @@ def test_the_mutants_for_trees_have_one_mistake() -> None:
     for compose in (
         lambda world: by_siblings(world, lambda laws: len(laws) - 1, -1),
         lambda world: traversal(world, traversed),
+        lambda world: by_rule(highest_ratios, world, forked(world), Fixed(3)),
     ):
         certify(compose, cases=TREE_CASES[:7])
+
+
+def highest_ratios(rng: Randomness) -> Rule:
+    """Hierarchical verification without a mistake."""
+    return hierarchical(rng, highest, capped_ratio)
+
+
+def test_the_mutants_of_hierarchical_verification_have_one_mistake() -> None:
+    known = [case for case in CASES if case.processor is not HiddenProcessor]
+    certify(lambda world: by_rule(highest_ratios, world, samples(world)), cases=known)
 
 
 @one_process
@@ -411,7 +425,7 @@ def test_mistakes_are_refused(mutant: Mutant) -> None:
 @one_process
 def test_the_cases_of_trees_are_enough_for_every_mistake_on_trees() -> None:
     on_trees = [mutant for mutant in MUTANTS if re.search("tree|sibling|traversal|below", mutant.mistake)]
-    assert len(on_trees) == 9
+    assert len(on_trees) == 10
     for mutant in on_trees:
         assert evolve(mutant, cases=TREE_CASES[:7]).refusals(), mutant.mistake
 

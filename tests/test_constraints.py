@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Final
@@ -13,6 +14,7 @@ from attrs import evolve
 from specflow import (
     TEXT,
     Block,
+    CachedPredictor,
     DecodeError,
     DecodeState,
     Dice,
@@ -30,6 +32,7 @@ from specflow import (
     Reject,
     Rule,
     Step,
+    SuffixDrafter,
     Tokens,
     TopKProcessor,
     Traverse,
@@ -40,12 +43,13 @@ from specflow import (
     start,
     then,
 )
-from specflow.batch import Failed, Shared, together
+from specflow.batch import Failed, Shared, generate_many, together
 from specflow.constraints import Constrained, Constraint, CutForbidden, Forced, Grammar, Matcher, following
 from specflow.drafters import propose_nothing
 from specflow.randomness import Randomness
 from specflow.stages import Adjust, Draft, Verify, ending
 from specflow.state import Drafted, Reason
+from specflow.steps import constrained_step
 from specflow.testing import Case, Ending, ExactnessError, TableModel, World, certify, exact_law
 from specflow.testing.certificate import autoregressive
 from specflow.testing.enumeration import Branch
@@ -60,6 +64,7 @@ from tests.automata import (
     in_brackets,
     in_letters,
 )
+from tests.toys import tiny_llama
 
 Inner = Callable[[], Processor]
 
@@ -145,6 +150,16 @@ def forced(world: World, answer: Constraint) -> Drafter:
     return Forced(answer)
 
 
+def propose(world: World, answer: Constraint) -> Drafter:
+    """Nothing but what is forced."""
+    return propose_nothing
+
+
+def half_full(state: DecodeState) -> bool:
+    """A condition of a user's own."""
+    return state.output[-2:] == (0, 0)
+
+
 DRAFTERS: Final = (unaware, bushes, aware, certain, forced_in_trees, forced)
 
 
@@ -158,6 +173,29 @@ def test_obeying_text_is_exact(
     shorter = [evolve(each, new_tokens=min(each.new_tokens, 2 if rule is Match else 3)) for each in CASES]
     cases = CASES if draft in (certain, forced) else shorter
     certify(lambda world: obeying(world, draft, rule, cut), cases=cases)
+
+
+def is_over(state: DecodeState) -> bool:
+    """Whether only the end may follow, by looking."""
+    end = max(state.request.stop)
+    allowed = in_brackets if end == END else in_letters
+    return end not in state.output and allowed(state.output) == {end}
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+@pytest.mark.parametrize("draft", [unaware, bushes, propose], ids=lambda draft: draft.__name__)
+def test_the_prebuilt_step_is_exact(
+    rule: Callable[[Randomness], Rule], draft: Callable[[World, Constraint], Drafter]
+) -> None:
+    def compose(world: World) -> Step:
+        answer, inner = begun(world), oracle_of(world).inner
+        drafter = draft(world, answer)
+        return constrained_step(
+            answer, drafter, world.target, inner, world.rng, rule(world.rng), Fixed(2), until=half_full
+        )
+
+    cases = [evolve(each, new_tokens=min(each.new_tokens, 3)) for each in CASES]
+    certify(compose, cases=cases, until=lambda state: is_over(state) or half_full(state))
 
 
 def test_a_wrong_law_is_shown_with_its_case() -> None:
@@ -281,6 +319,38 @@ def test_an_engine_goes_back_by_what_is_not_shared() -> None:
     assert branch.mask().tolist() == [True, False]  # of a new engine, gone to the same place
     assert [engine.tokens for engine in engines] == [[0, 0, 0, 0], [0, 0, 0, 0, 1]]
     assert first.mask().tolist() == [True, True]
+
+
+# The prebuilt step, in batches too.
+
+
+def test_texts_of_a_batch_obey_and_are_those_of_the_prebuilt_step() -> None:
+    pattern = "((a|b)ccc){3}"
+    grammar = Grammar.regex(pattern, LETTERS, stop=(LETTERS_END,))
+    model, small, prompts, stop = tiny_llama(3), tiny_llama(9), ([5, 6], [7], [8, 3, 4]), [LETTERS_END]
+    alone = []
+    for prompt in prompts:
+        dice, target = Dice(), CachedPredictor(model)
+        drafter, rule = SuffixDrafter(), Reject(dice)
+        step = constrained_step(grammar.after(prompt), drafter, target, GreedyProcessor(), dice, rule, Fixed(3))
+        alone.append(run(step, start(prompt, 20, stop).unwrap()))
+        assert dict(alone[-1].state.tally.sources)["forced"].accepted > 3
+    for assistant in (None, small):
+        ends = generate_many(prompts, model, assistant, 3, GreedyProcessor(), 20, stop, grammar=grammar)
+        assert [end.state.output for end in ends] == [end.state.output for end in alone]
+        assert [end.reason for end in ends] == [end.reason for end in alone]
+    drafted, lone = (
+        generate_many(prompts, model, each, 3, SAMPLED, 20, stop, 5, grammar=grammar) for each in (small, None)
+    )
+    assert [end.state.output for end in drafted] == [end.state.output for end in lone]
+    for end in (*alone, *lone):
+        assert re.fullmatch(pattern, "".join("abc"[token] for token in end.state.output))
+
+
+def test_a_batch_refuses_a_grammar_that_ends_elsewhere() -> None:
+    with pytest.raises(DecodeError, match="the grammar ends at other tokens") as refused:
+        generate_many([[5]], tiny_llama(3), eos_tokens_id=[3], grammar=BRACKETS)
+    assert refused.value.parameter == "grammar"
 
 
 # The end of a text.

@@ -32,6 +32,7 @@ needs_smollm2 = pytest.mark.skipif(not smollm2_is_installed(), reason=f"run `{IN
         pytest.param("logits_processors", "ended by its stop condition", marks=needs_smollm2),
         pytest.param("custom_generate", "the same text", marks=needs_smollm2),
         pytest.param("streaming", "Paris", marks=needs_smollm2),
+        pytest.param("grammar", '{"recipient":"Ada Lovelace"', marks=needs_smollm2),
         pytest.param("chat", "> Write the same numbers once more.", marks=needs_smollm2),
     ],
 )

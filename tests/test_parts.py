@@ -289,6 +289,7 @@ STEPS: dict[str, Callable[[Any], Step]] = {
     ),
     "a tree of draws": lambda p: speculative_step(says(*SIBLINGS, Proposal(5, parent=TEXT)), target, p, Dice()),
     "a block": lambda p: verified_step(says(Proposal(1, half)), target, p, Dice(), Block(Dice())),
+    "a block of draws": lambda p: verified_step(says(*SIBLINGS), target, p, Dice(), Block(Dice())),
     "a traversal": lambda p: verified_step(says(Proposal(1, half)), target, p, Dice(), Traverse(Dice())),
     "a traversal of draws": lambda p: verified_step(says(*SIBLINGS), target, p, Dice(), Traverse(Dice())),
     "typical acceptance": lambda p: accept_loss(typically(p)),

@@ -93,7 +93,7 @@ from specflow.protocols import Limits, checked_limits
 from specflow.randomness import Randomness
 from specflow.spec_paths import install_spec_paths
 from specflow.state import Committed, Count, Reason, Request, Tally, parents_of
-from specflow.steps import lossy_unadjusted_step
+from specflow.steps import constrained_step, lossy_unadjusted_step
 from specflow.trees import preorder
 from specflow.vocabulary import fit, fitted, shared_vocabulary
 
@@ -687,11 +687,12 @@ TABLE: Final[dict[str, Entry]] = {
             "gamma": 2,
             "logits_processor": s.GreedyProcessor(),
             "max_gen_len": 2,
-            "eos_tokens_id": [3],
+            "eos_tokens_id": [4],
             "seed": 1,
             "slots": 2,
             "progress": lambda number, end: None,
             "clock": perf_counter,
+            "grammar": WORDS,
         },
     ),
     "batch.many.seed_of": Entry(batch.seed_of, lambda: {"seed": 1, "number": 2}),
@@ -1245,6 +1246,11 @@ TABLE: Final[dict[str, Entry]] = {
     "steps.verified_step": Entry(
         s.verified_step, lambda: {**DRAFTING, **JUDGED, "drafter": drafter, "rule": s.Block(s.Dice())}, decode
     ),
+    "steps.constrained_step": Entry(
+        constrained_step,
+        lambda: {**DRAFTING, **JUDGED, "answer": answer(), "drafter": drafter, "rule": s.Reject(s.Dice())},
+        lambda step: s.run(step, s.start((1,), 3, stop=(4,)).unwrap()),
+    ),
     # the catalogue
     "catalogue.Setting": Entry(
         catalogue.Setting,
@@ -1415,6 +1421,9 @@ TABLE: Final[dict[str, Entry]] = {
         stages.StopWhen, lambda: {"condition": stages.never}, lambda stage: stage(adjusted())
     ),
     "stages.stop.StopWhen.__call__": Entry(stages.StopWhen(until_nine), lambda: {"adjusted": adjusted()}),
+    "stages.stop.any_of": Entry(
+        lambda one, other: stages.any_of(*(one, other)), lambda: {"one": until_nine, "other": stages.never}, until
+    ),
     "stages.stop.never": Entry(stages.never, lambda: {"state": begun()}),
     "stages.stop.stop_string": Entry(
         lambda tokenizer, one, other: stages.stop_string(tokenizer, *(one, other)),

@@ -15,6 +15,7 @@ from torch.nn import Module
 
 from specflow.batch.hub import Failed, together
 from specflow.batch.predictor import BatchPredictor
+from specflow.constraints import Constrained, Grammar
 from specflow.drafters import LLMDrafter, SuffixDrafter
 from specflow.errors import DecodeError, unwrap
 from specflow.guards.checks import a, calls, does, drafts, or_none, shown, whole
@@ -25,8 +26,9 @@ from specflow.policies.meter import Clock
 from specflow.predictors import limits_of
 from specflow.processors import GreedyProcessor, Processor
 from specflow.randomness import Dice, SharedNoise
+from specflow.stages import Match, Reject
 from specflow.state import DecodeState, Drafter, Finished, Step
-from specflow.steps import seed_coupled_step, speculative_step
+from specflow.steps import constrained_step, seed_coupled_step, speculative_step
 from specflow.vocabulary import shared_vocabulary
 
 
@@ -56,6 +58,7 @@ def generate_many(
     slots: int = 8,
     progress: Callable[[int, Finished], object] = _nothing,
     clock: Clock = perf_counter,
+    grammar: Grammar | None = None,
 ) -> list[Finished]:
     """The target's own text after each prompt, in the order of the prompts; up to `slots` are decoded at a time.
 
@@ -74,6 +77,8 @@ def generate_many(
     progress: hears of each text that has ended, and of its number, as it ends.
     clock: seconds, to measure how many drafts pay. Where several processes share a target, all must hear the same, or
         they draft differently and their passes do not meet: `examples/tensor_parallel.py`.
+    grammar: what each text obeys after its prompt; it ends at `eos_tokens_id`, too. Texts are drafted with what it
+        leaves no choice about. At the length limit a text may be incomplete: `grammar.after(prompt).is_complete`.
 
     `DecodeError` for anything else, before a model runs. What goes wrong in a text later is raised, with the number of
     its prompt in a note, once the others are unwound; `together` lets the others go on.
@@ -91,25 +96,34 @@ def generate_many(
     whole(1, "decode one text at a time at least")("slots", slots)
     or_none(whole(-sys.maxsize, "give a whole number, or None"))("seed", seed)
     calls("a listener", "give a function of a number and a Finished")("progress", progress)
+    or_none(a(Grammar, "give a Grammar, or None"))("grammar", grammar)
     states = _started(prompts, target, max_gen_len, eos_tokens_id)
+    if grammar is not None and grammar.stop != stops_of("eos_tokens_id", eos_tokens_id):
+        happened, received = "the grammar ends at other tokens than the text", shown(sorted(grammar.stop))
+        raise DecodeError("grammar", happened, received, "give both the same: the grammar's `stop` and eos_tokens_id")
     meter = CostMeter(clock)
     predictor = BatchPredictor(target, slots, meter=meter)
     assistant = None if drafter is None else BatchPredictor(drafter, slots)
     if assistant is not None:
         unwrap(shared_vocabulary(predictor.limits, assistant.limits))
 
-    def step(number: int) -> Step:
-        policy = CostAware(meter, gamma)
+    def step(number: int, state: DecodeState) -> Step:
+        policy, answer = CostAware(meter, gamma), None if grammar is None else grammar.after(state.tokens)
         rng = Dice() if seed is None else SharedNoise(seed_of(seed, number))
         draft: Drafter = SuffixDrafter()
         if assistant is not None:
-            draft = LLMDrafter.fitting(assistant, assistant.limits, predictor.limits, logits_processor, rng)
+            law = logits_processor if answer is None else Constrained(logits_processor, answer)
+            draft = LLMDrafter.fitting(assistant, assistant.limits, predictor.limits, law, rng)
         if isinstance(rng, SharedNoise):
-            return seed_coupled_step(draft, predictor, logits_processor, rng, policy)
-        return speculative_step(draft, predictor, logits_processor, rng, policy)
+            if answer is None:
+                return seed_coupled_step(draft, predictor, logits_processor, rng, policy)
+            return constrained_step(answer, draft, predictor, logits_processor, rng, Match(rng), policy)
+        if answer is None:
+            return speculative_step(draft, predictor, logits_processor, rng, policy)
+        return constrained_step(answer, draft, predictor, logits_processor, rng, Reject(rng), policy)
 
     def decode(number: int, state: DecodeState) -> Finished:
-        return run(step(number), state)
+        return run(step(number, state), state)
 
     ends: dict[int, Finished] = {}
     running = together([partial(decode, *each) for each in enumerate(states)], slots)

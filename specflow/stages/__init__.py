@@ -24,5 +24,6 @@ from specflow.stages.rules import Traverse as Traverse
 from specflow.stages.score import Score as Score
 from specflow.stages.stop import Condition as Condition
 from specflow.stages.stop import StopWhen as StopWhen
+from specflow.stages.stop import any_of as any_of
 from specflow.stages.stop import never as never
 from specflow.stages.stop import stop_string as stop_string

@@ -19,9 +19,25 @@ Condition: TypeAlias = Callable[[DecodeState], bool]
 """Whether the text ends here. It must depend on the text alone: it is asked about each token as it would be alone."""
 
 
+_is_condition = calls("a condition", "give a function of a state")
+
+
 def never(state: DecodeState) -> bool:
     """The condition that never ends a text."""
     return False
+
+
+def any_of(*conditions: Condition) -> Condition:
+    """Ends the text where any of the conditions comes true; `never` is the unit.
+
+    >>> from specflow import start
+    >>> full, silent = (lambda state: state.room == 0), (lambda state: not state.output)
+    >>> any_of(full, silent)(start([1], 3).unwrap()), any_of() is never
+    (True, True)
+    """
+    each(_is_condition)("conditions", conditions)
+    several = [condition for condition in conditions if condition is not never]
+    return (lambda state: any(_is_over(condition, state) for condition in several)) if several else never
 
 
 @final
@@ -34,7 +50,7 @@ class StopWhen:
     text, statistics, n-gram counts or cache. `DecodeError` for a condition that answers anything but True or False.
     """
 
-    condition: Condition = field(validator=valid(calls("a condition", "give a function of a state")))
+    condition: Condition = field(validator=valid(_is_condition))
 
     def __call__(self, adjusted: Adjusted, /) -> Adjusted:
         an_adjustment("adjusted", adjusted)
@@ -42,18 +58,19 @@ class StopWhen:
             return adjusted
         state, new = adjusted.verified.drafted.state, adjusted.tokens
         for end in range(1, min(len(new), state.room) + 1):
-            if self._is_over(evolve(state, tokens=state.tokens + new[:end])):
+            if _is_over(self.condition, evolve(state, tokens=state.tokens + new[:end])):
                 return evolve(adjusted, keep=end, reason=Reason.CONDITION)
             if new[end - 1] in state.request.stop:
                 break
         return adjusted
 
-    def _is_over(self, state: DecodeState) -> bool:
-        over: object = self.condition(state)
-        if isinstance(over, bool | numpy.bool_):
-            return bool(over)
-        happened = f"the condition {named(self.condition)} does not say whether the text is over"
-        raise DecodeError("until", happened, shown(over), "return True or False")
+
+def _is_over(condition: Condition, state: DecodeState) -> bool:
+    over: object = condition(state)
+    if isinstance(over, bool | numpy.bool_):
+        return bool(over)
+    happened = f"the condition {named(condition)} does not say whether the text is over"
+    raise DecodeError("until", happened, shown(over), "return True or False")
 
 
 def stop_string(tokenizer: Tokenizer, *strings: str) -> Condition:

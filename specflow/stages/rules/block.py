@@ -33,40 +33,66 @@ class Block:
     The text has exactly the target's law, and in expectation a step never accepts fewer tokens than by `Reject`; for
     point masses it is the same rule. As it looks at the longest prefix first, it mostly takes fewer decisions.
 
-    A block is what was drawn: it ends before a certain draft, and where the law of p or q is not known (a user's
-    sampler), and `Reject` judges the rest. It ends after a draft that cannot stand, p(x) = 0. Of a tree it is the first
-    path, and its siblings never stand: for those there is `Traverse`.
-    Source: Sun et al. 2403.10444, algorithm 2 and theorems 1 and 2.
+    Of a tree the first path is a block. Where it ends, the siblings of the draft that was refused there are judged in
+    the same way, each with the path below it, against what is left of the law; after the last of them that is the law
+    of the correction. `Traverse` mostly accepts more drafts of a tree.
+
+    A block is what was drawn: it ends before siblings of which one is certain, and where the law of p or q is not known
+    (a user's sampler), and `Reject` judges the rest. It ends after a draft that cannot stand, p(x) = 0.
+    Source: Sun et al. 2403.10444, algorithm 2 and theorems 1 and 2; for siblings Zhou et al. 2601.05724, algorithm 3.
+    The latter's hierarchical verification of a chain (algorithm 2) is this rule: its capped ratio
+    p(x_1…x_i) / q(x_1…x_i), divided by the largest of those before it and of 1, is w_i.
     """
 
     rng: Randomness = field(validator=is_randomness)
 
     def __call__(self, scored: Scored, /) -> Verdict:
         a_score("scored", scored)
-        block, weights = _block(scored)
-        path, end = scored.drafted.trunk(TEXT)[1:], len(block)
-        if not block or accepts(self.rng, weights[end]):
-            return Reject(self.rng).judge_from(path[end - 1] if end else TEXT, scored)
-        masses = _masses(weights, block)
-        for i in reversed(range(1, end)):
+        drafted, odds = scored.drafted, Odds(scored)
+        here, siblings = TEXT, drafted.children(TEXT)
+        left: Known | None = None
+        while siblings:
+            path = drafted.trunk(siblings[0])
+            block, weights = _block(here, path, left, odds)
+            end = len(block)
+            if not block or accepts(self.rng, weights[end]):
+                here, left = path[end - 1] if end else here, None
+                break
+            masses = _masses(weights, block)
+            passed = self._longest(masses, weights)
+            left = left_over(weights[passed], masses[passed], *block[passed])
+            if passed:
+                here = path[passed - 1]
+            siblings = (drafted.children(here) if passed else siblings)[1:]
+        return Reject(self.rng).judge_from(here, scored) if left is None else Verdict(drafted.path(here), left)
+
+    def _longest(self, masses: Sequence[float], weights: Sequence[float]) -> int:
+        """How many drafts of a block stand that does not stand as a whole."""
+        for i in reversed(range(1, len(masses))):
             # 1 - w first: after a sum it would round away a mass that is small, and leave 0 / 0.
             if masses[i] > 0 and accepts(self.rng, masses[i] / (masses[i] + (1.0 - weights[i]))):
-                return Verdict(path[:i], left_over(weights[i], masses[i], *block[i]))
-        # The empty draft always passes, with weight 1.
-        return Verdict((), left_over(weights[0], masses[0], *block[0]))
+                return i
+        return 0  # no draft always passes, with weight 1
 
 
-def _block(scored: Scored) -> tuple[list[_Pair], list[float]]:
-    """The laws of the drafts that were drawn, as far as all can stand, and the weights after 0 and more of them."""
+def _block(here: int, path: Sequence[int], left: Known | None, odds: Odds) -> tuple[list[_Pair], list[float]]:
+    """The laws of the drafts of a path that were drawn, as far as all can stand, and the weights after 0 and more.
+
+    `left` is what the siblings before the first of them left of the law after draft `here`, if there were any.
+    """
+    scored = odds.scored
+    proposals = scored.drafted.proposals
     block: list[_Pair] = []
-    weights, odds = [1.0], Odds(scored)
-    for before, i in zip(trunk := scored.drafted.trunk(TEXT), trunk[1:], strict=False):
-        q = scored.drafted.proposals[i].q
-        if weights[-1] == 0 or not isinstance(q, Categorical):
+    weights = [1.0]
+    for before, i in zip((here, *path), path, strict=False):
+        q = proposals[i].q
+        are_drawn = all(isinstance(proposals[child].q, Categorical) for child in scored.drafted.children(before))
+        if weights[-1] == 0 or not are_drawn:
             break
-        p = scored.law(before)
+        p = scored.law(before) if block or left is None else left
         if isinstance(p, BlackBox):
             break
+        assert isinstance(q, Categorical)
         block.append((p, q))
         weights.append(weight_after(weights[-1], *odds.of(i, p)))
     return block, weights
