@@ -15,7 +15,7 @@ from torch.nn import Module
 
 from specflow.batch.hub import Failed, together
 from specflow.batch.predictor import BatchPredictor
-from specflow.drafters import LLMDrafter, SuffixDrafter
+from specflow.drafters import IntersectionDrafter, LLMDrafter, SuffixDrafter
 from specflow.errors import DecodeError, unwrap
 from specflow.guards.checks import a, calls, does, drafts, or_none, shown, whole
 from specflow.guards.ids import stops_of
@@ -27,7 +27,7 @@ from specflow.processors import GreedyProcessor, Processor
 from specflow.randomness import Dice, SharedNoise
 from specflow.state import DecodeState, Drafter, Finished, Step
 from specflow.steps import seed_coupled_step, speculative_step
-from specflow.vocabulary import shared_vocabulary
+from specflow.vocabulary import SharedTokens, shared_vocabulary
 
 
 def seed_of(seed: int, number: int | str) -> int:
@@ -56,6 +56,7 @@ def generate_many(
     slots: int = 8,
     progress: Callable[[int, Finished], object] = _nothing,
     clock: Clock = perf_counter,
+    shared: SharedTokens | None = None,
 ) -> list[Finished]:
     """The target's own text after each prompt, in the order of the prompts; up to `slots` are decoded at a time.
 
@@ -64,7 +65,7 @@ def generate_many(
 
     prompts: rows of ids, each of at least one.
     target: a causal language model.
-    drafter: a smaller model of the same vocabulary, but for padding; None drafts what repeats in the text itself.
+    drafter: a smaller model; None drafts what repeats in the text itself.
     gamma: the most tokens that are drafted a step, 1 or more; how many pay in a batch is measured (`CostAware`).
     logits_processor: which law tokens are drawn from, and how.
     max_gen_len, eos_tokens_id: as in the spec's functions.
@@ -74,6 +75,8 @@ def generate_many(
     progress: hears of each text that has ended, and of its number, as it ends.
     clock: seconds, to measure how many drafts pay. Where several processes share a target, all must hear the same, or
         they draft differently and their passes do not meet: `examples/tensor_parallel.py`.
+    shared: what the drafter's vocabulary and the target's have in common, `models.shared_tokens`; None where they are
+        one, but for padding.
 
     `DecodeError` for anything else, before a model runs. What goes wrong in a text later is raised, with the number of
     its prompt in a note, once the others are unwound; `together` lets the others go on.
@@ -91,18 +94,21 @@ def generate_many(
     whole(1, "decode one text at a time at least")("slots", slots)
     or_none(whole(-sys.maxsize, "give a whole number, or None"))("seed", seed)
     calls("a listener", "give a function of a number and a Finished")("progress", progress)
+    or_none(a(SharedTokens, "give SharedTokens(…), or None for one vocabulary"))("shared", shared)
     states = _started(prompts, target, max_gen_len, eos_tokens_id)
     meter = CostMeter(clock)
     predictor = BatchPredictor(target, slots, meter=meter)
     assistant = None if drafter is None else BatchPredictor(drafter, slots)
-    if assistant is not None:
+    if assistant is not None and shared is None:
         unwrap(shared_vocabulary(predictor.limits, assistant.limits))
 
     def step(number: int) -> Step:
         policy = CostAware(meter, gamma)
         rng = Dice() if seed is None else SharedNoise(seed_of(seed, number))
         draft: Drafter = SuffixDrafter()
-        if assistant is not None:
+        if assistant is not None and shared is not None:
+            draft = IntersectionDrafter(assistant, shared, logits_processor, rng, assistant.limits.context)
+        elif assistant is not None:
             draft = LLMDrafter.fitting(assistant, assistant.limits, predictor.limits, logits_processor, rng)
         if isinstance(rng, SharedNoise):
             return seed_coupled_step(draft, predictor, logits_processor, rng, policy)

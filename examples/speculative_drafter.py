@@ -1,0 +1,108 @@
+"""A drafter that is itself speculative: a tiny model drafts for a small one, and that one drafts for a big one.
+
+The small model drafts as `LLMDrafter` has it, token by token, each from its own law. But where it is asked what comes
+after a text it reads what the tiny model expects along with it, in the same pass: when its own token is the expected
+one, the next law is there already. What it answers is a function of the text, so its drafts carry their true law, and
+the big model's text is exact; the certificate proves it on every branch of small worlds.
+
+python examples/speculative_drafter.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+from typing import final
+
+import torch
+from attrs import define, field
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from specflow import (
+    CachedPredictor,
+    Dice,
+    Drafter,
+    Fixed,
+    GreedyProcessor,
+    LLMDrafter,
+    Predictor,
+    Proposal,
+    Step,
+    Tokens,
+    run,
+    speculative_step,
+    start,
+)
+from specflow.testing import CASES, TableModel, World, certify
+
+
+@final
+@define(eq=False)
+class LooksAhead:
+    """A predictor that reads a drafter's chain along with the text, and remembers the rows behind it.
+
+    The same function as `predictor`, in fewer passes where the drafter is right. `passes` counts them.
+    """
+
+    predictor: Predictor
+    drafter: Drafter
+    ahead: int = 4
+    passes: int = 0
+    _rows: dict[Tokens, Tensor] = field(init=False, factory=dict)
+
+    def __call__(self, tokens: Tokens, drafts: Sequence[Proposal], /) -> Tensor:
+        if drafts:
+            self.passes += 1
+            return self.predictor(tokens, drafts)
+        if tokens not in self._rows:
+            expected = tuple(islice(self.drafter(tokens), self.ahead))
+            self.passes += 1
+            rows = self.predictor(tokens, expected)
+            drafted = tuple([draft.token for draft in expected])
+            self._rows = {(*tokens, *drafted[:i]): rows[i : i + 1] for i in range(len(expected) + 1)}
+        return self._rows[tokens]
+
+
+def tiny_small_big(tiny: Predictor, small: Predictor, big: Predictor, world: World | None = None) -> Step:
+    """The step: `tiny` expects what `small` drafts for `big`."""
+    processor, rng = (GreedyProcessor(), Dice()) if world is None else (world.processor, world.rng)
+    expects = LLMDrafter(tiny, GreedyProcessor(), Dice())
+    drafter = LLMDrafter(LooksAhead(small, expects, ahead=2), processor, rng)
+    return speculative_step(drafter, big, processor, rng, Fixed(2))
+
+
+def llama(layers: int, noise: float = 0.0) -> LlamaForCausalLM:
+    """A random llama of so many layers; in real life, three models of one family."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=2
+    )
+    model = LlamaForCausalLM(config).eval()
+    model.model.layers = model.model.layers[:layers]
+    model.config.num_hidden_layers = layers
+    return model
+
+
+def main() -> None:
+    """Certifies the composition, and counts the small model's passes with and without the tiny one."""
+
+    def compose(world: World) -> Step:
+        return tiny_small_big(TableModel(4, 99), world.drafter, world.target, world)
+
+    print(certify(compose, cases=[case for case in CASES if case.vocab_size == 4]))
+    big, small, tiny = (CachedPredictor(llama(layers)) for layers in (4, 3, 2))
+    texts = set()
+    for ahead in (0, 4):
+        watched = LooksAhead(small, LLMDrafter(tiny, GreedyProcessor(), Dice()), ahead)
+        drafter = LLMDrafter(watched, GreedyProcessor(), Dice())
+        state = run(
+            speculative_step(drafter, big, GreedyProcessor(), Dice(), Fixed(4)), start([5, 9, 7], 60).unwrap()
+        ).state
+        texts.add(state.output)
+        print(f"{state.tally.drafted} drafts in {watched.passes} passes of the small model, {ahead} tokens ahead")
+    print("the same text" if len(texts) == 1 else "two texts")
+
+
+if __name__ == "__main__":
+    main()
