@@ -72,15 +72,21 @@ def tiny_small_big(tiny: Predictor, small: Predictor, big: Predictor, world: Wor
     return speculative_step(drafter, big, processor, rng, Fixed(2))
 
 
-def llama(layers: int, noise: float = 0.0) -> LlamaForCausalLM:
-    """A random llama of so many layers; in real life, three models of one family."""
+def llama(noise: float) -> LlamaForCausalLM:
+    """A random llama with noise on its weights; in real life, three models of one family."""
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=2
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        initializer_range=0.3,
     )
     model = LlamaForCausalLM(config).eval()
-    model.model.layers = model.model.layers[:layers]
-    model.config.num_hidden_layers = layers
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(noise * parameter.std() * torch.randn_like(parameter))
     return model
 
 
@@ -91,7 +97,7 @@ def main() -> None:
         return tiny_small_big(TableModel(4, 99), world.drafter, world.target, world)
 
     print(certify(compose, cases=[case for case in CASES if case.vocab_size == 4]))
-    big, small, tiny = (CachedPredictor(llama(layers)) for layers in (4, 3, 2))
+    big, small, tiny = (CachedPredictor(llama(noise)) for noise in (0.0, 0.05, 0.1))
     texts = set()
     for ahead in (0, 4):
         watched = LooksAhead(small, LLMDrafter(tiny, GreedyProcessor(), Dice()), ahead)
