@@ -64,14 +64,6 @@ class LooksAhead:
         return self._rows[tokens]
 
 
-def tiny_small_big(tiny: Predictor, small: Predictor, big: Predictor, world: World | None = None) -> Step:
-    """The step: `tiny` expects what `small` drafts for `big`."""
-    processor, rng = (GreedyProcessor(), Dice()) if world is None else (world.processor, world.rng)
-    expects = LLMDrafter(tiny, GreedyProcessor(), Dice())
-    drafter = LLMDrafter(LooksAhead(small, expects, ahead=2), processor, rng)
-    return speculative_step(drafter, big, processor, rng, Fixed(2))
-
-
 def llama(noise: float) -> LlamaForCausalLM:
     """A random llama with noise on its weights; in real life, three models of one family."""
     torch.manual_seed(0)
@@ -92,21 +84,22 @@ def llama(noise: float) -> LlamaForCausalLM:
 
 def main() -> None:
     """Certifies the composition, and counts the small model's passes with and without the tiny one."""
+    greedy, dice = GreedyProcessor(), Dice()
 
     def compose(world: World) -> Step:
-        return tiny_small_big(TableModel(4, 99), world.drafter, world.target, world)
+        small = LooksAhead(world.drafter, LLMDrafter(TableModel(4, 99), greedy, dice), ahead=2)
+        drafter = LLMDrafter(small, world.processor, world.rng)
+        return speculative_step(drafter, world.target, world.processor, world.rng, Fixed(2))
 
     print(certify(compose, cases=[case for case in CASES if case.vocab_size == 4]))
-    big, small, tiny = (CachedPredictor(llama(noise)) for noise in (0.0, 0.05, 0.1))
+    big, own, tiny = (CachedPredictor(llama(noise)) for noise in (0.0, 0.05, 0.1))
     texts = set()
     for ahead in (0, 4):
-        watched = LooksAhead(small, LLMDrafter(tiny, GreedyProcessor(), Dice()), ahead)
-        drafter = LLMDrafter(watched, GreedyProcessor(), Dice())
-        state = run(
-            speculative_step(drafter, big, GreedyProcessor(), Dice(), Fixed(4)), start([5, 9, 7], 60).unwrap()
-        ).state
+        small = LooksAhead(own, LLMDrafter(tiny, greedy, dice), ahead)
+        step = speculative_step(LLMDrafter(small, greedy, dice), big, greedy, dice, Fixed(4))
+        state = run(step, start([5, 9, 7], 60).unwrap()).state
         texts.add(state.output)
-        print(f"{state.tally.drafted} drafts in {watched.passes} passes of the small model, {ahead} tokens ahead")
+        print(f"{state.tally.drafted} drafts in {small.passes} passes of the small model, {ahead} tokens ahead")
     print("the same text" if len(texts) == 1 else "two texts")
 
 
