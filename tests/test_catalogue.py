@@ -48,12 +48,22 @@ FIXED = POLICIES["fixed"](4, 1.0, perf_counter)
 
 
 def test_the_names() -> None:
-    assert set(DRAFTERS) == {"none", "suffix", "lookup", "suffix+lookup", "ngram", "memory", "llm", "tree"}
+    assert set(DRAFTERS) == {
+        "none",
+        "suffix",
+        "lookup",
+        "suffix+lookup",
+        "ngram",
+        "memory",
+        "llm",
+        "retokenised",
+        "tree",
+    }
     assert set(POLICIES) == {"fixed", "heuristic", "egag", "confidence", "svip", "adaedl", "cost"}
     assert set(RULES) == {"reject", "match", "block", "traverse"}
     assert set(COUPLED) == {"match"}
     assert set(DRAFTERS) < set(NAMES)
-    assert [name for name, entry in DRAFTERS.items() if entry.assisted] == ["llm"]
+    assert [name for name, entry in DRAFTERS.items() if entry.assisted] == ["llm", "retokenised"]
     assert [name for name, entry in DRAFTERS.items() if entry.bigrams] == ["tree"]
 
 
@@ -183,7 +193,7 @@ def test_what_learns_and_what_forgets_is_told_of_each_step() -> None:
     setting = Setting(TARGET, 24, PROMPT, GreedyProcessor(), Dice(), CLOSE)
     made = {name: entry.make()(setting) for name, entry in DRAFTERS.items()}
     assert {name for name, draft in made.items() if draft.teach} == {"ngram", "memory"}
-    assert {name for name, draft in made.items() if draft.memos} == {"llm"}
+    assert {name for name, draft in made.items() if draft.memos} == {"llm", "retokenised"}
     told: list[Tokens] = []
 
     @final

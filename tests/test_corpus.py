@@ -27,7 +27,7 @@ from specflow import CachedPredictor, CostAware, CostMeter, DecodeError, catalog
 from specflow.batch import BatchPredictor, seed_of
 from specflow.catalogue import DRAFTERS, POLICIES
 from specflow.corpus import SELDOM, Answer, Id, Progress, Row, answers_in, read_rows
-from tests.test_cli import words
+from tests.test_cli import greek, words
 from tests.toys import disturbed, tiny_llama
 
 Line: TypeAlias = dict[str, object]
@@ -323,14 +323,24 @@ def test_messages_need_a_chat_template(folder: Path, tmp_path: Path, capsys: pyt
     assert "the model has no chat template for messages" in capsys.readouterr().err
 
 
-def test_drafts_of_another_vocabulary_are_refused_once(
+def test_a_draft_model_of_another_vocabulary_that_cannot_draft_is_refused_once(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_llama(vocab_size=8).save_pretrained(tmp_path / "other")
+    greek().save_pretrained(tmp_path / "other")
+    file = written(tmp_path / "prompts", prompts(3))
+    assert cli.main([*options(folder, file, tmp_path / "out"), "--draft-model", str(tmp_path / "other")]) == 2
+    assert capsys.readouterr().err.count("do not spell what it reads") == 1
+
+
+def test_a_draft_model_of_another_vocabulary_drafts_for_many_texts(
+    answered: Answered, folder: Path, undrafted: dict[object, object], tmp_path: Path
 ) -> None:
     tiny_llama(vocab_size=9).save_pretrained(tmp_path / "other")
     words(9).save_pretrained(tmp_path / "other")
-    file = written(tmp_path / "prompts", prompts(3))
-    assert cli.main([*options(folder, file, tmp_path / "out"), "--draft-model", str(tmp_path / "other")]) == 2
-    assert capsys.readouterr().err.count("different vocabularies") == 1
+    answers = answered(prompts(5), "--draft-model", str(tmp_path / "other"), "--slots", "3")
+    assert texts(answers) == undrafted
+    assert sum(int(str(answer["drafted"])) for answer in answers.values()) > 0
 
 
 # What goes wrong.

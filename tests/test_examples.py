@@ -31,6 +31,8 @@ needs_smollm2 = pytest.mark.skipif(not smollm2_is_installed(), reason=f"run `{IN
         pytest.param("lora", "fed in", marks=pytest.mark.skipif(not find_spec("peft"), reason="peft is not installed")),
         pytest.param("logits_processors", "ended by its stop condition", marks=needs_smollm2),
         pytest.param("custom_generate", "the same text", marks=needs_smollm2),
+        ("speculative_drafter", "the same text"),
+        pytest.param("another_tokenizer", "the text: 'The capital of France", marks=needs_smollm2),
         pytest.param("streaming", "Paris", marks=needs_smollm2),
         pytest.param("grammar", '{"recipient":"Ada Lovelace"', marks=needs_smollm2),
         pytest.param("chat", "> Write the same numbers once more.", marks=needs_smollm2),

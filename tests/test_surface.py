@@ -38,6 +38,7 @@ from typing import Any, Final, TypeAlias, final
 
 import numpy
 import pytest
+import tokenizers
 import torch
 from attrs import evolve, frozen
 from returns.result import Failure, Success
@@ -50,6 +51,7 @@ from transformers import (
     LogitsProcessorList,
     MinLengthLogitsProcessor,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
     StoppingCriteriaList,
 )
 
@@ -76,10 +78,13 @@ from specflow.drafters import (
     Bigrams,
     GreedyBlockDrafter,
     GuessingNGramDrafter,
+    IntersectionDrafter,
     OneLevelNGramStorage,
+    Retokenised,
     SampledBlockDrafter,
     as_chain,
     propose_nothing,
+    translated,
 )
 from specflow.errors import unwrap
 from specflow.laws import Lazily
@@ -95,7 +100,7 @@ from specflow.spec_paths import install_spec_paths
 from specflow.state import Committed, Count, Reason, Request, Tally, parents_of
 from specflow.steps import constrained_step, lossy_unadjusted_step
 from specflow.trees import preorder
-from specflow.vocabulary import fit, fitted, shared_vocabulary
+from specflow.vocabulary import SharedTokens, Spelling, alike, fit, fitted, shared_vocabulary
 
 PLACES: Final = ("specflow", *[f"specflow.{each.name}" for each in iter_modules(s.__path__) if each.name[0] != "_"])
 """The packages and modules whose names are public: all that are one import deep."""
@@ -185,6 +190,38 @@ class Words:
 
     def decode(self, token_ids: list[int]) -> str:
         return "".join([chr(97 + i) for i in token_ids])
+
+
+class Letters:
+    """A tokenizer of letters."""
+
+    all_special_ids = (2,)
+
+    def __init__(self, first: str = "a") -> None:
+        self.first = ord(first)
+
+    def __len__(self) -> int:
+        return 16
+
+    def convert_ids_to_tokens(self, ids: int, /) -> str:
+        return chr(self.first + ids)
+
+    def encode(self, text: str, /, *, add_special_tokens: bool) -> list[int]:
+        return [ord(character) - self.first for character in text if 0 <= ord(character) - self.first < 16]
+
+
+def spelling(size: int = V, first: str = "a") -> Spelling:
+    return Spelling.of(Letters(first), size)
+
+
+def shared(target: int = V, own: int = V) -> SharedTokens:
+    return SharedTokens(spelling(target), spelling(own, "b"))
+
+
+def lettered(first: str = "a") -> models.Loaded:
+    names = {chr(ord(first) + i): i for i in range(16)}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(names, unk_token=first))
+    return models.Loaded(llama(), PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="c"))
 
 
 TARGET: Final = testing.TableModel(V)
@@ -591,7 +628,7 @@ def take(given: catalogue.Setting) -> object:
     """What every drafter of the catalogue makes of it."""
     for name, entry in catalogue.DRAFTERS.items():
         drafting = entry.make()(given)
-        if name in ("llm", "ngram", "tree"):
+        if name in ("llm", "ngram", "retokenised", "tree"):
             decode(stepped(drafting=drafting, target=along_paths(lambda tokens: torch.zeros(16))))
     return None
 
@@ -693,6 +730,7 @@ TABLE: Final[dict[str, Entry]] = {
             "progress": lambda number, end: None,
             "clock": perf_counter,
             "grammar": WORDS,
+            "shared": shared(16, 16),
         },
     ),
     "batch.many.seed_of": Entry(batch.seed_of, lambda: {"seed": 1, "number": 2}),
@@ -913,8 +951,40 @@ TABLE: Final[dict[str, Entry]] = {
         lambda made: (s.start(TEXT, 3, limits=made), shared_vocabulary(made, Limits(V))),
     ),
     "protocols.checked_limits": Entry(checked_limits, lambda: {"limits": Limits(V), "name": "limits"}),
-    "vocabulary.fit": Entry(fit, lambda: {"logits": torch.zeros(2, V), "vocab_size": 7}, effort=effort("vocab_size")),
-    "vocabulary.fitted": Entry(fitted, lambda: {"predictor": TARGET, "vocab_size": 7}, predict),
+    "vocabulary.padding.fit": Entry(
+        fit, lambda: {"logits": torch.zeros(2, V), "vocab_size": 7}, effort=effort("vocab_size")
+    ),
+    "vocabulary.padding.fitted": Entry(fitted, lambda: {"predictor": TARGET, "vocab_size": 7}, predict),
+    "vocabulary.shared.SharedTokens": Entry(
+        SharedTokens,
+        lambda: {"target": spelling(), "drafter": spelling(V, "b")},
+        lambda made: (made.read(TEXT), made.rows(torch.zeros(2, V))),
+    ),
+    "vocabulary.shared.SharedTokens.read": Entry(lambda tokens: shared().read(tokens), lambda: {"tokens": TEXT}),
+    "vocabulary.shared.SharedTokens.rows": Entry(
+        lambda logits: shared().rows(logits), lambda: {"logits": torch.zeros(2, V)}
+    ),
+    "vocabulary.spelling.Spelling": Entry(
+        Spelling,
+        lambda: {"tokens": (b"a", b"b"), "encode": lambda text: [0], "begin": (0,), "special": frozenset({1})},
+        lambda made: (
+            made.spell("a"),
+            made.after(b"a", b"a"),
+            draft(Retokenised(drafter, SharedTokens(spelling(), made))),
+        ),
+    ),
+    "vocabulary.spelling.Spelling.of": Entry(
+        Spelling.of, lambda: {"tokenizer": Letters(), "vocab_size": 20}, effort=effort("vocab_size")
+    ),
+    "vocabulary.spelling.Spelling.after": Entry(
+        lambda before, new: spelling().after(before, new), lambda: {"before": b"ab", "new": b"a"}
+    ),
+    "vocabulary.spelling.Spelling.bytes_of": Entry(
+        lambda tokens: spelling().bytes_of(tokens), lambda: {"tokens": TEXT}
+    ),
+    "vocabulary.spelling.Spelling.spell": Entry(lambda text: spelling().spell(text), lambda: {"text": "ab"}),
+    "vocabulary.spelling.Spelling.spells": Entry(lambda: spelling().spells()),
+    "vocabulary.spelling.alike": Entry(alike, lambda: {"target": Letters(), "drafter": Letters("b")}),
     "predictors.cached.limits_of": Entry(s.limits_of, lambda: {"model": llama()}),
     "predictors.rescore.OneByOne": Entry(OneByOne, lambda: {"predictor": TARGET, "prompt": 3}, predict),
     "predictors.rescore.OneByOne.__call__": Entry(OneByOne(TARGET, 2), reading),
@@ -1031,6 +1101,30 @@ TABLE: Final[dict[str, Entry]] = {
         lambda one, other: s.then(*(one, other)), lambda: {"one": drafter, "other": drafter}, draft
     ),
     "drafters.combine.propose_nothing": Entry(lambda tokens: list(propose_nothing(tokens)), lambda: {"tokens": TEXT}),
+    "drafters.intersection.IntersectionDrafter": Entry(
+        IntersectionDrafter,
+        lambda: {
+            "predictor": TARGET,
+            "shared": shared(),
+            "processor": SAMPLED,
+            "rng": s.Dice(),
+            "context": 9,
+            "source": "llm",
+            "widths": (),
+        },
+        draft,
+    ),
+    "drafters.intersection.IntersectionDrafter.__call__": Entry(
+        lambda tokens: list(islice(IntersectionDrafter(TARGET, shared(), SAMPLED, s.Dice())(tokens), 5)),
+        lambda: {"tokens": TEXT},
+    ),
+    "drafters.intersection.translated": Entry(translated, lambda: {"predictor": TARGET, "shared": shared()}, predict),
+    "drafters.retokenised.Retokenised": Entry(
+        Retokenised, lambda: {"drafter": drafter, "shared": shared(), "source": "text"}, draft
+    ),
+    "drafters.retokenised.Retokenised.__call__": Entry(
+        lambda tokens: list(Retokenised(drafter, shared())(tokens)), lambda: {"tokens": TEXT}
+    ),
     "drafters.llm.LLMDrafter.fitting": Entry(
         s.LLMDrafter.fitting,
         lambda: {
@@ -1210,7 +1304,9 @@ TABLE: Final[dict[str, Entry]] = {
         lambda: {"prompt": TEXT, "max_new_tokens": 3, "stop": (2,), "limits": Limits(V, 9)},
         lambda started: s.run(speculative(), started.unwrap()) if isinstance(started, Success) else None,
     ),
-    "vocabulary.shared_vocabulary": Entry(shared_vocabulary, lambda: {"target": Limits(V), "drafter": Limits(V)}),
+    "vocabulary.padding.shared_vocabulary": Entry(
+        shared_vocabulary, lambda: {"target": Limits(V), "drafter": Limits(V)}
+    ),
     "lossy.Lossy": Entry(Lossy, lambda: {"value": begun()}),
     "lossy.Lossy.map": Entry(lambda stages: Lossy(3).map(stages), lambda: {"stages": nothing}),
     "lossy.accept_loss": Entry(
@@ -1263,6 +1359,7 @@ TABLE: Final[dict[str, Entry]] = {
             "assistant": llama(1),
             "bigrams": lambda: None,
             "reading": partial(s.CachedPredictor),
+            "shared": shared(16, 16),
         },
         take,
     ),
@@ -1509,6 +1606,7 @@ TABLE: Final[dict[str, Entry]] = {
         lambda: {"text": "hi"},
     ),
     "models.bigrams_of": Entry(models.bigrams_of, lambda: {"model": llama(), "tokenizer": Words()}),
+    "models.shared_tokens": Entry(models.shared_tokens, lambda: {"target": lettered(), "drafter": lettered("b")}),
     "models.smollm2_is_converted": Entry(models.smollm2_is_converted),
     "models.smollm2_is_installed": Entry(models.smollm2_is_installed),
     # testing
@@ -1685,6 +1783,7 @@ EXEMPT: Final[Mapping[str, str]] = {
             "randomness.Randomness",
             "randomness.Sampling",
             "state.Reason",
+            "vocabulary.spelling.Tokenizer",
             "testing.certificate.ExactnessError",
             "testing.conformance.Move",
             "testing.laws.LawError",

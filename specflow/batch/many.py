@@ -16,7 +16,7 @@ from torch.nn import Module
 from specflow.batch.hub import Failed, together
 from specflow.batch.predictor import BatchPredictor
 from specflow.constraints import Constrained, Grammar
-from specflow.drafters import LLMDrafter, SuffixDrafter
+from specflow.drafters import IntersectionDrafter, LLMDrafter, SuffixDrafter
 from specflow.errors import DecodeError, unwrap
 from specflow.guards.checks import a, calls, does, drafts, or_none, shown, whole
 from specflow.guards.ids import stops_of
@@ -29,7 +29,7 @@ from specflow.randomness import Dice, SharedNoise
 from specflow.stages import Match, Reject
 from specflow.state import DecodeState, Drafter, Finished, Step
 from specflow.steps import constrained_step, seed_coupled_step, speculative_step
-from specflow.vocabulary import shared_vocabulary
+from specflow.vocabulary import SharedTokens, shared_vocabulary
 
 
 def seed_of(seed: int, number: int | str) -> int:
@@ -59,6 +59,7 @@ def generate_many(
     progress: Callable[[int, Finished], object] = _nothing,
     clock: Clock = perf_counter,
     grammar: Grammar | None = None,
+    shared: SharedTokens | None = None,
 ) -> list[Finished]:
     """The target's own text after each prompt, in the order of the prompts; up to `slots` are decoded at a time.
 
@@ -67,7 +68,7 @@ def generate_many(
 
     prompts: rows of ids, each of at least one.
     target: a causal language model.
-    drafter: a smaller model of the same vocabulary, but for padding; None drafts what repeats in the text itself.
+    drafter: a smaller model; None drafts what repeats in the text itself.
     gamma: the most tokens that are drafted a step, 1 or more; how many pay in a batch is measured (`CostAware`).
     logits_processor: which law tokens are drawn from, and how.
     max_gen_len, eos_tokens_id: as in the spec's functions.
@@ -79,6 +80,8 @@ def generate_many(
         they draft differently and their passes do not meet: `examples/tensor_parallel.py`.
     grammar: what each text obeys after its prompt; it ends at `eos_tokens_id`, too. Texts are drafted with what it
         leaves no choice about. At the length limit a text may be incomplete: `grammar.after(prompt).is_complete`.
+    shared: what the drafter's vocabulary and the target's have in common, `models.shared_tokens`; None where they are
+        one, but for padding.
 
     `DecodeError` for anything else, before a model runs. What goes wrong in a text later is raised, with the number of
     its prompt in a note, once the others are unwound; `together` lets the others go on.
@@ -97,6 +100,7 @@ def generate_many(
     or_none(whole(-sys.maxsize, "give a whole number, or None"))("seed", seed)
     calls("a listener", "give a function of a number and a Finished")("progress", progress)
     or_none(a(Grammar, "give a Grammar, or None"))("grammar", grammar)
+    or_none(a(SharedTokens, "give SharedTokens(…), or None for one vocabulary"))("shared", shared)
     states = _started(prompts, target, max_gen_len, eos_tokens_id)
     if grammar is not None and grammar.stop != stops_of("eos_tokens_id", eos_tokens_id):
         happened, received = "the grammar ends at other tokens than the text", shown(sorted(grammar.stop))
@@ -104,15 +108,17 @@ def generate_many(
     meter = CostMeter(clock)
     predictor = BatchPredictor(target, slots, meter=meter)
     assistant = None if drafter is None else BatchPredictor(drafter, slots)
-    if assistant is not None:
+    if assistant is not None and shared is None:
         unwrap(shared_vocabulary(predictor.limits, assistant.limits))
 
     def step(number: int, state: DecodeState) -> Step:
         policy, answer = CostAware(meter, gamma), None if grammar is None else grammar.after(state.tokens)
         rng = Dice() if seed is None else SharedNoise(seed_of(seed, number))
         draft: Drafter = SuffixDrafter()
-        if assistant is not None:
-            law = logits_processor if answer is None else Constrained(logits_processor, answer)
+        law = logits_processor if answer is None else Constrained(logits_processor, answer)
+        if assistant is not None and shared is not None:
+            draft = IntersectionDrafter(assistant, shared, law, rng, assistant.limits.context)
+        elif assistant is not None:
             draft = LLMDrafter.fitting(assistant, assistant.limits, predictor.limits, law, rng)
         if isinstance(rng, SharedNoise):
             if answer is None:

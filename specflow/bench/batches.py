@@ -141,7 +141,7 @@ def to_json(found: Sequence[Turn], slots: int, facts: Mapping[str, str]) -> str:
 def _context(plan: Plan, decoder: Decoder, target: CachedPredictor | BatchPredictor) -> Context:
     model, watch = plan.models.targets[decoder.model], Stopwatch(plan.clock or clock_for(plan.loaded.model))
     tokenizer, assistant = plan.loaded.tokenizer, plan.models.assistant
-    return Context(model, target, plan.processor, Dice(), tokenizer, (), assistant, watch)
+    return Context(model, target, plan.processor, Dice(), tokenizer, (), assistant, watch, shared=plan.models.shared)
 
 
 def _text(plan: Plan, decoder: Decoder, shared: Context, prompt: Prompt, repeat: int) -> Tokens:

@@ -29,10 +29,8 @@ from specflow.bench.report import Absent, build, facts_of, show, to_json
 from specflow.catalogue import POLICIES, RULES
 from specflow.errors import DecodeError, said, unwrap
 from specflow.guards.checks import a, or_none, shown, whole
-from specflow.models import SMOLLM2, DType, load
-from specflow.predictors import limits_of
+from specflow.models import SMOLLM2, DType, load, shared_tokens
 from specflow.processors import GreedyProcessor, MultinomialProcessor
-from specflow.vocabulary import shared_vocabulary
 
 USUAL: Final = ("autoregressive", "suffix@cost", "generate", "hf-lookup@10")
 
@@ -207,13 +205,13 @@ def _planned(args: argparse.Namespace, errors: Console) -> tuple[Plan, tuple[Abs
     loaded = unwrap(load(args.model, args.dtype))
     _moved(loaded.model, args.device)
     targets: dict[str, Module] = {"": loaded.model} | dict(_made(declared, loaded.model) for declared in args.also)
-    assistant = None
+    assistant, shared = None, None
     if args.assistant is not None:
-        assistant = unwrap(load(args.assistant, args.assistant_dtype or args.dtype)).model
+        helper = unwrap(load(args.assistant, args.assistant_dtype or args.dtype))
+        assistant, shared = helper.model, shared_tokens(loaded, helper)
         _moved(assistant, args.device)
-        unwrap(shared_vocabulary(limits_of(loaded.model), limits_of(assistant)))
     processor = GreedyProcessor() if args.temperature is None else MultinomialProcessor(args.temperature)
-    models = Models(targets, assistant)
+    models = Models(targets, assistant, shared)
     lengths = args.max_new_tokens, args.max_prompt_tokens
     plan = Plan(loaded, models, (), prompts, processor, *lengths, args.repeats, args.seed)
     for prompt in prompts:

@@ -18,6 +18,7 @@ from specflow.predictors import CachedPredictor
 from specflow.processors import LogitsProcessor
 from specflow.randomness import Randomness
 from specflow.state import Count, DecodeState, Finished, Step, Tokens
+from specflow.vocabulary import SharedTokens
 
 T = TypeVar("T")
 
@@ -28,7 +29,8 @@ class Context:
     """What a decoder is made from. Each text gets its own: an empty memo, a generator seeded by the prompt.
 
     `target` is a predictor over `model`, whose calls are timed. `assistant` is the drafting model, if there is one, and
-    `reading` makes the predictor that it is read through. A `meter` is there for texts of a batch, which share it.
+    `reading` makes the predictor that it is read through; `shared` is what its vocabulary and the model's have in
+    common, None where they are one. A `meter` is there for texts of a batch, which share it.
     """
 
     model: Module
@@ -41,6 +43,7 @@ class Context:
     stopwatch: Stopwatch
     meter: CostMeter | None = None
     reading: Callable[[Module], CachedPredictor | BatchPredictor] = partial(CachedPredictor)
+    shared: SharedTokens | None = None
 
     def timed(self, drafter: Callable[[Tokens], Iterator[T]]) -> Callable[[Tokens], Iterator[T]]:
         """The same drafter, its time reported as drafting. That of a drafter left bare counts as specflow's own."""

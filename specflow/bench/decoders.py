@@ -26,6 +26,7 @@ from specflow.predictors import limits_of
 from specflow.randomness import Randomness
 from specflow.state import Rule, Step
 from specflow.steps import autoregressive_step
+from specflow.vocabulary import SharedTokens
 
 PEERS: Final[Mapping[str, Callable[[int | None], Prepare]]] = {
     "generate": lambda gamma: peers.generate(),
@@ -55,9 +56,8 @@ def _drafted(entry: Entry, policy: Policy, most: int, rule: Callable[[Randomness
         target, processor, rng = context.target, context.processor, context.rng
         vocab_size = limits_of(context.model).vocab_size or len(context.tokenizer)
         bigrams = partial(_bigrams, context)
-        setting = Setting(
-            context.model, vocab_size, context.prompt, processor, rng, context.assistant, bigrams, context.reading
-        )
+        helping = context.assistant, bigrams, context.reading, context.shared
+        setting = Setting(context.model, vocab_size, context.prompt, processor, rng, *helping)
         drafting = make(setting)
         timed = evolve(drafting, drafter=context.timed(drafting.drafter))
         pacing = paced(processor.temperature)
@@ -95,10 +95,14 @@ class Decoder:
 @final
 @frozen(eq=False)
 class Models:
-    """The models to decode with: the one that was loaded, under "", and others made from it, by name."""
+    """The models to decode with: the one that was loaded, under "", and others made from it, by name.
+
+    `shared` is what an assistant's vocabulary has in common with theirs, None where it is the same.
+    """
 
     targets: Mapping[str, Module]
     assistant: Module | None = None
+    shared: SharedTokens | None = None
 
 
 @safe(exceptions=(DecodeError,))
@@ -114,10 +118,11 @@ def decoder(label: str, models: Models) -> Decoder:
     if variant not in models.targets:
         known = ", ".join(filter(None, models.targets)) or "none"
         raise DecodeError("decoders", "no such model was made", label, f"declared models: {known}")
-    return Decoder(label, variant, _prepare(name, models.targets[variant], models.assistant))
+    return Decoder(label, variant, _prepare(name, variant, models))
 
 
-def _prepare(name: str, model: Module, assistant: Module | None) -> Prepare:
+def _prepare(name: str, variant: str, models: Models) -> Prepare:
+    model = models.targets[variant]
     if ":" in name:
         return composed(cast(Compose, imported(name)))
     found = _LABEL.fullmatch(name)
@@ -125,8 +130,11 @@ def _prepare(name: str, model: Module, assistant: Module | None) -> Prepare:
     if base not in NAMES or ((policy or rule) and base not in DRAFTERS):
         remedy = f"use {', '.join(NAMES)}, or module:function"
         raise DecodeError("decoders", "no decoder has this name", name, remedy)
-    if base in _ASSISTED and assistant is None:
+    if base in _ASSISTED and models.assistant is None:
         raise DecodeError("decoders", "there is no assistant model", base, "name one with --assistant")
+    if base == "hf-assistant" and models.shared is not None:
+        happened, remedy = "transformers is measured with assistants of the same tokenizer", "use llm or retokenised"
+        raise DecodeError("decoders", happened, base, remedy)
     if base in PEERS:
         if not isinstance(model, PreTrainedModel):
             happened, kind = "transformers decodes with its own models only", type(model).__name__

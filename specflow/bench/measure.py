@@ -158,7 +158,10 @@ def run_one(plan: Plan, decoder: Decoder, prompt: Prompt, state: DecodeState, re
     stopwatch = Stopwatch(plan.clock or clock_for(model))
     torch.manual_seed(plan.seed_of(prompt, repeat))
     target, assistant = CachedPredictor(model), plan.models.assistant
-    context = Context(model, target, plan.processor, Dice(), plan.loaded.tokenizer, state.tokens, assistant, stopwatch)
+    tokenizer, shared = plan.loaded.tokenizer, plan.models.shared
+    context = Context(
+        model, target, plan.processor, Dice(), tokenizer, state.tokens, assistant, stopwatch, shared=shared
+    )
     session = decoder.prepare(context)
     with stopwatch.watching(model):
         began = stopwatch.clock()
