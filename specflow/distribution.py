@@ -155,7 +155,7 @@ Distribution: TypeAlias = PointMass | Categorical | BlackBox
 
 def vector(probs: object) -> None:
     """Refuses what is not a row of probabilities [V]; the numbers are not looked at."""
-    if not is_floats(probs) or probs.ndim != 1 or not len(probs):
+    if not is_floats(probs) or probs.ndim != 1 or not probs.numel():
         remedy = "give a tensor of floats [V]"
         raise DecodeError("probs", "a law has no row of probabilities", described(probs), remedy)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from specflow.asked import looked_at, rows_of
 from specflow.errors import DecodeError
-from specflow.guards.checks import calls, named, shown
+from specflow.guards.checks import calls, described, is_floats, named
 from specflow.guards.ids import reading_of
 from specflow.state import TEXT, Predictor, Proposal, Tokens, chain, parents_of
 from specflow.trees import is_chain, leaves, path_to
@@ -54,8 +54,9 @@ def along_paths(model: Callable[[Tokens], Tensor]) -> Predictor:
     calls("a function of a text", "give one that returns logits [V]")("model", model)
 
     def predict(tokens: Tokens, drafts: Sequence[Proposal], /) -> Tensor:
-        parents = parents_of(drafts)
-        texts = [tokens + tuple([drafts[k].token for k in path_to(parents, i)]) for i in range(TEXT, len(drafts))]
+        texts = [tokens]
+        for parent, draft in zip(parents_of(drafts), drafts, strict=True):
+            texts.append((*texts[parent - TEXT], draft.token))
         return torch.stack([_row(model, text) for text in texts])
 
     return predict
@@ -63,10 +64,10 @@ def along_paths(model: Callable[[Tokens], Tensor]) -> Predictor:
 
 def _row(model: Callable[[Tokens], Tensor], text: Tokens) -> Tensor:
     row: object = model(text)
-    if not isinstance(row, Tensor) or row.ndim != 1:
-        happened = f"the function {named(model)} gives no row of logits"
-        raise DecodeError("model", happened, shown(row), "return floats of shape [V]")
-    return looked_at(row[None], 1, model, len(text), "predictor")[0]
+    if not is_floats(row) or row.ndim != 1 or not row.numel():
+        happened, where = f"the function {named(model)} gives no row of logits", f"position {len(text) - 1}"
+        raise DecodeError("model", happened, f"{described(row)} after {where}", "return floats of shape [V]")
+    return row.detach() if row.requires_grad else row
 
 
 def last_rows(predictor: Predictor, tokens: Tokens, last: int, name: str = "predictor") -> Tensor:

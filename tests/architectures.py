@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Final, final
 
+import pytest
 import torch
 from attrs import frozen
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
@@ -457,3 +459,18 @@ ARCHITECTURES: Final = (
         spread=0.25,
     ),
 )
+
+NAMED: Final[Mapping[str, Architecture]] = {architecture.kind: architecture for architecture in ARCHITECTURES}
+
+
+@cache
+def built(kind: str) -> PreTrainedModel:
+    """The model of an architecture, for tests that leave it as it is."""
+    return NAMED[kind].build()
+
+
+EACH: Final = tuple(
+    pytest.param(architecture, id=architecture.kind, marks=pytest.mark.xdist_group(architecture.kind))
+    for architecture in ARCHITECTURES
+)
+"""For tests over all of them. Those of one run in one process, which imports, builds and tries its model once."""

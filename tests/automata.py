@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import cache
 from itertools import product
 from math import inf
 from typing import Final, TypeAlias, final
@@ -55,11 +56,13 @@ LETTERS_END: Final = 3
 REGEX: Final = Grammar.regex(PATTERN, LETTERS, stop=(LETTERS_END,))
 
 
+@cache
 def in_brackets(output: Tokens) -> frozenset[int]:
     """By looking through the texts of brackets that begin with the output."""
     return _by_looking(output, _is_nested, 2, END)
 
 
+@cache
 def in_letters(output: Tokens) -> frozenset[int]:
     """By looking through the texts of letters that begin with the output."""
     return _by_looking(output, _is_matched, 3, LETTERS_END)

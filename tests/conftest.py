@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from time import process_time
 
@@ -13,7 +14,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import torch
 from hypothesis import settings
+from torch.nn import Module
 
+from benchmarks.seed_invariance import first_layers
+from specflow import accelerate, cli
 from specflow.models import INSTALL, Loaded, load, smollm2_is_installed
 from tests.lanes import MOST, SLOW, is_quick
 
@@ -71,6 +75,27 @@ def smollm2() -> Loaded:
     if not smollm2_is_installed():
         pytest.skip(f"SmolLM2 is not installed; run `{INSTALL}`")
     return load("smollm2", "float32").unwrap()
+
+
+@pytest.fixture(scope="session")
+def fast_smollm2(smollm2: Loaded) -> Module:
+    """The real model in fp32, accelerated: for tests of other things than the given model's own passes."""
+    return accelerate.fast(smollm2.model)
+
+
+@pytest.fixture(scope="session")
+def short(smollm2: Loaded) -> Loaded:
+    """The first layers of the real model: its sizes, its vocabulary and its rounding, in a fifth of the time."""
+    return Loaded(first_layers(smollm2.model, 3), smollm2.tokenizer)
+
+
+once_loaded = cache(load)
+
+
+@pytest.fixture
+def _loads_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command is given the models that it loaded before: to load one takes longer than to decode a few words."""
+    monkeypatch.setattr(cli, "load", once_loaded)
 
 
 @pytest.fixture(scope="session")

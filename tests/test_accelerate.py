@@ -20,7 +20,6 @@ from torch.nn import Module
 from transformers import DynamicCache, PreTrainedModel
 from typing_extensions import override
 
-from benchmarks.seed_invariance import first_layers
 from specflow import (
     TEXT,
     CachedPredictor,
@@ -56,11 +55,9 @@ from specflow.randomness import Sampling
 from specflow.stages import Adjust, Draft, Verify, advance, commit
 from specflow.state import CertainDrafter
 from specflow.testing import conformance, model_conformance, through_trees
-from tests.architectures import ARCHITECTURES, WINDOW, Architecture
+from tests.architectures import NAMED, WINDOW, Architecture
 from tests.test_captured import captured
 from tests.toys import VOCABULARY, oracle, passes_of, tiny_gpt2, tiny_llama
-
-NAMED: Final = {architecture.kind: architecture for architecture in ARCHITECTURES}
 
 
 class MakeModel(Protocol):
@@ -116,8 +113,6 @@ FAMILY: Final = {
 }
 
 
-LAYERS: Final = 3
-
 one_process = pytest.mark.xdist_group("accelerate")
 """For tests that share what is made of the real model."""
 
@@ -135,27 +130,15 @@ def smollm2_bf16(smollm2: Loaded) -> Loaded:
 
 
 @pytest.fixture(scope="module")
-def short(smollm2: Loaded) -> PreTrainedModel:
-    """The first layers of the real model: its sizes, its vocabulary and its rounding, in a fifth of the time."""
-    return first_layers(smollm2.model, LAYERS)
+def short_fp32(short: Loaded) -> Module:
+    """The first layers of the real model in fp32, their passes equal bit for bit."""
+    return accelerate.bit_for_bit(short.model)
 
 
 @pytest.fixture(scope="module")
-def short_fp32(short: PreTrainedModel) -> Module:
-    """It in fp32, its passes equal bit for bit."""
-    return accelerate.bit_for_bit(short)
-
-
-@pytest.fixture(scope="module")
-def short_bf16(short: PreTrainedModel) -> Module:
-    """It in bf16, its passes equal bit for bit."""
-    return accelerate.bit_for_bit(deepcopy(short).to(torch.bfloat16))
-
-
-@pytest.fixture(scope="module")
-def fast_fp32(smollm2: Loaded) -> Module:
-    """The real model in fp32, accelerated."""
-    return accelerate.fast(smollm2.model)
+def short_bf16(short: Loaded) -> Module:
+    """They in bf16, their passes equal bit for bit."""
+    return accelerate.bit_for_bit(deepcopy(short.model).to(torch.bfloat16))
 
 
 @pytest.fixture(scope="module")
@@ -238,15 +221,15 @@ def test_what_a_pass_leaves_behind_are_ordinary_tensors() -> None:
 
 
 @one_process
-def test_the_real_model(smollm2: Loaded, fast_fp32: Module, written: tuple[Tokens, Tokens]) -> None:
+def test_the_real_model(smollm2: Loaded, fast_smollm2: Module, written: tuple[Tokens, Tokens]) -> None:
     prompt, answer = written
     text = prompt + answer[:8]
     truth = last_rows(UncachedPredictor(smollm2.model), text, len(text))
-    predict = CachedPredictor(fast_fp32)
+    predict = CachedPredictor(fast_smollm2)
     parts = ((text[: len(prompt)], len(prompt)), (text[:-3], 5), (text, 3))
     ours = torch.cat([last_rows(predict, part, last) for part, last in parts])
     assert (ours - truth).abs().max() < 1e-3
-    assert greedy(fast_fp32, prompt, 40) == answer
+    assert greedy(fast_smollm2, prompt, 40) == answer
 
 
 def test_the_real_model_in_bf16_is_as_near_to_fp32_as_the_given_one(smollm2: Loaded, smollm2_bf16: Loaded) -> None:
@@ -948,12 +931,12 @@ def _composed(draft: Draft, verify: Verify[Sampling], adjust: Adjust[SharedNoise
 @one_process
 @pytest.mark.parametrize("make", [accelerate.lossy_bf16, accelerate.lossy_int8])
 def test_a_coarse_copy_drafts_for_its_model(
-    make: object, smollm2: Loaded, fast_fp32: Module, written: tuple[Tokens, Tokens]
+    make: object, smollm2: Loaded, fast_smollm2: Module, written: tuple[Tokens, Tokens]
 ) -> None:
     assert callable(make)
     prompt, expected = written
     output, rate = speculative_generate(
-        list(prompt), make(smollm2.model), fast_fp32, gamma=4, max_gen_len=40, eos_tokens_id=[], use_cache=True
+        list(prompt), make(smollm2.model), fast_smollm2, gamma=4, max_gen_len=40, eos_tokens_id=[], use_cache=True
     )
     assert output == list(expected)
     assert rate > 0.8

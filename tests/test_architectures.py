@@ -27,17 +27,17 @@ from specflow import (
 from specflow.predictors import UncachedPredictor
 from specflow.stages import UpdateNgram
 from specflow.testing import conformance, model_conformance, through_trees
-from tests.architectures import ARCHITECTURES, NONE, WINDOW, Architecture
+from tests.architectures import ARCHITECTURES, EACH, NONE, WINDOW, Architecture, built
 from tests.toys import VOCABULARY, oracle
 
 PROMPT = (5, 9, 5, 9, 7, 3, 5, 9, 7, 3, 5)
 NEW = 14
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda architecture: architecture.kind)
+@pytest.mark.parametrize("architecture", EACH)
 def test_architecture(architecture: Architecture) -> None:
     logging.set_verbosity_error()
-    model = architecture.build()
+    model = built(architecture.kind)
     predictor = CachedPredictor(model)
     report = model_conformance(model, predictor=predictor, steps=40, longest=5 * WINDOW)
     assert report.holds, report

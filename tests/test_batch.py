@@ -57,7 +57,7 @@ from specflow.predictors import UncachedPredictor
 from specflow.stages import UpdateNgram
 from specflow.state import Tally
 from specflow.testing import Branch, Ending, TableModel, exact_law
-from tests.architectures import ARCHITECTURES, Architecture
+from tests.architectures import ARCHITECTURES, EACH, Architecture, built
 from tests.test_captured import captured
 from tests.toys import VOCABULARY, Unrunnable, disturbed, oracle, passes_of, tiny_llama
 
@@ -187,11 +187,11 @@ ONE_BY_ONE = {
 """The architectures whose texts are read one by one: they take no positions, no masks, or keep more than rows."""
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda architecture: architecture.kind)
+@pytest.mark.parametrize("architecture", EACH)
 @pytest.mark.filterwarnings("ignore:some texts over")
 def test_every_architecture_says_in_a_batch_what_it_says_alone(architecture: Architecture) -> None:
     """Read together where it can be, windows that texts outgrow among them, and else row by row."""
-    model = architecture.build()
+    model = built(architecture.kind)
     batched, alone = BatchPredictor(model, 4), CachedPredictor(model)
     decodes = [
         partial(decode, STEPS[decoder], batched, batched, i)
@@ -203,10 +203,11 @@ def test_every_architecture_says_in_a_batch_what_it_says_alone(architecture: Arc
     ]
     ends = dict(together(decodes, 4))
     assert [ends[i] for i in sorted(ends)] == expected
-    shapes = read_by(model)
-    batched((3, 4), ())  # what is tried again, as the model now has a hook, is tried here
-    before = len(shapes)
-    list(together([partial(batched, (i, 3, 4, 5), ()) for i in range(6, 9)], 3))
+    shapes: list[tuple[int, ...]] = []
+    with model.register_forward_pre_hook(lambda module, arguments: shapes.append(tuple(arguments[0].shape))):
+        batched((3, 4), ())  # what is tried again, as the model now has a hook, is tried here
+        before = len(shapes)
+        list(together([partial(batched, (i, 3, 4, 5), ()) for i in range(6, 9)], 3))
     shapes = shapes[before:]
     assert (len(shapes) == 1) is (architecture.kind not in ONE_BY_ONE)
 

@@ -211,9 +211,10 @@ def test_every_decoder_writes_the_oracles_text_and_its_counts_fit() -> None:
     runs = list(measure(plan))
     assert len(runs) == len(PROMPTS) * len(labels) == plan.texts
 
+    expected = [oracle(prompt_ids(prompt), model, 24, plan.loaded.stop) for prompt in PROMPTS]
     for run in runs:
         prompt = PROMPTS[run.question_id - 1]
-        assert list(run.output) == oracle(prompt_ids(prompt), model, 24, plan.loaded.stop)
+        assert list(run.output) == expected[run.question_id - 1]
         assert run.prompt_tokens == len(prompt_ids(prompt))
         assert sum(one.tokens for one in run.rounds) == len(run.output)
         assert all(one.accepted <= one.drafted for one in run.rounds)

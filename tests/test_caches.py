@@ -42,10 +42,9 @@ from specflow.loop import once
 from specflow.predictors import UncachedPredictor, last_rows
 from specflow.predictors.cached import REREAD
 from specflow.testing import model_conformance
-from tests.architectures import ARCHITECTURES, WINDOW
+from tests.architectures import NAMED, WINDOW
 from tests.toys import oracle, tiny_llama
 
-BY_KIND = {architecture.kind: architecture for architecture in ARCHITECTURES}
 PROMPT = (5, 9, 5, 9, 7, 3, 5, 9, 7, 3, 5)
 
 
@@ -72,7 +71,7 @@ def knowing(text: list[int], wrong: int) -> Callable[[Tokens], Iterator[Proposal
 
 @pytest.mark.parametrize("kind", ["mamba2", "qwen3_next", "lfm2", "falcon_h1", "gemma3_text", "llama"])
 def test_refused_drafts_cost_no_extra_target_pass(kind: str) -> None:
-    model = BY_KIND[kind].build()
+    model = NAMED[kind].build()
     text = [*PROMPT, *oracle(PROMPT, model, 24)]
     predictor = CachedPredictor(model)
     predictor((1, 2, 3), ())  # finds out how it can be fed
@@ -87,7 +86,7 @@ def test_refused_drafts_cost_no_extra_target_pass(kind: str) -> None:
 
 
 def test_a_text_read_again_and_again_is_moved_up_in_few_passes_of_its_own() -> None:
-    model = BY_KIND["mamba2"].build()
+    model = NAMED["mamba2"].build()
     text = [*PROMPT, *oracle(PROMPT, model, 120)]
     CachedPredictor(model)(PROMPT, ())
     predictor, counted = CachedPredictor(model), Counted(model)
@@ -100,7 +99,7 @@ def test_a_text_read_again_and_again_is_moved_up_in_few_passes_of_its_own() -> N
 
 
 def test_a_model_is_tried_once() -> None:
-    model = BY_KIND["mamba2"].build()
+    model = NAMED["mamba2"].build()
     passes: list[int] = []
     model.register_forward_pre_hook(lambda module, inputs: passes.append(inputs[0].shape[1]))
     CachedPredictor(model)(PROMPT, ())
@@ -114,7 +113,7 @@ def test_a_model_is_tried_once() -> None:
 
 
 def test_the_state_behind_the_prompt_is_kept_for_the_next_sample() -> None:
-    model = BY_KIND["mamba2"].build()
+    model = NAMED["mamba2"].build()
     counted, predictor = Counted(model), CachedPredictor(model)
     first = autoregressive_step(predictor, GreedyProcessor(), Dice())
     run(first, start(PROMPT, 10).unwrap())
@@ -125,7 +124,7 @@ def test_the_state_behind_the_prompt_is_kept_for_the_next_sample() -> None:
 
 @pytest.mark.parametrize("kind", ["llama", "gemma3_text", "mistral", "gpt_oss", "qwen3_5_text", "falcon_h1", "mamba2"])
 def test_a_static_cache_conforms(kind: str) -> None:
-    architecture = BY_KIND[kind]
+    architecture = NAMED[kind]
     model = architecture.build()
     predictor = CachedPredictor(model, lambda: StaticCache(model.config, max_cache_len=5 * WINDOW))
     report = model_conformance(model, predictor=predictor, steps=60, longest=5 * WINDOW)
@@ -150,7 +149,7 @@ def test_a_text_that_outgrows_a_static_cache_is_refused_before_the_model_runs() 
 
 
 def test_a_window_that_is_longer_than_its_static_cache_does_not_become_shorter() -> None:
-    model = BY_KIND["mistral"].build()
+    model = NAMED["mistral"].build()
     predictor = CachedPredictor(model, lambda: StaticCache(model.config, max_cache_len=WINDOW - 2))
     assert predictor.limits.context == WINDOW - 2
     assert CachedPredictor(model, lambda: StaticCache(model.config, max_cache_len=99)).limits.context == 256
@@ -212,7 +211,7 @@ def test_an_offloaded_cache_is_refused_where_there_is_nothing_to_offload_from(wh
 
 
 def test_a_sliding_window_records_what_a_draft_may_take_back_and_not_much_more() -> None:
-    model = BY_KIND["mistral"].build()
+    model = NAMED["mistral"].build()
     counted, predictor = Counted(model), CachedPredictor(model)
     text = tuple(torch.randint(0, 64, (240,)).tolist())
     longest = 0
@@ -325,7 +324,7 @@ def test_a_text_that_crosses_the_edge_of_a_longrope_is_read_afresh_there(cached:
         "long_factor": [1.0, 3.0, 9.0, 30.0],
     }
     config = AutoConfig.for_model(
-        "phi3", **{**BY_KIND["phi3"].config, "rope_parameters": rope, "original_max_position_embeddings": edge}
+        "phi3", **{**NAMED["phi3"].config, "rope_parameters": rope, "original_max_position_embeddings": edge}
     )
     model = AutoModelForCausalLM.from_config(config)
     model.to(torch.float64)
@@ -349,12 +348,12 @@ def test_a_text_that_crosses_the_edge_of_a_longrope_is_read_afresh_there(cached:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kind", ["mamba", "falcon_mamba", "mamba2", "falcon_h1", "lfm2", "rwkv"])
 def test_gross_faults_are_found_in_half_precision_and_rounding_is_none(kind: str, dtype: torch.dtype) -> None:
-    model = BY_KIND[kind].build()
+    model = NAMED[kind].build()
     model.to(dtype)
     predictor = CachedPredictor(model)
     predictor(PROMPT, ())
     assert predictor.feeding is not None
-    assert predictor.feeding.name == BY_KIND[kind].feeding
+    assert predictor.feeding.name == NAMED[kind].feeding
 
 
 @pytest.mark.parametrize(
@@ -379,13 +378,13 @@ def test_a_model_that_reads_few_tokens_is_tried_on_as_few(room: int, feeding: st
 
 
 def test_a_cache_for_a_model_that_takes_none_is_refused() -> None:
-    model = BY_KIND["openai-gpt"].build()
+    model = NAMED["openai-gpt"].build()
     with pytest.raises(DecodeError, match="the model takes no cache"):
         CachedPredictor(model, lambda: DynamicCache(config=model.config))
 
 
 def test_a_pass_that_fails_leaves_no_memo() -> None:
-    model = BY_KIND["qwen3_next"].build()
+    model = NAMED["qwen3_next"].build()
     predictor = CachedPredictor(model)
     predictor(PROMPT, ())
     with pytest.raises(DecodeError, match="outside the vocabulary of 64: received 1000"):

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from random import Random
-from typing import Final
 
 import pytest
 import torch
@@ -40,11 +39,9 @@ from specflow.caches import BLOCK, KVCache
 from specflow.errors import DecodeError
 from specflow.predictors import UncachedPredictor, last_rows
 from specflow.testing import conformance, through_trees
-from tests.architectures import ARCHITECTURES, WINDOW, Architecture
+from tests.architectures import NAMED, WINDOW
 from tests.tape import FakeStream, Tape, on_stream, on_tape, recording_into
 from tests.toys import VOCABULARY, passes_of, tiny_gpt2, tiny_llama
-
-NAMED: Final[dict[str, Architecture]] = {architecture.kind: architecture for architecture in ARCHITECTURES}
 
 
 def captured(model: PreTrainedModel, capture: Capture = on_tape) -> Captured:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from shutil import copytree
@@ -75,6 +76,7 @@ def generate(folder: Path, *arguments: str, prompt: str = PROMPT) -> int:
     return cli.main(["generate", prompt, "--model", str(folder), "--max-new-tokens", "9", *arguments])
 
 
+@cache
 def answer(folder: Path, prompt: str = PROMPT) -> str:
     """What the model of the folder says without the command, greedily, in up to 24 tokens."""
     loaded = load(folder, "float64").unwrap()
@@ -100,6 +102,7 @@ ALONE = [name for name, entry in DRAFTERS.items() if not entry.assisted]
 """The drafters that need no other model."""
 
 
+@pytest.mark.usefixtures("_loads_once")
 @pytest.mark.parametrize("drafter", ALONE)
 def test_every_drafter_gives_the_same_answer(drafter: str, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert generate(tiny, "--dtype", "float64", "--max-new-tokens", "24", "--drafter", drafter) == 0
@@ -108,6 +111,7 @@ def test_every_drafter_gives_the_same_answer(drafter: str, tiny: Path, capsys: p
     assert ("acceptance 0/0" in captured.err) is (drafter == "none")
 
 
+@pytest.mark.usefixtures("_loads_once")
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_model_drafts_under_every_policy(policy: str, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--dtype", "float64"]
@@ -119,6 +123,7 @@ def test_a_model_drafts_under_every_policy(policy: str, tiny: Path, capsys: pyte
     assert "= 100%" in captured.err
 
 
+@pytest.mark.usefixtures("_loads_once")
 @pytest.mark.parametrize("drafter", ["none", "ngram", "lookup", "suffix", "tree"])
 def test_the_cost_aware_policy_times_the_target_that_decodes(
     drafter: str, tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -488,6 +493,7 @@ def test_what_a_model_raises_is_one_sentence(
     assert "the model cannot be run in float64: received NotImplementedError: no kernel; try" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("_loads_once")
 @pytest.mark.parametrize("seed", ["3", str(-(10**30))])
 def test_a_seed_has_one_text_whatever_drafts_it_and_however_far(
     seed: str, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -512,6 +518,7 @@ def test_a_seed_has_one_text_whatever_drafts_it_and_however_far(
     assert len(texts) == 1
 
 
+@pytest.mark.usefixtures("_loads_once")
 @pytest.mark.parametrize("policy", POLICIES)
 def test_every_policy_paces_trees(policy: str, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert generate(tiny, "--dtype", "float64", "--drafter", "none") == 0
@@ -522,6 +529,7 @@ def test_every_policy_paces_trees(policy: str, tiny: Path, capsys: pytest.Captur
     assert policy == "cost" or "acceptance 0/0" not in captured.err
 
 
+@pytest.mark.usefixtures("_loads_once")
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("drafter", ["tree", "llm"])
 def test_drafts_are_judged_by_the_rule_that_was_asked_for(

@@ -278,7 +278,11 @@ def test_a_model_goes_on_behind_a_tree() -> None:
 LENGTH = 30
 
 
-TARGETS = {"llama": tiny_llama(0), "llama fp32": tiny_llama(3, dtype=torch.float32), "gpt2": tiny_gpt2(0)}
+TARGETS = {
+    "llama": tiny_llama(0),
+    "llama fp32": tiny_llama(3, layers=1, dtype=torch.float32),
+    "gpt2": tiny_gpt2(0, layers=1),
+}
 CLOSE = fast(disturbed(TARGETS["llama"], 1, 0.02))
 ELSEWHERE = oracle((3, 4, 5), CLOSE, LENGTH)
 """Another text, for a memory."""

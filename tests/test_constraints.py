@@ -36,6 +36,7 @@ from specflow import (
     Tokens,
     TopKProcessor,
     Traverse,
+    at_most,
     chain,
     first_of,
     run,
@@ -141,8 +142,8 @@ def certain(world: World, answer: Constraint) -> Drafter:
 
 
 def forced_in_trees(world: World, answer: Constraint) -> Drafter:
-    """Forced tokens behind drawn siblings."""
-    return then(bushes(world, answer), Forced(answer))
+    """Forced tokens behind two drawn siblings."""
+    return then(at_most(2, bushes(world, answer)), Forced(answer))
 
 
 def forced(world: World, answer: Constraint) -> Drafter:

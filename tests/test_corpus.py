@@ -149,6 +149,7 @@ def undrafted(folder: Path) -> dict[object, object]:
     return {answer["id"]: answer["text"] for answer in read(out)}
 
 
+@pytest.mark.usefixtures("_loads_once")
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("drafter", DRAFTERS)
 def test_every_drafter_and_policy_serves_many_texts(

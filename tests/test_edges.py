@@ -89,14 +89,16 @@ PAIR: Final = (Proposal(4), Proposal(5, parent=-1))
 
 def walk(model: Module, pristine: Module, longest: int = 48) -> None:
     """Reads on, drafts that are refused, trees, and back: all rows are the fresh ones, with a memo and without."""
-    cached, afresh = CachedPredictor(model), UncachedPredictor(model)
-    for predict in (cached, afresh):
-        for end in (3, 14, 13, longest - 6, longest - 5, 20, longest - 2):
-            text = (*TEXT[:end], 7, 9)
-            torch.testing.assert_close(last_rows(predict, text, 3), fresh(pristine, text, 3), rtol=0, atol=1e-9)
-            rows = predict(text, TREE)
-            expected = torch.cat([fresh(pristine, (*text, 4, 6), 3), fresh(pristine, (*text, 5), 1)])
-            torch.testing.assert_close(rows[[0, 1, 3, 2]], expected, rtol=0, atol=1e-9)
+    texts = [(*TEXT[:end], 7, 9) for end in (3, 14, 13, longest - 6, longest - 5, 20, longest - 2)]
+    expected = []
+    for text in texts:
+        behind = torch.cat([fresh(pristine, (*text, 4, 6), 2), fresh(pristine, (*text, 5), 1)])
+        expected.append((fresh(pristine, text, 3), behind))
+    for predict in (CachedPredictor(model), UncachedPredictor(model)):
+        for text, (last, behind) in zip(texts, expected, strict=True):
+            torch.testing.assert_close(last_rows(predict, text, 3), last, rtol=0, atol=1e-9)
+            rows = torch.cat([last[-1:], behind])
+            torch.testing.assert_close(predict(text, TREE)[[0, 1, 3, 2]], rows, rtol=0, atol=1e-9)
 
 
 DYNAMIC: Final = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}

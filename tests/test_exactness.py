@@ -16,16 +16,22 @@ from tests.toys import VOCABULARY, disturbed, oracle, tiny_gpt2, tiny_llama
 
 TARGETS = {
     "llama": tiny_llama(0),
-    "llama fp32": tiny_llama(3, dtype=torch.float32),
-    "gpt2": tiny_gpt2(0),
+    "llama fp32": tiny_llama(3, layers=1, dtype=torch.float32),
+    "gpt2": tiny_gpt2(0, layers=1),
 }
 DRAFTERS: dict[str, Callable[[PreTrainedModel], PreTrainedModel]] = {
     "itself": lambda target: target,
     "close": lambda target: disturbed(target, 1, 0.02) if target.config.to_dict()["model_type"] == "llama" else target,
     "stranger": lambda target: tiny_llama(9, layers=1),
-    "gpt2": lambda target: tiny_gpt2(5),
+    "gpt2": lambda target: tiny_gpt2(5, layers=1),
 }
 PROMPTS = ([3], [3, 4, 5], [7, 7, 7, 7, 7, 7], list(range(40)))
+
+
+@cache
+def drafting(drafter: str, target: PreTrainedModel) -> PreTrainedModel:
+    """One of `DRAFTERS`."""
+    return DRAFTERS[drafter](target)
 
 
 @cache
@@ -56,7 +62,7 @@ def test_autoregressive_equals_oracle_and_transformers(target: PreTrainedModel, 
 @pytest.mark.parametrize("drafter", DRAFTERS)
 @pytest.mark.parametrize(("use_cache", "first_target"), list(product([False, True], repeat=2)))
 def test_speculative_equals_oracle(target: PreTrainedModel, drafter: str, use_cache: bool, first_target: bool) -> None:
-    draft_model = DRAFTERS[drafter](target)
+    draft_model = drafting(drafter, target)
     for number, (prompt, gamma) in enumerate(zip(PROMPTS, (1, 2, 5, 9), strict=True)):
         output, rate = speculative_generate(
             prompt,

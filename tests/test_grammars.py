@@ -11,6 +11,7 @@ from typing import Any, Final
 import jsonschema
 import pytest
 import torch
+from torch.nn import Module
 
 from specflow import (
     CachedPredictor,
@@ -52,6 +53,7 @@ COMPACT: Final = {**SCHEMA, "x-guidance": {"whitespace_flexible": False}}
 
 def decoded(
     loaded: Loaded,
+    model: Module,
     grammar: Grammar,
     processor: Processor,
     drafter: Callable[[Any], Drafter],
@@ -61,37 +63,40 @@ def decoded(
     prompt = loaded.chat("Describe a person as JSON.")
     answer, dice = grammar.after(prompt), Dice(torch.Generator().manual_seed(seed))
     draft, cut, adjust = Draft(drafter(answer), Fixed(8)), CutForbidden(answer), Adjust(dice)
-    verify = Verify(CachedPredictor(loaded.model), Constrained(processor, answer), Reject(dice))
+    verify = Verify(CachedPredictor(model), Constrained(processor, answer), Reject(dice))
     end = ending(answer.is_over)
-    state = start(prompt, new, loaded.stop, limits_of(loaded.model)).unwrap()
+    state = start(prompt, new, loaded.stop, limits_of(model)).unwrap()
     finished = run(lambda state: state.then(draft).then(cut).then(verify).then(adjust).then(end), state)
     assert answer.is_complete(finished.state)
     return finished
 
 
 @pytest.mark.parametrize("schema", [SCHEMA, COMPACT], ids=["any spaces", "no spaces"])
-def test_answers_are_valid_and_drafts_change_none(smollm2: Loaded, schema: dict[str, Any]) -> None:
+def test_answers_are_valid_and_drafts_change_none(
+    smollm2: Loaded, fast_smollm2: Module, schema: dict[str, Any]
+) -> None:
     grammar = Grammar.json_schema(schema, smollm2.tokenizer, smollm2.stop)
     for seed, processor in enumerate((GreedyProcessor(), MultinomialProcessor(1.0), MultinomialProcessor(1.0))):
-        alone = decoded(smollm2, grammar, processor, lambda answer: propose_nothing, seed=seed)
-        drafted = decoded(smollm2, grammar, processor, lambda answer: then(Forced(answer), SuffixDrafter()), seed=seed)
+        given = smollm2, fast_smollm2, grammar, processor
+        alone = decoded(*given, lambda answer: propose_nothing, seed=seed)
+        drafted = decoded(*given, lambda answer: then(Forced(answer), SuffixDrafter()), seed=seed)
         assert drafted.state.tokens == alone.state.tokens
         jsonschema.validate(json.loads(smollm2.tokenizer.decode(alone.state.output, skip_special_tokens=True)), SCHEMA)
         assert drafted.state.tally.steps < alone.state.tally.steps
 
 
 @pytest.mark.parametrize("text", ["naïve 😀 café", 'a"b\\c/d', "日本語\n"])
-def test_a_lone_choice_is_said_byte_by_byte(smollm2: Loaded, text: str) -> None:
+def test_a_lone_choice_is_said_byte_by_byte(smollm2: Loaded, fast_smollm2: Module, text: str) -> None:
     """Characters of several tokens, and what a grammar has to quote."""
     grammar = Grammar.choice([text, text + "!"], smollm2.tokenizer, smollm2.stop)
-    finished = decoded(smollm2, grammar, GreedyProcessor(), Forced)
+    finished = decoded(smollm2, fast_smollm2, grammar, GreedyProcessor(), Forced)
     assert smollm2.tokenizer.decode(finished.state.output, skip_special_tokens=True) in (text, text + "!")
     pattern = Grammar.regex(re.escape(text), smollm2.tokenizer, smollm2.stop)
-    finished = decoded(smollm2, pattern, GreedyProcessor(), Forced)
+    finished = decoded(smollm2, fast_smollm2, pattern, GreedyProcessor(), Forced)
     assert smollm2.tokenizer.decode(finished.state.output, skip_special_tokens=True) == text
 
 
-def test_xgrammar_goes_through_the_same_door(smollm2: Loaded) -> None:
+def test_xgrammar_goes_through_the_same_door(smollm2: Loaded, fast_smollm2: Module) -> None:
     pytest.importorskip("xgrammar")
     from specflow.constraints.xgrammar import ebnf, json_schema, regex  # noqa: PLC0415 - xgrammar is not everywhere
 
@@ -99,13 +104,15 @@ def test_xgrammar_goes_through_the_same_door(smollm2: Loaded) -> None:
     parts = smollm2.tokenizer, smollm2.stop, size
     for seed, processor in enumerate((GreedyProcessor(), MultinomialProcessor(1.0))):
         grammar = json_schema(SCHEMA, *parts)
-        alone = decoded(smollm2, grammar, processor, lambda answer: propose_nothing, seed=seed)
-        drafted = decoded(smollm2, grammar, processor, lambda answer: then(Forced(answer), SuffixDrafter()), seed=seed)
+        given = smollm2, fast_smollm2, grammar, processor
+        alone = decoded(*given, lambda answer: propose_nothing, seed=seed)
+        drafted = decoded(*given, lambda answer: then(Forced(answer), SuffixDrafter()), seed=seed)
         assert drafted.state.tokens == alone.state.tokens
         jsonschema.validate(json.loads(smollm2.tokenizer.decode(alone.state.output, skip_special_tokens=True)), SCHEMA)
         assert drafted.state.tally.steps < alone.state.tally.steps
     for grammar, texts in ((regex("yes|no", *parts), "yes|no"), (ebnf('root ::= "so" | "so so"', *parts), "so( so)?")):
-        said = smollm2.tokenizer.decode(decoded(smollm2, grammar, GreedyProcessor(), Forced).state.output[:-1])
+        ids = decoded(smollm2, fast_smollm2, grammar, GreedyProcessor(), Forced).state.output
+        said = smollm2.tokenizer.decode(ids[:-1])
         assert re.fullmatch(texts, said) is not None or re.fullmatch(texts[:-1], said) is not None
     with pytest.raises(DecodeError, match="xgrammar does not take"):
         regex("(", *parts)
@@ -116,14 +123,14 @@ def _speculative(loaded: Loaded, processor: Processor, prompt: Tokens) -> Tokens
     return run(step, start(prompt, 30, loaded.stop).unwrap()).state.output
 
 
-def test_xgrammars_own_processor_obeys_under_drafts(smollm2: Loaded) -> None:
+def test_xgrammars_own_processor_obeys_under_drafts(short: Loaded) -> None:
     """In `Generate` and `InOrder` as it is; `ProcessorList`, which would have to copy it, refuses it and names them."""
     xgrammar: Any = pytest.importorskip("xgrammar")
     contrib: Any = pytest.importorskip("xgrammar.contrib.hf")
-    size = limits_of(smollm2.model).vocab_size
-    known = xgrammar.TokenizerInfo.from_huggingface(smollm2.tokenizer, vocab_size=size, stop_token_ids=[2])
+    size = limits_of(short.model).vocab_size
+    known = xgrammar.TokenizerInfo.from_huggingface(short.tokenizer, vocab_size=size, stop_token_ids=[2])
     compiled = xgrammar.GrammarCompiler(known).compile_json_schema(json.dumps(SCHEMA))
-    prompt, model = smollm2.chat("Describe a person as JSON."), smollm2.model
+    prompt, model = short.chat("Describe a person as JSON."), short.model
     ids, plain = torch.tensor([prompt]), {"do_sample": False, "max_new_tokens": 30}
     generate: Any = model.generate
     theirs = generate(ids, logits_processor=[contrib.LogitsProcessor(compiled)], **plain)[0, len(prompt) :].tolist()
@@ -134,7 +141,7 @@ def test_xgrammars_own_processor_obeys_under_drafts(smollm2: Loaded) -> None:
         **plain,
     )
     assert drafted[0, len(prompt) :].tolist() == theirs
-    assert list(_speculative(smollm2, InOrder([contrib.LogitsProcessor(compiled)]), prompt)) == theirs
+    assert list(_speculative(short, InOrder([contrib.LogitsProcessor(compiled)]), prompt)) == theirs
     with pytest.raises(DecodeError, match="use InOrder"):
         ProcessorList([contrib.LogitsProcessor(compiled)])
 
@@ -157,35 +164,35 @@ class ByLLGuidance:
         return scores.masked_fill(allowed[: scores.shape[1]] == 0, -torch.inf)
 
 
-def test_a_processor_over_llguidance_obeys_under_drafts(smollm2: Loaded) -> None:
-    prompt, generate = smollm2.chat("Describe a person as JSON."), smollm2.model.generate
+def test_a_processor_over_llguidance_obeys_under_drafts(short: Loaded) -> None:
+    prompt, generate = short.chat("Describe a person as JSON."), short.model.generate
     ids, plain = torch.tensor([prompt]), {"do_sample": False, "max_new_tokens": 30}
     calls: Any = generate
-    theirs = calls(ids, logits_processor=[ByLLGuidance(smollm2.tokenizer, COMPACT)], **plain)[0, len(prompt) :].tolist()
+    theirs = calls(ids, logits_processor=[ByLLGuidance(short.tokenizer, COMPACT)], **plain)[0, len(prompt) :].tolist()
     drafted = calls(
         ids,
-        logits_processor=[ByLLGuidance(smollm2.tokenizer, COMPACT)],
+        logits_processor=[ByLLGuidance(short.tokenizer, COMPACT)],
         custom_generate=Generate(SuffixDrafter()),
         **plain,
     )
     assert drafted[0, len(prompt) :].tolist() == theirs
-    assert list(_speculative(smollm2, InOrder([ByLLGuidance(smollm2.tokenizer, COMPACT)]), prompt)) == theirs
+    assert list(_speculative(short, InOrder([ByLLGuidance(short.tokenizer, COMPACT)]), prompt)) == theirs
     with pytest.raises(DecodeError, match="use InOrder"):
-        ProcessorList([ByLLGuidance(smollm2.tokenizer, COMPACT)])
+        ProcessorList([ByLLGuidance(short.tokenizer, COMPACT)])
     # And ours says what theirs says.
-    grammar = Grammar.json_schema(COMPACT, smollm2.tokenizer, smollm2.stop)
+    grammar = Grammar.json_schema(COMPACT, short.tokenizer, short.stop)
     law = Constrained(GreedyProcessor(), grammar.after(prompt))
-    assert list(_speculative(smollm2, law, prompt)) == theirs
+    assert list(_speculative(short, law, prompt)) == theirs
 
 
-def test_prefix_allowed_tokens_fn_is_honoured_under_drafts(smollm2: Loaded) -> None:
+def test_prefix_allowed_tokens_fn_is_honoured_under_drafts(short: Loaded) -> None:
     """With a matcher of ours in it, though it keeps a state of its own."""
-    prompt = smollm2.chat("Describe a person as JSON.")
-    generate: Any = smollm2.model.generate
+    prompt = short.chat("Describe a person as JSON.")
+    generate: Any = short.model.generate
 
     def allowed() -> Callable[[int, torch.Tensor], list[int]]:
-        answer = Grammar.json_schema(COMPACT, smollm2.tokenizer, smollm2.stop).after(prompt)
-        size = limits_of(smollm2.model).vocab_size or 0
+        answer = Grammar.json_schema(COMPACT, short.tokenizer, short.stop).after(prompt)
+        size = limits_of(short.model).vocab_size or 0
         return lambda batch, ids: list(answer.allowed(tuple(ids.tolist()), size).nonzero().flatten().tolist())
 
     ids, plain = torch.tensor([prompt]), {"do_sample": False, "max_new_tokens": 30}

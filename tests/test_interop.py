@@ -203,13 +203,13 @@ def test_stopping_criteria_see_each_committed_prefix_and_end_the_text_inside_a_d
 
 
 LLAMA = tiny_llama()
+CLOSE = disturbed(LLAMA, 1, 0.05)
+KNOWN = (*PROMPT, *oracle(PROMPT, LLAMA, 60))
 DRAFTERS: dict[str, Callable[[], Generate]] = {
     "nothing": Generate,
-    "llm": lambda: Generate(
-        LLMDrafter(CachedPredictor(disturbed(LLAMA, 1, 0.05)), GreedyProcessor(), Dice()), Fixed(4)
-    ),
-    "lookup": lambda: Generate(mostly(tuple(PROMPT) + tuple(oracle(PROMPT, LLAMA, 60)))),
-    "tree": lambda: Generate(forked(tuple(PROMPT) + tuple(oracle(PROMPT, LLAMA, 60))), Fixed(7)),
+    "llm": lambda: Generate(LLMDrafter(CachedPredictor(CLOSE), GreedyProcessor(), Dice()), Fixed(4)),
+    "lookup": lambda: Generate(mostly(KNOWN)),
+    "tree": lambda: Generate(forked(KNOWN), Fixed(7)),
 }
 
 

@@ -37,6 +37,7 @@ from specflow import (
     then,
     unfold,
 )
+from specflow.accelerate import fast
 from specflow.drafters import propose_nothing
 from specflow.policies import EGAG, AdaEDL, Heuristic, StopAfter
 from specflow.predictors import UncachedPredictor
@@ -63,7 +64,7 @@ from tests.test_stop import PIECES
 from tests.toys import VOCABULARY, disturbed, tiny_llama
 
 TARGET = tiny_llama(0)
-SMALL = disturbed(TARGET, 1, 0.03)
+SMALL = fast(disturbed(TARGET, 1, 0.03))
 PROMPT = (3, 4, 5, 3, 4)
 LENGTH = 24
 

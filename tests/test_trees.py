@@ -69,7 +69,7 @@ from specflow.state import CertainDrafter, Count, Request, parents_of
 from specflow.testing import TableModel, conformance, through_trees
 from specflow.trees import leaves, lineage, path_along, path_to, preorder
 from tests.architectures import ARCHITECTURES, WINDOW
-from tests.toys import VOCABULARY, disturbed, oracle, passes_of, tiny_gpt2, tiny_llama
+from tests.toys import VOCABULARY, disturbed, once, oracle, passes_of, tiny_gpt2, tiny_llama
 
 TREE = (
     Proposal(7),
@@ -98,7 +98,7 @@ def bush(tokens: Tokens) -> Iterator[Proposal[PointMass]]:
 
 def near_misses(model: PreTrainedModel) -> CertainDrafter:
     """The target's own token among others, three times: what is drafted is accepted, by different branches."""
-    predictor = UncachedPredictor(model)
+    predictor = once(model)
 
     def draft(tokens: Tokens) -> Iterator[Proposal[PointMass]]:
         parent, number = TEXT, 0
@@ -389,26 +389,34 @@ DRAFTERS: dict[str, Callable[[PreTrainedModel], CertainDrafter]] = {
 }
 
 
+PROMPT = (5, 9, 2, 5, 9)
+
+
 @cache
-def oracle_of(make: Callable[[], PreTrainedModel], prompt: Tokens, length: int) -> list[int]:
-    return oracle(prompt, make(), length)
+def given_of(make: Callable[[], PreTrainedModel]) -> tuple[PreTrainedModel, list[int]]:
+    """A model, and what it says after the prompt."""
+    model = make()
+    return model, oracle(PROMPT, model, 60)
+
+
+@cache
+def target_of(make: Callable[[], PreTrainedModel], accelerated: bool) -> Module:
+    """What the text is decoded with."""
+    model, _ = given_of(make)
+    return fast(model) if accelerated else model
 
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("name", DRAFTERS)
-@pytest.mark.parametrize("accelerated", [False, True])
-@pytest.mark.parametrize("make", [tiny_llama, tiny_gpt2])
+@pytest.mark.parametrize(("make", "accelerated"), [(tiny_llama, False), (tiny_llama, True), (tiny_gpt2, False)])
 def test_greedy_text_is_that_of_autoregressive_decoding(
     make: Callable[[], PreTrainedModel], accelerated: bool, name: str, rule: str
 ) -> None:
-    model = make()
-    drafter = DRAFTERS[name](model)
-    target = CachedPredictor(fast(model) if accelerated and make is tiny_llama else model)
-    prompt = (5, 9, 2, 5, 9)
-    dice = Dice()
+    model, expected = given_of(make)
+    drafter, target, dice = DRAFTERS[name](model), CachedPredictor(target_of(make, accelerated)), Dice()
     step = verified_step(drafter, target, GreedyProcessor(), dice, RULES[rule](dice), Fixed(9), prune=(target,))
-    end = run(step, start(prompt, 60).unwrap())
-    assert list(end.state.output) == oracle_of(make, prompt, 60)
+    end = run(step, start(PROMPT, 60).unwrap())
+    assert list(end.state.output) == expected
     if name == "near misses":
         assert end.state.tally.accepted == 60 - end.state.tally.steps
         assert end.state.mean_accepted_length > 3

@@ -37,10 +37,8 @@ from specflow.models import Loaded
 from specflow.paths import last_rows
 from specflow.predictors import UncachedPredictor
 from specflow.testing import model_conformance
-from tests.architectures import ARCHITECTURES
+from tests.architectures import NAMED
 from tests.toys import tiny_llama
-
-BY_KIND = {architecture.kind: architecture for architecture in ARCHITECTURES}
 
 
 def fingerprint(model: PreTrainedModel) -> dict[str, object]:
@@ -62,7 +60,7 @@ def fingerprint(model: PreTrainedModel) -> dict[str, object]:
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma3_text", "mamba", "mamba2", "rwkv", "qwen3_next", "minimax"])
 def test_a_model_is_as_it_was(kind: str) -> None:
-    target, drafter = BY_KIND[kind].build(), BY_KIND[kind].build(noise=0.1)
+    target, drafter = NAMED[kind].build(), NAMED[kind].build(noise=0.1)
     target.train()
     list(target.modules())[-1].eval()  # a mixture of modes, put back as it was
     before = fingerprint(target), fingerprint(drafter)

@@ -41,13 +41,13 @@ def tiny_llama(
     return _ready(LlamaForCausalLM(config), dtype)
 
 
-def tiny_gpt2(seed: int = 0, *, vocab_size: int = VOCABULARY, context: int = 128) -> PreTrainedModel:
+def tiny_gpt2(seed: int = 0, *, vocab_size: int = VOCABULARY, layers: int = 2, context: int = 128) -> PreTrainedModel:
     """A random GPT-2: learned positions, biases, another block."""
     torch.manual_seed(seed)
     config = GPT2Config(
         vocab_size=vocab_size,
         n_embd=32,
-        n_layer=2,
+        n_layer=layers,
         n_head=4,
         n_positions=context,
         initializer_range=0.3,

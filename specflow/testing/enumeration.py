@@ -15,7 +15,7 @@ from attrs import define, evolve, field, frozen
 from torch import Tensor
 from typing_extensions import TypeVar
 
-from specflow.distribution import BlackBox, Categorical, Distribution, PointMass, flaw, no_law
+from specflow.distribution import BlackBox, Categorical, Distribution, PointMass, flaw_of_sums, no_law
 from specflow.errors import DecodeError
 from specflow.guards.checks import calls
 
@@ -67,16 +67,16 @@ class Branch:
 
     def choose(self, weights: Sequence[float]) -> int:
         """The index of one of the alternatives, which have these probabilities."""
-        turn = len(self.taken)
-        choice = self.script[turn] if turn < len(self.script) else Turn(0, tuple(weights))
-        if choice.weights != tuple(weights):
+        turn, given = len(self.taken), tuple(weights)
+        choice = self.script[turn] if turn < len(self.script) else Turn(0, given)
+        if choice.weights != given:
             raise AssertionError("the program is not a function of its randomness: build afresh what it remembers")
         self.taken = (*self.taken, choice)
-        self.weight *= weights[choice.index]
+        self.weight *= given[choice.index]
         return choice.index
 
-    def _token(self, probs: Tensor) -> int:
-        possible = [(token, p) for token, p in enumerate(probs.tolist()) if p > 0]
+    def _token(self, probs: list[float]) -> int:
+        possible = [(token, p) for token, p in enumerate(probs) if p > 0]
         total = fsum(p for _, p in possible)
         return possible[self.choose([p / total for _, p in possible])][0]
 
@@ -108,9 +108,9 @@ class Noise:
         """`draw`, as an id [] on the device of `probs` [V]."""
         return torch.tensor(self.draw(Categorical(probs), position), device=probs.device)
 
-    def _token(self, position: int, probs: Tensor) -> int:
+    def _token(self, position: int, probs: list[float]) -> int:
         low, high = self._known.get(position, (Fraction(0), Fraction(1)))
-        parts = [Fraction(p) for p in probs.tolist()]
+        parts = [Fraction(p) for p in probs]
         total = sum(parts)
         ends = [end / total for end in accumulate(parts, initial=Fraction(0))]
         overlaps = [(token, max(low, a), min(high, b)) for token, (a, b) in enumerate(pairwise(ends))]
@@ -120,13 +120,15 @@ class Noise:
         return token
 
 
-def _drawn(law: Distribution, position: int, choose: Callable[[Tensor], int]) -> int:
+def _drawn(law: Distribution, position: int, choose: Callable[[list[float]], int]) -> int:
     """A token of the law: the certain one, what `choose` takes of the probabilities, or what a `BlackBox` draws."""
     match law:
         case PointMass(token):
             return token
-        case Categorical(probs) if flaw(law) is None:
-            return choose(probs)
+        case Categorical():
+            probs: list[float] = law.probs.tolist()
+            if flaw_of_sums(sum(probs), min(probs)) is None:
+                return choose(probs)
         case BlackBox():
             return law.draw()
     raise no_law(law, position)

@@ -8,7 +8,7 @@ from random import Random
 from typing import final
 
 import torch
-from attrs import field, frozen
+from attrs import Factory, field, frozen
 from torch import Tensor
 from typing_extensions import override
 
@@ -19,7 +19,7 @@ from specflow.guards.ids import text_of
 from specflow.paths import along_paths
 from specflow.processors import LogitsProcessor
 from specflow.randomness import Sampling, drawn
-from specflow.state import Proposal, Tokens
+from specflow.state import Predictor, Proposal, Tokens
 
 
 @final
@@ -41,10 +41,11 @@ class TableModel:
     vocab_size: int = field(validator=valid(whole(1, "give a vocabulary of at least one token")))
     seed: int = field(default=0, validator=valid(whole(0, "give a whole number")))
     _rows: dict[Tokens, Tensor] = field(init=False, factory=dict, repr=False)
+    _read: Predictor = field(init=False, repr=False, default=Factory(lambda it: along_paths(it._row), takes_self=True))
 
     def __call__(self, tokens: Tokens, drafts: Sequence[Proposal], /) -> Tensor:
         """Logits [n + 1, V] after `tokens`, and after them and the path down to each draft."""
-        return along_paths(self._row)(text_of(tokens), drafts)
+        return self._read(text_of(tokens), drafts)
 
     def _row(self, tokens: Tokens) -> Tensor:
         if tokens not in self._rows:
