@@ -21,6 +21,7 @@ from specflow.bench.stopwatch import clock_for
 from specflow.catalogue import DRAFTERS, POLICIES, RULES, Entry, Policy, Setting, step_of
 from specflow.drafters import Bigrams
 from specflow.errors import DecodeError, said
+from specflow.heads import Head, HeadPredictor
 from specflow.models import bigrams_of
 from specflow.predictors import limits_of
 from specflow.randomness import Randomness
@@ -46,7 +47,14 @@ def _bigrams(context: Context) -> Bigrams:
     return _BIGRAMS[context.model]
 
 
-def _drafted(entry: Entry, policy: Policy, most: int, rule: Callable[[Randomness], Rule], model: Module) -> Compose:
+def _drafted(
+    entry: Entry,
+    policy: Policy,
+    most: int,
+    rule: Callable[[Randomness], Rule],
+    model: Module,
+    head: Head | None,
+) -> Compose:
     """One of our drafters in a step. What it and its policy remember is kept from text to text."""
     make, clock = entry.make(), clock_for(model)
     paced = cache(lambda temperature: policy(most, temperature, clock))
@@ -54,10 +62,9 @@ def _drafted(entry: Entry, policy: Policy, most: int, rule: Callable[[Randomness
     def compose(context: Context) -> Step:
         target, processor, rng = context.target, context.processor, context.rng
         vocab_size = limits_of(context.model).vocab_size or len(context.tokenizer)
-        bigrams = partial(_bigrams, context)
-        setting = Setting(
-            context.model, vocab_size, context.prompt, processor, rng, context.assistant, bigrams, context.reading
-        )
+        bigrams, asked = partial(_bigrams, context), (context.model, vocab_size, context.prompt, processor, rng)
+        drafts = None if head is None or not entry.headed else HeadPredictor(head, target)
+        setting = Setting(*asked, context.assistant, bigrams, context.reading, drafts)
         drafting = make(setting)
         timed = evolve(drafting, drafter=context.timed(drafting.drafter))
         pacing = paced(processor.temperature)
@@ -85,20 +92,28 @@ _LABEL: Final = re.compile(
 @final
 @frozen(eq=False)
 class Decoder:
-    """A decoder with its label and the name of the model that it decodes with."""
+    """A decoder with its label and the name of the model that it decodes with.
+
+    `features` are the hidden states that the target has to show it.
+    """
 
     label: str
     model: str
     prepare: Prepare
+    features: tuple[int, ...] | None = None
 
 
 @final
 @frozen(eq=False)
 class Models:
-    """The models to decode with: the one that was loaded, under "", and others made from it, by name."""
+    """The models to decode with: the one that was loaded, under "", and others made from it, by name.
+
+    `assistant` and `head` draft for them.
+    """
 
     targets: Mapping[str, Module]
     assistant: Module | None = None
+    head: Head | None = None
 
 
 @safe(exceptions=(DecodeError,))
@@ -114,10 +129,17 @@ def decoder(label: str, models: Models) -> Decoder:
     if variant not in models.targets:
         known = ", ".join(filter(None, models.targets)) or "none"
         raise DecodeError("decoders", "no such model was made", label, f"declared models: {known}")
-    return Decoder(label, variant, _prepare(name, models.targets[variant], models.assistant))
+    prepare, head = _prepare(name, models.targets[variant], models.assistant, models.head), models.head
+    return Decoder(label, variant, prepare, head.reads if head is not None and _is_headed(name) else None)
 
 
-def _prepare(name: str, model: Module, assistant: Module | None) -> Prepare:
+def _is_headed(name: str) -> bool:
+    """Whether it is a head that drafts."""
+    base = name.partition("@")[0]
+    return base in DRAFTERS and DRAFTERS[base].headed
+
+
+def _prepare(name: str, model: Module, assistant: Module | None, head: Head | None) -> Prepare:
     if ":" in name:
         return composed(cast(Compose, imported(name)))
     found = _LABEL.fullmatch(name)
@@ -127,6 +149,8 @@ def _prepare(name: str, model: Module, assistant: Module | None) -> Prepare:
         raise DecodeError("decoders", "no decoder has this name", name, remedy)
     if base in _ASSISTED and assistant is None:
         raise DecodeError("decoders", "there is no assistant model", base, "name one with --assistant")
+    if head is None and _is_headed(name):
+        raise DecodeError("decoders", "there is no head", base, "name one with --head")
     if base in PEERS:
         if not isinstance(model, PreTrainedModel):
             happened, kind = "transformers decodes with its own models only", type(model).__name__
@@ -135,7 +159,7 @@ def _prepare(name: str, model: Module, assistant: Module | None) -> Prepare:
     if base in DRAFTERS:
         entry = DRAFTERS[base]
         most = MOST if policy else int(gamma or entry.usual)
-        return composed(_drafted(entry, POLICIES[policy or "fixed"], most, RULES[rule or "reject"], model))
+        return composed(_drafted(entry, POLICIES[policy or "fixed"], most, RULES[rule or "reject"], model, head))
     return composed(lambda context: autoregressive_step(context.target, context.processor, context.rng))
 
 
