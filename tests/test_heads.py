@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from random import Random
 from threading import Thread
+from time import sleep
 from typing import Final, TypeAlias, cast, final
 
 import pytest
@@ -23,6 +24,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+import specflow.heads.reading
 from specflow import (
     TEXT,
     CachedPredictor,
@@ -57,6 +59,7 @@ from specflow.distribution import Distribution
 from specflow.heads import HeadDrafter, HeadPredictor, HeadTree, load_head
 from specflow.heads.eagle import Eagle3, Norms
 from specflow.heads.medusa import Medusa
+from specflow.prefix import common_prefix
 from specflow.processors import Processor
 from specflow.stages import Block
 from specflow.state import Rule, parents_of
@@ -327,22 +330,29 @@ def test_what_is_interrupted_leaves_no_wrong_memo(tmp_path: Path, monkeypatch: p
         torch.testing.assert_close(predict(now, DRAFTS), reading(published)(now, DRAFTS), rtol=1e-9, atol=1e-9)
 
 
-def test_threads_share_a_head(tmp_path: Path) -> None:
+def test_threads_share_a_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the same texts, and each lets the others go on while it looks for what is remembered."""
     published = LAYOUTS["eagle3"](tmp_path)
-    shared, wrong = reading(published), []
+    shared, alone = reading(published), reading(published)
+    expected = [(text, drafts, alone(text, drafts)) for text, drafts in scripts(0, 6)]
+    right: list[bool] = []
 
-    def work(seed: int) -> None:
-        mine = reading(published)
-        for text, drafts in scripts(seed, 8):
-            if not torch.allclose(shared(text, drafts), mine(text, drafts), rtol=1e-9, atol=1e-9):
-                wrong.append((text, drafts))
+    def slowly(one: Sequence[object], other: Sequence[object]) -> int:
+        sleep(0.0005)
+        return common_prefix(one, other)
 
-    threads = [Thread(target=work, args=(seed,)) for seed in range(4)]
+    monkeypatch.setattr(specflow.heads.reading, "common_prefix", slowly)
+
+    def work(turn: int) -> None:
+        for text, drafts, rows in expected[turn:] + expected[:turn]:
+            right.append(torch.allclose(shared(text, drafts), rows, rtol=1e-9, atol=1e-9))
+
+    threads = [Thread(target=work, args=(turn,)) for turn in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert wrong == []
+    assert right == [True] * (4 * len(expected))
 
 
 # What is drafted.
