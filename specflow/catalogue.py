@@ -32,6 +32,7 @@ from specflow.drafters import (
 )
 from specflow.errors import DecodeError
 from specflow.guards.checks import MOST, a, calls, does, each, or_none, shown, valid, whole
+from specflow.heads import HeadDrafter, HeadPredictor, HeadTree
 from specflow.policies import EGAG, SVIP, AdaEDL, CostAware, CostMeter, Fixed, Heuristic, StopAfter, Unsure
 from specflow.policies.meter import Clock
 from specflow.predictors import CachedPredictor, limits_of
@@ -78,6 +79,7 @@ class Setting:
     `assistant` is a smaller model, and `bigrams` gives the target's own, each where there is one. `reading` makes the
     predictor that the assistant is read through: of texts that are decoded at once, one `BatchPredictor` for all.
     `shared` is what its vocabulary and the target's have in common, None where they are one.
+    `head` drafts from what the target holds, where there is one; all texts share it.
     """
 
     model: Module = field(validator=valid(a(Module, "give the target")))
@@ -95,6 +97,9 @@ class Setting:
     )
     shared: SharedTokens | None = field(
         default=None, validator=valid(or_none(a(SharedTokens, "give SharedTokens(…), or None for one vocabulary")))
+    )
+    head: HeadPredictor | None = field(
+        default=None, validator=valid(or_none(a(HeadPredictor, "give HeadPredictor(head, target), or None")))
     )
 
 
@@ -117,14 +122,15 @@ Make: TypeAlias = Callable[[Setting], Drafting]
 class Entry:
     """A drafter of the catalogue: `make()` serves all texts of a decoder, so that it may remember what they said.
 
-    `usual` is how many tokens it drafts a step where nobody says. One that is `assisted` needs an assistant; one that
-    takes `bigrams` knows what to do with the target's.
+    `usual` is how many tokens it drafts a step where nobody says. One that is `assisted` needs an assistant, one that
+    is `headed` a head; one that takes `bigrams` knows what to do with the target's.
     """
 
     make: Callable[[], Make] = field(validator=valid(calls("a maker", "give a function that returns a Make")))
     usual: int = field(validator=valid(whole(1, "draft at least one token", MOST)))
     assisted: bool = field(default=False, validator=valid(a(bool, "say True or False")))
     bigrams: bool = field(default=False, validator=valid(a(bool, "say True or False")))
+    headed: bool = field(default=False, validator=valid(a(bool, "say True or False")))
 
 
 def _each(drafter: Callable[[], Drafter]) -> Callable[[], Make]:
@@ -175,6 +181,17 @@ def _retokenised(setting: Setting) -> Drafting:
     return Drafting(Retokenised(drafter, shared))
 
 
+def _head(setting: Setting) -> HeadPredictor:
+    if setting.head is None:
+        raise DecodeError("drafter", "there is no head to draft", "None", "give one that was made for the target")
+    return setting.head
+
+
+def _head_chain(setting: Setting) -> Drafting:
+    """Samples of the head."""
+    return Drafting(HeadDrafter(_head(setting), setting.processor, setting.rng))
+
+
 DRAFTERS: Final[Mapping[str, Entry]] = {
     "none": Entry(_each(lambda: propose_nothing), 1),
     "suffix": Entry(_each(SuffixDrafter), 20),
@@ -185,6 +202,8 @@ DRAFTERS: Final[Mapping[str, Entry]] = {
     "llm": Entry(lambda: _llm, 5, assisted=True),
     "retokenised": Entry(lambda: _retokenised, 5, assisted=True),
     "tree": Entry(lambda: lambda setting: Drafting(LookupTree(setting.bigrams())), 8, bigrams=True),
+    "head": Entry(lambda: lambda setting: Drafting(HeadTree(_head(setting))), 16, headed=True),
+    "head-chain": Entry(lambda: _head_chain, 5, headed=True),
 }
 
 

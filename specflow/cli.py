@@ -16,6 +16,8 @@ from typing import Final, TextIO, TypeAlias, final, get_args
 
 import torch
 from attrs import evolve, frozen
+from rich import progress as bars
+from rich.console import Console
 from torch.nn import Module
 from transformers import TextStreamer
 from transformers.utils import logging
@@ -23,12 +25,15 @@ from transformers.utils import logging
 from specflow import bench
 from specflow.accelerate import Given, bit_for_bit, fast
 from specflow.batch import BatchPredictor, seed_of
+from specflow.bench.prompts import OWN_PROMPTS
 from specflow.catalogue import COUPLED, DRAFTERS, POLICIES, RULES, Make, Pacing, Setting, all_drafts, step_of
 from specflow.constraints import Constrained, CutForbidden, Forced, Grammar
 from specflow.corpus import Answer, Id, Progress, Row, answer_all, answers_in, read_rows, summary
+from specflow.distill import Heard, Recipe, distill
 from specflow.drafters import Bigrams, then
 from specflow.errors import DecodeError, said, unwrap
 from specflow.guards.checks import or_none, shown, whole
+from specflow.heads import HeadPredictor, load_head
 from specflow.loop import start, unfold
 from specflow.models import (
     SMOLLM2,
@@ -56,16 +61,16 @@ from specflow.stages import Condition, any_of, never, stop_string
 from specflow.state import DecodeState, Drafted, Finished, Step, Tokens
 from specflow.vocabulary import SharedTokens
 
-USUAL, USUAL_OF_MODELS = "suffix", "llm"
-"""What drafts unless another drafter is named: alone, and where there is a draft model."""
+USUAL, USUAL_OF_MODELS, USUAL_OF_HEADS = "suffix", "llm", "head"
+"""What drafts unless another drafter is named: alone, where there is a draft model, and where there is a head."""
 
 USUAL_RULE, USUAL_RULE_OF_SEEDS = "reject", "match"
 """What judges drafts unless another rule is named: without a seed, and with one."""
 
-ACCELERATE: Final[Mapping[str, Callable[[Module], Module]]] = {
-    "no": lambda model: model,
-    "fast": lambda model: fast(model, Given.TAKEN),
-    "bit-for-bit": lambda model: bit_for_bit(model, Given.TAKEN),
+ACCELERATE: Final[Mapping[str, Callable[[Module, Given], Module]]] = {
+    "no": lambda model, given: model,
+    "fast": fast,
+    "bit-for-bit": bit_for_bit,
 }
 """What becomes of the target before it decodes."""
 
@@ -74,6 +79,9 @@ SLOTS: Final = 8
 
 Read: TypeAlias = Callable[[Module], CachedPredictor | BatchPredictor]
 """What reads a model."""
+
+ReadTarget: TypeAlias = Callable[[Module, tuple[int, ...] | None], CachedPredictor | BatchPredictor]
+"""What reads the target, and shows these of its hidden states."""
 
 OUTPUT_FAILED: Final = 1
 NOT_DECODED: Final = 2
@@ -156,10 +164,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-new-tokens", type=int, default=256, metavar="N")
     add("--dtype", choices=get_args(DType), default="float32")
     add("--accelerate", choices=ACCELERATE, default="no", help="decode with a faster model (docs/acceleration.md)")
-    add("--drafter", choices=DRAFTERS, help=f"what proposes tokens ({USUAL}; with --draft-model {USUAL_OF_MODELS})")
+    usual = f"{USUAL}; with --draft-model {USUAL_OF_MODELS}, with --head {USUAL_OF_HEADS}"
+    add("--drafter", choices=DRAFTERS, help=f"what proposes tokens ({usual})")
     bigrams = "let --drafter tree know the model's own bigrams; it is asked for them once, and FILE keeps them"
     add("--bigrams", type=Path, metavar="FILE", help=bigrams)
     add("--draft-model", metavar="MODEL", help="let a smaller model draft; its tokenizer may be another one")
+    head = "let a head draft that reads what the model holds: EAGLE, Medusa and others (docs/heads.md)"
+    add("--head", metavar="FOLDER", help=f"{head}; a folder or a hub name")
     policy = (
         "how many tokens to draft, in a row or a tree; cost measures passes and drafts and picks the fastest (fixed)"
     )
@@ -184,14 +195,83 @@ def _parser() -> argparse.ArgumentParser:
     add("--slots", type=int, metavar="N", help=f"how many texts of --file are decoded at a time ({SLOTS})")
     add("--resume", action="store_true", help="go on with an --out that was begun: only what is not in it is decoded")
     generate.set_defaults(run=_generate)
+    _add_distill(commands.add_parser("distill", help="train a head that drafts for a model, on the model's answers"))
     measure = commands.add_parser("bench", help="measure decoders against each other")
     bench.add_arguments(measure)
     measure.set_defaults(run=bench.main)
     return parser
 
 
+def _add_distill(parser: argparse.ArgumentParser) -> None:
+    add, usual = parser.add_argument, Recipe()
+    add("--model", default=SMOLLM2, help="smollm2 (default), a local path or a hub name")
+    add("--dtype", choices=get_args(DType), default="float32")
+    add("--out", type=Path, required=True, metavar="FOLDER", help="where the head is kept (docs/heads.md)")
+    prompts = "what the model answers, to learn from it: JSONL in Spec-Bench's format (default: a few of our own)"
+    add("--prompts", type=Path, default=OWN_PROMPTS, metavar="FILE", help=prompts)
+    for name, about in (
+        ("drafts", "how many tokens the head can say, the most frequent ones"),
+        ("ahead", "for how many drafts in a row it is trained"),
+        ("steps", "how many steps it is trained"),
+        ("texts", "how many texts it learns from in a step"),
+        ("every", "after how many steps it is tried on other texts, and kept"),
+        ("new-tokens", "how long the answers may be"),
+        ("seed", "which training this is"),
+    ):
+        standard: int = getattr(usual, name.replace("-", "_"))
+        add(f"--{name}", type=int, default=standard, metavar="N", help=f"{about} ({standard})")
+    add("--rate", type=float, default=usual.rate, help=f"the largest learning rate ({usual.rate})")
+    add("--resume", action="store_true", help="go on with the training in --out")
+    parser.set_defaults(run=_distill)
+
+
+def _distill(args: argparse.Namespace) -> int:
+    """Train a head, saying how it does as it goes. What was learnt up to the last trial stays, whatever happens."""
+    recipe = Recipe(
+        args.drafts,
+        args.ahead,
+        args.steps,
+        args.texts,
+        args.rate,
+        args.every,
+        new_tokens=args.new_tokens,
+        seed=args.seed,
+    )
+    asked = unwrap(bench.read_prompts(args.prompts))
+    logging.set_verbosity_error()
+    loaded = _loaded(args)
+    prompts = [loaded.chat(prompt.text) for prompt in asked]
+    columns = bars.TextColumn("{task.description}"), bars.BarColumn(), bars.MofNCompleteColumn()
+    with bars.Progress(*columns, bars.TimeRemainingColumn(), console=Console(stderr=True), transient=True) as progress:
+        answers = progress.add_task("answers", total=len(prompts))
+        steps = progress.add_task("steps", total=args.steps)
+
+        def tell(heard: Heard) -> None:
+            rates = " ".join([f"{rate:.0%}" for rate in heard.right])
+            progress.print(
+                f"step {heard.step}: loss {heard.loss:.3f}; held out: {rates} right in a row, "
+                f"{heard.length:.2f} tokens a pass",
+                markup=False,
+            )
+
+        with _one_sentence("the head cannot be trained"):
+            distill(
+                loaded.model,
+                prompts,
+                args.out,
+                recipe,
+                sorted(loaded.stop),
+                tell,
+                lambda done: progress.update(answers, completed=done),
+                lambda step: progress.update(steps, completed=step),
+                resume=args.resume,
+            )
+    print(f"the head is in {args.out}: specflow generate --head {args.out} …", file=sys.stderr)
+    return 0
+
+
 def _generate(args: argparse.Namespace) -> int:
-    drafts: str = args.drafter or (USUAL if args.draft_model is None else USUAL_OF_MODELS)
+    drafts: str = args.drafter or _usual(args)
     judges: str = args.rule or (USUAL_RULE if args.seed is None else USUAL_RULE_OF_SEEDS)
     _check(args, drafts, judges)
     if smollm2_is_converted() if args.model == SMOLLM2 else Path(args.model).is_dir():
@@ -201,6 +281,12 @@ def _generate(args: argparse.Namespace) -> int:
     pacing = POLICIES[args.policy](args.gamma, processor.temperature, perf_counter)
     steps = _Steps(args, DRAFTERS[drafts].make(), judges, processor)
     return _answer(steps, pacing) if args.file is None else _answer_all(steps, pacing)
+
+
+def _usual(args: argparse.Namespace) -> str:
+    if args.draft_model is not None:
+        return USUAL_OF_MODELS
+    return USUAL if args.head is None else USUAL_OF_HEADS
 
 
 @final
@@ -214,7 +300,7 @@ class _Steps:
     processor: LogitsProcessor
 
     def over(
-        self, loaded: Loaded, grammar: Grammar | None, read: Read, read_assistant: Read
+        self, loaded: Loaded, grammar: Grammar | None, read: ReadTarget, read_assistant: Read
     ) -> Callable[[DecodeState, int | None, Pacing], Step]:
         """(the state before the first step, the text's seed, its pacing) → its step, over one predictor for all."""
         args, vocab_size, assistant = self.args, _vocabulary(loaded), None
@@ -224,9 +310,13 @@ class _Steps:
             helper = unwrap(load(args.draft_model, args.dtype))
             assistant, shared = helper.model, shared_tokens(loaded, helper)
         bigrams = _bigrams(args.bigrams, loaded)
+        head = None if args.head is None else load_head(args.head, loaded.model)
+        given = Given.TAKEN if head is None else Given.KEPT  # its embeddings and its head are what the head reads, too
         with _one_sentence(f"the model cannot be read in {args.dtype}"):
-            target = read(ACCELERATE[args.accelerate](loaded.model))
-        setting = partial(Setting, assistant=assistant, bigrams=lambda: bigrams, reading=read_assistant, shared=shared)
+            target = read(ACCELERATE[args.accelerate](loaded.model, given), None if head is None else head.reads)
+        drafts = None if head is None else HeadPredictor(head, target)
+        helping = partial(Setting, assistant=assistant, bigrams=lambda: bigrams, shared=shared, head=drafts)
+        setting = partial(helping, reading=read_assistant)
 
         def step(state: DecodeState, seed: int | None, pacing: Pacing) -> Step:
             answer, rng = None if grammar is None else grammar.after(state.tokens), _randomness(seed)
@@ -250,11 +340,15 @@ def _answer(steps: _Steps, pacing: Pacing) -> int:
     loaded = _loaded(args)
     state = _started(loaded, loaded.ids(args.prompt) if args.raw else loaded.chat(args.prompt), args.max_new_tokens)
     grammar = _grammar(args, loaded)
-    step = steps.over(loaded, grammar, partial(CachedPredictor), partial(CachedPredictor))(state, args.seed, pacing)
+    step = steps.over(loaded, grammar, _alone, partial(CachedPredictor))(state, args.seed, pacing)
     code, end = _stream(step, state, loaded)
     if grammar is not None and not grammar.after(state.tokens).is_complete(end):
         print("specflow: the answer is the beginning of one; give it more with --max-new-tokens", file=sys.stderr)
     return code
+
+
+def _alone(model: Module, features: tuple[int, ...] | None) -> CachedPredictor:
+    return CachedPredictor(model, features=features)
 
 
 GRAMMARS: Final = ("--json-schema", "--regex", "--grammar", "--choices")
@@ -312,8 +406,11 @@ def _decoding(
     if not all(isinstance(row.asked, str) for row in rows):
         loaded.check_template()
     meter, slots = CostMeter(), min(args.slots or SLOTS, len(rows))
-    target, assistant = partial(BatchPredictor, slots=slots, meter=meter), cache(partial(BatchPredictor, slots=slots))
-    step_for = steps.over(loaded, _grammar(args, loaded), target, assistant)
+
+    def read(model: Module, features: tuple[int, ...] | None) -> BatchPredictor:
+        return BatchPredictor(model, slots, meter=meter, features=features)
+
+    step_for = steps.over(loaded, _grammar(args, loaded), read, cache(partial(BatchPredictor, slots=slots)))
     progress.begin()
 
     def decode(row: Row) -> Answer:
@@ -343,6 +440,14 @@ def _check(args: argparse.Namespace, drafts: str, judges: str) -> None:
     whole(1, "draft at least one token")("gamma", args.gamma)
     if args.gamma > sys.maxsize:
         raise DecodeError("gamma", "gamma is beyond the longest text", args.gamma, "draft fewer tokens")
+    _check_drafter(args, drafts)
+    if args.seed is not None and judges not in COUPLED:
+        happened, remedy = "a seed has no text of its own under this rule", f"use --rule {' or '.join(COUPLED)}"
+        raise DecodeError("rule", happened, judges, remedy)
+
+
+def _check_drafter(args: argparse.Namespace, drafts: str) -> None:
+    """The same of what drafts, and of what it drafts with."""
     entry = DRAFTERS[drafts]
     if args.draft_model is not None and not entry.assisted:
         received = f"--drafter {args.drafter} and --draft-model {args.draft_model}"
@@ -350,15 +455,18 @@ def _check(args: argparse.Namespace, drafts: str, judges: str) -> None:
     if args.draft_model is None and entry.assisted:
         received, remedy = f"--drafter {args.drafter}", "name one with --draft-model"
         raise DecodeError("drafter", "there is no model to draft with", received, remedy)
+    if args.head is not None and not entry.headed:
+        received = f"--drafter {drafts} and --head {args.head}"
+        raise DecodeError("drafter", "a drafter and a head are both given", received, "give one of them")
+    if args.head is None and entry.headed:
+        received, remedy = f"--drafter {args.drafter}", "name one with --head"
+        raise DecodeError("drafter", "there is no head to draft with", received, remedy)
     if args.bigrams is not None and not entry.bigrams:
         received = args.draft_model or drafts
         raise DecodeError("bigrams", "only trees are drafted from bigrams", received, "use --drafter tree")
     if args.bigrams is not None and not _can_hold(args.bigrams):
         remedy = "name a file in a folder"
         raise DecodeError("bigrams", "no file can be kept there", str(args.bigrams), remedy)
-    if args.seed is not None and judges not in COUPLED:
-        happened, remedy = "a seed has no text of its own under this rule", f"use --rule {' or '.join(COUPLED)}"
-        raise DecodeError("rule", happened, judges, remedy)
 
 
 def _check_source(args: argparse.Namespace) -> None:

@@ -60,6 +60,15 @@ PARTS: Final[Mapping[str, frozenset[str]]] = {
         "test_nothing_the_caller_passed_in_is_changed",
     }),
     "gamma": frozenset({"test_greedy_decoding_with_egag_is_greedy", "test_certain_trees_leave_a_seed_its_text"}),
+    "heads": frozenset({
+        "test_a_head_is_fed_what_is_new",
+        "test_a_head_that_looks_at_one_place_asks_for_one_row",
+        "test_a_tree_is_made_as_far_as_it_is_pulled",
+        "test_a_wrong_checkpoint_is_refused_by_name",
+        "test_each_layout_says_what_its_paper_says",
+        "test_what_is_interrupted_leaves_no_wrong_memo",
+        "test_what_is_no_checkpoint_is_refused",
+    }),
     "house": frozenset({
         "test_every_room_has_a_floor",
         "test_no_room_imports_upwards",
@@ -93,7 +102,7 @@ PARTS: Final[Mapping[str, frozenset[str]]] = {
 
 SLOW: Final = frozenset({
     "architectures", "batch", "batch_laws", "batch_mutants", "beam", "bench", "caches", "captured", "chances", "cli",
-    "composing", "conformance", "copies", "corpus", "edges", "examples", "features", "grammars", "interop",
+    "composing", "conformance", "copies", "corpus", "distill", "edges", "examples", "features", "grammars", "interop",
     "interop_generate", "interop_processors", "lookup", "matrix", "models", "ngram", "one_seed", "random_models", "ray",
     "seed_and_clock", "seeds", "spec", "spec_paths", "storage", "surface", "transactions", "typing", "untouched",
     "vocabularies", "wrappers",

@@ -450,6 +450,7 @@ def test_prompts_that_cannot_be_read(tmp_path: Path, text: str, complaint: str) 
         ("sufix@5", "no decoder has this name"),
         ("llm@0", "no decoder has this name"),
         ("llm@5", "no assistant model"),
+        ("head@cost", "there is no head: received head; name one with --head"),
         ("generate@cost", "no decoder has this name"),
         ("generate@match", "no decoder has this name"),
         ("autoregressive@cost", "no decoder has this name"),

@@ -98,7 +98,7 @@ def test_it_answers_and_ends_with_one_line(smollm2: Loaded, capsys: pytest.Captu
     assert "steps, acceptance" in said.err
 
 
-ALONE = [name for name, entry in DRAFTERS.items() if not entry.assisted]
+ALONE = [name for name, entry in DRAFTERS.items() if not (entry.assisted or entry.headed)]
 """The drafters that need no other model."""
 
 
@@ -109,6 +109,28 @@ def test_every_drafter_gives_the_same_answer(drafter: str, tiny: Path, capsys: p
     captured = capsys.readouterr()
     assert captured.out.strip() == answer(tiny)
     assert ("acceptance 0/0" in captured.err) is (drafter == "none")
+
+
+@pytest.mark.parametrize("arguments", [[], ["--drafter", "head-chain", "--policy", "cost"], ["--accelerate", "fast"]])
+def test_a_head_drafts(arguments: list[str], tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One that was trained by the command, and goes on where it was interrupted."""
+    questions = [{"question_id": i, "category": "chat", "turns": [f"w{i} w{i + 1} w7"]} for i in range(12)]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, questions)))
+    told = ["--model", str(tiny), "--out", str(tmp_path / "head"), "--prompts", str(tmp_path / "prompts.jsonl")]
+    told += ["--drafts", "40", "--steps", "4", "--every", "2", "--new-tokens", "8", "--dtype", "float64"]
+    assert cli.main(["distill", *told]) == 0
+    said = capsys.readouterr().err
+    assert "step 2: loss" in said
+    assert "tokens a pass" in said
+    assert cli.main(["distill", *told]) == 2
+    assert "the folder holds a training, or a head" in capsys.readouterr().err
+    assert cli.main(["distill", *told, "--resume"]) == 0
+    capsys.readouterr()
+    given = ["--dtype", "float64", "--max-new-tokens", "24", "--head", str(tmp_path / "head"), *arguments]
+    assert generate(tiny, *given) == 0
+    captured = capsys.readouterr()
+    assert captured.out.strip() == answer(tiny)
+    assert "acceptance 0/0" not in captured.err
 
 
 @pytest.mark.usefixtures("_loads_once")
@@ -233,6 +255,9 @@ def test_a_seed_makes_sampling_repeatable(tiny: Path, capsys: pytest.CaptureFixt
         (["a", "--model", "./no/such/folder"], "the model cannot be loaded"),
         (["a", "--drafter", "tree", "--policy", "svip", "--gamma", "0"], "gamma is below 1: received 0; draft at"),
         (["a", "--drafter", "llm"], "there is no model to draft with: received --drafter llm; name one with --draft"),
+        (["a", "--drafter", "head"], "there is no head to draft with: received --drafter head; name one with --head"),
+        (["a", "--drafter", "suffix", "--head", "b"], "a drafter and a head are both given: received --drafter suffix"),
+        (["a", "--draft-model", "m", "--head", "b"], "a drafter and a head are both given: received --drafter llm"),
         (["a", "--drafter", "llm", "--bigrams", "b"], "there is no model to draft with: received --drafter llm"),
         (["a", "--draft-model", "m", "--bigrams", "b"], "only trees are drafted from bigrams: received m; use --draft"),
         (

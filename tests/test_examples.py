@@ -28,6 +28,7 @@ needs_smollm2 = pytest.mark.skipif(not smollm2_is_installed(), reason=f"run `{IN
     [
         ("numpy_backend", "of 60 characters were drafted"),
         ("compiled", "the same text"),
+        ("eagle", "the same text"),
         pytest.param("lora", "fed in", marks=pytest.mark.skipif(not find_spec("peft"), reason="peft is not installed")),
         pytest.param("logits_processors", "ended by its stop condition", marks=needs_smollm2),
         pytest.param("custom_generate", "the same text", marks=needs_smollm2),

@@ -43,6 +43,7 @@ import torch
 from attrs import evolve, frozen
 from returns.result import Failure, Success
 from rich.console import Console
+from safetensors.torch import save_file
 from transformers import (
     DynamicCache,
     GenerationConfig,
@@ -73,6 +74,7 @@ from specflow import (
 )
 from specflow.beam import LengthPenalty, beam_step
 from specflow.caches import KVCache, LossyCache, prune_cache
+from specflow.distill import Recipe, distill, fit_jump
 from specflow.distribution import BlackBox, Distribution, max_fn
 from specflow.drafters import (
     Bigrams,
@@ -87,6 +89,9 @@ from specflow.drafters import (
     translated,
 )
 from specflow.errors import unwrap
+from specflow.heads import HeadDrafter, HeadPredictor, HeadTree, load_head
+from specflow.heads.head import Vocabulary
+from specflow.heads.jump import Jump
 from specflow.laws import Lazily
 from specflow.loop import grow, once
 from specflow.lossy import Lossy, accept_loss
@@ -237,6 +242,34 @@ TREE: Final[tuple[s.Proposal[s.PointMass], ...]] = (
     s.Proposal(3, parent=0),
 )
 CERTAIN: Final = testing.Case(2, (0,), 2)
+
+
+@cache
+def head_folder() -> Path:
+    """A linear head for `llama()`."""
+    folder = FOLDER / "head"
+    folder.mkdir()
+    shapes = {"mix.weight": (8, 8), "carry.weight": (8, 8), "token.weight": (8, 8), "token.bias": (8,)}
+    save_file({name: torch.ones(shape) for name, shape in shapes.items()}, folder / "model.safetensors")
+    (folder / "config.json").write_text('{"specflow_head": "jump", "layers": [1], "vocab_size": 16}')
+    return folder
+
+
+def train(recipe: Recipe) -> object:
+    return distill(llama(), [[3, 4], [5, 6, 7]], mkdtemp(dir=FOLDER), recipe)
+
+
+@cache
+def linear_head() -> Jump:
+    """A linear head for `TARGET`."""
+    torch.manual_seed(0)
+    size = TARGET.width
+    made = Jump(size, Vocabulary(V, V), (0,), torch.nn.Embedding(V, size), torch.nn.Linear(size, V))
+    return made.double().eval().requires_grad_(False)
+
+
+def headed() -> HeadPredictor:
+    return HeadPredictor(linear_head(), TARGET)
 
 
 def begun() -> s.DecodeState:
@@ -1185,6 +1218,77 @@ TABLE: Final[dict[str, Entry]] = {
             "read": lambda tokens: s.SuffixDrafter().read(tokens),
         }.items()
     },
+    "heads.load.load_head": Entry(load_head, lambda: {"name": head_folder(), "model": llama()}),
+    "heads.reading.HeadPredictor": Entry(
+        HeadPredictor,
+        lambda: {"head": linear_head(), "target": TARGET, "memos": 2},
+        lambda made: made(TEXT, CHAIN),
+    ),
+    "heads.reading.HeadPredictor.__call__": Entry(
+        lambda tokens, drafts: headed().__call__(tokens, drafts), lambda: {"tokens": TEXT, "drafts": CHAIN}
+    ),
+    "heads.reading.HeadPredictor.rows": Entry(
+        lambda tokens, drafts, last: headed().rows(tokens, drafts, last),
+        lambda: {"tokens": TEXT, "drafts": CHAIN, "last": 2},
+    ),
+    "heads.reading.HeadPredictor.reaches": Entry(
+        lambda tokens, ahead: headed().reaches(tokens, ahead), lambda: {"tokens": TEXT, "ahead": 2}
+    ),
+    "heads.reading.HeadPredictor.forget": Entry(lambda: headed().forget()),
+    "heads.drafter.HeadDrafter": Entry(
+        HeadDrafter,
+        lambda: {"predictor": headed(), "processor": SAMPLED, "rng": s.Dice(), "widths": (2,), "source": "head"},
+        draft,
+    ),
+    "heads.drafter.HeadDrafter.__call__": Entry(
+        lambda tokens: list(islice(HeadDrafter(headed(), SAMPLED, s.Dice())(tokens), 3)), lambda: {"tokens": TEXT}
+    ),
+    "heads.drafter.HeadTree": Entry(
+        HeadTree, lambda: {"predictor": headed(), "beam": 2, "depth": 2, "source": "head"}, draft
+    ),
+    "heads.drafter.HeadTree.__call__": Entry(
+        lambda tokens: list(islice(HeadTree(headed(), 2, 2)(tokens), 3)), lambda: {"tokens": TEXT}
+    ),
+    "distill.train.Recipe": Entry(
+        Recipe,
+        lambda: {
+            "drafts": 8,
+            "ahead": 2,
+            "steps": 1,
+            "texts": 1,
+            "rate": 0.01,
+            "every": 1,
+            "held_out": 2,
+            "new_tokens": 3,
+            "seed": 0,
+        },
+        train,
+        effort("steps", "texts", "new_tokens"),
+    ),
+    "distill.jump.fit_jump": Entry(
+        fit_jump,
+        lambda: {
+            "model": llama(),
+            "texts": [[3, 4, 5, 6], [5, 6, 7]],
+            "out": mkdtemp(dir=FOLDER),
+            "layers": (1,),
+            "ridge": 0.01,
+        },
+    ),
+    "distill.train.distill": Entry(
+        distill,
+        lambda: {
+            "model": llama(),
+            "prompts": [[3, 4], [5, 6, 7]],
+            "out": mkdtemp(dir=FOLDER),
+            "recipe": Recipe(steps=1, new_tokens=3, held_out=2),
+            "stop": (),
+            "tell": lambda heard: None,
+            "answered": lambda done: None,
+            "learnt": lambda step: None,
+            "resume": False,
+        },
+    ),
     "drafters.tree.LookupTree": Entry(s.LookupTree, lambda: {"bigrams": bigrams(), "branches": 2}, draft),
     "drafters.tree.LookupTree.__call__": Entry(
         lambda tokens: list(islice(s.LookupTree(bigrams())(tokens), 5)), lambda: {"tokens": TEXT}
@@ -1360,6 +1464,7 @@ TABLE: Final[dict[str, Entry]] = {
             "bigrams": lambda: None,
             "reading": partial(s.CachedPredictor),
             "shared": shared(16, 16),
+            "head": headed(),
         },
         take,
     ),
@@ -1370,7 +1475,7 @@ TABLE: Final[dict[str, Entry]] = {
     ),
     "catalogue.Entry": Entry(
         catalogue.Entry,
-        lambda: {"make": lambda: lambda given: None, "usual": 5, "assisted": False, "bigrams": False},
+        lambda: {"make": lambda: lambda given: None, "usual": 5, "assisted": False, "bigrams": False, "headed": False},
         lambda entry: [policy(entry.usual, 1.0, perf_counter) for policy in catalogue.POLICIES.values()],
     ),
     "catalogue.Pacing": Entry(
@@ -1715,8 +1820,9 @@ TABLE: Final[dict[str, Entry]] = {
         lambda probs: testing.HiddenProcessor(s.Dice()).sample(probs), lambda: {"probs": torch.ones(2, V)}
     ),
     "testing.tables.TableModel": Entry(
-        testing.TableModel, lambda: {"vocab_size": V, "seed": 0}, predict, effort("vocab_size")
+        testing.TableModel, lambda: {"vocab_size": V, "seed": 0, "width": 2}, predict, effort("vocab_size", "width")
     ),
+    "testing.tables.TableModel.features": Entry(TARGET.features, lambda: {"tokens": TEXT, "last": 2}),
     "testing.tables.TableModel.__call__": Entry(testing.TableModel(V), reading),
     "bench.prompts.read_prompts": Entry(bench.read_prompts, lambda: {"path": Path("nowhere")}),
 }
@@ -1758,6 +1864,7 @@ EXEMPT: Final[Mapping[str, str]] = {
             "accelerate.check.Disagreement",
             "accelerate.check.Agreement",
             "batch.hub.Failed",
+            "distill.train.Heard",
             "bench.prompts.Prompt",
             "policies.choice.Choice",
             "margins.Audit",
@@ -1778,6 +1885,7 @@ EXEMPT: Final[Mapping[str, str]] = {
             "laws.Laws",
             "processors.Processor",
             "protocols.Prunable",
+            "heads.head.Head",
             "protocols.ReadsAhead",
             "protocols.ReadsFeatures",
             "randomness.Randomness",

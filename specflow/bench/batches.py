@@ -79,7 +79,13 @@ def one_by_one(plan: Plan, decoder: Decoder) -> All:
     def decode(repeat: int) -> list[Tokens]:
         model = plan.models.targets[decoder.model]
         return [
-            _text(plan, decoder, _context(plan, decoder, CachedPredictor(model)), prompt, repeat)
+            _text(
+                plan,
+                decoder,
+                _context(plan, decoder, CachedPredictor(model, features=decoder.features)),
+                prompt,
+                repeat,
+            )
             for prompt in plan.prompts
         ]
 
@@ -87,7 +93,7 @@ def one_by_one(plan: Plan, decoder: Decoder) -> All:
 
 
 def _batch(plan: Plan, decoder: Decoder, slots: int, meter: CostMeter, repeat: int) -> list[Tokens]:
-    target = BatchPredictor(plan.models.targets[decoder.model], slots, meter=meter)
+    target = BatchPredictor(plan.models.targets[decoder.model], slots, meter=meter, features=decoder.features)
     reading = cache(partial(BatchPredictor, slots=slots))
     shared = evolve(_context(plan, decoder, target), meter=meter, reading=reading)
     ends = dict(together([partial(_text, plan, decoder, shared, prompt, repeat) for prompt in plan.prompts], slots))

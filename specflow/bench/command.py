@@ -29,6 +29,7 @@ from specflow.bench.report import Absent, build, facts_of, show, to_json
 from specflow.catalogue import POLICIES, RULES
 from specflow.errors import DecodeError, said, unwrap
 from specflow.guards.checks import a, or_none, shown, whole
+from specflow.heads import load_head
 from specflow.models import SMOLLM2, DType, load, shared_tokens
 from specflow.processors import GreedyProcessor, MultinomialProcessor
 
@@ -51,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--dtype", choices=dtypes, default="float32")
     add("--assistant", metavar="MODEL", help="the drafting model of llm and hf-assistant")
     add("--assistant-dtype", choices=dtypes, help="default: as --dtype")
+    add("--head", metavar="FOLDER", help="the head of head and head-chain: a folder or a hub name (docs/heads.md)")
     example = "--also fast=specflow.accelerate:fast --decoders autoregressive fast/suffix@cost"
     also = f"more targets, made from the model by a function: {example}"
     add("--also", nargs="+", default=[], metavar="NAME=module:function", help=also)
@@ -211,7 +213,8 @@ def _planned(args: argparse.Namespace, errors: Console) -> tuple[Plan, tuple[Abs
         assistant, shared = helper.model, shared_tokens(loaded, helper)
         _moved(assistant, args.device)
     processor = GreedyProcessor() if args.temperature is None else MultinomialProcessor(args.temperature)
-    models = Models(targets, assistant, shared)
+    head = None if args.head is None else load_head(args.head, loaded.model)
+    models = Models(targets, assistant, shared, head)
     lengths = args.max_new_tokens, args.max_prompt_tokens
     plan = Plan(loaded, models, (), prompts, processor, *lengths, args.repeats, args.seed)
     for prompt in prompts:

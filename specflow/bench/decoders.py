@@ -21,6 +21,7 @@ from specflow.bench.stopwatch import clock_for
 from specflow.catalogue import DRAFTERS, POLICIES, RULES, Entry, Policy, Setting, step_of
 from specflow.drafters import Bigrams
 from specflow.errors import DecodeError, said
+from specflow.heads import Head, HeadPredictor
 from specflow.models import bigrams_of
 from specflow.predictors import limits_of
 from specflow.randomness import Randomness
@@ -47,7 +48,14 @@ def _bigrams(context: Context) -> Bigrams:
     return _BIGRAMS[context.model]
 
 
-def _drafted(entry: Entry, policy: Policy, most: int, rule: Callable[[Randomness], Rule], model: Module) -> Compose:
+def _drafted(
+    entry: Entry,
+    policy: Policy,
+    most: int,
+    rule: Callable[[Randomness], Rule],
+    model: Module,
+    head: Head | None,
+) -> Compose:
     """One of our drafters in a step. What it and its policy remember is kept from text to text."""
     make, clock = entry.make(), clock_for(model)
     paced = cache(lambda temperature: policy(most, temperature, clock))
@@ -55,9 +63,9 @@ def _drafted(entry: Entry, policy: Policy, most: int, rule: Callable[[Randomness
     def compose(context: Context) -> Step:
         target, processor, rng = context.target, context.processor, context.rng
         vocab_size = limits_of(context.model).vocab_size or len(context.tokenizer)
-        bigrams = partial(_bigrams, context)
-        helping = context.assistant, bigrams, context.reading, context.shared
-        setting = Setting(context.model, vocab_size, context.prompt, processor, rng, *helping)
+        bigrams, asked = partial(_bigrams, context), (context.model, vocab_size, context.prompt, processor, rng)
+        drafts = None if head is None or not entry.headed else HeadPredictor(head, target)
+        setting = Setting(*asked, context.assistant, bigrams, context.reading, context.shared, drafts)
         drafting = make(setting)
         timed = evolve(drafting, drafter=context.timed(drafting.drafter))
         pacing = paced(processor.temperature)
@@ -85,11 +93,15 @@ _LABEL: Final = re.compile(
 @final
 @frozen(eq=False)
 class Decoder:
-    """A decoder with its label and the name of the model that it decodes with."""
+    """A decoder with its label and the name of the model that it decodes with.
+
+    `features` are the hidden states that the target has to show it.
+    """
 
     label: str
     model: str
     prepare: Prepare
+    features: tuple[int, ...] | None = None
 
 
 @final
@@ -97,12 +109,14 @@ class Decoder:
 class Models:
     """The models to decode with: the one that was loaded, under "", and others made from it, by name.
 
-    `shared` is what an assistant's vocabulary has in common with theirs, None where it is the same.
+    `assistant` and `head` draft for them. `shared` is what the assistant's vocabulary has in common with theirs, None
+    where it is the same.
     """
 
     targets: Mapping[str, Module]
     assistant: Module | None = None
     shared: SharedTokens | None = None
+    head: Head | None = None
 
 
 @safe(exceptions=(DecodeError,))
@@ -118,11 +132,18 @@ def decoder(label: str, models: Models) -> Decoder:
     if variant not in models.targets:
         known = ", ".join(filter(None, models.targets)) or "none"
         raise DecodeError("decoders", "no such model was made", label, f"declared models: {known}")
-    return Decoder(label, variant, _prepare(name, variant, models))
+    prepare, head = _prepare(name, variant, models), models.head
+    return Decoder(label, variant, prepare, head.reads if head is not None and _is_headed(name) else None)
+
+
+def _is_headed(name: str) -> bool:
+    """Whether it is a head that drafts."""
+    base = name.partition("@")[0]
+    return base in DRAFTERS and DRAFTERS[base].headed
 
 
 def _prepare(name: str, variant: str, models: Models) -> Prepare:
-    model = models.targets[variant]
+    model, head = models.targets[variant], models.head
     if ":" in name:
         return composed(cast(Compose, imported(name)))
     found = _LABEL.fullmatch(name)
@@ -135,6 +156,8 @@ def _prepare(name: str, variant: str, models: Models) -> Prepare:
     if base == "hf-assistant" and models.shared is not None:
         happened, remedy = "transformers is measured with assistants of the same tokenizer", "use llm or retokenised"
         raise DecodeError("decoders", happened, base, remedy)
+    if head is None and _is_headed(name):
+        raise DecodeError("decoders", "there is no head", base, "name one with --head")
     if base in PEERS:
         if not isinstance(model, PreTrainedModel):
             happened, kind = "transformers decodes with its own models only", type(model).__name__
@@ -143,7 +166,7 @@ def _prepare(name: str, variant: str, models: Models) -> Prepare:
     if base in DRAFTERS:
         entry = DRAFTERS[base]
         most = MOST if policy else int(gamma or entry.usual)
-        return composed(_drafted(entry, POLICIES[policy or "fixed"], most, RULES[rule or "reject"], model))
+        return composed(_drafted(entry, POLICIES[policy or "fixed"], most, RULES[rule or "reject"], model, head))
     return composed(lambda context: autoregressive_step(context.target, context.processor, context.rng))
 
 

@@ -157,7 +157,7 @@ def run_one(plan: Plan, decoder: Decoder, prompt: Prompt, state: DecodeState, re
     model = plan.models.targets[decoder.model]
     stopwatch = Stopwatch(plan.clock or clock_for(model))
     torch.manual_seed(plan.seed_of(prompt, repeat))
-    target, assistant = CachedPredictor(model), plan.models.assistant
+    target, assistant = CachedPredictor(model, features=decoder.features), plan.models.assistant
     tokenizer, shared = plan.loaded.tokenizer, plan.models.shared
     context = Context(
         model, target, plan.processor, Dice(), tokenizer, state.tokens, assistant, stopwatch, shared=shared

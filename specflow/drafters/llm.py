@@ -7,10 +7,9 @@ from itertools import chain, repeat
 from typing import final
 
 from attrs import field, frozen
-from torch import Tensor
 
 from specflow.asked import laws_of, rows_of
-from specflow.distribution import Categorical, Distribution, PointMass
+from specflow.drafters.siblings import siblings
 from specflow.errors import unwrap
 from specflow.guards.checks import MOST, a, calls, does, each, or_none, valid, whole
 from specflow.guards.ids import ids_of, text_of
@@ -85,32 +84,10 @@ class LLMDrafter:
             rows = rows_of(self.predictor, text, tuple(drafted), "drafter")
             first = len(drafted)
             for here in level:
-                for proposal in self._siblings(here, texts[here], rows[here + 1], width):
-                    texts[len(drafted)] = (*texts[here], proposal.token)
-                    drafted.append(proposal)
-                    yield proposal
+                before, row = texts[here], rows[here + 1]
+                law = laws_of(self.processor, before, row[None])[0]
+                for token, q in siblings(law, row, self.rng, len(before), width):
+                    texts[len(drafted)] = (*before, token)
+                    drafted.append(Proposal(token, q, here, self.source, logits=row))
+                    yield drafted[-1]
             level = range(first, len(drafted))
-
-    def _siblings(self, here: int, text: Tokens, logits: Tensor, width: int) -> Iterator[Proposal]:
-        """Up to `width` different tokens after a text, each with its law given those before it."""
-        q: Distribution | None = laws_of(self.processor, text, logits[None])[0]
-        taken: list[int] = []
-        while q is not None and len(taken) < width:
-            taken.append(drawn(self.rng, q, len(text)))
-            yield Proposal(taken[-1], q, here, self.source, logits=logits)
-            q = _without(q, taken, logits)
-
-
-def _without(q: Distribution, taken: list[int], logits: Tensor) -> Distribution | None:
-    """The law of a token other than those `taken`, the last of them from q; None where there is none."""
-    match q:
-        case PointMass():
-            best: list[int] = logits.topk(min(len(taken) + 1, len(logits))).indices.tolist()
-            other = next((token for token in best if token not in taken), None)
-            return None if other is None else PointMass(other)
-        case Categorical(probs):
-            rest = probs.clone()
-            rest[taken[-1]] = 0.0
-            total = rest.sum()
-            return Categorical(rest / total) if total > 0 else None
-    return None

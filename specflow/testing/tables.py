@@ -14,10 +14,11 @@ from typing_extensions import override
 
 from specflow.distribution import Categorical
 from specflow.errors import DecodeError
-from specflow.guards.checks import does, shown, valid, whole
-from specflow.guards.ids import text_of
+from specflow.guards.checks import MOST, does, shown, valid, whole
+from specflow.guards.ids import reading_of, text_of
 from specflow.paths import along_paths
 from specflow.processors import LogitsProcessor
+from specflow.protocols import Limits
 from specflow.randomness import Sampling, drawn
 from specflow.state import Predictor, Proposal, Tokens
 
@@ -28,7 +29,8 @@ class TableModel:
     """A predictor whose law is random but fixed: another one for every text, drawn from `seed`. Logits are log p, fp64.
 
     A law is uniform on the simplex, and every fourth one gives some token the probability 0. Nothing is shared between
-    texts, so a decoder that reads the wrong row, or a row after the wrong token, emits another law.
+    texts, so a decoder that reads the wrong row, or a row after the wrong token, emits another law. So it is with what
+    its layers hold, `width` numbers at a token, for drafters that read that.
 
     >>> model = TableModel(vocab_size=3, seed=1)
     >>> from specflow import chain
@@ -40,12 +42,33 @@ class TableModel:
 
     vocab_size: int = field(validator=valid(whole(1, "give a vocabulary of at least one token")))
     seed: int = field(default=0, validator=valid(whole(0, "give a whole number")))
+    width: int = field(default=4, validator=valid(whole(1, "give how many numbers its layers hold", MOST)))
     _rows: dict[Tokens, Tensor] = field(init=False, factory=dict, repr=False)
     _read: Predictor = field(init=False, repr=False, default=Factory(lambda it: along_paths(it._row), takes_self=True))
 
     def __call__(self, tokens: Tokens, drafts: Sequence[Proposal], /) -> Tensor:
         """Logits [n + 1, V] after `tokens`, and after them and the path down to each draft."""
         return self._read(text_of(tokens), drafts)
+
+    @property
+    def limits(self) -> Limits:
+        """The vocabulary; texts may have any length."""
+        return Limits(self.vocab_size)
+
+    def features(self, tokens: Tokens, last: int, /) -> Tensor:
+        """What its layers hold at each of the last `last` tokens, [last, width]: a function of the text up to there.
+
+        >>> model = TableModel(vocab_size=3, width=2)
+        >>> torch.equal(model.features((0, 2), 2)[0], model.features((0,), 1)[0])
+        True
+        """
+        tokens = reading_of(tokens, last)
+        ends = range(len(tokens) - last + 1, len(tokens) + 1)
+        return torch.tensor([self._held(tokens[:end]) for end in ends], dtype=torch.float64)
+
+    def _held(self, tokens: Tokens) -> list[float]:
+        random = Random(f"{self.seed}/held/{tokens}")
+        return [random.gauss(0.0, 1.0) for _ in range(self.width)]
 
     def _row(self, tokens: Tokens) -> Tensor:
         if tokens not in self._rows:

@@ -1,0 +1,6 @@
+"""Training a head for a model, on the model's own answers."""
+
+from specflow.distill.jump import fit_jump as fit_jump
+from specflow.distill.train import Heard as Heard
+from specflow.distill.train import Recipe as Recipe
+from specflow.distill.train import distill as distill

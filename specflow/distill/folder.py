@@ -1,0 +1,36 @@
+"""The folder that a head is kept in."""
+
+from __future__ import annotations
+
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Final
+
+from specflow.errors import DecodeError, said
+from specflow.guards.checks import shown
+
+WEIGHTS: Final = "model.safetensors"
+CONFIG: Final = "config.json"
+TEXTS: Final = "texts.json"
+STATE: Final = "training.pt"
+
+
+def made_folder(out: object) -> Path:
+    """The folder `out`, made where it is not there. `DecodeError` for what is no folder's name."""
+    remedy = "name a folder that can be written"
+    if not isinstance(out, str | PathLike) or not isinstance(fspath(out), str) or not fspath(out):
+        raise DecodeError("out", "out is not the name of a folder", shown(out), remedy)
+    folder = Path(fspath(out))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise DecodeError("out", f"the folder cannot be made ({said(error)})", shown(out), remedy) from error
+    return folder
+
+
+def refuse_filled(folder: Path) -> None:
+    """`DecodeError` for a folder with a head in it, or with a training."""
+    there = [name for name in (CONFIG, WEIGHTS, STATE, TEXTS) if (folder / name).exists()]
+    if there:
+        remedy = "name another folder, or go on with resume"
+        raise DecodeError("out", "the folder holds a training, or a head", f"{folder}: {there[0]}", remedy)

@@ -1,0 +1,209 @@
+"""Training a head: what it is taught is what it does when it drafts, and an interrupted training is the same."""
+
+from __future__ import annotations
+
+from functools import cache
+from itertools import islice
+from pathlib import Path
+from random import Random
+from typing import Final
+
+import pytest
+import torch
+from attrs import evolve
+from transformers import PreTrainedModel
+
+from specflow import (
+    CachedPredictor,
+    DecodeError,
+    Dice,
+    Fixed,
+    GreedyProcessor,
+    Tokens,
+    chain,
+    run,
+    speculative_step,
+    start,
+)
+from specflow.distill import Heard, Recipe, distill, fit_jump
+from specflow.distill.lesson import Lesson, Text, unrolled
+from specflow.distill.train import new_head
+from specflow.heads import HeadDrafter, HeadPredictor, load_head
+from specflow.heads.jump import Jump
+from tests.heads import FreshFeatures
+from tests.toys import VOCABULARY, oracle, tiny_llama
+
+RECIPE: Final = Recipe(drafts=40, ahead=3, steps=8, texts=2, every=4, held_out=3, new_tokens=10)
+
+
+@cache
+def target() -> PreTrainedModel:
+    return tiny_llama(5, layers=3, dtype=torch.float32)
+
+
+def prompts(count: int, seed: int = 0) -> list[Tokens]:
+    random = Random(seed)
+    return [tuple(random.choices(range(VOCABULARY), k=random.randint(2, 6))) for _ in range(count)]
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+def test_a_lesson_is_what_the_head_does_when_it_drafts() -> None:
+    """From each place: the drafts in a row that were right, counted by drafting."""
+    head = new_head(target(), [(1, 2, 3, 40, 50)], RECIPE)
+    with torch.no_grad():
+        for name, parameter in head.named_parameters():
+            if not name.startswith("embed_tokens"):
+                parameter.add_(0.3 * torch.randn_like(parameter) * parameter.std().nan_to_num(1.0))
+    ids = head.vocabulary.ids
+    assert ids is not None
+    predict = HeadPredictor(head, FreshFeatures(target(), head.reads))
+    prompt = (3, 17, 40)
+    text = Text(prompt + tuple(oracle(prompt, target(), 30)), 3)
+    counts = [0, 0, 0]
+    for n in range(2, len(text.tokens)):
+        before, after = text.tokens[:n], text.tokens[n : n + 3]
+        if n < text.prompt:
+            continue
+        drafts = [draft.token for draft in islice(HeadDrafter(predict, GreedyProcessor(), Dice())(before), 3)]
+        for i in range(len(after)):
+            counts[i] += drafts[: i + 1] == list(after[: i + 1])
+    marks = unrolled(head, Lesson.of(target(), text, head.reads, ids), 3)
+    assert marks.right == tuple(counts)
+    assert marks.places == len(text.tokens) - text.prompt
+    assert sum(counts) > 0
+
+
+def test_the_loss_is_what_its_formula_says() -> None:
+    head = new_head(target(), [(1, 2, 3)], RECIPE)
+    ids = head.vocabulary.ids
+    assert ids is not None
+    predict = HeadPredictor(head, FreshFeatures(target(), head.reads))
+    text = Text((3, 17, 40, 9, 22, 1), 2)
+    model_laws = CachedPredictor(target())
+    losses = []
+    for step in range(3):
+        terms = []
+        for n in range(2, len(text.tokens) - step):
+            said = predict(text.tokens[:n], chain(text.tokens[n : n + step]))[-1][ids].log_softmax(-1)
+            law = model_laws(text.tokens[: n + step], ())[0].softmax(-1)[ids]
+            terms.append(-(law * said).sum())
+        losses.append(torch.stack(terms).mean())
+    loss = unrolled(head, Lesson.of(target(), text, head.reads, ids), 3).loss
+    torch.testing.assert_close(loss.detach(), torch.stack(losses).mean(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_head_learns_and_is_loaded_and_drafts(tmp_path: Path) -> None:
+    heard: list[Heard] = []
+    before = {name: tensor.clone() for name, tensor in target().state_dict().items()}
+    recipe = evolve(RECIPE, steps=60, every=20, rate=5e-3, new_tokens=20)
+    last = distill(target(), prompts(12), tmp_path / "head", recipe, tell=heard.append)
+    assert [each.step for each in heard] == [20, 40, 60]
+    assert heard[-1] == last
+    assert heard[-1].loss < 0.9 * heard[0].loss
+    assert all(torch.equal(tensor, before[name]) for name, tensor in target().state_dict().items())
+    head = load_head(tmp_path / "head", target())
+    drafter = HeadDrafter(HeadPredictor(head, FreshFeatures(target(), head.reads)), GreedyProcessor(), Dice())
+    cached, prompt = CachedPredictor(target()), prompts(12)[1]
+    step = speculative_step(drafter, cached, GreedyProcessor(), Dice(), Fixed(3), prune=(cached,))
+    state = run(step, start(prompt, 20).unwrap()).state
+    assert list(state.output) == oracle(prompt, target(), 20)
+    assert state.tally.accepted > 0
+
+
+class Stopped(BaseException):
+    """Ctrl-C."""
+
+
+@pytest.mark.parametrize("where", [2, 4, 5])
+def test_an_interrupted_training_ends_as_if_it_had_not_been(where: int, tmp_path: Path) -> None:
+    whole = distill(target(), prompts(6), tmp_path / "whole", RECIPE)
+
+    def stop(step: int) -> None:
+        if step == where:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        distill(target(), prompts(6), tmp_path / "cut", RECIPE, learnt=stop)
+    asked: list[int] = []
+    again = distill(target(), prompts(6), tmp_path / "cut", RECIPE, answered=asked.append, resume=True)
+    assert again == whole
+    assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
+    assert asked == []  # the answers were there
+
+
+def test_answers_that_are_there_are_not_asked_for_again(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def stop(done: int) -> None:
+        asked.append(done)
+        if done == 3:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        distill(target(), prompts(6), tmp_path, RECIPE, answered=stop)
+    distill(target(), prompts(6), tmp_path, RECIPE, answered=asked.append, resume=True)
+    assert asked == [1, 2, 3, 4, 5, 6]
+
+
+def test_what_cannot_be_trained_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DecodeError, match="not enough prompts"):
+        distill(target(), [(1, 2)], tmp_path, RECIPE)
+    with pytest.raises(DecodeError, match="steps is below 1"):
+        Recipe(steps=0)
+    distill(target(), prompts(6), tmp_path, evolve(RECIPE, steps=1))
+    with pytest.raises(DecodeError, match="holds a training, or a head"):
+        distill(target(), prompts(6), tmp_path, evolve(RECIPE, steps=1))
+    with pytest.raises(DecodeError, match="another recipe or of other prompts"):
+        distill(target(), prompts(6), tmp_path, evolve(RECIPE, steps=2), resume=True)
+    with pytest.raises(DecodeError, match="another recipe or of other prompts"):
+        distill(target(), prompts(6, 1), tmp_path, evolve(RECIPE, steps=1), resume=True)
+    (tmp_path / "training.pt").write_bytes(b"nothing")
+    with pytest.raises(DecodeError, match="cannot be resumed"):
+        distill(target(), prompts(6), tmp_path, evolve(RECIPE, steps=1), resume=True)
+
+
+def test_one_seed_is_one_head(tmp_path: Path) -> None:
+    state = torch.random.get_rng_state()
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        distill(target(), prompts(6), tmp_path / name, evolve(RECIPE, steps=2, seed=seed))
+    assert weights(tmp_path / "a") == weights(tmp_path / "b") != weights(tmp_path / "c")
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_a_jump_is_fitted_by_least_squares(tmp_path: Path) -> None:
+    """No other map foretells the states that it was fitted to better, and it is better than none on other texts."""
+    texts = [prompt + tuple(oracle(prompt, target(), 20)) for prompt in prompts(12)]
+    fit_jump(target(), texts, tmp_path, (1, 3), 1e-9)
+    head = load_head(tmp_path, target())
+    assert isinstance(head, Jump)
+    predict = HeadPredictor(head, FreshFeatures(target(), head.reads))
+    mix, carry, token = (head.get_parameter(f"{name}.weight") for name in ("mix", "carry", "token"))
+    rows, wanted = [], []
+    for text in texts:
+        held = FreshFeatures(target(), (1, 3)).features(text, len(text))
+        last = FreshFeatures(target(), (3,)).features(text, len(text))
+        embedded = target().get_parameter("model.embed_tokens.weight")[list(text)]
+        rows.append(torch.cat((held[:-1], embedded[1:], torch.ones(len(text) - 1, 1)), dim=-1))
+        wanted.append(last[1:])
+    x, y = torch.cat(rows).double(), torch.cat(wanted).double()
+    best = torch.linalg.lstsq(x, y).solution
+    mine = torch.cat(((carry @ mix).T, token.T, head.token.bias[None])).double()
+    least = float((x @ best - y).square().sum())
+    assert least <= float((x @ mine - y).square().sum()) < least + 1e-2 * float(y.square().sum())
+    cached, accepted = CachedPredictor(target(), features=head.reads), 0
+    for prompt in prompts(6):
+        drafter = HeadDrafter(predict, GreedyProcessor(), Dice())
+        step = speculative_step(drafter, cached, GreedyProcessor(), Dice(), Fixed(2), prune=(cached,))
+        state = run(step, start(prompt, 20).unwrap()).state
+        assert list(state.output) == oracle(prompt, target(), 20)
+        accepted += state.tally.accepted
+    assert accepted > 0
+    with pytest.raises(DecodeError, match="holds a training, or a head"):
+        fit_jump(target(), texts, tmp_path, (1,))
+    with pytest.raises(DecodeError, match="a target of 3 does not have"):
+        fit_jump(target(), texts, tmp_path / "other", (4,))
+    with pytest.raises(DecodeError, match="no text has three tokens"):
+        fit_jump(target(), [(1, 2)], tmp_path / "other", (1,))
