@@ -25,11 +25,10 @@ from transformers.utils import logging
 from specflow import bench
 from specflow.accelerate import Given, bit_for_bit, fast
 from specflow.batch import BatchPredictor, seed_of
-from specflow.bench.prompts import OWN_PROMPTS
 from specflow.catalogue import COUPLED, DRAFTERS, POLICIES, RULES, Make, Pacing, Setting, all_drafts, step_of
 from specflow.constraints import Constrained, CutForbidden, Forced, Grammar
 from specflow.corpus import Answer, Id, Progress, Row, answer_all, answers_in, read_rows, summary
-from specflow.distill import Heard, Recipe, distill
+from specflow.distill import Heard, Recipe, distill, kept_prompts
 from specflow.drafters import Bigrams, then
 from specflow.errors import DecodeError, said, unwrap
 from specflow.guards.checks import or_none, shown, whole
@@ -73,6 +72,9 @@ ACCELERATE: Final[Mapping[str, Callable[[Module, Given], Module]]] = {
     "bit-for-bit": bit_for_bit,
 }
 """What becomes of the target before it decodes."""
+
+MADE_UP: Final = 500
+"""How many prompts a model makes up to learn from its own answers."""
 
 SLOTS: Final = 8
 """How many texts of a file are decoded at a time unless it is said."""
@@ -207,8 +209,11 @@ def _add_distill(parser: argparse.ArgumentParser) -> None:
     add("--model", default=SMOLLM2, help="smollm2 (default), a local path or a hub name")
     add("--dtype", choices=get_args(DType), default="float32")
     add("--out", type=Path, required=True, metavar="FOLDER", help="where the head is kept (docs/heads.md)")
-    prompts = "what the model answers, to learn from it: JSONL in Spec-Bench's format (default: a few of our own)"
-    add("--prompts", type=Path, default=OWN_PROMPTS, metavar="FILE", help=prompts)
+    prompts = (
+        "what the model answers, to learn from it: JSONL in Spec-Bench's format; unless given, it makes prompts up"
+    )
+    add("--prompts", type=Path, metavar="FILE", help=prompts)
+    add("--made-up", type=int, default=MADE_UP, metavar="N", help=f"how many prompts the model makes up ({MADE_UP})")
     for name, about in (
         ("drafts", "how many tokens the head can say, the most frequent ones"),
         ("ahead", "for how many drafts in a row it is trained"),
@@ -237,13 +242,14 @@ def _distill(args: argparse.Namespace) -> int:
         new_tokens=args.new_tokens,
         seed=args.seed,
     )
-    asked = unwrap(bench.read_prompts(args.prompts))
+    whole(1, "ask for one prompt at least")("made_up", args.made_up)
+    asked = None if args.prompts is None else unwrap(bench.read_prompts(args.prompts))
     logging.set_verbosity_error()
     loaded = _loaded(args)
-    prompts = [loaded.chat(prompt.text) for prompt in asked]
     columns = bars.TextColumn("{task.description}"), bars.BarColumn(), bars.MofNCompleteColumn()
     with bars.Progress(*columns, bars.TimeRemainingColumn(), console=Console(stderr=True), transient=True) as progress:
-        answers = progress.add_task("answers", total=len(prompts))
+        making = progress.add_task("prompts", total=args.made_up, visible=asked is None)
+        answers = progress.add_task("answers", total=args.made_up if asked is None else len(asked))
         steps = progress.add_task("steps", total=args.steps)
 
         def tell(heard: Heard) -> None:
@@ -255,6 +261,11 @@ def _distill(args: argparse.Namespace) -> int:
             )
 
         with _one_sentence("the head cannot be trained"):
+            if asked is None:
+                told = partial(progress.update, making)
+                prompts = kept_prompts(loaded, args.made_up, args.seed, args.out, lambda done: told(completed=done))
+            else:
+                prompts = [loaded.chat(prompt.text) for prompt in asked]
             distill(
                 loaded.model,
                 prompts,

@@ -174,9 +174,9 @@ def test_an_accelerated_model_gives_the_same_answer(
 ) -> None:
     targets: list[Module] = []
 
-    def noted(model: Module) -> CachedPredictor:
+    def noted(model: Module, features: tuple[int, ...] | None = None) -> CachedPredictor:
         targets.append(model)
-        return CachedPredictor(model)
+        return CachedPredictor(model, features=features)
 
     monkeypatch.setattr(cli, "CachedPredictor", noted)
     assert generate(tiny, "--max-new-tokens", "24", "--accelerate", how) == 0

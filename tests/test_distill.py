@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -25,11 +26,12 @@ from specflow import (
     speculative_step,
     start,
 )
-from specflow.distill import Heard, Recipe, distill, fit_jump
+from specflow.distill import Heard, Recipe, distill, fit_jump, kept_prompts, made_up
 from specflow.distill.lesson import Lesson, Text, unrolled
 from specflow.distill.train import new_head
 from specflow.heads import HeadDrafter, HeadPredictor, load_head
 from specflow.heads.jump import Jump
+from specflow.models import Loaded
 from tests.heads import FreshFeatures
 from tests.toys import VOCABULARY, oracle, tiny_llama
 
@@ -207,3 +209,48 @@ def test_a_jump_is_fitted_by_least_squares(tmp_path: Path) -> None:
         fit_jump(target(), texts, tmp_path / "other", (4,))
     with pytest.raises(DecodeError, match="no text has three tokens"):
         fit_jump(target(), [(1, 2)], tmp_path / "other", (1,))
+
+
+def test_a_model_makes_up_prompts_by_a_seed(smollm2: Loaded) -> None:
+    told: list[int] = []
+    found = made_up(smollm2, 3, seed=1, most=6, told=told.append)
+    assert told == [1, 2, 3]
+    assert len({*found}) == 3
+    assert made_up(smollm2, 2, seed=1, most=6) == found[:2]
+    assert made_up(smollm2, 2, seed=2, most=6) != found[:2]
+    asked = smollm2.chat("specflow")
+    for prompt in found:
+        begun = next(i for i, (a, b) in enumerate(zip(asked, prompt, strict=False)) if a != b)
+        assert smollm2.tokenizer.decode(prompt[:begun]).endswith("user\n")
+        assert prompt[-3:] == asked[-3:]  # the model's answer begins there
+        assert len(smollm2.stop & {*prompt[begun:]}) == 1  # that of the user's message
+
+
+def test_prompts_are_kept(smollm2: Loaded, tmp_path: Path) -> None:
+    found = kept_prompts(smollm2, 2, 1, tmp_path)
+    told: list[int] = []
+    assert kept_prompts(smollm2, 2, 1, tmp_path, told.append) == found
+    assert told == []  # they were read
+    assert kept_prompts(smollm2, 1, 1, tmp_path, told.append) == found[:1]
+    assert told == [1]
+    (tmp_path / "prompts.json").write_text("{")
+    with pytest.raises(DecodeError, match="cannot be read"):
+        kept_prompts(smollm2, 1, 1, tmp_path)
+
+
+def test_a_model_without_a_place_for_users_makes_up_nothing(smollm2: Loaded) -> None:
+    for template in (None, "{{ 'always the same' }}"):
+        silent = deepcopy(smollm2.tokenizer)
+        silent.chat_template = template
+        with pytest.raises(DecodeError, match="template"):
+            made_up(Loaded(smollm2.model, silent), 1)
+
+
+def test_an_untrained_head_speaks_as_loudly_as_the_target(tmp_path: Path) -> None:
+    distill(target(), prompts(4), tmp_path, evolve(RECIPE, steps=1, rate=1e-9))
+    head, model = load_head(tmp_path, target()), target()
+    text = (1, 2, 3, 4, 5, 6)
+    said = HeadPredictor(head, FreshFeatures(model, head.reads))(text, ())
+    known = said.isfinite()
+    own = CachedPredictor(model)(text, ())[known]
+    assert 0.3 < float(said[known].std() / own.std()) < 3

@@ -74,7 +74,7 @@ from specflow import (
 )
 from specflow.beam import LengthPenalty, beam_step
 from specflow.caches import KVCache, LossyCache, prune_cache
-from specflow.distill import Recipe, distill, fit_jump
+from specflow.distill import Recipe, distill, fit_jump, kept_prompts, made_up
 from specflow.distribution import BlackBox, Distribution, max_fn
 from specflow.drafters import (
     Bigrams,
@@ -227,6 +227,12 @@ def lettered(first: str = "a") -> models.Loaded:
     names = {chr(ord(first) + i): i for i in range(16)}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(names, unk_token=first))
     return models.Loaded(llama(), PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="c"))
+
+
+def chatty() -> models.Loaded:
+    loaded = lettered()
+    loaded.tokenizer.chat_template = "a{{ messages[0]['content'] }}b"
+    return loaded
 
 
 TARGET: Final = testing.TableModel(V)
@@ -1274,6 +1280,16 @@ TABLE: Final[dict[str, Entry]] = {
             "layers": (1,),
             "ridge": 0.01,
         },
+    ),
+    "distill.prompts.made_up": Entry(
+        made_up,
+        lambda: {"loaded": chatty(), "count": 2, "seed": 0, "most": 3, "told": lambda done: None},
+        effort=effort("count", "most"),
+    ),
+    "distill.prompts.kept_prompts": Entry(
+        kept_prompts,
+        lambda: {"loaded": chatty(), "count": 2, "seed": 0, "out": mkdtemp(dir=FOLDER), "told": lambda done: None},
+        effort=effort("count"),
     ),
     "distill.train.distill": Entry(
         distill,

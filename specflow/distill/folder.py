@@ -11,6 +11,7 @@ from specflow.guards.checks import shown
 
 WEIGHTS: Final = "model.safetensors"
 CONFIG: Final = "config.json"
+PROMPTS: Final = "prompts.json"
 TEXTS: Final = "texts.json"
 STATE: Final = "training.pt"
 

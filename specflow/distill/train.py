@@ -128,6 +128,7 @@ def distill(
         raise DecodeError("prompts", happened, f"{len(texts)} answers", remedy)
     head = new_head(model, [text.tokens[text.prompt :] for text in known], recipe)
     training = _Training(model, head, recipe, known, held_out, folder)
+    training.scale()
     return training.run(state, tell, learnt)
 
 
@@ -253,6 +254,12 @@ class _Training:
                 self._keep(heard, optimizer)
                 tell(heard)
         return heard
+
+    def scale(self) -> None:
+        """Let the head's norm give what is as large as what the target's own head reads."""
+        with torch.no_grad():
+            last = self._lesson(self.known[0]).held[:, -self.head.norm.weight.numel() :]
+            self.head.norm.weight.fill_(float(last.float().square().mean().sqrt()))
 
     def _texts(self, step: int) -> list[Text]:
         """The texts of a step: all come before any comes again, in an order that the seed and the round say."""
