@@ -285,7 +285,8 @@ def test_reading_is_a_function_of_the_text_and_a_shared_token_is_one_more(pair: 
         return SharedTokens(Spelling.of(trained("metaspace")), Spelling.of(trained("byte-level")))
 
     shared, random = made(), Random(3)
-    size, texts = len(shared.target.tokens), [(0,)]
+    size = len(shared.target.tokens)
+    texts: list[Tokens] = [(0,)]
     for _ in range(150):
         text = random.choice(texts[-5:])
         text = text[: random.randint(1, len(text))] + tuple(random.choices(range(size), k=random.randint(0, 5)))
