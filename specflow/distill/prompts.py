@@ -78,6 +78,9 @@ def kept_prompts(
     `DecodeError` as `made_up`, for a folder that cannot be written, and for a file there that is damaged.
     """
     file = made_folder(out) / PROMPTS
+    whole(1, "ask for one at least", MOST)("count", count)
+    whole(-MOST, "give a whole number", MOST)("seed", seed)
+    count, seed = int(count), int(seed)
     if file.exists():
         try:
             kept = json.loads(file.read_text("utf-8"))
