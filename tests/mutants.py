@@ -838,7 +838,7 @@ def drawn_drafts_cut_where_they_are_forbidden(world: World) -> Step:
 
 
 PAIRED: Final = tuple(
-    Case(3, (0,), 4, frozenset(), lambda rng: in_pairs(MultinomialProcessor(1.0)), seed) for seed in (2, 3)
+    Case(3, (0,), 3, frozenset(), lambda rng: in_pairs(MultinomialProcessor(1.0)), seed) for seed in (2, 3)
 )
 
 

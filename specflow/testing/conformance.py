@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from enum import Enum
@@ -314,8 +315,11 @@ def _check_model(model: Module) -> None:
 
 def _copied(model: Module) -> Module:
     """The model with all its state, its weights shared."""
+    known: dict[int, object] = {id(parameter): parameter for parameter in model.parameters()}
+    for module in model.modules():  # each has a dozen that hold no hook: to copy those takes most of the time
+        known |= {id(each): type(each)() for each in vars(module).values() if type(each) is OrderedDict and not each}
     try:
-        return deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+        return deepcopy(model, known)
     except Exception as error:  # of a part that we do not know, anything
         remedy = "give `conformance` fresh passes of your own"
         raise DecodeError("model", "the model cannot be copied", f"{type(error).__name__}: {error}", remedy) from error
