@@ -18,10 +18,13 @@ from specflow.batch import BatchPredictor
 from specflow.drafters import (
     Bigrams,
     LLMDrafter,
+    LogitTree,
     LookupTree,
     NGramDrafter,
     NGramStorage,
     PromptLookup,
+    Recycled,
+    RecyclingTree,
     SuffixDrafter,
     at_most,
     first_of,
@@ -43,6 +46,7 @@ from specflow.stages import (
     Draft,
     Match,
     PruneCache,
+    Recycle,
     Reject,
     Traverse,
     UpdateNgram,
@@ -145,6 +149,23 @@ def _memory() -> Make:
     return make
 
 
+def _recycling(drafter: Callable[[Recycled], Drafter]) -> Callable[[], Make]:
+    """A drafter over a table of all that was read, for all texts so far; it begins with the target's bigrams."""
+
+    def begun() -> Make:
+        kept: list[Recycled] = []
+
+        def make(setting: Setting) -> Drafting:
+            if not kept:
+                kept.append(Recycled(setting.vocab_size, before=setting.bigrams()))
+            (table,) = kept
+            return Drafting(drafter(table), (Recycle(table),))
+
+        return make
+
+    return begun
+
+
 def _llm(setting: Setting) -> Drafting:
     """The assistant's own samples."""
     model = setting.assistant
@@ -164,6 +185,9 @@ DRAFTERS: Final[Mapping[str, Entry]] = {
     "memory": Entry(_memory, 20),
     "llm": Entry(lambda: _llm, 5, assisted=True),
     "tree": Entry(lambda: lambda setting: Drafting(LookupTree(setting.bigrams())), 8, bigrams=True),
+    "recycle": Entry(_recycling(RecyclingTree), 8, bigrams=True),
+    "logits": Entry(_recycling(LogitTree), 8, bigrams=True),
+    "tree+recycle": Entry(_recycling(LookupTree), 8, bigrams=True),
 }
 
 

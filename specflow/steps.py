@@ -5,7 +5,7 @@ In all of them `observe` looks at each step before it stands, and `until` ends t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from torch import Tensor
 
@@ -25,14 +25,13 @@ from specflow.stages import (
     Observer,
     PruneCache,
     Reject,
-    UpdateNgram,
     Verify,
     draft_nothing,
     ending,
     never,
     unobserved,
 )
-from specflow.state import Drafter, GammaPolicy, Predictor, Rule, Step
+from specflow.state import Committed, Drafter, GammaPolicy, Predictor, Rule, Step
 
 
 def autoregressive_step(
@@ -93,14 +92,14 @@ def ngram_step(
     target: Predictor,
     processor: Processor,
     rng: Randomness,
-    update: UpdateNgram,
+    update: Callable[[Committed], Committed],
     gamma: GammaPolicy = Fixed(),
     prune: Iterable[Prunable] = (),
     observe: Observer = unobserved,
     until: Condition = never,
 ) -> Step:
-    """`speculative_step` that teaches an n-gram storage what was committed. Lossless, with any drafter."""
-    calls("a stage that learns", "give UpdateNgram(storage)")("update", update)
+    """`speculative_step` that teaches a provider, by `UpdateNgram` or `Recycle`. Lossless, with any drafter."""
+    calls("a stage that learns", "give one, such as UpdateNgram(storage)")("update", update)
     draft, verify, adjust = Draft(drafter, gamma), Verify(target, processor, Reject(rng)), Adjust(rng)
     end = ending(until, observe, PruneCache(_several(prune)), update)
     return lambda state: state.then(draft).then(verify).then(adjust).then(end)
