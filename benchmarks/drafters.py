@@ -5,6 +5,7 @@
     python -m benchmarks.drafters remember others.jsonl memory.safetensors --texts others.json
     python -m benchmarks.drafters replay question.jsonl --texts texts.json --memory memory.safetensors
     python -m benchmarks.drafters replay question.jsonl --texts texts.json --bigrams bigrams.safetensors
+    python -m benchmarks.drafters recycle question.jsonl --texts texts.json --bigrams bigrams.safetensors --rows rows
     python -m benchmarks.drafters edits question.jsonl
 
 `cost` times one call of each drafter, the context having grown by a step, beside transformers' prompt lookup.
@@ -18,6 +19,11 @@ than 1024 tokens the last 1024 are read.
 `remember` saves an n-gram storage of the model's texts, and with `--memory` the drafters know them. With `--bigrams`
 trees know the model's bigrams; the model is asked for them where the file is not there.
 
+`recycle` does it for drafters that learn from the target's rows of logits, those after refused drafts among them, which
+the text alone does not tell. So the target reads each draft, once: the likeliest tokens of each row are kept in the
+file `--rows`, and a drafter whose drafts were all read before is counted without the model. Each table begins anew with
+each text, or is one for all texts, which are then decoded in the order of the file.
+
 `edits` does the same as `replay` for a model that edits its prompt without a fault. Every text is an edited question of
 at least 100 words and at most 1024 tokens: one of its words in 20 is another one, or its three most frequent words are
 renamed throughout, or one word in 50 is replaced, one inserted and one left out.
@@ -30,14 +36,18 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from hashlib import blake2b
 from pathlib import Path
 from random import Random
 from statistics import median
 from tempfile import gettempdir
 from time import perf_counter
-from typing import Final, TypedDict
+from typing import Final, TypedDict, final
 
+import numpy
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.generation.candidate_generator import PromptLookupCandidateGenerator
 
@@ -69,11 +79,14 @@ from specflow import (
     start,
     then,
 )
-from specflow.drafters import Bigrams, as_chain
+from specflow.drafters import Bigrams, LogitTree, Recycled, RecyclingTree, as_chain
 from specflow.models import bigrams_of, load
-from specflow.stages import UpdateNgram
+from specflow.stages import Recycle, UpdateNgram
 from specflow.state import Tally, parents_of
 from specflow.trees import depths
+
+KEPT: Final = 24
+"""How many logits of a row are kept."""
 
 NEW_TOKENS: Final = 128
 PROMPT_TOKENS: Final = 1024
@@ -268,28 +281,101 @@ def decoders(texts: Sequence[Text], memory: Path | None, bigrams: Path | None) -
     return rows
 
 
-def replayed(decoder: Decoder, text: Text) -> Tally:
+def replayed(decoder: Decoder, text: Text, target: Predictor | None = None) -> Tally:
     """What happens when a text that is known is decoded. It comes out as it was, or this fails."""
     whole = (*text["prompt"], *text["output"])
-    step = decoder(text, table(whole))
+    step = decoder(text, table(whole) if target is None else target)
     state = run(step, start(text["prompt"], len(text["output"])).unwrap()).state
     assert state.tokens == whole
     return state.tally
 
 
-def replay(texts: Sequence[Text], rows: dict[str, Decoder]) -> None:
-    """Print tokens per target pass of each decoder, in all and for each category, and drafts per pass."""
+def replay(texts: Sequence[Text], rows: dict[str, Decoder], target: Predictor | None = None) -> None:
+    """Print tokens per target pass of each decoder, in all and for each category, and drafts per pass.
+
+    Without a target the text stands in for it.
+    """
     groups = ["chat" if text["category"] in CHAT else text["category"] for text in texts]
     names = ["all", *dict.fromkeys(groups)]
     print(f"{'tokens per target pass':30}", *(f"{name[:9]:>9}" for name in names), f"{'drafts':>9}")
     for label, decoder in rows.items():
-        tallies = [replayed(decoder, text) for text in texts]
+        tallies = [replayed(decoder, text, target) for text in texts]
         row = []
         for name in names:
             chosen = [i for i, group in enumerate(groups) if name in ("all", group)]
             row.append(sum(len(texts[i]["output"]) for i in chosen) / sum(tallies[i].steps for i in chosen))
         total = sum(tallies, Tally())
         print(f"{label:30}", *(f"{value:9.3f}" for value in row), f"{total.drafted / total.steps:9.1f}", flush=True)
+
+
+@final
+class Remembered:
+    """A predictor that is asked once about each text, and its answers kept in a file, as far as they matter.
+
+    Of a row the `KEPT` largest logits are kept as logarithms of probabilities; the rest of the probability is spread
+    evenly over all other tokens.
+    """
+
+    def __init__(self, make: Callable[[], Predictor], kept: Path) -> None:
+        self.read = cache(make)
+        self.kept = kept
+        arrays = load_file(kept) if kept.exists() else {}
+        names, tokens, values = (arrays.get(name) for name in ("names", "tokens", "values"))
+        self.known: dict[int, tuple[Tensor, Tensor]] = {}
+        if names is not None and tokens is not None and values is not None:
+            self.known = dict(zip(names.tolist(), zip(tokens, values, strict=True), strict=True))
+        self.passes = 0
+
+    def __call__(self, tokens: Tokens, drafts: Sequence[Proposal], /) -> Tensor:
+        """The rows after the text and after each draft."""
+        texts = [tokens]
+        for draft, parent in zip(drafts, parents_of(drafts), strict=True):
+            texts.append((*texts[parent + 1], draft.token))
+        names = [
+            int.from_bytes(blake2b(numpy.array(text).tobytes(), digest_size=8).digest(), signed=True) for text in texts
+        ]
+        if not all(name in self.known for name in names):
+            values, best = self.read()(tokens, drafts).log_softmax(-1).topk(KEPT)
+            self.known.update(zip(names, zip(best.int(), values, strict=True), strict=True))
+            self.passes += 1
+        rest = [float(1 - self.known[name][1].exp().sum()) for name in names]
+        rows = torch.tensor(rest).clamp(min=1e-9).div(VOCABULARY - KEPT).log()[:, None].repeat(1, VOCABULARY)
+        for row, name in zip(rows, names, strict=True):
+            best, values = self.known[name]
+            row[best.long()] = values
+        return rows
+
+    def save(self) -> None:
+        """Keep what was answered."""
+        best, values = zip(*self.known.values(), strict=True)
+        names = torch.tensor([*self.known])
+        save_file({"names": names, "tokens": torch.stack(best), "values": torch.stack(values)}, self.kept)
+
+
+def recycling(
+    drafter: Callable[[Recycled], Drafter], gamma: int, before: Bigrams, *, kept: bool, n: int = 2
+) -> Decoder:
+    """A drafter over a table that learns: one for all texts where it is `kept`, else one for each."""
+    shared = Recycled(VOCABULARY, n=n, before=before)
+
+    def decoder(text: Text, target: Predictor) -> Step:
+        table = shared if kept else Recycled(VOCABULARY, n=n, before=before)
+        return ngram_step(drafter(table), target, GreedyProcessor(), Dice(), Recycle(table), Fixed(gamma))
+
+    return decoder
+
+
+def recyclers(bigrams: Path) -> dict[str, Decoder]:
+    """The rows of the table that `recycle` prints."""
+    known = bigrams_in(bigrams)
+    rows: dict[str, Decoder] = {}
+    for kept, where in ((False, "of the text"), (True, "of all texts")):
+        rows |= {
+            f"static tree, {where}": recycling(RecyclingTree, 16, known, kept=kept),
+            f"guesses and lookup, {where}": recycling(LogitTree, 16, known, kept=kept),
+            f"tree and table, {where}": recycling(LookupTree, 16, known, kept=kept),
+        }
+    return {"tree and bigrams, 16 drafts": drafting(LookupTree(known), Fixed(16))} | rows
 
 
 def renamed(words: list[str], names: Sequence[str], random: Random) -> list[str]:
@@ -396,6 +482,15 @@ def main() -> None:
     memory.add_argument("prompts", type=Path)
     memory.add_argument("storage", type=Path)
     memory.add_argument("--texts", type=Path, default=Path(gettempdir()) / "specflow-greedy-texts.json")
+    learning_ones = commands.add_parser("recycle", help="tokens per target pass, of drafters that learn from its rows")
+    learning_ones.add_argument("prompts", type=Path)
+    learning_ones.add_argument("--texts", type=Path, default=Path(gettempdir()) / "specflow-greedy-texts.json")
+    learning_ones.add_argument("--every", type=int, default=1, help="take every n-th prompt")
+    learning_ones.add_argument(
+        "--bigrams", type=Path, required=True, help="a saved Bigrams, made where it is not there"
+    )
+    learning_ones.add_argument("--rows", type=Path, required=True, help="the rows that were read, kept in this file")
+    learning_ones.add_argument("--only", default="", help="the rows of the table whose names hold this")
     editing = commands.add_parser("edits", help="tokens per target pass, of a model that edits its prompt")
     editing.add_argument("prompts", type=Path)
     arguments = parser.parse_args()
@@ -404,6 +499,16 @@ def main() -> None:
             cost(arguments.contexts, arguments.calls)
         case "edits":
             replay(edited(read_questions(arguments.prompts, 1)), editors())
+        case "recycle":
+            texts = greedy_texts(read_questions(arguments.prompts, arguments.every), arguments.texts)
+            target = Remembered(
+                lambda: CachedPredictor(accelerate.fast(load("smollm2", "float32").unwrap().model)), arguments.rows
+            )
+            for name, decoder in recyclers(arguments.bigrams).items():
+                if arguments.only in name:
+                    replay(texts, {name: decoder}, target)
+                    target.save()
+            print(f"{target.passes} passes of the model")
         case "remember":
             remember(greedy_texts(read_questions(arguments.prompts, 1), arguments.texts), arguments.storage)
         case _:

@@ -19,10 +19,13 @@ from specflow.drafters import (
     Bigrams,
     IntersectionDrafter,
     LLMDrafter,
+    LogitTree,
     LookupTree,
     NGramDrafter,
     NGramStorage,
     PromptLookup,
+    Recycled,
+    RecyclingTree,
     Retokenised,
     SuffixDrafter,
     at_most,
@@ -46,6 +49,7 @@ from specflow.stages import (
     Draft,
     Match,
     PruneCache,
+    Recycle,
     Reject,
     Traverse,
     UpdateNgram,
@@ -158,6 +162,23 @@ def _memory() -> Make:
     return make
 
 
+def _recycling(drafter: Callable[[Recycled], Drafter]) -> Callable[[], Make]:
+    """A drafter over a table of all that was read, for all texts so far; it begins with the target's bigrams."""
+
+    def begun() -> Make:
+        kept: list[Recycled] = []
+
+        def make(setting: Setting) -> Drafting:
+            if not kept:
+                kept.append(Recycled(setting.vocab_size, before=setting.bigrams()))
+            (table,) = kept
+            return Drafting(drafter(table), (Recycle(table),))
+
+        return make
+
+    return begun
+
+
 def _llm(setting: Setting) -> Drafting:
     """The assistant's own samples, of the tokens that are shared where it has another vocabulary."""
     model = setting.assistant
@@ -204,6 +225,9 @@ DRAFTERS: Final[Mapping[str, Entry]] = {
     "tree": Entry(lambda: lambda setting: Drafting(LookupTree(setting.bigrams())), 8, bigrams=True),
     "head": Entry(lambda: lambda setting: Drafting(HeadTree(_head(setting))), 16, headed=True),
     "head-chain": Entry(lambda: _head_chain, 5, headed=True),
+    "recycle": Entry(_recycling(RecyclingTree), 8, bigrams=True),
+    "logits": Entry(_recycling(LogitTree), 8, bigrams=True),
+    "tree+recycle": Entry(_recycling(LookupTree), 8, bigrams=True),
 }
 
 

@@ -5,7 +5,7 @@ In all of them `observe` looks at each step before it stands, and `until` ends t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from torch import Tensor
 from typing_extensions import TypeVar
@@ -28,7 +28,6 @@ from specflow.stages import (
     Observer,
     PruneCache,
     Reject,
-    UpdateNgram,
     Verify,
     any_of,
     draft_nothing,
@@ -36,7 +35,7 @@ from specflow.stages import (
     never,
     unobserved,
 )
-from specflow.state import Drafter, GammaPolicy, Predictor, Rule, Step
+from specflow.state import Committed, Drafter, GammaPolicy, Predictor, Rule, Step
 
 S = TypeVar("S", bound=Sampling)
 
@@ -134,14 +133,14 @@ def ngram_step(
     target: Predictor,
     processor: Processor,
     rng: Randomness,
-    update: UpdateNgram,
+    update: Callable[[Committed], Committed],
     gamma: GammaPolicy = Fixed(),
     prune: Iterable[Prunable] = (),
     observe: Observer = unobserved,
     until: Condition = never,
 ) -> Step:
-    """`speculative_step` that teaches an n-gram storage what was committed. Lossless, with any drafter."""
-    calls("a stage that learns", "give UpdateNgram(storage)")("update", update)
+    """`speculative_step` that teaches a provider, by `UpdateNgram` or `Recycle`. Lossless, with any drafter."""
+    calls("a stage that learns", "give one, such as UpdateNgram(storage)")("update", update)
     draft, verify, adjust = Draft(drafter, gamma), Verify(target, processor, Reject(rng)), Adjust(rng)
     end = ending(until, observe, PruneCache(_several(prune)), update)
     return lambda state: state.then(draft).then(verify).then(adjust).then(end)

@@ -52,9 +52,10 @@ from specflow.accelerate import bit_for_bit, fast
 from specflow.batch import BatchPredictor, Failed, Shared, generate_many, ragged, seed_of, together
 from specflow.batch.texts import Text
 from specflow.caches import BLOCK, Pair
+from specflow.drafters import Recycled
 from specflow.policies import CostMeter
 from specflow.predictors import UncachedPredictor
-from specflow.stages import UpdateNgram
+from specflow.stages import Recycle, UpdateNgram
 from specflow.state import Tally
 from specflow.testing import Branch, Ending, TableModel, exact_law
 from tests.architectures import ARCHITECTURES, EACH, Architecture, built
@@ -76,6 +77,10 @@ def taught(target: Predictor, number: int) -> Step:
     return ngram_step(drafter, target, GreedyProcessor(), dice(number), update, Fixed(4))
 
 
+def recycling(target: Predictor, number: int, table: Recycled) -> Step:
+    return ngram_step(LookupTree(table), target, GreedyProcessor(), dice(number), Recycle(table), Fixed(6))
+
+
 Make = Callable[[Predictor, Predictor, int], Step]
 
 STEPS: dict[str, Make] = {
@@ -91,6 +96,7 @@ STEPS: dict[str, Make] = {
         LLMDrafter(small, GreedyProcessor(), dice(n), widths=(2, 2)), target, GreedyProcessor(), dice(n), Fixed(5)
     ),
     "n-grams that learn": lambda target, small, n: taught(target, n),
+    "a table that learns": lambda target, small, n: recycling(target, n, Recycled(VOCABULARY)),
     "sampled, by rejection": lambda target, small, n: sampled(target, small, n, Reject),
     "sampled, by blocks": lambda target, small, n: sampled(target, small, n, Block),
     "sampled, by matching": lambda target, small, n: sampled(target, small, n, Match),
@@ -158,6 +164,21 @@ def test_every_decoder_says_in_a_batch_what_it_says_alone(name: str, slots: int)
     assert isinstance(failed, Failed)
     assert isinstance(failed.error, ZeroDivisionError)
     assert [*map(ends.get, sorted(ends))] == said_alone(name)
+
+
+def test_texts_of_a_batch_may_teach_one_table() -> None:
+    """What is drafted depends on who else is there, and no text does."""
+    batched, table = BatchPredictor(TARGET, 4), Recycled(VOCABULARY)
+    decodes = [
+        partial(decode, lambda target, small, n: recycling(target, n, table), batched, batched, i)
+        for i in (*range(len(PROMPTS)), *range(len(PROMPTS)))
+    ]
+    ends = dict(together(decodes, 4))
+    states = [end.state for _, end in sorted(ends.items()) if isinstance(end, Finished)]
+    alone = [end.state for end in said_alone("autoregressive")]
+    assert [state.tokens for state in states] == [state.tokens for state in (*alone, *alone)]
+    steps = [state.tally.steps for state in states]
+    assert sum(steps[len(alone) :]) < sum(steps[: len(alone)])  # the second time they are known
 
 
 @pytest.mark.parametrize("name", [name for name in STEPS if "sampled" in name or "seed" in name])

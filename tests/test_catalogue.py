@@ -46,19 +46,22 @@ PROMPT, NEW = (3, 4, 5, 6, 3, 4, 5, 6, 3, 4), 16
 TARGET = tiny_llama(21, vocab_size=24, layers=1)
 CLOSE = disturbed(TARGET, 1, 0.05)
 GREEDY = oracle(PROMPT, TARGET, NEW)
+TREES = ["tree", "recycle", "logits", "tree+recycle"]
+"""What knows what to do with the target's bigrams."""
+
 FIXED = POLICIES["fixed"](4, 1.0, perf_counter)
 HEADED = {"head", "head-chain"}
 
 
 def test_the_names() -> None:
-    plain = {"none", "suffix", "lookup", "suffix+lookup", "ngram", "memory", "llm", "retokenised", "tree"}
-    assert set(DRAFTERS) == plain | HEADED
+    plain = {"none", "suffix", "lookup", "suffix+lookup", "ngram", "memory", "llm", "retokenised"}
+    assert set(DRAFTERS) == plain | HEADED | {*TREES}
     assert set(POLICIES) == {"fixed", "heuristic", "egag", "confidence", "svip", "adaedl", "cost"}
     assert set(RULES) == {"reject", "match", "block", "traverse"}
     assert set(COUPLED) == {"match"}
     assert set(DRAFTERS) < set(NAMES)
     assert [name for name, entry in DRAFTERS.items() if entry.assisted] == ["llm", "retokenised"]
-    assert [name for name, entry in DRAFTERS.items() if entry.bigrams] == ["tree"]
+    assert [name for name, entry in DRAFTERS.items() if entry.bigrams] == TREES
     assert {name for name, entry in DRAFTERS.items() if entry.headed} == HEADED
 
 
@@ -180,17 +183,19 @@ def test_a_policy_is_given_the_temperature(policy: str, cold: int, hot: int) -> 
 # What drafters are made from.
 
 
-def test_a_memory_is_kept_from_text_to_text_and_each_decoder_has_its_own() -> None:
-    make = DRAFTERS["memory"].make()
-    first, second = text("memory", FIXED, make), text("memory", FIXED, make)
+@pytest.mark.parametrize("name", ["memory", "recycle", "logits", "tree+recycle"])
+def test_a_memory_is_kept_from_text_to_text_and_each_decoder_has_its_own(name: str) -> None:
+    make = DRAFTERS[name].make()
+    first, second = text(name, FIXED, make), text(name, FIXED, make)
     assert second.tally.steps < first.tally.steps
-    assert text("memory", FIXED).tally == first.tally
+    assert text(name, FIXED).tally == first.tally
 
 
 def test_what_learns_and_what_forgets_is_told_of_each_step() -> None:
     setting = Setting(TARGET, 24, PROMPT, GreedyProcessor(), Dice(), CLOSE, head=linear_head(TARGET))
     made = {name: entry.make()(setting) for name, entry in DRAFTERS.items()}
-    assert {name for name, draft in made.items() if draft.teach} == {"ngram", "memory"}
+    taught = {"ngram", "memory", "recycle", "logits", "tree+recycle"}
+    assert {name for name, draft in made.items() if draft.teach} == taught
     assert {name for name, draft in made.items() if draft.memos} == {"llm", "retokenised"}
     told: list[Tokens] = []
 
@@ -245,4 +250,4 @@ def test_bigrams_are_asked_for_by_trees_alone() -> None:
         made = entry.make()(setting)
         if entry.bigrams:
             assert [draft.token for draft in islice(made.drafter((1,)), 3)] == [0, 1, 0]
-    assert asked == ["tree"]
+    assert asked == TREES

@@ -48,13 +48,25 @@ from specflow import (
     autoregressive_step,
     first_of,
     longest,
+    ngram_step,
     seed_coupled_step,
     speculative_step,
     then,
     verified_step,
 )
 from specflow.distribution import BlackBox, Distribution
-from specflow.drafters import GuessingNGramDrafter, INgramStorage, OneLevelNGramStorage, propose_nothing
+from specflow.drafters import (
+    Bigrams,
+    Corpus,
+    CorpusTree,
+    GuessingNGramDrafter,
+    INgramStorage,
+    LogitTree,
+    OneLevelNGramStorage,
+    Recycled,
+    RecyclingTree,
+    propose_nothing,
+)
 from specflow.loop import once
 from specflow.randomness import Randomness, Sampling
 from specflow.stages import (
@@ -62,6 +74,7 @@ from specflow.stages import (
     Condition,
     Draft,
     Observer,
+    Recycle,
     StopWhen,
     Verify,
     advance,
@@ -186,9 +199,25 @@ def nasd(world: World, storage: INgramStorage, filler_top_k: int = 3) -> Step:
     return learning(world, storage, apart(NGramDrafter(storage)), filler_top_k)
 
 
+def recycling(world: World, drafter: Callable[[Recycled], Drafter], gamma: GammaPolicy = Fixed(4)) -> Step:
+    """A drafter over a table that knows nothing at first, and learns each row that is read."""
+    table = Recycled(4, k=2, n=2)
+    target, processor, rng = world.target, world.processor, world.rng
+    return ngram_step(drafter(table), target, processor, rng, Recycle(table), gamma)
+
+
+CORPUS: Final = Corpus.of([(0, 1, 0, 0, 1, 1, 0), (1, 0, 1)], 2)
+"""Of two tokens, which all models here know."""
+
+
 def guessing(world: World) -> Step:
     storage = fresh(world)
     return learning(world, storage, apart(GuessingNGramDrafter(storage, world.target((0,), ()).shape[-1])))
+
+
+def size_of(world: World) -> int:
+    """How many tokens the target knows."""
+    return world.target((0,), ()).shape[-1]
 
 
 def kept_while_likely(stream: Iterator[Proposal], state: DecodeState) -> tuple[tuple[Proposal, ...], tuple[float, ...]]:
@@ -243,6 +272,8 @@ CHAINS: Final[dict[str, Callable[[World], Drafter]]] = {
 CERTAIN_TREES: Final[dict[str, Callable[[World], Drafter]]] = {
     "a certain tree": lambda w: bush,
     "a tree of lookups": lambda w: LookupTree(),
+    "a static tree over bigrams": lambda w: RecyclingTree(Bigrams.of(w.target, (0,), size_of(w), 2)),
+    "a tree of a corpus": lambda w: CorpusTree(CORPUS),
 }
 
 TREES: Final[dict[str, Callable[[World], Drafter]]] = {
@@ -305,6 +336,11 @@ DECODERS: dict[str, Callable[[World], Step]] = {
     "a tree of one draft": lambda w: rejecting(w, bush, Fixed(1)),
     "a tree that is a chain": lambda w: rejecting(w, guesses, Fixed(3)),
     "a tree of lookups": lambda w: rejecting(w, LookupTree(), Fixed(4)),
+    "token recycling": lambda w: recycling(w, RecyclingTree),
+    "token recycling, chains": lambda w: recycling(w, RecyclingTree, Fixed(2)),
+    "guesses from the last row, each with a lookup": lambda w: recycling(w, LogitTree),
+    "a tree of lookups over a table that learns": lambda w: recycling(w, LookupTree),
+    "a tree of a corpus": lambda w: rejecting(w, CorpusTree(CORPUS), Fixed(4)),
 }
 """One line for each decoder, each certified on every case."""
 

@@ -47,10 +47,15 @@ from specflow import (
 )
 from specflow.accelerate import fast
 from specflow.drafters import (
+    Corpus,
+    CorpusTree,
     GuessingNGramDrafter,
+    LogitTree,
     NGramDrafter,
     OneLevelNGramStorage,
     PromptLookup,
+    Recycled,
+    RecyclingTree,
     SuffixDrafter,
     at_most,
     first_of,
@@ -61,7 +66,7 @@ from specflow.drafters import (
 from specflow.policies import EGAG, SVIP, AdaEDL, Heuristic, StopAfter, Unsure
 from specflow.processors import LogitsProcessor
 from specflow.randomness import Randomness
-from specflow.stages import UpdateNgram
+from specflow.stages import Recycle, UpdateNgram
 from specflow.state import Request
 from specflow.steps import ngram_step
 from tests.toys import disturbed, once, oracle, tiny_llama
@@ -98,6 +103,14 @@ def taught() -> NGramStorage:
     return storage
 
 
+def recycled() -> Recycled:
+    """A table that has read half of the text."""
+    table = Recycled(24, n=1)
+    text = (*PROMPT, *TEXT[: NEW // 2])
+    table.learn([text[:end] for end in range(1, len(text))], [[(token, 0.5), (3, 0.1)] for token in text[1:]])
+    return table
+
+
 def counting_up(tokens: Tokens) -> Iterator[Proposal]:
     return (Proposal((tokens[-1] + i) % 24, PointMass((tokens[-1] + i) % 24)) for i in count(1))
 
@@ -116,6 +129,10 @@ def fanned(setting: Setting) -> Drafter:
 
 TREES: dict[str, Callable[[Setting], Drafter]] = {
     "a tree of lookups": lambda setting: LookupTree(),
+    "a static tree over a table": lambda setting: RecyclingTree(recycled()),
+    "a tree of lookups over a table": lambda setting: LookupTree(recycled()),
+    "guesses from a row, each with a lookup": lambda setting: LogitTree(recycled(), PromptLookup()),
+    "a tree of a corpus": lambda setting: CorpusTree(Corpus.of([[*PROMPT, *TEXT[: NEW // 2]], TEXT[4:9]], 24)),
     "a tree of a close model": lambda setting: setting.llm(CLOSE, (2, 1)),
     "a wide tree of a close model": lambda setting: setting.llm(CLOSE, (3, 2)),
     "a tree of two sources": fanned,
@@ -235,4 +252,16 @@ def test_a_storage_that_learns_on_the_way_changes_nothing(policy: str) -> None:
         target, meter = CachedPredictor(QUICK) if use_cache else once(TARGET), CostMeter()
         drafter, update, gamma = NGramDrafter(storage), UpdateNgram(storage), POLICIES[policy](meter)
         step = ngram_step(drafter, meter.timed(target), processor, Dice(), update, gamma, (target,))
+        assert list(run(step, DecodeState(Request(PROMPT, len(PROMPT) + NEW), PROMPT)).state.output) == TEXT
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_table_that_learns_on_the_way_changes_nothing(policy: str) -> None:
+    for processor, use_cache in product(PROCESSORS.values(), (False, True)):
+        table = Recycled(24)
+        target, meter = CachedPredictor(QUICK) if use_cache else once(TARGET), CostMeter()
+        gamma = POLICIES[policy](meter)
+        step = ngram_step(
+            RecyclingTree(table), meter.timed(target), processor, Dice(), Recycle(table), gamma, (target,)
+        )
         assert list(run(step, DecodeState(Request(PROMPT, len(PROMPT) + NEW), PROMPT)).state.output) == TEXT

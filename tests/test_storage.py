@@ -24,7 +24,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from specflow import DecodeError, NGramStorage
-from specflow.drafters import Bigrams, INgramStorage, OneLevelNGramStorage
+from specflow.drafters import Bigrams, Corpus, INgramStorage, OneLevelNGramStorage, Recycled
 from specflow.drafters.ngrams import counts
 from specflow.drafters.ngrams import file as storage_file
 from specflow.drafters.ngrams.file import Header, packed, read
@@ -486,8 +486,20 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
 
 TABLE = Bigrams(numpy.array([[1], [0]]), numpy.array([[0.5], [0.25]], dtype=numpy.float32))
 
-SAVES: list[Callable[[Path], object]] = [lambda path: learned(NGramStorage).save(path), TABLE.save]
-LOADS: list[Callable[[Path], object]] = [lambda path: NGramStorage(3, 100).load(path), Bigrams.load]
+CORPUS = Corpus.of([[1, 2, 1, 3]], 5)
+
+SAVES: list[Callable[[Path], object]] = [
+    lambda path: learned(NGramStorage).save(path),
+    TABLE.save,
+    Recycled(5).save,
+    CORPUS.save,
+]
+LOADS: list[Callable[[Path], object]] = [
+    lambda path: NGramStorage(3, 100).load(path),
+    Bigrams.load,
+    lambda path: Recycled(5).load(path),
+    lambda path: Corpus.load(path, 5),
+]
 
 
 @pytest.mark.parametrize("save", SAVES)
@@ -729,11 +741,17 @@ def test_bigrams_are_tables_of_tokens_and_probabilities(tokens: object, chances:
         Bigrams(tokens, chances)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("token", [-1, 2, None, 0.5, "0", torch.tensor(0)])
-def test_a_table_is_asked_about_its_tokens_only(token: object) -> None:
+@pytest.mark.parametrize("text", [1, None, 0.5, "0", (None,), (0.5,), ("0",), (True,), torch.zeros(2, 2)])
+def test_a_table_is_asked_about_texts_only(text: object) -> None:
     with pytest.raises(DecodeError):
-        TABLE.after(token)  # type: ignore[arg-type]
-    assert TABLE.after(numpy.int64(1)) == [(0, 0.25)]  # type: ignore[arg-type]
+        TABLE.after(text)  # type: ignore[arg-type]
+
+
+def test_a_table_knows_what_follows_its_tokens() -> None:
+    known: tuple[Any, ...] = ((1,), (0, 9, 1), [1], numpy.array([0, 1]), (numpy.int64(1),))
+    unknown: tuple[tuple[int, ...], ...] = ((), (2,), (1, 2), (-1,))
+    assert [TABLE.after(text) for text in known] == [[(0, 0.25)]] * 5
+    assert [TABLE.after(text) for text in unknown] == [()] * 4
 
 
 def test_a_target_that_gives_no_rows_of_the_vocabulary_is_refused() -> None:

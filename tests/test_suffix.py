@@ -333,7 +333,7 @@ def test_a_text_that_grew_is_not_read_again() -> None:
         lambda: PromptLookup(num_output_tokens=1.0),  # type: ignore[arg-type]
         lambda: PromptLookup(max_matching_ngram_size=True),
         lambda: LookupTree(branches=0.5),  # type: ignore[arg-type]
-        lambda: LookupTree(bigrams={}),  # type: ignore[arg-type]
+        lambda: LookupTree(followers={}),  # type: ignore[arg-type]
         lambda: as_chain(None),  # type: ignore[arg-type]
         lambda: as_chain(SuffixDrafter(), least=float("nan")),
     ],
@@ -351,7 +351,7 @@ def test_a_text_that_grew_is_not_read_again() -> None:
         "num_output_tokens",
         "max_matching_ngram_size",
         "branches",
-        "bigrams",
+        "followers",
         "drafter",
         "least",
     ],

@@ -78,10 +78,15 @@ from specflow.distill import Recipe, distill, fit_jump, kept_prompts, made_up
 from specflow.distribution import BlackBox, Distribution, max_fn
 from specflow.drafters import (
     Bigrams,
+    Corpus,
+    CorpusTree,
     GreedyBlockDrafter,
     GuessingNGramDrafter,
     IntersectionDrafter,
+    LogitTree,
     OneLevelNGramStorage,
+    Recycled,
+    RecyclingTree,
     Retokenised,
     SampledBlockDrafter,
     as_chain,
@@ -324,6 +329,34 @@ def bigrams() -> Bigrams:
 def table_file(name: str = "table.safetensors") -> Path:
     path = FOLDER / name
     bigrams().save(path)
+    return path
+
+
+def recycled() -> Recycled:
+    made = Recycled(V)
+    made.learn([TEXT, (2,)], [[(1, 0.5), (2, 0.25)], [(1, 0.5)]])
+    return made
+
+
+def recycled_file() -> Path:
+    path = FOLDER / "recycled.safetensors"
+    recycled().save(path)
+    return path
+
+
+def recall(made: Recycled) -> object:
+    made.learn([TEXT], [[(1, 0.5)]])
+    made.save(FOLDER / "other")
+    return draft(RecyclingTree(made)), draft(s.LookupTree(made))
+
+
+def texts() -> Corpus:
+    return Corpus.of([(1, 2, 1, 3), (2, 1)], V)
+
+
+def corpus_file() -> Path:
+    path = FOLDER / "corpus.safetensors"
+    texts().save(path)
     return path
 
 
@@ -667,7 +700,7 @@ def take(given: catalogue.Setting) -> object:
     """What every drafter of the catalogue makes of it."""
     for name, entry in catalogue.DRAFTERS.items():
         drafting = entry.make()(given)
-        if name in ("llm", "ngram", "retokenised", "tree"):
+        if name in ("llm", "ngram", "retokenised", "tree", "recycle", "logits"):
             decode(stepped(drafting=drafting, target=along_paths(lambda tokens: torch.zeros(16))))
     return None
 
@@ -1099,7 +1132,7 @@ TABLE: Final[dict[str, Entry]] = {
         lambda: {"target": TARGET, "before": (1,), "vocab_size": V, "k": 2},
         effort=effort("vocab_size"),
     ),
-    "drafters.bigrams.Bigrams.after": Entry(lambda token: bigrams().after(token), lambda: {"token": 1}),
+    "drafters.bigrams.Bigrams.after": Entry(lambda tokens: bigrams().after(tokens), lambda: {"tokens": TEXT}),
     "drafters.bigrams.Bigrams.save": Entry(lambda path: bigrams().save(path), lambda: {"path": table_file("other")}),
     "drafters.bigrams.Bigrams.load": Entry(Bigrams.load, lambda: {"path": table_file()}),
     "drafters.block.GreedyBlockDrafter": Entry(
@@ -1305,7 +1338,60 @@ TABLE: Final[dict[str, Entry]] = {
             "resume": False,
         },
     ),
-    "drafters.tree.LookupTree": Entry(s.LookupTree, lambda: {"bigrams": bigrams(), "branches": 2}, draft),
+    "drafters.recycling.Recycled": Entry(
+        Recycled,
+        lambda: {"vocab_size": V, "k": 2, "n": 2, "max_contexts": 9, "before": bigrams()},
+        recall,
+    ),
+    **{
+        f"drafters.recycling.Recycled.{name}": Entry(call, good)
+        for name, call, good in of_storages(
+            ("after", lambda tokens: recycled().after(tokens), lambda: {"tokens": TEXT}),
+            (
+                "learn",
+                lambda contexts, followers: recycled().learn(contexts, followers),
+                lambda: {"contexts": [TEXT], "followers": [[(1, 0.5)]]},
+            ),
+            ("save", lambda path: recycled().save(path), lambda: {"path": FOLDER / "other"}),
+            ("load", lambda path: recycled().load(path), lambda: {"path": recycled_file()}),
+        )
+    },
+    "drafters.recycling.RecyclingTree": Entry(
+        RecyclingTree, lambda: {"table": recycled(), "shares": (0.5, 0.2), "source": "recycled"}, draft
+    ),
+    "drafters.recycling.RecyclingTree.__call__": Entry(
+        lambda tokens: list(islice(RecyclingTree(recycled())(tokens), 5)), lambda: {"tokens": TEXT}
+    ),
+    "drafters.logits.LogitTree": Entry(
+        LogitTree,
+        lambda: {"table": recycled(), "retrieve": drafter, "guesses": (0.5, 0.2), "source": "logits"},
+        draft,
+    ),
+    "drafters.logits.LogitTree.__call__": Entry(
+        lambda tokens: list(islice(LogitTree(recycled())(tokens), 5)), lambda: {"tokens": TEXT}
+    ),
+    "drafters.retrieval.Corpus": Entry(
+        Corpus,
+        lambda: {"vocab_size": V, "tokens": texts().tokens, "suffixes": texts().suffixes},
+        lambda made: draft(CorpusTree(made)),
+    ),
+    **{
+        f"drafters.retrieval.Corpus.{name}": Entry(call, good)
+        for name, call, good in of_storages(
+            ("of", Corpus.of, lambda: {"texts": [TEXT], "vocab_size": V}),
+            ("find", lambda tokens, longest: texts().find(tokens, longest), lambda: {"tokens": TEXT, "longest": 3}),
+            ("after", lambda tokens: texts().after(tokens), lambda: {"tokens": TEXT}),
+            ("save", lambda path: texts().save(path), lambda: {"path": FOLDER / "other"}),
+            ("load", Corpus.load, lambda: {"path": corpus_file(), "vocab_size": V}),
+        )
+    },
+    "drafters.retrieval.CorpusTree": Entry(
+        CorpusTree, lambda: {"corpus": texts(), "longest": 3, "shortest": 1, "source": "corpus"}, draft
+    ),
+    "drafters.retrieval.CorpusTree.__call__": Entry(
+        lambda tokens: list(islice(CorpusTree(texts())(tokens), 5)), lambda: {"tokens": TEXT}
+    ),
+    "drafters.tree.LookupTree": Entry(s.LookupTree, lambda: {"followers": bigrams(), "branches": 2}, draft),
     "drafters.tree.LookupTree.__call__": Entry(
         lambda tokens: list(islice(s.LookupTree(bigrams())(tokens), 5)), lambda: {"tokens": TEXT}
     ),
@@ -1612,6 +1698,8 @@ TABLE: Final[dict[str, Entry]] = {
         stages.UpdateNgram, lambda: {"storage": storage(), "filler_top_k": 2}, lambda stage: stage(committed())
     ),
     "stages.ngram.UpdateNgram.__call__": Entry(stages.UpdateNgram(storage()), lambda: {"committed": committed()}),
+    "stages.recycle.Recycle": Entry(stages.Recycle, lambda: {"table": recycled()}, lambda stage: stage(committed())),
+    "stages.recycle.Recycle.__call__": Entry(stages.Recycle(recycled()), lambda: {"committed": committed()}),
     "stages.observe.Show": Entry(stages.Show, lambda: {"tokenizer": Words(), "console": quiet()}, watch),
     "stages.observe.Show.__call__": Entry(stages.Show(Words(), quiet()), lambda: {"committed": committed()}),
     "stages.observe.unobserved": Entry(stages.unobserved, lambda: {"committed": committed()}),
@@ -1897,6 +1985,7 @@ EXEMPT: Final[Mapping[str, str]] = {
             "accelerate.build.Given",
             "accelerate.build.NotAccelerated",
             "batch.hub.Reads",
+            "drafters.followers.Followers",
             "interop.streaming.Streamer",
             "laws.Laws",
             "processors.Processor",

@@ -556,7 +556,7 @@ def test_a_lookup_tree_is_a_tree_and_the_likeliest_come_first(tokens: Tokens, dr
             chance_of(nodes[parent]) if parent >= 0 else 1
         )
     assert told(nodes) == told(islice(drafter(tokens), 40))
-    assert drafter == LookupTree(drafter.bigrams, drafter.branches)
+    assert drafter == LookupTree(drafter.followers, drafter.branches)
 
 
 @given(texts)
@@ -610,10 +610,10 @@ def test_a_loop_is_continued() -> None:
 def test_bigrams_are_drafted_where_nothing_matches() -> None:
     nodes = list(islice(LookupTree(TABLE)((0,)), 4))
     assert told(nodes) == [
-        (1, TEXT, 0.5, "bigram"),
-        (3, TEXT, 0.25, "bigram"),
-        (2, 0, 0.25, "bigram"),
-        (5, TEXT, 0.125, "bigram"),
+        (1, TEXT, 0.5, "follower"),
+        (3, TEXT, 0.25, "follower"),
+        (2, 0, 0.25, "follower"),
+        (5, TEXT, 0.125, "follower"),
     ]
     assert list(LookupTree()((0,))) == []
 
@@ -752,7 +752,7 @@ def test_bigrams_are_what_the_model_says_behind_each_token() -> None:
     table = Bigrams.of(CachedPredictor(model), (3, 1), VOCABULARY, k=4)
     for token in (0, 17, 63):
         best = torch.softmax(model(torch.tensor([[3, 1, token]])).logits[0, -1], dim=-1).topk(4)
-        found = table.after(token)
+        found = table.after((9, token))
         assert [follower for follower, _ in found] == best.indices.tolist()
         assert [chance for _, chance in found] == pytest.approx(best.values.tolist())
 

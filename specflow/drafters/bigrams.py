@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from os import PathLike
 from typing import Final, final
 
@@ -17,6 +18,7 @@ from specflow.drafters.ngrams.file import content_of, no_file, write
 from specflow.errors import DecodeError
 from specflow.guards.checks import calls, shown, whole
 from specflow.guards.ids import ids_of
+from specflow.prefix import tokens_of
 from specflow.state import TEXT, Predictor, Proposal, Tokens
 
 TOGETHER: Final = 127  # tokens asked about in one pass; with the one before them they fill an accelerated model's pass
@@ -39,7 +41,7 @@ class Bigrams:
     Source: Stewart et al. 2411.03786 (The N-Grammys), the model-derived bigram.
 
     >>> table = Bigrams(numpy.array([[1, 2], [2, 0], [0, 1]]), numpy.array([[0.5, 0.25]] * 3))
-    >>> table.after(1)
+    >>> table.after((1,))
     [(2, 0.5), (0, 0.25)]
     """
 
@@ -88,10 +90,15 @@ class Bigrams:
             chances.append(best.values.cpu())
         return cls(torch.cat(tokens).numpy(), torch.cat(chances).numpy())
 
-    def after(self, token: int) -> list[tuple[int, float]]:
-        """A token's followers and their probabilities, the most probable first. `DecodeError` outside the table."""
-        whole(0, "ask about a token of the table", most=len(self.tokens) - 1)("token", token)
-        return list(zip(self.tokens[token].tolist(), self.chances[token].tolist(), strict=True))
+    def after(self, tokens: Tokens, /) -> Sequence[tuple[int, float]]:
+        """The followers of a text's last token and their probabilities, the most probable first.
+
+        None of a text without tokens, and of a token outside the table. `DecodeError` for what holds no ids.
+        """
+        last = ids_of("tokens", tokens_of(tokens)[-1:])
+        if not last or not 0 <= last[0] < len(self.tokens):
+            return ()
+        return list(zip(self.tokens[last[0]].tolist(), self.chances[last[0]].tolist(), strict=True))
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the tables to a safetensors file, whole or not at all, as `NGramStorage.save` does."""

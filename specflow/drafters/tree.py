@@ -10,9 +10,9 @@ from typing import Final, NamedTuple, final
 from attrs import field, frozen
 
 from specflow.distribution import PointMass
-from specflow.drafters.bigrams import Bigrams
+from specflow.drafters.followers import REACH, Followers, followers_of, is_followers, trust
 from specflow.drafters.suffix import Reading, SuffixDrafter
-from specflow.guards.checks import a, drafts, or_none, valid
+from specflow.guards.checks import drafts, or_none, valid
 from specflow.prefix import tokens_of
 from specflow.state import TEXT, Proposal, Tokens
 
@@ -42,19 +42,20 @@ class _Candidate(NamedTuple):
 @final
 @frozen
 class LookupTree:
-    """Drafts what followed earlier occurrences of the text's end, and the target's own bigrams, the likeliest first.
+    """Drafts what followed earlier occurrences of the text's end, and what `followers` say, the likeliest first.
 
     A draft's followers are the up to `branches` different tokens that came after the longest matches of the text and
-    the path so far, and those of `bigrams` after its token. The copy that `SuffixDrafter` would follow is the first of
-    the text's own matches, so that edited texts are copied across their edits.
+    the path so far, and those that `followers` know: the target's own `Bigrams`, or a table that learns, `Recycled`.
+    The copy that `SuffixDrafter` would follow is the first of the text's own matches, so that edited texts are copied
+    across their edits.
 
-    With a longest match of m tokens the first follower is guessed to be taken with c = (m - 0.6) / (m + 1.2), the i-th
-    other one with (1 - c) / 2^(i+2), and a bigram of probability p with p (1 - c) / 2, or p where there is no match; a
-    token that is both has the sum. A draft's chance is the product down its path, so that each number of first drafts
+    With a longest match of m tokens the first follower is guessed to be taken with c = `trust(m)`, the i-th other one
+    with (1 - c) / 2^(i+2), and one of chance p that `followers` name with p (1 - c) / 2, or p where there is no match;
+    a token that is both has the sum. A draft's chance is the product down its path, so that each number of first drafts
     has the most expected tokens, as far as the guesses are right. They were fitted to what SmolLM2-135M accepts.
 
-    A pure function of the text, over a memo of the last few texts as `SuffixDrafter` has it, and as safe to share.
-    After a token that `bigrams` do not know they say nothing. `branches` ≥ 1, else `DecodeError`.
+    A function of the text, and of what `followers` know meanwhile, over a memo of the last few texts as `SuffixDrafter`
+    has it, and as safe to share. `branches` ≥ 1, else `DecodeError`.
     Source: Hu et al. 2411.10666 (SAM decoding) and Luo et al. 2408.08696 (token recycling); the scores are ours.
 
     >>> stream = LookupTree()((5, 6, 7, 5, 8, 5))
@@ -62,7 +63,7 @@ class LookupTree:
     [(8, -1, 0.182), (6, -1, 0.102), (5, 0, 0.08)]
     """
 
-    bigrams: Bigrams | None = field(default=None, validator=valid(or_none(a(Bigrams, "give Bigrams, or None"))))
+    followers: Followers | None = field(default=None, validator=valid(or_none(is_followers)))
     branches: int = field(default=4, validator=valid(drafts))
     _suffix: SuffixDrafter = field(init=False, factory=SuffixDrafter, eq=False, repr=False)
 
@@ -97,17 +98,16 @@ class LookupTree:
             token = _at(tokens, path, end)
             if token in shares:
                 continue
-            share = rest / 2 ** (len(shares) + 2) if shares else (length - 0.6) / (length + 1.2)
+            share = rest / 2 ** (len(shares) + 2) if shares else trust(length)
             shares[token] = share, "suffix"
             if len(shares) == 1:
                 rest = 1 - share
             if len(shares) == self.branches:
                 break
-        last = path[-1] if path else tokens[-1]
-        if self.bigrams is not None and 0 <= last < len(self.bigrams.tokens):
+        if self.followers is not None:
             free = rest / 2 if shares else 1.0
-            for token, chance in self.bigrams.after(last):
-                share, source = shares.get(token, (0.0, "bigram"))
+            for token, chance in followers_of(self.followers, (*tokens[-REACH:], *path)[-REACH:]):
+                share, source = shares.get(token, (0.0, "follower"))
                 shares[token] = share + free * chance, source
         return shares
 

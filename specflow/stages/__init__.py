@@ -16,6 +16,7 @@ from specflow.stages.ngram import UpdateNgram as UpdateNgram
 from specflow.stages.observe import Observer as Observer
 from specflow.stages.observe import Show as Show
 from specflow.stages.observe import unobserved as unobserved
+from specflow.stages.recycle import Recycle as Recycle
 from specflow.stages.rules import Block as Block
 from specflow.stages.rules import LossyTypical as LossyTypical
 from specflow.stages.rules import Match as Match

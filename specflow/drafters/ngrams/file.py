@@ -78,7 +78,7 @@ def packed(header: Header, rows: Iterable[Row]) -> bytes:
         columns["tokens"].extend(counted)
         columns["counts"].extend(counted.values())
     tensors = {name: torch.tensor(columns[name], dtype=dtype) for name, dtype in header.arrays.items()}
-    return save(tensors, header.metadata | {"sha256": _checksum(header.metadata, tensors)})
+    return save(tensors, header.metadata | {"sha256": checksum(header.metadata, tensors)})
 
 
 def write(path: str | os.PathLike[str], content: bytes) -> None:
@@ -87,7 +87,7 @@ def write(path: str | os.PathLike[str], content: bytes) -> None:
     The file keeps the permissions of the one that was there; a link stays, and what it points to is replaced.
     `DecodeError` for a folder, a device, or whatever else is no file, and where nothing can be written.
     """
-    target = _checked(path)
+    target = checked_path(path)
     try:
         _write(target, content)
     except OSError as error:
@@ -122,7 +122,7 @@ def content_of(path: str | os.PathLike[str], remedy: str) -> tuple[dict[str, str
 
     `DecodeError` for a file that cannot be read, or that is no such file; the remedy is for the latter.
     """
-    file = _checked(path)
+    file = checked_path(path)
     try:
         content = file.read_bytes()
         arrays = load(content)
@@ -137,7 +137,7 @@ def content_of(path: str | os.PathLike[str], remedy: str) -> tuple[dict[str, str
     return dict(header.get("__metadata__") or {}), arrays
 
 
-def _checked(path: object) -> Path:
+def checked_path(path: object) -> Path:
     """`path`, where there is a file or could be one: no folder, no device, no pipe. `DecodeError` for any other."""
     remedy = "name a file, as a str or a Path"
     if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
@@ -159,7 +159,7 @@ def read(path: str | os.PathLike[str], header: Header) -> Iterator[Row]:
     """The rows of a file that belongs to `header`; `DecodeError` for any other. The whole file is checked first."""
     remedy = "restore it from a copy"
     metadata, tensors = content_of(path, remedy)
-    checksum = metadata.pop("sha256", None)
+    sha = metadata.pop("sha256", None)
     if metadata.get("format") != FORMAT:
         raise no_file(path, "is not the file of an n-gram storage", "give a file that `save` wrote")
     version = metadata.get("version")
@@ -171,7 +171,7 @@ def read(path: str | os.PathLike[str], header: Header) -> Iterator[Row]:
             raise no_file(path, happened, "load it into a storage like the one it was saved from")
     if {name: tensor.dtype for name, tensor in tensors.items() if tensor.dim() == 1} != header.arrays:
         raise no_file(path, "does not hold the arrays of a storage", remedy)
-    if checksum != _checksum(metadata, tensors):
+    if sha != checksum(metadata, tensors):
         raise no_file(path, "is corrupted, its checksum does not match", remedy)
     if not _sound(tensors, header):
         raise contradiction(path)
@@ -182,14 +182,15 @@ def read(path: str | os.PathLike[str], header: Header) -> Iterator[Row]:
         yield context, rank, dict(zip(tokens, counts, strict=True))
 
 
-def _checksum(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
-    checksum = sha256()
+def checksum(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    """What a file says of its own content."""
+    digest = sha256()
     for name, value in sorted(metadata.items()):
-        checksum.update(f"{name} {value}\n".encode())
+        digest.update(f"{name} {value}\n".encode())
     for name, tensor in sorted(tensors.items()):
-        checksum.update(f"{name} {len(tensor)}\n".encode())
-        checksum.update(tensor.numpy().tobytes())
-    return checksum.hexdigest()
+        digest.update(f"{name} {len(tensor)}\n".encode())
+        digest.update(tensor.contiguous().numpy().data)
+    return digest.hexdigest()
 
 
 def _sound(tensors: Mapping[str, Tensor], header: Header) -> bool:
