@@ -196,8 +196,8 @@ MUTANTS: Final = (
     BatchMutant(
         "the last rows of a row, whoever's they are",
         ragged._of_rows,
-        "stop = logits.shape[1] - (layout.k - spot.tokens.stop)",
-        "stop = logits.shape[1]",
+        "stop = read.logits.shape[1] - (layout.k - spot.tokens.stop)",
+        "stop = read.logits.shape[1]",
         SCRIPT,
     ),
     BatchMutant(

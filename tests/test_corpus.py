@@ -27,6 +27,7 @@ from specflow import CachedPredictor, CostAware, CostMeter, DecodeError, catalog
 from specflow.batch import BatchPredictor, seed_of
 from specflow.catalogue import DRAFTERS, POLICIES
 from specflow.corpus import SELDOM, Answer, Id, Progress, Row, answers_in, read_rows
+from specflow.distill import fit_jump
 from tests.test_cli import greek, words
 from tests.toys import disturbed, tiny_llama
 
@@ -35,7 +36,7 @@ Line: TypeAlias = dict[str, object]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model and one that drafts for it, in float64, with a tokenizer and a chat template."""
+    """A tiny model, one that drafts for it and a head that does, in float64, with a tokenizer and a chat template."""
     folder = tmp_path_factory.mktemp("models")
     model = tiny_llama()
     tokenizer = words()
@@ -43,6 +44,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, each in (("tiny", model), ("draft", disturbed(model, 1, 0.05))):
         each.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
+    numbers = Random(2)
+    fit_jump(model, [numbers.choices(range(3, 60), k=20) for _ in range(6)], folder / "head", (1,))
     return folder
 
 
@@ -157,6 +160,7 @@ def test_every_drafter_and_policy_serves_many_texts(
 ) -> None:
     lines = prompts(5)
     model = ["--draft-model", str(folder / "draft")] if DRAFTERS[drafter].assisted else []
+    model += ["--head", str(folder / "head")] if DRAFTERS[drafter].headed else []
     more = ["--drafter", drafter, "--policy", policy, *model, "--gamma", "4", "--slots", "3"]
     answers = answered(lines, *more)
     assert texts(answers) == undrafted
@@ -170,8 +174,10 @@ def test_texts_share_passes_of_target_and_draft_model_and_each_has_its_own_polic
     made: list[BatchPredictor] = []
     policies: list[CostAware] = []
 
-    def noted(model: Module, slots: int, meter: CostMeter | None = None) -> BatchPredictor:
-        made.append(BatchPredictor(model, slots, meter=meter))
+    def noted(
+        model: Module, slots: int, meter: CostMeter | None = None, features: tuple[int, ...] | None = None
+    ) -> BatchPredictor:
+        made.append(BatchPredictor(model, slots, meter=meter, features=features))
         return made[-1]
 
     def cost_aware(meter: CostMeter, most: int) -> CostAware:
@@ -604,9 +610,9 @@ def test_one_prompt_is_read_through_a_memo_of_its_own(
 ) -> None:
     made: list[Module] = []
 
-    def noted(model: Module) -> CachedPredictor:
+    def noted(model: Module, features: tuple[int, ...] | None = None) -> CachedPredictor:
         made.append(model)
-        return CachedPredictor(model)
+        return CachedPredictor(model, features=features)
 
     monkeypatch.setattr(cli, "CachedPredictor", noted)
     model = ["--model", str(folder / "tiny"), "--draft-model", str(folder / "draft"), "--dtype", "float64"]
