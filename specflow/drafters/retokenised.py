@@ -34,8 +34,9 @@ class Retokenised:
     they were found, and so they are verified exactly: a draft stands where it is what the target says.
 
     What is drafted is cut where it stands, behind the last words of the text, at the byte where the text ends; a token
-    is held back until more of the text has come, so that most are whole. Where no cut falls there, where a character is not whole, or
-    where the target writes what the drafter cannot, less is drafted. Both tokenizers stay as they are.
+    is held back until more of the text has come, so that most are whole. Where no cut falls there it is cut alone.
+    Where a character is not whole, or where the target writes what the drafter cannot, less is drafted. Both tokenizers
+    stay as they are.
 
     It is a pure function of the text: what it has read of the last few texts is remembered and not read again. Threads
     may share it as far as they may share `drafter`.
