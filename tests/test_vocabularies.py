@@ -156,7 +156,8 @@ TEXTS: Final = (
 def test_the_bytes_of_a_tokenizers_tokens_are_its_text(kind: str, text: str) -> None:
     spelling = Spelling.of(trained(kind), 700)
     said = spelling.bytes_of(spelling.spell(text)).decode()
-    assert said == {"metaspace": " " + text, "small letters": text.lower()}.get(kind, text)
+    spaced = text if text[:1] == " " else " " + text
+    assert said == {"metaspace": spaced, "small letters": text.lower()}.get(kind, text)
     assert len(spelling.tokens) == 700
     assert spelling.special >= {1, 2}
 
