@@ -132,7 +132,9 @@ TREES: dict[str, Callable[[Setting], Drafter]] = {
     "a static tree over a table": lambda setting: RecyclingTree(recycled()),
     "a tree of lookups over a table": lambda setting: LookupTree(recycled()),
     "guesses from a row, each with a lookup": lambda setting: LogitTree(recycled(), PromptLookup()),
-    "a tree of a corpus": lambda setting: CorpusTree(Corpus.of([[*PROMPT, *TEXT[: NEW // 2]], TEXT[4:9]], 24)),
+    "a tree of a corpus": lambda setting: CorpusTree(
+        Corpus.of([[*PROMPT, *TEXT[: NEW // 2], (TEXT[NEW // 2] + 1) % 24, 5], TEXT[4:9]], 24)
+    ),
     "a tree of a close model": lambda setting: setting.llm(CLOSE, (2, 1)),
     "a wide tree of a close model": lambda setting: setting.llm(CLOSE, (3, 2)),
     "a tree of two sources": fanned,
