@@ -101,6 +101,11 @@ def writing(spelling: Spelling, text: bytes, end: int) -> Predictor:
     return along_paths(row)
 
 
+def saying(token: int, tokens: Tokens) -> Iterator[Proposal[PointMass]]:
+    """A drafter of one token."""
+    yield Proposal(token)
+
+
 def drafted(drafter: Drafter, tokens: Tokens, most: int = 40) -> Tokens:
     return tuple([draft.token for draft in islice(drafter(tokens), most)])
 
@@ -303,6 +308,7 @@ def test_what_the_drafter_has_no_token_for_is_spelled_and_whole_characters_wait(
     shared = SharedTokens(longest(b"a", b"b", b"\xc3", b"\xa9", b"cab"), longest(b"c", b"b", b"\xc3\xa9", b"a"))
     assert shared.read((0, 4, 1)) == (3, 0, 3, 1, 1)
     assert [shared.read(text) for text in ((2,), (2, 3), (2, 0), (3,), (9,))] == [(), (2,), (3,), (), ()]
+    assert shared.read((2, 0, 3)) == (3,)  # the second half of a character, and the first is long gone
     begun = SharedTokens(longest(b"a", b"<s>", begin=(1,)), longest(b"<<", b"a", begin=(0,)))
     assert (begun.read((1, 0)), begun.read((0, 0))) == ((0, 1), (0, 1, 1))
 
@@ -565,6 +571,10 @@ def test_a_character_that_has_begun_is_gone_on_with() -> None:
     assert drafted(drafter, (1, 2), 4) == (3, 2, 3, 1)
     assert drafted(drafter, (1, 4), 4) == ()  # it begins another one
     assert drafted(drafter, (2,), 4) == ()  # there is nothing that the drafter can read
+    halves, accents = longest(b"#", b"a", b"\xc3", b"\xc4", b"\xa9"), longest(b"#", "é".encode(), "ĩ".encode(), b"a")
+    for letter, draft in ((1, (4,)), (2, ())):  # é ends as ĩ does, but begins otherwise
+        once = Retokenised(partial(saying, letter), SharedTokens(halves, accents))
+        assert drafted(once, (1, 2)) == draft
     begun = start((1, 2), 20, stop=(0,)).unwrap()
     end = run(speculative_step(drafter, writer, GREEDY, Dice(), Fixed(4)), begun).state
     assert target.bytes_of(end.tokens) == "a😀😀a😀#".encode()
