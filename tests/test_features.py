@@ -137,6 +137,16 @@ def test_features_in_batches(make: Make) -> None:
         assert end < 1e-4
 
 
+@pytest.mark.filterwarnings("ignore:some texts")
+@pytest.mark.parametrize("of", [CachedPredictor, BatchPredictor])
+def test_modules_that_are_never_called_are_named_and_nothing_is_shown_instead(
+    of: type[CachedPredictor] | type[BatchPredictor],
+) -> None:
+    predictor = of(fast(tiny_llama(dtype=torch.float32)), features=lambda model: [model.embedding])
+    with pytest.raises(DecodeError, match="Embedding did not show"):
+        predictor.features((1, 2, 3), 1)
+
+
 def test_what_the_target_read_is_not_read_again() -> None:
     model = tiny_llama()
     target, passes = CachedPredictor(model, features=(1,)), passes_of(model)

@@ -8,6 +8,7 @@ others, a row may hold several texts, so that little is filled up: then what the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import repeat
 from typing import Final, TypeAlias, cast, final
 
 import torch
@@ -19,7 +20,6 @@ from typing_extensions import override
 
 from specflow.batch.texts import ReadsTexts, Text
 from specflow.caches import KVCache, Pair, Past, Row, Shelf, Shelves
-from specflow.predictors.features import Told
 from specflow.predictors.reader import Reader
 from specflow.state import Tokens
 from specflow.trees import depths, is_chain, lineage
@@ -108,13 +108,14 @@ _Read: TypeAlias = tuple[Tensor, "Tensor | None"]
 def _of_texts(reader: Reader, model: ReadsTexts, pieces: Sequence[Piece]) -> list[_Read]:
     """The same of a model that reads several texts by itself."""
     texts = [Text(reader.ids(piece.ids), cast(KVCache, piece.past.cache), piece.tree, piece.last) for piece in pieces]
-    numbers = reader.taps.numbers if isinstance(reader.taps, Told) else ()
+    sizes = [len(piece.ids) for piece in pieces]
     with reader.guard, torch.no_grad():
-        output = model(texts=texts, features=numbers)
+        output, features = reader.tapped(
+            lambda numbers: model(texts=texts, features=numbers), torch.Size((1, sum(sizes)))
+        )
     logits = torch.split(output.logits[0], [piece.last for piece in pieces])
-    if output.features is None:
-        return [(rows, None) for rows in logits]
-    return [*zip(logits, torch.split(output.features[0], [len(piece.ids) for piece in pieces]), strict=True)]
+    shown = repeat(None) if features is None else torch.split(features[0], sizes)
+    return [*zip(logits, shown, strict=False)]
 
 
 def _of_rows(reader: Reader, pieces: Sequence[Piece]) -> list[_Read]:

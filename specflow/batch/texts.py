@@ -28,8 +28,6 @@ class Text:
 class _Output(Protocol):
     @property
     def logits(self) -> Tensor: ...
-    @property
-    def features(self) -> Tensor | None: ...
 
 
 @runtime_checkable
@@ -43,6 +41,6 @@ class ReadsTexts(Protocol):
     def __call__(self, *, texts: Sequence[Text], features: tuple[int, ...] = ()) -> _Output:
         """Logits [1, Σ last, V] of each text, one after the other. The cache of each then covers its ids.
 
-        And features [1, Σ k, F] of the layers that are named, if any.
+        Where `features` name layers the output has features [1, Σ k, F], too: see `predictors.features.Told`.
         """
         ...

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from threading import get_ident
-from typing import Protocol, TypeAlias, final
+from typing import Protocol, TypeAlias, TypeVar, final
 
 import torch
 from attrs import frozen
@@ -19,14 +19,16 @@ Features: TypeAlias = tuple[int, ...] | Callable[[Module], Sequence[Module]]
 """Which of them: k is what leaves the k-th layer, as transformers counts `hidden_states` (0: the embeddings, the last:
 behind the final norm). Or a function of the model that returns modules: what these return."""
 
-Run: TypeAlias = Callable[[Mapping[str, object]], object]
-"""Runs one pass, with more arguments for the model, and returns the model's output."""
+T = TypeVar("T")
+
+Run: TypeAlias = Callable[[tuple[int, ...]], T]
+"""Runs one pass, the model told these numbers of layers, if any, and returns the model's output."""
 
 
 class Taps(Protocol):
     """Lets a pass run and takes its features on the way."""
 
-    def __call__(self, run: Run, tokens: torch.Size, /) -> tuple[object, Tensor]:
+    def __call__(self, run: Run[T], tokens: torch.Size, /) -> tuple[T, Tensor]:
         """The model's output, and the features [B, k, F] of ids of shape `tokens`, [B, k]."""
         ...
 
@@ -38,9 +40,9 @@ class Told:
 
     numbers: tuple[int, ...]
 
-    def __call__(self, run: Run, tokens: torch.Size, /) -> tuple[object, Tensor]:
+    def __call__(self, run: Run[T], tokens: torch.Size, /) -> tuple[T, Tensor]:
         """The model's output, and its own features."""
-        output = run({"features": self.numbers})
+        output = run(self.numbers)
         return output, _fitting(getattr(output, "features", None), tokens, "the model")
 
 
@@ -55,10 +57,10 @@ class Hooked:
     places: tuple[tuple[Module, bool], ...]
     """Each module, and whether it is what goes into it that is taken."""
 
-    def __call__(self, run: Run, tokens: torch.Size, /) -> tuple[object, Tensor]:
+    def __call__(self, run: Run[T], tokens: torch.Size, /) -> tuple[T, Tensor]:
         """The model's output, and what the hooks saw."""
         with self._hooks() as seen:
-            output = run({})
+            output = run(())
         return output, torch.cat([_fitting(seen.get(i), tokens, _name(m)) for i, (m, _) in enumerate(self.places)], -1)
 
     @contextmanager
@@ -157,9 +159,7 @@ def _fitting(seen: object, tokens: torch.Size, place: str) -> Tensor:
     if not isinstance(seen, Tensor) or seen.dim() < 3 or seen.shape[:2] != tokens:
         received = f"a tensor of shape {list(seen.shape)}" if isinstance(seen, Tensor) else shown(seen)
         happened = f"{place} did not show one row for each of the tokens {list(tokens)}"
-        raise DecodeError(
-            "features", happened, received, "give other layers or modules, of a model that is not compiled"
-        )
+        raise DecodeError("features", happened, received, "give other layers, or a function that returns modules")
     return seen.detach().flatten(2)
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from threading import Lock, RLock
-from typing import Final, NamedTuple, TypeAlias, cast, final
+from typing import Final, NamedTuple, TypeAlias, TypeVar, cast, final
 from weakref import WeakKeyDictionary
 
 import torch
@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from specflow.caches import Past
 from specflow.errors import DecodeError
 from specflow.guards.checks import shown
-from specflow.predictors.features import Features, Taps, taps_of
+from specflow.predictors.features import Features, Run, Taps, taps_of
 from specflow.predictors.untracked import Untracked, untracked
 from specflow.predictors.watch import Watch
 from specflow.state import Tokens
@@ -27,6 +27,8 @@ from specflow.trees import depths, lineage
 CACHE_NAMES: Final = ("cache", "past_key_values", "cache_params", "state")
 """What models call their cache, as argument and as output: transformers' name, its older ones, and RWKV's."""
 
+
+T = TypeVar("T")
 
 Guard: TypeAlias = AbstractContextManager[bool]
 """A lock that one thread may take several times."""
@@ -188,6 +190,10 @@ class Reader:
         assert features is not None
         return features[0, -last:]
 
+    def tapped(self, run: Run[T], tokens: torch.Size) -> tuple[T, Tensor | None]:
+        """What a pass over ids of shape `tokens` returns, and their features where they are wanted."""
+        return (run(()), None) if self.taps is None else self.taps(run, tokens)
+
     def _afresh(self, tokens: Tokens, last: int) -> Pass:
         arguments: dict[str, object] = {} if self.cache_name is None else {"use_cache": False}
         output, features = self._run(self.ids([tokens]), last, arguments)
@@ -198,13 +204,15 @@ class Reader:
         if self.keeps_logits:
             arguments["logits_to_keep"] = last
 
-        def run(more: Mapping[str, object]) -> object:
+        def run(features: tuple[int, ...]) -> object:
+            if features:
+                arguments["features"] = features
             with self._untracked(ids.shape[-1]):
-                return self.model(ids, **arguments, **more)
+                return self.model(ids, **arguments)
 
         with self.guard, torch.no_grad(), _evaluating(self.watch.training):
             try:
-                return (run({}), None) if self.taps is None else self.taps(run, ids.shape)
+                return self.tapped(run, ids.shape)
             except IndexError as error:
                 happened = f"the model has no embedding for one of {ids.shape[-1]} tokens or their positions ({error})"
                 received, remedy = f"ids up to {int(ids.max())}", "shorten the text, or use the model's own tokenizer"
