@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from functools import cache, partial
 from math import sqrt
 from pathlib import Path
 from typing import Final, TypeAlias, cast, final
 
 import torch
-from attrs import frozen
+from attrs import field, frozen
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import Embedding, Linear, Module
@@ -45,12 +46,19 @@ EPSILON: Final = 1e-5
 HEADS, KV_HEADS, SIZE, INNER = 4, 2, 6, 20
 
 
+def _copied(model: Module) -> Module:
+    return deepcopy(model)
+
+
 @final
 @frozen(eq=False)
 class FreshFeatures:
-    """What the layers of a transformers model hold, read afresh each time: the reference of all that is faster."""
+    """What the layers of a transformers model hold, read afresh each time: the reference of all that is faster.
 
-    model: Module
+    A copy of it is read: on one that tells its hidden states transformers leaves hooks.
+    """
+
+    model: Module = field(converter=_copied)
     layers: tuple[int, ...]
 
     @property

@@ -72,7 +72,7 @@ def test_a_lesson_is_what_the_head_does_when_it_drafts() -> None:
         drafts = [draft.token for draft in islice(HeadDrafter(predict, GreedyProcessor(), Dice())(before), 3)]
         for i in range(len(after)):
             counts[i] += drafts[: i + 1] == list(after[: i + 1])
-    marks = unrolled(head, Lesson.of(target(), text, head.reads, ids), 3)
+    marks = unrolled(head, Lesson.of(CachedPredictor(target(), features=head.reads), text, ids), 3)
     assert marks.right == tuple(counts)
     assert marks.places == len(text.tokens) - text.prompt
     assert sum(counts) > 0
@@ -93,7 +93,7 @@ def test_the_loss_is_what_its_formula_says() -> None:
             law = model_laws(text.tokens[: n + step], ())[0].softmax(-1)[ids]
             terms.append(-(law * said).sum())
         losses.append(torch.stack(terms).mean())
-    loss = unrolled(head, Lesson.of(target(), text, head.reads, ids), 3).loss
+    loss = unrolled(head, Lesson.of(CachedPredictor(target(), features=head.reads), text, ids), 3).loss
     torch.testing.assert_close(loss.detach(), torch.stack(losses).mean(), rtol=1e-4, atol=1e-5)
 
 
@@ -106,6 +106,7 @@ def test_a_head_learns_and_is_loaded_and_drafts(tmp_path: Path) -> None:
     assert heard[-1] == last
     assert heard[-1].loss < 0.9 * heard[0].loss
     assert all(torch.equal(tensor, before[name]) for name, tensor in target().state_dict().items())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in target().modules())
     head = load_head(tmp_path / "head", target())
     drafter = HeadDrafter(HeadPredictor(head, FreshFeatures(target(), head.reads)), GreedyProcessor(), Dice())
     cached, prompt = CachedPredictor(target()), prompts(12)[1]
@@ -179,6 +180,7 @@ def test_a_jump_is_fitted_by_least_squares(tmp_path: Path) -> None:
     """No other map foretells the states that it was fitted to better, and it is better than none on other texts."""
     texts = [prompt + tuple(oracle(prompt, target(), 20)) for prompt in prompts(12)]
     fit_jump(target(), texts, tmp_path, (1, 3), 1e-9)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in target().modules())
     head = load_head(tmp_path, target())
     assert isinstance(head, Jump)
     predict = HeadPredictor(head, FreshFeatures(target(), head.reads))

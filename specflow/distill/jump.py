@@ -10,7 +10,6 @@ from typing import Final
 import torch
 from safetensors.torch import save
 from torch import Tensor
-from torch.nn import Module
 from transformers import PreTrainedModel
 
 from specflow.distill.folder import CONFIG, WEIGHTS, made_folder, refuse_filled
@@ -20,6 +19,7 @@ from specflow.guards.checks import MOST, a, each, number, shown, whole
 from specflow.guards.ids import ids_of
 from specflow.heads.load import KIND
 from specflow.heads.target import Target
+from specflow.predictors import CachedPredictor
 from specflow.predictors.reader import refuse_weightless
 from specflow.state import Tokens
 
@@ -53,15 +53,15 @@ def fit_jump(
     if not reads:
         raise DecodeError("layers", "there are no layers to read", shown(layers), "give one at least")
     refuse_filled(folder)
-    rows = _rows(texts)
+    rows, predictor = _rows(texts), CachedPredictor(model, memos=1, features=(*reads, target.layers))
     first = _Sums()
     for tokens in rows:
-        held, last, embedded = _read(model, target, reads, tokens)
+        held, last, embedded = _read(predictor, target, tokens)
         first.add(_beside(held[:-1], embedded[1:]), last[1:])
     both = first.solved(ridge)
     further, token, bias = _Sums(), both[len(reads) * target.hidden : -1], both[-1]
     for tokens in rows:
-        held, last, embedded = _read(model, target, reads, tokens)
+        held, last, embedded = _read(predictor, target, tokens)
         foretold = _beside(held[:-2], embedded[1:-1]) @ both
         further.add(foretold, last[2:] - embedded[2:] @ token - bias)
     carry = further.solved(ridge)
@@ -98,14 +98,11 @@ def _beside(held: Tensor, embedded: Tensor) -> Tensor:
     return torch.cat((held, embedded, held.new_ones(len(held), 1)), dim=-1)
 
 
-def _read(model: Module, target: Target, reads: Sequence[int], tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
+def _read(predictor: CachedPredictor, target: Target, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
     """What the layers held at each token, what the last one held, and the embeddings, in fp64."""
-    ids = torch.tensor(tokens, device=target.like.device)
+    held, last = predictor.features(tokens, len(tokens)).double().tensor_split([-target.hidden], dim=-1)
     with torch.no_grad():
-        states = model(ids[None], output_hidden_states=True, use_cache=False).hidden_states
-        embedded = target.embeddings(ids)
-    held = torch.cat([states[layer][0] for layer in reads], dim=-1)
-    return held.double(), states[-1][0].double(), embedded.double()
+        return held, last, target.embeddings(torch.tensor(tokens, device=held.device)).double()
 
 
 def _rows(texts: object) -> list[Tokens]:

@@ -8,10 +8,10 @@ from typing import final
 import torch
 from attrs import frozen
 from torch import Tensor
-from torch.nn import Module
 
 from specflow.caches import KVCache, Past
 from specflow.heads.eagle import Eagle3
+from specflow.predictors import CachedPredictor, last_rows
 from specflow.state import Tokens
 
 
@@ -40,15 +40,14 @@ class Lesson:
     prompt: int
 
     @classmethod
-    def of(cls, model: Module, text: Text, reads: Sequence[int], drafted: Tensor) -> Lesson:
-        """One pass of the target over a text."""
+    def of(cls, target: CachedPredictor, text: Text, drafted: Tensor) -> Lesson:
+        """One pass over a text by a target that shows the features."""
+        target.forget()  # the bits of a lesson do not depend on the texts before it
+        logits = last_rows(target, text.tokens, len(text.tokens)).float()
+        held = target.features(text.tokens, len(text.tokens))
+        chosen = logits[:, drafted]
+        share = (chosen.logsumexp(-1) - logits.logsumexp(-1)).exp()
         ids = torch.tensor(text.tokens, device=drafted.device)
-        with torch.no_grad():
-            output = model(ids[None], output_hidden_states=True, use_cache=False)
-            logits = output.logits[0].float()
-            chosen = logits[:, drafted]
-            share = (chosen.logsumexp(-1) - logits.logsumexp(-1)).exp()
-            held = torch.cat([output.hidden_states[layer][0] for layer in reads], dim=-1)
         return cls(ids, held, chosen.softmax(-1), share, text.prompt)
 
 

@@ -33,6 +33,7 @@ from specflow.heads.eagle import Eagle3
 from specflow.heads.head import Vocabulary
 from specflow.heads.layer import Shape
 from specflow.heads.target import Target
+from specflow.predictors import CachedPredictor
 from specflow.predictors.reader import config_of, refuse_weightless
 from specflow.state import Finished, Tokens
 
@@ -127,7 +128,8 @@ def distill(
         happened, remedy = "there are not enough answers to learn from and to try the head on", "give more prompts"
         raise DecodeError("prompts", happened, f"{len(texts)} answers", remedy)
     head = new_head(model, [text.tokens[text.prompt :] for text in known], recipe)
-    training = _Training(model, head, recipe, known, held_out, folder)
+    lessons = CachedPredictor(model, memos=1, features=head.reads)
+    training = _Training(lessons, head, recipe, known, held_out, folder)
     training.scale()
     return training.run(state, tell, learnt)
 
@@ -220,7 +222,7 @@ def _own(head: Eagle3) -> dict[str, Tensor]:
 class _Training:
     """A head and what it learns from."""
 
-    model: PreTrainedModel
+    target: CachedPredictor
     head: Eagle3
     recipe: Recipe
     known: Sequence[Text]
@@ -273,7 +275,7 @@ class _Training:
     def _lesson(self, text: Text) -> Lesson:
         ids = self.head.vocabulary.ids
         assert ids is not None
-        return Lesson.of(self.model, text, self.head.reads, ids)
+        return Lesson.of(self.target, text, ids)
 
     def _tried(self) -> tuple[float, ...]:
         """How often 1, 2, … drafts in a row are right on the texts that are not learnt from."""
