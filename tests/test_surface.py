@@ -1270,9 +1270,7 @@ TABLE: Final[dict[str, Entry]] = {
         lambda tokens, drafts, last: headed().rows(tokens, drafts, last),
         lambda: {"tokens": TEXT, "drafts": CHAIN, "last": 2},
     ),
-    "heads.reading.HeadPredictor.reaches": Entry(
-        lambda tokens, ahead: headed().reaches(tokens, ahead), lambda: {"tokens": TEXT, "ahead": 2}
-    ),
+    "heads.reading.HeadPredictor.reach": Entry(lambda tokens: headed().reach(tokens), lambda: {"tokens": TEXT}),
     "heads.reading.HeadPredictor.forget": Entry(lambda: headed().forget()),
     "heads.drafter.HeadDrafter": Entry(
         HeadDrafter,

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import chain, repeat
 from typing import final
 
 from attrs import field, frozen
+from torch import Tensor
 
 from specflow.asked import laws_of, rows_of
-from specflow.drafters.siblings import siblings
+from specflow.drafters.siblings import drawn_tree
 from specflow.errors import unwrap
 from specflow.guards.checks import MOST, a, calls, does, each, or_none, valid, whole
 from specflow.guards.ids import ids_of, text_of
 from specflow.processors import Processor
 from specflow.protocols import Limits
 from specflow.randomness import Sampling, drawn
-from specflow.state import TEXT, Predictor, Proposal, Tokens
+from specflow.state import Predictor, Proposal, Tokens
 from specflow.vocabulary import fitted, shared_vocabulary
 
 
@@ -75,19 +75,8 @@ class LLMDrafter:
             tokens += (token,)
 
     def _tree(self, text: Tokens) -> Iterator[Proposal]:
-        drafted: list[Proposal] = []
-        level: Sequence[int] = (TEXT,)
-        texts = {TEXT: text}
-        for depth, width in enumerate(chain(self.widths, repeat(1))):
-            if self.context is not None and len(text) + depth > self.context:
-                return
-            rows = rows_of(self.predictor, text, tuple(drafted), "drafter")
-            first = len(drafted)
-            for here in level:
-                before, row = texts[here], rows[here + 1]
-                law = laws_of(self.processor, before, row[None])[0]
-                for token, q in siblings(law, row, self.rng, len(before), width):
-                    texts[len(drafted)] = (*before, token)
-                    drafted.append(Proposal(token, q, here, self.source, logits=row))
-                    yield drafted[-1]
-            level = range(first, len(drafted))
+        def rows(drafted: Sequence[Proposal], last: int) -> Tensor:
+            return rows_of(self.predictor, text, drafted, "drafter")[-last:]
+
+        levels = None if self.context is None else max(0, self.context - len(text) + 1)
+        return drawn_tree(text, rows, self.processor, self.rng, self.widths, self.source, levels)

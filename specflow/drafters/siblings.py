@@ -1,13 +1,49 @@
-"""Different tokens for one place: drawn one after the other without replacement, each with its law given the others."""
+"""Drawn trees: different tokens for one place, drawn without replacement, each with its law given the others."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, repeat
 
 from torch import Tensor
 
+from specflow.asked import laws_of
 from specflow.distribution import Categorical, Distribution, PointMass
+from specflow.processors import Processor
 from specflow.randomness import Sampling, drawn
+from specflow.state import TEXT, Proposal, Tokens
+
+
+def drawn_tree(
+    text: Tokens,
+    rows: Callable[[Sequence[Proposal], int], Tensor],
+    processor: Processor,
+    rng: Sampling,
+    widths: Sequence[int],
+    source: str,
+    levels: int | None,
+) -> Iterator[Proposal]:
+    """A tree after a text, level by level: `widths[0]` different tokens after it, `widths[1]` after each of them, and
+    so on; deeper, one after each. At most so many `levels`; None for no end.
+
+    `rows(drafts, last)` are the logits [last, V] after the last of some drafts, or after the text where there are none;
+    each law is made of them by the processor, and is the q of its drafts.
+    """
+    drafted: list[Proposal] = []
+    level: Sequence[int] = (TEXT,)
+    texts = {TEXT: text}
+    for depth, width in enumerate(chain(widths, repeat(1))):
+        if levels is not None and depth >= levels:
+            return
+        first = len(drafted)
+        for here, row in zip(level, rows(tuple(drafted), len(level)), strict=True):
+            before = texts[here]
+            law = laws_of(processor, before, row[None])[0]
+            for token, q in siblings(law, row, rng, len(before), width):
+                texts[len(drafted)] = (*before, token)
+                drafted.append(Proposal(token, q, here, source, logits=row))
+                yield drafted[-1]
+        level = range(first, len(drafted))
 
 
 def siblings(

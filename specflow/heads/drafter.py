@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from heapq import heappop, heappush
-from itertools import chain, repeat
 from typing import NamedTuple, final
 
 import torch
 from attrs import field, frozen
+from torch import Tensor
 
-from specflow.asked import laws_of
 from specflow.distribution import PointMass
-from specflow.drafters.siblings import siblings
+from specflow.drafters.siblings import drawn_tree
 from specflow.errors import DecodeError
 from specflow.guards.checks import MOST, a, does, each, valid, whole
 from specflow.guards.ids import text_of
@@ -48,23 +47,12 @@ class HeadDrafter:
 
     def __call__(self, tokens: Tokens, /) -> Iterator[Proposal]:
         text = text_of(tokens)
-        drafted: list[Proposal] = []
-        level: Sequence[int] = (TEXT,)
-        texts = {TEXT: text}
-        spread = self.predictor.head.vocabulary.spread
-        for depth, width in enumerate(chain(self.widths, repeat(1)), 1):
-            if not self.predictor.reaches(text, depth):
-                return
-            rows = spread(self.predictor.rows(text, drafted, len(level)))
-            first = len(drafted)
-            for here, row in zip(level, rows, strict=True):
-                before = texts[here]
-                law = laws_of(self.processor, before, row[None])[0]
-                for token, q in siblings(law, row, self.rng, len(before), width):
-                    texts[len(drafted)] = (*before, token)
-                    drafted.append(Proposal(token, q, here, self.source, logits=row))
-                    yield drafted[-1]
-            level = range(first, len(drafted))
+
+        def rows(drafted: Sequence[Proposal], last: int) -> Tensor:
+            return self.predictor.head.vocabulary.spread(self.predictor.rows(text, drafted, last))
+
+        levels = self.predictor.reach(text)
+        yield from drawn_tree(text, rows, self.processor, self.rng, self.widths, self.source, levels)
 
 
 class _Node(NamedTuple):
@@ -111,9 +99,8 @@ class HeadTree:
                 numbers[i] = len(numbers) - 1
                 yield Proposal(token, PointMass(token), numbers[parent], self.source, chance)
 
-        for depth in range(1, int(self.depth) + 1):
-            if not self.predictor.reaches(text, depth):
-                break
+        reach = self.predictor.reach(text)
+        for _ in range(int(self.depth) if reach is None else min(int(self.depth), reach)):
             found: list[tuple[float, int]] = []
             for (before, parent), followers in zip(level, self._followers(text, read, len(level)), strict=True):
                 for token, chance in followers:

@@ -107,18 +107,17 @@ class HeadPredictor:
         """What a text can take: the target's limits, over the head's vocabulary."""
         return Limits(self.head.vocabulary.size, self.target.limits.context)
 
-    def reaches(self, tokens: Tokens, ahead: int) -> bool:
-        """Whether the head can draft `ahead` tokens in a row after a text, which it has to know."""
+    def reach(self, tokens: Tokens) -> int | None:
+        """How many tokens in a row the head can draft after a text; None for any number.
+
+        0 after a text that it cannot read: of one token, or with ids that it has no embedding for.
+        """
         tokens = ids_of("tokens", text_of(tokens))
-        whole(1, "ask about one token at least")("ahead", ahead)
+        if len(tokens) == 1 or min(tokens) < 0 or max(tokens) >= self.head.vocabulary.known:
+            return 0
         context = self.target.limits.context
-        return (
-            len(tokens) > 1
-            and (self.head.ahead is None or ahead <= self.head.ahead)
-            and (context is None or len(tokens) + ahead - 1 <= context)
-            and min(tokens) >= 0
-            and max(tokens) < self.head.vocabulary.known
-        )
+        ends = self.head.ahead, None if context is None else max(0, context - len(tokens) + 1)
+        return min((end for end in ends if end is not None), default=None)
 
     def rows(self, tokens: Tokens, drafts: Sequence[Proposal], last: int) -> Tensor:
         """Logits [last, D] over the head's own vocabulary, after the last `last` of the text and its drafts."""
