@@ -65,7 +65,7 @@ class Resumed:
 
     `predict(text, drafts)` gives the whole model's logits [n + 1, V], as `CachedPredictor(model)` does. But the first
     layers are read through `early`, which has read most of a chain of drafts when it drafted them, and this remembers
-    only the layers above. So drafts of `early` are read by each layer once, the last of them included.
+    only the layers above. So drafts of `early` are read by each layer once, the last of them for a row of the head.
 
     Law: neither memo ever changes a result (exactly in exact arithmetic, within rounding in floats). Whether the layers
     above make of `early`'s hidden states what the model says is tried before the first text, on a random one, and again
@@ -73,8 +73,8 @@ class Resumed:
     are read by a `CachedPredictor` of the whole model.
 
     Up to `memos` texts are kept, and threads may share it. `DecodeError` where `early` is not made of the first layers
-    of this model as it is now, for a model whose layers are not found, or cannot be gone on from (recurrent ones, some
-    that share keys and values), and as `CachedPredictor`.
+    of this model as it is now, for a model whose layers are not found, or that cannot be resumed there (recurrent
+    layers, some that share keys and values), and as `CachedPredictor`.
     Source: Elhoushi et al. 2404.16710 (LayerSkip), section 4.3.
 
     >>> from transformers import LlamaConfig, LlamaForCausalLM
@@ -165,7 +165,7 @@ class Resumed:
             self._faults[regime.over] = self._fault(regime)
         fault = self._faults[regime.over]
         if fault and regime.over == 0:
-            happened = f"it cannot be gone on from layer {self._layers} of the model: {fault}"
+            happened = f"the model cannot be resumed after layer {self._layers}: {fault}"
             raise DecodeError("early", happened, type(self.model).__name__, REMEDY)
         return not fault
 
