@@ -30,7 +30,7 @@ from specflow import (
 )
 from specflow.accelerate import bit_for_bit, fast
 from specflow.batch import BatchPredictor, Failed, together
-from specflow.predictors import UncachedPredictor, early_exit, last_rows, layer_skip
+from specflow.predictors import UncachedPredictor, last_rows, layer_skip
 from specflow.predictors.reader import layers_of
 from specflow.state import TEXT, Tokens, chain
 from specflow.testing import conformance, model_conformance, through_trees, with_features
@@ -270,7 +270,7 @@ def test_a_compiled_model_shows_nothing_rather_than_something_else() -> None:
 def test_a_model_without_some_layers_is_the_model_whose_layers_they_are(make: Make, kind: str) -> None:
     model = evolve(NAMED[kind], dtype=torch.float32).build()
     whole = make(model)
-    first, text = early_exit(whole, 1), TEXT_OF_TWELVE
+    first, text = layer_skip(whole, (1,)), TEXT_OF_TWELVE
     held = CachedPredictor(first, features=(0, 1))
     through = CachedPredictor(whole, features=(0, 1))
     width = held.features(text, 12).shape[1] // 2
@@ -287,7 +287,7 @@ def test_a_model_without_some_layers_is_the_model_whose_layers_they_are(make: Ma
     assert last_rows(CachedPredictor(layer_skip(whole, ())), text, 3).equal(last_rows(CachedPredictor(whole), text, 3))
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma3_text", "gpt_oss", "mamba", "bamba"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt_neo", "gemma3_text", "gpt_oss", "mamba", "bamba"])
 @pytest.mark.parametrize("skip", [(0,), (1,)])
 def test_self_speculation_is_the_models_own_greedy_text(kind: str, skip: tuple[int, ...]) -> None:
     logging.set_verbosity_error()
@@ -316,12 +316,6 @@ def test_skipping_follows_the_weights_of_the_model() -> None:
 def test_layers_that_cannot_be_skipped(skip: object) -> None:
     with pytest.raises(DecodeError):
         layer_skip(tiny_llama(), skip)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("layers", [0, 3, -1, 1.5, None, True])
-def test_exits_that_are_not_there(layers: object) -> None:
-    with pytest.raises(DecodeError, match="layers"):
-        early_exit(tiny_llama(), layers)  # type: ignore[arg-type]
 
 
 def test_models_whose_layers_are_not_found() -> None:

@@ -103,7 +103,15 @@ from specflow.lossy import Lossy, accept_loss
 from specflow.margins import Margins, audit
 from specflow.paths import along_paths, last_rows, path_by_path
 from specflow.policies import EGAG, SVIP, AdaEDL, Heuristic, Stop, StopAfter, Unsure, drafter_law
-from specflow.predictors import OneByOne, RescoreNearTies, UncachedPredictor, early_exit, layer_skip, margins_of
+from specflow.predictors import (
+    OneByOne,
+    RescoreNearTies,
+    Resumed,
+    UncachedPredictor,
+    early_exit,
+    layer_skip,
+    margins_of,
+)
 from specflow.protocols import Limits, checked_limits
 from specflow.randomness import Randomness
 from specflow.spec_paths import install_spec_paths
@@ -167,13 +175,13 @@ TEXT: Final = (1, 2, 1)
 
 
 @cache
-def llama(seed: int = 0, device: str = "cpu") -> PreTrainedModel:
+def llama(seed: int = 0, device: str = "cpu", layers: int = 1) -> PreTrainedModel:
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=16,
         hidden_size=8,
         intermediate_size=8,
-        num_hidden_layers=1,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         max_position_embeddings=24,
         initializer_range=0.3,
@@ -384,7 +392,11 @@ def kept() -> KVCache:
     return KVCache(torch.zeros(1, 2, 1, 4, 2), 3)
 
 
-def warm(predictor: s.CachedPredictor) -> Any:  # noqa: ANN401 - it may have methods that the types do not know yet
+def deep() -> PreTrainedModel:
+    return llama(layers=2)
+
+
+def warm(predictor: s.Predictor) -> Any:  # noqa: ANN401 - it may have methods that the types do not know yet
     predictor(TEXT, ())
     return predictor
 
@@ -1010,8 +1022,16 @@ TABLE: Final[dict[str, Entry]] = {
     "predictors.skip.layer_skip": Entry(
         layer_skip, lambda: {"model": llama(), "skip": ()}, lambda made: predict(s.CachedPredictor(made))
     ),
-    "predictors.skip.early_exit": Entry(
-        early_exit, lambda: {"model": llama(), "layers": 1}, lambda made: predict(s.CachedPredictor(made))
+    "predictors.early.early_exit": Entry(
+        early_exit, lambda: {"model": deep(), "layers": 1, "memos": 2}, lambda made: predict(Resumed(deep(), made))
+    ),
+    "predictors.early.Resumed": Entry(
+        Resumed, lambda: {"model": deep(), "early": early_exit(deep(), 1), "memos": 2}, predict
+    ),
+    "predictors.early.Resumed.__call__": Entry(Resumed(deep(), early_exit(deep(), 1)), reading),
+    "predictors.early.Resumed.forget": Entry(lambda: warm(Resumed(deep(), early_exit(deep(), 1))).forget(), dict),
+    "predictors.early.Resumed.prune": Entry(
+        lambda tokens: warm(Resumed(deep(), early_exit(deep(), 1))).prune(tokens), lambda: {"tokens": TEXT}
     ),
     "predictors.fresh.UncachedPredictor.__call__": Entry(UncachedPredictor(llama()), reading),
     "predictors.fresh.UncachedPredictor.prune": Entry(

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import Embedding, Module
 from typing_extensions import override
 
-from specflow.accelerate.llama import Llama, Output, Segment, Sight, Weights, hiding, logits_of, read
+from specflow.accelerate.llama import Llama, Output, Segment, Sight, Weights, embedded, hiding, logits_of, read
 from specflow.batch.texts import Text
 from specflow.caches import KVCache
 from specflow.trees import depths, lineage
@@ -236,7 +236,7 @@ def _size(texts: Sequence[Text]) -> int | None:
 def _pass(weights: Weights, tracks: Sequence[_Track], size: int, features: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Logits [tracks · size, V] and features [tracks · size, F] of one pass over all of them."""
     ids = torch.cat([track.ids(size) for track in tracks])
-    hidden, seen = read(weights, ids, [track.segment(size) for track in tracks], features)
+    hidden, seen = read(weights, embedded(weights, ids), [track.segment(size) for track in tracks], features)
     return logits_of(weights, hidden), seen
 
 

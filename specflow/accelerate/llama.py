@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from attrs import define, evolve, field, frozen
 from torch import Tensor
-from torch.nn import Embedding, Module
+from torch.nn import Embedding, Identity, Module
 from transformers import PreTrainedConfig
 from typing_extensions import override
 
@@ -107,7 +107,11 @@ class Output:
 
 @final
 class Llama(Module):
-    """A model of the llama family, called as transformers' own is for one text, or with several `texts`."""
+    """A model of the llama family, called as transformers' own is for one text, or with several `texts`.
+
+    What goes into its layers, and what leaves them, passes through `entering` and `leaving`, [1, k, H] of each text:
+    hooks there can look at it, or hand in something else.
+    """
 
     def __init__(self, config: PreTrainedConfig, weights: Weights, shapes: Shapes) -> None:
         super().__init__()
@@ -117,6 +121,7 @@ class Llama(Module):
         ids, size = weights.embedding.shape
         self.embedding = Embedding(ids, size, _weight=weights.embedding, _freeze=True)
         self.angles = Angles(weights.rotary, weights.before_head[:0])
+        self.entering, self.leaving = Identity(), Identity()
         self.eval()
 
     def get_input_embeddings(self) -> Embedding:
@@ -163,13 +168,15 @@ class Llama(Module):
         with torch.inference_mode():
             hidden: list[list[Tensor]] = [[] for _ in texts]
             held: list[Tensor] = []
-            for chunk in _chunks(texts):
-                segments = [self._segment(ids, texts[i]) for i, ids in chunk]
-                rows, seen = read(self.weights, torch.cat([ids for _, ids in chunk]), segments, features)
+            states = [self.entering(embedded(self.weights, text.ids)[None])[0] for text in texts]
+            for chunk in _chunks(texts, states):
+                segments = [self._segment(piece, texts[i]) for i, piece in chunk]
+                rows, seen = read(self.weights, torch.cat([piece for _, piece in chunk]), segments, features)
                 held.append(seen)
                 for (i, _), own in zip(chunk, torch.split(rows, [segment.k for segment in segments]), strict=True):
                     hidden[i].append(own)
-            last = torch.cat([torch.cat(own)[-text.last :] for own, text in zip(hidden, texts, strict=True)])
+            left = [self.leaving(torch.cat(own)[None])[0] for own in hidden]
+            last = torch.cat([own[-text.last :] for own, text in zip(left, texts, strict=True)])
             logits = [logits_of(self.weights, rows) for rows in torch.split(last, TOKENS)]
         beside = torch.cat(held)[None] if features else None
         return Output(torch.cat(logits)[None], texts[0].cache if use_cache else None, beside)
@@ -201,10 +208,10 @@ class Llama(Module):
             raise DecodeError("cache", happened, shown(cache), remedy)
         return cache
 
-    def _segment(self, ids: Tensor, text: Text) -> Segment:
-        """Where ids [k] stand that follow what the text's cache covers, which then covers them."""
-        cache, parents = text.cache, text.parents
-        start, end, keys, device = cache.length, cache.length + len(ids), self.shapes.keys, ids.device
+    def _segment(self, states: Tensor, text: Text) -> Segment:
+        """Where k tokens stand, as states [k, H], that follow what the text's cache covers, which then covers them."""
+        cache, parents, k = text.cache, text.parents, len(states)
+        start, end, keys, device = cache.length, cache.length + k, self.shapes.keys, states.device
         positions, angles, beside = torch.arange(start, end, device=device), self.angles.between(start, end), None
         if parents is not None:
             if keys > 1:
@@ -218,31 +225,31 @@ class Llama(Module):
             nearest = 0 if window is None else max(0, start + 1 - window)
             first, last = nearest // keys * keys, -(-end // keys) * keys
             mask = None
-            if len(ids) > 1 or (first, last) != (nearest, end):
+            if k > 1 or (first, last) != (nearest, end):
                 seen = torch.arange(first, last, device=device)
                 seen[start - first : end - first] = positions
                 mask = hiding(positions, seen, window)
                 if beside is not None:
                     mask[:, start - first :] |= beside
-            sights[window] = Sight.of(cache.buffer[:, :, :, first:last], mask, self.weights, len(ids), self.shapes.rows)
+            sights[window] = Sight.of(cache.buffer[:, :, :, first:last], mask, self.weights, k, self.shapes.rows)
         room = cache.buffer.flatten(1, 2)[:, :, start:end].transpose(1, 2).unbind()
         cache.length = end
-        return Segment(len(ids), angles, lambda i, new: room[i].copy_(new), sights)
+        return Segment(k, angles, lambda i, new: room[i].copy_(new), sights)
 
 
-def _chunks(texts: Sequence[Text]) -> list[list[tuple[int, Tensor]]]:
-    """What is read at a time: ids of texts, with the number of each, at most `TOKENS` together. A tree is not cut."""
+def _chunks(texts: Sequence[Text], states: Sequence[Tensor]) -> list[list[tuple[int, Tensor]]]:
+    """What is read at a time: states [k, H] of texts, with the number of each, `TOKENS` at most. A tree is not cut."""
     chunks: list[list[tuple[int, Tensor]]] = [[]]
     room = TOKENS
     for i, text in enumerate(texts):
-        rest = text.ids
+        rest = states[i]
         while len(rest):
             if room == 0 or (text.parents is not None and room < min(len(rest), TOKENS)):
                 chunks.append([])
                 room = TOKENS
-            ids = rest if text.parents is not None else rest[:room]
-            chunks[-1].append((i, ids))
-            rest, room = rest[len(ids) :], max(0, room - len(ids))
+            piece = rest if text.parents is not None else rest[:room]
+            chunks[-1].append((i, piece))
+            rest, room = rest[len(piece) :], max(0, room - len(piece))
     return chunks
 
 
@@ -260,15 +267,20 @@ class Segment:
     sights: Mapping[int | None, Sight]
 
 
+def embedded(weights: Weights, ids: Tensor) -> Tensor:
+    """What the first layer is given, [k, hidden], of ids [k]."""
+    return F.embedding(ids, weights.embedding).to(weights.before_head.dtype)
+
+
 def read(
-    weights: Weights, ids: Tensor, segments: Sequence[Segment], features: Sequence[int] = ()
+    weights: Weights, states: Tensor, segments: Sequence[Segment], features: Sequence[int] = ()
 ) -> tuple[Tensor, Tensor]:
-    """The hidden states [k, hidden] of ids [k], which are those of these segments, one after the other.
+    """What the layers make of states [k, hidden], which are those of these segments, one after the other.
 
     And what leaves the layers that are named in `features`, side by side [k, F].
     """
-    epsilon, k, heads, kv_heads, size = weights.epsilon, len(ids), weights.heads, weights.kv_heads, weights.size
-    stream = Stream.of(F.embedding(ids, weights.embedding).to(weights.before_head.dtype), epsilon)
+    epsilon, k, heads, kv_heads, size = weights.epsilon, len(states), weights.heads, weights.kv_heads, weights.size
+    stream = Stream.of(states, epsilon)
     cos, sin = (_joined([segment.angles[i] for segment in segments]) for i in (0, 1))
     sizes = [segment.k for segment in segments]
     seen_at = {0: stream.x.clone()} if 0 in features else {}

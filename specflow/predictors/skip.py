@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from copy import deepcopy
-from typing import Protocol, runtime_checkable
+from typing import Final, Protocol, runtime_checkable
 
 from torch.nn import Module, ModuleList
 
 from specflow.errors import DecodeError
-from specflow.guards.checks import a, whole
+from specflow.guards.checks import a
 from specflow.guards.ids import ids_of
 from specflow.predictors.features import stack_of
 from specflow.predictors.reader import config_of, layers_of, refuse_weightless
+
+NUMBERS: Final = frozenset({"layer_idx", "layer_id"})
+"""Where transformers' layers keep the number by which they find their part of a cache."""
 
 
 @runtime_checkable
@@ -29,7 +32,8 @@ def layer_skip(model: Module, skip: Iterable[int]) -> Module:
 
     It shares the weights of `model` and changes nothing about it. Give it to a drafter: `LLMDrafter(CachedPredictor(
     layer_skip(model, (4, 5, 8))), …)`. Its law is another than the model's, so it is no target. Which layers can be
-    missed depends on the model: try some, and look at the acceptance rate.
+    missed depends on the model: try some, and look at the acceptance rate. The target reads the drafts from its first
+    layer on; where the first layers draft, `early_exit` spares it those.
 
     `DecodeError` for numbers that are no layers', for all of them, and for a model whose layers are not found.
     Source: Zhang et al. 2309.08168 (Draft & Verify).
@@ -63,24 +67,11 @@ def layer_skip(model: Module, skip: Iterable[int]) -> Module:
             setattr(owner, name, kept)
     for i, layer in enumerate(kept):
         for module in layer.modules():
-            if "layer_idx" in vars(module):  # by which transformers' layers find their part of a cache
-                vars(module)["layer_idx"] = i
+            for name in NUMBERS & vars(module).keys():
+                vars(module)[name] = i
     config = config_of(copy)
     for name, value in list(vars(config).items()):
         if name.endswith(("layer_types", "layers_block_type")) and isinstance(value, list | tuple):
             setattr(config, name, type(value)(each for i, each in enumerate(value) if i not in skipped))
     setattr(config, "num_hidden_layers", len(kept))  # noqa: B010 - whatever class a config is of
     return copy
-
-
-def early_exit(model: Module, layers: int) -> Module:
-    """The model's first `layers` layers, then its head: `layer_skip` of all others.
-
-    `DecodeError` unless 1 ≤ layers ≤ the number that there are, and as `layer_skip`.
-    Source: Elhoushi et al. 2404.16710 (LayerSkip), without their training. Here the target reads the drafts from its
-    first layer on, though these were computed.
-    """
-    a(Module, "give a model, such as specflow.models.load gives")("model", model)
-    found = layers_of(model)
-    whole(1, "keep one layer at least, and at most as many as there are", found)("layers", layers)
-    return layer_skip(model, range(layers, found or layers))

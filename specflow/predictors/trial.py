@@ -222,7 +222,7 @@ class Trials:
         look = self.reader.watch.look()
         if self._seen is not None and self._seen.same(look):
             return False
-        horizons, crossed = horizons_of(self.reader.model), min(LENGTH, self._room) // 2
+        horizons, crossed = horizons_of(self.reader.model), min(LENGTH, self.room) // 2
         self.horizons = tuple([horizon for horizon in horizons if horizon > crossed])
         self._crosses = len(self.horizons) < len(horizons)
         kept = _FOUND.setdefault(self.reader.model, {}) if self.caches.are_own else self._private
@@ -310,29 +310,29 @@ class Trials:
         `DecodeError` for a model that remembers what it read and does not forget it.
         """
         further = [horizon for horizon in self.horizons if horizon - over >= SHORTEST and (over or not self._crosses)]
-        total = min([over + LENGTH, self._room, *further])
+        total = min([over + LENGTH, self.room, *further])
         if total - over < 2:
             return Regime(over, FORGETFUL, carries=False)
-        text, bound = self._text(total), error_bound(self.reader.dtype)
+        text, bound = self.text(total), error_bound(self.reader.dtype)
         beginning = text[: over + max(1, (total - over) // 4)]
         shorter = len(beginning) - over
         if over:
             self._fresh(text[:1], 1)  # a model that remembers the length of a text forgets it
         shared, truth = self._fresh(beginning, shorter), self._fresh(text, total - over)
-        alone, noise = shared[-1:], _error(shared, truth[:shorter])
+        alone, noise = shared[-1:], error_of(shared, truth[:shorter])
         if not torch.cat([alone, truth]).amax(dim=-1).isfinite().all():
             return None
-        if not _error(self._fresh(beginning, 1), alone) <= bound:
+        if not error_of(self._fresh(beginning, 1), alone) <= bound:
             self._fresh(text[:1], 1)
-            if not _error(self._fresh(beginning, 1), alone) <= bound:
+            if not error_of(self._fresh(beginning, 1), alone) <= bound:
                 happened, remedy = "the model's logits depend on what it read before", "give a function of tokens alone"
                 raise DecodeError("model", happened, type(self.reader.model).__name__, remedy)
             return Regime(over, FORGETFUL, carries=over == 0)
-        if not _error(truth[shorter - 1 : shorter], alone) <= bound:
+        if not error_of(truth[shorter - 1 : shorter], alone) <= bound:
             return Regime(over, EACH_AFRESH, carries=over == 0)
         if over:
             return self._beyond(over, text, truth)
-        return Regime(0, self._first(text, truth, noise, min([sum(ANY_PIECES.trial), self._room, *further])))
+        return Regime(0, self._first(text, truth, noise, min([sum(ANY_PIECES.trial), self.room, *further])))
 
     def _beyond(self, over: int, text: Tokens, truth: Tensor) -> Regime:
         """How texts longer than `over` tokens are fed: as shorter ones are, or not at all."""
@@ -359,7 +359,7 @@ class Trials:
         if self._wrong(past, text, truth, AT_ONCE) <= clear and not past.needs_marks:
             return ANY_PIECES
         if longer > len(truth):
-            text = self._text(longer)
+            text = self.text(longer)
             truth = self._fresh(text, longer)
         best = self._best(text, truth, self.feedings)
         if best is None and not self.caches.are_own:
@@ -392,7 +392,7 @@ class Trials:
         except Exception:  # whatever a model raises here says that it cannot be fed so
             return inf
         known = min(len(rows), len(truth))
-        return _error(rows[-known:], truth[-known:])
+        return error_of(rows[-known:], truth[-known:])
 
     @property
     def _rounding(self) -> float:
@@ -426,7 +426,7 @@ class Trials:
 
     def _try_trees(self) -> bool:
         parents, kept = (TEXT, TEXT, 0, 2, 1, 3), (0, 2, 3)
-        tokens = self._text(7 + len(parents) + 1)
+        tokens = self.text(7 + len(parents) + 1)
         text, drafted, after = tokens[:7], tokens[7:-1], tokens[-1:]
         reader, past = self.reader, Past(self.caches.tried(), 0)
         try:
@@ -441,7 +441,7 @@ class Trials:
         drafts = [Proposal(token, parent=parent) for token, parent in zip(drafted, parents, strict=True)]
         truth = path_by_path(self._fresh)(text, drafts)[1:]
         end = self._fresh(text + tuple([drafted[i] for i in kept]) + after, 1)
-        return _error(torch.cat([rows, row]), torch.cat([truth, end])) <= error_bound(reader.dtype)
+        return error_of(torch.cat([rows, row]), torch.cat([truth, end])) <= error_bound(reader.dtype)
 
     def _fresh(self, tokens: Tokens, last: int) -> Tensor:
         """Logits [last, V] of a text in one pass. `DecodeError` where the model cannot read it."""
@@ -455,7 +455,7 @@ class Trials:
             remedy = "give a language model that needs nothing beside ids"
             raise DecodeError("model", happened, type(self.reader.model).__name__, remedy) from error
 
-    def _text(self, length: int) -> Tokens:
+    def text(self, length: int) -> Tokens:
         """A random text with the config's special tokens in it."""
         size = embedded_of(self.reader.model)
         if size is None:  # a config may say anything
@@ -471,7 +471,7 @@ class Trials:
         return tuple(text)
 
     @property
-    def _room(self) -> int:
+    def room(self) -> int:
         """How long a text may be that the model is tried on."""
         sizes = context_of(self.reader.model), self.caches.room
         return min([size for size in sizes if size is not None], default=sys.maxsize)
@@ -526,7 +526,7 @@ def error_bound(dtype: torch.dtype) -> float:
     return {torch.float16: 0.03, torch.bfloat16: 0.1}.get(dtype, 1e-4)
 
 
-def _error(logits: Tensor, truth: Tensor) -> float:
+def error_of(logits: Tensor, truth: Tensor) -> float:
     """The largest difference, relative to the largest logit. Equal infinities differ by nothing, NaN by ∞.
 
     In half precision the third quartile of the rows' differences: rounding may send a token to another expert there.
