@@ -94,9 +94,11 @@ def test_a_tree_is_of_the_most_frequent_continuations(seed: int) -> None:
 def test_of_many_places_some_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PLACES", 8)
     corpus = Corpus.of([[0, 1] * 30, [0, 2] * 10], 3)
-    length, places = corpus.find((2, 0), longest=1)
-    assert (length, len(places)) == (1, 8)
-    assert {token: share for token, share, _ in module._most_frequent(corpus, places)} == {1: 0.75, 2: 0.25}
+    found = corpus.find((2, 0), longest=1)
+    assert (found.length, len(found.places)) == (1, 8)
+    assert corpus.after((1, 0)) == [(1, trust(2))]
+    drafts = islice(CorpusTree(corpus, longest=1)((2, 0)), 4)
+    assert {draft.token: draft.chance for draft in drafts if draft.parent == TEXT} == {1: 0.75 * trust(1), 2: 0.25 * trust(1)}
 
 
 def test_an_ending_that_is_long_is_found_up_to_a_depth() -> None:

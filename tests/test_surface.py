@@ -78,6 +78,7 @@ from specflow.distill import Recipe, distill, fit_jump, kept_prompts, made_up
 from specflow.distribution import BlackBox, Distribution, max_fn
 from specflow.drafters import (
     Bigrams,
+    Candidate,
     Corpus,
     CorpusTree,
     GreedyBlockDrafter,
@@ -90,6 +91,7 @@ from specflow.drafters import (
     Retokenised,
     SampledBlockDrafter,
     as_chain,
+    likeliest_first,
     propose_nothing,
     translated,
 )
@@ -1335,6 +1337,16 @@ TABLE: Final[dict[str, Entry]] = {
             "learnt": lambda step: None,
             "resume": False,
         },
+    ),
+    "drafters.likeliest.Candidate": Entry(
+        Candidate,
+        lambda: {"token": 1, "chance": 0.5, "source": "mine"},
+        lambda made: draft(lambda tokens: likeliest_first(0, lambda place: (made,), lambda place, token: token)),
+    ),
+    "drafters.likeliest.likeliest_first": Entry(
+        likeliest_first,
+        lambda: {"start": 1, "followers": lambda place: (Candidate(1, 0.5),), "after": lambda place, token: token},
+        lambda stream: draft(lambda tokens: stream),
     ),
     "drafters.recycling.Recycled": Entry(
         Recycled,
