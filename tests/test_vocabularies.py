@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from itertools import islice
 from random import Random
-from types import SimpleNamespace
-from typing import Final, final
+from typing import Final
 
 import pytest
 import torch
@@ -17,7 +16,6 @@ from tokenizers.models import BPE, WordLevel, WordPiece
 from torch import Tensor
 from torch.nn import Module
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
-from typing_extensions import override
 
 from specflow import (
     Block,
@@ -67,7 +65,7 @@ from specflow.randomness import Randomness
 from specflow.state import CertainDrafter
 from specflow.testing import CASES, TableModel, World, branches, certify, certify_seed
 from specflow.vocabulary import SharedTokens, Spelling, alike
-from tests.toys import tiny_llama
+from tests.toys import Table, tiny_llama
 
 GREEDY, SAMPLED = GreedyProcessor(), MultinomialProcessor(1.0)
 
@@ -476,20 +474,6 @@ def test_texts_that_are_drawn_are_exact_too() -> None:
 
 
 # By name.
-
-
-@final
-class Table(Module):
-    """A model whose laws are those of a `TableModel`."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.rows = TableModel(size, seed=5)
-
-    @override
-    def forward(self, input_ids: Tensor) -> object:
-        tokens = tuple(input_ids[0].tolist())
-        return SimpleNamespace(logits=self.rows(tokens[:1], chain(tokens[1:]))[None])
 
 
 TABLES: Final = {size: Table(size) for size in range(2, 8)}
