@@ -98,7 +98,10 @@ def test_of_many_places_some_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> N
     assert (found.length, len(found.places)) == (1, 8)
     assert corpus.after((1, 0)) == [(1, trust(2))]
     drafts = islice(CorpusTree(corpus, longest=1)((2, 0)), 4)
-    assert {draft.token: draft.chance for draft in drafts if draft.parent == TEXT} == {1: 0.75 * trust(1), 2: 0.25 * trust(1)}
+    assert {draft.token: draft.chance for draft in drafts if draft.parent == TEXT} == {
+        1: 0.75 * trust(1),
+        2: 0.25 * trust(1),
+    }
 
 
 def test_an_ending_that_is_long_is_found_up_to_a_depth() -> None:
