@@ -51,9 +51,7 @@ from specflow import (
 from specflow.constraints import Constrained, Grammar
 from specflow.distribution import Distribution, max_fn
 from specflow.drafters import INgramStorage, propose_nothing
-from specflow.heads import HeadPredictor
-from specflow.heads.head import Vocabulary
-from specflow.heads.jump import Jump
+from specflow.heads import HeadPredictor, Jump, Vocabulary
 from specflow.lossy import accept_loss
 from specflow.randomness import Randomness
 from specflow.stages import (
