@@ -56,6 +56,10 @@ from specflow import (
     verified_step,
 )
 from specflow.batch import BatchPredictor, generate_many, together
+from specflow.bench import Prompt
+from specflow.bench.decoders import Models
+from specflow.bench.decoders import decoder as bench_decoder
+from specflow.bench.measure import Plan, measure
 from specflow.constraints import Constrained, Grammar
 from specflow.drafters import IntersectionDrafter, Retokenised, translated
 from specflow.models import Loaded, shared_tokens
@@ -776,6 +780,22 @@ def test_texts_that_drift_all_the_time_are_decoded_to_the_end(mine: str, theirs:
             coupled = seed_coupled_step(drafter, sampler, SAMPLED, noise, Fixed(4))
             assert run(coupled, start(tokens, 40).unwrap()).state.output == seeded
     assert model.get_output_embeddings() is head
+
+
+def test_transformers_is_measured_with_another_tokenizer_and_leaves_the_assistant_as_it_is() -> None:
+    target, small = (Loaded(little(kind, seed), trained(kind)) for kind, seed in (("metaspace", 1), ("byte-level", 2)))
+    head, shared = small.model.get_output_embeddings(), shared_tokens(target, small)
+    models = Models({"": target.model}, small.model, shared, assistant_tokenizer=small.tokenizer)
+    decoders = tuple([bench_decoder(name, models).unwrap() for name in ("autoregressive", "hf-assistant@3")])
+    prompts = (Prompt(1, "text", ("The quick",)),)
+    for processor, length in ((GREEDY, 12), (SAMPLED, 4)):
+        runs = {
+            run.decoder: run for run in measure(Plan(target, models, decoders, prompts, processor, length, 64, 1, 0))
+        }
+        assert len(runs["hf-assistant@3"].output) == length
+        if processor is GREEDY:
+            assert runs["hf-assistant@3"].output == runs["autoregressive"].output
+    assert small.model.get_output_embeddings() is head
 
 
 # Many texts at once.
