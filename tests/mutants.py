@@ -625,7 +625,7 @@ def head_heard_a_place_too_early(world: World) -> Step:
 def q_in_the_heads_own_vocabulary(world: World) -> Step:
     def say(predict: HeadPredictor, text: Tokens, drafted: Tokens) -> tuple[int, Distribution]:
         row = predict.rows(text, chain(drafted), 1)
-        (q,) = world.processor.laws(text + drafted, row)
+        q = world.processor.laws(text + drafted, row)[0]
         token = world.rng.draw(q, len(text) + len(drafted))
         return int(predict.head.vocabulary.named(torch.tensor(token))), q
 

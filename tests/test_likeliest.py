@@ -44,7 +44,8 @@ def longer(path: Tokens, token: int) -> Tokens:
 def test_the_first_drafts_are_the_likeliest_of_all_paths(seed: int) -> None:
     followers = known(seed)
     chances = chances_of(followers)
-    drafts = list(likeliest_first((), followers, longer))
+    text: Tokens = ()
+    drafts = list(likeliest_first(text, followers, longer))
     paths: list[Tokens] = []
     for draft in drafts:
         before = () if draft.parent == TEXT else paths[draft.parent]

@@ -107,14 +107,17 @@ def test_of_many_places_some_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> N
 def test_of_many_followers_the_most_frequent_are_told_apart() -> None:
     corpus = Corpus.of([[0, token] for token in range(1, 12) for _ in range(token)], 12)
     best = range(11, 11 - module.FOLLOWERS, -1)
-    assert corpus.after((0,)) == [(token, pytest.approx(trust(1) * token / 66)) for token in best]
+    said = corpus.after((0,))
+    assert [token for token, _ in said] == [*best]
+    assert [chance for _, chance in said] == pytest.approx([trust(1) * token / 66 for token in best])
     assert [draft.token for draft in CorpusTree(corpus)((0,))] == [*best]
 
 
 def test_a_text_that_ends_counts_as_one_that_goes_on_otherwise() -> None:
     first, second = CorpusTree(Corpus.of([[1, 2], [1, 2, 3]], 4))((1,))
     assert (first.token, first.chance) == (2, trust(1))
-    assert (second.token, second.chance) == (3, pytest.approx(trust(1) * trust(2) / 2))
+    assert second.token == 3
+    assert second.chance == pytest.approx(trust(1) * trust(2) / 2)
 
 
 def test_an_ending_that_is_long_is_found_up_to_a_depth() -> None:
