@@ -62,6 +62,7 @@ from specflow.state import Committed, Drafted, Drafter, GammaPolicy, Predictor, 
 from specflow.vocabulary import SharedTokens
 
 S = TypeVar("S", bound=Sampling)
+T = TypeVar("T")
 
 
 def _are_stages(name: str, value: object) -> None:
@@ -148,35 +149,34 @@ def _ngram(setting: Setting) -> Drafting:
     return Drafting(NGramDrafter(storage), (UpdateNgram(storage),))
 
 
-def _memory() -> Make:
-    """The text's own repetitions first, then what all texts so far have said."""
-    kept: list[NGramStorage] = []
-
-    def make(setting: Setting) -> Drafting:
-        if not kept:
-            kept.append(NGramStorage(4, setting.vocab_size))
-        (storage,) = kept
-        drafter = first_of(SuffixDrafter(), at_most(5, NGramDrafter(storage, source="memory")))
-        return Drafting(drafter, (UpdateNgram(storage, filler_top_k=1),))
-
-    return make
-
-
-def _recycling(drafter: Callable[[Recycled], Drafter]) -> Callable[[], Make]:
-    """A drafter over a table of all that was read, for all texts so far; it begins with the target's bigrams."""
+def _kept(first: Callable[[Setting], T], drafting: Callable[[T], Drafting]) -> Callable[[], Make]:
+    """Drafts from something that all texts of a decoder share, made for the first of them."""
 
     def begun() -> Make:
-        kept: list[Recycled] = []
+        kept: list[T] = []
 
         def make(setting: Setting) -> Drafting:
             if not kept:
-                kept.append(Recycled(setting.vocab_size, before=setting.bigrams()))
-            (table,) = kept
-            return Drafting(drafter(table), (Recycle(table),))
+                kept.append(first(setting))
+            return drafting(kept[0])
 
         return make
 
     return begun
+
+
+def _memory(storage: NGramStorage) -> Drafting:
+    """The text's own repetitions first, then what all texts so far have said."""
+    drafter = first_of(SuffixDrafter(), at_most(5, NGramDrafter(storage, source="memory")))
+    return Drafting(drafter, (UpdateNgram(storage, filler_top_k=1),))
+
+
+def _recycling(drafter: Callable[[Recycled], Drafter]) -> Callable[[], Make]:
+    """A drafter over a table of all that was read, for all texts so far; it begins with the target's bigrams."""
+    return _kept(
+        lambda setting: Recycled(setting.vocab_size, before=setting.bigrams()),
+        lambda table: Drafting(drafter(table), (Recycle(table),)),
+    )
 
 
 def _llm(setting: Setting) -> Drafting:
@@ -219,7 +219,7 @@ DRAFTERS: Final[Mapping[str, Entry]] = {
     "lookup": Entry(_each(PromptLookup), 10),
     "suffix+lookup": Entry(_each(lambda: longest(SuffixDrafter(), PromptLookup())), 20),
     "ngram": Entry(lambda: _ngram, 5),
-    "memory": Entry(_memory, 20),
+    "memory": Entry(_kept(lambda setting: NGramStorage(4, setting.vocab_size), _memory), 20),
     "llm": Entry(lambda: _llm, 5, assisted=True),
     "retokenised": Entry(lambda: _retokenised, 5, assisted=True),
     "tree": Entry(lambda: lambda setting: Drafting(LookupTree(setting.bigrams())), 8, bigrams=True),

@@ -23,13 +23,7 @@ from transformers.models.llama.configuration_llama import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm, LlamaRotaryEmbedding
 
 from specflow import Tokens
-from specflow.heads import Head, HeadPredictor
-from specflow.heads.eagle import Eagle, Eagle3
-from specflow.heads.head import Vocabulary
-from specflow.heads.jump import Jump
-from specflow.heads.layer import Shape
-from specflow.heads.medusa import Medusa
-from specflow.heads.mtp import MTP
+from specflow.heads import MTP, Eagle, Eagle3, Head, HeadPredictor, Jump, Medusa, Shape, Vocabulary
 from specflow.predictors import limits_of
 from specflow.protocols import Limits
 

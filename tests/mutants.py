@@ -14,6 +14,7 @@ import torch
 from attrs import evolve, frozen
 from returns.pipeline import flow
 from torch import Tensor
+from torch.nn import Embedding, Linear
 from typing_extensions import override
 
 from specflow import (
@@ -41,6 +42,7 @@ from specflow import (
     TopKProcessor,
     Verdict,
     Verified,
+    chain,
     ngram_step,
     run,
     speculative_step,
@@ -49,6 +51,7 @@ from specflow import (
 from specflow.constraints import Constrained, Grammar
 from specflow.distribution import Distribution, max_fn
 from specflow.drafters import INgramStorage, propose_nothing
+from specflow.heads import HeadPredictor, Jump, Vocabulary
 from specflow.lossy import accept_loss
 from specflow.randomness import Randomness
 from specflow.stages import (
@@ -67,7 +70,7 @@ from specflow.stages import (
 )
 from specflow.state import Committed, Pace, Reason
 from specflow.steps import lossy_unadjusted_step
-from specflow.testing import Case, Ending, ExactnessError, World, certify, same_law
+from specflow.testing import Case, Ending, ExactnessError, TableModel, World, certify, same_law
 from specflow.testing.certificate import autoregressive
 
 
@@ -573,6 +576,84 @@ def another_law_than_the_draft_was_drawn_from(world: World) -> Step:
     return speculative_step(flattened, world.target, world.processor, world.rng)
 
 
+# Heads
+
+
+def jumping(world: World) -> HeadPredictor:
+    """A random linear head over the target; it drafts the target's tokens in another order."""
+    target = world.target
+    assert isinstance(target, TableModel)
+    size, width = target.vocab_size, target.width
+    with torch.random.fork_rng():
+        torch.manual_seed(target.seed)
+        ids = torch.arange(size).flip(0)
+        head = Jump(width, Vocabulary(size, size, ids), (0,), Embedding(size, width), Linear(width, size, bias=False))
+        with torch.no_grad():
+            for parameter in head.parameters():
+                parameter.normal_(0, 1)
+    return HeadPredictor(head.double().eval().requires_grad_(False), target)
+
+
+def heard_from(world: World, say: Callable[[HeadPredictor, Tokens, Tokens], tuple[int, Distribution]]) -> Step:
+    """The usual step with drafts of a head, where it has something to read: `say` has each and the q that is told."""
+    predict = jumping(world)
+
+    def propose(tokens: Tokens) -> Iterator[Proposal]:
+        drafted: Tokens = ()
+        while predict.reach(tokens) != 0:
+            token, q = say(predict, tokens, drafted)
+            yield Proposal(token, q)
+            drafted = (*drafted, token)
+
+    return speculative_step(propose, world.target, world.processor, world.rng, Fixed(3))
+
+
+def q_of_a_head(world: World, predict: HeadPredictor, text: Tokens, drafted: Tokens) -> Distribution:
+    """The head's law after a text and drafts."""
+    return world.processor.laws(text + drafted, predict(text, chain(drafted))[-1:])[0]
+
+
+def head_heard_a_place_too_early(world: World) -> Step:
+    def say(predict: HeadPredictor, text: Tokens, drafted: Tokens) -> tuple[int, Distribution]:
+        q = q_of_a_head(world, predict, text, drafted)
+        before = q_of_a_head(world, predict, text, drafted[:-1])
+        return world.rng.draw(before, len(text) + len(drafted)), q
+
+    return heard_from(world, say)
+
+
+def q_in_the_heads_own_vocabulary(world: World) -> Step:
+    def say(predict: HeadPredictor, text: Tokens, drafted: Tokens) -> tuple[int, Distribution]:
+        row = predict.rows(text, chain(drafted), 1)
+        q = world.processor.laws(text + drafted, row)[0]
+        token = world.rng.draw(q, len(text) + len(drafted))
+        return int(predict.head.vocabulary.named(torch.tensor(token))), q
+
+    return heard_from(world, say)
+
+
+def likeliest_token_of_a_head_with_its_law(world: World) -> Step:
+    def say(predict: HeadPredictor, text: Tokens, drafted: Tokens) -> tuple[int, Distribution]:
+        q = q_of_a_head(world, predict, text, drafted)
+        return int(predict(text, chain(drafted))[-1].argmax()), q
+
+    return heard_from(world, say)
+
+
+def head_that_goes_on_from_refused_drafts(world: World) -> Step:
+    """The head's states of the step before are not forgotten: what is drawn first comes after the drafts made then."""
+    stale: list[tuple[Tokens, Tokens]] = []
+
+    def say(predict: HeadPredictor, text: Tokens, drafted: Tokens) -> tuple[int, Distribution]:
+        q = q_of_a_head(world, predict, text, drafted)
+        before = q_of_a_head(world, predict, *stale[-1]) if stale and not drafted else q
+        token = world.rng.draw(before, len(text) + len(drafted))
+        stale.append((text, (*drafted, token)))
+        return token, q
+
+    return heard_from(world, say)
+
+
 # Stopping
 
 
@@ -851,6 +932,10 @@ SAMPLED: Final = (
 )
 
 
+FULL: Final = SAMPLED[:3]
+"""Of a draft outside the top k it would be seen that it was not drawn from its q."""
+
+
 @final
 @frozen
 class Mutant:
@@ -914,7 +999,21 @@ MUTANTS: Final = (
     Mutant(
         "drafts drawn at another temperature than their q",
         text_of(another_law_than_the_draft_was_drawn_from),
-        SAMPLED[:3],  # of a draft outside the top k it would be seen that it was not drawn from q
+        FULL,
+    ),
+    Mutant(
+        "a head heard a place too early, with the law of the right place", text_of(head_heard_a_place_too_early), FULL
+    ),
+    Mutant("a head's q over its own vocabulary, not the target's", text_of(q_in_the_heads_own_vocabulary), FULL),
+    Mutant(
+        "a head's likeliest token, with the law that it was not drawn from",
+        text_of(likeliest_token_of_a_head_with_its_law),
+        FULL,
+    ),
+    Mutant(
+        "a head that goes on from refused drafts, its q from a fresh reading",
+        text_of(head_that_goes_on_from_refused_drafts),
+        FULL,
     ),
     Mutant("skipped adjustment: `LossySkipAdjustment`", text_of(skipped_adjustment)),
     Mutant("typical acceptance: `LossyTypical`", text_of(typical_acceptance)),

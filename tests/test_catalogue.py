@@ -5,16 +5,13 @@ from __future__ import annotations
 from functools import partial
 from itertools import count, islice
 from time import perf_counter
-from types import SimpleNamespace
 from typing import final
 
 import numpy
 import pytest
 import torch
 from attrs import evolve
-from torch import Tensor
 from torch.nn import Module
-from typing_extensions import override
 
 from specflow import (
     TEXT,
@@ -27,7 +24,6 @@ from specflow import (
     Proposal,
     Step,
     Tokens,
-    chain,
     run,
     start,
 )
@@ -40,7 +36,7 @@ from specflow.state import BEFORE, Committed, Count, Reason, Tally
 from specflow.testing import CASES, SEEDED_CASES, TableModel, World, certify, certify_seed
 from tests.heads import linear_head, table_head
 from tests.mutants import apart
-from tests.toys import disturbed, oracle, tiny_llama
+from tests.toys import Table, disturbed, oracle, tiny_llama
 
 PROMPT, NEW = (3, 4, 5, 6, 3, 4, 5, 6, 3, 4), 16
 TARGET = tiny_llama(21, vocab_size=24, layers=1)
@@ -66,20 +62,6 @@ def test_the_names() -> None:
 
 
 # On every branch.
-
-
-@final
-class Table(Module):
-    """A model of a few tokens, whose laws are those of a `TableModel`."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.rows = TableModel(size, seed=5)
-
-    @override
-    def forward(self, input_ids: Tensor) -> object:
-        tokens = tuple(input_ids[0].tolist())
-        return SimpleNamespace(logits=self.rows(tokens[:1], chain(tokens[1:]))[None])
 
 
 TABLES = {size: Table(size) for size in (2, 3, 4)}

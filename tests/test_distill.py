@@ -29,8 +29,7 @@ from specflow import (
 from specflow.distill import Heard, Recipe, distill, fit_jump, kept_prompts, made_up
 from specflow.distill.lesson import Lesson, Text, unrolled
 from specflow.distill.train import new_head
-from specflow.heads import HeadDrafter, HeadPredictor, load_head
-from specflow.heads.jump import Jump
+from specflow.heads import HeadDrafter, HeadPredictor, Jump, load_head
 from specflow.models import Loaded
 from tests.heads import FreshFeatures
 from tests.toys import VOCABULARY, oracle, tiny_llama

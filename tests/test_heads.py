@@ -56,9 +56,7 @@ from specflow import (
 )
 from specflow.batch import BatchPredictor, together
 from specflow.distribution import Distribution
-from specflow.heads import HeadDrafter, HeadPredictor, HeadTree, load_head
-from specflow.heads.eagle import Eagle3, Norms
-from specflow.heads.medusa import Medusa
+from specflow.heads import Eagle3, HeadDrafter, HeadPredictor, HeadTree, Medusa, Norms, Vocabulary, load_head
 from specflow.prefix import common_prefix
 from specflow.processors import Processor
 from specflow.stages import Block
@@ -682,6 +680,14 @@ def test_what_a_head_cannot_read_is_refused(tmp_path: Path) -> None:
         narrow((3, 4), ())
     with pytest.raises(DecodeError, match="different vocabularies"):
         HeadPredictor(three.head, FreshFeatures(tiny_llama(0, vocab_size=65), (2,)))
+
+
+@pytest.mark.parametrize("missing", ["vocabulary", "reads", "width", "looks_back", "ahead"])
+def test_a_module_that_leaves_out_what_a_head_tells_is_refused(missing: str) -> None:
+    made = Medusa(32, Vocabulary(64, 64), (2,), 2, 1, 64)
+    delattr(made, missing)
+    with pytest.raises(DecodeError, match="does not tell what a head tells"):
+        HeadPredictor(made, FreshFeatures(target(), (2,)))
 
 
 def test_norms_of_the_wrong_kind_are_refused() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import islice
 from random import Random
+from typing import final
 
 import pytest
 
@@ -57,6 +58,25 @@ def test_guesses_are_the_other_tokens_of_the_row_before() -> None:
     drafts = list(LogitTree(table, propose_nothing, guesses=(0.2, 0.1))((4, 5, 8)))
     assert [draft.token for draft in drafts] == [6, 7]
     assert list(LogitTree(table, propose_nothing)((5,))) == []  # there is no row before
+
+
+def test_the_row_before_is_that_of_the_longest_context() -> None:
+    table = taught(((4, 5), [(7, 0.6)]), ((9, 5), [(8, 0.6)]))
+    assert [draft.token for draft in LogitTree(table, propose_nothing)((4, 5, 6))] == [7]
+
+
+@final
+class Asked:
+    """Knows followers of every text that has a last token."""
+
+    def after(self, tokens: Tokens, /) -> list[tuple[int, float]]:
+        """The next number."""
+        return [(tokens[-1] + 1, 0.5)]
+
+
+def test_nobody_is_asked_what_follows_nothing() -> None:
+    assert [draft.token for draft in LogitTree(Asked(), propose_nothing)((5, 9))] == [6]
+    assert list(LogitTree(Asked(), propose_nothing)((5,))) == []
 
 
 def test_each_guess_keys_a_retrieval() -> None:

@@ -94,9 +94,30 @@ def test_a_tree_is_of_the_most_frequent_continuations(seed: int) -> None:
 def test_of_many_places_some_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PLACES", 8)
     corpus = Corpus.of([[0, 1] * 30, [0, 2] * 10], 3)
-    length, places = corpus.find((2, 0), longest=1)
-    assert (length, len(places)) == (1, 8)
-    assert {token: share for token, share, _ in module._most_frequent(corpus, places)} == {1: 0.75, 2: 0.25}
+    found = corpus.find((2, 0), longest=1)
+    assert (found.length, len(found.places)) == (1, 8)
+    assert corpus.after((1, 0)) == [(1, trust(2))]
+    drafts = islice(CorpusTree(corpus, longest=1)((2, 0)), 4)
+    assert {draft.token: draft.chance for draft in drafts if draft.parent == TEXT} == {
+        1: 0.75 * trust(1),
+        2: 0.25 * trust(1),
+    }
+
+
+def test_of_many_followers_the_most_frequent_are_told_apart() -> None:
+    corpus = Corpus.of([[0, token] for token in range(1, 12) for _ in range(token)], 12)
+    best = range(11, 11 - module.FOLLOWERS, -1)
+    said = corpus.after((0,))
+    assert [token for token, _ in said] == [*best]
+    assert [chance for _, chance in said] == pytest.approx([trust(1) * token / 66 for token in best])
+    assert [draft.token for draft in CorpusTree(corpus)((0,))] == [*best]
+
+
+def test_a_text_that_ends_counts_as_one_that_goes_on_otherwise() -> None:
+    first, second = CorpusTree(Corpus.of([[1, 2], [1, 2, 3]], 4))((1,))
+    assert (first.token, first.chance) == (2, trust(1))
+    assert second.token == 3
+    assert second.chance == pytest.approx(trust(1) * trust(2) / 2)
 
 
 def test_an_ending_that_is_long_is_found_up_to_a_depth() -> None:
@@ -111,7 +132,21 @@ def test_an_ending_that_is_long_is_found_up_to_a_depth() -> None:
 
 @pytest.mark.parametrize(
     "given_texts",
-    [None, 3, "ab", [], [[]], [3], ["ab"], [[0.5]], [[9]], [[-1]], [[True]], torch.zeros(2, 2, dtype=torch.long)],
+    [
+        None,
+        3,
+        "ab",
+        [],
+        [[]],
+        [3],
+        ["ab"],
+        [[0.5]],
+        [[9]],
+        [[5]],
+        [[-1]],
+        [[True]],
+        torch.zeros(2, 2, dtype=torch.long),
+    ],
 )
 def test_what_are_no_texts_is_refused(given_texts: object) -> None:
     with pytest.raises(DecodeError):
@@ -131,8 +166,20 @@ def test_what_are_no_arrays_is_refused(array: object) -> None:
         Corpus(5, GOOD.tokens, array)  # type: ignore[arg-type]
 
 
+def test_a_match_that_is_longer_than_the_longest_is_refused() -> None:
+    with pytest.raises(DecodeError, match="shortest"):
+        CorpusTree(GOOD, longest=2, shortest=3)
+
+
 def test_arrays_that_do_not_belong_together_are_refused() -> None:
-    for tokens, suffixes in (([1, 2], [0]), ([9, END], [0]), ([-2, END], [0]), ([1, END], [2]), ([1, END], [-1])):
+    for tokens, suffixes in (
+        ([1, 2], [0]),
+        ([9, END], [0]),
+        ([5, END], [0]),
+        ([-2, END], [0]),
+        ([1, END], [2]),
+        ([1, END], [-1]),
+    ):
         with pytest.raises(DecodeError, match="outside"):
             Corpus(5, numpy.array(tokens), numpy.array(suffixes))
 

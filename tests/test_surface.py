@@ -78,6 +78,7 @@ from specflow.distill import Recipe, distill, fit_jump, kept_prompts, made_up
 from specflow.distribution import BlackBox, Distribution, max_fn
 from specflow.drafters import (
     Bigrams,
+    Candidate,
     Corpus,
     CorpusTree,
     GreedyBlockDrafter,
@@ -90,13 +91,25 @@ from specflow.drafters import (
     Retokenised,
     SampledBlockDrafter,
     as_chain,
+    likeliest_first,
     propose_nothing,
     translated,
 )
 from specflow.errors import unwrap
-from specflow.heads import HeadDrafter, HeadPredictor, HeadTree, load_head
-from specflow.heads.head import Vocabulary
-from specflow.heads.jump import Jump
+from specflow.heads import (
+    MTP,
+    Eagle,
+    Eagle3,
+    HeadDrafter,
+    HeadPredictor,
+    HeadTree,
+    Jump,
+    Medusa,
+    Norms,
+    Shape,
+    Vocabulary,
+    load_head,
+)
 from specflow.laws import Lazily
 from specflow.loop import grow, once
 from specflow.lossy import Lossy, accept_loss
@@ -285,6 +298,17 @@ def linear_head() -> Jump:
     size = TARGET.width
     made = Jump(size, Vocabulary(V, V), (0,), torch.nn.Embedding(V, size), torch.nn.Linear(size, V))
     return made.double().eval().requires_grad_(False)
+
+
+def head_parts() -> dict[str, Any]:
+    """What heads over `TARGET` are made of."""
+    size = TARGET.width
+    parts = {"embed_tokens": torch.nn.Embedding(V, size), "lm_head": torch.nn.Linear(size, V)}
+    return {"vocabulary": Vocabulary(V, V), "reads": (0,), **parts}
+
+
+def head_shape() -> Shape:
+    return Shape(TARGET.width, 8, 2, 1, 2)
 
 
 def headed() -> HeadPredictor:
@@ -1278,6 +1302,50 @@ TABLE: Final[dict[str, Entry]] = {
         }.items()
     },
     "heads.load.load_head": Entry(load_head, lambda: {"name": head_folder(), "model": llama()}),
+    "heads.head.Vocabulary": Entry(
+        Vocabulary, lambda: {"size": V, "known": V, "ids": torch.tensor([0, 2])}, effort=effort("size")
+    ),
+    "heads.layer.Shape": Entry(
+        Shape,
+        lambda: {
+            **{"hidden": 4, "inner": 8, "heads": 2, "kv_heads": 1, "size": 2, "epsilon": 1e-6},
+            **{"rope": {}, "biases": False, "normed_heads": False},
+        },
+    ),
+    "heads.eagle.Norms": Entry(Norms, lambda: dict.fromkeys(("before_residual", "before_fc", "each", "output"), False)),
+    "heads.eagle.Eagle": Entry(
+        Eagle,
+        lambda: {**head_parts(), "shape": head_shape(), "depth": 1, "bias": True},
+        lambda made: HeadPredictor(made, TARGET),
+        effort("depth"),
+    ),
+    "heads.eagle.Eagle3": Entry(
+        Eagle3,
+        lambda: {
+            **{**head_parts(), "shape": head_shape(), "width": TARGET.width, "depth": 1},
+            **{"norms": Norms(), "bias": False},
+        },
+        lambda made: HeadPredictor(made, TARGET),
+        effort("depth", "width"),
+    ),
+    "heads.medusa.Medusa": Entry(
+        Medusa,
+        lambda: {"hidden": 4, "vocabulary": Vocabulary(V, V), "reads": (0,), "heads": 2, "blocks": 1, "says": V},
+        lambda made: HeadPredictor(made, TARGET),
+        effort("hidden", "heads", "blocks", "says"),
+    ),
+    "heads.jump.Jump": Entry(
+        Jump, lambda: {**head_parts(), "hidden": 4}, lambda made: HeadPredictor(made, TARGET), effort("hidden")
+    ),
+    "heads.mtp.MTP": Entry(
+        MTP,
+        lambda: {
+            **{**head_parts(), "hidden": 4, "layer": torch.nn.Identity(), "norm": torch.nn.Identity},
+            **{"rotary": torch.nn.Identity(), "recycles_normed": True},
+        },
+        lambda made: HeadPredictor(made, TARGET),
+        effort("hidden"),
+    ),
     "heads.reading.HeadPredictor": Entry(
         HeadPredictor,
         lambda: {"head": linear_head(), "target": TARGET, "memos": 2},
@@ -1355,6 +1423,16 @@ TABLE: Final[dict[str, Entry]] = {
             "learnt": lambda step: None,
             "resume": False,
         },
+    ),
+    "drafters.likeliest.Candidate": Entry(
+        Candidate,
+        lambda: {"token": 1, "chance": 0.5, "source": "mine"},
+        lambda made: draft(lambda tokens: likeliest_first(0, lambda place: (made,), lambda place, token: token)),
+    ),
+    "drafters.likeliest.likeliest_first": Entry(
+        likeliest_first,
+        lambda: {"start": 1, "followers": lambda place: (Candidate(1, 0.5),), "after": lambda place, token: token},
+        lambda stream: draft(lambda tokens: stream),
     ),
     "drafters.recycling.Recycled": Entry(
         Recycled,
@@ -1963,9 +2041,22 @@ ON_CACHES = "what a predictor remembers: made by the models that it reads"
 ON_BRANCHES = "randomness of the certificate's own, and the law that it found"
 ON_ANSWERS = "looks itself at what the parts of users answer, and refuses it by name"
 ABSTRACT = "a base class: its subclasses are tried"
+BY_HEADS = "called by a HeadPredictor, with what the head itself made"
 COMMAND = "a part of the command line, which reads its arguments itself"
 
 EXEMPT: Final[Mapping[str, str]] = {
+    **dict.fromkeys(
+        (
+            *(
+                f"heads.{head}.{method}"
+                for head in ("eagle.Eagle", "eagle.Eagle3", "jump.Jump", "medusa.Medusa", "mtp.MTP")
+                for method in ("begin", "enter", "advance", "say")
+            ),
+            *(f"heads.head.Vocabulary.{method}" for method in ("spread", "named", "speakable")),
+            "heads.layer.Shape.rotary",
+        ),
+        BY_HEADS,
+    ),
     **dict.fromkeys(
         (
             "state.Committed",

@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from itertools import islice
 from random import Random
-from types import SimpleNamespace
-from typing import Final, final
+from typing import Final
 
 import pytest
 import torch
@@ -17,7 +16,6 @@ from tokenizers.models import BPE, WordLevel, WordPiece
 from torch import Tensor
 from torch.nn import Module
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
-from typing_extensions import override
 
 from specflow import (
     Block,
@@ -58,6 +56,10 @@ from specflow import (
     verified_step,
 )
 from specflow.batch import BatchPredictor, generate_many, together
+from specflow.bench import Prompt
+from specflow.bench.decoders import Models
+from specflow.bench.decoders import decoder as bench_decoder
+from specflow.bench.measure import Plan, measure
 from specflow.constraints import Constrained, Grammar
 from specflow.drafters import IntersectionDrafter, Retokenised, translated
 from specflow.models import Loaded, shared_tokens
@@ -67,7 +69,7 @@ from specflow.randomness import Randomness
 from specflow.state import CertainDrafter
 from specflow.testing import CASES, TableModel, World, branches, certify, certify_seed
 from specflow.vocabulary import SharedTokens, Spelling, alike
-from tests.toys import tiny_llama
+from tests.toys import Table, tiny_llama
 
 GREEDY, SAMPLED = GreedyProcessor(), MultinomialProcessor(1.0)
 
@@ -478,20 +480,6 @@ def test_texts_that_are_drawn_are_exact_too() -> None:
 # By name.
 
 
-@final
-class Table(Module):
-    """A model whose laws are those of a `TableModel`."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.rows = TableModel(size, seed=5)
-
-    @override
-    def forward(self, input_ids: Tensor) -> object:
-        tokens = tuple(input_ids[0].tolist())
-        return SimpleNamespace(logits=self.rows(tokens[:1], chain(tokens[1:]))[None])
-
-
 TABLES: Final = {size: Table(size) for size in range(2, 8)}
 
 
@@ -792,6 +780,22 @@ def test_texts_that_drift_all_the_time_are_decoded_to_the_end(mine: str, theirs:
             coupled = seed_coupled_step(drafter, sampler, SAMPLED, noise, Fixed(4))
             assert run(coupled, start(tokens, 40).unwrap()).state.output == seeded
     assert model.get_output_embeddings() is head
+
+
+def test_transformers_is_measured_with_another_tokenizer_and_leaves_the_assistant_as_it_is() -> None:
+    target, small = (Loaded(little(kind, seed), trained(kind)) for kind, seed in (("metaspace", 1), ("byte-level", 2)))
+    head, shared = small.model.get_output_embeddings(), shared_tokens(target, small)
+    models = Models({"": target.model}, small.model, shared, assistant_tokenizer=small.tokenizer)
+    decoders = tuple([bench_decoder(name, models).unwrap() for name in ("autoregressive", "hf-assistant@3")])
+    prompts = (Prompt(1, "text", ("The quick",)),)
+    for processor, length in ((GREEDY, 12), (SAMPLED, 4)):
+        runs = {
+            run.decoder: run for run in measure(Plan(target, models, decoders, prompts, processor, length, 64, 1, 0))
+        }
+        assert len(runs["hf-assistant@3"].output) == length
+        if processor is GREEDY:
+            assert runs["hf-assistant@3"].output == runs["autoregressive"].output
+    assert small.model.get_output_embeddings() is head
 
 
 # Many texts at once.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from functools import cache
+from types import SimpleNamespace
 from typing import final
 
 import torch
@@ -12,8 +13,9 @@ from torch.nn import Module
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from typing_extensions import override
 
-from specflow import TEXT, CachedPredictor, Proposal, Tokens
+from specflow import TEXT, CachedPredictor, Proposal, Tokens, chain
 from specflow.predictors import UncachedPredictor
+from specflow.testing import TableModel
 
 VOCABULARY = 64
 
@@ -124,6 +126,20 @@ def passes_of(model: Module) -> list[int]:
         predict((0, 1), (Proposal(0), Proposal(1, parent=TEXT)))
     model.register_forward_pre_hook(lambda module, arguments: fed.append(arguments[0].shape[-1]))
     return fed
+
+
+class Table(Module):
+    """A model of a few tokens, whose laws are those of a `TableModel`."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.rows = TableModel(size, seed=5)
+
+    @override
+    def forward(self, input_ids: torch.Tensor) -> object:
+        """Logits [1, n, V]."""
+        tokens = tuple(input_ids[0].tolist())
+        return SimpleNamespace(logits=self.rows(tokens[:1], chain(tokens[1:]))[None])
 
 
 class Unrunnable(Module):

@@ -209,14 +209,14 @@ def _planned(args: argparse.Namespace, errors: Console) -> tuple[Plan, tuple[Abs
     loaded = unwrap(load(args.model, args.dtype))
     _moved(loaded.model, args.device)
     targets: dict[str, Module] = {"": loaded.model} | dict(_made(declared, loaded.model) for declared in args.also)
-    assistant, shared = None, None
+    assistant, tokenizer, shared = None, None, None
     if args.assistant is not None:
         helper = unwrap(load(args.assistant, args.assistant_dtype or args.dtype))
-        assistant, shared = helper.model, shared_tokens(loaded, helper)
+        assistant, tokenizer, shared = helper.model, helper.tokenizer, shared_tokens(loaded, helper)
         _moved(assistant, args.device)
     processor = GreedyProcessor() if args.temperature is None else MultinomialProcessor(args.temperature)
     head = None if args.head is None else load_head(args.head, loaded.model)
-    models = Models(targets, assistant, shared, head)
+    models = Models(targets, assistant, shared, head, tokenizer)
     lengths = args.max_new_tokens, args.max_prompt_tokens
     plan = Plan(loaded, models, (), prompts, processor, *lengths, args.repeats, args.seed)
     for prompt in prompts:

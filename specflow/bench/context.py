@@ -30,7 +30,8 @@ class Context:
 
     `target` is a predictor over `model`, whose calls are timed. `assistant` is the drafting model, if there is one, and
     `reading` makes the predictor that it is read through; `shared` is what its vocabulary and the model's have in
-    common, None where they are one. A `meter` is there for texts of a batch, which share it.
+    common, None where they are one, and `assistant_tokenizer` its own. A `meter` is there for texts of a batch, which
+    share it.
     """
 
     model: Module
@@ -44,6 +45,7 @@ class Context:
     meter: CostMeter | None = None
     reading: Callable[[Module], CachedPredictor | BatchPredictor] = partial(CachedPredictor)
     shared: SharedTokens | None = None
+    assistant_tokenizer: PreTrainedTokenizerBase | None = None
 
     def timed(self, drafter: Callable[[Tokens], Iterator[T]]) -> Callable[[Tokens], Iterator[T]]:
         """The same drafter, its time reported as drafting. That of a drafter left bare counts as specflow's own."""

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 from attrs import evolve, frozen
 from returns.result import safe
 from torch.nn import Module
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from specflow.bench import peers
 from specflow.bench.context import Compose, Context, Prepare, composed
@@ -110,13 +110,14 @@ class Models:
     """The models to decode with: the one that was loaded, under "", and others made from it, by name.
 
     `assistant` and `head` draft for them. `shared` is what the assistant's vocabulary has in common with theirs, None
-    where it is the same.
+    where it is the same, and `assistant_tokenizer` its own.
     """
 
     targets: Mapping[str, Module]
     assistant: Module | None = None
     shared: SharedTokens | None = None
     head: Head | None = None
+    assistant_tokenizer: PreTrainedTokenizerBase | None = None
 
 
 @safe(exceptions=(DecodeError,))
@@ -153,9 +154,6 @@ def _prepare(name: str, variant: str, models: Models) -> Prepare:
         raise DecodeError("decoders", "no decoder has this name", name, remedy)
     if base in _ASSISTED and models.assistant is None:
         raise DecodeError("decoders", "there is no assistant model", base, "name one with --assistant")
-    if base == "hf-assistant" and models.shared is not None:
-        happened, remedy = "transformers is measured with assistants of the same tokenizer", "use llm or retokenised"
-        raise DecodeError("decoders", happened, base, remedy)
     if head is None and _is_headed(name):
         raise DecodeError("decoders", "there is no head", base, "name one with --head")
     if base in PEERS:

@@ -158,9 +158,17 @@ def run_one(plan: Plan, decoder: Decoder, prompt: Prompt, state: DecodeState, re
     stopwatch = Stopwatch(plan.clock or clock_for(model))
     torch.manual_seed(plan.seed_of(prompt, repeat))
     target, assistant = CachedPredictor(model, features=decoder.features), plan.models.assistant
-    tokenizer, shared = plan.loaded.tokenizer, plan.models.shared
     context = Context(
-        model, target, plan.processor, Dice(), tokenizer, state.tokens, assistant, stopwatch, shared=shared
+        model,
+        target,
+        plan.processor,
+        Dice(),
+        plan.loaded.tokenizer,
+        state.tokens,
+        assistant,
+        stopwatch,
+        shared=plan.models.shared,
+        assistant_tokenizer=plan.models.assistant_tokenizer,
     )
     session = decoder.prepare(context)
     with stopwatch.watching(model):

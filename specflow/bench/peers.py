@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from typing import final
+from typing import Final, final
+from weakref import WeakKeyDictionary
 
 import torch
 from attrs import define, field
@@ -44,12 +45,20 @@ def _until_stop(tokens: Sequence[int], state: DecodeState) -> Tokens:
 
 
 def assistant(gamma: int | None = None) -> Prepare:
-    """`model.generate(ids, assistant_model=…)`: as it comes, or with `gamma` tokens in each draft."""
+    """`model.generate(ids, assistant_model=…)`: as it comes, or with `gamma` tokens in each draft.
+
+    With an assistant of another tokenizer it is given both tokenizers.
+    """
 
     def prepare(context: Context) -> Session:
         helper = context.assistant
         assert isinstance(helper, PreTrainedModel)
-        inner, config = generate(assistant_model=helper)(context), _paced(helper.generation_config, gamma)
+        tokenizers: dict[str, object] = {}
+        if context.shared is not None:
+            helper = _copied(helper)
+            tokenizers = {"tokenizer": context.tokenizer, "assistant_tokenizer": context.assistant_tokenizer}
+        inner = generate(assistant_model=helper, **tokenizers)(context)
+        config = _paced(helper.generation_config, gamma)
 
         def session(state: DecodeState, emit: Emit) -> None:
             with context.stopwatch.watching_assistant(helper), _configured(helper, config):
@@ -58,6 +67,20 @@ def assistant(gamma: int | None = None) -> Prepare:
         return session
 
     return prepare
+
+
+_COPIES: Final[WeakKeyDictionary[Module, PreTrainedModel]] = WeakKeyDictionary()
+
+
+def _copied(helper: PreTrainedModel) -> PreTrainedModel:
+    """A copy, the same one each time: transformers replaces the head of such an assistant, and remembers that it did.
+
+    The weights are shared.
+    """
+    if helper not in _COPIES:
+        weights = [*helper.parameters(), *helper.buffers()]
+        _COPIES[helper] = deepcopy(helper, {id(weight): weight for weight in weights})
+    return _COPIES[helper]
 
 
 @final

@@ -23,7 +23,7 @@ from torch.nn.utils import clip_grad_norm_
 from transformers import PreTrainedModel
 
 from specflow.batch import generate_many
-from specflow.distill.folder import CONFIG, STATE, TEXTS, WEIGHTS, made_folder, refuse_filled
+from specflow.distill.folder import ANSWERS, CONFIG, STATE, WEIGHTS, made_folder, refuse_filled
 from specflow.distill.lesson import Lesson, Text, unrolled
 from specflow.drafters.ngrams.file import write
 from specflow.errors import DecodeError, said
@@ -353,7 +353,7 @@ def _answers(
     answered: Callable[[int], object],
 ) -> list[Text]:
     """The target's answers, from the folder where they are there."""
-    file = folder / TEXTS
+    file = folder / ANSWERS
     answers: dict[int, Tokens] = {}
     if file.exists():
         try:

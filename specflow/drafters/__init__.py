@@ -12,6 +12,8 @@ from specflow.drafters.combine import then as then
 from specflow.drafters.followers import Followers as Followers
 from specflow.drafters.intersection import IntersectionDrafter as IntersectionDrafter
 from specflow.drafters.intersection import translated as translated
+from specflow.drafters.likeliest import Candidate as Candidate
+from specflow.drafters.likeliest import likeliest_first as likeliest_first
 from specflow.drafters.llm import LLMDrafter as LLMDrafter
 from specflow.drafters.logits import LogitTree as LogitTree
 from specflow.drafters.lookup import PromptLookup as PromptLookup

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from heapq import heappop, heappush
-from itertools import accumulate, count, pairwise
+from itertools import accumulate, pairwise
 from os import PathLike
 from struct import Struct
 from threading import Lock
-from typing import Final, NamedTuple, final
+from typing import Final, final
 
 import numpy
 import torch
@@ -18,12 +17,13 @@ from safetensors.numpy import save
 
 from specflow.distribution import PointMass
 from specflow.drafters.followers import REACH, Followers, are_shares, followers_of, is_follower, is_followers
+from specflow.drafters.likeliest import Candidate, likeliest_first
 from specflow.drafters.ngrams.file import checksum, content_of, no_file, write
 from specflow.errors import DecodeError
 from specflow.guards.checks import a, or_none, shown, valid, whole
 from specflow.guards.ids import ids_of, text_of
 from specflow.prefix import tokens_of
-from specflow.state import TEXT, Proposal, Tokens
+from specflow.state import Proposal, Tokens
 
 PAIR: Final = Struct("<if")
 FORMAT: Final = "specflow recycled 1"
@@ -181,15 +181,6 @@ SHARES: Final = (0.5, 0.16, 0.08, 0.05, 0.04, 0.03, 0.02, 0.02)
 """How often a token's first, second, … follower in a table is the one that comes."""
 
 
-class _Candidate(NamedTuple):
-    """A follower that waits to be drafted, the likeliest first and the older of equals; `text` ends with it."""
-
-    unlikely: float
-    order: int
-    parent: int
-    text: Tokens
-
-
 @final
 @frozen
 class RecyclingTree:
@@ -217,17 +208,8 @@ class RecyclingTree:
     source: str = field(default="recycled", validator=valid(a(str, "name the drafter")))
 
     def __call__(self, tokens: Tokens, /) -> Iterator[Proposal[PointMass]]:
-        order = count()
-        waiting: list[_Candidate] = []
-
-        def wait(parent: int, text: Tokens, chance: float) -> None:
+        def followers(text: Tokens) -> Iterator[Candidate]:
             for (token, _), share in zip(followers_of(self.table, text), self.shares, strict=False):
-                heappush(waiting, _Candidate(-chance * share, next(order), parent, (*text, token)[-REACH:]))
+                yield Candidate(token, share, self.source)
 
-        wait(TEXT, text_of(tokens)[-REACH:], 1.0)
-        for i in count():
-            if not waiting:
-                return
-            unlikely, _, parent, text = heappop(waiting)
-            yield Proposal(text[-1], PointMass(text[-1]), parent, self.source, -unlikely)
-            wait(i, text, -unlikely)
+        yield from likeliest_first(text_of(tokens)[-REACH:], followers, lambda text, token: (*text, token)[-REACH:])

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from heapq import heappop, heappush
-from itertools import count
 from os import PathLike
 from typing import Final, NamedTuple, Self, TypeAlias, final
 
@@ -19,12 +17,13 @@ from torch import Tensor
 
 from specflow.distribution import PointMass
 from specflow.drafters.followers import trust
+from specflow.drafters.likeliest import Candidate, likeliest_first
 from specflow.drafters.ngrams.file import checked_path, checksum, no_file, write
 from specflow.errors import DecodeError, said
 from specflow.guards.checks import a, shown, valid, whole
 from specflow.guards.ids import ids_of
 from specflow.prefix import tokens_of
-from specflow.state import TEXT, Proposal, Tokens
+from specflow.state import Proposal, Tokens
 
 END: Final = -1
 """What stands after each text of a corpus, in place of a token."""
@@ -126,8 +125,7 @@ class Corpus:
 
     def after(self, tokens: Tokens, /) -> Sequence[tuple[int, float]]:
         """What followed the longest match, the most frequent first; its share, times the `trust` in the match."""
-        length, places = self.find(tokens)
-        return [(token, trust(length) * share) for token, share, _ in _most_frequent(self, places)]
+        return _after(self, self.find(tokens))
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write a safetensors file, whole or not at all, as `NGramStorage.save` does."""
@@ -179,17 +177,6 @@ class Corpus:
         return places[numpy.flatnonzero(self.tokens[places] != END)]
 
 
-class _Candidate(NamedTuple):
-    """A token that waits to be drafted, the likeliest first and the older of equals."""
-
-    unlikely: float
-    order: int
-    token: int
-    parent: int
-    length: int
-    places: Places
-
-
 @final
 @frozen
 class CorpusTree:
@@ -216,32 +203,26 @@ class CorpusTree:
         whole(1, "give no more than longest", self.longest)("shortest", self.shortest)
 
     def __call__(self, tokens: Tokens, /) -> Iterator[Proposal[PointMass]]:
-        length, places = self.corpus.find(tokens, self.longest)
-        if length < self.shortest:
+        found = self.corpus.find(tokens, self.longest)
+        if found.length < self.shortest:
             return
-        order = count()
-        waiting: list[_Candidate] = []
 
-        def wait(parent: int, length: int, places: Places, chance: float) -> None:
-            for token, share, after in _most_frequent(self.corpus, places):
-                likely = chance * share * trust(length)
-                heappush(waiting, _Candidate(-likely, next(order), token, parent, length + 1, after))
+        def followers(found: Found) -> Iterator[Candidate]:
+            for token, chance in _after(self.corpus, found):
+                yield Candidate(token, chance, self.source)
 
-        wait(TEXT, length, places, 1.0)
-        for i in count():
-            if not waiting:
-                return
-            unlikely, _, token, parent, length, places = heappop(waiting)
-            yield Proposal(token, PointMass(token), parent, self.source, -unlikely)
-            wait(i, length, places, -unlikely)
+        def after(found: Found, token: int) -> Found:
+            return Found(found.length + 1, found.places[self.corpus.tokens[found.places] == token] + 1)
+
+        yield from likeliest_first(found, followers, after)
 
 
-def _most_frequent(corpus: Corpus, places: Places) -> list[tuple[int, float, Places]]:
-    """The most frequent tokens at some places: each with its share of them, and the places after it."""
-    here = corpus.tokens[places]
+def _after(corpus: Corpus, found: Found) -> list[tuple[int, float]]:
+    """The most frequent tokens at the places of a match, each with its share of them, times the trust in the match."""
+    here = corpus.tokens[found.places]
     several, counts = numpy.unique(here[here != END], return_counts=True)
     best = numpy.argsort(-counts, kind="stable")[:FOLLOWERS].tolist()
-    return [(int(several[i]), float(counts[i]) / len(here), places[here == several[i]] + 1) for i in best]
+    return [(int(several[i]), float(counts[i]) / len(here) * trust(found.length)) for i in best]
 
 
 def _in_order(tokens: NDArray[numpy.int32]) -> NDArray[numpy.int64]:

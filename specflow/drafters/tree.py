@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from heapq import heappop, heappush
-from itertools import count
 from typing import Final, NamedTuple, final
 
 from attrs import field, frozen
 
 from specflow.distribution import PointMass
 from specflow.drafters.followers import REACH, Followers, followers_of, is_followers, trust
+from specflow.drafters.likeliest import Candidate, likeliest_first
 from specflow.drafters.suffix import Reading, SuffixDrafter
 from specflow.guards.checks import drafts, or_none, valid
 from specflow.prefix import tokens_of
-from specflow.state import TEXT, Proposal, Tokens
+from specflow.state import Proposal, Tokens
 
 PLACES: Final = 64  # how many earlier occurrences of a token are looked at, the latest
 LONGEST: Final = 16  # how far back a match is followed; a longer one is not told from it
@@ -27,14 +26,9 @@ class Place(NamedTuple):
     length: int
 
 
-class _Candidate(NamedTuple):
-    """A token that waits to be drafted, the likeliest first and the older of equals."""
+class _Branch(NamedTuple):
+    """Some drafts after the text, and where the text had its end and them before."""
 
-    unlikely: float
-    order: int
-    token: int
-    parent: int
-    source: str
     path: Tokens
     places: list[Place]
 
@@ -72,44 +66,39 @@ class LookupTree:
         if not tokens:
             return
         text = self._suffix.read(tokens)
-        order = count()
-        waiting: list[_Candidate] = []
 
-        def wait(parent: int, path: Tokens, places: list[Place], chance: float) -> None:
-            for token, (share, source) in self._followers(tokens, path, places).items():
-                heappush(waiting, _Candidate(-chance * share, next(order), token, parent, source, path, places))
+        def followers(branch: _Branch) -> Iterator[Candidate]:
+            return self._followers(tokens, *branch)
+
+        def after(branch: _Branch, token: int) -> _Branch:
+            path, places = branch
+            longer = [Place(end + 1, length + 1) for end, length in places if _at(tokens, path, end) == token]
+            return _Branch((*path, token), longer or [Place(end, 1) for end in text.latest(token, PLACES)])
 
         copy = text.copy
         matches = [place for place in _matches(tokens, text) if place.end != copy.end]
-        wait(TEXT, (), [Place(copy.end, copy.worth), *matches] if copy.worth else matches, 1.0)
-        for i in count():
-            if not waiting:
-                return
-            unlikely, _, token, parent, source, path, places = heappop(waiting)
-            yield Proposal(token, PointMass(token), parent, source, -unlikely)
-            longer = [Place(end + 1, length + 1) for end, length in places if _at(tokens, path, end) == token]
-            wait(i, (*path, token), longer or [Place(end, 1) for end in text.latest(token, PLACES)], -unlikely)
+        start = [Place(copy.end, copy.worth), *matches] if copy.worth else matches
+        yield from likeliest_first(_Branch((), start), followers, after)
 
-    def _followers(self, tokens: Tokens, path: Tokens, places: list[Place]) -> dict[int, tuple[float, str]]:
-        """token → the guessed probability that it is taken after the path, and where it is from."""
-        shares: dict[int, tuple[float, str]] = {}
+    def _followers(self, tokens: Tokens, path: Tokens, places: list[Place]) -> Iterator[Candidate]:
+        """What may come after the path."""
+        found: dict[int, Candidate] = {}
         rest = 1.0
         for end, length in places:
             token = _at(tokens, path, end)
-            if token in shares:
+            if token in found:
                 continue
-            share = rest / 2 ** (len(shares) + 2) if shares else trust(length)
-            shares[token] = share, "suffix"
-            if len(shares) == 1:
-                rest = 1 - share
-            if len(shares) == self.branches:
+            found[token] = Candidate(token, rest / 2 ** (len(found) + 2) if found else trust(length), "suffix")
+            if len(found) == 1:
+                rest = 1 - found[token].chance
+            if len(found) == self.branches:
                 break
         if self.followers is not None:
-            free = rest / 2 if shares else 1.0
+            free = rest / 2 if found else 1.0
             for token, chance in followers_of(self.followers, (*tokens[-REACH:], *path)[-REACH:]):
-                share, source = shares.get(token, (0.0, "follower"))
-                shares[token] = share + free * chance, source
-        return shares
+                _, share, source = found.get(token, Candidate(token, 0.0, "follower"))
+                found[token] = Candidate(token, share + free * chance, source)
+        yield from found.values()
 
 
 def _at(tokens: Tokens, path: Tokens, position: int) -> int:

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import Embedding, Linear, Module, ModuleList
 
 from specflow.caches import KVCache, Past
-from specflow.guards.checks import a, valid
-from specflow.heads.head import Vocabulary
+from specflow.guards.checks import MOST, a, valid, whole
+from specflow.heads.head import Vocabulary, check_parts
 from specflow.heads.layer import Caching, Layer, Norm, Shape
 
 _flag = valid(a(bool, "say True or False"))
@@ -39,6 +39,8 @@ class Eagle(Module):
         depth: int = 1,
         bias: bool = True,
     ) -> None:
+        check_parts(vocabulary, reads, embed_tokens=embed_tokens, lm_head=lm_head)
+        _check_layers(shape, depth, bias)
         super().__init__()
         self.vocabulary, self.reads, self.width = vocabulary, reads, shape.hidden
         self.looks_back, self.ahead = True, None
@@ -103,6 +105,10 @@ class Eagle3(Module):
         norms: Norms = Norms(),
         bias: bool = False,
     ) -> None:
+        check_parts(vocabulary, reads, embed_tokens=embed_tokens, lm_head=lm_head)
+        _check_layers(shape, depth, bias)
+        whole(1, "give how many numbers it reads at a token", MOST)("width", width)
+        a(Norms, "give Norms()")("norms", norms)
         super().__init__()
         self.vocabulary, self.reads, self.width = vocabulary, reads, width
         self.looks_back, self.ahead, self.norms = True, None, norms
@@ -147,6 +153,12 @@ class Eagle3(Module):
         """Logits [k, D] after `states` [k, H]."""
         logits: Tensor = self.lm_head(states if self.norms.output else self.norm(states))
         return logits
+
+
+def _check_layers(shape: object, depth: object, bias: object) -> None:
+    a(Shape, "give Shape(hidden, inner, heads, kv_heads, size)")("shape", shape)
+    whole(1, "give one layer at least", MOST)("depth", depth)
+    a(bool, "say True or False")("bias", bias)
 
 
 def _own(layers: ModuleList) -> list[Layer]:

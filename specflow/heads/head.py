@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, final
+from typing import Final, Protocol, final
 
 import torch
 from attrs import field, frozen
 from torch import Tensor
+from torch.nn import Module
 
 from specflow.caches import Past
 from specflow.errors import DecodeError
-from specflow.guards.checks import MOST, shown, valid, whole
+from specflow.guards.checks import MOST, a, each, shown, valid, whole
 from specflow.vocabulary import fit
 
 
@@ -108,3 +109,17 @@ class Vocabulary:
     def speakable(self, logits: Tensor) -> Tensor:
         """Logits [k, D] without the padding of a head that says more tokens than the target knows."""
         return logits if self.ids is not None else logits[:, : self.size]
+
+
+_are_layers: Final = each(whole(0, "count the target's hidden states from 0, the embeddings", MOST))
+
+
+def check_parts(vocabulary: object, reads: object, **modules: object) -> None:
+    """Refuses what no head is made of."""
+    a(Vocabulary, "give Vocabulary(size, known)")("vocabulary", vocabulary)
+    a(tuple, "give the hidden states that it reads: (2, 14, 25)")("reads", reads)
+    _are_layers("reads", reads)
+    if not reads:
+        raise DecodeError("reads", "the head reads none of the target's hidden states", "()", "name one at least")
+    for name, module in modules.items():
+        a(Module, "give one of the target's, or of your own")(name, module)

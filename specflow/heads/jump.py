@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import Embedding, Linear, Module
 
 from specflow.caches import Past
-from specflow.heads.head import Vocabulary
+from specflow.guards.checks import MOST, a, whole
+from specflow.heads.head import Vocabulary, check_parts
 
 
 @final
@@ -33,6 +34,9 @@ class Jump(Module):
         embed_tokens: Embedding,
         lm_head: Module,
     ) -> None:
+        check_parts(vocabulary, reads, embed_tokens=embed_tokens, lm_head=lm_head)
+        whole(1, "give how many numbers the target holds", MOST)("hidden", hidden)
+        a(Embedding, "give a table of tokens")("embed_tokens", embed_tokens)
         super().__init__()
         self.vocabulary, self.reads, self.width = vocabulary, reads, len(reads) * hidden
         self.looks_back, self.ahead = False, None

@@ -15,7 +15,8 @@ from torch.nn import Linear, Module, ModuleList, Sequential
 from typing_extensions import override
 
 from specflow.caches import Past
-from specflow.heads.head import Vocabulary
+from specflow.guards.checks import MOST, whole
+from specflow.heads.head import Vocabulary, check_parts
 
 
 @final
@@ -43,6 +44,10 @@ class Medusa(Module):
     def __init__(
         self, hidden: int, vocabulary: Vocabulary, reads: tuple[int, ...], heads: int, blocks: int, says: int
     ) -> None:
+        check_parts(vocabulary, reads)
+        for name, size in (("hidden", hidden), ("heads", heads), ("says", says)):
+            whole(1, "give 1 or more", MOST)(name, size)
+        whole(0, "give 0 or more", MOST)("blocks", blocks)
         super().__init__()
         self.vocabulary, self.reads, self.width = vocabulary, reads, hidden
         self.looks_back, self.ahead = False, heads

@@ -16,7 +16,8 @@ from torch.nn import Embedding, Linear, Module
 from transformers import DynamicCache
 
 from specflow.caches import Past
-from specflow.heads.head import Vocabulary
+from specflow.guards.checks import MOST, a, calls, whole
+from specflow.heads.head import Vocabulary, check_parts
 
 
 @final
@@ -40,11 +41,18 @@ class MTP(Module):
         rotary: Module,
         recycles_normed: bool,
     ) -> None:
+        check_parts(vocabulary, reads, embed_tokens=embed_tokens, lm_head=lm_head, layer=layer, rotary=rotary)
+        whole(1, "give how many numbers the target holds", MOST)("hidden", hidden)
+        calls("what makes norms", "give a function of nothing")("norm", norm)
+        a(bool, "say True or False")("recycles_normed", recycles_normed)
+        norms = [norm(), norm(), norm()]
+        for made in norms:
+            a(Module, "return a module from it")("norm", made)
         super().__init__()
         self.vocabulary, self.reads, self.width = vocabulary, reads, hidden
         self.looks_back, self.ahead, self.recycles_normed = True, None, recycles_normed
         self.embed_tokens, self.lm_head, self.rotary_emb = embed_tokens, lm_head, rotary
-        self.enorm, self.hnorm, self.norm = norm(), norm(), norm()
+        self.enorm, self.hnorm, self.norm = norms
         self.eh_proj = Linear(2 * hidden, hidden, bias=False)
         self.layer = layer
 

@@ -16,7 +16,7 @@ from torch.nn import Module
 from specflow.asked import features_of
 from specflow.caches import Past
 from specflow.errors import DecodeError
-from specflow.guards.checks import described, does, named, valid, whole
+from specflow.guards.checks import described, does, is_whole, named, valid, whole
 from specflow.guards.ids import ids_of, text_of
 from specflow.heads.head import Head, Vocabulary
 from specflow.prefix import TEXTS, common_prefix
@@ -59,8 +59,9 @@ def _is_head(name: str, value: object) -> None:
     """A module with what `Head` asks for."""
     does("a head", "give one, such as load_head reads", "begin", "enter", "advance", "say")(name, value)
     told = [getattr(value, told, None) for told in ("vocabulary", "reads", "width", "looks_back")]
-    kinds = [Vocabulary, tuple, int, bool]
-    if not isinstance(value, Module) or not all(map(isinstance, told, kinds)):
+    kinds, ahead = [Vocabulary, tuple, int, bool], getattr(value, "ahead", 0)
+    tells = all(map(isinstance, told, kinds)) and (ahead is None or (is_whole(ahead) and ahead > 0))
+    if not isinstance(value, Module) or not tells:
         happened, remedy = f"{name} does not tell what a head tells", "give a module, such as load_head reads"
         raise DecodeError(name, happened, f"a {type(value).__name__}", remedy)
 

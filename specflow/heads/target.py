@@ -12,7 +12,7 @@ from torch.nn import Embedding, Module
 from specflow.errors import DecodeError, unwrap
 from specflow.guards.checks import shown
 from specflow.predictors import limits_of
-from specflow.predictors.reader import config_of
+from specflow.predictors.reader import config_of, layers_of
 from specflow.protocols import Limits
 from specflow.vocabulary import shared_vocabulary
 
@@ -37,12 +37,12 @@ class Target:
     @property
     def layers(self) -> int:
         """How many layers it has: its hidden states are numbered from 0, the embeddings, up to this."""
-        return self._number("num_hidden_layers")
+        return _told("num_hidden_layers", layers_of(self.model))
 
     @property
     def hidden(self) -> int:
         """How many numbers a layer holds at a token."""
-        return self._number("hidden_size")
+        return _told("hidden_size", getattr(config_of(self.model), "hidden_size", None))
 
     @property
     def embeddings(self) -> Embedding:
@@ -53,12 +53,6 @@ class Target:
     def says(self) -> Module:
         """Its own head, from what it holds last to logits."""
         return self._own("get_output_embeddings", "output layer")
-
-    def _number(self, name: str) -> int:
-        number: object = getattr(config_of(self.model), name, None)
-        if not isinstance(number, int):
-            raise DecodeError("model", f"the model's config does not tell its {name}", shown(number), GIVE)
-        return number
 
     def _own(self, method: str, what: str) -> Module:
         made: object = getattr(self.model, method, lambda: None)()
@@ -88,6 +82,13 @@ class Target:
     def check_vocabulary(self, size: int) -> None:
         """`DecodeError` for a head that is of another vocabulary."""
         unwrap(shared_vocabulary(Limits(self.vocab_size), Limits(size)))
+
+
+def _told(name: str, number: object) -> int:
+    """A number of the model's config."""
+    if not isinstance(number, int):
+        raise DecodeError("model", f"the model's config does not tell its {name}", shown(number), GIVE)
+    return number
 
 
 def filled(head: Module, tensors: Mapping[str, Tensor], borrowed: tuple[str, ...], like: Tensor) -> None:
