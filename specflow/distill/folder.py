@@ -12,7 +12,7 @@ from specflow.guards.checks import shown
 WEIGHTS: Final = "model.safetensors"
 CONFIG: Final = "config.json"
 PROMPTS: Final = "prompts.json"
-TEXTS: Final = "texts.json"
+ANSWERS: Final = "answers.jsonl"
 STATE: Final = "training.pt"
 
 
@@ -31,7 +31,13 @@ def made_folder(out: object) -> Path:
 
 def refuse_filled(folder: Path) -> None:
     """`DecodeError` for a folder with a head in it, or with a training."""
-    there = [name for name in (CONFIG, WEIGHTS, STATE, TEXTS) if (folder / name).exists()]
+    there = [name for name in (CONFIG, WEIGHTS, STATE, ANSWERS) if (folder / name).exists()]
     if there:
         remedy = "name another folder, or go on with resume"
         raise DecodeError("out", "the folder holds a training, or a head", f"{folder}: {there[0]}", remedy)
+
+
+def damaged(folder: Path, error: Exception) -> DecodeError:
+    """What is said of a training whose files cannot be read."""
+    happened, remedy = f"the training cannot be resumed ({said(error)})", "begin it anew in another folder"
+    return DecodeError("out", happened, shown(str(folder / STATE)), remedy)
