@@ -7,7 +7,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import cache, partial
 from io import TextIOWrapper
 from pathlib import Path
@@ -16,19 +16,17 @@ from typing import Final, TextIO, TypeAlias, final, get_args
 
 import torch
 from attrs import evolve, frozen
-from rich import progress as bars
-from rich.console import Console
 from torch.nn import Module
 from transformers import TextStreamer
 from transformers.utils import logging
 
-from specflow import bench
+from specflow import bench, distill
 from specflow.accelerate import Given, bit_for_bit, fast
 from specflow.batch import BatchPredictor, seed_of
 from specflow.catalogue import COUPLED, DRAFTERS, POLICIES, RULES, Make, Pacing, Setting, all_drafts, step_of
+from specflow.commands import named_model, one_sentence, vocabulary_of
 from specflow.constraints import Constrained, CutForbidden, Forced, Grammar
 from specflow.corpus import Answer, Id, Progress, Row, answer_all, answers_in, read_rows, summary
-from specflow.distill import Heard, Recipe, distill, kept_prompts
 from specflow.drafters import Bigrams, then
 from specflow.errors import DecodeError, said, unwrap
 from specflow.guards.checks import or_none, shown, whole
@@ -55,7 +53,7 @@ from specflow.processors import (
     TopKNucleusProcessor,
     TopKProcessor,
 )
-from specflow.randomness import Dice, SharedNoise
+from specflow.randomness import Dice, Sampling, SharedNoise
 from specflow.stages import Condition, any_of, never, stop_string
 from specflow.state import DecodeState, Drafted, Finished, Step, Tokens
 from specflow.vocabulary import SharedTokens
@@ -73,9 +71,6 @@ ACCELERATE: Final[Mapping[str, Callable[[Module, Given], Module]]] = {
 }
 """What becomes of the target before it decodes."""
 
-MADE_UP: Final = 500
-"""How many prompts a model makes up to learn from its own answers."""
-
 SLOTS: Final = 8
 """How many texts of a file are decoded at a time unless it is said."""
 
@@ -84,6 +79,9 @@ Read: TypeAlias = Callable[[Module], CachedPredictor | BatchPredictor]
 
 ReadTarget: TypeAlias = Callable[[Module, tuple[int, ...] | None], CachedPredictor | BatchPredictor]
 """What reads the target, and shows these of its hidden states."""
+
+REMEDY: Final = "try another --dtype, or --accelerate no"
+"""What may help where a model fails."""
 
 OUTPUT_FAILED: Final = 1
 NOT_DECODED: Final = 2
@@ -142,18 +140,6 @@ def _hang_up(stream: TextIO) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-@contextmanager
-def _one_sentence(happened: str) -> Iterator[None]:
-    """What a model raises, as a `DecodeError`: it is somebody else's program and may raise anything."""
-    try:
-        yield
-    except DecodeError:
-        raise
-    except Exception as error:
-        remedy = "try another --dtype, or --accelerate no"
-        raise DecodeError("model", happened, said(error), remedy) from error
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="specflow", description="Compose LLM decoders, and trust what comes out.")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -197,88 +183,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--slots", type=int, metavar="N", help=f"how many texts of --file are decoded at a time ({SLOTS})")
     add("--resume", action="store_true", help="go on with an --out that was begun: only what is not in it is decoded")
     generate.set_defaults(run=_generate)
-    _add_distill(commands.add_parser("distill", help="train a head that drafts for a model, on the model's answers"))
+    train = commands.add_parser("distill", help="train a head that drafts for a model, on the model's answers")
+    distill.add_arguments(train)
+    train.set_defaults(run=distill.main)
     measure = commands.add_parser("bench", help="measure decoders against each other")
     bench.add_arguments(measure)
     measure.set_defaults(run=bench.main)
     return parser
-
-
-def _add_distill(parser: argparse.ArgumentParser) -> None:
-    add, usual = parser.add_argument, Recipe()
-    add("--model", default=SMOLLM2, help="smollm2 (default), a local path or a hub name")
-    add("--dtype", choices=get_args(DType), default="float32")
-    add("--out", type=Path, required=True, metavar="FOLDER", help="where the head is kept (docs/heads.md)")
-    prompts = (
-        "what the model answers, to learn from it: JSONL in Spec-Bench's format; unless given, it makes prompts up"
-    )
-    add("--prompts", type=Path, metavar="FILE", help=prompts)
-    add("--made-up", type=int, default=MADE_UP, metavar="N", help=f"how many prompts the model makes up ({MADE_UP})")
-    for name, about in (
-        ("drafts", "how many tokens the head can say, the most frequent ones"),
-        ("ahead", "for how many drafts in a row it is trained"),
-        ("steps", "how many steps it is trained"),
-        ("texts", "how many texts it learns from in a step"),
-        ("every", "after how many steps it is tried on other texts, and kept"),
-        ("new-tokens", "how long the answers may be"),
-        ("seed", "which training this is"),
-    ):
-        standard: int = getattr(usual, name.replace("-", "_"))
-        add(f"--{name}", type=int, default=standard, metavar="N", help=f"{about} ({standard})")
-    add("--rate", type=float, default=usual.rate, help=f"the largest learning rate ({usual.rate})")
-    add("--resume", action="store_true", help="go on with the training in --out")
-    parser.set_defaults(run=_distill)
-
-
-def _distill(args: argparse.Namespace) -> int:
-    """Train a head, saying how it does as it goes. What was learnt up to the last trial stays, whatever happens."""
-    recipe = Recipe(
-        args.drafts,
-        args.ahead,
-        args.steps,
-        args.texts,
-        args.rate,
-        args.every,
-        new_tokens=args.new_tokens,
-        seed=args.seed,
-    )
-    whole(1, "ask for one prompt at least")("made_up", args.made_up)
-    asked = None if args.prompts is None else unwrap(bench.read_prompts(args.prompts))
-    logging.set_verbosity_error()
-    loaded = _loaded(args)
-    columns = bars.TextColumn("{task.description}"), bars.BarColumn(), bars.MofNCompleteColumn()
-    with bars.Progress(*columns, bars.TimeRemainingColumn(), console=Console(stderr=True), transient=True) as progress:
-        making = progress.add_task("prompts", total=args.made_up, visible=asked is None)
-        answers = progress.add_task("answers", total=args.made_up if asked is None else len(asked))
-        steps = progress.add_task("steps", total=args.steps)
-
-        def tell(heard: Heard) -> None:
-            rates = " ".join([f"{rate:.0%}" for rate in heard.right])
-            progress.print(
-                f"step {heard.step}: loss {heard.loss:.3f}; held out: {rates} right in a row, "
-                f"{heard.length:.2f} tokens a pass",
-                markup=False,
-            )
-
-        with _one_sentence("the head cannot be trained"):
-            if asked is None:
-                told = partial(progress.update, making)
-                prompts = kept_prompts(loaded, args.made_up, args.seed, args.out, lambda done: told(completed=done))
-            else:
-                prompts = [loaded.chat(prompt.text) for prompt in asked]
-            distill(
-                loaded.model,
-                prompts,
-                args.out,
-                recipe,
-                sorted(loaded.stop),
-                tell,
-                lambda done: progress.update(answers, completed=done),
-                lambda step: progress.update(steps, completed=step),
-                resume=args.resume,
-            )
-    print(f"the head is in {args.out}: specflow generate --head {args.out} …", file=sys.stderr)
-    return 0
 
 
 def _generate(args: argparse.Namespace) -> int:
@@ -314,7 +225,7 @@ class _Steps:
         self, loaded: Loaded, grammar: Grammar | None, read: ReadTarget, read_assistant: Read
     ) -> Callable[[DecodeState, int | None, Pacing], Step]:
         """(the state before the first step, the text's seed, its pacing) → its step, over one predictor for all."""
-        args, vocab_size, assistant = self.args, _vocabulary(loaded), None
+        args, vocab_size, assistant = self.args, vocabulary_of(loaded), None
         shared: SharedTokens | None = None
         until = stop_string(loaded.tokenizer, *args.stop) if args.stop else never
         if args.draft_model is not None:
@@ -323,16 +234,28 @@ class _Steps:
         bigrams = _bigrams(args.bigrams, loaded)
         head = None if args.head is None else load_head(args.head, loaded.model)
         given = Given.TAKEN if head is None else Given.KEPT  # its embeddings and its head are what the head reads, too
-        with _one_sentence(f"the model cannot be read in {args.dtype}"):
+        with one_sentence("model", f"the model cannot be read in {args.dtype}", REMEDY):
             target = read(ACCELERATE[args.accelerate](loaded.model, given), None if head is None else head.reads)
         drafts = None if head is None else HeadPredictor(head, target)
-        helping = partial(Setting, assistant=assistant, bigrams=lambda: bigrams, shared=shared, head=drafts)
-        setting = partial(helping, reading=read_assistant)
+
+        def setting(state: DecodeState, processor: Processor, rng: Sampling) -> Setting:
+            return Setting(
+                loaded.model,
+                vocab_size,
+                state.tokens,
+                processor,
+                rng,
+                assistant,
+                lambda: bigrams,
+                read_assistant,
+                shared,
+                drafts,
+            )
 
         def step(state: DecodeState, seed: int | None, pacing: Pacing) -> Step:
             answer, rng = None if grammar is None else grammar.after(state.tokens), _randomness(seed)
             processor: Processor = self.processor if answer is None else Constrained(self.processor, answer)
-            drafting = self.make(setting(loaded.model, vocab_size, state.tokens, processor, rng))
+            drafting = self.make(setting(state, processor, rng))
             over: Condition = until
             cut: Callable[[Drafted], Drafted] = all_drafts
             if answer is not None:
@@ -348,7 +271,7 @@ class _Steps:
 
 def _answer(steps: _Steps, pacing: Pacing) -> int:
     args = steps.args
-    loaded = _loaded(args)
+    loaded = named_model(args)
     state = _started(loaded, loaded.ids(args.prompt) if args.raw else loaded.chat(args.prompt), args.max_new_tokens)
     grammar = _grammar(args, loaded)
     step = steps.over(loaded, grammar, _alone, partial(CachedPredictor))(state, args.seed, pacing)
@@ -413,7 +336,7 @@ def _decoding(
     steps: _Steps, pacing: Pacing, rows: Sequence[Row], seeds: Mapping[Id, int | None], progress: Progress
 ) -> Callable[[Row], Answer]:
     """What decodes a row, in a batch with others."""
-    args, loaded = steps.args, _loaded(steps.args)
+    args, loaded = steps.args, named_model(steps.args)
     if not all(isinstance(row.asked, str) for row in rows):
         loaded.check_template()
     meter, slots = CostMeter(), min(args.slots or SLOTS, len(rows))
@@ -527,14 +450,6 @@ def _processor(args: argparse.Namespace) -> LogitsProcessor:
     return GreedyProcessor()
 
 
-def _loaded(args: argparse.Namespace) -> Loaded:
-    loaded = unwrap(load(args.model, args.dtype))
-    for token in sorted(loaded.never_said):
-        happened = f"the stop token {token} is outside the model's vocabulary of {_vocabulary(loaded)}"
-        print(f"specflow: {happened}, and ends no text", file=sys.stderr)
-    return loaded
-
-
 def _started(loaded: Loaded, prompt: Tokens, max_new_tokens: int) -> DecodeState:
     return unwrap(start(prompt, max_new_tokens, loaded.stop, limits_of(loaded.model)))
 
@@ -545,18 +460,14 @@ def _bigrams(path: Path | None, loaded: Loaded) -> Bigrams | None:
         return None
     if not path.exists():
         print(f"asking the model for its bigrams, once; they are kept in {path}", file=sys.stderr)
-        with _one_sentence(f"the model cannot be asked in {loaded.model.dtype}"):
+        with one_sentence("model", f"the model cannot be asked in {loaded.model.dtype}", REMEDY):
             bigrams_of(loaded.model, loaded.tokenizer).save(path)
-    bigrams, vocab_size = Bigrams.load(path), _vocabulary(loaded)
+    bigrams, vocab_size = Bigrams.load(path), vocabulary_of(loaded)
     if len(bigrams.tokens) != vocab_size:
         remedy = "give the table of this model, or the name of a new file"
         received = f"a table of {len(bigrams.tokens)} tokens for {vocab_size}"
         raise DecodeError("bigrams", "the table is of another vocabulary", received, remedy)
     return bigrams
-
-
-def _vocabulary(loaded: Loaded) -> int:
-    return limits_of(loaded.model).vocab_size or len(loaded.tokenizer)
 
 
 def _stream(step: Step, state: DecodeState, loaded: Loaded) -> tuple[int, DecodeState]:
@@ -578,7 +489,7 @@ def _stream(step: Step, state: DecodeState, loaded: Loaded) -> tuple[int, Decode
 def _outcomes(step: Step, state: DecodeState, loaded: Loaded) -> Iterator[tuple[Tokens, DecodeState | Finished]]:
     """Each outcome with the tokens that are new in it."""
     length = len(state.tokens)
-    with _one_sentence(f"the model cannot be run in {str(loaded.model.dtype).removeprefix('torch.')}"):
+    with one_sentence("model", f"the model cannot be run in {str(loaded.model.dtype).removeprefix('torch.')}", REMEDY):
         for outcome in unfold(step, state):
             tokens = (outcome if isinstance(outcome, DecodeState) else outcome.state).tokens
             _check_shown(tokens[length:], loaded)

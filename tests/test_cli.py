@@ -114,7 +114,8 @@ def test_every_drafter_gives_the_same_answer(drafter: str, tiny: Path, capsys: p
 @pytest.mark.parametrize("arguments", [[], ["--drafter", "head-chain", "--policy", "cost"], ["--accelerate", "fast"]])
 def test_a_head_drafts(arguments: list[str], tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One that was trained by the command, and goes on where it was interrupted."""
-    questions = [{"question_id": i, "category": "chat", "turns": [f"w{i} w{i + 1} w7"]} for i in range(12)]
+    questions = [{"question_id": i, "category": "chat", "turns": [f"w{i} w{i + 1} w7"]} for i in range(11)]
+    questions.append({"id": "the last", "prompt": "w3 w4"})
     (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, questions)))
     told = ["--model", str(tiny), "--out", str(tmp_path / "head"), "--prompts", str(tmp_path / "prompts.jsonl")]
     told += ["--drafts", "40", "--steps", "4", "--every", "2", "--new-tokens", "8", "--dtype", "float64"]
@@ -328,7 +329,7 @@ def test_ctrl_c_before_the_first_token(monkeypatch: pytest.MonkeyPatch, capsys: 
     def interrupted(name: str, dtype: str) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("specflow.cli.load", interrupted)
+    monkeypatch.setattr("specflow.commands.load", interrupted)
     assert cli.main(["generate", "hello"]) == 130
     assert capsys.readouterr().out == ""
 
@@ -710,12 +711,13 @@ def test_a_text_that_the_terminal_cannot_show_is_escaped(tmp_path: Path, monkeyp
 SLOW = """
 import os, signal, time
 import specflow.cli as cli
+import specflow.commands as commands
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that runs tests in the background ignores it
 def load(name, dtype):
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(60)
     raise AssertionError("not interrupted")
-cli.load = load
+commands.load = load
 raise SystemExit(cli.main(["generate", "hello"]))
 """
 

@@ -28,8 +28,8 @@ ROOMS = (
     ("steps", "predictors"),
     ("margins", "beam", "batch", "heads", "testing"),
     ("models", "generate", "accelerate", "interop"),
-    ("catalogue", "distill"),
-    ("bench", "corpus", "ngram_assisted", "sampling", "utils", "spec_paths"),
+    ("catalogue", "commands", "corpus"),
+    ("bench", "distill", "ngram_assisted", "sampling", "utils", "spec_paths"),
     ("cli",),
     ("__main__",),
 )

@@ -2091,10 +2091,10 @@ EXEMPT: Final[Mapping[str, str]] = {
     ),
     **dict.fromkeys(
         (
-            "bench.command.add_arguments",
-            "bench.command.main",
+            *(f"{room}.command.{name}" for room in ("bench", "distill") for name in ("add_arguments", "main")),
             "bench.context.Context",
             "cli.main",
+            *(f"commands.{name}" for name in ("named_model", "one_sentence", "vocabulary_of")),
             *(f"corpus.{name}" for name in ("Answer", "Answers", "Progress", "Row")),
             *(f"corpus.{name}" for name in ("answer_all", "answers_in", "rate", "read_rows", "summary")),
         ),

@@ -6,8 +6,7 @@ import argparse
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final, get_args
@@ -27,6 +26,7 @@ from specflow.bench.measure import Plan, Run, measure, warmed_up
 from specflow.bench.prompts import OWN_PROMPTS, read_prompts, spread
 from specflow.bench.report import Absent, build, facts_of, show, to_json
 from specflow.catalogue import POLICIES, RULES
+from specflow.commands import one_sentence
 from specflow.errors import DecodeError, said, unwrap
 from specflow.guards.checks import a, or_none, shown, whole
 from specflow.heads import load_head
@@ -39,6 +39,8 @@ PIPED: Final = 130
 """The width of the tables where they go to a file and not to a terminal."""
 
 INSTALL: Final = "pip install 'specflow[bench]'"
+
+_decoding: Final = partial(one_sentence, "decoders", "a decoder fails", "leave it out, or see the cause")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -246,17 +248,6 @@ def _measured(plan: Plan, errors: Console) -> tuple[list[Run], int]:
     except KeyboardInterrupt:
         return runs[: len(runs) // len(plan.decoders) * len(plan.decoders)], 130
     return runs, 0
-
-
-@contextmanager
-def _decoding() -> Iterator[None]:
-    """What a model raises, or a user's decoder, is a `DecodeError`."""
-    try:
-        yield
-    except DecodeError:
-        raise
-    except Exception as error:
-        raise DecodeError("decoders", "a decoder fails", said(error), "leave it out, or see the cause") from error
 
 
 def _can_draw() -> bool:
