@@ -21,10 +21,10 @@ from transformers import TextStreamer
 from transformers.utils import logging
 
 from specflow import bench, distill
-from specflow.accelerate import Given, bit_for_bit, fast
+from specflow.accelerate import Given
 from specflow.batch import BatchPredictor, seed_of
 from specflow.catalogue import COUPLED, DRAFTERS, POLICIES, RULES, Make, Pacing, Setting, all_drafts, step_of
-from specflow.commands import named_model, one_sentence, vocabulary_of
+from specflow.commands import ACCELERATE, named_model, one_sentence, vocabulary_of
 from specflow.constraints import Constrained, CutForbidden, Forced, Grammar
 from specflow.corpus import Answer, Id, Progress, Row, answer_all, answers_in, read_rows, summary
 from specflow.drafters import Bigrams, then
@@ -63,13 +63,6 @@ USUAL, USUAL_OF_MODELS, USUAL_OF_HEADS = "suffix", "llm", "head"
 
 USUAL_RULE, USUAL_RULE_OF_SEEDS = "reject", "match"
 """What judges drafts unless another rule is named: without a seed, and with one."""
-
-ACCELERATE: Final[Mapping[str, Callable[[Module, Given], Module]]] = {
-    "no": lambda model, given: model,
-    "fast": fast,
-    "bit-for-bit": bit_for_bit,
-}
-"""What becomes of the target before it decodes."""
 
 SLOTS: Final = 8
 """How many texts of a file are decoded at a time unless it is said."""

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Final
 
+from torch.nn import Module
+
+from specflow.accelerate import Given, bit_for_bit, fast
 from specflow.errors import DecodeError, said, unwrap
 from specflow.models import Loaded, load
 from specflow.predictors import limits_of
+
+ACCELERATE: Final[Mapping[str, Callable[[Module, Given], Module]]] = {
+    "no": lambda model, given: model,
+    "fast": fast,
+    "bit-for-bit": bit_for_bit,
+}
+"""What `--accelerate` names: what becomes of the target before it decodes."""
 
 
 @contextmanager

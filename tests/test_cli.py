@@ -119,6 +119,7 @@ def test_a_head_drafts(arguments: list[str], tiny: Path, tmp_path: Path, capsys:
     (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, questions)))
     told = ["--model", str(tiny), "--out", str(tmp_path / "head"), "--prompts", str(tmp_path / "prompts.jsonl")]
     told += ["--drafts", "40", "--steps", "4", "--every", "2", "--new-tokens", "8", "--dtype", "float64"]
+    told += ["--accelerate", "fast"]
     assert cli.main(["distill", *told]) == 0
     said = capsys.readouterr().err
     assert "step 2: loss" in said

@@ -12,6 +12,7 @@ from typing import Final
 import pytest
 import torch
 from attrs import evolve
+from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from specflow import (
@@ -21,6 +22,7 @@ from specflow import (
     Fixed,
     GreedyProcessor,
     Tokens,
+    accelerate,
     chain,
     run,
     speculative_step,
@@ -28,7 +30,7 @@ from specflow import (
 )
 from specflow.distill import Heard, Recipe, distill, fit_jump, kept_prompts, made_up
 from specflow.distill.lesson import Lesson, Text, unrolled
-from specflow.distill.train import new_head
+from specflow.distill.train import LIKELY, new_head
 from specflow.heads import HeadDrafter, HeadPredictor, Jump, load_head
 from specflow.models import Loaded
 from tests.heads import FreshFeatures
@@ -71,7 +73,7 @@ def test_a_lesson_is_what_the_head_does_when_it_drafts() -> None:
         drafts = [draft.token for draft in islice(HeadDrafter(predict, GreedyProcessor(), Dice())(before), 3)]
         for i in range(len(after)):
             counts[i] += drafts[: i + 1] == list(after[: i + 1])
-    marks = unrolled(head, Lesson.of(CachedPredictor(target(), features=head.reads), text, ids), 3)
+    marks = unrolled(head, Lesson.of(CachedPredictor(target(), features=head.reads), text, ids, LIKELY), 3)
     assert marks.right == tuple(counts)
     assert marks.places == len(text.tokens) - text.prompt
     assert sum(counts) > 0
@@ -92,7 +94,7 @@ def test_the_loss_is_what_its_formula_says() -> None:
             law = model_laws(text.tokens[: n + step], ())[0].softmax(-1)[ids]
             terms.append(-(law * said).sum())
         losses.append(torch.stack(terms).mean())
-    loss = unrolled(head, Lesson.of(CachedPredictor(target(), features=head.reads), text, ids), 3).loss
+    loss = unrolled(head, Lesson.of(CachedPredictor(target(), features=head.reads), text, ids, LIKELY), 3).loss
     torch.testing.assert_close(loss.detach(), torch.stack(losses).mean(), rtol=1e-4, atol=1e-5)
 
 
@@ -146,8 +148,38 @@ def test_answers_that_are_there_are_not_asked_for_again(tmp_path: Path) -> None:
 
     with pytest.raises(Stopped):
         distill(target(), prompts(6), tmp_path, RECIPE, answered=stop)
+    with (tmp_path / "answers.jsonl").open("a") as kept:
+        kept.write('{"prompt": 5, "answ')  # the machine went off while it was written
     distill(target(), prompts(6), tmp_path, RECIPE, answered=asked.append, resume=True)
     assert asked == [1, 2, 3, 4, 5, 6]
+    whole = tmp_path / "whole"
+    distill(target(), prompts(6), whole, RECIPE)
+    assert weights(tmp_path) == weights(whole)
+
+
+def test_an_accelerated_model_answers_and_is_read_in_the_models_place(tmp_path: Path) -> None:
+    model = tiny_llama(5, layers=3, dtype=torch.float32)
+    fast, passes = accelerate.fast(model), []
+    model.register_forward_pre_hook(lambda module, args: passes.append(1))
+    distill(model, prompts(6), tmp_path / "fast", RECIPE, reading=fast)
+    assert not passes
+    distill(target(), prompts(6), tmp_path / "own", RECIPE)
+    ours, own = (load_file(tmp_path / name / "model.safetensors") for name in ("fast", "own"))
+    for name, tensor in own.items():
+        torch.testing.assert_close(ours[name], tensor, rtol=1e-3, atol=1e-4)
+    with pytest.raises(DecodeError, match="reading"):
+        distill(model, prompts(6), tmp_path / "none", RECIPE, reading="fast")  # type: ignore[arg-type]
+
+
+def test_a_text_is_read_once(tmp_path: Path) -> None:
+    fast, passes = accelerate.fast(target()), []
+    fast.register_forward_pre_hook(lambda module, args: passes.append(1))
+    counts = []
+    for steps in (2, 3, 20):
+        passes.clear()
+        distill(target(), prompts(6), tmp_path / str(steps), evolve(RECIPE, steps=steps), reading=fast)
+        counts.append(len(passes))
+    assert counts[1] == counts[2]  # the first learnt how the model is called, too
 
 
 def test_what_cannot_be_trained_is_refused(tmp_path: Path) -> None:
@@ -158,9 +190,9 @@ def test_what_cannot_be_trained_is_refused(tmp_path: Path) -> None:
     distill(target(), prompts(6), tmp_path, evolve(RECIPE, steps=1))
     with pytest.raises(DecodeError, match="holds a training, or a head"):
         distill(target(), prompts(6), tmp_path, evolve(RECIPE, steps=1))
-    with pytest.raises(DecodeError, match="another recipe or of other prompts"):
+    with pytest.raises(DecodeError, match="of another recipe"):
         distill(target(), prompts(6), tmp_path, evolve(RECIPE, steps=2), resume=True)
-    with pytest.raises(DecodeError, match="another recipe or of other prompts"):
+    with pytest.raises(DecodeError, match="to other prompts"):
         distill(target(), prompts(6, 1), tmp_path, evolve(RECIPE, steps=1), resume=True)
     (tmp_path / "training.pt").write_bytes(b"nothing")
     with pytest.raises(DecodeError, match="cannot be resumed"):

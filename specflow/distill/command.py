@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Final, get_args
 
@@ -12,7 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers.utils import logging
 
-from specflow.commands import named_model, one_sentence
+from specflow.accelerate import Given
+from specflow.commands import ACCELERATE, named_model, one_sentence
 from specflow.corpus import Row, read_rows
 from specflow.distill.prompts import kept_prompts
 from specflow.distill.train import Heard, Recipe, distill
@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add, usual = parser.add_argument, Recipe()
     add("--model", default=SMOLLM2, help="smollm2 (default), a local path or a hub name")
     add("--dtype", choices=get_args(DType), default="float32")
+    add("--accelerate", choices=ACCELERATE, default="no", help="answer and read with a faster model, which is the same")
     add("--out", type=Path, required=True, metavar="FOLDER", help="where the head is kept (docs/heads.md)")
     prompts = "what the model answers, to learn from it: JSONL, as for generate --file; if not given, it makes them up"
     add("--prompts", type=Path, metavar="FILE", help=prompts)
@@ -64,6 +65,7 @@ def main(args: argparse.Namespace) -> int:
     asked = None if args.prompts is None else read_rows(args.prompts, raw=False)
     logging.set_verbosity_error()
     loaded = named_model(args)
+    reading = ACCELERATE[args.accelerate](loaded.model, Given.KEPT)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         making = progress.add_task("prompts", total=args.made_up, visible=asked is None)
@@ -80,8 +82,11 @@ def main(args: argparse.Namespace) -> int:
 
         with one_sentence("model", "the head cannot be trained", "try another --dtype, or see the cause"):
             if asked is None:
-                told = partial(progress.update, making)
-                prompts = kept_prompts(loaded, args.made_up, args.seed, args.out, lambda done: told(completed=done))
+
+                def told(done: int) -> None:
+                    progress.update(making, completed=done)
+
+                prompts = kept_prompts(loaded, args.made_up, args.seed, args.out, told, reading)
             else:
                 prompts = [_prompt(loaded, row) for row in asked]
             distill(
@@ -93,6 +98,7 @@ def main(args: argparse.Namespace) -> int:
                 tell,
                 lambda done: progress.update(answers, completed=done),
                 lambda step: progress.update(steps, completed=step),
+                reading,
                 resume=args.resume,
             )
     print(f"the head is in {args.out}: specflow generate --head {args.out} …", file=sys.stderr)

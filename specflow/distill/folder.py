@@ -12,7 +12,7 @@ from specflow.guards.checks import shown
 WEIGHTS: Final = "model.safetensors"
 CONFIG: Final = "config.json"
 PROMPTS: Final = "prompts.json"
-ANSWERS: Final = "texts.json"
+ANSWERS: Final = "answers.jsonl"
 STATE: Final = "training.pt"
 
 
@@ -35,3 +35,9 @@ def refuse_filled(folder: Path) -> None:
     if there:
         remedy = "name another folder, or go on with resume"
         raise DecodeError("out", "the folder holds a training, or a head", f"{folder}: {there[0]}", remedy)
+
+
+def damaged(folder: Path, error: Exception) -> DecodeError:
+    """What is said of a training whose files cannot be read."""
+    happened, remedy = f"the training cannot be resumed ({said(error)})", "begin it anew in another folder"
+    return DecodeError("out", happened, shown(str(folder / STATE)), remedy)

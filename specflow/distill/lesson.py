@@ -29,26 +29,25 @@ class Text:
 class Lesson:
     """What the target held and would have said at each place of a text.
 
-    `held` [n, width] are the features; `laws` [n, D] its law over the tokens that are drafted, given that it is one of
-    them, and `share` [n] the probability of that.
+    `held` [n, width] are the features. `likely` [n, K] are the K likeliest tokens that can be drafted, by their number
+    among those, and `shares` [n, K] their probabilities in the target's law.
     """
 
     ids: Tensor
     held: Tensor
-    laws: Tensor
-    share: Tensor
+    likely: Tensor
+    shares: Tensor
     prompt: int
 
     @classmethod
-    def of(cls, target: CachedPredictor, text: Text, drafted: Tensor) -> Lesson:
-        """One pass over a text by a target that shows the features."""
+    def of(cls, target: CachedPredictor, text: Text, drafted: Tensor, most: int) -> Lesson:
+        """One pass over a text by a target that shows the features; of its laws up to `most` tokens are kept."""
         target.forget()  # the bits of a lesson do not depend on the texts before it
         logits = last_rows(target, text.tokens, len(text.tokens)).float()
         held = target.features(text.tokens, len(text.tokens))
-        chosen = logits[:, drafted]
-        share = (chosen.logsumexp(-1) - logits.logsumexp(-1)).exp()
-        ids = torch.tensor(text.tokens, device=drafted.device)
-        return cls(ids, held, chosen.softmax(-1), share, text.prompt)
+        best, likely = logits[:, drafted].topk(min(most, len(drafted)), dim=-1)
+        shares = (best - logits.logsumexp(-1, keepdim=True)).exp()
+        return cls(torch.tensor(text.tokens, device=drafted.device), held, likely, shares, text.prompt)
 
 
 @final
@@ -65,8 +64,11 @@ def unrolled(head: Eagle3, lesson: Lesson, ahead: int) -> Marks:
     """The head's drafts after each place of a text, `ahead` in a row, given the text's own tokens.
 
     At each place t the head starts from what the target held at the places up to t, and goes on from its own states: it
-    sees those places and its own drafts after t, and nothing of the drafts after other places. The loss is the cross
-    entropy of the target's laws and the head's, each as much as the share of the target's law that the head can say.
+    sees those places and its own drafts after t, and nothing of the drafts after other places. The loss is
+
+    - Σ p(x) log q(x), over the likeliest tokens x of the target's law p, with the head's law q
+
+    averaged over the places and then over the drafts in a row.
     Source: Li et al. 2503.01840, section 3.1 (training-time test).
     """
     ids, n = lesson.ids, len(lesson.ids)
@@ -83,11 +85,11 @@ def unrolled(head: Eagle3, lesson: Lesson, ahead: int) -> Marks:
             _apart(past)
         seen = [bases[:, None] >= sights[0], *[bases[:, None] == sight for sight in sights[1:]]]
         states = head.advance(states, ids[1 + step :], bases + step, past, ~torch.cat(seen, dim=1))
-        logits = head.say(states[:-1], ())  # after the last place nobody knows what comes
-        answers = bases[:-1] + step + 2 >= lesson.prompt
-        laws, share = lesson.laws[1 + step : n - 1][answers], lesson.share[1 + step : n - 1][answers]
-        said = logits[answers].float().log_softmax(-1)
-        losses.append((share * -(laws * said).sum(-1)).sum() / max(1, len(said)))
+        answers = bases[:-1] + step + 2 >= lesson.prompt  # after the last place nobody knows what comes
+        said = head.say(states[:-1][answers], ()).float()
+        likely, shares = (table[1 + step : n - 1][answers] for table in (lesson.likely, lesson.shares))
+        chosen = said.gather(-1, likely) - said.logsumexp(-1, keepdim=True)
+        losses.append((shares * -chosen).sum() / max(1, len(said)))
         right = head.vocabulary.named(said.argmax(-1)) == ids[2 + step :][answers]
         hits.append((bases[:-1][answers], right))
     return Marks(torch.stack(losses).mean(), *_in_a_row(hits, n))

@@ -8,7 +8,10 @@ from functools import partial
 from os import PathLike
 from typing import Final
 
+from torch.nn import Module
+
 from specflow.batch import generate_many
+from specflow.distill.answers import SLOTS
 from specflow.distill.folder import PROMPTS, made_folder
 from specflow.drafters.ngrams.file import write
 from specflow.errors import DecodeError, said
@@ -23,11 +26,18 @@ MARK: Final = "specflow"
 
 
 def made_up(
-    loaded: Loaded, count: int, seed: int = 0, most: int = 64, told: Callable[[int], object] = lambda done: None
+    loaded: Loaded,
+    count: int,
+    seed: int = 0,
+    most: int = 64,
+    told: Callable[[int], object] = lambda done: None,
+    reading: Module | None = None,
 ) -> list[Tokens]:
     """The ids of `count` prompts of up to `most` tokens, in the model's chat template, sampled by a seed.
 
-    `told` hears how many there are. `DecodeError` for a model without a chat template, or whose template does not show
+    `told` hears how many there are. What `reading` computes stands for the model, as in `distill`.
+
+    `DecodeError` for a model without a chat template, or whose template does not show
     where a user speaks.
     Source: Xu et al. 2406.08464 (Magpie).
     """
@@ -35,6 +45,8 @@ def made_up(
     for name, value in (("count", count), ("most", most)):
         whole(1, "ask for one at least", MOST)(name, value)
     calls("a listener", "give a function of a number")("told", told)
+    if reading is not None:
+        a(Module, "give a module, such as accelerate.fast(model)")("reading", reading)
     before, after = _around(loaded)
     ends = loaded.stop | {*after[:1]}
     done: list[int] = []
@@ -45,9 +57,10 @@ def made_up(
 
     texts = generate_many(
         [before] * count,
-        loaded.model,
+        loaded.model if reading is None else reading,
         logits_processor=MultinomialProcessor(1.0),
         max_gen_len=most,
+        slots=SLOTS,
         eos_tokens_id=sorted(ends),
         seed=seed,
         progress=ended,
@@ -71,7 +84,12 @@ def _around(loaded: Loaded) -> tuple[Tokens, Tokens]:
 
 
 def kept_prompts(
-    loaded: Loaded, count: int, seed: int, out: str | PathLike[str], told: Callable[[int], object] = lambda done: None
+    loaded: Loaded,
+    count: int,
+    seed: int,
+    out: str | PathLike[str],
+    told: Callable[[int], object] = lambda done: None,
+    reading: Module | None = None,
 ) -> list[Tokens]:
     """What `made_up` gives, kept in the folder `out`: from there when it is asked for again.
 
@@ -90,6 +108,6 @@ def kept_prompts(
             raise DecodeError("out", f"the prompts cannot be read ({said(error)})", shown(str(file)), remedy) from error
         if asked == (seed, count):
             return prompts
-    prompts = made_up(loaded, count, seed, told=told)
+    prompts = made_up(loaded, count, seed, told=told, reading=reading)
     write(file, json.dumps({"seed": seed, "count": count, "prompts": prompts}).encode())
     return prompts

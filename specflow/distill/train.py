@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from math import cos, pi
 from os import PathLike
 from pathlib import Path
 from random import Random
-from typing import cast, final
+from typing import Final, cast, final
 
 import torch
 from attrs import asdict, field, frozen
@@ -22,11 +23,11 @@ from torch.nn import Linear, Module
 from torch.nn.utils import clip_grad_norm_
 from transformers import PreTrainedModel
 
-from specflow.batch import generate_many
-from specflow.distill.folder import ANSWERS, CONFIG, STATE, WEIGHTS, made_folder, refuse_filled
+from specflow.distill.answers import answers_of
+from specflow.distill.folder import CONFIG, STATE, WEIGHTS, damaged, made_folder, refuse_filled
 from specflow.distill.lesson import Lesson, Text, unrolled
 from specflow.drafters.ngrams.file import write
-from specflow.errors import DecodeError, said
+from specflow.errors import DecodeError
 from specflow.guards.checks import MOST, a, calls, number, shown, valid, whole
 from specflow.guards.ids import ids_of
 from specflow.heads.eagle import Eagle3
@@ -35,7 +36,10 @@ from specflow.heads.layer import Shape
 from specflow.heads.target import Target
 from specflow.predictors import CachedPredictor
 from specflow.predictors.reader import config_of, refuse_weightless
-from specflow.state import Finished, Tokens
+from specflow.state import Tokens
+
+LIKELY: Final = 256
+"""How many of the likeliest tokens a head is told of at each place."""
 
 _count = valid(whole(1, "give 1 or more", MOST))
 
@@ -91,6 +95,7 @@ def distill(
     tell: Callable[[Heard], object] = lambda heard: None,
     answered: Callable[[int], object] = lambda done: None,
     learnt: Callable[[int], object] = lambda step: None,
+    reading: Module | None = None,
     *,
     resume: bool = False,
 ) -> Heard:
@@ -98,7 +103,9 @@ def distill(
 
     The folder is a checkpoint that `load_head` reads, in the layout of EAGLE-3; beside it are the answers and the state
     of the training, from which `resume` goes on after any interruption: the head is the same as without one. `tell`
-    hears of each trial, `answered` of each answer and `learnt` of each step. The model stays as it is.
+    hears of each trial, `answered` of each answer and `learnt` of each step. The model stays as it is; what `reading`
+    computes stands for it where it answers and is read, such as `accelerate.fast(model)`. What its layers hold at the
+    tokens of all texts is kept in memory, three states a token.
 
     `DecodeError` for fewer texts than two, for a folder that cannot be written or that has a training in it and is not
     resumed, and for one of another recipe or other prompts.
@@ -109,17 +116,15 @@ def distill(
         calls("a listener", "give a function")(name, listener)
     rows, stops = _rows(prompts), ids_of("stop", stop)
     a(bool, "say True or False")("resume", resume)
-    refuse_weightless("model", model)
+    reader: Module = model if reading is None else reading
+    a(Module, "give a module, such as accelerate.fast(model)")("reading", reader)
+    for name, module in (("model", model), ("reading", reader)):
+        refuse_weightless(name, module)
     folder = made_folder(out)
     state = _begun(folder, resume=resume)
-    made = {
-        "recipe": {name: float(value) for name, value in asdict(recipe).items()},
-        "prompts": [list(row) for row in rows],
-        "stop": list(stops),
-    }
     texts = [
         text
-        for text in _answers(model, folder, made, recipe, rows, stops, answered)
+        for text in answers_of(reader, folder, rows, stops, int(recipe.new_tokens), answered)
         if len(text.tokens) > max(2, text.prompt)
     ]
     held_out = texts[:: int(recipe.held_out)]
@@ -128,8 +133,11 @@ def distill(
         happened, remedy = "there are not enough answers to learn from and to try the head on", "give more prompts"
         raise DecodeError("prompts", happened, f"{len(texts)} answers", remedy)
     head = new_head(model, [text.tokens[text.prompt :] for text in known], recipe)
-    lessons = CachedPredictor(model, memos=1, features=head.reads)
-    training = _Training(lessons, head, recipe, known, held_out, folder)
+    ids = head.vocabulary.ids
+    assert ids is not None
+    target = CachedPredictor(reader, memos=1, features=head.reads)
+    lesson = cache(partial(Lesson.of, target, drafted=ids, most=LIKELY))
+    training = _Training(lesson, head, recipe, known, held_out, folder)
     training.scale()
     return training.run(state, tell, learnt)
 
@@ -222,7 +230,7 @@ def _own(head: Eagle3) -> dict[str, Tensor]:
 class _Training:
     """A head and what it learns from."""
 
-    target: CachedPredictor
+    lesson: Callable[[Text], Lesson]
     head: Eagle3
     recipe: Recipe
     known: Sequence[Text]
@@ -244,7 +252,7 @@ class _Training:
                 group["lr"] = recipe.rate * _pace(step, recipe.steps)
             optimizer.zero_grad()
             for text in self._texts(step):
-                loss = unrolled(self.head, self._lesson(text), recipe.ahead).loss / recipe.texts
+                loss = unrolled(self.head, self.lesson(text), recipe.ahead).loss / recipe.texts
                 loss.backward()  # type: ignore[no-untyped-call]
                 total, count = total + float(loss.detach()), count + 1
             clip_grad_norm_(weights.values(), 0.5)
@@ -260,7 +268,7 @@ class _Training:
     def scale(self) -> None:
         """Let the head's norm give what is as large as what the target's own head reads."""
         with torch.no_grad():
-            last = self._lesson(self.known[0]).held[:, -self.head.norm.weight.numel() :]
+            last = self.lesson(self.known[0]).held[:, -self.head.norm.weight.numel() :]
             self.head.norm.weight.fill_(float(last.float().square().mean().sqrt()))
 
     def _texts(self, step: int) -> list[Text]:
@@ -272,17 +280,12 @@ class _Training:
             texts.append(self.known[order[i % len(order)]])
         return texts
 
-    def _lesson(self, text: Text) -> Lesson:
-        ids = self.head.vocabulary.ids
-        assert ids is not None
-        return Lesson.of(self.target, text, ids)
-
     def _tried(self) -> tuple[float, ...]:
         """How often 1, 2, … drafts in a row are right on the texts that are not learnt from."""
         counts, places = [0] * self.recipe.ahead, 0
         with torch.no_grad():
             for text in self.held_out:
-                marks = unrolled(self.head, self._lesson(text), self.recipe.ahead)
+                marks = unrolled(self.head, self.lesson(text), self.recipe.ahead)
                 for i, right in enumerate(marks.right):
                     counts[i] += right
                 places += marks.places
@@ -290,12 +293,22 @@ class _Training:
 
     def _keep(self, heard: Heard, optimizer: torch.optim.Optimizer) -> None:
         save_head(self.folder, self.head, self.head.caching.shape)
-        held = {"optimizer": optimizer.state_dict(), "step": heard.step, "loss": heard.loss, "right": list(heard.right)}
+        held = {
+            "recipe": _numbers(self.recipe),
+            "weights": {name: tensor.detach() for name, tensor in _own(self.head).items()},
+            "optimizer": optimizer.state_dict(),
+            "step": heard.step,
+            "loss": heard.loss,
+            "right": list(heard.right),
+        }
         building = self.folder / f".{STATE}"
-        torch.save(held | {"weights": {name: tensor.detach() for name, tensor in _own(self.head).items()}}, building)
+        torch.save(held, building)
         building.replace(self.folder / STATE)
 
     def _restored(self, state: Mapping[str, object], optimizer: torch.optim.Optimizer) -> tuple[int, Heard]:
+        if state.get("recipe") != _numbers(self.recipe):
+            happened, remedy = "the training is of another recipe", "name another folder"
+            raise DecodeError("out", happened, shown(str(self.folder)), remedy)
         try:
             self.head.load_state_dict(cast(dict[str, Tensor], state["weights"]), strict=False)
             optimizer.load_state_dict(cast(dict[str, object], state["optimizer"]))
@@ -303,8 +316,12 @@ class _Training:
                 cast(int, state["step"]), cast(float, state["loss"]), tuple(cast(list[float], state["right"]))
             )
         except Exception as error:  # a file of any content
-            raise _damaged(self.folder, error) from error
+            raise damaged(self.folder, error) from error
         return heard.step, heard
+
+
+def _numbers(recipe: Recipe) -> dict[str, float]:
+    return {name: float(value) for name, value in asdict(recipe).items()}
 
 
 def _pace(step: int, steps: int) -> float:
@@ -332,47 +349,7 @@ def _begun(folder: Path, *, resume: bool) -> Mapping[str, object] | None:
     try:
         held: object = torch.load(folder / STATE, map_location="cpu", weights_only=True)
     except Exception as error:  # a file of any content
-        raise _damaged(folder, error) from error
+        raise damaged(folder, error) from error
     if not isinstance(held, dict):
-        raise _damaged(folder, ValueError("no state"))
+        raise damaged(folder, ValueError("no state"))
     return held
-
-
-def _damaged(folder: Path, error: Exception) -> DecodeError:
-    happened, remedy = f"the training cannot be resumed ({said(error)})", "begin it anew in another folder"
-    return DecodeError("out", happened, shown(str(folder / STATE)), remedy)
-
-
-def _answers(
-    model: PreTrainedModel,
-    folder: Path,
-    made: Mapping[str, object],
-    recipe: Recipe,
-    prompts: Sequence[Tokens],
-    stops: Tokens,
-    answered: Callable[[int], object],
-) -> list[Text]:
-    """The target's answers, from the folder where they are there."""
-    file = folder / ANSWERS
-    answers: dict[int, Tokens] = {}
-    if file.exists():
-        try:
-            kept = json.loads(file.read_text("utf-8"))
-            same, answers = kept["made"] == made, {int(i): ids_of("answer", ids) for i, ids in kept["answers"].items()}
-        except Exception as error:  # a file of any content
-            raise _damaged(folder, error) from error
-        if not same:
-            happened, remedy = "the training is of another recipe or of other prompts", "name another folder"
-            raise DecodeError("out", happened, shown(str(folder)), remedy)
-    left = [i for i in range(len(prompts)) if i not in answers]
-
-    def progress(number: int, finished: Finished) -> None:
-        answers[left[number]] = finished.state.output
-        write(file, json.dumps({"made": made, "answers": answers}).encode())
-        answered(len(answers))
-
-    if left:
-        asked = [prompts[i] for i in left]
-        most, stop = recipe.new_tokens, list(stops)
-        generate_many(asked, model, max_gen_len=most, eos_tokens_id=stop, progress=progress)
-    return [Text(prompt + answers[i], len(prompt)) for i, prompt in enumerate(prompts)]
