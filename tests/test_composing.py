@@ -1,4 +1,4 @@
-"""The composition guide: its program runs, mypy accepts it, and mypy says what the page says it says."""
+"""The first page and the composition guide: their programs run, mypy accepts them, and says what the guide says."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ from specflow.models import Loaded
 from tests.checked import ROOT, mypy_without_a_plugin
 
 PAGE = (ROOT / "docs" / "composing.md").read_text()
-PROGRAM = "\n".join(re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL))
+
+
+def program(page: str) -> str:
+    return "\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL))
+
+
+PROGRAM, START = program(PAGE), program((ROOT / "docs" / "start.md").read_text())
 WRONG = re.findall(r"```python wrong\n(.*?)```\n\n```text\n(.*?)```", PAGE, re.DOTALL)
 
 
@@ -23,11 +29,18 @@ def test_the_program_runs(smollm2: Loaded, capsys: pytest.CaptureFixture[str]) -
     assert "tokens per pass of the target" in out
 
 
+def test_the_first_page_runs(smollm2: Loaded, capsys: pytest.CaptureFixture[str]) -> None:
+    exec(compile(START, "docs/start.md", "exec"), {"__name__": "start"})
+    out = capsys.readouterr().out
+    assert out.count("tokens per pass") == 2
+    assert "exact on 16 cases" in out
+
+
 @pytest.mark.xdist_group("typing")  # with the others who ask mypy
 def test_mypy_without_a_plugin_accepts_the_program_and_says_what_the_page_says(
     tmp_path: Path, plain_mypy: Path
 ) -> None:
-    files = {"program.py": PROGRAM}
+    files = {"program.py": PROGRAM, "start.py": START}
     files |= {f"wrong{i}.py": f"{PROGRAM}\n{block}" for i, (block, _) in enumerate(WRONG)}
     for name, text in files.items():
         (tmp_path / name).write_text(text)
@@ -35,7 +48,7 @@ def test_mypy_without_a_plugin_accepts_the_program_and_says_what_the_page_says(
     said: dict[str, list[str]] = {name: [] for name in files}
     for name, message in re.findall(r"(\w+\.py):\d+: error: (.*)", out):
         said[name].append(message)
-    assert said.pop("program.py") == [], out
+    assert said.pop("program.py") == said.pop("start.py") == [], out
     assert len(WRONG) >= 10
     assert all(said.values())
     for i, (block, messages) in enumerate(WRONG):
