@@ -40,7 +40,6 @@ from specflow.models import (
     check_text,
     load,
     shared_tokens,
-    smollm2_is_converted,
 )
 from specflow.policies import CostMeter
 from specflow.predictors import CachedPredictor, limits_of
@@ -147,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
     generate = commands.add_parser("generate", help=about)
     add = generate.add_argument
     add("prompt", nargs="?", help="what to say to the model")
-    add("--model", default=SMOLLM2, help="smollm2 (default), a local path or a hub name")
+    add("--model", default=SMOLLM2, help="smollm2 (default), a local path, a GGUF file or a hub name")
     add("--raw", action="store_true", help="continue the prompt itself, without the chat template")
     add("--max-new-tokens", type=int, default=256, metavar="N")
     add("--dtype", choices=get_args(DType), default="float32")
@@ -196,7 +195,7 @@ def _generate(args: argparse.Namespace) -> int:
     drafts: str = args.drafter or _usual(args)
     judges: str = args.rule or (USUAL_RULE if args.seed is None else USUAL_RULE_OF_SEEDS)
     _check(args, drafts, judges)
-    if smollm2_is_converted() if args.model == SMOLLM2 else Path(args.model).is_dir():
+    if args.model == SMOLLM2 or Path(args.model).exists():  # else it may be fetched, which takes its time
         logging.disable_progress_bar()
     logging.set_verbosity_error()
     processor = _processor(args)
