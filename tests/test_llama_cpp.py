@@ -117,6 +117,21 @@ def test_a_tree_with_more_leaves_than_sequences_is_read_path_by_path(path: Path)
 
 
 @needs_it
+def test_a_tree_at_the_end_of_the_context(path: Path) -> None:
+    target, text, tree = LlamaCpp(path, context=40), tuple(range(39)), [Proposal(i, parent=TEXT) for i in range(5)]
+    assert target(text, tree).shape == (6, V)
+    with pytest.raises(DecodeError, match="received 41"):
+        target(text, [*tree, Proposal(7)])
+
+
+@needs_it
+def test_a_chain_longer_than_a_batch(target: LlamaCpp) -> None:
+    tokens = tuple(range(100))
+    truth = llama()(torch.tensor([tokens])).logits[0, 2:]
+    assert (target(tokens[:3], chain(tokens[3:])) - truth).abs().max() < 1e-3
+
+
+@needs_it
 def test_a_text_longer_than_a_batch(target: LlamaCpp, path: Path) -> None:
     tokens = tuple(range(100))
     truth = llama()(torch.tensor([tokens])).logits[0, -3:]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from logging import ERROR, NOTSET, getLogger
+from logging import CRITICAL, NOTSET, getLogger
 from os import PathLike, fspath
 from threading import Lock
 from typing import TYPE_CHECKING, Final, cast, final
@@ -19,10 +19,10 @@ from specflow.guards.checks import MOST, or_none, shown, valid, whole
 from specflow.guards.finite import finite
 from specflow.guards.ids import ids_of, text_of
 from specflow.paths import path_by_path
-from specflow.prefix import begins, common_prefix
+from specflow.prefix import common_prefix
 from specflow.protocols import Limits
 from specflow.state import TEXT, Proposal, Tokens, chain, parents_of
-from specflow.trees import leaves, path_along, path_to
+from specflow.trees import depths, leaves, path_along, path_to
 
 if TYPE_CHECKING:
     from llama_cpp import Llama
@@ -119,9 +119,11 @@ class LlamaCpp:
         """Logits [n + 1, V] after `tokens`, and after them and the path down to each of the n drafts."""
         tokens, parents = text_of(tokens), parents_of(drafts)
         drafted = ids_of("drafts", [draft.token for draft in drafts])
-        self._check(tokens, drafted)
+        self._check(tokens, drafted, len(tokens) + max(depths(parents), default=-1) + 1)
         paths = len(leaves(parents))
-        if paths > 1 and not (self._reads_trees and paths <= self.leaves and len(drafted) < self._most):
+        if paths <= 1:
+            return self._last(tokens + drafted, len(drafted) + 1)
+        if not (self._reads_trees and paths <= self.leaves and self._holds(tokens, drafted)):
             return path_by_path(self._last)(tokens, drafts)
         with self._lock:
             return self._pass(tokens, tuple(drafts), parents)
@@ -136,12 +138,19 @@ class LlamaCpp:
             self._clear()
 
     def _last(self, tokens: Tokens, last: int) -> Tensor:
-        end = len(tokens) - last + 1
-        drafts = chain(tokens[end:])
+        """Logits [last, V] after each of the last prefixes of a text, as many at a time as a batch takes."""
+        rows = []
         with self._lock:
-            return self._pass(tokens[:end], drafts, parents_of(drafts))
+            for end in range(len(tokens) - last + 1, len(tokens) + 1, self._most):
+                drafts = chain(tokens[end : end + self._most - 1])
+                rows.append(self._pass(tokens[:end], drafts, parents_of(drafts)))
+        return torch.cat(rows)
 
-    def _check(self, tokens: Tokens, drafted: Tokens) -> None:
+    def _holds(self, tokens: Tokens, drafted: Tokens) -> bool:
+        """Whether memory and a batch have room for all the drafts of a tree."""
+        return len(drafted) < self._most and len(tokens) + len(drafted) <= cast(int, self._limits.context)
+
+    def _check(self, tokens: Tokens, drafted: Tokens, longest: int) -> None:
         vocab_size, context = self._limits.vocab_size, self._limits.context
         assert vocab_size is not None
         assert context is not None
@@ -149,9 +158,9 @@ class LlamaCpp:
         if strange is not None:
             remedy = "use the tokenizer that belongs to the model"
             raise DecodeError("tokens", f"the model has {vocab_size} tokens", strange, remedy)
-        if len(tokens) + len(drafted) > context:
+        if longest > context:
             happened, remedy = f"the text outgrows a context of {context} tokens", "give a larger context"
-            raise DecodeError("context", happened, len(tokens) + len(drafted), remedy)
+            raise DecodeError("context", happened, longest, remedy)
 
     def _pass(self, tokens: Tokens, drafts: tuple[Proposal, ...], parents: tuple[int, ...]) -> Tensor:
         """The same over as many sequences as there are leaves. What fails on the way leaves an empty memory."""
@@ -189,7 +198,11 @@ class LlamaCpp:
             self._clear()
             return 0
         parents = parents_of(read.drafts)
-        path = path_along(read.drafts, parents, tokens[len(read.tokens) :]) if begins(read.tokens, tokens) else []
+        path = (
+            path_along(read.drafts, parents, tokens[len(read.tokens) :])
+            if tokens[: len(read.tokens)] == read.tokens
+            else []
+        )
         keep = min(common_prefix(read.tokens, tokens) + len(path), len(tokens) - 1)
         ends = leaves(parents) or [TEXT]
         # Of the leaves one is below the path: its sequence becomes the text's.
@@ -217,9 +230,7 @@ class LlamaCpp:
         for sequence, leaf in enumerate(ends):
             for i in path_to(parents, leaf):
                 below[i].append(sequence)
-        depth: list[int] = []
-        for parent in parents:
-            depth.append(1 + depth[parent] if parent != TEXT else 0)
+        depth = depths(parents)
         last = len(piece) - 1
         rows = [(token, start + i, sequences, i == last) for i, token in enumerate(piece)]
         rows += [(draft.token, start + len(piece) + depth[i], below[i], True) for i, draft in enumerate(drafts)]
@@ -271,7 +282,7 @@ def _loaded(path: str) -> tuple[LlamaModel, llama_context_params, int]:
 
     logger = getLogger("llama-cpp-python")
     if logger.level == NOTSET:  # it would write a page about each model
-        logger.setLevel(ERROR)
+        logger.setLevel(CRITICAL)
     llama_cpp.llama_backend_init()
     try:
         model = LlamaModel(path_model=path, params=llama_cpp.llama_model_default_params(), verbose=False)

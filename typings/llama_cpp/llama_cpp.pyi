@@ -1,3 +1,4 @@
+from collections.abc import MutableSequence
 from ctypes import Array, Structure, c_float
 from typing import Self
 
@@ -20,11 +21,11 @@ class llama_context_params(Structure):
 
 class llama_batch(Structure):
     n_tokens: int
-    token: Array[int]
-    pos: Array[int]
-    n_seq_id: Array[int]
-    seq_id: Array[Array[int]]
-    logits: Array[int]
+    token: MutableSequence[int]
+    pos: MutableSequence[int]
+    n_seq_id: MutableSequence[int]
+    seq_id: MutableSequence[MutableSequence[int]]
+    logits: MutableSequence[int]
 
 def llama_backend_init() -> None: ...
 def llama_model_default_params() -> llama_model_params: ...
