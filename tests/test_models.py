@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,6 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from specflow import DecodeError, models
-from specflow.errors import said
 from specflow.models import DType, Loaded, bigrams_of, load
 from tests.toys import VOCABULARY, tiny_llama
 
@@ -103,96 +101,9 @@ def test_a_model_that_has_no_generation_config_ends_with_its_tokenizers_eos() ->
     assert Loaded(model, words()).stop == {1}
 
 
-# The converted copy of SmolLM2.
-
-
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache directory, in which a tiny model stands for the converted one."""
-
-    def convert(weights: Path, building: Path) -> None:
-        tiny_llama(dtype=torch.float32).save_pretrained(building)
-        words().save_pretrained(building)
-
+def test_a_package_without_weights_names_the_install_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     class Package:
-        submodule_search_locations = (str(tmp_path / "package"),)
+        submodule_search_locations = (str(tmp_path),)
 
-    (tmp_path / "package").mkdir()
-    (tmp_path / "package" / "smollm2.gguf").write_bytes(b"weights")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: Package)
-    monkeypatch.setattr(models, "user_cache_path", lambda name: tmp_path / "cache" / name)
-    monkeypatch.setattr(models, "_convert_smollm2", convert)
-    return tmp_path / "cache" / "specflow"
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
-
-
-def test_it_is_converted_once_and_nothing_else_is_left(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert load().unwrap().model.dtype == torch.float32
-    monkeypatch.setattr(models, "_convert_smollm2", None)
-    assert load(dtype="float64").unwrap().model.dtype == torch.float64
-    assert names(cache) == ["smollm2-135m-instruct-0.1.2"]
-
-
-@pytest.mark.parametrize("failure", [OSError("no space left"), RuntimeError("bad weights"), KeyboardInterrupt()])
-def test_a_conversion_that_fails_leaves_nothing(
-    failure: BaseException, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    convert = models._convert_smollm2
-
-    def half(weights: Path, building: Path) -> None:
-        building.mkdir()
-        (building / "config.json").write_text("{}")
-        raise failure
-
-    monkeypatch.setattr(models, "_convert_smollm2", half)
-    if isinstance(failure, Exception):
-        assert f"SmolLM2 cannot be converted ({said(failure)})" in str(load().failure())
-    else:
-        with pytest.raises(KeyboardInterrupt):
-            load()
-    assert names(cache) == []
-    monkeypatch.setattr(models, "_convert_smollm2", convert)
-    load().unwrap()
-
-
-def test_a_copy_that_is_half_there_is_made_again(cache: Path) -> None:
-    home = cache / "smollm2-135m-instruct-0.1.2"
-    home.mkdir(parents=True)
-    (home / "config.json").write_text("{}")
-    load().unwrap()
-    assert names(cache) == [home.name]
-    (home / "model.safetensors").write_bytes(b"broken")
-    assert "delete the folder, and it is made again" in str(load().failure())
-
-
-def test_a_cache_that_cannot_be_written_is_a_failure(cache: Path) -> None:
-    cache.parent.mkdir()
-    cache.write_bytes(b"a file where a folder should be")
-    assert "the converted copy of SmolLM2 cannot be kept" in str(load().failure())
-    assert cache.read_bytes() == b"a file where a folder should be"
-
-
-def test_two_at_once_keep_one_copy(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    convert, both = models._convert_smollm2, threading.Barrier(2)
-
-    def together(weights: Path, building: Path) -> None:
-        convert(weights, building)
-        both.wait(30)
-
-    monkeypatch.setattr(models, "_convert_smollm2", together)
-    found: list[object] = []
-    threads = [threading.Thread(target=lambda: found.append(models._converted_smollm2())) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert found == [cache / "smollm2-135m-instruct-0.1.2"] * 2
-    assert names(cache) == ["smollm2-135m-instruct-0.1.2"]
-
-
-def test_a_package_without_weights_names_the_install_line(cache: Path, tmp_path: Path) -> None:
-    (tmp_path / "package" / "smollm2.gguf").unlink()
     assert models.INSTALL in str(load().failure())

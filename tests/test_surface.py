@@ -66,6 +66,7 @@ from specflow import (
     caches,
     catalogue,
     constraints,
+    converted,
     distribution,
     interop,
     models,
@@ -1892,6 +1893,9 @@ TABLE: Final[dict[str, Entry]] = {
     "accelerate.check.check": Entry(
         accelerate.check, lambda: {"model": llama(), "lengths": (1, 4), "passes": (2, 3)}, str
     ),
+    # converted
+    "converted.copy_of": Entry(converted.copy_of, lambda: {"path": Path("/nowhere/at/all.gguf")}),
+    "converted.is_gguf": Entry(converted.is_gguf, lambda: {"path": Path("/nowhere/at/all.gguf")}),
     # models
     "models.Loaded": Entry(
         models.Loaded, lambda: {"model": llama(), "tokenizer": Words()}, lambda made: (made.stop, made.chat("hi"))
@@ -1912,7 +1916,6 @@ TABLE: Final[dict[str, Entry]] = {
     ),
     "models.bigrams_of": Entry(models.bigrams_of, lambda: {"model": llama(), "tokenizer": Words()}),
     "models.shared_tokens": Entry(models.shared_tokens, lambda: {"target": lettered(), "drafter": lettered("b")}),
-    "models.smollm2_is_converted": Entry(models.smollm2_is_converted),
     "models.smollm2_is_installed": Entry(models.smollm2_is_installed),
     # testing
     "testing.certificate.Case": Entry(

