@@ -253,7 +253,7 @@ class CudaGraphs:
     """
 
     device: torch.device
-    _pool: object = field(init=False, default=None)
+    _pool: torch.cuda._POOL_HANDLE | None = field(init=False, default=None)
 
     def __call__(self, work: Work) -> Work:
         with torch.cuda.device(self.device):
