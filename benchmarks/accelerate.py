@@ -17,6 +17,7 @@ from typing import Final, TypeAlias
 
 import torch
 from torch.nn import Module
+from transformers import PreTrainedModel
 
 from specflow import (
     CachedPredictor,
@@ -48,15 +49,15 @@ Decode: TypeAlias = Callable[[Tokens, int], tuple[Tokens, Tally]]
 """(prompt, n) → n new tokens, and what was drafted for them."""
 
 
-def generating(loaded: Loaded) -> Decode:
-    """transformers' own greedy decoding, not stopping at eos."""
-    config = loaded.model.generation_config
+def generating(model: PreTrainedModel, **more: object) -> Decode:
+    """transformers' own greedy decoding, not stopping at eos; it is told what `more` says."""
+    config = model.generation_config
 
     def decode(prompt: Tokens, n: int) -> tuple[Tokens, Tally]:
         eos, config.eos_token_id = config.eos_token_id, None
-        ids = torch.tensor([prompt])
+        ids = torch.tensor([prompt], device=model.device)
         mask = torch.ones_like(ids)  # else `generate` guesses one, and hides what it takes for padding
-        ids = loaded.model.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=n)
+        ids = model.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=n, **more)
         config.eos_token_id = eos
         return tuple(ids[0, len(prompt) :].tolist()), Tally()
 
@@ -101,7 +102,7 @@ def contenders(loaded: Loaded, gammas: list[int]) -> Mapping[str, Decode]:
     model = loaded.model
     fast, steady = accelerate.fast(model), accelerate.bit_for_bit(model)
     decoders = {
-        "generate": generating(loaded),
+        "generate": generating(loaded.model),
         "fast": plain(fast),
         "bit for bit": plain(steady),
         "fast + suffix": suffix(fast),

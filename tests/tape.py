@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import final
 
+import pytest
 import torch
 from attrs import define, field
 from torch import Tensor
@@ -89,6 +90,20 @@ def _tensors(made: object) -> Iterator[Tensor]:
 
 
 @final
+@define(eq=False)
+class Graph:
+    """`torch.cuda.CUDAGraph`, for a tape: what was captured, on which device, in which pool of memory."""
+
+    tape: Tape = field(factory=Tape)
+    device: torch.device | None = None
+    pool: object = None
+
+    def replay(self) -> None:
+        """As the tape does."""
+        self.tape.replay()
+
+
+@final
 class FakeStream:
     """A stream on which work is merely done."""
 
@@ -96,14 +111,32 @@ class FakeStream:
         """There is only one."""
 
 
-@contextmanager
-def recording_into(tape: Tape) -> Iterator[None]:
-    """`torch.cuda.graph`, for a tape: what is done within is recorded. (A graph would not do it.)"""
-    with Recording(tape):
+def on_fake_cuda(patch: pytest.MonkeyPatch, made: list[Graph]) -> None:
+    """Let CUDA's graphs be tapes; those that are captured are added to `made`."""
+    current: list[torch.device] = [torch.device("meta")]  # a thread's current device is any, until it is chosen
+
+    @contextmanager
+    def on_device(device: torch.device) -> Iterator[None]:
+        current.append(device)
+        yield
+        current.pop()
+
+    @contextmanager
+    def on_stream(stream: FakeStream) -> Iterator[None]:
         yield
 
+    @contextmanager
+    def capturing(graph: Graph, pool: object, stream: FakeStream) -> Iterator[None]:
+        """What is done within is recorded. (A graph would not do it.)"""
+        graph.device, graph.pool = current[-1], pool
+        made.append(graph)
+        with Recording(graph.tape):
+            yield
 
-@contextmanager
-def on_stream(stream: FakeStream) -> Iterator[None]:
-    """`torch.cuda.stream`, where there is only one."""
-    yield
+    patch.setattr(torch.cuda, "Stream", FakeStream)
+    patch.setattr(torch.cuda, "current_stream", FakeStream)
+    patch.setattr(torch.cuda, "stream", on_stream)
+    patch.setattr(torch.cuda, "device", on_device)
+    patch.setattr(torch.cuda, "graph_pool_handle", object)
+    patch.setattr(torch.cuda, "CUDAGraph", Graph)
+    patch.setattr(torch.cuda, "graph", capturing)

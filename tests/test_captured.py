@@ -30,7 +30,7 @@ from specflow import (
 )
 from specflow.accelerate import build, fast
 from specflow.accelerate.build import FREE, NotAccelerated
-from specflow.accelerate.captured import MOST, PASSES, Capture, Captured, Work, cuda_graph
+from specflow.accelerate.captured import MOST, PASSES, Capture, Captured, CudaGraphs, Work
 from specflow.accelerate.family import weights_of
 from specflow.accelerate.linear import Plain
 from specflow.accelerate.llama import Llama
@@ -40,13 +40,13 @@ from specflow.errors import DecodeError
 from specflow.predictors import UncachedPredictor, last_rows
 from specflow.testing import conformance, through_trees
 from tests.architectures import NAMED, WINDOW
-from tests.tape import FakeStream, Tape, on_stream, on_tape, recording_into
+from tests.tape import Graph, on_fake_cuda, on_tape
 from tests.toys import VOCABULARY, passes_of, tiny_gpt2, tiny_llama
 
 
 def captured(model: PreTrainedModel, capture: Capture = on_tape) -> Captured:
     """The model, its passes on tape."""
-    return Captured(Llama(model.config, weights_of(model, model.dtype, model.dtype, Plain), FREE), capture)
+    return Captured(Llama(model.config, weights_of(model, model.dtype, model.dtype, Plain), FREE), lambda: capture)
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "qwen3", "cwm", "smollm3"])
@@ -262,18 +262,21 @@ def test_the_last_logits_that_are_wanted_and_a_cache_that_is_not() -> None:
     assert torch.equal(kept.logits, before)  # what was handed out is not written again
 
 
-def test_speculation_over_captured_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The whole way that a model on CUDA goes, with a stream, a graph and a device that are the CPU's."""
-    monkeypatch.setattr(torch.cuda, "Stream", FakeStream)
-    monkeypatch.setattr(torch.cuda, "current_stream", FakeStream)
-    monkeypatch.setattr(torch.cuda, "stream", on_stream)
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", Tape)
-    monkeypatch.setattr(torch.cuda, "graph", recording_into)
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Graph]:
+    """CUDA, made of a stream, a graph and a device that are the CPU's: the graphs that it captures."""
+    made: list[Graph] = []
+    on_fake_cuda(monkeypatch, made)
     monkeypatch.setattr(build, "_devices", lambda model: ["cuda"])
+    return made
+
+
+def test_speculation_over_captured_passes(graphs: list[Graph]) -> None:
+    """The whole way that a model on CUDA goes."""
     model, drafter = tiny_llama(), tiny_llama(seed=1)
     made = fast(model)
     assert isinstance(made, Captured)
-    assert made._capture is cuda_graph
+    assert isinstance(made._capture, CudaGraphs)
     prompt = [5, 9, 7, 3]
     expected = autoregressive_generate(prompt, model, 40)
     assert autoregressive_generate(prompt, made, 40, use_cache=True) == expected
@@ -285,3 +288,21 @@ def test_speculation_over_captured_passes(monkeypatch: pytest.MonkeyPatch) -> No
     other = tiny_gpt2()
     with pytest.warns(NotAccelerated, match="only the llama family"):
         assert fast(other) is other
+
+
+def test_graphs_are_captured_on_the_models_device_and_share_its_memory(graphs: list[Graph]) -> None:
+    """What is launched on another device than the current one would not be captured, and nothing would say so."""
+    first, second = fast(tiny_llama()), fast(tiny_llama(seed=1))
+    assert isinstance(first, Captured)
+    models = [first, second, deepcopy(first), first.without_layers(frozenset({0}))]
+    pools = []
+    for model in models:
+        graphs.clear()
+        predict = CachedPredictor(model)
+        for end in (3, 4, 6, 10, 19, 36):
+            predict(tuple(range(end)), ())
+        assert len(graphs) > 1
+        assert {graph.device for graph in graphs} == {torch.device("cpu")}
+        pools.append({graph.pool for graph in graphs})
+    assert all(len(pool) == 1 for pool in pools)
+    assert len(set.union(*pools)) == len(models)  # threads take turns over a model, not over several

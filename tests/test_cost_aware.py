@@ -17,6 +17,7 @@ import pytest
 import torch
 from attrs import define, frozen
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 
 from specflow import (
     CachedPredictor,
@@ -280,6 +281,29 @@ def test_drawn_drafts_that_are_mostly_right_pay(machine: str) -> None:
     world = World(curve(MACHINES[machine]), FREE, texts(always(0.8), count=12), drawn=True)
     best = max(fixed(world, gamma) for gamma in range(MOST + 1))
     assert overall(speeds(world, policy_for(hand), hand)) >= 0.85 * best
+
+
+def test_a_pass_has_taken_what_its_device_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a device a pass returns at once: whoever looks at the clock then has timed nothing."""
+    now = [0.0]
+    pending = [0.0]
+
+    def wait(device: torch.device) -> None:
+        assert device.type == "cuda"
+        now[0] += pending[0]
+        pending[0] = 0.0
+
+    def target(tokens: Tokens, drafts: Sequence[Proposal]) -> Tensor:
+        pending[0] += 3.0 + len(drafts)
+        with FakeTensorMode():
+            return torch.empty(len(drafts) + 1, 8, device="cuda")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", wait)
+    meter = CostMeter(lambda: now[0])
+    timed = meter.timed(target)
+    for end in range(1, 9):
+        timed(tuple(range(end)), chain((9,)) if end % 2 else ())
+    assert meter.seconds(2) == [3.0, 4.0]
 
 
 def test_stalls_move_nothing() -> None:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from enum import Enum
+from functools import partial
 from itertools import pairwise
 from typing import Final, cast, final
 from warnings import warn
@@ -17,7 +18,7 @@ from torch.nn.modules import module as everywhere
 from transformers import PreTrainedModel
 
 from specflow.accelerate.any_model import Replaced, with_linears
-from specflow.accelerate.captured import Captured, cuda_graph
+from specflow.accelerate.captured import Captured, CudaGraphs
 from specflow.accelerate.check import arbitrary_text, check
 from specflow.accelerate.family import MODELS, strangeness, weights_of
 from specflow.accelerate.linear import MakeLinear, Plain, computing, fast_linear, has_layers, int8_linear, steady_linear
@@ -113,7 +114,8 @@ def _fast(model: Module, given: Given) -> Module | str:
     if _devices(model) == ["cuda"]:
         if strange is not None:
             return f"on CUDA only the llama family is accelerated ({strange})"
-        return Captured(_llama(model, dtype, dtype, Plain, FREE), cuda_graph)
+        place = next(model.parameters()).device
+        return Captured(_llama(model, dtype, dtype, Plain, FREE), partial(CudaGraphs, place))
     if strange is None:
         return _llama(model, dtype, computing(dtype), fast_linear, FREE)
     if not has_layers(dtype):

@@ -43,17 +43,19 @@ class Captured(Module):
     buffer through a mask. What a pass computes for the tokens it is filled up with lies after the text and is
     forgotten, as after a rollback. A graph belongs to the buffers it was captured over; when a text is given up, the
     next one that fits takes over its buffer, and the graphs. So a batch stays in fixed slots: a pass over several texts
-    is filled up with the texts that stand beside them, too. Threads take turns, as a graph's memory is there once.
+    is filled up with the texts that stand beside them, too. Threads take turns, as a graph's memory is there once; so
+    each model, and each copy of one, has a `Capture` of its own.
 
     Source: CUDA graphs as torch offers them. Not yet measured on a device: the tests run it on a CPU, over a tape that
     repeats recorded operations in place as a graph does.
     """
 
-    def __init__(self, eager: Llama, capture: Capture) -> None:
+    def __init__(self, eager: Llama, capturing: Callable[[], Capture]) -> None:
         super().__init__()
         self.config = eager.config
         self.eager = eager
-        self._capture = capture
+        self._capturing = capturing
+        self._capture = capturing()
         self._tracks: list[_Track] = []
         self._passes: dict[tuple[int, tuple[int, ...], tuple[int, ...]], Work] = {}
         """By the length of the pass, the numbers of its tracks, and the features that it shows."""
@@ -92,10 +94,10 @@ class Captured(Module):
 
     def without_layers(self, skip: frozenset[int], /) -> Captured:
         """As `Llama`."""
-        return Captured(self.eager.without_layers(skip), self._capture)
+        return Captured(self.eager.without_layers(skip), self._capturing)
 
     def __deepcopy__(self, memo: dict[int, object]) -> Captured:
-        return Captured(deepcopy(self.eager, memo), self._capture)  # graphs cannot be copied: captured anew
+        return Captured(deepcopy(self.eager, memo), self._capturing)  # graphs cannot be copied: captured anew
 
     def _read(self, texts: Sequence[Text], size: int, features: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """Logits and features of the texts, one after the other, by a captured pass over `size` tokens of each."""
@@ -240,19 +242,35 @@ def _pass(weights: Weights, tracks: Sequence[_Track], size: int, features: tuple
     return logits_of(weights, hidden), seen
 
 
-def cuda_graph(work: Work) -> Work:
-    """Capture work as a CUDA graph, once it has run on a stream of its own, as torch asks."""
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call] # of torch
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        work()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        output = work()
+@final
+@define(eq=False)
+class CudaGraphs:
+    """Captures work as CUDA graphs, once it has run on a stream of its own, as torch asks.
 
-    def repeat() -> tuple[Tensor, Tensor]:
-        graph.replay()
-        return output
+    On the device of the model, whichever the thread's current one is: what is launched on another is not captured, and
+    nothing says so. What the graphs need in between lies in one pool of memory, as they run one after the other and
+    what comes out of one is copied before the next.
+    """
 
-    return repeat
+    device: torch.device
+    _pool: torch.cuda._POOL_HANDLE | None = field(init=False, default=None)
+
+    def __call__(self, work: Work) -> Work:
+        with torch.cuda.device(self.device):
+            stream = torch.cuda.Stream()  # type: ignore[no-untyped-call] # of torch
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                work()
+            torch.cuda.current_stream().wait_stream(stream)
+            if self._pool is None:
+                self._pool = torch.cuda.graph_pool_handle()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self._pool, stream=stream):
+                output = work()
+
+        def repeat() -> tuple[Tensor, Tensor]:
+            with torch.cuda.device(self.device):
+                graph.replay()
+            return output
+
+        return repeat

@@ -19,6 +19,7 @@ from specflow.guards.checks import a, each, or_none, valid, whole
 from specflow.guards.finite import is_near
 from specflow.guards.ids import ids_of, reading_of, text_of
 from specflow.policies import CostMeter
+from specflow.policies.meter import wait_for
 from specflow.predictors.cached import CachedPredictor, asked_for, limits_of
 from specflow.predictors.features import Features
 from specflow.predictors.memo import Memo, Memos
@@ -149,6 +150,8 @@ class BatchPredictor:
             began = None if self.meter is None else self.meter.now()
             passed = self._passed([*parts.values()])
             if began is not None:
+                for rows in passed[:1]:
+                    wait_for(rows)
                 self._note(parts.values(), began)
             for i, rows in zip(parts, passed, strict=True):
                 part = parts[i]

@@ -10,6 +10,7 @@ from threading import Lock
 from time import perf_counter
 from typing import Final, TypeAlias, final
 
+import torch
 from attrs import define, field
 from numpy import interp
 from torch import Tensor
@@ -20,7 +21,7 @@ from specflow.prefix import TEXTS, common_prefix
 from specflow.state import Predictor, Proposal, Tokens
 
 Clock: TypeAlias = Callable[[], float]
-"""Seconds since some moment. On a GPU it must wait for the device first."""
+"""Seconds since some moment. What a meter times has arrived by then: it waits for the device that computes it."""
 
 TICK: Final = 1e-9  # nothing takes less, whatever a coarse clock says, or one that goes backwards
 AGES: Final = 1e9  # nothing takes longer: about thirty years
@@ -89,6 +90,7 @@ class CostMeter:
             nearest = kept[shares.index(shared)] if kept else ((), 0)
             began = self.now()
             logits = target(tokens, drafts)
+            wait_for(logits)
             seconds = self.since(began)
             goes_on = len(tokens) - shared <= nearest[1] + 1
             kept = ((tokens, len(drafts)), *[text for text in kept if not (goes_on and text is nearest)])[:TEXTS]
@@ -145,3 +147,9 @@ class CostMeter:
         last, cost = known[-1]
         lengths, costs = zip(*known, (2 * last, cost * (1 + SLOPE * last)), strict=True)
         return [float(seconds) for seconds in interp(range(1, min(int(most), 2 * last) + 1), lengths, costs)]
+
+
+def wait_for(rows: Tensor | None) -> None:
+    """Wait until rows are computed, if there are any: on a device a pass returns as soon as it is asked for."""
+    if rows is not None and rows.is_cuda:
+        torch.cuda.synchronize(rows.device)

@@ -1,0 +1,661 @@
+"""What specflow does on a device, in one command of a few minutes that needs no download.
+
+    python -m benchmarks.device --out DIR                       # on CUDA, at most seven minutes
+    python -m benchmarks.device --out DIR --device cpu --tiny   # a few seconds: whether the command works
+
+Models have random weights in published shapes, with fewer layers where they would not fit. Written are `device.json`,
+with everything, and `device.md`, a page to read, anew after each part, so that a run that is cut short leaves what it
+found. The parts run in the order of their worth, each within a share of the budget; what fails in one is told in its
+place, and the next one runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import platform
+import signal
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from random import Random
+from statistics import median
+from time import perf_counter
+from typing import Final, TypeAlias, final
+
+import torch
+import transformers
+from attrs import asdict, field, frozen
+from torch.nn import Module
+from torch.profiler import ProfilerActivity, profile
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging
+
+from benchmarks.accelerate import Decode, generating, plain, stepping
+from specflow import (
+    TEXT,
+    CachedPredictor,
+    Dice,
+    Drafter,
+    Finished,
+    Fixed,
+    GreedyProcessor,
+    LLMDrafter,
+    Predictor,
+    Proposal,
+    Step,
+    Tokens,
+    accelerate,
+    autoregressive_step,
+    run,
+    speculative_step,
+    start,
+)
+from specflow.accelerate.captured import Captured
+from specflow.accelerate.check import arbitrary_text
+from specflow.batch import BatchPredictor, Failed, together
+from specflow.bench.stopwatch import Stopwatch, clock_for
+from specflow.drafters import GreedyBlockDrafter
+from specflow.errors import said
+from specflow.paths import last_rows
+from specflow.policies import CostAware, CostMeter
+from specflow.predictors import UncachedPredictor, early_exit
+from specflow.predictors.trial import error_bound
+from specflow.state import Tally
+from specflow.testing import model_conformance
+
+Cell: TypeAlias = str | int | float | bool | None
+
+
+@final
+@frozen
+class Table:
+    """Some rows of numbers, and what they are."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+    def __str__(self) -> str:
+        lines = [self.columns, ("---",) * len(self.columns), *[tuple(map(_shown, row)) for row in self.rows]]
+        return "\n".join([f"{self.title}\n", *["| " + " | ".join(line) + " |" for line in lines]])
+
+
+@final
+@frozen
+class Result:
+    """What came of a part: its tables, how long it took, and what ended it early, if anything did."""
+
+    part: str
+    seconds: float
+    tables: tuple[Table, ...]
+    error: str | None
+
+
+@final
+@frozen
+class Shape:
+    """A published shape: the model type, and what its config holds. `tiny` is what makes it small."""
+
+    name: str
+    kind: str
+    config: Mapping[str, object]
+    tiny: Mapping[str, object]
+
+
+_TINY: Final[Mapping[str, object]] = {
+    "vocab_size": 128,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+}
+
+
+def _shape(name: str, kind: str, sizes: tuple[int, int, int, int, int, int, int], **more: object) -> Shape:
+    config = dict(zip(_TINY, sizes, strict=True)) | {"max_position_embeddings": 4096} | more
+    return Shape(name, kind, config, _TINY | ({"sliding_window": 16} if "sliding_window" in more else {}))
+
+
+LLAMA_1B: Final = _shape("llama 1B", "llama", (128256, 2048, 8192, 16, 32, 8, 64), rope_theta=5e5)
+LLAMA_8B: Final = _shape("llama 8B", "llama", (128256, 4096, 14336, 32, 32, 8, 128), rope_theta=5e5)
+QWEN: Final = _shape("qwen3 0.6B", "qwen3", (151936, 1024, 3072, 28, 16, 8, 128))
+GEMMA: Final = _shape("gemma 3 1B", "gemma3_text", (262144, 1152, 6912, 26, 4, 1, 256), sliding_window=512)
+MAMBA: Final = Shape(
+    "mamba 370M",
+    "mamba",
+    {"vocab_size": 50280, "hidden_size": 1024, "num_hidden_layers": 48, "state_size": 16},
+    {"vocab_size": 128, "hidden_size": 64, "num_hidden_layers": 2, "state_size": 4},
+)
+
+
+@final
+@frozen
+class Setup:
+    """Where models run and how much is done: texts of `new` tokens after prompts of `before`."""
+
+    device: torch.device
+    tiny: bool
+    before: int = field(init=False)
+    new: int = field(init=False)
+    repeats: int = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        sizes = (12, 8, 1) if self.tiny else (96, 64, 3)
+        for name, size in zip(("before", "new", "repeats"), sizes, strict=True):
+            object.__setattr__(self, name, size)
+
+    def model(self, shape: Shape, dtype: torch.dtype, most: int = sys.maxsize) -> PreTrainedModel:
+        """A random model, with at most so many layers, and no more than a third of the free memory holds.
+
+        What the layers after the first quarter add is scaled down, so that the first quarter is a drafter for it.
+        """
+        values = {**shape.config, **(shape.tiny if self.tiny else {})}
+        layers = values["num_hidden_layers"]
+        assert isinstance(layers, int)
+        layers = min(layers, most)
+        while True:
+            config = AutoConfig.for_model(shape.kind, **values | {"num_hidden_layers": layers, "use_cache": True})
+            if layers == 1 or _bytes(config, dtype) <= self._room / 3:
+                break
+            layers //= 2
+        torch.manual_seed(0)
+        with self.device:
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        assert isinstance(model, PreTrainedModel)
+        model.eval().requires_grad_(requires_grad=False)
+        for name, weight in model.named_parameters():
+            parts = name.split(".")
+            if name.endswith(("o_proj.weight", "down_proj.weight")) and int(parts[2]) >= quarter(model):
+                weight.mul_(0.1)
+        # So that a text is no row of one token, as tied embeddings make of random layers.
+        if model.get_input_embeddings().weight is model.get_output_embeddings().weight:
+            model.get_input_embeddings().weight.mul_(0.1)
+        return model
+
+    @property
+    def _room(self) -> float:
+        return torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else 4e9
+
+    def prompt(self, model: Module, number: int = 0) -> Tokens:
+        """A prompt of no meaning."""
+        size = _vocabulary(model)
+        return tuple(Random(number).choices(range(size), k=self.before))
+
+
+def _bytes(config: object, dtype: torch.dtype) -> int:
+    with torch.device("meta"):
+        model: Module = AutoModelForCausalLM.from_config(config)
+    return sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
+
+
+def _vocabulary(model: Module) -> int:
+    config = getattr(model, "config", None)
+    return int(getattr(config, "vocab_size", 2))
+
+
+def quarter(model: Module) -> int:
+    """How many layers the first quarter of a model has."""
+    return max(1, int(getattr(getattr(model, "config", None), "num_hidden_layers", 1)) // 4)
+
+
+@final
+@frozen
+class Told:
+    """Drafts that are right by construction with a probability of `right` each: what drafts cost, whoever makes them.
+
+    With two `branches` a wrong guess stands beside each draft that may be right, before or after it.
+    """
+
+    prompt: Tokens
+    truth: Tokens
+    size: int
+    right: float = 0.8
+    branches: int = 1
+
+    def __call__(self, tokens: Tokens, /) -> Iterator[Proposal]:
+        parent, made = TEXT, 0
+        for place in range(len(tokens), len(self.prompt) + len(self.truth)):
+            random, true = Random(place), self.truth[place - len(self.prompt)]
+            wrong = (true + 1 + random.randrange(self.size - 1)) % self.size
+            first = true if random.random() < self.right else wrong
+            second = wrong if first == true else true
+            guesses = (first, second)[: self.branches]
+            for guess in guesses:
+                yield Proposal(guess, parent=parent, source="told")
+            if true not in guesses:
+                return
+            parent, made = made + guesses.index(true), made + len(guesses)
+
+
+GAMMA: Final = 4
+GREEDY: Final = GreedyProcessor()
+
+
+def drafting(model: Module, drafter: Callable[[], Drafter], gamma: int = GAMMA) -> Decode:
+    """Greedy decoding with drafts, a fixed number a step."""
+
+    def step() -> Step:
+        target = CachedPredictor(model)
+        return speculative_step(drafter(), target, GREEDY, Dice(), Fixed(gamma), prune=(target,))
+
+    return stepping(step)
+
+
+def pacing(model: Module, drafter: Callable[[], Drafter], most: int = 8) -> Decode:
+    """The same, as many as pay."""
+    meter = CostMeter(clock_for(model))
+    policy = CostAware(meter, most)
+
+    def step() -> Step:
+        target = CachedPredictor(model)
+        return speculative_step(drafter(), meter.timed(target), GREEDY, Dice(), policy, prune=(target,))
+
+    return stepping(step)
+
+
+# The parts
+
+
+def where(setup: Setup) -> Iterator[Table]:
+    """What runs, and on what."""
+    facts: list[tuple[Cell, ...]] = [
+        ("device", torch.cuda.get_device_name(setup.device) if setup.device.type == "cuda" else platform.processor()),
+        (
+            "python, torch, transformers",
+            f"{platform.python_version()}, {torch.__version__}, {transformers.__version__}",
+        ),
+        ("threads", torch.get_num_threads()),
+        ("products of fp32", torch.get_float32_matmul_precision()),
+        ("convolutions in TF32", torch.backends.cudnn.allow_tf32),
+    ]
+    if setup.device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(setup.device)
+        facts += [
+            ("CUDA", torch.version.cuda),
+            ("compute capability", ".".join(map(str, torch.cuda.get_device_capability(setup.device)))),
+            ("memory, GB free of all", f"{free / 1e9:.1f} of {total / 1e9:.1f}"),
+        ]
+    yield Table("Where", ("what", ""), tuple(facts))
+
+
+def conforms(setup: Setup) -> Iterator[Table]:
+    """Whether what is read over a cache is what is read afresh, and greedy text with drafts the plain text."""
+    for dtype in (torch.float32, torch.bfloat16):
+        for shape in (LLAMA_1B, QWEN, GEMMA, MAMBA):
+            model = setup.model(shape, dtype, most=4)
+            if shape is GEMMA:
+                model.config.sliding_window = min(64, model.config.sliding_window)
+            rows = [_conformance(setup, shape.name, model)]
+            if shape in (LLAMA_1B, QWEN):
+                fast = accelerate.fast(model)
+                name = f"{shape.name}, {'captured' if isinstance(fast, Captured) else 'fast'}"
+                rows.append(_conformance(setup, name, fast))
+            yield Table(
+                f"{shape.name}, {str(dtype).removeprefix('torch.')}, 4 layers at most: against fresh passes, and "
+                f"greedy texts of {setup.new} tokens against the plain one",
+                ("model", "fed in", "holds", "largest difference / logit", "drafts", "tree", "first layers", "fresh"),
+                tuple(rows),
+            )
+            del model
+
+
+def _conformance(setup: Setup, name: str, model: Module) -> tuple[Cell, ...]:
+    predictor, prompt = CachedPredictor(model), setup.prompt(model)
+    dtype = next(model.parameters()).dtype
+    largest = float(predictor(prompt, ()).abs().max())
+    report = model_conformance(
+        model, tolerance=error_bound(dtype) * largest, steps=8 if setup.tiny else 20, longest=48 if setup.tiny else 96
+    )
+    truth, _ = plain(model)(prompt, setup.new)
+    size = _vocabulary(model)
+    fresh = stepping(lambda: autoregressive_step(UncachedPredictor(model), GREEDY, Dice()))
+    texts = [
+        drafting(model, lambda: Told(prompt, truth, size)),
+        drafting(model, lambda: Told(prompt, truth, size, branches=2), 8),
+        drafting(model, lambda: _first_layers(model)),
+        fresh,
+    ]
+    alike = [_alike(decode(prompt, setup.new)[0], truth) for decode in texts]
+    return name, predictor.feeding.name, report.holds, report.largest / largest, *alike
+
+
+def _alike(text: Tokens, truth: Tokens) -> str:
+    """Whether a text is another's, or where it parts from it."""
+    differing = next((i for i, (ours, theirs) in enumerate(zip(text, truth, strict=True)) if ours != theirs), None)
+    return "same" if differing is None else f"parts at {differing}"
+
+
+def _first_layers(model: Module) -> Drafter:
+    try:
+        drafter = CachedPredictor(early_exit(model, quarter(model)))
+    except Exception:  # a model whose layers are not found drafts for itself
+        drafter = CachedPredictor(model)
+    on_host = next(model.parameters()).is_cpu
+    return LLMDrafter(drafter, GREEDY, Dice()) if on_host else GreedyBlockDrafter(drafter, GAMMA)
+
+
+def captured(setup: Setup) -> Iterator[Table]:
+    """`accelerate.fast`, its passes captured on CUDA, against the same eager, the given model and `generate`."""
+    for shape in (LLAMA_1B, LLAMA_8B):
+        model = setup.model(shape, torch.bfloat16)
+        prompt, fast = setup.prompt(model), accelerate.fast(model)
+        decoders = {"generate": generating(model), "plain": plain(model), "fast": plain(fast)}
+        if isinstance(fast, Captured):
+            decoders["fast, not captured"] = plain(fast.eager)
+        yield _compared(setup, f"{shape.name}, {_layers(model)} layers, bf16: one text", model, decoders, prompt)
+        if setup.device.type == "cuda":
+            used = torch.cuda.memory_allocated(setup.device) / 1e9, torch.cuda.memory_reserved(setup.device) / 1e9
+            yield Table(f"{shape.name}: memory after it", ("GB in use", "GB reserved"), (used,))
+        del model, fast, decoders
+
+
+def compiled(setup: Setup) -> Iterator[Table]:
+    """The same against `generate` with a static cache, which transformers compiles on CUDA."""
+    model = setup.model(LLAMA_1B, torch.bfloat16)
+    static = generating(model, cache_implementation="static")
+    decoders = {"generate, static cache": static, "fast": plain(accelerate.fast(model))}
+    title = f"llama 1B, {_layers(model)} layers, bf16: `generate` with a static cache"
+    yield _compared(setup, title, model, decoders, setup.prompt(model))
+
+
+def _compared(setup: Setup, title: str, model: Module, decoders: Mapping[str, Decode], prompt: Tokens) -> Table:
+    """Decoders that take turns: milliseconds a token, of all of the text."""
+    clock, new = clock_for(model), setup.new
+    took: dict[str, list[float]] = {name: [] for name in decoders}
+    texts: dict[str, tuple[Tokens, Tally]] = {}
+    for turn in range(setup.repeats + 1):
+        for name, decode in decoders.items():
+            began = clock()
+            texts[name] = decode(prompt, new)
+            if turn:  # in the first one models are tried, and passes captured
+                took[name].append(1e3 * (clock() - began) / new)
+    base, first = median(next(iter(took.values()))), next(iter(texts.values()))[0]
+    rows = [
+        (name, median(took[name]), base / median(took[name]), *_tallied(tally), _alike(text, first))
+        for name, (text, tally) in texts.items()
+    ]
+    columns = ("decoder", "ms a token", "times the first", "accepted", "tokens a pass", "text")
+    return Table(title, columns, tuple(rows))
+
+
+def _tallied(tally: Tally) -> tuple[Cell, Cell]:
+    if not tally.steps:
+        return None, None
+    return tally.acceptance_rate if tally.drafted else None, 1 + tally.accepted / tally.steps
+
+
+def _layers(model: Module) -> int:
+    return int(getattr(getattr(model, "config", None), "num_hidden_layers", 0))
+
+
+COPIES: Final = ("Memcpy DtoH", "Memcpy HtoD", "cudaStreamSynchronize", "cudaLaunchKernel", "cudaGraphLaunch")
+"""What the profiler calls the copies, the waits, and what is launched, on CUDA."""
+ON_HOST: Final = ("aten::_local_scalar_dense", "aten::copy_")
+"""What stands for copies where there is no device."""
+
+
+def copies(setup: Setup) -> Iterator[Table]:
+    """What is copied between host and device in a step, told by the profiler from a short and a longer text."""
+    model = setup.model(LLAMA_1B, torch.bfloat16, most=4)
+    prompt, size = setup.prompt(model), _vocabulary(model)
+    truth, _ = plain(model)(prompt, setup.new)
+    names = COPIES if setup.device.type == "cuda" else ON_HOST
+    rows: list[tuple[Cell, ...]] = []
+    for kind, each in (("", model), ("fast, ", accelerate.fast(model))):
+        decoders = {
+            "plain": plain(each),
+            "drafts": drafting(each, partial(Told, prompt, truth, size)),
+            "tree": drafting(each, partial(Told, prompt, truth, size, branches=2), 8),
+            "first layers": drafting(each, partial(_first_layers, each)),
+        }
+        for name, decode in decoders.items():
+            decode(prompt, setup.new)
+            (few, before), (many, after) = (_counted(setup, decode, prompt, n) for n in (setup.new // 4, setup.new))
+            steps = max(1, after - before)
+            more = many - few
+            rows.append((kind + name, *[sum(more[event] for event in more if part in event) / steps for part in names]))
+    yield Table(f"llama 1B, {_layers(model)} layers, bf16: a step, on average", ("decoder", *names), tuple(rows))
+
+
+def _counted(setup: Setup, decode: Decode, prompt: Tokens, new: int) -> tuple[Counter[str], int]:
+    """How often each event came in a text, and its steps."""
+    activities = [ProfilerActivity.CPU]
+    if setup.device.type == "cuda":
+        activities.append(ProfilerActivity.CUDA)
+    with profile(activities=activities) as record:
+        _, tally = decode(prompt, new)
+    return Counter({event.key: event.count for event in record.key_averages()}), tally.steps
+
+
+def passes(setup: Setup) -> Iterator[Table]:
+    """What a pass over k tokens takes after a text, in milliseconds."""
+    lengths = (1, 2, 4, 8) if setup.tiny else (*range(1, 9), 10, 12, 16, 20, 24, 32, 33, 40, 48, 64)
+    for shape in (LLAMA_1B, LLAMA_8B):
+        model = setup.model(shape, torch.bfloat16)
+        before = 16 if setup.tiny else 512
+        text, clock = arbitrary_text(before + max(lengths), _vocabulary(model)), clock_for(model)
+        columns: dict[str, list[float]] = {}
+        for name, each in (("given", model), ("fast", accelerate.fast(model))):
+            predict, columns[name] = CachedPredictor(each), []
+            for k in lengths:
+                taken = []
+                for turn in range(2 + 2 * setup.repeats):
+                    began = clock()
+                    last_rows(predict, text[: before + k], k)
+                    if turn > 1:  # the first reads what comes before, the second may capture
+                        taken.append(1e3 * (clock() - began))
+                columns[name].append(median(taken))
+        rows = tuple(zip(lengths, *columns.values(), strict=True))
+        title = f"{shape.name}, {_layers(model)} layers, bf16: ms for a pass over k tokens after {before}"
+        yield Table(title, ("k", *columns), rows)
+        del model, predict, each
+
+
+def drafts(setup: Setup) -> Iterator[Table]:
+    """Plain, chains, trees, and drafts of the model's own first layers."""
+    for shape in (LLAMA_8B, LLAMA_1B):
+        model = setup.model(shape, torch.bfloat16)
+        prompt, size = setup.prompt(model), _vocabulary(model)
+        for name, each in (("given", model), ("fast", accelerate.fast(model))):
+            truth, _ = plain(each)(prompt, setup.new)
+            told, tree = partial(Told, prompt, truth, size), partial(Told, prompt, truth, size, branches=2)
+            decoders = {
+                "plain": plain(each),
+                f"{GAMMA} drafts, 80 % right": drafting(each, told),
+                "as many as pay": pacing(each, told),
+                "tree of 8": drafting(each, tree, 8),
+                f"{GAMMA} drafts of the first {quarter(each)} layers": drafting(each, partial(_first_layers, each)),
+            }
+            title = f"{shape.name}, {_layers(model)} layers, bf16, {name} model"
+            yield _compared(setup, title, model, decoders, prompt)
+        del model, each, decoders
+
+
+def batches(setup: Setup) -> Iterator[Table]:
+    """Several texts at once: tokens a second of all of them."""
+    model = setup.model(LLAMA_1B, torch.bfloat16)
+    for name, each in (("given", model), ("fast", accelerate.fast(model))):
+        rows = tuple([_batch(setup, each, slots) for slots in ((1, 2) if setup.tiny else (1, 8, 32))])
+        columns = ("texts", "tokens/s, plain", f"tokens/s, {GAMMA} drafts, 80 % right", "same text")
+        yield Table(f"llama 1B, {_layers(model)} layers, bf16, {name} model: batches", columns, rows)
+
+
+def _batch(setup: Setup, model: Module, slots: int) -> tuple[Cell, ...]:
+    target, size = BatchPredictor(model, slots), _vocabulary(model)
+    prompts = [setup.prompt(model, number) for number in range(slots)]
+
+    def rate(steps: Sequence[Step]) -> tuple[float, list[Tokens]]:
+        work = [
+            partial(run, step, start(prompt, setup.new).unwrap()) for step, prompt in zip(steps, prompts, strict=True)
+        ]
+        clock = clock_for(model)
+        for _ in range(2):  # in the first one models are tried, and passes captured
+            began = clock()
+            ends = dict(together(work, slots))
+            seconds = clock() - began
+        return slots * setup.new / seconds, [_ended(ends[number]).state.output for number in range(slots)]
+
+    without, truths = rate([autoregressive_step(target, GREEDY, Dice())] * slots)
+    drafters = [Told(prompt, truth, size) for prompt, truth in zip(prompts, truths, strict=True)]
+    with_drafts, found = rate([speculative_step(each, target, GREEDY, Dice(), Fixed(GAMMA)) for each in drafters])
+    same = sum(ours == theirs for ours, theirs in zip(found, truths, strict=True))
+    return slots, without, with_drafts, f"{same}/{slots}"
+
+
+def _ended(end: Finished | Failed) -> Finished:
+    if isinstance(end, Failed):
+        raise end.error
+    return end
+
+
+def times(setup: Setup) -> Iterator[Table]:
+    """Where the time of a step goes: into the target's passes, the drafter, and specflow."""
+    model = setup.model(LLAMA_1B, torch.bfloat16)
+    prompt, size = setup.prompt(model), _vocabulary(model)
+    rows: list[tuple[Cell, ...]] = []
+    for kind, each in (("", model), ("fast, ", accelerate.fast(model))):
+        truth, _ = plain(each)(prompt, setup.new)
+        drafters: dict[str, tuple[Drafter | None, int]] = {
+            "plain": (None, 0),
+            "drafts": (Told(prompt, truth, size), GAMMA),
+            "tree": (Told(prompt, truth, size, branches=2), 8),
+        }
+        for name, (drafter, gamma) in drafters.items():
+            rows.append((kind + name, *_split(setup, each, drafter, gamma, prompt)))
+    columns = ("decoder", "steps", "µs a step", "in passes", "drafting", "specflow's own")
+    yield Table(f"llama 1B, {_layers(model)} layers, bf16: where the time goes", columns, tuple(rows))
+
+
+def _split(
+    setup: Setup, model: Module, drafter: Drafter | None, gamma: int, prompt: Tokens
+) -> tuple[int, float, float, float, float]:
+    watch = Stopwatch(clock_for(model))
+    target: Predictor = CachedPredictor(model)
+    if drafter is None:
+        step = autoregressive_step(target, GREEDY, Dice())
+    else:
+        step = speculative_step(watch.timed(drafter), target, GREEDY, Dice(), Fixed(gamma))
+    state = run(step, start(prompt, 2).unwrap()).state  # the prompt is read
+    going_on = start(state.tokens, setup.new).unwrap()
+    watch.drafting = 0.0
+    with watch.watching(model):
+        began = watch.clock()
+        steps = run(step, going_on).state.tally.steps
+        seconds = watch.clock() - began
+    read = sum(one.seconds for one in watch.passes)
+    parts = (seconds, read, watch.drafting, seconds - read - watch.drafting)
+    return steps, *[1e6 * part / steps for part in parts]  # type: ignore[return-value] # four of them
+
+
+Part: TypeAlias = Callable[[Setup], Iterator[Table]]
+PARTS: Final[tuple[tuple[str, Part, float], ...]] = (
+    ("Where", where, 0.05),
+    ("Conformance and identity", conforms, 0.25),
+    ("Captured passes", captured, 0.2),
+    ("Copies a step", copies, 0.1),
+    ("What a pass takes", passes, 0.15),
+    ("Drafts and trees", drafts, 0.25),
+    ("Batches", batches, 0.2),
+    ("Where the time goes", times, 0.1),
+    ("A static cache, compiled", compiled, 0.5),
+)
+"""By what they are worth; and the most of the budget that each may take."""
+
+
+class TimeUpError(BaseException):
+    """A part took its share. It is no `Exception`, so that nothing that is tried takes it for a failure of its own."""
+
+
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """The block, interrupted when the time is up, and again each five seconds where something went on nevertheless."""
+
+    def interrupt(signum: int, frame: object) -> None:
+        raise TimeUpError
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 5.0)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def carried_out(setup: Setup, budget: float, parts: Sequence[tuple[str, Part, float]] = PARTS) -> Iterator[Result]:
+    """Each part within its share of what was given, and none beyond the whole of it."""
+    end = perf_counter() + budget
+    for name, part, share in parts:
+        began, tables, error = perf_counter(), list[Table](), None
+        left = min(share * budget, end - began)
+        if left <= 0:
+            yield Result(name, 0.0, (), "no time was left for it")
+            continue
+        try:
+            with within(left):
+                for table in part(setup):
+                    tables.append(table)
+        except TimeUpError:
+            error = f"it was ended after {left:.0f} s"
+        except Exception as failure:  # whatever it is, the other parts may tell something
+            error = said(failure)
+        gc.collect()
+        if setup.device.type == "cuda":
+            torch.cuda.empty_cache()
+        yield Result(name, perf_counter() - began, tuple(tables), error)
+
+
+def page(results: Sequence[Result], setup: Setup) -> str:
+    """All that was found, to read."""
+    kind = "tiny models: the numbers mean nothing" if setup.tiny else "random weights in published shapes"
+    parts = [f"# specflow on {setup.device}\n\n`python -m benchmarks.device`, {kind}."]
+    for result in results:
+        parts.append(f"## {result.part}\n\n{result.seconds:.1f} s" + (f"; **{result.error}**" if result.error else ""))
+        parts += map(str, result.tables)
+    return "\n\n".join(parts) + "\n"
+
+
+def _shown(cell: Cell) -> str:
+    match cell:
+        case None:
+            return ""
+        case bool():
+            return "yes" if cell else "**no**"
+        case float():
+            return f"{cell:.3g}"
+    return str(cell)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Carry out all parts; 1 if one of them failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where device.json and device.md go")
+    parser.add_argument("--device", default="cuda", help="cuda, cuda:1, cpu")
+    parser.add_argument("--budget", type=float, default=420.0, metavar="SECONDS", help="the time for all of it")
+    parser.add_argument("--tiny", action="store_true", help="tiny models and short texts")
+    options = parser.parse_args(arguments)
+    setup = Setup(torch.device(options.device), options.tiny)
+    options.out.mkdir(parents=True, exist_ok=True)
+    logging.set_verbosity_error()
+    results: list[Result] = []
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        for result in carried_out(setup, options.budget):
+            results.append(result)
+            print(f"{result.part}: {result.seconds:.1f} s {result.error or ''}", flush=True)
+            found = {"tiny": setup.tiny, "device": str(setup.device), "parts": [asdict(each) for each in results]}
+            (options.out / "device.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
+            (options.out / "device.md").write_text(page(results, setup), encoding="utf-8")
+    return int(any(result.error for result in results))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
