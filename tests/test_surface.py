@@ -102,7 +102,7 @@ from specflow.loop import grow, once
 from specflow.lossy import Lossy, accept_loss
 from specflow.margins import Margins, audit
 from specflow.paths import along_paths, last_rows, path_by_path
-from specflow.policies import EGAG, SVIP, AdaEDL, Heuristic, Stop, StopAfter, Unsure, drafter_law
+from specflow.policies import EGAG, SVIP, AdaEDL, Heuristic, Stop, StopAfter, Unsure, drafter_law, meter_of
 from specflow.predictors import OneByOne, RescoreNearTies, UncachedPredictor, early_exit, layer_skip, margins_of
 from specflow.protocols import Limits, checked_limits
 from specflow.randomness import Randomness
@@ -709,7 +709,7 @@ def stepped(**parts: object) -> s.Step:
     rng = s.Dice()
     good: dict[str, Any] = {
         "drafting": catalogue.Drafting(drafter),
-        "pacing": catalogue.Pacing(s.Fixed(2)),
+        "gamma": s.Fixed(2),
         "target": TARGET,
         "processor": SAMPLED,
         "rng": rng,
@@ -1447,6 +1447,7 @@ TABLE: Final[dict[str, Entry]] = {
     },
     "policies.cost.CostAware": Entry(s.CostAware, lambda: {"meter": meter(), "most": 3, "tell": nothing}, pace),
     "policies.meter.CostMeter": Entry(s.CostMeter, lambda: {"clock": iter(range(999)).__next__}, timed),
+    "policies.meter.meter_of": Entry(meter_of, lambda: {"model": llama(), "texts": 2}, lambda made: made.seconds(1)),
     "policies.meter.CostMeter.timed": Entry(lambda target: meter().timed(target), lambda: {"target": TARGET}, predict),
     "policies.meter.CostMeter.note": Entry(note, lambda: {"k": 2, "seconds": 0.5}),
     "policies.meter.CostMeter.now": Entry(meter().now),
@@ -1576,23 +1577,13 @@ TABLE: Final[dict[str, Entry]] = {
     "catalogue.Entry": Entry(
         catalogue.Entry,
         lambda: {"make": lambda: lambda given: None, "usual": 5, "assisted": False, "bigrams": False, "headed": False},
-        lambda entry: [policy(entry.usual, 1.0, perf_counter) for policy in catalogue.POLICIES.values()],
-    ),
-    "catalogue.Pacing": Entry(
-        catalogue.Pacing,
-        lambda: {"gamma": s.Fixed(2), "watched": lambda target: target, "anew": lambda meter: s.Fixed(3)},
-        lambda made: (decode(stepped(pacing=made)), decode(stepped(pacing=made.in_batch(meter())))),
-    ),
-    "catalogue.Pacing.in_batch": Entry(
-        catalogue.Pacing(s.Fixed(2), anew=partial(s.CostAware)).in_batch,
-        lambda: {"meter": meter()},
-        lambda made: decode(stepped(pacing=made)),
+        lambda entry: [policy(entry.usual, 1.0, meter()) for policy in catalogue.POLICIES.values()],
     ),
     "catalogue.step_of": Entry(
         catalogue.step_of,
         lambda: {
             "drafting": catalogue.Drafting(drafter),
-            "pacing": catalogue.Pacing(s.Fixed(2)),
+            "gamma": s.Fixed(2),
             **SCORED,
             "rng": s.Dice(),
             "rule": s.Reject(s.Dice()),

@@ -9,13 +9,16 @@ from statistics import median_low
 from threading import Lock
 from time import perf_counter
 from typing import Final, TypeAlias, final
+from weakref import WeakKeyDictionary
 
+import torch
 from attrs import define, field
 from numpy import interp
 from torch import Tensor
+from torch.nn import Module
 
 from specflow.errors import DecodeError
-from specflow.guards.checks import MOST, calls, number, shown, valid, whole
+from specflow.guards.checks import MOST, a, calls, number, shown, valid, whole
 from specflow.prefix import TEXTS, common_prefix
 from specflow.state import Predictor, Proposal, Tokens
 
@@ -145,3 +148,45 @@ class CostMeter:
         last, cost = known[-1]
         lengths, costs = zip(*known, (2 * last, cost * (1 + SLOPE * last)), strict=True)
         return [float(seconds) for seconds in interp(range(1, min(int(most), 2 * last) + 1), lengths, costs)]
+
+
+_METERS: Final[WeakKeyDictionary[Module, dict[tuple[int, int, torch.device], CostMeter]]] = WeakKeyDictionary()
+_METERING: Final = Lock()
+
+
+def meter_of(model: Module, texts: int = 1) -> CostMeter:
+    """The meter that is shared by all who read this model object with as many threads, so that it is measured once.
+
+    A pass that reads several `texts` at a time has a meter of its own, and so has a model that was moved. The meter
+    goes with the model. `DecodeError` for what is no module.
+
+    >>> model = torch.nn.Linear(2, 2)
+    >>> meter_of(model) is meter_of(model), meter_of(model) is meter_of(model, texts=8)
+    (True, False)
+    """
+    a(Module, "load a model, with specflow.models.load")("model", model)
+    whole(1, "read one text at least")("texts", texts)
+    with _METERING:
+        device = device_of(model)
+        known, key = _METERS.setdefault(model, {}), (int(texts), torch.get_num_threads(), device)
+        if key not in known:
+            known[key] = CostMeter(clock_for(device))
+        return known[key]
+
+
+def device_of(model: Module) -> torch.device:
+    """Where the first of a model's parameters is."""
+    parameter = next(model.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device
+
+
+def clock_for(device: torch.device) -> Clock:
+    """A clock that first waits for the device, so that work is timed where it is asked for."""
+    if device.type != "cuda":
+        return perf_counter
+
+    def synchronised() -> float:
+        torch.cuda.synchronize(device)
+        return perf_counter()
+
+    return synchronised
