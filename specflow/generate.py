@@ -230,7 +230,10 @@ def _check(models: Mapping[str, Module], processor: object, tokenizer: object, *
 def _paced(policy: GammaPolicy | None, gamma: int) -> GammaPolicy:
     """The policy that was given, or γ at each step."""
     fixed = Fixed(gamma)
-    or_none(calls("a gamma policy", "give one, such as CostAware(meter_of(target)), or None"))("policy", policy)
+    remedy = "give one, such as CostAware(meter_of(target)), or None"
+    or_none(calls("a gamma policy", remedy))("policy", policy)
+    if isinstance(policy, LogitsProcessor):  # they can be called, too
+        raise DecodeError("policy", "a logits processor is no gamma policy", shown(policy), remedy)
     return fixed if policy is None else policy
 
 

@@ -101,14 +101,15 @@ def test_each_text_is_that_of_its_prompt_alone(
     more: list[str], folder: Path, answered: Answered, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines = prompts(6)
-    answers = answered(lines, *more)
+    unpaced = ["--policy", "fixed"]  # by cost, the clock decides how many steps there are
+    answers = answered(lines, *unpaced, *more)
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("[6/6 texts, ")
     for line in lines:
         own = [] if not more else ["--temperature", "1.5", "--seed", str(seed_of(7, str(line["id"])))]
         single = ["--model", str(folder / "tiny"), "--dtype", "float64", "--max-new-tokens", "20"]
-        assert cli.main(["generate", str(line["prompt"]), *single, *own]) == 0
+        assert cli.main(["generate", str(line["prompt"]), *single, *unpaced, *own]) == 0
         captured = capsys.readouterr()
         answer = answers[line["id"]]
         assert captured.out.strip() == str(answer["text"]).strip()

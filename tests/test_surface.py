@@ -987,7 +987,9 @@ TABLE: Final[dict[str, Entry]] = {
         lambda length: kept().reserve(length), lambda: {"length": 9}, effort=effort("length")
     ),
     "predictors.cached.CachedPredictor": Entry(
-        s.CachedPredictor, lambda: {"model": llama(), "make_cache": DynamicCache, "memos": 2, "features": (1,)}, predict
+        s.CachedPredictor,
+        lambda: {"model": llama(), "make_cache": DynamicCache, "memos": 2, "features": (1,), "meter": meter()},
+        predict,
     ),
     "predictors.cached.CachedPredictor.features": Entry(
         s.CachedPredictor(llama(), features=(0, 1)).features, lambda: {"tokens": TEXT, "last": 2}
@@ -1483,6 +1485,7 @@ TABLE: Final[dict[str, Entry]] = {
             "use_cache": True,
             "skip_sample_adjustment": False,
             "first_target": False,
+            "policy": None,
         },
     ),
     "generate.ngram_assisted_speculative_generate": Entry(
@@ -1498,6 +1501,7 @@ TABLE: Final[dict[str, Entry]] = {
             "use_cache": True,
             "first_target": False,
             "stop_if_unknown": True,
+            "policy": s.Fixed(2),
         },
     ),
     "loop.once": Entry(once, lambda: {"first": speculative(), "then": speculative()}, decode),
