@@ -1449,7 +1449,7 @@ TABLE: Final[dict[str, Entry]] = {
     },
     "policies.cost.CostAware": Entry(s.CostAware, lambda: {"meter": meter(), "most": 3, "tell": nothing}, pace),
     "policies.meter.CostMeter": Entry(s.CostMeter, lambda: {"clock": iter(range(999)).__next__}, timed),
-    "policies.meter.meter_of": Entry(meter_of, lambda: {"model": llama(), "texts": 2}, lambda made: made.seconds(1)),
+    "policies.meter.meter_of": Entry(meter_of, lambda: {"model": llama(), "slots": 2}, lambda made: made.seconds(1)),
     "policies.meter.CostMeter.timed": Entry(lambda target: meter().timed(target), lambda: {"target": TARGET}, predict),
     "policies.meter.CostMeter.note": Entry(note, lambda: {"k": 2, "seconds": 0.5}),
     "policies.meter.CostMeter.now": Entry(meter().now),
