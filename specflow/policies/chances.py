@@ -93,7 +93,8 @@ class _Weighed:
         chance = self.chances[-1] if self.chances else 1.0
         if not drawn:
             further = (most - n) * self.worth * chance  # the drafts to come are no likelier than this one
-            return n < most and (self.tokens[n] + further) / self._shortest[n] > self._rate
+            least = self._shortest[n] + n * self.drafting
+            return n < most and (self.tokens[n] + further) / least > self._rate
         tokens = self.tokens[n]
         for more in range(n + 1, most + 1):
             chance *= PRIOR
