@@ -1454,6 +1454,7 @@ TABLE: Final[dict[str, Entry]] = {
     "policies.meter.CostMeter.note": Entry(note, lambda: {"k": 2, "seconds": 0.5}),
     "policies.meter.CostMeter.now": Entry(meter().now),
     "policies.meter.CostMeter.since": Entry(meter().since, lambda: {"began": 0.5}),
+    "policies.meter.CostMeter.costs": Entry(lambda most: meter().costs(most), lambda: {"most": 3}),
     "policies.meter.CostMeter.seconds": Entry(lambda most: meter().seconds(most), lambda: {"most": 3}),
     # decodes
     "errors.DecodeError": Entry(
@@ -1964,6 +1965,7 @@ EXEMPT: Final[Mapping[str, str]] = {
             "distill.train.Heard",
             "bench.prompts.Prompt",
             "policies.choice.Choice",
+            "policies.meter.Costs",
             "margins.Audit",
             "margins.Departure",
             "testing.certificate.Certificate",
