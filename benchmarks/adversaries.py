@@ -7,7 +7,13 @@
 
 The first command writes prompts of random words, in the format of Spec-Bench. `wrong` drafts tokens that are refused,
 `dear` does so after thinking for a while, and `wrong_tree` drafts trees of them. Each text meets its drafter anew:
-nothing is known of it from other texts.
+nothing is known of it from other texts. `suffix_anew` and `tree_anew` are our own drafters that meet each text so. With
+`suffix@cost` and `tree@cost`, which keep what they learnt, they tell what a first text loses, as the median of three
+interleaved repeats of every prompt; the table names the worst prompt of each decoder:
+
+    specflow bench --prompts question.jsonl --limit 60 --repeats 3 --json never.json \\
+      --decoders autoregressive suffix@cost tree@cost benchmarks.adversaries:suffix_anew \\
+      benchmarks.adversaries:tree_anew
 """
 
 from __future__ import annotations
@@ -19,7 +25,7 @@ from random import Random
 from time import sleep
 from typing import Final
 
-from specflow import Drafter, PointMass, Proposal, Step, speculative_step
+from specflow import Drafter, LookupTree, PointMass, Proposal, Step, SuffixDrafter, speculative_step
 from specflow.bench import Context, read_prompts
 from specflow.policies import CostAware, CostMeter
 
@@ -50,6 +56,16 @@ def cost_aware(context: Context, drafter: Drafter) -> Step:
     meter = CostMeter()
     target, policy = meter.timed(context.target), CostAware(meter)
     return speculative_step(context.timed(drafter), target, context.processor, context.rng, policy, (context.target,))
+
+
+def suffix_anew(context: Context) -> Step:
+    """The suffix drafter, of which and of the machine nothing is known from other texts."""
+    return cost_aware(context, SuffixDrafter())
+
+
+def tree_anew(context: Context) -> Step:
+    """The same with trees of what the text repeats."""
+    return cost_aware(context, LookupTree())
 
 
 def wrong(context: Context) -> Step:

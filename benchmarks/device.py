@@ -33,8 +33,9 @@ import transformers
 from attrs import asdict, field, frozen
 from torch.nn import Module
 from torch.profiler import ProfilerActivity, profile
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
+from typing_extensions import override
 
 from benchmarks.accelerate import Decode, generating, plain, stepping
 from specflow import (
@@ -59,15 +60,18 @@ from specflow import (
 from specflow.accelerate.captured import Captured
 from specflow.accelerate.check import arbitrary_text
 from specflow.batch import BatchPredictor, Failed, together
-from specflow.bench.stopwatch import Stopwatch, clock_for
+from specflow.bench.stopwatch import Stopwatch
 from specflow.drafters import GreedyBlockDrafter
 from specflow.errors import said
 from specflow.paths import last_rows
 from specflow.policies import CostAware, CostMeter
+from specflow.policies.meter import clock_for, device_of
 from specflow.predictors import UncachedPredictor, early_exit
 from specflow.predictors.trial import error_bound
 from specflow.state import Tally
 from specflow.testing import model_conformance
+
+MODELS: Final[Mapping[str, Callable[[Module], Module]]] = {"given": lambda model: model, "fast": accelerate.fast}
 
 Cell: TypeAlias = str | int | float | bool | None
 
@@ -81,6 +85,7 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
 
+    @override
     def __str__(self) -> str:
         lines = [self.columns, ("---",) * len(self.columns), *[tuple(map(_shown, row)) for row in self.rows]]
         return "\n".join([f"{self.title}\n", *["| " + " | ".join(line) + " |" for line in lines]])
@@ -121,7 +126,8 @@ _TINY: Final[Mapping[str, object]] = {
 
 def _shape(name: str, kind: str, sizes: tuple[int, int, int, int, int, int, int], **more: object) -> Shape:
     config = dict(zip(_TINY, sizes, strict=True)) | {"max_position_embeddings": 4096} | more
-    return Shape(name, kind, config, _TINY | ({"sliding_window": 16} if "sliding_window" in more else {}))
+    window = {"sliding_window": 16} if "sliding_window" in more else {}
+    return Shape(name, kind, config, {**_TINY, **window})
 
 
 LLAMA_1B: Final = _shape("llama 1B", "llama", (128256, 2048, 8192, 16, 32, 8, 64), rope_theta=5e5)
@@ -176,8 +182,9 @@ class Setup:
             if name.endswith(("o_proj.weight", "down_proj.weight")) and int(parts[2]) >= quarter(model):
                 weight.mul_(0.1)
         # So that a text is no row of one token, as tied embeddings make of random layers.
-        if model.get_input_embeddings().weight is model.get_output_embeddings().weight:
-            model.get_input_embeddings().weight.mul_(0.1)
+        embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+        if head is not None and embeddings.weight is head.weight:
+            embeddings.weight.mul_(0.1)
         return model
 
     @property
@@ -190,7 +197,7 @@ class Setup:
         return tuple(Random(number).choices(range(size), k=self.before))
 
 
-def _bytes(config: object, dtype: torch.dtype) -> int:
+def _bytes(config: PreTrainedConfig, dtype: torch.dtype) -> int:
     with torch.device("meta"):
         model: Module = AutoModelForCausalLM.from_config(config)
     return sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
@@ -251,7 +258,7 @@ def drafting(model: Module, drafter: Callable[[], Drafter], gamma: int = GAMMA) 
 
 def pacing(model: Module, drafter: Callable[[], Drafter], most: int = 8) -> Decode:
     """The same, as many as pay."""
-    meter = CostMeter(clock_for(model))
+    meter = CostMeter(clock_for(device_of(model)))
     policy = CostAware(meter, most)
 
     def step() -> Step:
@@ -292,7 +299,7 @@ def conforms(setup: Setup) -> Iterator[Table]:
         for shape in (LLAMA_1B, QWEN, GEMMA, MAMBA):
             model = setup.model(shape, dtype, most=4)
             if shape is GEMMA:
-                model.config.sliding_window = min(64, model.config.sliding_window)
+                model.config.sliding_window = min(64, int(model.config.sliding_window or 64))
             rows = [_conformance(setup, shape.name, model)]
             if shape in (LLAMA_1B, QWEN):
                 fast = accelerate.fast(model)
@@ -335,7 +342,7 @@ def _alike(text: Tokens, truth: Tokens) -> str:
 
 def _first_layers(model: Module) -> Drafter:
     try:
-        drafter = CachedPredictor(early_exit(model, quarter(model)))
+        drafter = early_exit(model, quarter(model))
     except Exception:  # a model whose layers are not found drafts for itself
         drafter = CachedPredictor(model)
     on_host = next(model.parameters()).is_cpu
@@ -368,7 +375,7 @@ def compiled(setup: Setup) -> Iterator[Table]:
 
 def _compared(setup: Setup, title: str, model: Module, decoders: Mapping[str, Decode], prompt: Tokens) -> Table:
     """Decoders that take turns: milliseconds a token, of all of the text."""
-    clock, new = clock_for(model), setup.new
+    clock, new = clock_for(device_of(model)), setup.new
     took: dict[str, list[float]] = {name: [] for name in decoders}
     texts: dict[str, tuple[Tokens, Tally]] = {}
     for turn in range(setup.repeats + 1):
@@ -441,10 +448,10 @@ def passes(setup: Setup) -> Iterator[Table]:
     for shape in (LLAMA_1B, LLAMA_8B):
         model = setup.model(shape, torch.bfloat16)
         before = 16 if setup.tiny else 512
-        text, clock = arbitrary_text(before + max(lengths), _vocabulary(model)), clock_for(model)
+        text, clock = arbitrary_text(before + max(lengths), _vocabulary(model)), clock_for(device_of(model))
         columns: dict[str, list[float]] = {}
-        for name, each in (("given", model), ("fast", accelerate.fast(model))):
-            predict, columns[name] = CachedPredictor(each), []
+        for name, make in MODELS.items():
+            predict, columns[name] = CachedPredictor(make(model)), []
             for k in lengths:
                 taken = []
                 for turn in range(2 + 2 * setup.repeats):
@@ -453,10 +460,11 @@ def passes(setup: Setup) -> Iterator[Table]:
                     if turn > 1:  # the first reads what comes before, the second may capture
                         taken.append(1e3 * (clock() - began))
                 columns[name].append(median(taken))
+            del predict
         rows = tuple(zip(lengths, *columns.values(), strict=True))
         title = f"{shape.name}, {_layers(model)} layers, bf16: ms for a pass over k tokens after {before}"
         yield Table(title, ("k", *columns), rows)
-        del model, predict, each
+        del model
 
 
 def drafts(setup: Setup) -> Iterator[Table]:
@@ -464,7 +472,8 @@ def drafts(setup: Setup) -> Iterator[Table]:
     for shape in (LLAMA_8B, LLAMA_1B):
         model = setup.model(shape, torch.bfloat16)
         prompt, size = setup.prompt(model), _vocabulary(model)
-        for name, each in (("given", model), ("fast", accelerate.fast(model))):
+        for name, make in MODELS.items():
+            each = make(model)
             truth, _ = plain(each)(prompt, setup.new)
             told, tree = partial(Told, prompt, truth, size), partial(Told, prompt, truth, size, branches=2)
             decoders = {
@@ -476,7 +485,8 @@ def drafts(setup: Setup) -> Iterator[Table]:
             }
             title = f"{shape.name}, {_layers(model)} layers, bf16, {name} model"
             yield _compared(setup, title, model, decoders, prompt)
-        del model, each, decoders
+            del each, decoders
+        del model
 
 
 def batches(setup: Setup) -> Iterator[Table]:
@@ -496,11 +506,11 @@ def _batch(setup: Setup, model: Module, slots: int) -> tuple[Cell, ...]:
         work = [
             partial(run, step, start(prompt, setup.new).unwrap()) for step, prompt in zip(steps, prompts, strict=True)
         ]
-        clock = clock_for(model)
-        for _ in range(2):  # in the first one models are tried, and passes captured
-            began = clock()
-            ends = dict(together(work, slots))
-            seconds = clock() - began
+        clock = clock_for(device_of(model))
+        dict(together(work, slots))  # models are tried, and passes captured
+        began = clock()
+        ends = dict(together(work, slots))
+        seconds = clock() - began
         return slots * setup.new / seconds, [_ended(ends[number]).state.output for number in range(slots)]
 
     without, truths = rate([autoregressive_step(target, GREEDY, Dice())] * slots)
@@ -537,7 +547,7 @@ def times(setup: Setup) -> Iterator[Table]:
 def _split(
     setup: Setup, model: Module, drafter: Drafter | None, gamma: int, prompt: Tokens
 ) -> tuple[int, float, float, float, float]:
-    watch = Stopwatch(clock_for(model))
+    watch = Stopwatch(clock_for(device_of(model)))
     target: Predictor = CachedPredictor(model)
     if drafter is None:
         step = autoregressive_step(target, GREEDY, Dice())

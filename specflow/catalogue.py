@@ -34,10 +34,9 @@ from specflow.drafters import (
     propose_nothing,
 )
 from specflow.errors import DecodeError
-from specflow.guards.checks import MOST, a, calls, does, each, or_none, shown, valid, whole
+from specflow.guards.checks import MOST, a, calls, does, each, or_none, valid, whole
 from specflow.heads import HeadDrafter, HeadPredictor, HeadTree
 from specflow.policies import EGAG, SVIP, AdaEDL, CostAware, CostMeter, Fixed, Heuristic, StopAfter, Unsure
-from specflow.policies.meter import Clock
 from specflow.predictors import CachedPredictor, limits_of
 from specflow.processors import GreedyProcessor, Processor
 from specflow.protocols import Prunable
@@ -127,8 +126,8 @@ Make: TypeAlias = Callable[[Setting], Drafting]
 class Entry:
     """A drafter of the catalogue: `make()` serves all texts of a decoder, so that it may remember what they said.
 
-    `usual` is how many tokens it drafts a step where nobody says. One that is `assisted` needs an assistant, one that
-    is `headed` a head; one that takes `bigrams` knows what to do with the target's.
+    `usual` is how many tokens it drafts a step at most where nobody says. One that is `assisted` needs an assistant,
+    one that is `headed` a head; one that takes `bigrams` knows what to do with the target's.
     """
 
     make: Callable[[], Make] = field(validator=valid(calls("a maker", "give a function that returns a Make")))
@@ -234,50 +233,24 @@ DRAFTERS: Final[Mapping[str, Entry]] = {
 # Policies.
 
 
-@final
-@frozen(eq=False)
-class Pacing:
-    """A gamma policy, and the predictor that it wants the target to be read through; None is the target itself.
+Policy: TypeAlias = Callable[[int, float, CostMeter], GammaPolicy]
+"""(the most tokens that it drafts, temperature, the target's meter) → a policy.
 
-    A policy that learns is taught by one text at a time: `anew` makes one for each text of a batch, given the meter
-    that a `BatchPredictor` tells of its passes, and None says that `gamma` serves them all.
-    """
-
-    gamma: GammaPolicy = field(validator=valid(calls("a gamma policy", "give one, such as Fixed(5)")))
-    watched: Callable[[Predictor], Predictor] | None = field(
-        default=None, validator=valid(or_none(calls("a watch", "give a function of the target, or None")))
-    )
-    anew: Callable[[CostMeter], GammaPolicy] | None = field(
-        default=None, validator=valid(or_none(calls("what makes policies", "give a function of a meter, or None")))
-    )
-
-    def in_batch(self, meter: CostMeter) -> Pacing:
-        """The same for one text of a batch, whose passes `meter` is told of."""
-        a(CostMeter, "give the meter of the BatchPredictor")("meter", meter)
-        if self.anew is None and self.watched is not None:
-            happened, remedy = "a policy that has its target watched is for one text at a time", "give Pacing an `anew`"
-            raise DecodeError("policy", happened, shown(self.gamma), remedy)
-        return Pacing(self.gamma if self.anew is None else self.anew(meter))
-
-
-Policy: TypeAlias = Callable[[int, float, Clock], Pacing]
-"""(the most tokens that it drafts, temperature, clock) → a policy, one for all texts of a decoder."""
-
-
-def _cost(most: int, temperature: float, clock: Clock) -> Pacing:
-    meter = CostMeter(clock)
-    return Pacing(CostAware(meter, most), meter.timed, lambda shared: CostAware(shared, most))
-
+A policy that learns is taught by one text at a time: one for all texts of a decoder, or one for each text of a batch.
+"""
 
 POLICIES: Final[Mapping[str, Policy]] = {
-    "fixed": lambda most, temperature, clock: Pacing(Fixed(most)),
-    "heuristic": lambda most, temperature, clock: Pacing(Heuristic(min(5, most), most)),
-    "egag": lambda most, temperature, clock: Pacing(EGAG(gamma_max=most, temperature=temperature)),
-    "confidence": lambda most, temperature, clock: Pacing(StopAfter(Unsure(temperature=temperature), Fixed(most))),
-    "svip": lambda most, temperature, clock: Pacing(StopAfter(SVIP(temperature=temperature), Fixed(most))),
-    "adaedl": lambda most, temperature, clock: Pacing(StopAfter(AdaEDL(temperature=temperature), Fixed(most))),
-    "cost": _cost,
+    "cost": lambda most, temperature, meter: CostAware(meter, most),
+    "fixed": lambda most, temperature, meter: Fixed(most),
+    "heuristic": lambda most, temperature, meter: Heuristic(min(5, most), most),
+    "egag": lambda most, temperature, meter: EGAG(gamma_max=most, temperature=temperature),
+    "confidence": lambda most, temperature, meter: StopAfter(Unsure(temperature=temperature), Fixed(most)),
+    "svip": lambda most, temperature, meter: StopAfter(SVIP(temperature=temperature), Fixed(most)),
+    "adaedl": lambda most, temperature, meter: StopAfter(AdaEDL(temperature=temperature), Fixed(most)),
 }
+
+USUAL_POLICY: Final = "cost"
+"""What says how many tokens are drafted where nobody does: by what they cost here, so that no draft makes it slower."""
 
 
 # Rules, and the step that all of them make.
@@ -301,7 +274,7 @@ def all_drafts(drafted: Drafted) -> Drafted:
 
 def step_of(
     drafting: Drafting,
-    pacing: Pacing,
+    gamma: GammaPolicy,
     target: Predictor,
     processor: Processor,
     rng: S,
@@ -314,22 +287,19 @@ def step_of(
 
     `cut` is a lossless stage between drafting and verifying, such as `CutForbidden(answer)`.
 
-    >>> from time import perf_counter
     >>> from specflow import MultinomialProcessor, SharedNoise, run, start
     >>> from specflow.testing import TableModel
     >>> noise, processor = SharedNoise(1), MultinomialProcessor(1.0)
     >>> drafting = DRAFTERS["suffix"].make()(Setting(Module(), 3, (0,), processor, noise))
-    >>> pacing = POLICIES["fixed"](5, processor.temperature, perf_counter)
-    >>> step = step_of(drafting, pacing, TableModel(3), processor, noise, COUPLED["match"](noise))
+    >>> step = step_of(drafting, Fixed(5), TableModel(3), processor, noise, COUPLED["match"](noise))
     >>> run(step, start((0,), 6).unwrap()).state.output
     (0, 0, 2, 0, 0, 1)
     """
     a(Drafting, "give what an entry makes of a Setting")("drafting", drafting)
-    a(Pacing, "give what a policy of the catalogue makes")("pacing", pacing)
     _are_memos("prune", prune)
     calls("a stage of drafts", "give one such as CutForbidden(answer)")("cut", cut)
-    draft, adjust = Draft(drafting.drafter, pacing.gamma), Adjust(rng)
-    verify = Verify(target if pacing.watched is None else pacing.watched(target), processor, rule)
+    draft, adjust = Draft(drafting.drafter, gamma), Adjust(rng)
+    verify = Verify(target, processor, rule)
     end = ending(until, unobserved, PruneCache((*drafting.memos, *prune)), *drafting.teach)
     # Not `.then`: verify says what is wrong with a cut that answers something else.
     return lambda state: verify(cut(draft(state))).then(adjust).then(end)

@@ -23,7 +23,7 @@ from transformers.utils import logging
 from specflow import bench, distill
 from specflow.accelerate import Given
 from specflow.batch import BatchPredictor, seed_of
-from specflow.catalogue import COUPLED, DRAFTERS, POLICIES, RULES, Make, Pacing, Setting, all_drafts, step_of
+from specflow.catalogue import COUPLED, DRAFTERS, POLICIES, RULES, USUAL_POLICY, Make, Setting, all_drafts, step_of
 from specflow.commands import ACCELERATE, named_model, one_sentence, vocabulary_of
 from specflow.constraints import Constrained, CutForbidden, Forced, Grammar
 from specflow.converted import is_gguf
@@ -43,7 +43,6 @@ from specflow.models import (
     load,
     shared_tokens,
 )
-from specflow.policies import CostMeter
 from specflow.predictors import CachedPredictor, limits_of
 from specflow.processors import (
     GreedyProcessor,
@@ -162,10 +161,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--draft-model", metavar="MODEL", help="let a smaller model draft; its tokenizer may be another one")
     head = "let a head draft that reads what the model holds: EAGLE, Medusa and others (docs/heads.md)"
     add("--head", metavar="FOLDER", help=f"{head}; a folder or a hub name")
-    policy = (
-        "how many tokens to draft, in a row or a tree; cost measures passes and drafts and picks the fastest (fixed)"
-    )
-    add("--policy", choices=POLICIES, default="fixed", help=policy)
+    policy = "how many tokens to draft, in a row or a tree; cost measures passes and drafts and picks the fastest"
+    add("--policy", choices=POLICIES, default=USUAL_POLICY, help=f"{policy} ({USUAL_POLICY})")
     add("--gamma", type=int, default=10, metavar="N", help="the most tokens drafted in a step (10)")
     rule = f"what judges the drafts ({USUAL_RULE}; with --seed {USUAL_RULE_OF_SEEDS}); each keeps the model's law"
     add("--rule", choices=RULES, help=rule)
@@ -203,9 +200,8 @@ def _generate(args: argparse.Namespace) -> int:
         logging.disable_progress_bar()
     logging.set_verbosity_error()
     processor = _processor(args)
-    pacing = POLICIES[args.policy](args.gamma, processor.temperature, perf_counter)
     steps = _Steps(args, DRAFTERS[drafts].make(), judges, processor)
-    return _answer(steps, pacing) if args.file is None else _answer_all(steps, pacing)
+    return _answer(steps) if args.file is None else _answer_all(steps)
 
 
 def _usual(args: argparse.Namespace) -> str:
@@ -226,8 +222,8 @@ class _Steps:
 
     def over(
         self, loaded: Loaded, grammar: Grammar | None, read: ReadTarget, read_assistant: Read
-    ) -> Callable[[DecodeState, int | None, Pacing], Step]:
-        """(the state before the first step, the text's seed, its pacing) → its step, over one predictor for all."""
+    ) -> Callable[[DecodeState, int | None], Step]:
+        """(the state before the first step, the text's seed) → its step, over one predictor for all."""
         args, vocab_size, assistant = self.args, vocabulary_of(loaded), None
         shared: SharedTokens | None = None
         until = stop_string(loaded.tokenizer, *args.stop) if args.stop else never
@@ -255,7 +251,8 @@ class _Steps:
                 drafts,
             )
 
-        def step(state: DecodeState, seed: int | None, pacing: Pacing) -> Step:
+        def step(state: DecodeState, seed: int | None) -> Step:
+            gamma = POLICIES[args.policy](args.gamma, self.processor.temperature, target.meter)
             answer, rng = None if grammar is None else grammar.after(state.tokens), _randomness(seed)
             processor: Processor = self.processor if answer is None else Constrained(self.processor, answer)
             drafting = self.make(setting(state, processor, rng))
@@ -266,19 +263,19 @@ class _Steps:
                 over, cut = any_of(until, answer.is_over), CutForbidden(answer)
             if isinstance(rng, SharedNoise):
                 rule = COUPLED[self.judges](rng)
-                return step_of(drafting, pacing, target, processor, rng, rule, (target,), over, cut)
-            return step_of(drafting, pacing, target, processor, rng, RULES[self.judges](rng), (target,), over, cut)
+                return step_of(drafting, gamma, target, processor, rng, rule, (target,), over, cut)
+            return step_of(drafting, gamma, target, processor, rng, RULES[self.judges](rng), (target,), over, cut)
 
         return step
 
 
-def _answer(steps: _Steps, pacing: Pacing) -> int:
+def _answer(steps: _Steps) -> int:
     args = steps.args
     loaded = named_model(args)
     state = _started(loaded, loaded.ids(args.prompt) if args.raw else loaded.chat(args.prompt), args.max_new_tokens)
     grammar = _grammar(args, loaded)
     read = _alone if args.engine == TORCH else partial(_by_llama_cpp, args.model, state.request.limit)
-    step = steps.over(loaded, grammar, read, partial(CachedPredictor))(state, args.seed, pacing)
+    step = steps.over(loaded, grammar, read, partial(CachedPredictor))(state, args.seed)
     code, end = _stream(step, state, loaded)
     if grammar is not None and not grammar.after(state.tokens).is_complete(end):
         print("specflow: the answer is the beginning of one; give it more with --max-new-tokens", file=sys.stderr)
@@ -316,7 +313,7 @@ def _read(name: str, path: Path) -> str:
         raise DecodeError(name, f"--{name} cannot be read ({said(error)})", str(path), "give a file of text") from error
 
 
-def _answer_all(steps: _Steps, pacing: Pacing) -> int:
+def _answer_all(steps: _Steps) -> int:
     """Answer what the file asks. What is answered stays, whatever ends the command."""
     args = steps.args
     rows = read_rows(args.file, raw=args.raw)
@@ -327,7 +324,7 @@ def _answer_all(steps: _Steps, pacing: Pacing) -> int:
         progress = Progress(sys.stderr, len(rows), len(answers.done))
         try:
             if left:
-                decode = _decoding(steps, pacing, left, seeds, progress)
+                decode = _decoding(steps, left, seeds, progress)
                 answer_all(left, decode, args.slots or SLOTS, answers, progress)
         except KeyboardInterrupt:
             progress.end()
@@ -341,16 +338,16 @@ def _answer_all(steps: _Steps, pacing: Pacing) -> int:
 
 
 def _decoding(
-    steps: _Steps, pacing: Pacing, rows: Sequence[Row], seeds: Mapping[Id, int | None], progress: Progress
+    steps: _Steps, rows: Sequence[Row], seeds: Mapping[Id, int | None], progress: Progress
 ) -> Callable[[Row], Answer]:
     """What decodes a row, in a batch with others."""
     args, loaded = steps.args, named_model(steps.args)
     if not all(isinstance(row.asked, str) for row in rows):
         loaded.check_template()
-    meter, slots = CostMeter(), min(args.slots or SLOTS, len(rows))
+    slots = min(args.slots or SLOTS, len(rows))
 
     def read(model: Module, features: tuple[int, ...] | None) -> BatchPredictor:
-        return BatchPredictor(model, slots, meter=meter, features=features)
+        return BatchPredictor(model, slots, features=features)
 
     step_for = steps.over(loaded, _grammar(args, loaded), read, cache(partial(BatchPredictor, slots=slots)))
     progress.begin()
@@ -360,7 +357,7 @@ def _decoding(
         tokens = ids(row.asked) if isinstance(row.asked, str) else loaded.conversation(row.asked)
         state, seed = _started(loaded, tokens, args.max_new_tokens), seeds[row.id]
         end: DecodeState | Finished = state
-        for new, end in _outcomes(step_for(state, seed, pacing.in_batch(meter)), state, loaded):  # noqa: B007 - the last
+        for new, end in _outcomes(step_for(state, seed), state, loaded):  # noqa: B007 - the last
             progress.decoded(len(new))
         assert isinstance(end, Finished)
         return Answer.of(row.id, loaded.tokenizer.decode(end.state.output, skip_special_tokens=True), end, seed)

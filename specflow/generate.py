@@ -13,7 +13,7 @@ from specflow.drafters.llm import LLMDrafter
 from specflow.drafters.ngrams.drafter import GuessingNGramDrafter, NGramDrafter
 from specflow.drafters.ngrams.storage import INgramStorage
 from specflow.errors import DecodeError, unwrap
-from specflow.guards.checks import a, does, drafts, or_none, temperature
+from specflow.guards.checks import a, calls, does, drafts, or_none, shown, temperature
 from specflow.guards.finite import is_near
 from specflow.guards.ids import ids_of, stops_of
 from specflow.loop import SPEC_NAMES, once, run, start
@@ -84,10 +84,14 @@ def speculative_generate(
     skip_sample_adjustment: bool = False,
     first_target: bool = True,
     debug: bool = False,
+    *,
+    policy: GammaPolicy | None = None,
 ) -> tuple[list[int], float]:
     """Speculative decoding with a model as drafter: the new tokens, and accepted / drafted.
 
     Greedy text equals `autoregressive_generate`'s token for token (fp32, fp64); sampled text has the target's law.
+    A fixed `gamma` is paid for at every step: where drafts are refused, it is slower than decoding without them.
+    `use_cache=True, policy=CostAware(meter_of(target))` drafts only what pays.
     On a device, with `use_cache`, the drafter drafts by blocks, so that each draft is copied to the host once.
     Sampling follows torch's default generator.
 
@@ -101,6 +105,8 @@ def speculative_generate(
     skip_sample_adjustment: lossy: draw from p where the residual is due.
     first_target: decode the first token without a draft.
     debug: print each step, and what becomes of each draft.
+    policy: how many tokens to draft, instead of `gamma` and EGAG: any `GammaPolicy`. `CostAware` hears what passes take
+        from the target's own meter, `policies.meter_of(target)`, with `use_cache`; without it, it drafts nothing.
 
     `DecodeError` (a `ValueError`) for anything else, before a model runs.
     Source: Leviathan et al. 2211.17192; Chen et al. 2302.01318.
@@ -118,12 +124,13 @@ def speculative_generate(
     drafts("gamma_min", gamma_min)
     or_none(drafts)("gamma_max", gamma_max)
     is_coefficient("egag_ema_beta", egag_ema_beta)
-    policy: GammaPolicy = Fixed(gamma)
-    most = gamma
+    paced, most = _paced(policy, gamma), gamma
     if use_egag:
+        if policy is not None:
+            raise DecodeError("policy", "a policy and EGAG are both given", shown(policy), "give one of them")
         most = gamma if gamma_max is None else gamma_max
         temperature("temperature", getattr(logits_processor, "temperature", None))
-        policy = EGAG(gamma_min, most, egag_ema_beta, logits_processor.temperature)
+        paced = EGAG(gamma_min, most, egag_ema_beta, logits_processor.temperature)
     vocab_size = unwrap(shared_vocabulary(limits_of(target), limits_of(drafter)))
     state = _started(inputs, target, max_gen_len, eos_tokens_id)
 
@@ -131,7 +138,7 @@ def speculative_generate(
     target_predictor, drafter_predictor = _predictor(target, use_cache), _predictor(drafter, use_cache)
     draft = _model_drafter(drafter_predictor, logits_processor, rng, vocab_size, most)
     memos = (drafter_predictor, target_predictor)
-    parts = (draft, target_predictor, logits_processor, rng, policy, memos, observe)
+    parts = (draft, target_predictor, logits_processor, rng, paced, memos, observe)
     step = accept_loss(lossy_unadjusted_step(*parts)) if skip_sample_adjustment else speculative_step(*parts)
     if first_target:
         step = once(autoregressive_step(target_predictor, logits_processor, rng, observe), step)
@@ -155,10 +162,15 @@ def ngram_assisted_speculative_generate(
     first_target: bool = True,
     stop_if_unknown: bool = False,
     debug: bool = False,
+    *,
+    policy: GammaPolicy | None = None,
 ) -> tuple[list[int], float]:
     """NASD, speculative decoding with an n-gram storage as drafter: the new tokens, and accepted / drafted.
 
     Greedy text equals `autoregressive_generate`'s token for token (fp32, fp64); sampled text has the target's law.
+    A fixed `gamma` is paid for at every step, and after an unknown context it drafts random tokens: where drafts are
+    refused, it is slower than decoding without them. `use_cache=True, stop_if_unknown=True,
+    policy=CostAware(meter_of(target))` drafts only what pays.
     Sampling follows torch's default generator.
 
     inputs, max_gen_len, logits_processor, eos_tokens_id, pad_token_id, use_cache: as in `autoregressive_generate`.
@@ -172,6 +184,7 @@ def ngram_assisted_speculative_generate(
     first_target: decode the first token without a draft.
     stop_if_unknown: end a draft at an unknown context; else it goes on with random tokens.
     debug: print each step, and what becomes of each draft.
+    policy: how many tokens to draft, instead of `gamma`, as in `speculative_generate`.
 
     `DecodeError` (a `ValueError`) for anything else, before the model runs and anything is learned.
     """
@@ -180,7 +193,7 @@ def ngram_assisted_speculative_generate(
     does("an n-gram storage", "give an NGramStorage", "initialize", "continuation", "known", "learn")(
         "ngramstorage", ngramstorage
     )
-    policy, update = Fixed(gamma), UpdateNgram(ngramstorage, filler_top_k)
+    paced, update = _paced(policy, gamma), UpdateNgram(ngramstorage, filler_top_k)
     state = _started(inputs, target, max_gen_len, eos_tokens_id)
     known = Limits(vocab_size=getattr(ngramstorage, "vocab_size", None))
     happened, remedy = "the storage and the target have different vocabularies", "make it with the target's vocab_size"
@@ -190,7 +203,7 @@ def ngram_assisted_speculative_generate(
 
     rng, observe, predictor = Dice(), _observer(debug, tokenizer), _predictor(target, use_cache)
     drafter = (NGramDrafter if stop_if_unknown else GuessingNGramDrafter)(ngramstorage, vocab_size)
-    step = ngram_step(drafter, predictor, logits_processor, rng, update, policy, (predictor,), observe)
+    step = ngram_step(drafter, predictor, logits_processor, rng, update, paced, (predictor,), observe)
     if first_target:
         step = once(ngram_step(propose_nothing, predictor, logits_processor, rng, update, observe=observe), step)
     end = run(step, state).state
@@ -212,6 +225,16 @@ def _check(models: Mapping[str, Module], processor: object, tokenizer: object, *
     for name, model in models.items():
         a(Module, "give a model, such as AutoModelForCausalLM.from_pretrained makes")(name, model)
         refuse_weightless(name, model)
+
+
+def _paced(policy: GammaPolicy | None, gamma: int) -> GammaPolicy:
+    """The policy that was given, or γ at each step."""
+    fixed = Fixed(gamma)
+    remedy = "give one, such as CostAware(meter_of(target)), or None"
+    or_none(calls("a gamma policy", remedy))("policy", policy)
+    if isinstance(policy, LogitsProcessor):  # they can be called, too
+        raise DecodeError("policy", "a logits processor is no gamma policy", shown(policy), remedy)
+    return fixed if policy is None else policy
 
 
 def _started(inputs: object, target: Module, max_gen_len: int, eos_tokens_id: object) -> DecodeState:

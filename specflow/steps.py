@@ -1,6 +1,8 @@
 """The prebuilt steps: compositions of public stages and nothing else. Read one, copy it, rearrange it.
 
-In all of them `observe` looks at each step before it stands, and `until` ends the text where it comes true.
+In all of them `observe` looks at each step before it stands, and `until` ends the text where it comes true. `gamma` is
+a value unless another is given, 5 drafts at each step: a seed has one text, and where drafts fail it is slower than no
+draft. `CostAware(target.meter)` drafts what pays.
 """
 
 from __future__ import annotations

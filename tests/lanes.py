@@ -14,8 +14,8 @@ MOST: Final = 5.0
 
 QUICK: Final = frozenset({
     "caching", "catalogue", "errors", "exports", "hub", "lanes", "likeliest", "llm_drafter", "logits", "loop",
-    "margins", "observe", "parts", "predictor", "prefix", "processors", "recycling", "retrieval", "verification",
-    "wishes",
+    "margins", "observe", "parts", "predictor", "prefix", "processors", "recycling", "regret", "retrieval",
+    "verification", "wishes",
 })  # fmt: skip
 """Files all of whose tests are quick."""
 

@@ -23,6 +23,7 @@ from typing_extensions import override
 from specflow import (
     TEXT,
     CachedPredictor,
+    CostMeter,
     DecodeError,
     Fixed,
     GreedyProcessor,
@@ -44,12 +45,11 @@ from specflow.bench.prompts import Prompt, spread
 from specflow.bench.report import Report, build, show, to_json
 from specflow.bench.stopwatch import Pass
 from specflow.bench.summary import Position, bootstrap, compare, pass_costs, positions, summarise
-from specflow.catalogue import POLICIES, RULES, Pacing, Policy
+from specflow.catalogue import POLICIES, RULES, Policy
 from specflow.cli import main
 from specflow.models import Loaded
-from specflow.policies.meter import Clock
 from specflow.randomness import Randomness
-from specflow.state import Rule
+from specflow.state import GammaPolicy, Rule
 from tests.toys import VOCABULARY, disturbed, oracle, tiny_llama
 
 PROMPTS = (
@@ -197,7 +197,7 @@ def test_every_decoder_writes_the_oracles_text_and_its_counts_fit() -> None:
         "tree@4",
         "tree@cost",
         "tree@heuristic",
-        "tree@match",
+        "tree@8@match",
         "llm@cost",
         "llm@egag@block",
         "llm@traverse",
@@ -225,7 +225,8 @@ def test_every_decoder_writes_the_oracles_text_and_its_counts_fit() -> None:
         assert [[one.fed for one in each.passes] for each in others] == [[each.drafted + 1] for each in others]
     by_label = {label: [run for run in runs if run.decoder == label] for label in labels}
     drafts = {label: [[one.drafted for one in run.rounds] for run in by_label[label]] for label in labels}
-    assert drafts["tree"] == drafts["tree@8"] == drafts["tree@match"] != drafts["tree@4"]
+    assert drafts["tree@8"] == drafts["tree@8@match"] != drafts["tree@4"]
+    assert max(max(each) for each in drafts["tree"]) <= 8
     assert max(max(each) for each in drafts["tree@8"]) == 8
     assert all(max(each) <= 16 for label in labels if "@cost" in label or "@egag" in label for each in drafts[label])
     for label in ("autoregressive", "none", "generate"):
@@ -245,24 +246,24 @@ def test_every_decoder_writes_the_oracles_text_and_its_counts_fit() -> None:
 
 def test_a_memory_is_kept_from_text_to_text_and_each_decoder_has_its_own() -> None:
     model = tiny_llama(3)
-    plan = evolve(plan_of(model, "memory", "ngram", repeats=2), prompts=PROMPTS[1:2])
+    plan = evolve(plan_of(model, "memory@20", "ngram@5", repeats=2), prompts=PROMPTS[1:2])
     first, second = [[run for run in measure(plan) if run.repeat == repeat] for repeat in (0, 1)]
     accepted = {run.decoder: sum(one.accepted for one in run.rounds) for run in first}
     again = {run.decoder: sum(one.accepted for one in run.rounds) for run in second}
-    assert again["memory"] > accepted["memory"] + 5  # it has said this before
-    assert again["ngram"] == accepted["ngram"]
-    fresh = list(measure(evolve(plan_of(model, "memory"), prompts=PROMPTS[1:2])))
+    assert again["memory@20"] > accepted["memory@20"] + 5  # it has said this before
+    assert again["ngram@5"] == accepted["ngram@5"]
+    fresh = list(measure(evolve(plan_of(model, "memory@20"), prompts=PROMPTS[1:2])))
     assert [one.accepted for one in fresh[0].rounds] == [
-        one.accepted for run in first if run.decoder == "memory" for one in run.rounds
+        one.accepted for run in first if run.decoder == "memory@20" for one in run.rounds
     ]
 
 
 def test_the_longer_draft_is_taken() -> None:
     """In a text that repeats itself the suffix goes on for 20 tokens, a lookup for 10."""
     model = tiny_llama(3)
-    runs = list(measure(plan_of(model, "suffix", "lookup", "suffix+lookup")))
+    runs = list(measure(plan_of(model, "suffix@20", "lookup@10", "suffix+lookup@20")))
     drafted = {run.decoder: run.rounds[0].drafted for run in runs if run.question_id == 1}
-    assert drafted["suffix+lookup"] == max(drafted["suffix"], drafted["lookup"]) > min(drafted.values())
+    assert drafted["suffix+lookup@20"] == max(drafted["suffix@20"], drafted["lookup@10"]) > min(drafted.values())
 
 
 def test_a_label_names_the_drafter_the_policy_and_the_rule(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,9 +272,9 @@ def test_a_label_names_the_drafter_the_policy_and_the_rule(monkeypatch: pytest.M
     judged: set[str] = set()
 
     def policy(name: str, made: Policy) -> Policy:
-        def make(most: int, temperature: float, clock: Clock) -> Pacing:
+        def make(most: int, temperature: float, meter: CostMeter) -> GammaPolicy:
             paced.append((name, most, temperature))
-            return made(most, temperature, clock)
+            return made(most, temperature, meter)
 
         return make
 
@@ -290,12 +291,12 @@ def test_a_label_names_the_drafter_the_policy_and_the_rule(monkeypatch: pytest.M
         monkeypatch.setitem(RULES, name, rule(name, each))
     model = tiny_llama(3)
     for label, expected, judge in (
-        ("suffix", ("fixed", 20, 0.7), "reject"),
-        ("tree", ("fixed", 8, 0.7), "reject"),
+        ("suffix", ("cost", 20, 0.7), "reject"),
+        ("tree", ("cost", 8, 0.7), "reject"),
         ("tree@5", ("fixed", 5, 0.7), "reject"),
         ("tree@5@traverse", ("fixed", 5, 0.7), "traverse"),
         ("tree@cost", ("cost", 16, 0.7), "reject"),
-        ("llm@block", ("fixed", 5, 0.7), "block"),
+        ("llm@5@block", ("fixed", 5, 0.7), "block"),
         ("llm@svip@match", ("svip", 16, 0.7), "match"),
     ):
         plan = evolve(plan_of(model, label, assistant=model), processor=MultinomialProcessor(0.7))

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from itertools import count, islice
-from time import perf_counter
+from itertools import islice
 from typing import final
 
 import numpy
@@ -17,9 +16,11 @@ from specflow import (
     TEXT,
     CachedPredictor,
     CostAware,
+    CostMeter,
     DecodeError,
     DecodeState,
     Dice,
+    Fixed,
     GreedyProcessor,
     Proposal,
     Step,
@@ -28,11 +29,12 @@ from specflow import (
     start,
 )
 from specflow.bench.decoders import NAMES
-from specflow.catalogue import COUPLED, DRAFTERS, POLICIES, RULES, Drafting, Make, Pacing, Setting, step_of
+from specflow.catalogue import COUPLED, DRAFTERS, POLICIES, RULES, USUAL_POLICY, Drafting, Make, Setting, step_of
 from specflow.drafters import Bigrams
 from specflow.heads import HeadPredictor
+from specflow.policies import meter_of
 from specflow.randomness import Sampling
-from specflow.state import BEFORE, Committed, Count, Reason, Tally
+from specflow.state import BEFORE, Committed, Count, GammaPolicy, Reason, Tally
 from specflow.testing import CASES, SEEDED_CASES, TableModel, World, certify, certify_seed
 from tests.heads import linear_head, table_head
 from tests.mutants import apart
@@ -45,7 +47,7 @@ GREEDY = oracle(PROMPT, TARGET, NEW)
 TREES = ["tree", "recycle", "logits", "tree+recycle"]
 """What knows what to do with the target's bigrams."""
 
-FIXED = POLICIES["fixed"](4, 1.0, perf_counter)
+FIXED = Fixed(4)
 HEADED = {"head", "head-chain"}
 
 
@@ -105,19 +107,19 @@ def test_under_a_coupled_rule_the_noise_has_one_text(drafter: str, rule: str) ->
 # Policies.
 
 
-def text(drafter: str, pacing: Pacing, make: Make | None = None) -> DecodeState:
+def text(drafter: str, gamma: GammaPolicy, make: Make | None = None) -> DecodeState:
     """The greedy text of the target, with what was drafted for it."""
     processor, rng, target = GreedyProcessor(), Dice(), CachedPredictor(TARGET)
     setting = Setting(TARGET, 24, PROMPT, processor, rng, CLOSE, head=linear_head(TARGET))
     draft = (make or DRAFTERS[drafter].make())(setting)
-    step = step_of(draft, pacing, target, processor, rng, RULES["reject"](rng), (target,))
+    step = step_of(draft, gamma, target, processor, rng, RULES["reject"](rng), (target,))
     return run(step, start(PROMPT, NEW).unwrap()).state
 
 
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("drafter", DRAFTERS)
 def test_every_drafter_under_every_policy_gives_the_greedy_text(drafter: str, policy: str) -> None:
-    state = text(drafter, POLICIES[policy](4, 1.0, perf_counter))
+    state = text(drafter, POLICIES[policy](4, 1.0, meter_of(TARGET)))
     assert list(state.output) == GREEDY
     assert policy == "cost" or (state.tally.drafted > 0) is (drafter != "none")
 
@@ -128,10 +130,10 @@ def test_a_policy_drafts_up_to_its_most(policy: str, parent: int) -> None:
     """Of a chain without an end, and of siblings without an end."""
     state = start(PROMPT, 99).unwrap()
     for most in (1, 3, 7):
-        pacing = POLICIES[policy](most, 1.0, perf_counter)
+        gamma = POLICIES[policy](most, 1.0, CostMeter())
         lengths = []
         for _ in range(20):
-            taken, pace = pacing.gamma(iter([Proposal(token, parent=parent) for token in range(12)]), state)
+            taken, pace = gamma(iter([Proposal(token, parent=parent) for token in range(12)]), state)
             accepted = len(taken) if parent == BEFORE else min(1, len(taken))
             tally = state.tally + Tally(1, (("draft", Count(len(taken), accepted)),))
             state = evolve(state, pace=pace, tally=tally)
@@ -140,13 +142,11 @@ def test_a_policy_drafts_up_to_its_most(policy: str, parent: int) -> None:
         assert policy == "cost" or max(lengths) == most
 
 
-def test_a_policy_reads_the_clock_it_is_given() -> None:
-    ticks = count()
-    pacing = POLICIES["cost"](3, 1.0, lambda: float(next(ticks)))
-    text("none", pacing)
-    assert isinstance(pacing.gamma, CostAware)
-    assert pacing.gamma.meter.seconds(1) == [1.0]
-    assert POLICIES["fixed"](3, 1.0, perf_counter).watched is None
+def test_a_policy_by_cost_has_the_meter_that_it_is_given() -> None:
+    meter = CostMeter()
+    policy = POLICIES[USUAL_POLICY](3, 1.0, meter)
+    assert isinstance(policy, CostAware)
+    assert policy.meter is meter
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_a_policy_is_given_the_temperature(policy: str, cold: int, hot: int) -> 
     logits[3] = 1.0
     for temperature, expected in ((0.01, cold), (100.0, hot)):
         stream = iter([Proposal(3, logits=logits) for _ in range(12)])
-        taken, _ = POLICIES[policy](8, temperature, perf_counter).gamma(stream, start(PROMPT, 99).unwrap())
+        taken, _ = POLICIES[policy](8, temperature, CostMeter())(stream, start(PROMPT, 99).unwrap())
         assert len(taken) == expected
 
 

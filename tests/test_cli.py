@@ -32,7 +32,6 @@ from specflow import (
     Step,
     Tokens,
     autoregressive_generate,
-    catalogue,
     cli,
     unfold,
 )
@@ -40,9 +39,8 @@ from specflow.accelerate.llama import Llama
 from specflow.catalogue import COUPLED, DRAFTERS, POLICIES, RULES, Drafting, Entry, Setting
 from specflow.drafters import Bigrams
 from specflow.models import Loaded, load
-from specflow.policies.meter import Clock
 from specflow.randomness import Randomness
-from specflow.state import Rule, Scored, Verdict
+from specflow.state import GammaPolicy, Rule, Scored, Verdict
 from tests.gguf_files import llama, write_gguf
 from tests.toys import VOCABULARY, disturbed, tiny_llama
 
@@ -106,13 +104,14 @@ ALONE = [name for name, entry in DRAFTERS.items() if not (entry.assisted or entr
 @pytest.mark.usefixtures("_loads_once")
 @pytest.mark.parametrize("drafter", ALONE)
 def test_every_drafter_gives_the_same_answer(drafter: str, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert generate(tiny, "--dtype", "float64", "--max-new-tokens", "24", "--drafter", drafter) == 0
+    arguments = ["--dtype", "float64", "--max-new-tokens", "24", "--drafter", drafter]
+    assert generate(tiny, *arguments, "--policy", "fixed") == 0
     captured = capsys.readouterr()
     assert captured.out.strip() == answer(tiny)
     assert ("acceptance 0/0" in captured.err) is (drafter == "none")
 
 
-@pytest.mark.parametrize("arguments", [[], ["--drafter", "head-chain", "--policy", "cost"], ["--accelerate", "fast"]])
+@pytest.mark.parametrize("arguments", [[], ["--drafter", "head-chain"], ["--accelerate", "fast"]])
 def test_a_head_drafts(arguments: list[str], tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One that was trained by the command, and goes on where it was interrupted."""
     questions = [{"question_id": i, "category": "chat", "turns": [f"w{i} w{i + 1} w7"]} for i in range(11)]
@@ -131,6 +130,8 @@ def test_a_head_drafts(arguments: list[str], tiny: Path, tmp_path: Path, capsys:
     capsys.readouterr()
     given = ["--dtype", "float64", "--max-new-tokens", "24", "--head", str(tmp_path / "head"), *arguments]
     assert generate(tiny, *given) == 0
+    assert capsys.readouterr().out.strip() == answer(tiny)
+    assert generate(tiny, *given, "--policy", "fixed") == 0
     captured = capsys.readouterr()
     assert captured.out.strip() == answer(tiny)
     assert "acceptance 0/0" not in captured.err
@@ -153,19 +154,28 @@ def test_a_model_drafts_under_every_policy(policy: str, tiny: Path, capsys: pyte
 def test_the_cost_aware_policy_times_the_target_that_decodes(
     drafter: str, tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It knows what a pass over one token takes, or it could not choose; and the text is the target's."""
-    meters: list[CostMeter] = []
+    """Unless it is told otherwise. It knows what a pass over one token takes, and the text is the target's."""
+    read: list[CachedPredictor] = []
 
-    def noted(clock: Clock) -> CostMeter:
-        meters.append(CostMeter(clock))
-        return meters[-1]
+    def noted(model: Module, features: tuple[int, ...] | None = None) -> CachedPredictor:
+        read.append(CachedPredictor(model, features=features, meter=CostMeter()))
+        return read[-1]
 
-    monkeypatch.setattr(catalogue, "CostMeter", noted)
+    paced: list[tuple[int, CostMeter]] = []
+    monkeypatch.setattr(cli, "CachedPredictor", noted)
+    make = POLICIES["cost"]
+
+    def policy(most: int, temperature: float, meter: CostMeter) -> GammaPolicy:
+        paced.append((most, meter))
+        return make(most, temperature, meter)
+
+    monkeypatch.setitem(POLICIES, "cost", policy)
     arguments = ["--dtype", "float64", "--max-new-tokens", "24", "--drafter", drafter]
-    assert generate(tiny, *arguments, "--policy", "cost", "--gamma", "3") == 0
+    assert generate(tiny, *arguments, "--gamma", "3") == 0
     assert capsys.readouterr().out.strip() == answer(tiny)
-    (meter,) = meters
-    costs = meter.seconds(4)
+    (target,) = read
+    assert paced == [(3, target.meter)]
+    costs = target.meter.seconds(4)
     assert costs is not None
     assert costs[0] > 0
     assert len(costs) <= 4

@@ -23,7 +23,7 @@ import pytest
 import torch
 from torch.nn import Module
 
-from specflow import CachedPredictor, CostAware, CostMeter, DecodeError, catalogue, cli
+from specflow import CachedPredictor, CostAware, CostMeter, DecodeError, cli
 from specflow.batch import BatchPredictor, seed_of
 from specflow.catalogue import DRAFTERS, POLICIES
 from specflow.corpus import SELDOM, Answer, Id, Progress, Row, answers_in, read_rows
@@ -101,14 +101,15 @@ def test_each_text_is_that_of_its_prompt_alone(
     more: list[str], folder: Path, answered: Answered, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines = prompts(6)
-    answers = answered(lines, *more)
+    unpaced = ["--policy", "fixed"]  # by cost, the clock decides how many steps there are
+    answers = answered(lines, *unpaced, *more)
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("[6/6 texts, ")
     for line in lines:
         own = [] if not more else ["--temperature", "1.5", "--seed", str(seed_of(7, str(line["id"])))]
         single = ["--model", str(folder / "tiny"), "--dtype", "float64", "--max-new-tokens", "20"]
-        assert cli.main(["generate", str(line["prompt"]), *single, *own]) == 0
+        assert cli.main(["generate", str(line["prompt"]), *single, *unpaced, *own]) == 0
         captured = capsys.readouterr()
         answer = answers[line["id"]]
         assert captured.out.strip() == str(answer["text"]).strip()
@@ -174,27 +175,23 @@ def test_texts_share_passes_of_target_and_draft_model_and_each_has_its_own_polic
     made: list[BatchPredictor] = []
     policies: list[CostAware] = []
 
-    def noted(
-        model: Module, slots: int, meter: CostMeter | None = None, features: tuple[int, ...] | None = None
-    ) -> BatchPredictor:
-        made.append(BatchPredictor(model, slots, meter=meter, features=features))
+    def noted(model: Module, slots: int, features: tuple[int, ...] | None = None) -> BatchPredictor:
+        made.append(BatchPredictor(model, slots, features=features))
         return made[-1]
 
-    def cost_aware(meter: CostMeter, most: int) -> CostAware:
+    def cost_aware(most: int, temperature: float, meter: CostMeter) -> CostAware:
         policies.append(CostAware(meter, most))
         return policies[-1]
 
     monkeypatch.setattr(cli, "BatchPredictor", noted)
-    pacing = catalogue.Pacing(cost_aware(CostMeter(), 3), lambda target: target, lambda m: cost_aware(m, 3))
-    monkeypatch.setitem(POLICIES, "cost", lambda most, temperature, clock: pacing)
-    answered(prompts(6), "--slots", "4", "--policy", "cost", "--draft-model", str(folder / "draft"))
+    monkeypatch.setitem(POLICIES, "cost", cost_aware)
+    answered(prompts(6), "--slots", "4", "--draft-model", str(folder / "draft"))
     target, draft = made
     assert (target.slots, draft.slots) == (4, 4)
-    assert target.meter is not None
     assert target.meter.seconds(1) is not None
-    assert draft.meter is None
-    assert len(policies) == 7
-    assert all(each.meter is target.meter for each in policies[1:])
+    assert draft.meter is not target.meter
+    assert len(policies) == 6
+    assert all(each.meter is target.meter for each in policies)
 
 
 @pytest.mark.filterwarnings("ignore:some texts over")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,14 +13,17 @@ from math import isfinite
 from random import Random
 from time import perf_counter
 from typing import final
+from weakref import ref
 
 import pytest
 import torch
 from attrs import define, frozen
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
+from torch.nn import Module
 
 from specflow import (
+    TEXT,
     CachedPredictor,
     Categorical,
     CostAware,
@@ -43,14 +47,14 @@ from specflow import (
     then,
     unfold,
 )
-from specflow.policies import Choice
+from specflow.policies import Choice, meter_of
 from specflow.policies.cost import ADVANCE, LOSS, CostAwarePace
 from specflow.policies.meter import HORIZON
 from specflow.predictors import UncachedPredictor
 from specflow.state import Committed, Request
 from specflow.testing import World as Toy
 from specflow.testing import certify
-from tests.toys import disturbed, oracle, tiny_llama
+from tests.toys import disturbed, oracle, tiny_gpt2, tiny_llama
 
 MOST = 16
 
@@ -388,6 +392,63 @@ def test_the_meter_times_a_predictor_and_leaves_prompts_out() -> None:
     assert [len(drafts) + 1 for _, drafts in asked] == [1, 1, 3, 1, 2, 1]
     assert asked[2] == ((1, 2, 3, 4, 5, 6), drafts)  # as they are
     assert meter.seconds(3) == pytest.approx([1.0, 2.0, 3.0])
+
+
+def test_all_who_read_a_model_share_its_meter() -> None:
+    model, other = tiny_llama(1), tiny_llama(2)
+    one, another = CachedPredictor(model), CachedPredictor(model, memos=1)
+    assert one.meter is another.meter is meter_of(model)
+    assert len({id(made) for made in (one.meter, meter_of(model, 8), meter_of(other), CostMeter())}) == 4
+    mine = CostMeter()
+    assert CachedPredictor(model, meter=mine).meter is mine
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads + 1)
+        assert CachedPredictor(model).meter is not one.meter
+    finally:
+        torch.set_num_threads(threads)
+    assert CachedPredictor(model).meter is one.meter
+
+
+def test_a_meter_does_not_keep_its_model() -> None:
+    model = tiny_llama(1)
+    kept, meter = ref(model), CachedPredictor(model).meter
+    del model
+    gc.collect()
+    assert kept() is None
+    assert meter.seconds(1) is None
+
+
+@pytest.mark.parametrize("make", [tiny_llama, tiny_gpt2])
+def test_a_predictor_tells_its_meter_of_drafts_and_leaves_prompts_out(
+    make: Callable[[], Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noted: list[int] = []
+    monkeypatch.setattr(CostMeter, "note", lambda self, k, seconds: noted.append(k))
+    predictor, text = CachedPredictor(make()), tuple(range(1, 30))
+    predictor((1, 2), (Proposal(3), Proposal(4, parent=TEXT)))  # tried, with what it reads first
+    predictor(text, ())
+    assert noted == []
+    for drafts in (chain((5, 6)), (), (Proposal(7), Proposal(8, parent=TEXT), Proposal(9, parent=0)), ()):
+        predictor(text := (*text, 3), drafts)
+    assert noted == [3, 1, 4, 1]
+    predictor((9, *text), ())  # another text
+    assert noted == [3, 1, 4, 1]
+
+
+def test_threads_that_read_one_model_share_its_meter_and_write_their_own_texts() -> None:
+    """And what a text is does not depend on what another one has taught the meter."""
+    model = tiny_llama(3)
+
+    def decode(first: int) -> Tokens:
+        target = CachedPredictor(model)
+        step = speculative_step(SuffixDrafter(), target, GreedyProcessor(), Dice(), CostAware(target.meter))
+        return run(step, start((first, 5, first, 5), 40).unwrap()).state.output
+
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(decode, range(8)))
+    assert together == [tuple(oracle((first, 5, first, 5), model, 40)) for first in range(8)]
+    assert meter_of(model).seconds(1) is not None
 
 
 def spread(hand: Hand, drawn: list[int], pulled: list[int]) -> Iterator[Proposal]:

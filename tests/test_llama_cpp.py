@@ -266,10 +266,10 @@ def test_what_is_no_model_is_refused(source: object) -> None:
 
 
 @needs_it
-@pytest.mark.parametrize("option", [{"context": 0}, {"context": 2.5}, {"context": True}, {"leaves": 0}])
-def test_a_size_that_is_none_is_refused(option: dict[str, int], path: Path) -> None:
+@pytest.mark.parametrize(("context", "leaves"), [(0, 16), (2.5, 16), (True, 16), (None, 0)])
+def test_a_size_that_is_none_is_refused(context: int | None, leaves: int, path: Path) -> None:
     with pytest.raises(DecodeError):
-        LlamaCpp(path, **option)
+        LlamaCpp(path, context, leaves)
 
 
 @needs_it

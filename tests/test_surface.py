@@ -116,7 +116,7 @@ from specflow.loop import grow, once
 from specflow.lossy import Lossy, accept_loss
 from specflow.margins import Margins, audit
 from specflow.paths import along_paths, last_rows, path_by_path
-from specflow.policies import EGAG, SVIP, AdaEDL, Heuristic, Stop, StopAfter, Unsure, drafter_law
+from specflow.policies import EGAG, SVIP, AdaEDL, Heuristic, Stop, StopAfter, Unsure, drafter_law, meter_of
 from specflow.predictors import (
     OneByOne,
     RescoreNearTies,
@@ -746,7 +746,7 @@ def stepped(**parts: object) -> s.Step:
     rng = s.Dice()
     good: dict[str, Any] = {
         "drafting": catalogue.Drafting(drafter),
-        "pacing": catalogue.Pacing(s.Fixed(2)),
+        "gamma": s.Fixed(2),
         "target": TARGET,
         "processor": SAMPLED,
         "rng": rng,
@@ -1024,7 +1024,9 @@ TABLE: Final[dict[str, Entry]] = {
         lambda length: kept().reserve(length), lambda: {"length": 9}, effort=effort("length")
     ),
     "predictors.cached.CachedPredictor": Entry(
-        s.CachedPredictor, lambda: {"model": llama(), "make_cache": DynamicCache, "memos": 2, "features": (1,)}, predict
+        s.CachedPredictor,
+        lambda: {"model": llama(), "make_cache": DynamicCache, "memos": 2, "features": (1,), "meter": meter()},
+        predict,
     ),
     "predictors.cached.CachedPredictor.features": Entry(
         s.CachedPredictor(llama(), features=(0, 1)).features, lambda: {"tokens": TEXT, "last": 2}
@@ -1546,10 +1548,12 @@ TABLE: Final[dict[str, Entry]] = {
     },
     "policies.cost.CostAware": Entry(s.CostAware, lambda: {"meter": meter(), "most": 3, "tell": nothing}, pace),
     "policies.meter.CostMeter": Entry(s.CostMeter, lambda: {"clock": iter(range(999)).__next__}, timed),
+    "policies.meter.meter_of": Entry(meter_of, lambda: {"model": llama(), "slots": 2}, lambda made: made.seconds(1)),
     "policies.meter.CostMeter.timed": Entry(lambda target: meter().timed(target), lambda: {"target": TARGET}, predict),
     "policies.meter.CostMeter.note": Entry(note, lambda: {"k": 2, "seconds": 0.5}),
     "policies.meter.CostMeter.now": Entry(meter().now),
     "policies.meter.CostMeter.since": Entry(meter().since, lambda: {"began": 0.5}),
+    "policies.meter.CostMeter.costs": Entry(lambda most: meter().costs(most), lambda: {"most": 3}),
     "policies.meter.CostMeter.seconds": Entry(lambda most: meter().seconds(most), lambda: {"most": 3}),
     # decodes
     "errors.DecodeError": Entry(
@@ -1581,6 +1585,7 @@ TABLE: Final[dict[str, Entry]] = {
             "use_cache": True,
             "skip_sample_adjustment": False,
             "first_target": False,
+            "policy": None,
         },
     ),
     "generate.ngram_assisted_speculative_generate": Entry(
@@ -1596,6 +1601,7 @@ TABLE: Final[dict[str, Entry]] = {
             "use_cache": True,
             "first_target": False,
             "stop_if_unknown": True,
+            "policy": s.Fixed(2),
         },
     ),
     "loop.once": Entry(once, lambda: {"first": speculative(), "then": speculative()}, decode),
@@ -1675,23 +1681,13 @@ TABLE: Final[dict[str, Entry]] = {
     "catalogue.Entry": Entry(
         catalogue.Entry,
         lambda: {"make": lambda: lambda given: None, "usual": 5, "assisted": False, "bigrams": False, "headed": False},
-        lambda entry: [policy(entry.usual, 1.0, perf_counter) for policy in catalogue.POLICIES.values()],
-    ),
-    "catalogue.Pacing": Entry(
-        catalogue.Pacing,
-        lambda: {"gamma": s.Fixed(2), "watched": lambda target: target, "anew": lambda meter: s.Fixed(3)},
-        lambda made: (decode(stepped(pacing=made)), decode(stepped(pacing=made.in_batch(meter())))),
-    ),
-    "catalogue.Pacing.in_batch": Entry(
-        catalogue.Pacing(s.Fixed(2), anew=partial(s.CostAware)).in_batch,
-        lambda: {"meter": meter()},
-        lambda made: decode(stepped(pacing=made)),
+        lambda entry: [policy(entry.usual, 1.0, meter()) for policy in catalogue.POLICIES.values()],
     ),
     "catalogue.step_of": Entry(
         catalogue.step_of,
         lambda: {
             "drafting": catalogue.Drafting(drafter),
-            "pacing": catalogue.Pacing(s.Fixed(2)),
+            "gamma": s.Fixed(2),
             **SCORED,
             "rng": s.Dice(),
             "rule": s.Reject(s.Dice()),
@@ -2083,6 +2079,7 @@ EXEMPT: Final[Mapping[str, str]] = {
             "distill.train.Heard",
             "bench.prompts.Prompt",
             "policies.choice.Choice",
+            "policies.meter.Costs",
             "margins.Audit",
             "margins.Departure",
             "testing.certificate.Certificate",

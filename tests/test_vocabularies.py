@@ -498,9 +498,9 @@ def test_the_catalogues_drafters_take_assistants_of_other_vocabularies(name: str
             assistant,
             shared=shared,
         )
-        made, pacing = catalogue.DRAFTERS[name].make()(setting), catalogue.Pacing(Fixed(2))
+        made, gamma = catalogue.DRAFTERS[name].make()(setting), Fixed(2)
         judge = catalogue.RULES[rule](world.rng)
-        return catalogue.step_of(made, pacing, world.target, world.processor, world.rng, judge)
+        return catalogue.step_of(made, gamma, world.target, world.processor, world.rng, judge)
 
     assert certify(compose, cases=CASES[1:4]).accepted > 0
 

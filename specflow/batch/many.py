@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from hashlib import sha256
-from time import perf_counter
 
 import numpy
 from numpy.typing import NDArray
@@ -21,7 +20,7 @@ from specflow.errors import DecodeError, unwrap
 from specflow.guards.checks import a, calls, does, drafts, or_none, shown, whole
 from specflow.guards.ids import stops_of
 from specflow.loop import SPEC_NAMES, run, start
-from specflow.policies import CostAware, CostMeter
+from specflow.policies import CostAware, CostMeter, meter_of
 from specflow.policies.meter import Clock
 from specflow.predictors import limits_of
 from specflow.processors import GreedyProcessor, Processor
@@ -57,7 +56,7 @@ def generate_many(
     seed: int | None = None,
     slots: int = 8,
     progress: Callable[[int, Finished], object] = _nothing,
-    clock: Clock = perf_counter,
+    clock: Clock | None = None,
     grammar: Grammar | None = None,
     shared: SharedTokens | None = None,
 ) -> list[Finished]:
@@ -76,8 +75,9 @@ def generate_many(
         from torch's default generator.
     slots: how many texts are decoded at a time, 1 or more.
     progress: hears of each text that has ended, and of its number, as it ends.
-    clock: seconds, to measure how many drafts pay. Where several processes share a target, all must hear the same, or
-        they draft differently and their passes do not meet: `examples/tensor_parallel.py`.
+    clock: seconds, to measure how many drafts pay; None measures on from what earlier calls measured. Where several
+        processes share a target, all must hear the same, or they draft differently and their passes do not meet:
+        `examples/tensor_parallel.py`.
     grammar: what each text obeys after its prompt; it ends at `eos_tokens_id`, too. Texts are drafted with what it
         leaves no choice about. At the length limit a text may be incomplete: `grammar.after(prompt).is_complete`.
     shared: what the drafter's vocabulary and the target's have in common, `models.shared_tokens`; None where they are
@@ -105,7 +105,7 @@ def generate_many(
     if grammar is not None and grammar.stop != stops_of("eos_tokens_id", eos_tokens_id):
         happened, received = "the grammar ends at other tokens than the text", shown(sorted(grammar.stop))
         raise DecodeError("grammar", happened, received, "give both the same: the grammar's `stop` and eos_tokens_id")
-    meter = CostMeter(clock)
+    meter = meter_of(target, slots) if clock is None else CostMeter(clock)
     predictor = BatchPredictor(target, slots, meter=meter)
     assistant = None if drafter is None else BatchPredictor(drafter, slots)
     if assistant is not None and shared is None:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Final, final
 from weakref import WeakSet
 
-from attrs import define, field, frozen
+from attrs import Factory, define, field, frozen
 from torch import Tensor
 from torch.nn import Module
 
@@ -18,7 +18,7 @@ from specflow.caches import Shelves
 from specflow.guards.checks import a, each, or_none, valid, whole
 from specflow.guards.finite import is_near
 from specflow.guards.ids import ids_of, reading_of, text_of
-from specflow.policies import CostMeter
+from specflow.policies import CostMeter, meter_of
 from specflow.policies.meter import wait_for
 from specflow.predictors.cached import CachedPredictor, asked_for, limits_of
 from specflow.predictors.features import Features
@@ -56,8 +56,9 @@ class BatchPredictor:
     of keys and values, sliding windows among them, and where that gave what fresh passes give on random texts, tried
     once a model object. What cannot be read so is read one by one, which a warning says once.
 
-    A `meter` is told what a pass over k tokens of each text takes, so that `CostAware` weighs what a draft costs in a
-    full batch. `features` are what `CachedPredictor` shows, too.
+    `meter` is told what a pass over k tokens of each text takes, so that `CostAware` weighs what a draft costs in a
+    full batch; unless another one is given, it is `meter_of(model, slots)`. `features` are what `CachedPredictor`
+    shows, too.
 
     `DecodeError` as in `CachedPredictor`; in `together` what is wrong with one text is raised in its decode alone.
     """
@@ -68,7 +69,11 @@ class BatchPredictor:
     tokens: int | None = field(
         default=None, validator=valid(or_none(whole(1, "give room for a number of tokens, or None")))
     )
-    meter: CostMeter | None = field(default=None, validator=valid(or_none(a(CostMeter, "give a CostMeter, or None"))))
+    meter: CostMeter = field(
+        default=Factory(lambda self: meter_of(self.model, self.slots), takes_self=True),
+        validator=valid(a(CostMeter, "give a CostMeter, or leave it out")),
+        repr=False,
+    )
     shown: Features | None = field(default=None, alias="features")
     _alone: CachedPredictor = field(init=False, repr=False)
     _reader: Reader = field(init=False, repr=False)
@@ -147,12 +152,11 @@ class BatchPredictor:
                 except Exception as error:  # whatever it is, it is this text's
                     replies[i] = error
             self._memos.make_room(len(parts))
-            began = None if self.meter is None else self.meter.now()
+            began = self.meter.now()
             passed = self._passed([*parts.values()])
-            if began is not None:
-                for rows in passed[:1]:
-                    wait_for(rows)
-                self._note(parts.values(), began)
+            for rows in passed[:1]:
+                wait_for(rows)
+            self._note(parts.values(), began)
             for i, rows in zip(parts, passed, strict=True):
                 part = parts[i]
                 if rows is None or not _is_finite(rows):
@@ -244,7 +248,6 @@ class BatchPredictor:
         Of texts with different numbers of tokens it is what the pass would take if each had the whole number next to
         their mean, on the line through a pass over one token of each.
         """
-        assert self.meter is not None
         if 2 * len(parts) < self.slots or any(part.text > 2 or not part.finishes for part in parts):
             return
         mean = sum(len(part.piece.ids) for part in parts) / len(parts)

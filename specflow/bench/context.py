@@ -13,7 +13,6 @@ from transformers import PreTrainedTokenizerBase
 from specflow.batch import BatchPredictor
 from specflow.bench.stopwatch import Stopwatch
 from specflow.loop import unfold
-from specflow.policies import CostMeter
 from specflow.predictors import CachedPredictor
 from specflow.processors import LogitsProcessor
 from specflow.randomness import Randomness
@@ -30,8 +29,7 @@ class Context:
 
     `target` is a predictor over `model`, whose calls are timed. `assistant` is the drafting model, if there is one, and
     `reading` makes the predictor that it is read through; `shared` is what its vocabulary and the model's have in
-    common, None where they are one, and `assistant_tokenizer` its own. A `meter` is there for texts of a batch, which
-    share it.
+    common, None where they are one, and `assistant_tokenizer` its own.
     """
 
     model: Module
@@ -42,7 +40,6 @@ class Context:
     prompt: Tokens
     assistant: Module | None
     stopwatch: Stopwatch
-    meter: CostMeter | None = None
     reading: Callable[[Module], CachedPredictor | BatchPredictor] = partial(CachedPredictor)
     shared: SharedTokens | None = None
     assistant_tokenizer: PreTrainedTokenizerBase | None = None

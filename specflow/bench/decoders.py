@@ -17,13 +17,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from specflow.bench import peers
 from specflow.bench.context import Compose, Context, Prepare, composed
-from specflow.bench.stopwatch import clock_for
-from specflow.catalogue import DRAFTERS, POLICIES, RULES, Entry, Policy, Setting, step_of
+from specflow.catalogue import DRAFTERS, POLICIES, RULES, USUAL_POLICY, Entry, Policy, Setting, step_of
 from specflow.drafters import Bigrams
 from specflow.errors import DecodeError, said
 from specflow.heads import Head, HeadPredictor
 from specflow.models import bigrams_of
-from specflow.predictors import limits_of
+from specflow.predictors import CachedPredictor, limits_of
 from specflow.randomness import Randomness
 from specflow.state import Rule, Step
 from specflow.steps import autoregressive_step
@@ -53,12 +52,11 @@ def _drafted(
     policy: Policy,
     most: int,
     rule: Callable[[Randomness], Rule],
-    model: Module,
     head: Head | None,
 ) -> Compose:
-    """One of our drafters in a step. What it and its policy remember is kept from text to text."""
-    make, clock = entry.make(), clock_for(model)
-    paced = cache(lambda temperature: policy(most, temperature, clock))
+    """One of our drafters in a step. What it and its policy remember is kept from text to text, where one comes after
+    the other; a policy that learns is taught by one text at a time."""
+    make, kept = entry.make(), cache(partial(policy, most))
 
     def compose(context: Context) -> Step:
         target, processor, rng = context.target, context.processor, context.rng
@@ -68,9 +66,8 @@ def _drafted(
         setting = Setting(*asked, context.assistant, bigrams, context.reading, context.shared, drafts)
         drafting = make(setting)
         timed = evolve(drafting, drafter=context.timed(drafting.drafter))
-        pacing = paced(processor.temperature)
-        pacing = pacing if context.meter is None else pacing.in_batch(context.meter)
-        return step_of(timed, pacing, target, processor, rng, rule(rng), (target,))
+        paced = kept if isinstance(target, CachedPredictor) else partial(policy, most)
+        return step_of(timed, paced(processor.temperature, target.meter), target, processor, rng, rule(rng), (target,))
 
     return compose
 
@@ -124,10 +121,11 @@ class Models:
 def decoder(label: str, models: Models) -> Decoder:
     """The decoder named `[model/]name[@γ][@rule]` or `[model/]module:function`, or why it cannot run here.
 
-    `autoregressive`; a drafter of ours (`specflow.catalogue`): `suffix`, `suffix@10`, or under a policy `suffix@cost`,
-    which drafts up to 16 tokens, and judged by another rule than `reject`, `llm@5@block`; `generate`, `hf-lookup@10`,
-    `hf-lookup-3@10`, `hf-assistant` of transformers. A function is a `Compose`: it takes a `Context` and gives a
-    `Step`. What a policy learns, what `memory` remembers, and what `tree` asked the target, is kept from text to text.
+    `autoregressive`; a drafter of ours (`specflow.catalogue`): `suffix`, which drafts as many tokens as pay,
+    `suffix@10`, or under another policy `suffix@svip`, which drafts up to 16, and judged by another rule than `reject`,
+    `llm@5@block`; `generate`, `hf-lookup@10`, `hf-lookup-3@10`, `hf-assistant` of transformers. A function is a
+    `Compose`: it takes a `Context` and gives a `Step`. What a policy learns, what `memory` remembers, and what `tree`
+    asked the target, is kept from text to text.
     """
     variant, _, name = label.rpartition("/")
     if variant not in models.targets:
@@ -163,8 +161,9 @@ def _prepare(name: str, variant: str, models: Models) -> Prepare:
         return PEERS[base](None if gamma is None else int(gamma))
     if base in DRAFTERS:
         entry = DRAFTERS[base]
-        most = MOST if policy else int(gamma or entry.usual)
-        return composed(_drafted(entry, POLICIES[policy or "fixed"], most, RULES[rule or "reject"], model, head))
+        most = int(gamma or (MOST if policy else entry.usual))
+        paced = POLICIES["fixed" if gamma else policy or USUAL_POLICY]
+        return composed(_drafted(entry, paced, most, RULES[rule or "reject"], head))
     return composed(lambda context: autoregressive_step(context.target, context.processor, context.rng))
 
 

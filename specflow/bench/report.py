@@ -132,7 +132,7 @@ def _speed(report: Report) -> Table:
             one.decoder,
             "" if one.decode_rate is None else f"{one.decode_rate:.1f}",
             interval_text(versus.decode) if versus else "1",
-            f"{versus.decode.worst:.2f}" if versus else "",
+            f"{versus.decode.worst:.2f} ({versus.decode.worst_prompt})" if versus else "",
             f"{one.total_rate:.1f}",
             interval_text(versus.total) if versus else "1",
             f"{one.first_round_seconds:.2f}",

@@ -15,10 +15,12 @@ from numpy.ctypeslib import as_array
 from torch import Tensor
 
 from specflow.errors import DecodeError, said
-from specflow.guards.checks import MOST, or_none, shown, valid, whole
+from specflow.guards.checks import MOST, a, or_none, shown, valid, whole
 from specflow.guards.finite import finite
 from specflow.guards.ids import ids_of, text_of
 from specflow.paths import path_by_path
+from specflow.policies import CostMeter
+from specflow.predictors.memo import DRAFTS
 from specflow.prefix import common_prefix
 from specflow.protocols import Limits
 from specflow.state import TEXT, Proposal, Tokens, chain, parents_of
@@ -60,7 +62,7 @@ class LlamaCpp:
     most tokens of a text, drafts included: that of the `Llama`, or `USUAL_CONTEXT` and no more than the model was
     trained for. A tree of up to `leaves` paths is read in one pass, a sequence of the memory for each of them; wider
     ones, and those of models with recurrent layers, path by path. Such models cannot go back, so that a text of which
-    drafts were refused is read anew.
+    drafts were refused is read anew. `meter` hears what passes take, but those that read a prompt.
 
     `DecodeError` where llama-cpp-python is missing, for what it cannot load, a `Llama` with an adapter, ids that the
     model does not have, a text beyond the context, where a pass fails, and for logits that are not finite.
@@ -69,6 +71,9 @@ class LlamaCpp:
     source: str | PathLike[str] | Llama
     context: int | None = field(default=None, validator=valid(or_none(whole(1, "give a number of tokens", MOST))))
     leaves: int = field(default=16, validator=valid(whole(1, "a tree has one leaf at least", 64)))
+    meter: CostMeter = field(
+        factory=CostMeter, repr=False, kw_only=True, validator=valid(a(CostMeter, "give CostMeter()"))
+    )
     _limits: Limits = field(init=False, repr=False)
     _context: LlamaContext = field(init=False, repr=False)
     _batch: llama_batch = field(init=False, repr=False)
@@ -121,12 +126,17 @@ class LlamaCpp:
         drafted = ids_of("drafts", [draft.token for draft in drafts])
         self._check(tokens, drafted, len(tokens) + max(depths(parents), default=-1) + 1)
         paths = len(leaves(parents))
+        begun = self.meter.now()
         if paths <= 1:
-            return self._last(tokens + drafted, len(drafted) + 1)
-        if not (self._reads_trees and paths <= self.leaves and self._holds(tokens, drafted)):
-            return path_by_path(self._last)(tokens, drafts)
-        with self._lock:
-            return self._pass(tokens, tuple(drafts), parents)
+            rows, read = self._last(tokens + drafted, len(drafted) + 1)
+        elif self._reads_trees and paths <= self.leaves and self._holds(tokens, drafted):
+            with self._lock:
+                rows, read = self._pass(tokens, tuple(drafts), parents)
+        else:
+            return path_by_path(lambda text, last: self._last(text, last)[0])(tokens, drafts)
+        if read <= DRAFTS:
+            self.meter.note(len(drafted) + 1, self.meter.since(begun))
+        return rows
 
     def prune(self, tokens: Tokens, /) -> None:
         """Nothing: what was refused lies behind the text until the next reading, which needs its place."""
@@ -137,14 +147,19 @@ class LlamaCpp:
         with self._lock:
             self._clear()
 
-    def _last(self, tokens: Tokens, last: int) -> Tensor:
-        """Logits [last, V] after each of the last prefixes of a text, as many at a time as a batch takes."""
-        rows = []
+    def _last(self, tokens: Tokens, last: int) -> tuple[Tensor, int]:
+        """Logits [last, V] after each of the last prefixes of a text, as many at a time as a batch takes.
+
+        And how many tokens were read for them.
+        """
+        rows, read = [], 0
         with self._lock:
             for end in range(len(tokens) - last + 1, len(tokens) + 1, self._most):
                 drafts = chain(tokens[end : end + self._most - 1])
-                rows.append(self._pass(tokens[:end], drafts, parents_of(drafts)))
-        return torch.cat(rows)
+                logits, new = self._pass(tokens[:end], drafts, parents_of(drafts))
+                rows.append(logits)
+                read += new
+        return torch.cat(rows), read
 
     def _holds(self, tokens: Tokens, drafted: Tokens) -> bool:
         """Whether memory and a batch have room for all the drafts of a tree."""
@@ -162,7 +177,7 @@ class LlamaCpp:
             happened, remedy = f"the text outgrows a context of {context} tokens", "give a larger context"
             raise DecodeError("context", happened, longest, remedy)
 
-    def _pass(self, tokens: Tokens, drafts: tuple[Proposal, ...], parents: tuple[int, ...]) -> Tensor:
+    def _pass(self, tokens: Tokens, drafts: tuple[Proposal, ...], parents: tuple[int, ...]) -> tuple[Tensor, int]:
         """The same over as many sequences as there are leaves. What fails on the way leaves an empty memory."""
         from llama_cpp import llama_cpp  # noqa: PLC0415
 
@@ -184,7 +199,7 @@ class LlamaCpp:
             self._clear()
             raise
         self._read = _Read(tokens, drafts)
-        return finite(logits, len(tokens) + len(drafts))
+        return finite(logits, len(tokens) + len(drafts)), len(tokens) - known + len(drafts)
 
     def _go_back(self, read: _Read, tokens: Tokens) -> int:
         """How many of the first of `tokens` the memory holds, and nothing else; never all of them."""

@@ -12,7 +12,7 @@ from specflow.distribution import PointMass
 from specflow.guards.checks import number
 from specflow.policies.acceptance import PRIOR, Certain, pulled
 from specflow.policies.choice import DOUBT, Choice, are_numbers
-from specflow.policies.meter import CostMeter, Durations
+from specflow.policies.meter import CostMeter, Costs, Durations
 from specflow.state import TEXT, DecodeState, Pace, Proposal
 from specflow.trees import parent_of
 
@@ -52,19 +52,20 @@ class _Weighed:
     A draft that was drawn is taken, and all before it: it may not be left out because of what it is.
     """
 
-    costs: Sequence[float]
+    costs: Costs
     worth: float
     drafting: float
     credit: float
     drafts: list[Proposal] = field(factory=list)
     chances: list[float] = field(factory=list)
     tokens: list[float] = field(factory=lambda: [1.0])
-    seconds: list[float] = field(init=False, default=Factory(lambda self: [self.costs[0]], takes_self=True))
+    seconds: list[float] = field(init=False, default=Factory(lambda self: [self.costs.expected[0]], takes_self=True))
     drawn: int = 0
     best: int = 0
     _left: dict[int, float] = field(factory=lambda: {TEXT: 1.0})
     _shortest: list[float] = field(
-        init=False, default=Factory(lambda self: list(accumulate(self.costs[::-1], min))[::-1], takes_self=True)
+        init=False,
+        default=Factory(lambda self: list(accumulate(self.costs.expected[::-1], min))[::-1], takes_self=True),
     )
 
     def add(self, draft: Proposal) -> None:
@@ -88,11 +89,12 @@ class _Weighed:
 
     def goes_on(self, drawn: bool) -> bool:
         """Whether more drafts may pay. Those that are `drawn` have to be taken: would they, by a guess of them?"""
-        n, most = len(self.drafts), len(self.costs) - 1
+        n, most = len(self.drafts), len(self.costs.expected) - 1
         chance = self.chances[-1] if self.chances else 1.0
         if not drawn:
             further = (most - n) * self.worth * chance  # the drafts to come are no likelier than this one
-            return n < most and (self.tokens[n] + further) / self._shortest[n] > self._rate
+            least = self._shortest[n] + n * self.drafting
+            return n < most and (self.tokens[n] + further) / least > self._rate
         tokens = self.tokens[n]
         for more in range(n + 1, most + 1):
             chance *= PRIOR
@@ -106,12 +108,14 @@ class _Weighed:
         return self.tokens[self.best] / self.seconds[self.best]
 
     def _seconds(self, n: int) -> float:
-        return self.costs[n] + n * self.drafting
+        return self.costs.expected[n] + n * self.drafting
 
     def _pays(self, n: int, tokens: float) -> bool:
         """Whether n drafts that promise so much are better than the best, and the text can afford their refusal."""
         first = self.tokens[1] if self.drafts else 1 + self.worth * PRIOR
-        is_safe = max(DOUBT, 2 - first) * (self._seconds(n) - self.costs[0]) <= self.credit
+        # What was never timed may take more than is expected, whether its drafts stand or not.
+        risk = self.costs.worst[n] - self.costs.expected[n]
+        is_safe = max(DOUBT, 2 - first) * (self._seconds(n) - self.costs.expected[0]) + risk <= self.credit
         return is_safe and tokens / self._seconds(n) > self._rate
 
 
@@ -143,10 +147,12 @@ class ByChances:
 
         `before` were pulled from the stream already. `lost` is what the text lost, where the pace does not say it.
         """
-        costs = self.meter.seconds(self.most + 1)
+        costs = self.meter.costs(self.most + 1)
         pace = self._settled(state, costs, lost)
-        credit = 0.0 if costs is None else costs[0] * (ADVANCE + LOSS * len(state.output)) - pace.text_lost
-        weighed = _Weighed(costs or [1.0] * (len(before) + 1), pace.worth, self._drafting.estimate, credit)
+        credit = 0.0 if costs is None else costs.expected[0] * (ADVANCE + LOSS * len(state.output)) - pace.text_lost
+        weighed = _Weighed(
+            costs or Costs(*[(1.0,) * (len(before) + 1)] * 2), pace.worth, self._drafting.estimate, credit
+        )
         for draft in before:
             self._certain.note(len(weighed.drafts), draft)
             weighed.add(draft)
@@ -168,7 +174,10 @@ class ByChances:
         asked = is_late = False
         while not is_late and weighed.goes_on(len(weighed.drafts) >= self._certain.known):
             asked, draft = True, pulled(stream)
-            is_late = self.meter.since(began) > weighed.credit
+            spent = self.meter.since(began)
+            is_late = spent > weighed.credit
+            if not self._drafting.count:  # what drafts take is seen as they come
+                weighed.drafting = spent / (1 + len(weighed.drafts) - before)
             if draft is None:
                 break
             self._certain.note(len(weighed.drafts), draft)
@@ -178,13 +187,15 @@ class ByChances:
             self._drafting.note(self.meter.since(began) / max(1, len(weighed.drafts) - before))
         return asked
 
-    def _settled(self, state: DecodeState, costs: Sequence[float] | None, lost: float) -> ChancesPace:
+    def _settled(self, state: DecodeState, costs: Costs | None, lost: float) -> ChancesPace:
         """The pace, once what became of the last step is counted; a new one where it is not this policy's."""
         pace = state.pace
         if not isinstance(pace, ChancesPace) or pace.policy != self.identity or not are_numbers(pace):
             return ChancesPace(0, 0, 0.0, 0.0, 0.0, 0.0, lost, self.identity)
         came = len(state.tokens) - pace.length
-        took = 0.0 if costs is None else costs[min(int(pace.gamma), len(costs) - 1)] - costs[0] * came
+        took = 0.0
+        if costs is not None:
+            took = costs.worst[min(int(pace.gamma), len(costs.worst) - 1)] - costs.expected[0] * came
         return pace._replace(
             text_promised=pace.text_promised + pace.promised,
             text_given=pace.text_given + (came - 1 if pace.gamma else 0),

@@ -15,7 +15,7 @@ from specflow.guards.checks import a, calls, drafts, valid
 from specflow.policies.acceptance import Acceptance, Certain, Pulled, Watched
 from specflow.policies.chances import ByChances
 from specflow.policies.choice import DOUBT, Choice, are_numbers
-from specflow.policies.meter import CostMeter, Durations
+from specflow.policies.meter import CostMeter, Costs, Durations
 from specflow.state import DecodeState, Pace, Proposal
 
 CLOSE: Final = 1.1  # how many times the tokens per second of no draft a draft must promise to be taken nevertheless
@@ -128,19 +128,19 @@ class CostAware:
     def _step(
         self, stream: Iterator[Proposal], state: DecodeState, pace: CostAwarePace | None
     ) -> tuple[tuple[Proposal, ...], Choice, Pace]:
-        costs = self.meter.seconds(int(self.most) + 1)
+        costs = self.meter.costs(int(self.most) + 1)
         lost, watched = self._settled(state, pace, costs)
         met = pace is not None and bool(pace.met)
-        draft = Pulled(stream, min(self.most if costs is None else len(costs) - 1, state.room - 1), met)
+        draft = Pulled(stream, min(self.most if costs is None else len(costs.worst) - 1, state.room - 1), met)
         gamma = 0
         tokens: tuple[float, ...] = ()
         seconds: tuple[float, ...] = ()
         if costs is not None:
-            credit = costs[0] * (ADVANCE + LOSS * len(state.output)) - lost
+            credit = costs.expected[0] * (ADVANCE + LOSS * len(state.output)) - lost
             gamma, tokens, seconds = self._chosen(draft, costs, credit, begins=pace is None)
         elif pace is None:  # nothing can be weighed yet, but while the prompt is read the drafter may read it too
             self._pull(draft)
-            gamma = len(draft.proposals)
+            gamma = draft.drawn
         if draft.is_told:
             self._by_chances = ByChances(self.meter, int(self.most), self._identity)
             return self._by_chances.step(stream, state, draft.proposals, lost)
@@ -151,7 +151,7 @@ class CostAware:
         return tuple(draft.proposals[:gamma]), choice, CostAwarePace(self._identity, step, lost, draft.met)
 
     def _settled(
-        self, state: DecodeState, pace: CostAwarePace | None, costs: Sequence[float] | None
+        self, state: DecodeState, pace: CostAwarePace | None, costs: Costs | None
     ) -> tuple[float, Watched | None]:
         """The seconds lost up to here and what is watched, once what became of the last step is counted and learnt."""
         if pace is None:
@@ -163,25 +163,29 @@ class CostAware:
             return pace.lost, None
         lost = pace.lost
         if costs is not None and taken.promised is not None:
-            # A stall is nobody's loss: no step is charged with more than thrice what it promised to take.
-            took = min(costs[min(taken.gamma, len(costs) - 1)] + taken.drafting, 3 * taken.promised)
-            lost += took - costs[0] * (len(state.tokens) - taken.start)
+            # A stall is nobody's loss: what was drafted is charged with thrice what the step promised to take at most.
+            took = costs.worst[min(taken.gamma, len(costs.worst) - 1)] + min(taken.drafting, 3 * taken.promised)
+            lost += took - costs.expected[0] * (len(state.tokens) - taken.start)
         watched = None if taken.watched is None else self._acceptance.learn(taken.watched, state.tokens)
         self._taken = evolve(taken, watched=watched)  # should this step fail, it is not learnt twice
         return lost, watched
 
     def _chosen(
-        self, draft: Pulled, costs: Sequence[float], credit: float, begins: bool
+        self, draft: Pulled, costs: Costs, credit: float, begins: bool
     ) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
         """γ, and what each γ promises in tokens and in seconds, with as many drafts pulled as it takes to tell."""
         is_timed = self._drafting.first.count and self._drafting.other.count
-        free = is_timed and self._drafting.seconds(draft.most) <= LOOK * costs[0]
+        free = is_timed and self._drafting.seconds(draft.most) <= LOOK * costs.expected[0]
         if not free and not draft.met and not begins:
             credit -= self._drafting.meeting.estimate
 
+        # What was never timed may take more than is expected, whether its drafts stand or not.
+        risk = [worst - seconds for worst, seconds in zip(costs.worst, costs.expected, strict=True)]
+        one = costs.expected[0]
+
         def best(tokens: Sequence[float], seconds: Sequence[float]) -> int:
             refused = max(DOUBT, 2 - tokens[1]) if len(tokens) > 1 else 1.0
-            safe = [g for g in range(draft.drawn + 1, len(tokens)) if refused * (seconds[g] - costs[0]) <= credit]
+            safe = [g for g in range(draft.drawn + 1, len(tokens)) if refused * (seconds[g] - one) + risk[g] <= credit]
             return max((draft.drawn, *safe), key=lambda gamma: tokens[gamma] / seconds[gamma])
 
         while draft.goes_on:
@@ -195,12 +199,12 @@ class CostAware:
             gamma = 0
         return gamma, tokens, seconds
 
-    def _promised(self, draft: Pulled, costs: Sequence[float]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    def _promised(self, draft: Pulled, costs: Costs) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """For γ = 0, 1, …: the tokens that a step is expected to add, and the seconds it is expected to take."""
         pulled = len(draft.proposals)
         most = draft.most if draft.goes_on else pulled
         survival = accumulate(self._acceptance.chances(draft, most), mul)
-        seconds = [costs[gamma] + self._drafting.seconds(max(gamma, pulled)) for gamma in range(most + 1)]
+        seconds = [costs.expected[gamma] + self._drafting.seconds(max(gamma, pulled)) for gamma in range(most + 1)]
         return tuple(accumulate(survival, initial=1.0)), tuple(seconds)
 
     def _pull(self, draft: Pulled) -> None:

@@ -9,14 +9,16 @@ from statistics import median_low
 from threading import Lock
 from time import perf_counter
 from typing import Final, TypeAlias, final
+from weakref import WeakKeyDictionary
 
 import torch
-from attrs import define, field
+from attrs import define, field, frozen
 from numpy import interp
 from torch import Tensor
+from torch.nn import Module
 
 from specflow.errors import DecodeError
-from specflow.guards.checks import MOST, calls, number, shown, valid, whole
+from specflow.guards.checks import MOST, a, calls, number, shown, valid, whole
 from specflow.prefix import TEXTS, common_prefix
 from specflow.state import Predictor, Proposal, Tokens
 
@@ -28,6 +30,7 @@ AGES: Final = 1e9  # nothing takes longer: about thirty years
 WINDOW: Final = 9  # how many recent durations an estimate looks at
 HORIZON: Final = 256  # how many passes a length is remembered that is not timed again: what was slow is tried again
 FRESH: Final = 16  # how many passes the duration of one over one token is taken for granted where little depends on it
+RISK: Final = 0.5  # what a token may add to such a pass, in passes over one, as far as is known
 SLOPE: Final = 0.01  # what a token is thought to add to a pass that was never timed: little, so that it soon is timed
 
 
@@ -132,21 +135,92 @@ class CostMeter:
 
         None until a single token was timed twice.
         """
+        costs = self.costs(most)
+        return None if costs is None else list(costs.expected)
+
+    def costs(self, most: int) -> Costs | None:
+        """The same, and what they take at worst, as far as is known.
+
+        At worst a length that was timed once takes what it took then, and one beyond those that were timed half a pass
+        more for each token, or what each took up to there where that is more; but no more than as many single passes.
+        """
         whole(1, "ask for one token or more")("most", most)
         with self._lock:
             single = self._noted.get(1)
             if single is None or single.count < 2 or self._passes - single.newest >= HORIZON:
                 return None
             known = sorted(
-                [
-                    (k, min(each.estimate, k * single.estimate) if each.count == 1 else each.estimate)
-                    for k, each in self._noted.items()
-                    if self._passes - each.newest < HORIZON
-                ]
+                [(k, each) for k, each in self._noted.items() if self._passes - each.newest < HORIZON],
+                key=lambda pair: pair[0],
             )
-        last, cost = known[-1]
-        lengths, costs = zip(*known, (2 * last, cost * (1 + SLOPE * last)), strict=True)
-        return [float(seconds) for seconds in interp(range(1, min(int(most), 2 * last) + 1), lengths, costs)]
+            one, lengths = single.estimate, [k for k, _ in known]
+            worst = [each.estimate for _, each in known]
+            once = [each.count == 1 for _, each in known]
+        expected = [
+            min(seconds, k * one) if few else seconds for k, seconds, few in zip(lengths, worst, once, strict=True)
+        ]
+        last, further = lengths[-1], lengths[-1]  # as many tokens more as there were
+        slope = max(RISK * one, (worst[-1] - one) / max(1, last - 1))
+        lengths.append(last + further)
+        expected.append(expected[-1] * (1 + SLOPE * last))
+        worst.append(max(worst[-1], min(worst[-1] + slope * further, lengths[-1] * one)))
+        ks = range(1, min(int(most), lengths[-1]) + 1)
+        return Costs(tuple(interp(ks, lengths, expected).tolist()), tuple(interp(ks, lengths, worst).tolist()))
+
+
+@final
+@frozen
+class Costs:
+    """What passes over 1, 2, … tokens are expected to take, and what they may take at worst, in seconds.
+
+    By the former drafts are chosen, so that what was never timed soon is; by the latter it is told whether a text can
+    afford that.
+    """
+
+    expected: tuple[float, ...]
+    worst: tuple[float, ...]
+
+
+_METERS: Final[WeakKeyDictionary[Module, dict[tuple[int, int, torch.device], CostMeter]]] = WeakKeyDictionary()
+_METERING: Final = Lock()
+
+
+def meter_of(model: Module, slots: int = 1) -> CostMeter:
+    """The meter that is shared by all who read this model object with as many threads, so that it is measured once.
+
+    Passes over up to `slots` texts at a time have a meter of their own, and so has a model that was moved. The meter
+    goes with the model. `DecodeError` for what is no module.
+
+    >>> model = torch.nn.Linear(2, 2)
+    >>> meter_of(model) is meter_of(model), meter_of(model) is meter_of(model, slots=8)
+    (True, False)
+    """
+    a(Module, "load a model, with specflow.models.load")("model", model)
+    whole(1, "read one text at least")("slots", slots)
+    with _METERING:
+        device = device_of(model)
+        known, key = _METERS.setdefault(model, {}), (int(slots), torch.get_num_threads(), device)
+        if key not in known:
+            known[key] = CostMeter(clock_for(device))
+        return known[key]
+
+
+def device_of(model: Module) -> torch.device:
+    """Where the first of a model's parameters is."""
+    parameter = next(model.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device
+
+
+def clock_for(device: torch.device) -> Clock:
+    """A clock that first waits for the device, so that work is timed where it is asked for."""
+    if device.type != "cuda":
+        return perf_counter
+
+    def synchronised() -> float:
+        torch.cuda.synchronize(device)
+        return perf_counter()
+
+    return synchronised
 
 
 def wait_for(rows: Tensor | None) -> None:

@@ -6,18 +6,19 @@ from collections.abc import Callable, Sequence
 from typing import Final, final
 
 import torch
-from attrs import define, field
+from attrs import Factory, define, field
 from torch import Tensor
 from torch.nn import Module
 
 from specflow.caches import LossyCache, Past
 from specflow.errors import DecodeError
-from specflow.guards.checks import a, calls, or_none, shown, valid, whole
+from specflow.guards.checks import MOST, a, calls, or_none, shown, valid, whole
 from specflow.guards.finite import arrived, checked, on_arrival
 from specflow.guards.ids import ids_of, reading_of, text_of
 from specflow.paths import path_by_path
+from specflow.policies import CostMeter, meter_of
 from specflow.predictors.features import Features
-from specflow.predictors.memo import Memo, Memos
+from specflow.predictors.memo import DRAFTS, Memo, Memos
 from specflow.predictors.reader import Reader, context_of, vocabulary_of
 from specflow.predictors.trial import ANY_PIECES, FEEDINGS, Caches, Feeding, Trials
 from specflow.protocols import Choose, Limits
@@ -68,6 +69,10 @@ class CachedPredictor:
     With `features`, numbers of layers or a function that returns modules, it also shows what those layers held at each
     token (`predictor.features`), which drafters can read: rows that are kept with the memo.
 
+    `meter` hears what its passes take, by the tokens that were drafted, so that `CostAware(predictor.meter)` knows what
+    a draft costs. Unless another one is given, all who read this model object share it (`policies.meter_of`). What it
+    says is never part of a result.
+
     `make_cache` makes the cache to start from; by default the model makes its own. `DecodeError` for what is no model
     that reads ids alone and is a function of them, for ids that it does not have, where a text outgrows a cache of
     fixed size, where such a cache changes the logits and is no `LossyCache`, where it offloads from anything but CUDA,
@@ -81,11 +86,18 @@ class CachedPredictor:
     )
     memos: int = field(default=4, validator=valid(whole(1, "keep the cache of one text at least")))
     shown: Features | None = field(default=None, alias="features")
+    meter: CostMeter = field(
+        default=Factory(lambda self: meter_of(self.model), takes_self=True),
+        validator=valid(a(CostMeter, "give a CostMeter, or leave it out")),
+        repr=False,
+    )
     _reader: Reader = field(init=False, repr=False)
     _model: Limits = field(init=False, repr=False)
     _caches: Caches = field(init=False, repr=False)
     _trials: Trials = field(init=False, repr=False)
     _memos: Memos = field(init=False, repr=False)
+    _unread: int = field(init=False, default=0, repr=False)
+    """How many tokens before the drafts this pass has had to read; `MOST` where the text is a new one."""
 
     def __attrs_post_init__(self) -> None:
         self._reader = Reader.of(self.model, self.shown)
@@ -115,9 +127,15 @@ class CachedPredictor:
         """Logits [n + 1, V] after `tokens`, and after them and the path down to each of the n drafts."""
         tokens, parents = text_of(tokens), parents_of(drafts)
         drafted = ids_of("drafts", [draft.token for draft in drafts])
-        if is_chain(parents):
-            return self._last(tokens + drafted, len(drafted) + 1)
-        return self._tree(tokens, tuple(drafts), drafted, parents)
+        with self._reader.guard:
+            self._unread, began = 0, self.meter.now()
+            if is_chain(parents):
+                rows = self._last(tokens + drafted, len(drafted) + 1)
+            else:
+                rows = self._tree(tokens, tuple(drafts), drafted, parents)
+            if self._unread <= DRAFTS:
+                self.meter.note(len(drafted) + 1, self.meter.since(began))
+            return rows
 
     def features(self, tokens: Tokens, last: int, /) -> Tensor:
         """What the chosen layers held at each of the last `last` tokens of a text: [last, F], a copy.
@@ -189,6 +207,7 @@ class CachedPredictor:
         region = self._trials.region(len(tokens))
         with self._memos.of(tokens, region) as memo:
             missing = len(tokens) - len(memo.tokens)
+        self._unread = max(self._unread, missing - 1)
         if missing > 1 + REREAD:
             self._rows(tokens[:-1], 1)
         with self._memos.of(tokens, region) as memo:
@@ -232,6 +251,7 @@ class CachedPredictor:
                 memo.past = Past(self._caches.new(), 0)
             before = len(tokens) - new
             missing = before - len(memo.tokens)
+            self._unread = max(self._unread, missing if memo.tokens else MOST)
             if self._memos.goes_back and missing > REREAD and self._trials.region(before) == memo.region:
                 self._read(memo, tokens[:before], 1, feeding)
             return self._read(memo, tokens, last, feeding)
