@@ -174,18 +174,20 @@ class Recording:
         widest = max([len(text.costs.lengths) for text in self.texts], default=1)
         table = [(text.costs, widest - len(text.costs.lengths)) for text in self.texts]
         rows = list(self.rows.values())
-        arrays: dict[str, object] = {
-            "prompts": [token for text in self.texts for token in text.prompt],
-            "outputs": [token for text in self.texts for token in text.output],
-            "sizes": [(len(text.prompt), len(text.output)) for text in self.texts],
-            "lengths": [(*costs.lengths, *[0] * fill) for costs, fill in table],
-            "seconds": [(*costs.seconds, *[0.0] * fill, costs.prompt, costs.own) for costs, fill in table],
+        arrays = {
+            "prompts": numpy.array([token for text in self.texts for token in text.prompt]),
+            "outputs": numpy.array([token for text in self.texts for token in text.output]),
+            "sizes": numpy.array([(len(text.prompt), len(text.output)) for text in self.texts]).reshape(-1, 2),
+            "lengths": numpy.array([(*costs.lengths, *[0] * fill) for costs, fill in table]).reshape(-1, widest),
+            "seconds": numpy.array(
+                [(*costs.seconds, *[0.0] * fill, costs.prompt, costs.own) for costs, fill in table]
+            ).reshape(-1, widest + 2),
             "names": numpy.frombuffer(b"".join(self.rows), numpy.uint8).reshape(-1, NAMED).copy(),
             "tokens": numpy.array([row.tokens for row in rows]).reshape(-1, self.kept),
             "logs": numpy.array([row.logs for row in rows]).reshape(-1, self.kept),
-            "rest": [row.rest for row in rows],
+            "rest": numpy.array([row.rest for row in rows]),
         }
-        tensors = {name: torch.as_tensor(arrays[name]).to(dtype) for name, dtype in ARRAYS.items()}
+        tensors = {name: torch.from_numpy(arrays[name]).to(dtype) for name, dtype in ARRAYS.items()}
         asked = [{"limit": text.limit, "stop": sorted(text.stop), "seed": text.seed} for text in self.texts]
         said = {
             "vocab_size": self.vocab_size,
