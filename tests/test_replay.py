@@ -12,7 +12,9 @@ import pytest
 import torch
 from attrs import define, evolve, field
 from safetensors.torch import save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from specflow import (
     TEXT,
@@ -46,6 +48,7 @@ from specflow import (
 from specflow.batch import seed_of
 from specflow.bench.decoders import Models, decoder
 from specflow.catalogue import POLICIES, Drafting, Pacing, Setting
+from specflow.cli import main
 from specflow.drafters import Recycled, RecyclingTree, propose_nothing
 from specflow.drafters.ngrams.file import content_of
 from specflow.errors import DecodeError
@@ -296,7 +299,7 @@ def taking(target: Predictor, clock: Ticking, prompt: int) -> Predictor:
     """A target whose passes take what `COSTS` says."""
 
     def predict(tokens: Tokens, drafts: Sequence[Proposal], /) -> Tensor:
-        clock.now += COSTS.pass_of(len(drafts) + 1, first=len(tokens) == prompt)
+        clock.now += (COSTS.begin if len(tokens) == prompt else COSTS.of)(len(drafts) + 1)
         return target(tokens, drafts)
 
     return predict
@@ -336,7 +339,7 @@ def test_hindsight_is_what_each_gamma_takes(greedy: Recording) -> None:
         clock = Ticking()
         drafter = ticking(base, clock, 0.125)
         played = replay(recording, Decoder.of(drafter, Fixed(2)), most=most, clock=clock)
-        alone = [replay(recording, Decoder.of(propose_nothing), most=None)]
+        alone = [replay(recording, Decoder.of(propose_nothing), most=None, clock=clock)]
         alone += [replay(recording, Decoder.of(drafter, Fixed(g)), most=None, clock=clock) for g in range(1, most + 1)]
         seconds = [each.seconds for each in alone]
         seen = [text.hindsight for text in played.texts]
@@ -381,7 +384,7 @@ class Planned:
 def test_costs() -> None:
     costs = Costs((1, 3, 5), (1.0, 2.0, 2.5), prompt=9.0)
     assert [costs.of(k) for k in (1, 2, 3, 5, 9)] == [1.0, 1.5, 2.0, 2.5, 3.5]
-    assert costs.pass_of(3, first=True) == 10.0
+    assert costs.begin(3) == 10.0
     assert Costs((1, 2), (2.0, 1.0)).of(7) == 1.0  # what falls does not fall below 0
     for wrong in ((), (2,), (1, 1)):
         with pytest.raises(DecodeError, match="these are no costs"):
@@ -550,3 +553,90 @@ def test_nothing_that_was_given_is_changed(greedy: Recording) -> None:
     assert replay(greedy, decoder, once(MODEL)).recording is not greedy
     assert greedy.rows == rows
     assert greedy.texts is texts
+
+
+# The commands.
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny model, a tokenizer, and a file of prompts."""
+    folder = tmp_path_factory.mktemp("model")
+    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(64)}, unk_token="w0"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w0").save_pretrained(folder)
+    tiny_llama(dtype=torch.float32).save_pretrained(folder)
+    lines = [{"question_id": i, "category": "chat", "turns": [f"w{i} w7 w{i} w7"]} for i in range(3)]
+    (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return folder
+
+
+def ran(*arguments: object) -> int:
+    return main(list(map(str, arguments)))
+
+
+def test_record_and_replay(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, page = tmp_path / "texts", tmp_path / "figures.json"
+    asked = ("record", "--model", saved, "--prompts", saved / "prompts.jsonl", "--max-new-tokens", 12, "--out", out)
+    assert ran(*asked, "--limit", 1) == 0
+    assert ran(*asked) == 2
+    assert "the file is there already" in capsys.readouterr().err
+    assert ran(*asked, "--resume") == 0
+    recording = Recording.load(out)
+    assert len(recording.texts) == 3
+    tokens = sum(len(text.output) for text in recording.texts)
+    assert recording.facts["model"].startswith(str(saved))
+    capsys.readouterr()
+
+    labels = ("autoregressive", "suffix@5", "suffix@cost", "tree@4@match", "memory")
+    assert ran("replay", out, "--decoders", *labels, "--hindsight", 4, "--json", page) == 0
+    said = capsys.readouterr()
+    assert all(label in said.out for label in labels)
+    assert "tree@4@match is replayed without the target's bigrams" in said.err
+    figures = json.loads(page.read_text())["decoders"]
+    assert figures["autoregressive"]["passes"] == tokens
+    assert figures["suffix@5"]["passes"] == replay(recording, Decoder.of(SuffixDrafter(), Fixed(5)), most=None).passes
+    assert figures["memory"]["regret"] is None
+
+
+def test_a_models_rows_are_asked_for_and_kept(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "texts"
+    assert (
+        ran("record", "--model", saved, "--prompts", saved / "prompts.jsonl", "--max-new-tokens", 6, "--out", out) == 0
+    )
+    before = len(Recording.load(out).rows)
+    assert ran("replay", out, "--decoders", "recycle@4") == 2
+    assert "one that it reads was not recorded" in capsys.readouterr().err
+    assert ran("replay", out, "--decoders", "recycle@4", "--model", saved) == 0
+    assert len(Recording.load(out).rows) > before
+    assert ran("replay", out, "--decoders", "recycle@4") == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--decoders", "generate"), "transformers' decoders are not replayed"),
+        (("--decoders", "head@4"), "a head reads what the target holds"),
+        (("--decoders", "llm"), "there is no assistant model"),
+        (("--decoders", "nobody"), "no decoder has this name"),
+        (("--decoders", "json:dumps"), "a decoder cannot be made"),
+        (("--decoders", "builtins:dict"), "decoders is not a Decoder"),
+        (("--hindsight", "-1"), "hindsight is below 0"),
+        (("--bigrams", "nowhere"), "the file does not exist"),
+    ],
+)
+def test_what_cannot_be_replayed_is_refused(
+    arguments: Sequence[str], said: str, greedy: Recording, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    greedy.save(tmp_path / "texts")
+    assert ran("replay", tmp_path / "texts", *arguments) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_what_cannot_be_recorded_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ran("record", "--out", tmp_path / "texts", "--seed", 1) == 2
+    assert "greedy texts have no seed" in capsys.readouterr().err
+    assert ran("record", "--out", tmp_path / "texts", "--kept", 0) == 2
+    (tmp_path / "texts").write_text("no recording")
+    assert ran("record", "--out", tmp_path / "texts", "--resume") == 2
+    assert "not of this kind" in capsys.readouterr().err

@@ -233,7 +233,8 @@ def _live(args: argparse.Namespace, recording: Recording) -> Predictor:
 def decoder_of(label: str, recording: Recording, assistant: Module | None, bigrams: Bigrams | None) -> Decoder:
     """The decoder that `specflow bench` knows by this name, to be replayed; or what a user's function makes."""
     if ":" in label:
-        made: object = imported(label)()
+        with one_sentence("decoders", "a decoder cannot be made", "give a function of nothing that returns a Decoder"):
+            made: object = imported(label)()
         a(Decoder, "return a Decoder from the function")("decoders", made)
         assert isinstance(made, Decoder)
         return made

@@ -60,7 +60,7 @@ def hindsight(drafter: Drafter, text: RecordedText, vocab_size: int, most: int, 
         steps[here] = []
         for gamma in range(most + 1):
             n = min(gamma, len(look.taken))
-            seconds = costs.pass_of(n + 1, first=here == begin) + look.seconds[n if n == gamma else n + 1]
+            seconds = (costs.begin if here == begin else costs.of)(n + 1) + look.seconds[n if n == gamma else n + 1]
             steps[here].append((min(end, here + accepted[n] + 1), seconds + costs.own))
     best = {end: 0.0}
     for here in reversed(range(begin, end)):

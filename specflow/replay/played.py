@@ -11,6 +11,7 @@ from attrs import define, evolve, field, frozen
 from torch import Tensor
 from torch.nn import Module
 
+from specflow.asked import proposal_of, stream_of
 from specflow.bench.measure import Round
 from specflow.bench.stopwatch import Pass, Stopwatch
 from specflow.bench.summary import Position, positions
@@ -19,7 +20,7 @@ from specflow.distribution import PointMass
 from specflow.errors import DecodeError
 from specflow.guards.checks import MOST, a, calls, does, named, or_none, valid, whole
 from specflow.loop import unfold
-from specflow.policies import Fixed
+from specflow.policies import CostMeter, Fixed
 from specflow.policies.meter import Clock
 from specflow.processors import GreedyProcessor, MultinomialProcessor, Processor
 from specflow.randomness import Dice, SharedNoise
@@ -201,12 +202,12 @@ def replay(
     or_none(calls("a predictor", "give one, such as a CachedPredictor, or None"))("live", live)
     or_none(does("a processor", "give one, or None", "laws"))("processor", processor)
     or_none(whole(0, "look at no draft at least, or give None", MOST))("most", most)
-    calls("a clock", "give one, such as time.perf_counter")("clock", clock)
+    now = CostMeter(clock).now
     if processor is None:
         heat = recording.temperature
         processor = GreedyProcessor() if heat is None else MultinomialProcessor(heat)
     memory = Memory(recording.rows, recording.vocab_size, recording.kept, live)
-    simulated = _Simulated(Stopwatch(clock))
+    simulated = _Simulated(Stopwatch(now))
     pacing: object = decoder.pacing(simulated)
     a(Pacing, "return Pacing(policy) from the function of a clock")("pacing", pacing)
     assert isinstance(pacing, Pacing)
@@ -217,7 +218,7 @@ def replay(
         rounds = _rounds(text, decoder, _made(decoder, setting, recording), pacing, memory, simulated)
         seen = None
         if most is not None and not (again := _made(decoder, setting, recording)).teach:
-            seen = hindsight(again.drafter, text, recording.vocab_size, int(most), Stopwatch(clock))
+            seen = hindsight(again.drafter, text, recording.vocab_size, int(most), Stopwatch(now))
         played.append(Played(text, rounds, seen))
     return Replay(tuple(played), recording.knowing(memory.new))
 
@@ -248,19 +249,17 @@ def _made(decoder: Decoder, setting: Setting, recording: Recording) -> Drafting:
     drafting: object = decoder.make(setting)
     a(Drafting, "return Drafting(drafter) from the function of a setting")("make", drafting)
     assert isinstance(drafting, Drafting)
-    if recording.temperature is None or isinstance(decoder.rule, Match):
-        return drafting
-    drafter = drafting.drafter
+    drafter, by_chance = drafting.drafter, recording.temperature is not None and not isinstance(decoder.rule, Match)
 
-    def certain(tokens: Tokens) -> Iterator[Proposal]:
-        for proposal in drafter(tokens):
-            said: object = proposal
-            if isinstance(said, Proposal) and not isinstance(said.q, PointMass):
+    def checked(tokens: Tokens) -> Iterator[Proposal]:
+        for value in stream_of(drafter, drafter(tokens)):
+            said = proposal_of(drafter, value, recording.vocab_size)
+            if by_chance and not isinstance(said.q, PointMass):
                 happened = "chance decides which drawn drafts of a sampled text stand"
                 raise DecodeError("rule", happened, named(decoder.rule), "replay with the rule Match")
-            yield proposal
+            yield said
 
-    return evolve(drafting, drafter=certain)
+    return evolve(drafting, drafter=checked)
 
 
 def _rounds(
@@ -271,7 +270,7 @@ def _rounds(
 
     def target(tokens: Tokens, drafts: Sequence[Proposal], /) -> Tensor:
         k = len(drafts) + 1
-        passes.append(Pass(k, text.costs.pass_of(k, first=not passes)))
+        passes.append(Pass(k, text.costs.of(k) if passes else text.costs.begin(k)))
         clock.passed += passes[-1].seconds
         return rows(tokens, drafts)
 

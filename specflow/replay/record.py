@@ -18,11 +18,12 @@ from specflow.batch import seed_of
 from specflow.errors import DecodeError, unwrap
 from specflow.guards.checks import MOST, a, calls, each, or_none, shown, whole
 from specflow.loop import start, unfold
+from specflow.policies import CostMeter
 from specflow.policies.meter import Clock
 from specflow.processors import GreedyProcessor, LogitsProcessor
 from specflow.protocols import Limits, checked_limits
 from specflow.randomness import Dice, SharedNoise
-from specflow.replay.recording import Costs, RecordedText, Recording
+from specflow.replay.recording import Costs, RecordedText, Recording, are_facts
 from specflow.replay.rows import Row, names_of, rows_kept
 from specflow.state import TEXT, Committed, DecodeState, Finished, Predictor, Proposal, Tokens, chain
 from specflow.steps import autoregressive_step
@@ -75,9 +76,9 @@ def record(
     if 1 not in lengths:
         raise DecodeError("lengths", "passes over one token are not timed", shown(lengths), "time them, too")
     or_none(a(Recording, "give what was recorded, or None"))("onto", onto)
-    a(Mapping, "give texts by name")("facts", facts)
+    are_facts("facts", facts)
     calls("a listener", "give a function of a Recording")("progress", progress)
-    calls("a clock", "give one, such as time.perf_counter")("clock", clock)
+    now = CostMeter(clock).now
     limits = checked_limits(limits, "limits")
     states = _states(prompts, max_new_tokens, stop, limits)
     temperature = None if isinstance(processor, GreedyProcessor) else processor.temperature
@@ -95,9 +96,9 @@ def record(
         if not begun:  # how a model can be fed is tried at its first reading, and at its first tree
             target(request.prompt[:2], (Proposal(request.prompt[0]), Proposal(request.prompt[-1], parent=TEXT)))
             begun = True
-        timed = _Timed(target, kept, clock)
+        timed = _Timed(target, kept, now)
         output, own_seconds = timed.decoded(state, processor, own)
-        costs = _costs(target, request.prompt, output, sorted(set(lengths)), limits, clock)
+        costs = _costs(target, request.prompt, output, sorted(set(lengths)), limits, now)
         costs = evolve(costs, prompt=timed.passes[0], own=own_seconds)
         text = RecordedText(request.prompt, output, request.limit, request.stop, own, costs)
         vocab_size = timed.vocab_size

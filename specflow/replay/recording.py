@@ -77,9 +77,9 @@ class Costs:
             return max(from_b, from_b + (from_b - from_a) / (b - a) * (k - b))
         return float(numpy.interp(k, self.lengths, self.seconds))
 
-    def pass_of(self, k: int, *, first: bool) -> float:
-        """The same, and of the `first` pass of a text, which reads the prompt and k - 1 drafts."""
-        return self.prompt + max(0.0, self.of(k) - self.of(1)) if first else self.of(k)
+    def begin(self, k: int) -> float:
+        """The seconds of a text's first pass, over the prompt and k - 1 drafts."""
+        return self.prompt + max(0.0, self.of(k) - self.of(1))
 
 
 @final
@@ -127,7 +127,8 @@ def _are_rows(name: str, rows: object) -> None:
         raise DecodeError(name, "these are no rows of a target", shown(rows), "take them from `record`")
 
 
-def _are_facts(name: str, facts: object) -> None:
+def are_facts(name: str, facts: object) -> None:
+    """`DecodeError` for what is no mapping of texts to texts."""
     if not isinstance(facts, Mapping) or not all(isinstance(each, str) for pair in facts.items() for each in pair):
         raise DecodeError(name, f"{name} are not texts by name", shown(facts), 'give {"model": "…"}')
 
@@ -150,13 +151,17 @@ class Recording:
     temperature: float | None = field(default=None, validator=valid(or_none(temperature)))
     kept: int = field(default=1, validator=valid(whole(1, "keep one token of a row at least", MOST)))
     rows: Mapping[bytes, Row] = field(factory=dict, repr=False, validator=valid(_are_rows))
-    facts: Mapping[str, str] = field(factory=dict, validator=valid(_are_facts))
+    facts: Mapping[str, str] = field(factory=dict, validator=valid(are_facts))
 
     def __attrs_post_init__(self) -> None:
         most = max([max(text.tokens) for text in self.texts], default=0)
         if most >= self.vocab_size:
             happened = f"a token is outside the vocabulary of {self.vocab_size}"
             raise DecodeError("texts", happened, most, "give the target's vocab_size")
+        widths = {len(row.tokens) for row in self.rows.values()}
+        if widths - {self.kept}:
+            happened = f"rows do not have the {self.kept} tokens that were kept"
+            raise DecodeError("rows", happened, max(widths), "take them from one recording")
 
     def knowing(self, rows: Mapping[bytes, Row]) -> Recording:
         """The same with more rows."""
@@ -188,11 +193,11 @@ class Recording:
             "rest": numpy.array([row.rest for row in rows]),
         }
         tensors = {name: torch.from_numpy(arrays[name]).to(dtype) for name, dtype in ARRAYS.items()}
-        asked = [{"limit": text.limit, "stop": sorted(text.stop), "seed": text.seed} for text in self.texts]
+        asked = [_asked(text) for text in self.texts]
         said = {
-            "vocab_size": self.vocab_size,
-            "temperature": self.temperature,
-            "kept": self.kept,
+            "vocab_size": int(self.vocab_size),
+            "temperature": None if self.temperature is None else float(self.temperature),
+            "kept": int(self.kept),
             "facts": dict(self.facts),
             "texts": asked,
         }
@@ -214,6 +219,11 @@ class Recording:
             return _read(json.loads(metadata["said"]), arrays)
         except (DecodeError, ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:
             raise no_file(path, "contradicts itself", REMEDY) from error
+
+
+def _asked(text: RecordedText) -> dict[str, object]:
+    seed = None if text.seed is None else int(text.seed)
+    return {"limit": int(text.limit), "stop": sorted(map(int, text.stop)), "seed": seed}
 
 
 def checksum_of(said: str, arrays: Mapping[str, Tensor]) -> str:
