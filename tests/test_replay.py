@@ -637,6 +637,8 @@ def test_what_cannot_be_recorded_is_refused(tmp_path: Path, capsys: pytest.Captu
     assert ran("record", "--out", tmp_path / "texts", "--seed", 1) == 2
     assert "greedy texts have no seed" in capsys.readouterr().err
     assert ran("record", "--out", tmp_path / "texts", "--kept", 0) == 2
+    assert ran("record", "--out", tmp_path / "nowhere" / "texts") == 2
+    assert "no file can be written there" in capsys.readouterr().err
     (tmp_path / "texts").write_text("no recording")
     assert ran("record", "--out", tmp_path / "texts", "--resume") == 2
     assert "not of this kind" in capsys.readouterr().err

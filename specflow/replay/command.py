@@ -120,6 +120,8 @@ def _record(args: argparse.Namespace) -> int:
     if args.seed is not None and args.temperature is None:
         raise DecodeError("seed", "greedy texts have no seed", args.seed, "give a --temperature, too")
     processor = GreedyProcessor() if args.temperature is None else MultinomialProcessor(args.temperature)
+    if not args.out.parent.is_dir():
+        raise DecodeError("out", "no file can be written there", shown(str(args.out)), "name a file in a folder")
     onto = Recording.load(args.out) if args.resume and args.out.exists() else None
     if onto is None and args.out.exists():
         remedy = "add --resume to go on with it, or name another file"
@@ -159,8 +161,9 @@ def _record(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         code = NOT_RECORDED
         print(f"specflow: {len(last[-1].texts if last else ())} texts are recorded; --resume goes on", file=sys.stderr)
-    if last:
-        last[-1].save(args.out)
+    finally:
+        if last:  # whatever ended it
+            last[-1].save(args.out)
     return code
 
 
