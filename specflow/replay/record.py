@@ -66,7 +66,7 @@ def record(
 
     >>> from specflow.testing import TableModel
     >>> record(TableModel(5), [[1, 2], [3]], max_new_tokens=4).texts[1].output
-    (1, 2, 4, 1)
+    (3, 2, 2, 0)
     """
     calls("a predictor", "give one, such as a CachedPredictor")("target", target)
     a(LogitsProcessor, "give one, such as GreedyProcessor()")("processor", processor)
