@@ -12,9 +12,8 @@
 
 `replay` counts tokens per target pass. Greedy verification is deterministic, so a drafter's accepted lengths follow
 from the greedy text alone. The texts are decoded once (SmolLM2, fp32, one token a pass) and kept in a file; then each
-drafter drafts into them through the real step, with a table of the text in the model's place. Prompts are in the
-format of Spec-Bench: a JSON object a line with `category` and `turns`, of which the first is asked. Of a prompt of more
-than 1024 tokens the last 1024 are read.
+drafter drafts into them (`specflow.replay`). Prompts are in the format of Spec-Bench: a JSON object a line with
+`category` and `turns`, of which the first is asked. Of a prompt of more than 1024 tokens the last 1024 are read.
 
 `remember` saves an n-gram storage of the model's texts, and with `--memory` the drafters know them. With `--bigrams`
 trees know the model's bigrams; the model is asked for them where the file is not there.
@@ -36,18 +35,14 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
-from hashlib import blake2b
 from pathlib import Path
 from random import Random
 from statistics import median
 from tempfile import gettempdir
 from time import perf_counter
-from typing import Final, TypedDict, final
+from typing import Final, TypedDict
 
-import numpy
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.generation.candidate_generator import PromptLookupCandidateGenerator
 
@@ -65,7 +60,6 @@ from specflow import (
     Predictor,
     PromptLookup,
     Proposal,
-    Step,
     SuffixDrafter,
     Tokens,
     accelerate,
@@ -73,17 +67,15 @@ from specflow import (
     autoregressive_step,
     first_of,
     longest,
-    ngram_step,
     run,
-    speculative_step,
     start,
     then,
 )
+from specflow.catalogue import Drafting, Setting
 from specflow.drafters import Bigrams, LogitTree, Recycled, RecyclingTree, as_chain
 from specflow.models import bigrams_of, load
+from specflow.replay import Decoder, RecordedText, Recording, replay
 from specflow.stages import Recycle, UpdateNgram
-from specflow.state import Tally, parents_of
-from specflow.trees import depths
 
 KEPT: Final = 24
 """How many logits of a row are kept."""
@@ -134,31 +126,18 @@ def greedy_texts(questions: Sequence[Question], kept: Path) -> list[Text]:
     return [known[question["turns"][0]] for question in questions]
 
 
-def table(text: Tokens) -> Predictor:
-    """A model that knows one text by heart: its logits behind i tokens are one-hot on token i."""
-
-    def predict(tokens: Tokens, drafts: Sequence[Proposal], /) -> Tensor:
-        behind = [-1, *depths(parents_of(drafts))]
-        logits = torch.zeros(len(behind), VOCABULARY)
-        for row, depth in enumerate(behind):
-            position = len(tokens) + depth + 1
-            if position < len(text):
-                logits[row, text[position]] = 1.0
-        return logits
-
-    return predict
-
-
-Decoder = Callable[[Text, Predictor], Step]
-"""What decodes a text with a target: a step, made afresh for each text."""
-
 EVERYTHING: Final = Fixed(1000)
 """The drafters decide themselves how much they draft."""
 
 
 def drafting(drafter: Drafter, gamma: GammaPolicy = EVERYTHING) -> Decoder:
     """Speculative decoding with one drafter for all texts, which are decoded in turn."""
-    return lambda text, target: speculative_step(drafter, target, GreedyProcessor(), Dice(), gamma)
+    return Decoder.of(drafter, gamma)
+
+
+def teaching(make: Callable[[Setting], Drafting], gamma: GammaPolicy = EVERYTHING) -> Decoder:
+    """The same with a drafter for each text, and stages that teach it."""
+    return Decoder(make, lambda meter: gamma)
 
 
 def bigrams_in(path: Path) -> Bigrams:
@@ -187,13 +166,12 @@ def without_refused_copies() -> Drafter:
 def nasd(n: int, gamma: int) -> Decoder:
     """NASD that starts anew with each text. Of a known text only what is emitted can be learned: no filler."""
 
-    def decoder(text: Text, target: Predictor) -> Step:
+    def make(setting: Setting) -> Drafting:
         storage = NGramStorage(n, VOCABULARY)
-        storage.initialize(text["prompt"])
-        update = UpdateNgram(storage, filler_top_k=1)
-        return ngram_step(NGramDrafter(storage), target, GreedyProcessor(), Dice(), update, Fixed(gamma))
+        storage.initialize(setting.text)
+        return Drafting(NGramDrafter(storage), (UpdateNgram(storage, filler_top_k=1),))
 
-    return decoder
+    return teaching(make, Fixed(gamma))
 
 
 def with_memory(storage: NGramStorage) -> Drafter:
@@ -214,21 +192,21 @@ def with_memory_and_refused_copies(storage: NGramStorage) -> Drafter:
 def learning(remembering: Callable[[NGramStorage], Drafter]) -> Decoder:
     """A memory that begins empty and learns each text while it is decoded, for those that come later."""
     storage = NGramStorage(4, VOCABULARY)
-    drafter, update = remembering(storage), UpdateNgram(storage, filler_top_k=1)
-    return lambda text, target: ngram_step(drafter, target, GreedyProcessor(), Dice(), update, EVERYTHING)
+    known = Drafting(remembering(storage), (UpdateNgram(storage, filler_top_k=1),))
+    return teaching(lambda setting: known)
 
 
 def knowing_the_others(texts: Sequence[Text]) -> Decoder:
     """A memory of what the model wrote for all other prompts: of a server that has seen such requests before."""
 
-    def decoder(text: Text, target: Predictor) -> Step:
+    def make(setting: Setting) -> Drafting:
         storage = NGramStorage(4, VOCABULARY)
         for other in texts:
-            if other is not text:
+            if tuple(other["prompt"]) != setting.text:
                 storage.initialize(other["output"])
-        return drafting(with_memory(storage))(text, target)
+        return Drafting(with_memory(storage))
 
-    return decoder
+    return teaching(make)
 
 
 def editors() -> dict[str, Decoder]:
@@ -281,75 +259,34 @@ def decoders(texts: Sequence[Text], memory: Path | None, bigrams: Path | None) -
     return rows
 
 
-def replayed(decoder: Decoder, text: Text, target: Predictor | None = None) -> Tally:
-    """What happens when a text that is known is decoded. It comes out as it was, or this fails."""
-    whole = (*text["prompt"], *text["output"])
-    step = decoder(text, table(whole) if target is None else target)
-    state = run(step, start(text["prompt"], len(text["output"])).unwrap()).state
-    assert state.tokens == whole
-    return state.tally
+def recorded(texts: Sequence[Text], kept: Path | None = None) -> Recording:
+    """The texts as a recording, each pass of which takes as long as any other, with the rows in the file `kept`."""
+    known = [(tuple(text["prompt"]), tuple(text["output"])) for text in texts]
+    rows = Recording.load(kept).rows if kept is not None and kept.exists() else {}
+    whole = [RecordedText(prompt, output, len(prompt) + len(output)) for prompt, output in known]
+    return Recording(tuple(whole), VOCABULARY, kept=KEPT, rows=rows)
 
 
-def replay(texts: Sequence[Text], rows: dict[str, Decoder], target: Predictor | None = None) -> None:
+def show(
+    texts: Sequence[Text], recording: Recording, rows: dict[str, Decoder], live: Predictor | None = None
+) -> Recording:
     """Print tokens per target pass of each decoder, in all and for each category, and drafts per pass.
 
-    Without a target the text stands in for it.
+    `live` is asked for rows that are missing; what is returned holds them.
     """
     groups = ["chat" if text["category"] in CHAT else text["category"] for text in texts]
     names = ["all", *dict.fromkeys(groups)]
     print(f"{'tokens per target pass':30}", *(f"{name[:9]:>9}" for name in names), f"{'drafts':>9}")
     for label, decoder in rows.items():
-        tallies = [replayed(decoder, text, target) for text in texts]
+        played = replay(recording, decoder, live, most=None)
+        recording = played.recording
         row = []
         for name in names:
-            chosen = [i for i, group in enumerate(groups) if name in ("all", group)]
-            row.append(sum(len(texts[i]["output"]) for i in chosen) / sum(tallies[i].steps for i in chosen))
-        total = sum(tallies, Tally())
-        print(f"{label:30}", *(f"{value:9.3f}" for value in row), f"{total.drafted / total.steps:9.1f}", flush=True)
-
-
-@final
-class Remembered:
-    """A predictor that is asked once about each text, and its answers kept in a file, as far as they matter.
-
-    Of a row the `KEPT` largest logits are kept as logarithms of probabilities; the rest of the probability is spread
-    evenly over all other tokens.
-    """
-
-    def __init__(self, make: Callable[[], Predictor], kept: Path) -> None:
-        self.read = cache(make)
-        self.kept = kept
-        arrays = load_file(kept) if kept.exists() else {}
-        names, tokens, values = (arrays.get(name) for name in ("names", "tokens", "values"))
-        self.known: dict[int, tuple[Tensor, Tensor]] = {}
-        if names is not None and tokens is not None and values is not None:
-            self.known = dict(zip(names.tolist(), zip(tokens, values, strict=True), strict=True))
-        self.passes = 0
-
-    def __call__(self, tokens: Tokens, drafts: Sequence[Proposal], /) -> Tensor:
-        """The rows after the text and after each draft."""
-        texts = [tokens]
-        for draft, parent in zip(drafts, parents_of(drafts), strict=True):
-            texts.append((*texts[parent + 1], draft.token))
-        names = [
-            int.from_bytes(blake2b(numpy.array(text).tobytes(), digest_size=8).digest(), signed=True) for text in texts
-        ]
-        if not all(name in self.known for name in names):
-            values, best = self.read()(tokens, drafts).log_softmax(-1).topk(KEPT)
-            self.known.update(zip(names, zip(best.int(), values, strict=True), strict=True))
-            self.passes += 1
-        rest = [float(1 - self.known[name][1].exp().sum()) for name in names]
-        rows = torch.tensor(rest).clamp(min=1e-9).div(VOCABULARY - KEPT).log()[:, None].repeat(1, VOCABULARY)
-        for row, name in zip(rows, names, strict=True):
-            best, values = self.known[name]
-            row[best.long()] = values
-        return rows
-
-    def save(self) -> None:
-        """Keep what was answered."""
-        best, values = zip(*self.known.values(), strict=True)
-        names = torch.tensor([*self.known])
-        save_file({"names": names, "tokens": torch.stack(best), "values": torch.stack(values)}, self.kept)
+            chosen = [each for each, group in zip(played.texts, groups, strict=True) if name in ("all", group)]
+            row.append(sum(len(each.text.output) for each in chosen) / sum(len(each.rounds) for each in chosen))
+        drafts = played.drafted / played.passes
+        print(f"{label:30}", *(f"{value:9.3f}" for value in row), f"{drafts:9.1f}", flush=True)
+    return recording
 
 
 def recycling(
@@ -358,11 +295,11 @@ def recycling(
     """A drafter over a table that learns: one for all texts where it is `kept`, else one for each."""
     shared = Recycled(VOCABULARY, n=n, before=before)
 
-    def decoder(text: Text, target: Predictor) -> Step:
+    def make(setting: Setting) -> Drafting:
         table = shared if kept else Recycled(VOCABULARY, n=n, before=before)
-        return ngram_step(drafter(table), target, GreedyProcessor(), Dice(), Recycle(table), Fixed(gamma))
+        return Drafting(drafter(table), (Recycle(table),))
 
-    return decoder
+    return teaching(make, Fixed(gamma))
 
 
 def recyclers(bigrams: Path) -> dict[str, Decoder]:
@@ -498,22 +435,27 @@ def main() -> None:
         case "cost":
             cost(arguments.contexts, arguments.calls)
         case "edits":
-            replay(edited(read_questions(arguments.prompts, 1)), editors())
+            texts = edited(read_questions(arguments.prompts, 1))
+            show(texts, recorded(texts), editors())
         case "recycle":
             texts = greedy_texts(read_questions(arguments.prompts, arguments.every), arguments.texts)
-            target = Remembered(
-                lambda: CachedPredictor(accelerate.fast(load("smollm2", "float32").unwrap().model)), arguments.rows
-            )
+            target = CachedPredictor(accelerate.fast(load("smollm2", "float32").unwrap().model))
+            recording, passes = recorded(texts, arguments.rows), list[int]()
+
+            def live(tokens: Tokens, drafts: Sequence[Proposal], /) -> Tensor:
+                passes.append(len(drafts))
+                return target(tokens, drafts)
+
             for name, decoder in recyclers(arguments.bigrams).items():
                 if arguments.only in name:
-                    replay(texts, {name: decoder}, target)
-                    target.save()
-            print(f"{target.passes} passes of the model")
+                    recording = show(texts, recording, {name: decoder}, live)
+                    recording.save(arguments.rows)
+            print(f"{len(passes)} passes of the model")
         case "remember":
             remember(greedy_texts(read_questions(arguments.prompts, 1), arguments.texts), arguments.storage)
         case _:
             texts = greedy_texts(read_questions(arguments.prompts, arguments.every), arguments.texts)
-            replay(texts, decoders(texts, arguments.memory, arguments.bigrams))
+            show(texts, recorded(texts), decoders(texts, arguments.memory, arguments.bigrams))
 
 
 if __name__ == "__main__":

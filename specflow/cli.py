@@ -20,7 +20,7 @@ from torch.nn import Module
 from transformers import TextStreamer
 from transformers.utils import logging
 
-from specflow import bench, distill
+from specflow import bench, distill, replay
 from specflow.accelerate import Given
 from specflow.batch import BatchPredictor, seed_of
 from specflow.catalogue import COUPLED, DRAFTERS, POLICIES, RULES, USUAL_POLICY, Make, Setting, all_drafts, step_of
@@ -189,6 +189,7 @@ def _parser() -> argparse.ArgumentParser:
     measure = commands.add_parser("bench", help="measure decoders against each other")
     bench.add_arguments(measure)
     measure.set_defaults(run=bench.main)
+    replay.add_commands(commands.add_parser)
     return parser
 
 

@@ -30,6 +30,7 @@ ROOMS = (
     ("models", "generate", "accelerate", "interop"),
     ("catalogue", "commands", "corpus"),
     ("bench", "distill", "ngram_assisted", "sampling", "utils", "spec_paths"),
+    ("replay",),
     ("cli",),
     ("__main__",),
 )

@@ -70,6 +70,7 @@ from specflow import (
     distribution,
     interop,
     models,
+    replay,
     stages,
     testing,
 )
@@ -807,6 +808,26 @@ SCORED: Final[Mapping[str, object]] = {"target": TARGET, "processor": SAMPLED}
 JUDGED: Final[Mapping[str, object]] = {**SCORED, "rng": s.Dice()}
 
 STORAGE: Final = s.NGramStorage.__mro__[1].__name__
+
+
+@cache
+def recorded() -> replay.Recording:
+    return replay.record(TARGET, [TEXT], 3, kept=2)
+
+
+def recording_file(name: str = "recording.safetensors") -> Path:
+    path = FOLDER / name
+    recorded().save(path)
+    return path
+
+
+def again(made: replay.Decoder) -> object:
+    return replay.replay(recorded(), made, most=1).regret
+
+
+def again_of(recording: replay.Recording) -> object:
+    return replay.replay(recording, replay.Decoder.of(drafter), most=1).regret_of_steps
+
 
 TABLE: Final[dict[str, Entry]] = {
     # batch
@@ -1698,6 +1719,91 @@ TABLE: Final[dict[str, Entry]] = {
         decode,
     ),
     "catalogue.all_drafts": Entry(catalogue.all_drafts, lambda: {"drafted": drafted()}),
+    # replay
+    "replay.recording.Costs": Entry(
+        replay.Costs,
+        lambda: {"lengths": (1, 2), "seconds": (1.0, 1.5), "prompt": 2.0, "own": 0.1},
+        lambda costs: [costs.of(k) for k in (1, 2, 9)],
+    ),
+    "replay.recording.Costs.of": Entry(replay.Costs().of, lambda: {"k": 2}),
+    "replay.recording.Costs.begin": Entry(replay.Costs().begin, lambda: {"k": 2}),
+    "replay.recording.RecordedText": Entry(
+        replay.RecordedText,
+        lambda: {
+            "prompt": TEXT,
+            "output": (2, 1),
+            "limit": 6,
+            "stop": frozenset({3}),
+            "seed": 1,
+            "costs": replay.Costs(),
+        },
+        lambda text: again_of(replay.Recording((text,), V)),
+    ),
+    "replay.recording.RecordedText.state": Entry(
+        replay.RecordedText(TEXT, (2,), 6).state, lambda: {"vocab_size": V}, decode_from
+    ),
+    "replay.recording.Recording": Entry(
+        replay.Recording,
+        lambda: {
+            "texts": recorded().texts,
+            "vocab_size": V,
+            "temperature": 0.5,
+            "kept": 2,
+            "rows": recorded().rows,
+            "facts": {"model": "a table"},
+        },
+        lambda made: (made.save(FOLDER / "other recording"), again_of(made)),
+    ),
+    "replay.recording.Recording.knowing": Entry(recorded().knowing, lambda: {"rows": recorded().rows}, again_of),
+    "replay.recording.Recording.save": Entry(
+        lambda path: recorded().save(path), lambda: {"path": recording_file("another recording")}
+    ),
+    "replay.recording.Recording.load": Entry(replay.Recording.load, lambda: {"path": recording_file()}),
+    "replay.record.record": Entry(
+        replay.record,
+        lambda: {
+            "target": TARGET,
+            "prompts": [TEXT, (3,)],
+            "max_new_tokens": 3,
+            "stop": (4,),
+            "limits": Limits(V, 24),
+            "processor": SAMPLED,
+            "seed": 1,
+            "kept": 2,
+            "lengths": (1, 2),
+            "onto": None,
+            "facts": {"model": "a table"},
+            "progress": lambda recording: None,
+            "clock": perf_counter,
+        },
+        again_of,
+        effort("max_new_tokens"),
+    ),
+    "replay.played.Decoder": Entry(
+        replay.Decoder,
+        lambda: {
+            "make": lambda given: catalogue.Drafting(drafter),
+            "policy": lambda meter: s.Fixed(2),
+            "rule": s.Match(s.Dice()),
+        },
+        again,
+    ),
+    "replay.played.Decoder.of": Entry(
+        replay.Decoder.of, lambda: {"drafter": drafter, "gamma": s.Fixed(2), "rule": s.Reject(s.Dice())}, again
+    ),
+    "replay.played.replay": Entry(
+        replay.replay,
+        lambda: {
+            "recording": recorded(),
+            "decoder": replay.Decoder.of(drafter),
+            "live": TARGET,
+            "processor": GREEDY,
+            "most": 2,
+            "clock": perf_counter,
+        },
+        lambda played: (played.regret, played.positions),
+        effort("most"),
+    ),
     # records that users make
     "state.Request": Entry(
         Request,
@@ -2080,6 +2186,7 @@ EXEMPT: Final[Mapping[str, str]] = {
             "bench.prompts.Prompt",
             "policies.choice.Choice",
             "policies.meter.Costs",
+            *(f"replay.{name}" for name in ("hindsight.Hindsight", "played.Played", "played.Replay")),
             "margins.Audit",
             "margins.Departure",
             "testing.certificate.Certificate",
@@ -2204,6 +2311,7 @@ EXEMPT: Final[Mapping[str, str]] = {
         (
             *(f"{room}.command.{name}" for room in ("bench", "distill") for name in ("add_arguments", "main")),
             "bench.context.Context",
+            "replay.command.add_commands",
             "cli.main",
             *(f"commands.{name}" for name in ("named_model", "one_sentence", "vocabulary_of")),
             *(f"corpus.{name}" for name in ("Answer", "Answers", "Progress", "Row")),

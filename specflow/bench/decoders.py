@@ -141,15 +141,38 @@ def _is_headed(name: str) -> bool:
     return base in DRAFTERS and DRAFTERS[base].headed
 
 
+@final
+@frozen
+class Parts:
+    """What a name says: whose decoder it is, γ, and the names of a policy and a rule; None where it does not say."""
+
+    base: str
+    gamma: int | None
+    policy: str | None
+    rule: str | None
+
+    @classmethod
+    def of(cls, name: str) -> Parts:
+        """The parts of `name[@γ or policy][@rule]`. `DecodeError` for what is no decoder's name."""
+        found = _LABEL.fullmatch(name)
+        base, gamma, policy, rule = found.group("base", "gamma", "policy", "rule") if found else (name, *[None] * 3)
+        if base not in NAMES or ((policy or rule) and base not in DRAFTERS):
+            remedy = f"use {', '.join(NAMES)}, or module:function"
+            raise DecodeError("decoders", "no decoder has this name", name, remedy)
+        return cls(base, None if gamma is None else int(gamma), policy, rule)
+
+    def paced(self, entry: Entry) -> tuple[Policy, int]:
+        """The policy of a drafter of the catalogue, and the most tokens that it drafts."""
+        policy = POLICIES["fixed" if self.gamma else self.policy or USUAL_POLICY]
+        return policy, self.gamma or (MOST if self.policy else entry.usual)
+
+
 def _prepare(name: str, variant: str, models: Models) -> Prepare:
     model, head = models.targets[variant], models.head
     if ":" in name:
         return composed(cast(Compose, imported(name)))
-    found = _LABEL.fullmatch(name)
-    base, gamma, policy, rule = found.group("base", "gamma", "policy", "rule") if found else (name, None, None, None)
-    if base not in NAMES or ((policy or rule) and base not in DRAFTERS):
-        remedy = f"use {', '.join(NAMES)}, or module:function"
-        raise DecodeError("decoders", "no decoder has this name", name, remedy)
+    parts = Parts.of(name)
+    base = parts.base
     if base in _ASSISTED and models.assistant is None:
         raise DecodeError("decoders", "there is no assistant model", base, "name one with --assistant")
     if head is None and _is_headed(name):
@@ -158,12 +181,10 @@ def _prepare(name: str, variant: str, models: Models) -> Prepare:
         if not isinstance(model, PreTrainedModel):
             happened, kind = "transformers decodes with its own models only", type(model).__name__
             raise DecodeError("decoders", happened, kind, "leave the model's name out")
-        return PEERS[base](None if gamma is None else int(gamma))
+        return PEERS[base](parts.gamma)
     if base in DRAFTERS:
         entry = DRAFTERS[base]
-        most = int(gamma or (MOST if policy else entry.usual))
-        paced = POLICIES["fixed" if gamma else policy or USUAL_POLICY]
-        return composed(_drafted(entry, paced, most, RULES[rule or "reject"], head))
+        return composed(_drafted(entry, *parts.paced(entry), RULES[parts.rule or "reject"], head))
     return composed(lambda context: autoregressive_step(context.target, context.processor, context.rng))
 
 
