@@ -78,7 +78,7 @@ class Budget:
 
 
 def budget_of(steps: Sequence[StepTrace]) -> Budget | None:
-    """Where the time of a step goes; the first one, which reads the prompt, is told apart. None where none was timed."""
+    """Where the time of a step goes; the first, which reads the prompt, is told apart. None where none was timed."""
     times = [(step.seconds, step.drafting or 0.0, step.reading) for step in steps]
     later = [(seconds, drafting, reading) for seconds, drafting, reading in times[1:] if seconds is not None]
     first = times[0][0] if times else None

@@ -83,16 +83,16 @@ for (const trace of document.querySelectorAll(".trace")) {
       const ratio = own || node.p === null || node.q === null ? null : node.q > 0 ? node.p / node.q : Infinity;
       line.append(
         make("td", { class: "w" }, make("span", { class: `t ${hue}`, title: own ? `token ${node.token}` : `token ${node.token}, drafted by ${data.sources[node.source]}` }, word(node.token))),
-        ...(sourced ? [make("td", { class: "v" }, own ? "target" : data.sources[node.source])] : []),
+        make("td", { class: "v" }, own ? data.origins[node.origin] : data.fates[node.fate]),
         make("td", {}, own ? "" : number(node.q)),
         make("td", {}, own ? "" : number(node.p)),
         make("td", {}, own ? "" : ratio === Infinity ? "∞" : number(ratio)),
         make("td", {}, node.margin === undefined ? "" : node.margin === null ? "–" : number(node.margin)),
-        make("td", { class: "v" }, own ? data.origins[node.origin] : data.fates[node.fate]),
+        ...(sourced ? [make("td", { class: "v" }, own ? "target" : data.sources[node.source])] : []),
       );
       body.append(line);
     });
-    const titles = ["", "token", ...(sourced ? ["source"] : []), "q", "p", "p/q", "margin", "verdict"];
+    const titles = ["", "token", "verdict", "q", "p", "p/q", "margin", ...(sourced ? ["source"] : [])];
     const about = { q: "probability that the drafter gave to it", p: "probability that the target gives to it", margin: "how far the target's best logit was ahead of the second", "p/q": "p divided by q" };
     const head = make("tr", {}, ...titles.map((title) => make("th", { scope: "col", class: title === "token" ? "w" : title === "verdict" || title === "source" ? "v" : "", title: about[title] ?? "" }, title)));
     return make("div", { class: "scroll" }, make("table", { class: "drafts" }, make("thead", {}, head), body));

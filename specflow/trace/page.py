@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from specflow.trace.charts import Budget, acceptance, budget_of, progress
+from specflow.trace.charts import acceptance, budget_of, progress
 from specflow.trace.kinds import FORCED, Kind, kinds_of, legend_of, sources_of
 from specflow.trace.parts import Fate, Origin, StepTrace
 from specflow.trace.words import Piece, label, pieces, visible
@@ -52,7 +52,9 @@ def _shown(trace: Trace, hues: Mapping[str, str], number: int, apart: int | None
         "about": {visible(name): visible(fact) for name, fact in trace.about.items() if name != "title"},
         "ended": None if trace.reason is None else trace.reason.value,
         "numbers": _numbers(trace),
-        "legend": [(_class(one.kind, hues), visible(one.name), visible(one.about), one.count) for one in legend_of(trace)],
+        "legend": [
+            (_class(one.kind, hues), visible(one.name), visible(one.about), one.count) for one in legend_of(trace)
+        ],
         "prompt": visible("".join([piece.text for piece in everything[:start]])),
         "prompt_tokens": start,
         "text": _text(trace, everything[start:], hues, apart),
@@ -98,7 +100,14 @@ def _data(trace: Trace, hues: Mapping[str, str]) -> dict[str, object]:
 
 def _step(trace: Trace, step: StepTrace, sources: Sequence[str]) -> list[object]:
     drafts = [
-        [draft.token, draft.parent, _short(draft.q), _short(draft.p), FATES.index(draft.fate), sources.index(draft.source)]
+        [
+            draft.token,
+            draft.parent,
+            _short(draft.q),
+            _short(draft.p),
+            FATES.index(draft.fate),
+            sources.index(draft.source),
+        ]
         for draft in step.drafts
     ]
     times = [_short(time) for time in (step.seconds, step.drafting, step.reading)]

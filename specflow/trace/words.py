@@ -87,7 +87,7 @@ def visible(text: str) -> str:
 
 
 _TURNS = (*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x2028, 0x2029, 0xFEFF, 0xFFFE, 0xFFFF)
-_SHOWN: Final = {
+_SHOWN: Final[dict[int, str | int | None]] = {
     **{code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"},
     0x7F: 0x2421,
     **{code: f"⟨U+{code:04X}⟩" for code in (*range(0x80, 0xA0), *_TURNS)},
