@@ -28,7 +28,6 @@ from specflow import (
     MultinomialProcessor,
     PromptLookup,
     Proposal,
-    Reject,
     Step,
     SuffixDrafter,
     Tokens,
@@ -168,7 +167,7 @@ def test_recording_changes_no_token_and_reads_nothing(sampled: bool | None) -> N
             drafter if recorder is None else recorder.drafting(drafter),
             target if recorder is None else recorder.reading(target),  # type: ignore[arg-type]
             processor, dice, **observed,  # type: ignore[arg-type]
-        )  # fmt: skip
+        )
         ends.append(run(step, start((0, 1, 0), 30).unwrap()))
         reads.append(passes)
     assert ends[0] == ends[1]

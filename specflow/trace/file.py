@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from numbers import Integral, Real
 from os import PathLike
 from typing import TYPE_CHECKING, Final, Never, TypeVar, cast
 
@@ -31,14 +32,26 @@ def to_json(trace: Trace) -> str:
         "about": dict(trace.about),
         "reason": None if trace.reason is None else trace.reason.value,
         "prompt": trace.prompt,
-        "words": {token: _word(spelt) for token, spelt in trace.words.items()},
+        "words": {int(token): _word(spelt) for token, spelt in trace.words.items()},
     }
     steps = ",\n".join([json.dumps(_plain(step), ensure_ascii=False) for step in trace.steps])
     return f'{json.dumps(head, ensure_ascii=False)[:-1]},\n"steps": [\n{steps}\n]}}\n'
 
 
 def _plain(step: StepTrace) -> dict[str, object]:
-    return asdict(step, value_serializer=lambda _, __, value: value.value if isinstance(value, Fate) else value)
+    return asdict(step, value_serializer=lambda _, __, value: _written(value))
+
+
+def _written(value: object) -> object:
+    """What JSON knows: numbers of numpy are numbers."""
+    match value:
+        case Fate():
+            return value.value
+        case Integral() if type(value) is not bool:
+            return int(value)
+        case Real() if type(value) is not bool:
+            return float(value)
+    return value
 
 
 def _word(spelt: bytes) -> str | list[int]:

@@ -89,7 +89,7 @@ def _data(trace: Trace, hues: Mapping[str, str]) -> dict[str, object]:
     sources = sources_of((trace,))
     ids = {*trace.output, *[draft.token for step in trace.steps for draft in step.drafts]}
     return {
-        "words": {token: visible(label(token, trace.words)) for token in ids},
+        "words": {int(token): visible(label(token, trace.words)) for token in ids},
         "sources": [visible(source) for source in sources],
         "hues": [hues[source] for source in sources],
         "fates": [fate.value for fate in FATES],
@@ -101,8 +101,8 @@ def _data(trace: Trace, hues: Mapping[str, str]) -> dict[str, object]:
 def _step(trace: Trace, step: StepTrace, sources: Sequence[str]) -> list[object]:
     drafts = [
         [
-            draft.token,
-            draft.parent,
+            int(draft.token),
+            int(draft.parent),
             _short(draft.q),
             _short(draft.p),
             FATES.index(draft.fate),

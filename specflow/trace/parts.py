@@ -10,12 +10,20 @@ from attrs import field, frozen
 
 from specflow.errors import DecodeError
 from specflow.guards.checks import a, each, number, or_none, shown, valid, whole
+from specflow.guards.ids import ids_of
 from specflow.state import TEXT, Tokens
 
 _is_token = whole(0, "give a token id")
 _is_probability = number("a probability is outside [0, 1]", "give a number or None", lambda p: 0 <= p <= 1)
 _is_time = number("a duration is not a number of seconds", "give seconds or None", lambda x: isfinite(x) and x >= 0)
 _is_margin = number("a margin is not a number of 0 or more", "give a number or None", lambda x: isfinite(x) and x >= 0)
+
+
+def plain_ids(tokens: object) -> Tokens:
+    """Ids as plain ints. `DecodeError` for whatever else."""
+    ids = ids_of("tokens", tokens)
+    each(_is_token)("tokens", ids)
+    return ids
 
 
 def tuple_of(name: str, values: object, kind: type) -> None:
@@ -80,12 +88,6 @@ class DraftTrace:
         return self.p / self.q if self.q > 0 else inf
 
 
-def are_ids(name: str, tokens: object) -> None:
-    """Refuses what is not a tuple of ids."""
-    a(tuple, "give ids in a tuple")(name, tokens)
-    each(_is_token)(name, tokens)
-
-
 def _are_drafts(name: str, drafts: object) -> None:
     tuple_of(name, drafts, DraftTrace)
 
@@ -108,7 +110,7 @@ class StepTrace:
     not what the step added.
     """
 
-    tokens: Tokens = field(validator=valid(are_ids))
+    tokens: Tokens = field(converter=plain_ids)
     drafts: tuple[DraftTrace, ...] = field(default=(), validator=valid(_are_drafts))
     margins: tuple[float | None, ...] = field(default=(), validator=valid(_are_margins))
     seconds: float | None = field(default=None, validator=valid(or_none(_is_time)))

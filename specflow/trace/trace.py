@@ -17,7 +17,7 @@ from specflow.guards.checks import a, is_id, or_none, shown, valid
 from specflow.state import Count, Reason, Tally, Tokens
 from specflow.trace import file
 from specflow.trace.page import page
-from specflow.trace.parts import Fate, Origin, StepTrace, are_ids, tuple_of
+from specflow.trace.parts import Fate, Origin, StepTrace, plain_ids, tuple_of
 from specflow.trace.terminal import rendered
 
 
@@ -55,7 +55,7 @@ class Trace:
     2 tokens in 2 passes (1.00 a pass), no drafts
     """
 
-    prompt: Tokens = field(repr=False, validator=valid(are_ids))
+    prompt: Tokens = field(repr=False, converter=plain_ids)
     steps: tuple[StepTrace, ...] = field(repr=False, validator=valid(_are_steps))
     words: Mapping[int, bytes] = field(factory=dict, repr=False, validator=valid(_are_words))
     about: Mapping[str, str] = field(factory=dict, validator=valid(are_facts))
