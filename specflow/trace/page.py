@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -72,9 +73,7 @@ def _class(kind: Kind, hues: Mapping[str, str]) -> str:
 
 def _text(trace: Trace, shown: Sequence[Piece], hues: Mapping[str, str], apart: int | None) -> Markup:
     """A span for each token; no space between them, which would be shown."""
-    begins = {0}
-    for step in trace.steps:
-        begins.add(max(begins) + len(step.tokens))
+    begins = {0, *accumulate(len(step.tokens) for step in trace.steps)}
     spans = []
     for i, (piece, kind) in enumerate(zip(shown, kinds_of(trace), strict=True)):
         marks = {"b": i in begins, "p": piece.part, "d": i == apart}

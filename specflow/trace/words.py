@@ -59,10 +59,12 @@ def pieces(tokens: Sequence[int], words: Mapping[int, bytes]) -> list[Piece]:
     """
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     found = []
-    for i, token in enumerate(tokens):
+    for token in tokens:
         began = bool(decoder.getstate()[0])
-        text = decoder.decode(words.get(token, f" {token}".encode()), i == len(tokens) - 1)
+        text = decoder.decode(words.get(token, f" {token}".encode()))
         found.append(Piece(text, began or bool(decoder.getstate()[0])))
+    if rest := decoder.decode(b"", final=True):
+        found[-1] = Piece(found[-1].text + rest, True)
     return found
 
 
