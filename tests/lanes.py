@@ -104,8 +104,8 @@ SLOW: Final = frozenset({
     "architectures", "batch", "batch_laws", "batch_mutants", "beam", "bench", "caches", "captured", "chances", "cli",
     "composing", "conformance", "copies", "corpus", "distill", "edges", "examples", "features", "grammars", "interop",
     "interop_generate", "interop_processors", "lookup", "matrix", "models", "ngram", "one_seed", "random_models", "ray",
-    "seed_and_clock", "seeds", "spec", "spec_paths", "storage", "surface", "transactions", "typing", "untouched",
-    "vocabularies", "wrappers",
+    "seed_and_clock", "seeds", "spec", "spec_paths", "storage", "surface", "trace", "transactions", "typing",
+    "untouched", "vocabularies", "wrappers",
 })  # fmt: skip
 """Files without a quick test: they decode a lot, load real models or start processes."""
 

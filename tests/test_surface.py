@@ -1112,7 +1112,7 @@ TABLE: Final[dict[str, Entry]] = {
         },
         lambda made: (made.refused(), show(Trace(TEXT, (made,)))),
     ),
-    "trace.parts.StepTrace.refused": Entry(lambda: kept_trace().steps[0].refused()),
+    "trace.parts.StepTrace.refused": Entry(kept_trace().steps[0].refused),
     "trace.trace.Trace": Entry(
         Trace,
         lambda: {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from html import unescape
 from html.parser import HTMLParser
 from io import StringIO
@@ -35,6 +36,7 @@ from specflow import (
     along_paths,
     autoregressive_step,
     chain,
+    cli,
     first_of,
     run,
     speculative_step,
@@ -49,6 +51,8 @@ from specflow.testing import TableModel, World, certify
 from specflow.trace import DraftTrace, Fate, Recorder, StepTrace, Trace
 from specflow.trace.parts import Origin
 from specflow.trace.words import pieces
+from tests.test_cli import words
+from tests.toys import tiny_llama
 
 NASTY: Final = "</script><script>alert(1)</script>"
 WORDS: Final = (
@@ -145,7 +149,7 @@ def recorded_chain(world: World) -> Step:
 
 @pytest.mark.parametrize("step", [recorded_chain, recorded_tree])
 def test_recording_keeps_the_law(step: Callable[[World], Step]) -> None:
-    assert certify(step)
+    certify(step)
 
 
 @pytest.mark.parametrize("sampled", [None, True])
@@ -218,19 +222,22 @@ def test_what_became_of_each_draft_of_a_tree() -> None:
     ):
         step(start((0,), 9, (stop,)).unwrap())
         (only,) = recorder.trace.steps
+        assert only.depths == (0, 1, 2, 1, 0, 1)
         assert [draft.token for draft in only.drafts] == [1, 2, 5, 6, 4, 5]
         assert " ".join([draft.fate.value.replace(" ", "-") for draft in only.drafts]) == expected
-    assert only.depths == (0, 1, 2, 1, 0, 1)
+
+
+def saying(drafts: Tokens, tokens: Tokens) -> Iterator[Proposal]:
+    return iter(chain(drafts))
 
 
 def test_how_each_token_came_to_be() -> None:
     dice, target = Dice(), along_paths(wheel(9))
-    kinds = {}
-    for drafts in ((), (1, 2), (1, 7, 3), (8,)):
+    kinds: dict[Tokens, list[str]] = {}
+    several: tuple[Tokens, ...] = ((), (1, 2), (1, 7, 3), (8,))
+    for drafts in several:
         recorder = Recorder()
-        step = speculative_step(
-            lambda tokens, d=drafts: iter(chain(d)), target, GreedyProcessor(), dice, observe=recorder
-        )
+        step = speculative_step(partial(saying, drafts), target, GreedyProcessor(), dice, observe=recorder)
         step(start((0,), 9).unwrap())
         kinds[drafts] = [origin.value for origin in recorder.trace.origins]
         assert recorder.trace.steps[0].refused() == {(1, 7, 3): (7, 3), (8,): (8,)}.get(drafts, ())
@@ -255,8 +262,7 @@ def test_times_are_those_of_the_clock() -> None:
     # Each step: the drafter's call, and each of its proposals and its end, take a tick; so does the pass.
     assert first.drafting == 1 + len(first.drafts) + (len(first.drafts) < 5)
     untimed = Recorder()
-    step = autoregressive_step(TableModel(3), GreedyProcessor(), Dice(), observe=untimed)
-    run(step, start((0,), 3).unwrap())
+    run(autoregressive_step(TableModel(3), GreedyProcessor(), Dice(), observe=untimed), start((0,), 3).unwrap())
     assert [one.seconds is None for one in untimed.trace.steps] == [True, False, False]
     assert untimed.trace.seconds is None
     assert second.margins
@@ -357,6 +363,11 @@ def test_a_file_brings_it_back(tmp_path: Path) -> None:
     assert held["steps"][0]["drafts"][0]["fate"] == "accepted"
 
 
+WRONG: Final[tuple[object, ...]] = (
+    None, -7, 2.5, "x", [-1], ["x"], [{}], [[]], [10**30, 2.5], {}, {"x": 3}, float("inf"), True, 10**400,
+)  # fmt: skip
+
+
 def damaged(content: str) -> Iterator[str]:
     held = json.loads(content)
     yield from ("", "{}", "[]", "null", content[:-5], content[: len(content) // 2], content.replace("0", "x"))
@@ -364,27 +375,15 @@ def damaged(content: str) -> Iterator[str]:
     yield json.dumps({**held, "version": 2})
     for name in held:
         yield json.dumps({key: value for key, value in held.items() if key != name})
-        for wrong in (
-            None if name != "reason" else 3,
-            3,
-            "x",
-            -1,
-            [-1],
-            ["x"],
-            {"x": 3},
-            1e999,
-            True,
-            [[]],
-            [10**30, 2.5],
-        ):
-            if wrong != held[name]:
+        for wrong in WRONG:
+            if wrong != held[name] and (name, wrong) != ("reason", None):
                 yield json.dumps({**held, name: wrong})
     step = held["steps"][0]
     for name in step:
-        for wrong in (-1, "x", [-1], [{}], {"x": 1}, 1e999, [3, "x"], True):
+        for wrong in WRONG[1:]:
             yield json.dumps({**held, "steps": [{**step, name: wrong}]})
     for name in step["drafts"][0]:
-        for wrong in (-7, [1], {"x": 1}, 1e999, True, None if name not in "qp" else "x", 10**400):
+        for wrong in WRONG[1:]:
             drafts = [{**step["drafts"][0], name: wrong}, *step["drafts"][1:]]
             yield json.dumps({**held, "steps": [{**step, "drafts": drafts}]})
     yield json.dumps({**held, "words": {"0": 10**15}})
@@ -595,3 +594,63 @@ def test_a_notebook_and_a_terminal_show_it() -> None:
     console.print(empty)
     assert "0 tokens" in console.export_text()
     assert len(read(empty.html()).tokens) == 0
+
+
+# The command.
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_llama().save_pretrained(folder)
+    words().save_pretrained(folder)
+    return folder
+
+
+def test_the_command_shows_what_generate_says(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["w5 w6 w7 w5 w6", "--model", str(tiny), "--max-new-tokens", "20", "--dtype", "float64", "--seed", "3"]
+    assert cli.main(["generate", *asked]) == 0
+    said = capsys.readouterr().out.split()
+    page, kept = tmp_path / "page.html", tmp_path / "trace.json"
+    assert cli.main(["trace", *asked, "--drafter", "tree", "--html", str(page), "--json", str(kept)]) == 0
+    told = capsys.readouterr()
+    trace = Trace.load(kept)
+    assert trace.about["drafter"] == "tree"
+    assert trace.about["rule"] == "match"
+    assert [piece.text.strip() for piece in pieces(trace.tokens, trace.words)][len(trace.prompt) :] == said
+    assert " ".join(told.out.split()).startswith(" ".join(said))
+    assert str(trace) in " ".join(told.out.split())
+    assert page.read_text() == trace.html()
+    assert all(step.reading is not None and step.drafting is not None for step in trace.steps)
+    both = tmp_path / "both.html"
+    assert cli.main(["trace", "--load", str(kept), "--load", str(kept), "--html", str(both)]) == 0
+    assert both.read_text() == trace.html(trace)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ([], "nothing to answer"),
+        (["a", "--load", "x.json"], "a prompt and a trace are both given"),
+        (["--load", "x.json"], "does not exist"),
+        (["--load", "x.json", "--load", "x.json", "--load", "x.json"], "two traces are shown side by side"),
+        (["--load", "x.json", "--json", "y.json"], "is kept already"),
+        (["a", "--html", "nowhere/page.html"], "no such folder"),
+        (["a", "--html", "."], "a folder"),
+        (["a", "--html", "x", "--json", "x"], "one file"),
+        (["a", "--max-new-tokens", "0"], "nothing to trace"),
+        (["a", "--drafter", "llm"], "no model to draft with"),
+    ],
+)
+def test_what_the_command_cannot_do_is_refused_before_a_model_is_loaded(
+    arguments: list[str],
+    match: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["trace", "--model", "there/is/none", *arguments]) == cli.NOT_DECODED
+    said = capsys.readouterr().err
+    assert match in said
+    assert said.count("\n") == 1

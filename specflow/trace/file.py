@@ -47,9 +47,9 @@ def _written(value: object) -> object:
     match value:
         case Fate():
             return value.value
-        case Integral() if type(value) is not bool:
+        case Integral():
             return int(value)
-        case Real() if type(value) is not bool:
+        case Real():
             return float(value)
     return value
 
