@@ -26,6 +26,7 @@ for (const trace of document.querySelectorAll(".trace")) {
   const number = (value) => (value === null ? "?" : value === 0 || value >= 0.001 ? String(+value.toPrecision(3)) : value.toExponential(1));
   const ms = (seconds) => `${(1e3 * seconds).toFixed(1)} ms`;
   const word = (token) => data.words[token].replaceAll("\n", "↵") || "∅";
+  const short = (text) => { const signs = [...text.replaceAll("\n", "↵")]; return signs.length > 40 ? `${signs.slice(0, 40).join("")}…` : signs.join(""); };
   const plural = (count, name) => `${count} ${name}${count === 1 ? "" : "s"}`;
 
   // The drafts as rows: each below its parent, and the target's own token behind the path that stands.
@@ -124,11 +125,16 @@ for (const trace of document.querySelectorAll(".trace")) {
       button.addEventListener("click", () => { pin(firstOf[to], false); panel.querySelectorAll(".go button")[text === "‹" ? 0 : 1].focus(); });
       return button;
     };
+    const away = () => {
+      const button = make("button", { type: "button", "aria-label": "close", title: "close" }, "×");
+      button.addEventListener("click", () => { panel.hidden = true; });
+      return button;
+    };
     const taken = drafts.filter((draft) => draft[4] === ACCEPTED).length;
     const last = added.length > taken ? `, then ${data.origins[origins[taken]] === "drawn" ? "a drawn token" : `a ${data.origins[origins[taken]]} token`}` : "";
     const said = drafts.length ? `${taken} of ${plural(drafts.length, "draft")} accepted${last}.` : "Nothing was drafted: the target's own token.";
     panel.replaceChildren(
-      make("div", { class: "head" }, make("h3", {}, `Step ${number + 1} of ${data.steps.length}`), make("div", { class: "go" }, go(number - 1, "the step before", "‹"), go(number + 1, "the next step", "›"))),
+      make("div", { class: "head" }, make("h3", {}, `Step ${number + 1} of ${data.steps.length}`), make("div", { class: "go" }, go(number - 1, "the step before", "‹"), go(number + 1, "the next step", "›"), away())),
       make("p", { class: "one" }, `${plural(added.length, "token")} in one pass. ${said}`),
       times(spent),
       table(step, i - firstOf[number]),
@@ -174,7 +180,7 @@ for (const trace of document.querySelectorAll(".trace")) {
     if (!event.target.checked) return;
     data.steps.forEach(([added, , , , drafts, instead], step) => {
       const taken = drafts.filter((draft) => draft[4] === ACCEPTED).length;
-      if (instead) tokens[firstOf[step] + Math.min(taken, added.length - 1)]?.before(make("span", { class: "ghost", "aria-hidden": "true" }, instead));
+      if (instead) tokens[firstOf[step] + Math.min(taken, added.length - 1)]?.before(make("span", { class: "ghost", "aria-hidden": "true" }, short(instead)));
     });
   });
 
