@@ -348,7 +348,8 @@ def _record(steps: _Steps, pacing: Pacing) -> tuple[Trace, int]:
     recorder = Recorder(loaded.tokenizer, steps.about)
     decoding = evolve(steps, recorder=recorder).over(loaded, _grammar(args, loaded), _alone, partial(CachedPredictor))
     code = 0
-    with bars.Progress(console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with bars.Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("decoding", total=args.max_new_tokens)
         try:
             for new, _ in _outcomes(decoding(state, args.seed, pacing), state, loaded):

@@ -618,7 +618,8 @@ def test_the_command_shows_what_generate_says(tiny: Path, tmp_path: Path, capsys
     assert trace.about["drafter"] == "tree"
     assert trace.about["rule"] == "match"
     assert [piece.text.strip() for piece in pieces(trace.tokens, trace.words)][len(trace.prompt) :] == said
-    assert " ".join(told.out.split()).startswith(" ".join(said))
+    assert "".join(told.out.split()).startswith("".join(said))
+    assert told.err == f"the page is {page}\n"
     assert str(trace) in " ".join(told.out.split())
     assert page.read_text() == trace.html()
     assert all(step.reading is not None and step.drafting is not None for step in trace.steps)
