@@ -23,6 +23,7 @@ from specflow import (
     TEXT,
     DecodeError,
     Dice,
+    Finished,
     Fixed,
     GreedyProcessor,
     LLMDrafter,
@@ -183,7 +184,7 @@ def test_recording_changes_no_token_and_reads_nothing(sampled: bool | None) -> N
 def test_what_is_recorded_is_what_the_stages_held() -> None:
     margins, recorder = Margins(), Recorder()
     target, dice = TableModel(4, seed=2), Dice(torch.Generator().manual_seed(0))
-    drafter = LLMDrafter(TableModel(4, seed=3), MultinomialProcessor(1.0), dice)
+    drafter = LLMDrafter(TableModel(4, seed=3), MultinomialProcessor(1.0), dice, widths=(2, 2))
     seen = []
 
     def observe(committed: object) -> None:
@@ -191,7 +192,7 @@ def test_what_is_recorded_is_what_the_stages_held() -> None:
         recorder(committed)  # type: ignore[arg-type]
         seen.append(committed)
 
-    step = speculative_step(drafter, target, MultinomialProcessor(1.0), dice, Fixed(3), observe=observe)
+    step = speculative_step(drafter, target, MultinomialProcessor(1.0), dice, Fixed(6), observe=observe)
     run(step, start((0,), 25).unwrap())
     trace = recorder.trace
     finite = [margin if margin < float("inf") else None for margin in margins.recorded]
@@ -220,7 +221,8 @@ def test_what_became_of_each_draft_of_a_tree() -> None:
         (2, "accepted accepted not-reached refused refused not-reached"),
         (1, "accepted not-reached not-reached not-reached refused not-reached"),
     ):
-        step(start((0,), 9, (stop,)).unwrap())
+        end = next(unfold(step, start((0,), 9, (stop,)).unwrap()))
+        assert recorder.trace.tally == (end.state if isinstance(end, Finished) else end).tally
         (only,) = recorder.trace.steps
         assert only.depths == (0, 1, 2, 1, 0, 1)
         assert [draft.token for draft in only.drafts] == [1, 2, 5, 6, 4, 5]
