@@ -47,6 +47,7 @@ from specflow.stages import (
     Condition,
     Draft,
     Match,
+    Observer,
     PruneCache,
     Recycle,
     Reject,
@@ -282,10 +283,11 @@ def step_of(
     prune: tuple[Prunable, ...] = (),
     until: Condition = never,
     cut: Callable[[Drafted], Drafted] = all_drafts,
+    observe: Observer = unobserved,
 ) -> Step:
     """The step that a drafter, a policy and a rule make. Lossless, as all of the catalogue is.
 
-    `cut` is a lossless stage between drafting and verifying, such as `CutForbidden(answer)`.
+    `cut` is a lossless stage between drafting and verifying, such as `CutForbidden(answer)`; `observe` sees each step.
 
     >>> from specflow import MultinomialProcessor, SharedNoise, run, start
     >>> from specflow.testing import TableModel
@@ -300,6 +302,6 @@ def step_of(
     calls("a stage of drafts", "give one such as CutForbidden(answer)")("cut", cut)
     draft, adjust = Draft(drafting.drafter, gamma), Adjust(rng)
     verify = Verify(target, processor, rule)
-    end = ending(until, unobserved, PruneCache((*drafting.memos, *prune)), *drafting.teach)
+    end = ending(until, observe, PruneCache((*drafting.memos, *prune)), *drafting.teach)
     # Not `.then`: verify says what is wrong with a cut that answers something else.
     return lambda state: verify(cut(draft(state))).then(adjust).then(end)

@@ -16,6 +16,8 @@ from typing import Final, TextIO, TypeAlias, final, get_args
 
 import torch
 from attrs import evolve, frozen
+from rich import progress as bars
+from rich.console import Console
 from torch.nn import Module
 from transformers import TextStreamer
 from transformers.utils import logging
@@ -54,8 +56,10 @@ from specflow.processors import (
     TopKProcessor,
 )
 from specflow.randomness import Dice, Sampling, SharedNoise
-from specflow.stages import Condition, any_of, never, stop_string
-from specflow.state import DecodeState, Drafted, Finished, Step, Tokens
+from specflow.stages import Condition, Observer, any_of, never, stop_string, unobserved
+from specflow.state import DecodeState, Drafted, Finished, Predictor, Step, Tokens
+from specflow.trace import Recorder, Trace
+from specflow.trace import command as tracing
 from specflow.vocabulary import SharedTokens
 
 USUAL, USUAL_OF_MODELS, USUAL_OF_HEADS = "suffix", "llm", "head"
@@ -141,7 +145,31 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     about = "answer a prompt, streaming the text as it is decoded, or many prompts of a file at once"
     generate = commands.add_parser("generate", help=about)
+    _add_decoding(generate)
     add = generate.add_argument
+    file = 'prompts to answer instead, JSONL: {"id": 1, "prompt": "…"}, or messages or turns (docs/batches.md)'
+    add("--file", type=Path, metavar="FILE", help=file)
+    add("--out", type=Path, metavar="FILE", help="where the answers to --file go, a line each as it is ready")
+    add("--slots", type=int, metavar="N", help=f"how many texts of --file are decoded at a time ({SLOTS})")
+    add("--resume", action="store_true", help="go on with an --out that was begun: only what is not in it is decoded")
+    generate.set_defaults(run=_generate)
+    show = commands.add_parser("trace", help="answer a prompt, and show how each token came to be")
+    tracing.add_arguments(show)
+    _add_decoding(show)
+    show.set_defaults(run=_trace, file=None, out=None, slots=None, resume=False)
+    train = commands.add_parser("distill", help="train a head that drafts for a model, on the model's answers")
+    distill.add_arguments(train)
+    train.set_defaults(run=distill.main)
+    measure = commands.add_parser("bench", help="measure decoders against each other")
+    bench.add_arguments(measure)
+    measure.set_defaults(run=bench.main)
+    replay.add_commands(commands.add_parser)
+    return parser
+
+
+def _add_decoding(parser: argparse.ArgumentParser) -> None:
+    """What is asked, of which model, and how it is decoded."""
+    add = parser.add_argument
     add("prompt", nargs="?", help="what to say to the model")
     add("--model", default=SMOLLM2, help="smollm2 (default), a local path, a GGUF file or a hub name")
     add("--raw", action="store_true", help="continue the prompt itself, without the chat template")
@@ -177,23 +205,15 @@ def _parser() -> argparse.ArgumentParser:
     add("--regex", metavar="R", help=f"{obeys} a text that this regular expression matches")
     add("--grammar", type=Path, metavar="FILE", help=f"{obeys} a text of this grammar, in Lark")
     add("--choices", nargs="+", metavar="TEXT", help=f"{obeys} one of these texts")
-    file = 'prompts to answer instead, JSONL: {"id": 1, "prompt": "…"}, or messages or turns (docs/batches.md)'
-    add("--file", type=Path, metavar="FILE", help=file)
-    add("--out", type=Path, metavar="FILE", help="where the answers to --file go, a line each as it is ready")
-    add("--slots", type=int, metavar="N", help=f"how many texts of --file are decoded at a time ({SLOTS})")
-    add("--resume", action="store_true", help="go on with an --out that was begun: only what is not in it is decoded")
-    generate.set_defaults(run=_generate)
-    train = commands.add_parser("distill", help="train a head that drafts for a model, on the model's answers")
-    distill.add_arguments(train)
-    train.set_defaults(run=distill.main)
-    measure = commands.add_parser("bench", help="measure decoders against each other")
-    bench.add_arguments(measure)
-    measure.set_defaults(run=bench.main)
-    replay.add_commands(commands.add_parser)
-    return parser
 
 
 def _generate(args: argparse.Namespace) -> int:
+    steps = _composed(args)
+    return _answer(steps) if args.file is None else _answer_all(steps)
+
+
+def _composed(args: argparse.Namespace) -> _Steps:
+    """What the options say of how to decode. `DecodeError` for what they cannot mean."""
     drafts: str = args.drafter or _usual(args)
     judges: str = args.rule or (USUAL_RULE if args.seed is None else USUAL_RULE_OF_SEEDS)
     _check(args, drafts, judges)
@@ -201,8 +221,7 @@ def _generate(args: argparse.Namespace) -> int:
         logging.disable_progress_bar()
     logging.set_verbosity_error()
     processor = _processor(args)
-    steps = _Steps(args, DRAFTERS[drafts].make(), judges, processor)
-    return _answer(steps) if args.file is None else _answer_all(steps)
+    return _Steps(args, drafts, DRAFTERS[drafts].make(), judges, processor)
 
 
 def _usual(args: argparse.Namespace) -> str:
@@ -217,9 +236,28 @@ class _Steps:
     """Makes the steps of a command's texts: what drafts for all of them, what judges, and how tokens are drawn."""
 
     args: argparse.Namespace
+    drafts: str
     make: Make
     judges: str
     processor: LogitsProcessor
+    recorder: Recorder | None = None
+
+    @property
+    def about(self) -> dict[str, str]:
+        """What a reader wants to know of the decode."""
+        args = self.args
+        drawn = {"temperature": args.temperature, "top-k": args.top_k, "top-p": args.top_p, "seed": args.seed}
+        options = [f"{name} {value}" for name, value in drawn.items() if value is not None]
+        policy = f"{args.policy}, {args.gamma} at most"
+        return {
+            "title": f"{self.drafts}, {policy}",
+            "model": f"{args.model}, {args.dtype}",
+            "drafter": self.drafts,
+            "policy": policy,
+            "rule": self.judges,
+            "processor": ", ".join([type(self.processor).__name__, *options]),
+            "accelerate": args.accelerate,
+        }
 
     def over(
         self, loaded: Loaded, grammar: Grammar | None, read: ReadTarget, read_assistant: Read
@@ -262,25 +300,63 @@ class _Steps:
             if answer is not None:
                 drafting = evolve(drafting, drafter=then(Forced(answer), drafting.drafter))
                 over, cut = any_of(until, answer.is_over), CutForbidden(answer)
+            observe: Observer = unobserved
+            reading: Predictor = target
+            if self.recorder is not None:
+                drafting = evolve(drafting, drafter=self.recorder.drafting(drafting.drafter))
+                reading, observe = self.recorder.reading(target), self.recorder
+            ends = (target,), over, cut, observe
             if isinstance(rng, SharedNoise):
-                rule = COUPLED[self.judges](rng)
-                return step_of(drafting, gamma, target, processor, rng, rule, (target,), over, cut)
-            return step_of(drafting, gamma, target, processor, rng, RULES[self.judges](rng), (target,), over, cut)
+                return step_of(drafting, gamma, reading, processor, rng, COUPLED[self.judges](rng), *ends)
+            return step_of(drafting, gamma, reading, processor, rng, RULES[self.judges](rng), *ends)
 
         return step
 
 
 def _answer(steps: _Steps) -> int:
     args = steps.args
-    loaded = named_model(args)
-    state = _started(loaded, loaded.ids(args.prompt) if args.raw else loaded.chat(args.prompt), args.max_new_tokens)
+    loaded, state = _begun(args)
     grammar = _grammar(args, loaded)
-    read = _alone if args.engine == TORCH else partial(_by_llama_cpp, args.model, state.request.limit)
-    step = steps.over(loaded, grammar, read, partial(CachedPredictor))(state, args.seed)
+    step = steps.over(loaded, grammar, _reading(args, state), partial(CachedPredictor))(state, args.seed)
     code, end = _stream(step, state, loaded)
     if grammar is not None and not grammar.after(state.tokens).is_complete(end):
         print("specflow: the answer is the beginning of one; give it more with --max-new-tokens", file=sys.stderr)
     return code
+
+
+def _begun(args: argparse.Namespace) -> tuple[Loaded, DecodeState]:
+    loaded = named_model(args)
+    tokens = loaded.ids(args.prompt) if args.raw else loaded.chat(args.prompt)
+    return loaded, _started(loaded, tokens, args.max_new_tokens)
+
+
+def _trace(args: argparse.Namespace) -> int:
+    return tracing.main(args, lambda: _record(_composed(args)))
+
+
+def _record(steps: _Steps) -> tuple[Trace, int]:
+    """The trace of an answer, also where Ctrl-C ended it, and the exit code."""
+    args = steps.args
+    whole(1, "there is nothing to trace in 0 tokens")("max_new_tokens", args.max_new_tokens)
+    loaded, state = _begun(args)
+    recorder = Recorder(loaded.tokenizer, steps.about)
+    read, helping = _reading(args, state), partial(CachedPredictor)
+    decoding = evolve(steps, recorder=recorder).over(loaded, _grammar(args, loaded), read, helping)
+    code = 0
+    console = Console(stderr=True)
+    with bars.Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("decoding", total=args.max_new_tokens)
+        try:
+            for new, _ in _outcomes(decoding(state, args.seed), state, loaded):
+                progress.advance(task, len(new))
+        except KeyboardInterrupt:
+            code = INTERRUPTED
+    return recorder.trace, code
+
+
+def _reading(args: argparse.Namespace, state: DecodeState) -> ReadTarget:
+    """What reads the target of one text."""
+    return _alone if args.engine == TORCH else partial(_by_llama_cpp, args.model, state.request.limit)
 
 
 def _alone(model: Module, features: tuple[int, ...] | None) -> CachedPredictor:

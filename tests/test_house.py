@@ -26,7 +26,7 @@ ROOMS = (
     ("policies", "drafters", "constraints", "loop"),
     ("stages",),
     ("steps", "predictors"),
-    ("margins", "beam", "batch", "heads", "testing", "converted"),
+    ("margins", "trace", "beam", "batch", "heads", "testing", "converted"),
     ("models", "generate", "accelerate", "interop"),
     ("catalogue", "commands", "corpus"),
     ("bench", "distill", "ngram_assisted", "sampling", "utils", "spec_paths"),

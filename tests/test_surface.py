@@ -132,6 +132,7 @@ from specflow.randomness import Randomness
 from specflow.spec_paths import install_spec_paths
 from specflow.state import Committed, Count, Reason, Request, Tally, parents_of
 from specflow.steps import constrained_step, lossy_unadjusted_step
+from specflow.trace import DraftTrace, Fate, Recorder, StepTrace, Trace
 from specflow.trees import preorder
 from specflow.vocabulary import SharedTokens, Spelling, alike, fit, fitted, shared_vocabulary
 
@@ -667,6 +668,37 @@ def committed() -> Committed:
     return adjusted().then(stages.commit)
 
 
+def draft_parts() -> dict[str, object]:
+    return {"token": 1, "parent": s.TEXT, "q": 0.5, "p": 1.0, "fate": Fate.ACCEPTED, "source": "toy"}
+
+
+def kept_drafts() -> tuple[DraftTrace, ...]:
+    return DraftTrace(1, s.TEXT, 0.5, 1.0, Fate.ACCEPTED, "toy"), DraftTrace(2, 0, None, 0.0, Fate.REFUSED, "toy")
+
+
+def kept_trace(first: DraftTrace | None = None) -> Trace:
+    drafts = kept_drafts() if first is None else (first,)
+    tokens = tuple([draft.token for draft in drafts if draft.fate is Fate.ACCEPTED])
+    return Trace(TEXT, (StepTrace((*tokens, 3), drafts),))
+
+
+def trace_file() -> Path:
+    kept_trace().save(FOLDER / "trace.json")
+    return FOLDER / "trace.json"
+
+
+def show(trace: Trace) -> object:
+    trace.save(FOLDER / "shown.json")
+    assert Trace.load(FOLDER / "shown.json") == trace
+    quiet().print(trace)
+    return trace.html(), str(trace), trace.tally, trace.positions
+
+
+def record(recorder: Recorder) -> object:
+    decode(speculative(recorder.drafting(drafter), observe=recorder))
+    return show(recorder.trace)
+
+
 def watch(observer: s.stages.Observer) -> object:
     return observer(committed())
 
@@ -1135,6 +1167,44 @@ TABLE: Final[dict[str, Entry]] = {
     "predictors.rescore.margins_of": Entry(margins_of, lambda: {"logits": torch.zeros(2, V)}),
     "margins.Margins": Entry(Margins, lambda: {"recorded": []}, watch),
     "margins.Margins.__call__": Entry(Margins(), lambda: {"committed": committed()}),
+    "trace.parts.DraftTrace": Entry(DraftTrace, draft_parts, lambda made: show(kept_trace(made))),
+    "trace.parts.StepTrace": Entry(
+        StepTrace,
+        lambda: {
+            "tokens": (1, 3),
+            "drafts": kept_drafts(),
+            "margins": (0.5, None),
+            "seconds": 2.0,
+            "drafting": 0.5,
+            "reading": 1.0,
+        },
+        lambda made: (made.refused(), show(Trace(TEXT, (made,)))),
+    ),
+    "trace.parts.StepTrace.refused": Entry(kept_trace().steps[0].refused),
+    "trace.trace.Trace": Entry(
+        Trace,
+        lambda: {
+            "prompt": TEXT,
+            "steps": kept_trace().steps,
+            "words": {1: b"a"},
+            "about": {"a": "b"},
+            "reason": Reason.STOP,
+        },
+        show,
+    ),
+    "trace.trace.Trace.save": Entry(lambda path: kept_trace().save(path), lambda: {"path": FOLDER / "other.json"}),
+    "trace.trace.Trace.load": Entry(Trace.load, lambda: {"path": trace_file()}),
+    "trace.trace.Trace.html": Entry(lambda beside: kept_trace().html(beside), lambda: {"beside": kept_trace()}),
+    "trace.trace.Trace.save_html": Entry(
+        lambda path, beside: kept_trace().save_html(path, beside),
+        lambda: {"path": FOLDER / "other.html", "beside": kept_trace()},
+    ),
+    "trace.record.Recorder": Entry(
+        Recorder, lambda: {"tokenizer": Words(), "about": {"a": "b"}, "clock": perf_counter}, record
+    ),
+    "trace.record.Recorder.__call__": Entry(Recorder(), lambda: {"committed": committed()}),
+    "trace.record.Recorder.drafting": Entry(Recorder().drafting, lambda: {"drafter": drafter}, draft),
+    "trace.record.Recorder.reading": Entry(Recorder().reading, lambda: {"target": TARGET}, predict),
     "margins.audit": Entry(audit, lambda: {"tokens": [1, 2, 3, 4], "model": llama(), "prompt": 2}),
     # laws, processors, randomness
     "distribution.BlackBox": Entry(
@@ -1715,6 +1785,7 @@ TABLE: Final[dict[str, Entry]] = {
             "prune": (UncachedPredictor(llama()),),
             "until": stages.never,
             "cut": catalogue.all_drafts,
+            "observe": stages.unobserved,
         },
         decode,
     ),
@@ -2212,6 +2283,7 @@ EXEMPT: Final[Mapping[str, str]] = {
             "randomness.Randomness",
             "randomness.Sampling",
             "state.Reason",
+            "trace.parts.Fate",
             "vocabulary.spelling.Tokenizer",
             "testing.certificate.ExactnessError",
             "testing.conformance.Move",
