@@ -24,7 +24,7 @@ from specflow import bench, distill
 from specflow.accelerate import Given, bit_for_bit, fast
 from specflow.batch import BatchPredictor, seed_of
 from specflow.catalogue import COUPLED, DRAFTERS, POLICIES, RULES, Make, Pacing, Setting, all_drafts, step_of
-from specflow.commands import named_model, one_sentence, vocabulary_of
+from specflow.commands import named_model, one_sentence, prompt_of, version_of, vocabulary_of
 from specflow.constraints import Constrained, CutForbidden, Forced, Grammar
 from specflow.corpus import Answer, Id, Progress, Row, answer_all, answers_in, read_rows, summary
 from specflow.drafters import Bigrams, then
@@ -142,11 +142,14 @@ def _hang_up(stream: TextIO) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="specflow", description="Compose LLM decoders, and trust what comes out.")
-    commands = parser.add_subparsers(dest="command", required=True)
+    version = version_of("specflow") or "(not installed)"
+    parser.add_argument("--version", action="version", version=f"specflow {version}")
+    parser.set_defaults(run=partial(_help, parser))
+    commands = parser.add_subparsers(dest="command")
     about = "answer a prompt, streaming the text as it is decoded, or many prompts of a file at once"
     generate = commands.add_parser("generate", help=about)
     add = generate.add_argument
-    add("prompt", nargs="?", help="what to say to the model")
+    add("prompt", nargs="?", help="what to say to the model; standard input where there is none, or it is -")
     add("--model", default=SMOLLM2, help="smollm2 (default), a local path or a hub name")
     add("--raw", action="store_true", help="continue the prompt itself, without the chat template")
     add("--max-new-tokens", type=int, default=256, metavar="N")
@@ -192,7 +195,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _help(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
+    """What is said where no command is named."""
+    parser.print_help()
+    return 0
+
+
 def _generate(args: argparse.Namespace) -> int:
+    if args.file is None:
+        args.prompt = prompt_of(args.prompt, sys.stdin)
     drafts: str = args.drafter or _usual(args)
     judges: str = args.rule or (USUAL_RULE if args.seed is None else USUAL_RULE_OF_SEEDS)
     _check(args, drafts, judges)
@@ -409,7 +420,8 @@ def _check_source(args: argparse.Namespace) -> None:
         happened, remedy = "a prompt and a file of prompts are both given", "give one of them"
         received = f"{shown(args.prompt)} and --file {args.file}"
         if args.file is None:
-            happened, received, remedy = "there is nothing to answer", "neither", "give a prompt, or a file with --file"
+            happened, received = "there is nothing to answer", "no prompt"
+            remedy = "give one, pipe one into the command, or name a file with --file"
         raise DecodeError("prompt", happened, received, remedy)
     if args.file is None:
         check_text("prompt", args.prompt)

@@ -102,8 +102,9 @@ PARTS: Final[Mapping[str, frozenset[str]]] = {
 
 SLOW: Final = frozenset({
     "architectures", "batch", "batch_laws", "batch_mutants", "beam", "bench", "caches", "captured", "chances", "cli",
-    "composing", "conformance", "copies", "corpus", "distill", "edges", "examples", "features", "grammars", "interop",
-    "interop_generate", "interop_processors", "lookup", "matrix", "models", "ngram", "one_seed", "random_models", "ray",
+    "commands", "composing", "conformance", "copies", "corpus", "distill", "edges", "examples", "features", "grammars",
+    "interop", "interop_generate", "interop_processors", "lookup", "matrix", "models", "ngram", "one_seed",
+    "random_models", "ray",
     "seed_and_clock", "seeds", "spec", "spec_paths", "storage", "surface", "transactions", "typing", "untouched",
     "vocabularies", "wrappers",
 })  # fmt: skip

@@ -290,7 +290,7 @@ def test_what_asks_nothing_is_refused_before_a_model_is_loaded(
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ([], "there is nothing to answer: received neither; give a prompt, or a file with --file"),
+        ([], "there is nothing to answer: received no prompt; give one, pipe one into the command, or name a file"),
         (["a", "--file", "prompts", "--out", "b"], "a prompt and a file of prompts are both given: received 'a' and"),
         (["--file", "prompts"], "there is no file for the answers: received --file prompts; name one with --out"),
         (["a", "--out", "b"], "--out means nothing without a file of prompts: received --out; leave it out, or name"),
@@ -313,6 +313,7 @@ def test_what_makes_no_sense_together_is_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "stdin", None)
     Path("prompts").write_text(GOOD)
     Path("chat").write_text('{"id": 1, "messages": [{"role": "user", "content": "w5"}]}')
     assert cli.main(["generate", *arguments, "--model", "no/such/model"]) == 2

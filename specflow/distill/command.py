@@ -30,9 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--model", default=SMOLLM2, help="smollm2 (default), a local path or a hub name")
     add("--dtype", choices=get_args(DType), default="float32")
     add("--out", type=Path, required=True, metavar="FOLDER", help="where the head is kept (docs/heads.md)")
-    prompts = (
-        "what the model answers, to learn from it: JSONL, as for generate --file; if not given, it makes them up"
-    )
+    prompts = "what the model answers, to learn from it: JSONL, as for generate --file; if not given, it makes them up"
     add("--prompts", type=Path, metavar="FILE", help=prompts)
     add("--made-up", type=int, default=MADE_UP, metavar="N", help=f"how many prompts the model makes up ({MADE_UP})")
     for name, about in (
