@@ -20,7 +20,7 @@ from torch.nn import Module
 from transformers import TextStreamer
 from transformers.utils import logging
 
-from specflow import bench, distill
+from specflow import bench, distill, doctor
 from specflow.accelerate import Given, bit_for_bit, fast
 from specflow.batch import BatchPredictor, seed_of
 from specflow.catalogue import COUPLED, DRAFTERS, POLICIES, RULES, Make, Pacing, Setting, all_drafts, step_of
@@ -77,8 +77,18 @@ SLOTS: Final = 8
 Read: TypeAlias = Callable[[Module], CachedPredictor | BatchPredictor]
 """What reads a model."""
 
+AddArguments: TypeAlias = Callable[[argparse.ArgumentParser], None]
+RunCommand: TypeAlias = Callable[[argparse.Namespace], int]
+
 ReadTarget: TypeAlias = Callable[[Module, tuple[int, ...] | None], CachedPredictor | BatchPredictor]
 """What reads the target, and shows these of its hidden states."""
+
+COMMANDS: Final[Mapping[str, tuple[str, AddArguments, RunCommand]]] = {
+    "distill": ("train a head that drafts for a model, on the model's answers", distill.add_arguments, distill.main),
+    "bench": ("measure decoders against each other", bench.add_arguments, bench.main),
+    "doctor": ("tell what works here, and how to add the rest", doctor.add_arguments, doctor.main),
+}
+"""The commands beside `generate`: what each does, its options, and what runs it."""
 
 REMEDY: Final = "try another --dtype, or --accelerate no"
 """What may help where a model fails."""
@@ -186,12 +196,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--slots", type=int, metavar="N", help=f"how many texts of --file are decoded at a time ({SLOTS})")
     add("--resume", action="store_true", help="go on with an --out that was begun: only what is not in it is decoded")
     generate.set_defaults(run=_generate)
-    train = commands.add_parser("distill", help="train a head that drafts for a model, on the model's answers")
-    distill.add_arguments(train)
-    train.set_defaults(run=distill.main)
-    measure = commands.add_parser("bench", help="measure decoders against each other")
-    bench.add_arguments(measure)
-    measure.set_defaults(run=bench.main)
+    for name, (about, add_arguments, run) in COMMANDS.items():
+        command = commands.add_parser(name, help=about)
+        add_arguments(command)
+        command.set_defaults(run=run)
     return parser
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import platform
 import sys
 from codecs import BOM_UTF8
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Final, TextIO
 
 from specflow.errors import DecodeError, said, unwrap
@@ -28,6 +30,16 @@ def version_of(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def processor_name() -> str:
+    """The CPU as Linux names it, else what Python knows."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def prompt_of(given: str | None, stream: TextIO | None) -> str | None:

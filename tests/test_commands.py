@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import sys
+import tomllib
 from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
 import pytest
+import torch
 
-from specflow import cli
+from specflow import cli, doctor
 from specflow.commands import version_of
+from specflow.doctor import EXTRAS
+from specflow.errors import said
+from specflow.models import INSTALL
 from tests.test_cli import PROMPT, answer, refusal, tiny, words
 
 __all__ = ["tiny", "words"]
@@ -93,3 +99,81 @@ def test_a_terminal_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, capsys: p
         assert cli.main(["generate", "--model", "no/such/model"]) == 2
     os.close(mine)
     assert "there is nothing to answer: received no prompt; give one, pipe one into the command" in refusal(capsys)
+
+
+# The doctor.
+
+
+def examined(capsys: pytest.CaptureFixture[str]) -> dict[str, dict[str, object]]:
+    """What the command says as JSON."""
+    capsys.readouterr()
+    assert cli.main(["doctor", "--json"]) == 0
+    told: dict[str, dict[str, object]] = json.loads(capsys.readouterr().out)
+    return told
+
+
+def test_the_doctor_tells_what_is_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(doctor, "user_cache_path", lambda name: tmp_path / name)
+    (tmp_path / "specflow" / "model").mkdir(parents=True)
+    (tmp_path / "specflow" / "model" / "weights").write_bytes(bytes(3_000_000))
+    (tmp_path / "specflow" / "link").symlink_to(tmp_path / "specflow" / "nowhere")
+    (tmp_path / "specflow" / "none").symlink_to(tmp_path / "specflow" / "model" / "weights")
+    facts = examined(capsys)
+    assert facts["versions"]["torch"] == version_of("torch")
+    assert facts["dtypes"]["cpu"] == ["float32", "bfloat16", "float64"]
+    assert facts["machine"]["threads"] == torch.get_num_threads()
+    cache = facts["caches"]["specflow"]
+    assert isinstance(cache, dict)
+    assert cache["bytes"] == 3_000_000
+    assert cli.main(["doctor"]) == 0
+    page = capsys.readouterr().out
+    assert f"torch         {version_of('torch')}" in page
+    assert f"{tmp_path / 'specflow'}: 3 MB" in page
+
+
+@pytest.mark.parametrize(
+    "error", [ModuleNotFoundError("No module named 'llguidance'"), RuntimeError("built for\nmore")]
+)
+def test_the_doctor_names_the_command_that_helps(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where a package is missing, and where it is there and broken."""
+
+    def import_module(name: str) -> None:
+        if name == "llguidance":
+            raise error
+
+    monkeypatch.setattr(doctor, "import_module", import_module)
+    monkeypatch.setattr(doctor, "smollm2_is_installed", lambda: False)
+    parts = examined(capsys)["parts"]
+    assert parts["grammar"] == {"works": False, "found": said(error), "remedy": "pip install 'specflow[grammar]'"}
+    assert parts["smollm2"] == {"works": False, "found": "its package is missing", "remedy": INSTALL}
+    assert parts["ray"] == {"works": True, "found": version_of("ray"), "remedy": ""}
+    assert cli.main(["doctor"]) == 0
+    assert f"{said(error)}; pip install 'specflow[grammar]'" in capsys.readouterr().out
+
+
+def test_a_doctor_who_cannot_see_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def broken(*arguments: object) -> None:
+        raise OSError("no driver")
+
+    for place, name in (
+        (torch.cuda, "is_available"),
+        (doctor, "processor_name"),
+        (doctor, "user_cache_path"),
+        (doctor, "smollm2_is_installed"),
+    ):
+        monkeypatch.setattr(place, name, broken)
+    facts = examined(capsys)
+    for told in (facts["devices"], facts["machine"], facts["parts"]["smollm2"], facts["caches"]["specflow"]):
+        assert told == "cannot be told (no driver)"
+    assert cli.main(["doctor"]) == 0
+    assert "cannot be told (no driver)" in capsys.readouterr().out
+
+
+def test_each_extra_that_the_project_has_is_looked_for() -> None:
+    declared = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    named = {each.removesuffix("]'").partition("[")[2] for each in (extra.remedy for extra in EXTRAS.values())} - {""}
+    assert named == set(declared["optional-dependencies"]) - {"dev"}

@@ -29,7 +29,7 @@ ROOMS = (
     ("margins", "beam", "batch", "heads", "testing"),
     ("models", "generate", "accelerate", "interop"),
     ("catalogue", "commands", "corpus"),
-    ("bench", "distill", "ngram_assisted", "sampling", "utils", "spec_paths"),
+    ("bench", "distill", "doctor", "ngram_assisted", "sampling", "utils", "spec_paths"),
     ("cli",),
     ("__main__",),
 )

@@ -2092,10 +2092,12 @@ EXEMPT: Final[Mapping[str, str]] = {
     **dict.fromkeys(
         (
             *(f"{room}.command.{name}" for room in ("bench", "distill") for name in ("add_arguments", "main")),
+            *(f"doctor.{name}" for name in ("Extra", "Part", "add_arguments", "examined", "instructions")),
+            *(f"doctor.{name}" for name in ("main", "part_of")),
             "bench.context.Context",
             "cli.main",
             *(f"commands.{name}" for name in ("named_model", "one_sentence", "prompt_of", "version_of")),
-            "commands.vocabulary_of",
+            *(f"commands.{name}" for name in ("processor_name", "vocabulary_of")),
             *(f"corpus.{name}" for name in ("Answer", "Answers", "Progress", "Row")),
             *(f"corpus.{name}" for name in ("answer_all", "answers_in", "rate", "read_rows", "summary")),
         ),
