@@ -20,7 +20,7 @@ from torch.nn import Module
 from transformers import TextStreamer
 from transformers.utils import logging
 
-from specflow import bench, distill, doctor
+from specflow import bench, chat, distill, doctor
 from specflow.accelerate import Given, bit_for_bit, fast
 from specflow.batch import BatchPredictor, seed_of
 from specflow.catalogue import COUPLED, DRAFTERS, POLICIES, RULES, Make, Pacing, Setting, all_drafts, step_of
@@ -157,9 +157,30 @@ def _parser() -> argparse.ArgumentParser:
     parser.set_defaults(run=partial(_help, parser))
     commands = parser.add_subparsers(dest="command")
     about = "answer a prompt, streaming the text as it is decoded, or many prompts of a file at once"
-    generate = commands.add_parser("generate", help=about)
+    generate = commands.add_parser("generate", help=about, parents=[_options()])
     add = generate.add_argument
     add("prompt", nargs="?", help="what to say to the model; standard input where there is none, or it is -")
+    add("--json", action="store_true", help="print one JSON object instead: the text, and what it took")
+    file = 'prompts to answer instead, JSONL: {"id": 1, "prompt": "…"}, or messages or turns (docs/batches.md)'
+    add("--file", type=Path, metavar="FILE", help=file)
+    add("--out", type=Path, metavar="FILE", help="where the answers to --file go, a line each as it is ready")
+    add("--slots", type=int, metavar="N", help=f"how many texts of --file are decoded at a time ({SLOTS})")
+    add("--resume", action="store_true", help="go on with an --out that was begun: only what is not in it is decoded")
+    generate.set_defaults(run=_generate)
+    about = "talk with a model, see which of its words were drafted, and change how it decodes while you do"
+    talk = commands.add_parser("chat", help=about, parents=[_options()])
+    talk.set_defaults(run=_chat)
+    for name, (about, add_arguments, run) in COMMANDS.items():
+        command = commands.add_parser(name, help=about)
+        add_arguments(command)
+        command.set_defaults(run=run)
+    return parser
+
+
+def _options() -> argparse.ArgumentParser:
+    """The options that say how texts are decoded."""
+    parser = argparse.ArgumentParser(add_help=False)
+    add = parser.add_argument
     add("--model", default=SMOLLM2, help="smollm2 (default), a local path or a hub name")
     add("--raw", action="store_true", help="continue the prompt itself, without the chat template")
     add("--max-new-tokens", type=int, default=256, metavar="N")
@@ -190,16 +211,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--regex", metavar="R", help=f"{obeys} a text that this regular expression matches")
     add("--grammar", type=Path, metavar="FILE", help=f"{obeys} a text of this grammar, in Lark")
     add("--choices", nargs="+", metavar="TEXT", help=f"{obeys} one of these texts")
-    file = 'prompts to answer instead, JSONL: {"id": 1, "prompt": "…"}, or messages or turns (docs/batches.md)'
-    add("--file", type=Path, metavar="FILE", help=file)
-    add("--out", type=Path, metavar="FILE", help="where the answers to --file go, a line each as it is ready")
-    add("--slots", type=int, metavar="N", help=f"how many texts of --file are decoded at a time ({SLOTS})")
-    add("--resume", action="store_true", help="go on with an --out that was begun: only what is not in it is decoded")
-    generate.set_defaults(run=_generate)
-    for name, (about, add_arguments, run) in COMMANDS.items():
-        command = commands.add_parser(name, help=about)
-        add_arguments(command)
-        command.set_defaults(run=run)
     return parser
 
 
@@ -212,6 +223,13 @@ def _help(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
 def _generate(args: argparse.Namespace) -> int:
     if args.file is None:
         args.prompt = prompt_of(args.prompt, sys.stdin)
+    _check_source(args)
+    steps, pacing = _prepared(args)
+    return _answer(steps, pacing) if args.file is None else _answer_all(steps, pacing)
+
+
+def _prepared(args: argparse.Namespace) -> tuple[_Steps, Pacing]:
+    """What makes the steps that the options name, and their pacing. `DecodeError` before any model is loaded."""
     drafts: str = args.drafter or _usual(args)
     judges: str = args.rule or (USUAL_RULE if args.seed is None else USUAL_RULE_OF_SEEDS)
     _check(args, drafts, judges)
@@ -220,8 +238,29 @@ def _generate(args: argparse.Namespace) -> int:
     logging.set_verbosity_error()
     processor = _processor(args)
     pacing = POLICIES[args.policy](args.gamma, processor.temperature, perf_counter)
-    steps = _Steps(args, DRAFTERS[drafts].make(), judges, processor)
-    return _answer(steps, pacing) if args.file is None else _answer_all(steps, pacing)
+    return _Steps(args, DRAFTERS[drafts].make(), judges, processor, ACCELERATE[args.accelerate]), pacing
+
+
+def _chat(args: argparse.Namespace) -> int:
+    _prepared(args)
+    loaded = named_model(args)
+    accelerated = cache(lambda model: ACCELERATE[args.accelerate](model, Given.KEPT))
+    memos: dict[tuple[int, tuple[int, ...] | None], CachedPredictor] = {}
+
+    def read(model: Module, features: tuple[int, ...] | None) -> CachedPredictor:
+        """One for each model, whatever is changed: what was read of the conversation stays."""
+        key = id(model), features
+        if key not in memos:
+            memos[key] = CachedPredictor(model, features=features)
+        return memos[key]
+
+    def prepare(args: argparse.Namespace) -> Callable[[DecodeState], Step]:
+        steps, pacing = _prepared(args)
+        steps = evolve(steps, accelerate=lambda model, given: accelerated(model))
+        step = steps.over(loaded, _grammar(args, loaded), read, partial(CachedPredictor))
+        return lambda state: step(state, args.seed, pacing)
+
+    return chat.talk(args, loaded, prepare, sys.stdin)
 
 
 def _usual(args: argparse.Namespace) -> str:
@@ -239,6 +278,7 @@ class _Steps:
     make: Make
     judges: str
     processor: LogitsProcessor
+    accelerate: Callable[[Module, Given], Module]
 
     def over(
         self, loaded: Loaded, grammar: Grammar | None, read: ReadTarget, read_assistant: Read
@@ -254,7 +294,7 @@ class _Steps:
         head = None if args.head is None else load_head(args.head, loaded.model)
         given = Given.TAKEN if head is None else Given.KEPT  # its embeddings and its head are what the head reads, too
         with one_sentence("model", f"the model cannot be read in {args.dtype}", REMEDY):
-            target = read(ACCELERATE[args.accelerate](loaded.model, given), None if head is None else head.reads)
+            target = read(self.accelerate(loaded.model, given), None if head is None else head.reads)
         drafts = None if head is None else HeadPredictor(head, target)
 
         def setting(state: DecodeState, processor: Processor, rng: Sampling) -> Setting:
@@ -294,7 +334,7 @@ def _answer(steps: _Steps, pacing: Pacing) -> int:
     state = _started(loaded, loaded.ids(args.prompt) if args.raw else loaded.chat(args.prompt), args.max_new_tokens)
     grammar = _grammar(args, loaded)
     step = steps.over(loaded, grammar, _alone, partial(CachedPredictor))(state, args.seed, pacing)
-    code, end = _stream(step, state, loaded)
+    code, end = _stream(step, state, loaded) if not args.json else _tell(step, state, loaded, args.seed)
     if grammar is not None and not grammar.after(state.tokens).is_complete(end):
         print("specflow: the answer is the beginning of one; give it more with --max-new-tokens", file=sys.stderr)
     return code
@@ -374,14 +414,13 @@ def _decoding(
         for new, end in _outcomes(step_for(state, seed, pacing.in_batch(meter)), state, loaded):  # noqa: B007 - the last
             progress.decoded(len(new))
         assert isinstance(end, Finished)
-        return Answer.of(row.id, loaded.tokenizer.decode(end.state.output, skip_special_tokens=True), end, seed)
+        return Answer.of(row.id, loaded.text(end.state.output), end.state, end.reason.value, seed)
 
     return decode
 
 
 def _check(args: argparse.Namespace, drafts: str, judges: str) -> None:
     """Refuses what is not a text, and an option that another one makes meaningless."""
-    _check_source(args)
     given = [option for option in GRAMMARS if getattr(args, option[2:].replace("-", "_")) is not None]
     if len(given) > 1:
         raise DecodeError("grammar", "an answer obeys one grammar", " and ".join(given), "give one of them")
@@ -438,6 +477,9 @@ def _check_source(args: argparse.Namespace) -> None:
         if option is not None:
             happened = f"{option} means nothing without a file of prompts"
             raise DecodeError(option.strip("-"), happened, option, "leave it out, or name the file with --file")
+    elif args.json:
+        happened, remedy = "--json means nothing beside --file, whose answers are JSON", "leave it out"
+        raise DecodeError("json", happened, "--json", remedy)
     elif args.out is None:
         raise DecodeError("out", "there is no file for the answers", f"--file {args.file}", "name one with --out")
     or_none(whole(1, "decode one text at a time at least"))("slots", args.slots)
@@ -503,6 +545,19 @@ def _stream(step: Step, state: DecodeState, loaded: Loaded) -> tuple[int, Decode
         code = INTERRUPTED
     streamer.end()
     print(f"[{summary(len(state.output), perf_counter() - began, state.tally)}]", file=sys.stderr)
+    return code, state
+
+
+def _tell(step: Step, state: DecodeState, loaded: Loaded, seed: int | None) -> tuple[int, DecodeState]:
+    """Print the text and its accounting as one JSON object once it is whole, also when interrupted."""
+    reason, code = "interrupted", INTERRUPTED
+    with suppress(KeyboardInterrupt):
+        for _, outcome in _outcomes(step, state, loaded):
+            if isinstance(outcome, DecodeState):
+                state = outcome
+            else:
+                state, reason, code = outcome.state, outcome.reason.value, 0
+    print(Answer.of(None, loaded.text(state.output), state, reason, seed).line)
     return code, state
 
 

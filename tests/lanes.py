@@ -101,12 +101,11 @@ PARTS: Final[Mapping[str, frozenset[str]]] = {
 """Files of which these tests are quick, by name, or by name and parameters."""
 
 SLOW: Final = frozenset({
-    "architectures", "batch", "batch_laws", "batch_mutants", "beam", "bench", "caches", "captured", "chances", "cli",
-    "commands", "composing", "conformance", "copies", "corpus", "distill", "edges", "examples", "features", "grammars",
-    "interop", "interop_generate", "interop_processors", "lookup", "matrix", "models", "ngram", "one_seed",
-    "random_models", "ray",
-    "seed_and_clock", "seeds", "spec", "spec_paths", "storage", "surface", "transactions", "typing", "untouched",
-    "vocabularies", "wrappers",
+    "architectures", "batch", "batch_laws", "batch_mutants", "beam", "bench", "caches", "captured", "chances", "chat",
+    "cli", "commands", "composing", "conformance", "copies", "corpus", "distill", "edges", "examples", "features",
+    "grammars", "interop", "interop_generate", "interop_processors", "lookup", "matrix", "models", "ngram", "one_seed",
+    "random_models", "ray", "seed_and_clock", "seeds", "spec", "spec_paths", "storage", "surface", "transactions",
+    "typing", "untouched", "vocabularies", "wrappers",
 })  # fmt: skip
 """Files without a quick test: they decode a lot, load real models or start processes."""
 

@@ -20,7 +20,7 @@ ROOMS = (
     ("distribution", "prefix"),
     ("laws", "trees"),
     ("state",),
-    ("randomness", "processors", "protocols", "lossy"),
+    ("randomness", "processors", "protocols", "lossy", "usage"),
     ("asked",),
     ("vocabulary", "paths", "caches"),
     ("policies", "drafters", "constraints", "loop"),
@@ -29,7 +29,7 @@ ROOMS = (
     ("margins", "beam", "batch", "heads", "testing"),
     ("models", "generate", "accelerate", "interop"),
     ("catalogue", "commands", "corpus"),
-    ("bench", "distill", "doctor", "ngram_assisted", "sampling", "utils", "spec_paths"),
+    ("bench", "chat", "distill", "doctor", "ngram_assisted", "sampling", "utils", "spec_paths"),
     ("cli",),
     ("__main__",),
 )
