@@ -2114,7 +2114,7 @@ EXEMPT: Final[Mapping[str, str]] = {
             *(f"doctor.{name}" for name in ("main", "part_of")),
             "bench.context.Context",
             "cli.main",
-            *(f"chat.{name}" for name in ("Ask", "Settings", "Talk", "Told", "talk")),
+            *(f"chat.{name}" for name in ("Screen", "Talk", "Told", "talk")),
             *(f"commands.{name}" for name in ("named_model", "one_sentence", "prompt_of", "version_of")),
             *(f"commands.{name}" for name in ("processor_name", "vocabulary_of")),
             *(f"corpus.{name}" for name in ("Answer", "Answers", "Progress", "Row")),
