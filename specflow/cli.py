@@ -22,11 +22,11 @@ from torch.nn import Module
 from transformers import TextStreamer
 from transformers.utils import logging
 
-from specflow import bench, distill, replay
+from specflow import bench, chat, distill, doctor, replay
 from specflow.accelerate import Given
 from specflow.batch import BatchPredictor, seed_of
 from specflow.catalogue import COUPLED, DRAFTERS, POLICIES, RULES, USUAL_POLICY, Make, Setting, all_drafts, step_of
-from specflow.commands import ACCELERATE, named_model, one_sentence, vocabulary_of
+from specflow.commands import ACCELERATE, named_model, one_sentence, prompt_of, version_of, vocabulary_of
 from specflow.constraints import Constrained, CutForbidden, Forced, Grammar
 from specflow.converted import is_gguf
 from specflow.corpus import Answer, Id, Progress, Row, answer_all, answers_in, read_rows, summary
@@ -77,8 +77,20 @@ SLOTS: Final = 8
 Read: TypeAlias = Callable[[Module], CachedPredictor | BatchPredictor]
 """What reads a model."""
 
+AddArguments: TypeAlias = Callable[[argparse.ArgumentParser], None]
+RunCommand: TypeAlias = Callable[[argparse.Namespace], int]
+
 ReadTarget: TypeAlias = Callable[[Module, tuple[int, ...] | None], CachedPredictor | BatchPredictor | LlamaCpp]
 """What reads the target, and shows these of its hidden states."""
+
+COMMANDS: Final[Mapping[str, tuple[str, AddArguments, RunCommand]]] = {
+    "distill": ("train a head that drafts for a model, on the model's answers", distill.add_arguments, distill.main),
+    "bench": ("measure decoders against each other", bench.add_arguments, bench.main),
+    "doctor": ("tell what works here, and how to add the rest", doctor.add_arguments, doctor.main),
+}
+"""The commands beside `generate`: what each does, its options, and what runs it."""
+
+PROMPT: Final = "what to say to the model; standard input where there is none, or it is -"
 
 REMEDY: Final = "try another --dtype, or --accelerate no"
 """What may help where a model fails."""
@@ -142,35 +154,42 @@ def _hang_up(stream: TextIO) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="specflow", description="Compose LLM decoders, and trust what comes out.")
-    commands = parser.add_subparsers(dest="command", required=True)
+    version = version_of("specflow") or "(not installed)"
+    parser.add_argument("--version", action="version", version=f"specflow {version}")
+    parser.set_defaults(run=partial(_help, parser))
+    commands = parser.add_subparsers(dest="command")
     about = "answer a prompt, streaming the text as it is decoded, or many prompts of a file at once"
-    generate = commands.add_parser("generate", help=about)
-    _add_decoding(generate)
+    generate = commands.add_parser("generate", help=about, parents=[_options()])
     add = generate.add_argument
+    add("prompt", nargs="?", help=PROMPT)
+    add("--json", action="store_true", help="print one JSON object instead: the text, and what it took")
     file = 'prompts to answer instead, JSONL: {"id": 1, "prompt": "…"}, or messages or turns (docs/batches.md)'
     add("--file", type=Path, metavar="FILE", help=file)
     add("--out", type=Path, metavar="FILE", help="where the answers to --file go, a line each as it is ready")
     add("--slots", type=int, metavar="N", help=f"how many texts of --file are decoded at a time ({SLOTS})")
     add("--resume", action="store_true", help="go on with an --out that was begun: only what is not in it is decoded")
     generate.set_defaults(run=_generate)
-    show = commands.add_parser("trace", help="answer a prompt, and show how each token came to be")
+    about = "talk with a model, see which of its words were drafted, and change how it decodes while you do"
+    talk = commands.add_parser("chat", help=about, parents=[_options()])
+    talk.set_defaults(run=_chat)
+    show = commands.add_parser(
+        "trace", help="answer a prompt, and show how each token came to be", parents=[_options()]
+    )
+    show.add_argument("prompt", nargs="?", help=PROMPT)
     tracing.add_arguments(show)
-    _add_decoding(show)
     show.set_defaults(run=_trace, file=None, out=None, slots=None, resume=False)
-    train = commands.add_parser("distill", help="train a head that drafts for a model, on the model's answers")
-    distill.add_arguments(train)
-    train.set_defaults(run=distill.main)
-    measure = commands.add_parser("bench", help="measure decoders against each other")
-    bench.add_arguments(measure)
-    measure.set_defaults(run=bench.main)
+    for name, (about, add_arguments, run) in COMMANDS.items():
+        command = commands.add_parser(name, help=about)
+        add_arguments(command)
+        command.set_defaults(run=run)
     replay.add_commands(commands.add_parser)
     return parser
 
 
-def _add_decoding(parser: argparse.ArgumentParser) -> None:
-    """What is asked, of which model, and how it is decoded."""
+def _options() -> argparse.ArgumentParser:
+    """The options that say how texts are decoded."""
+    parser = argparse.ArgumentParser(add_help=False)
     add = parser.add_argument
-    add("prompt", nargs="?", help="what to say to the model")
     add("--model", default=SMOLLM2, help="smollm2 (default), a local path, a GGUF file or a hub name")
     add("--raw", action="store_true", help="continue the prompt itself, without the chat template")
     add("--max-new-tokens", type=int, default=256, metavar="N")
@@ -205,15 +224,30 @@ def _add_decoding(parser: argparse.ArgumentParser) -> None:
     add("--regex", metavar="R", help=f"{obeys} a text that this regular expression matches")
     add("--grammar", type=Path, metavar="FILE", help=f"{obeys} a text of this grammar, in Lark")
     add("--choices", nargs="+", metavar="TEXT", help=f"{obeys} one of these texts")
+    return parser
+
+
+def _help(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
+    """What is said where no command is named."""
+    parser.print_help()
+    return 0
 
 
 def _generate(args: argparse.Namespace) -> int:
-    steps = _composed(args)
+    steps = _asked(args)
     return _answer(steps) if args.file is None else _answer_all(steps)
 
 
-def _composed(args: argparse.Namespace) -> _Steps:
-    """What the options say of how to decode. `DecodeError` for what they cannot mean."""
+def _asked(args: argparse.Namespace) -> _Steps:
+    """What makes the steps of what is asked, in the arguments, a file or on the standard input."""
+    if args.file is None:
+        args.prompt = prompt_of(args.prompt, sys.stdin)
+    _check_source(args)
+    return _prepared(args)
+
+
+def _prepared(args: argparse.Namespace) -> _Steps:
+    """What makes the steps that the options name. `DecodeError` before any model is loaded."""
     drafts: str = args.drafter or _usual(args)
     judges: str = args.rule or (USUAL_RULE if args.seed is None else USUAL_RULE_OF_SEEDS)
     _check(args, drafts, judges)
@@ -221,7 +255,28 @@ def _composed(args: argparse.Namespace) -> _Steps:
         logging.disable_progress_bar()
     logging.set_verbosity_error()
     processor = _processor(args)
-    return _Steps(args, drafts, DRAFTERS[drafts].make(), judges, processor)
+    return _Steps(args, drafts, DRAFTERS[drafts].make(), judges, processor, ACCELERATE[args.accelerate])
+
+
+def _chat(args: argparse.Namespace) -> int:
+    _prepared(args)
+    loaded = named_model(args)
+    accelerated = cache(lambda model: ACCELERATE[args.accelerate](model, Given.KEPT))
+    memos: dict[tuple[int, tuple[int, ...] | None], CachedPredictor | LlamaCpp] = {}
+
+    def read(model: Module, features: tuple[int, ...] | None) -> CachedPredictor | LlamaCpp:
+        """One for each model, whatever is changed: what was read of the conversation stays."""
+        key = id(model), features
+        if key not in memos:
+            memos[key] = LlamaCpp(args.model) if args.engine == LLAMA_CPP else CachedPredictor(model, features=features)
+        return memos[key]
+
+    def prepare(args: argparse.Namespace) -> Callable[[DecodeState], Step]:
+        steps = evolve(_prepared(args), accelerate=lambda model, given: accelerated(model))
+        step = steps.over(loaded, _grammar(args, loaded), read, partial(CachedPredictor))
+        return lambda state: step(state, args.seed)
+
+    return chat.talk(args, loaded, prepare, sys.stdin)
 
 
 def _usual(args: argparse.Namespace) -> str:
@@ -240,6 +295,7 @@ class _Steps:
     make: Make
     judges: str
     processor: LogitsProcessor
+    accelerate: Callable[[Module, Given], Module]
     recorder: Recorder | None = None
 
     @property
@@ -273,7 +329,7 @@ class _Steps:
         head = None if args.head is None else load_head(args.head, loaded.model)
         given = Given.TAKEN if head is None else Given.KEPT  # its embeddings and its head are what the head reads, too
         with one_sentence("model", f"the model cannot be read in {args.dtype}", REMEDY):
-            target = read(ACCELERATE[args.accelerate](loaded.model, given), None if head is None else head.reads)
+            target = read(self.accelerate(loaded.model, given), None if head is None else head.reads)
         drafts = None if head is None or isinstance(target, LlamaCpp) else HeadPredictor(head, target)
 
         def setting(state: DecodeState, processor: Processor, rng: Sampling) -> Setting:
@@ -318,7 +374,7 @@ def _answer(steps: _Steps) -> int:
     loaded, state = _begun(args)
     grammar = _grammar(args, loaded)
     step = steps.over(loaded, grammar, _reading(args, state), partial(CachedPredictor))(state, args.seed)
-    code, end = _stream(step, state, loaded)
+    code, end = _stream(step, state, loaded) if not args.json else _tell(step, state, loaded, args.seed)
     if grammar is not None and not grammar.after(state.tokens).is_complete(end):
         print("specflow: the answer is the beginning of one; give it more with --max-new-tokens", file=sys.stderr)
     return code
@@ -331,7 +387,7 @@ def _begun(args: argparse.Namespace) -> tuple[Loaded, DecodeState]:
 
 
 def _trace(args: argparse.Namespace) -> int:
-    return tracing.main(args, lambda: _record(_composed(args)))
+    return tracing.main(args, lambda: _record(_asked(args)))
 
 
 def _record(steps: _Steps) -> tuple[Trace, int]:
@@ -437,14 +493,13 @@ def _decoding(
         for new, end in _outcomes(step_for(state, seed), state, loaded):  # noqa: B007 - the last
             progress.decoded(len(new))
         assert isinstance(end, Finished)
-        return Answer.of(row.id, loaded.tokenizer.decode(end.state.output, skip_special_tokens=True), end, seed)
+        return Answer.of(row.id, loaded.text(end.state.output), end.state, end.reason.value, seed)
 
     return decode
 
 
 def _check(args: argparse.Namespace, drafts: str, judges: str) -> None:
     """Refuses what is not a text, and an option that another one makes meaningless."""
-    _check_source(args)
     given = [option for option in GRAMMARS if getattr(args, option[2:].replace("-", "_")) is not None]
     if len(given) > 1:
         raise DecodeError("grammar", "an answer obeys one grammar", " and ".join(given), "give one of them")
@@ -506,7 +561,8 @@ def _check_source(args: argparse.Namespace) -> None:
         happened, remedy = "a prompt and a file of prompts are both given", "give one of them"
         received = f"{shown(args.prompt)} and --file {args.file}"
         if args.file is None:
-            happened, received, remedy = "there is nothing to answer", "neither", "give a prompt, or a file with --file"
+            happened, received = "there is nothing to answer", "no prompt"
+            remedy = "give one, pipe one into the command, or name a file with --file"
         raise DecodeError("prompt", happened, received, remedy)
     if args.file is None:
         check_text("prompt", args.prompt)
@@ -515,6 +571,9 @@ def _check_source(args: argparse.Namespace) -> None:
         if option is not None:
             happened = f"{option} means nothing without a file of prompts"
             raise DecodeError(option.strip("-"), happened, option, "leave it out, or name the file with --file")
+    elif args.json:
+        happened, remedy = "--json means nothing beside --file, whose answers are JSON", "leave it out"
+        raise DecodeError("json", happened, "--json", remedy)
     elif args.out is None:
         raise DecodeError("out", "there is no file for the answers", f"--file {args.file}", "name one with --out")
     or_none(whole(1, "decode one text at a time at least"))("slots", args.slots)
@@ -580,6 +639,19 @@ def _stream(step: Step, state: DecodeState, loaded: Loaded) -> tuple[int, Decode
         code = INTERRUPTED
     streamer.end()
     print(f"[{summary(len(state.output), perf_counter() - began, state.tally)}]", file=sys.stderr)
+    return code, state
+
+
+def _tell(step: Step, state: DecodeState, loaded: Loaded, seed: int | None) -> tuple[int, DecodeState]:
+    """Print the text and its accounting as one JSON object once it is whole, also when interrupted."""
+    reason, code = "interrupted", INTERRUPTED
+    with suppress(KeyboardInterrupt):
+        for _, outcome in _outcomes(step, state, loaded):
+            if isinstance(outcome, DecodeState):
+                state = outcome
+            else:
+                state, reason, code = outcome.state, outcome.reason.value, 0
+    print(Answer.of(None, loaded.text(state.output), state, reason, seed).line)
     return code, state
 
 

@@ -1,17 +1,22 @@
-"""What commands share: the model that somebody names, and one sentence for whatever a model raises."""
+"""What commands share: the model and the prompt that somebody names, and one sentence for whatever a model raises."""
 
 from __future__ import annotations
 
 import argparse
+import platform
 import sys
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Final
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Final, TextIO
 
 from torch.nn import Module
 
 from specflow.accelerate import Given, bit_for_bit, fast
 from specflow.errors import DecodeError, said, unwrap
+from specflow.guards.checks import shown
 from specflow.models import Loaded, load
 from specflow.predictors import limits_of
 
@@ -21,6 +26,56 @@ ACCELERATE: Final[Mapping[str, Callable[[Module, Given], Module]]] = {
     "bit-for-bit": bit_for_bit,
 }
 """What `--accelerate` names: what becomes of the target before it decodes."""
+
+STANDARD_INPUT: Final = "-"
+"""The prompt that stands for what comes on the standard input."""
+
+
+def version_of(package: str) -> str | None:
+    """The version of an installed package; None where it is not.
+
+    >>> version_of("no-such-package")
+    """
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def processor_name() -> str:
+    """The CPU as Linux names it, else what Python knows."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def prompt_of(given: str | None, stream: TextIO | None) -> str | None:
+    """The prompt that was given, or what `stream` holds: where it is `-`, or where there is none and nobody types.
+
+    The newline at its end is left out. None where neither is there: a terminal is not waited for. `DecodeError` for
+    what is empty or not UTF-8.
+    """
+    if given not in {None, STANDARD_INPUT} or (given is None and (stream is None or stream.isatty())):
+        return given
+    if stream is None:
+        happened, received = "the standard input is closed", shown(given)
+        raise DecodeError("prompt", happened, received, "give the prompt as an argument")
+    try:
+        written = stream.buffer.read().removeprefix(BOM_UTF8)
+        text = written.decode().removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError as error:
+        received = shown(error.object[max(0, error.start - 10) : error.end])
+        raise DecodeError("prompt", "the standard input is not UTF-8", received, "give a text in UTF-8") from error
+    except (OSError, AttributeError) as error:  # it is a directory, or has no bytes
+        happened = f"the standard input cannot be read ({said(error)})"
+        raise DecodeError("prompt", happened, shown(given), "give the prompt as an argument") from error
+    if not text.strip():
+        happened, received = "the standard input is empty", "no text"
+        raise DecodeError("prompt", happened, received, 'pipe a prompt into the command, or give one: generate "…"')
+    return text
 
 
 @contextmanager

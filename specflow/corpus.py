@@ -21,7 +21,8 @@ from specflow.batch import Failed, together
 from specflow.errors import DecodeError, said
 from specflow.guards.checks import is_whole, shown
 from specflow.models import check_messages, check_text
-from specflow.state import Count, Finished, Tally
+from specflow.state import Count, DecodeState, Tally
+from specflow.usage import Positions, Usage
 
 Id: TypeAlias = int | str
 
@@ -114,23 +115,28 @@ def _parsed(line: bytes) -> object:
 @final
 @frozen
 class Answer:
-    """What one line of answers says: `reason` is why the text ended, and `seed` its own seed where there is one."""
+    """What one line of answers says: `reason` is why the text ended, and `seed` its own seed where there is one.
 
-    id: Id
+    An answer to a single prompt has no id.
+    """
+
+    id: Id | None
     text: str
-    tokens: int
     reason: str
     steps: int
-    drafted: int
-    accepted: int
+    usage: Usage
+    positions: Positions
     seed: int | None = None
 
     @classmethod
-    def of(cls, id: Id, text: str, end: Finished, seed: int | None) -> Answer:
-        """What is said of a text that ended."""
-        state, tally = end.state, end.state.tally
-        counts = tally.steps, tally.drafted, tally.accepted
-        return cls(id, text, len(state.output), end.reason.value, *counts, seed)
+    def of(cls, id: Id | None, text: str, state: DecodeState, reason: str, seed: int | None) -> Answer:
+        """What is said of a text."""
+        return cls(id, text, reason, state.tally.steps, Usage.of(state), Positions.of(state.tally), seed)
+
+    @property
+    def line(self) -> str:
+        """It as JSON, on one line."""
+        return json.dumps(asdict(self, filter=lambda _, value: value is not None))
 
 
 @final
@@ -143,7 +149,7 @@ class Answers:
 
     def add(self, answer: Answer) -> None:
         """One line more, in one write: whoever is killed leaves whole lines. `OSError` where there is no room."""
-        line = json.dumps(asdict(answer, filter=lambda _, value: value is not None)).encode() + b"\n"
+        line = answer.line.encode() + b"\n"
         if os.write(self._descriptor, line) < len(line):
             raise OSError(ENOSPC, os.strerror(ENOSPC))
 
@@ -206,7 +212,7 @@ def _done(path: Path, content: bytes, seeds: Mapping[Id, int | None]) -> tuple[f
     for number, line in enumerate(lines if is_cut else [*lines, last], 1):
         happened = None
         match _parsed(line):
-            case {"id": (int() | str()) as id, "text": str(), "tokens": int(), "reason": str(), **others}:
+            case {"id": (int() | str()) as id, "text": str(), "reason": str(), "usage": {}, **others}:
                 if id not in seeds:
                     happened = "answers what is not asked"
                 elif id in done:
@@ -267,8 +273,10 @@ class Progress:
     def answered(self, answer: Answer) -> None:
         """A text is ready."""
         self.done += 1
-        self._tokens += answer.tokens
-        self._tally += Tally(answer.steps, (("", Count(answer.drafted, answer.accepted)),))
+        drafts = answer.usage.completion_tokens_details
+        judged = drafts.accepted_prediction_tokens + drafts.rejected_prediction_tokens
+        self._tokens += answer.usage.completion_tokens
+        self._tally += Tally(answer.steps, (("", Count(judged, drafts.accepted_prediction_tokens)),))
 
     def say(self, line: str) -> None:
         """Something else, on a line of its own."""

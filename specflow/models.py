@@ -20,7 +20,7 @@ from specflow.converted import copy_of, is_gguf
 from specflow.drafters import Bigrams
 from specflow.errors import DecodeError, said
 from specflow.guards.checks import a, shown, valid
-from specflow.guards.ids import stops_of
+from specflow.guards.ids import ids_of, stops_of
 from specflow.predictors import CachedPredictor, limits_of
 from specflow.state import Tokens
 from specflow.vocabulary import SharedTokens, Spelling, alike, shared_vocabulary
@@ -54,6 +54,15 @@ class Loaded:
         except Exception as error:
             happened = f"the tokenizer fails ({said(error)})"
             raise DecodeError("text", happened, shown(text), "give another text") from error
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """The text of ids, without special tokens such as the one that ends it. `DecodeError` for what are no ids."""
+        ids = ids_of("tokens", tokens)
+        try:
+            return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+        except Exception as error:
+            happened = f"the tokenizer fails ({said(error)})"
+            raise DecodeError("tokens", happened, shown(tokens), "give ids of its vocabulary") from error
 
     def chat(self, message: str) -> Tokens:
         """The ids of one user message in the model's chat template, or of the bare text where it has none.

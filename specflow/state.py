@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum
+from itertools import zip_longest
 from sys import maxsize
 from typing import TYPE_CHECKING, Generic, Never, Self, TypeAlias, final
 
@@ -95,24 +96,38 @@ def _are_sources(name: str, pairs: object) -> None:
         raise DecodeError(name, f"{name} are not names and counts", shown(pairs), 'give pairs: (("llm", Count(5, 3)),)')
 
 
+def _are_counts(name: str, counts: object) -> None:
+    if not isinstance(counts, tuple) or not {*map(type, counts)} <= {int} or min(counts, default=0) < 0:
+        raise DecodeError(name, f"{name} are not counts", shown(counts), "give how many there were at each position")
+
+
 @final
 @frozen
 class Tally:
-    """Steps taken, and what each source of drafts did. A monoid under +, with `Tally()` as its unit.
+    """Steps taken, what each source of drafts did, and how far drafts stood. A monoid under +, with `Tally()` its unit.
+
+    `judged_at` and `accepted_at` count by position in a step, the first draft's first: a position is judged where all
+    drafts before it stand and something was drafted there, of a tree at that depth.
 
     >>> both = Tally(1, (("llm", Count(5, 3)),)) + Tally(1, (("llm", Count(5, 0)), ("ngram", Count(2, 2))))
     >>> both.steps, both.drafted, both.accepted, round(both.acceptance_rate, 3)
     (2, 12, 5, 0.417)
+    >>> (Tally(1, judged_at=(1, 1), accepted_at=(1,)) + Tally(1, judged_at=(1,))).acceptance_by_position
+    (0.5, 0.0)
     """
 
     steps: int = field(default=0, validator=_is_count)
     sources: tuple[tuple[str, Count], ...] = field(default=(), validator=valid(_are_sources))
+    judged_at: tuple[int, ...] = field(default=(), repr=False, validator=valid(_are_counts))
+    accepted_at: tuple[int, ...] = field(default=(), repr=False, validator=valid(_are_counts))
 
     def __add__(self, more: Tally) -> Tally:
         merged = dict(self.sources)
         for name, count in more.sources:
             merged[name] = merged[name] + count if name in merged else count
-        return Tally(self.steps + more.steps, tuple(sorted(merged.items())))
+        judged = _added(self.judged_at, more.judged_at)
+        accepted = _added(self.accepted_at, more.accepted_at)
+        return Tally(self.steps + more.steps, tuple(sorted(merged.items())), judged, accepted)
 
     @property
     def drafted(self) -> int:
@@ -128,6 +143,16 @@ class Tally:
     def acceptance_rate(self) -> float:
         """accepted / drafted, and 0.0 when nothing was drafted."""
         return self.accepted / self.drafted if self.drafted else 0.0
+
+    @property
+    def acceptance_by_position(self) -> tuple[float, ...]:
+        """accepted / judged at each position of a step, the first draft's first."""
+        pairs = zip_longest(self.judged_at, self.accepted_at, fillvalue=0)
+        return tuple([accepted / judged if judged else 0.0 for judged, accepted in pairs])
+
+
+def _added(some: tuple[int, ...], more: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple([a + b for a, b in zip_longest(some, more, fillvalue=0)])
 
 
 @final

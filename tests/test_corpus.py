@@ -21,6 +21,7 @@ from typing import TypeAlias
 
 import pytest
 import torch
+from attrs import evolve
 from torch.nn import Module
 
 from specflow import CachedPredictor, CostAware, CostMeter, DecodeError, cli
@@ -28,10 +29,27 @@ from specflow.batch import BatchPredictor, seed_of
 from specflow.catalogue import DRAFTERS, POLICIES
 from specflow.corpus import SELDOM, Answer, Id, Progress, Row, answers_in, read_rows
 from specflow.distill import fit_jump
+from specflow.usage import Details, Positions, Usage
 from tests.test_cli import greek, words
 from tests.toys import disturbed, tiny_llama
 
 Line: TypeAlias = dict[str, object]
+
+
+def usage_of(answer: Line) -> dict[str, int]:
+    """How many tokens a line of answers says that there were, by OpenAI's names."""
+    found = answer["usage"]
+    assert isinstance(found, dict)
+    return found
+
+
+def drafts_of(answer: Line) -> tuple[int, int]:
+    """How many drafts it says were judged, and accepted."""
+    found = answer["usage"]
+    assert isinstance(found, dict)
+    told: dict[str, int] = found["completion_tokens_details"]
+    accepted = told["accepted_prediction_tokens"]
+    return accepted + told["rejected_prediction_tokens"], accepted
 
 
 @pytest.fixture(scope="module")
@@ -113,12 +131,16 @@ def test_each_text_is_that_of_its_prompt_alone(
         captured = capsys.readouterr()
         answer = answers[line["id"]]
         assert captured.out.strip() == str(answer["text"]).strip()
-        assert captured.err.startswith(f"[{answer['tokens']} tokens, ")
-        told = f"{answer['steps']} steps, acceptance {answer['accepted']}/{answer['drafted']} = "
-        assert told in captured.err
+        usage = usage_of(answer)
+        assert captured.err.startswith(f"[{usage['completion_tokens']} tokens, ")
+        assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+        judged, accepted = drafts_of(answer)
+        assert f"{answer['steps']} steps, acceptance {accepted}/{judged} = " in captured.err
+        assert cli.main(["generate", str(line["prompt"]), *single, *own, "--json"]) == 0
+        assert answer == {"id": line["id"]} | json.loads(capsys.readouterr().out)
         assert answer["reason"] in ("stop token", "length limit")
         assert list(answer) == [
-            *("id", "text", "tokens", "reason", "steps", "drafted", "accepted"),
+            *("id", "text", "reason", "steps", "usage", "positions"),
             *(["seed"] if more else []),
         ]
         assert not more or answer["seed"] == seed_of(7, str(line["id"]))
@@ -165,7 +187,7 @@ def test_every_drafter_and_policy_serves_many_texts(
     more = ["--drafter", drafter, "--policy", policy, *model, "--gamma", "4", "--slots", "3"]
     answers = answered(lines, *more)
     assert texts(answers) == undrafted
-    drafted = sum(int(str(answer["drafted"])) for answer in answers.values())
+    drafted = sum(drafts_of(answer)[0] for answer in answers.values())
     assert policy == "cost" or (drafted > 0) is (drafter != "none")
 
 
@@ -287,12 +309,13 @@ def test_what_asks_nothing_is_refused_before_a_model_is_loaded(
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ([], "there is nothing to answer: received neither; give a prompt, or a file with --file"),
+        ([], "there is nothing to answer: received no prompt; give one, pipe one into the command, or name a file"),
         (["a", "--file", "prompts", "--out", "b"], "a prompt and a file of prompts are both given: received 'a' and"),
         (["--file", "prompts"], "there is no file for the answers: received --file prompts; name one with --out"),
         (["a", "--out", "b"], "--out means nothing without a file of prompts: received --out; leave it out, or name"),
         (["a", "--slots", "8"], "--slots means nothing without a file of prompts"),
         (["a", "--resume"], "--resume means nothing without a file of prompts"),
+        (["--file", "prompts", "--out", "b", "--json"], "--json means nothing beside --file, whose answers are JSON"),
         (["--file", "prompts", "--out", "b", "--slots", "0"], "slots is below 1: received 0; decode one text at a"),
         (["--file", "prompts", "--out", "b", "--max-new-tokens", "-1"], "the number of new tokens is negative"),
         (["--file", "chat", "--out", "b", "--raw"], "line 1 of chat holds messages, which only a chat template joins"),
@@ -310,6 +333,7 @@ def test_what_makes_no_sense_together_is_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "stdin", None)
     Path("prompts").write_text(GOOD)
     Path("chat").write_text('{"id": 1, "messages": [{"role": "user", "content": "w5"}]}')
     assert cli.main(["generate", *arguments, "--model", "no/such/model"]) == 2
@@ -344,7 +368,7 @@ def test_a_draft_model_of_another_vocabulary_drafts_for_many_texts(
     words(9).save_pretrained(tmp_path / "other")
     answers = answered(prompts(5), "--draft-model", str(tmp_path / "other"), "--slots", "3")
     assert texts(answers) == undrafted
-    assert sum(int(str(answer["drafted"])) for answer in answers.values()) > 0
+    assert sum(drafts_of(answer)[0] for answer in answers.values()) > 0
 
 
 # What goes wrong.
@@ -396,13 +420,14 @@ def test_a_full_disk_is_one_sentence(folder: Path, tmp_path: Path, capsys: pytes
 
 # Going on.
 
+ANSWER = Answer(1, "x", "stop token", 4, Usage(5, 10, 15, Details(6, 2)), Positions((4, 4), (3, 3)))
+
 SEEDS: dict[Id, int | None] = {1: None, 2: None, "3": None}
 
 
 def answer_line(id: Id, seed: int | None = None) -> str:
     with_seed = {} if seed is None else {"seed": seed}
-    counts = {"tokens": 1, "reason": "stop token", "steps": 1, "drafted": 0, "accepted": 0}
-    return json.dumps({"id": id, "text": "", **counts, **with_seed}) + "\n"
+    return json.dumps({"id": id, "text": "", "reason": "stop token", "steps": 1, "usage": {}, **with_seed}) + "\n"
 
 
 @pytest.mark.parametrize("cut", range(0, len(answer_line(2)), 7))
@@ -413,7 +438,7 @@ def test_a_line_that_is_not_whole_is_removed(cut: int, tmp_path: Path) -> None:
         path.write_text(whole + last)
         with answers_in(path, SEEDS, resume=True) as answers:
             assert answers.done == {1}
-            answers.add(Answer("3", "x", 1, "stop token", 1, 0, 0))
+            answers.add(evolve(ANSWER, id="3"))
         assert [line["id"] for line in read(path)] == [1, "3"]
         assert path.read_text().startswith(whole)
 
@@ -551,9 +576,6 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
-
-
-ANSWER = Answer(1, "x", 10, "stop token", 4, 8, 6)
 
 
 def test_progress_is_told_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:

@@ -188,6 +188,8 @@ def test_statistics_that_do_not_add_up_are_refused() -> None:
         lambda tally: evolve(tally, steps=tally.steps + 1),
         lambda tally: evolve(tally, sources=tuple((name, evolve(count, accepted=0)) for name, count in tally.sources)),
         lambda tally: evolve(tally, sources=tuple((name, evolve(count, drafted=0)) for name, count in tally.sources)),
+        lambda tally: evolve(tally, accepted_at=(9,)),
+        lambda tally: evolve(tally, judged_at=()),
     ):
         with pytest.raises(LawError):
             statistics_add_up(counted(change))

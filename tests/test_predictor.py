@@ -145,6 +145,43 @@ def test_an_interrupted_pass_leaves_no_wrong_memo() -> None:
     torch.testing.assert_close(ours, truth, rtol=0, atol=1e-11)
 
 
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_a_model_may_call_its_cache_by_either_of_transformers_names(name: str) -> None:
+    """As an argument and in what it returns; what was read is not read again."""
+
+    class Output:
+        def __init__(self, logits: Tensor, cache: object) -> None:
+            self.logits = logits
+            setattr(self, name, cache)
+
+    class Renamed(Module):
+        def __init__(self, model: PreTrainedModel) -> None:
+            super().__init__()
+            self.model, self.config, self.fed = model, model.config, list[int]()
+
+        def answered(self, ids: Tensor, cache: object, use_cache: bool) -> Output:
+            self.fed.append(ids.shape[-1])
+            output = self.model(ids, cache=cache, use_cache=use_cache)
+            return Output(output.logits, output.cache)
+
+    class Cache(Renamed):
+        @override
+        def forward(self, input_ids: Tensor, cache: object = None, use_cache: bool = True) -> object:
+            return self.answered(input_ids, cache, use_cache)
+
+    class PastKeyValues(Renamed):
+        @override
+        def forward(self, input_ids: Tensor, past_key_values: object = None, use_cache: bool = True) -> object:
+            return self.answered(input_ids, past_key_values, use_cache)
+
+    model = {"cache": Cache, "past_key_values": PastKeyValues}[name](tiny_llama())
+    predict, afresh = CachedPredictor(model), UncachedPredictor(tiny_llama())
+    predict((3, 4, 5), ())
+    model.fed.clear()
+    torch.testing.assert_close(predict((3, 4, 5, 6), ()), afresh((3, 4, 5, 6), ()), rtol=0, atol=1e-11)
+    assert model.fed == [1]
+
+
 def test_a_model_in_training_mode_decodes_without_dropout_and_stays_in_training_mode() -> None:
     model = tiny_gpt2()
     expected = oracle([3, 4, 5], model, 10)

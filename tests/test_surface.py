@@ -134,6 +134,7 @@ from specflow.state import Committed, Count, Reason, Request, Tally, parents_of
 from specflow.steps import constrained_step, lossy_unadjusted_step
 from specflow.trace import DraftTrace, Fate, Recorder, StepTrace, Trace
 from specflow.trees import preorder
+from specflow.usage import Details, Positions, Usage
 from specflow.vocabulary import SharedTokens, Spelling, alike, fit, fitted, shared_vocabulary
 
 PLACES: Final = ("specflow", *[f"specflow.{each.name}" for each in iter_modules(s.__path__) if each.name[0] != "_"])
@@ -1893,9 +1894,22 @@ TABLE: Final[dict[str, Entry]] = {
     ),
     "state.Tally": Entry(
         Tally,
-        lambda: {"steps": 1, "sources": (("draft", Count(2, 1)),)},
+        lambda: {"steps": 1, "sources": (("draft", Count(2, 1)),), "judged_at": (1, 1), "accepted_at": (1,)},
         lambda tally: decode_from(evolve(begun(), tally=tally)),
     ),
+    "usage.Details": Entry(Details, lambda: {"accepted_prediction_tokens": 1, "rejected_prediction_tokens": 2}),
+    "usage.Positions": Entry(Positions, lambda: {"judged": (2, 1), "accepted": (1, 0)}),
+    "usage.Positions.of": Entry(Positions.of, lambda: {"tally": Tally()}),
+    "usage.Usage": Entry(
+        Usage,
+        lambda: {
+            "prompt_tokens": 1,
+            "completion_tokens": 3,
+            "total_tokens": 4,
+            "completion_tokens_details": Details(1, 1),
+        },
+    ),
+    "usage.Usage.of": Entry(Usage.of, lambda: {"state": begun()}),
     "trees.Proposal": Entry(
         s.Proposal,
         lambda: {
@@ -2086,6 +2100,10 @@ TABLE: Final[dict[str, Entry]] = {
     "models.Loaded.ids": Entry(
         lambda text: models.Loaded(llama(), Words()).ids(text),  # type: ignore[arg-type]
         lambda: {"text": "hi"},
+    ),
+    "models.Loaded.text": Entry(
+        lambda tokens: models.Loaded(llama(), Words()).text(tokens),  # type: ignore[arg-type]
+        lambda: {"tokens": (1, 2)},
     ),
     "models.bigrams_of": Entry(models.bigrams_of, lambda: {"model": llama(), "tokenizer": Words()}),
     "models.shared_tokens": Entry(models.shared_tokens, lambda: {"target": lettered(), "drafter": lettered("b")}),
@@ -2382,10 +2400,14 @@ EXEMPT: Final[Mapping[str, str]] = {
     **dict.fromkeys(
         (
             *(f"{room}.command.{name}" for room in ("bench", "distill") for name in ("add_arguments", "main")),
+            *(f"doctor.{name}" for name in ("Extra", "Part", "add_arguments", "examined", "instructions")),
+            *(f"doctor.{name}" for name in ("main", "part_of")),
             "bench.context.Context",
             "replay.command.add_commands",
             "cli.main",
-            *(f"commands.{name}" for name in ("named_model", "one_sentence", "vocabulary_of")),
+            *(f"chat.{name}" for name in ("Screen", "Talk", "Told", "talk")),
+            *(f"commands.{name}" for name in ("named_model", "one_sentence", "prompt_of", "version_of")),
+            *(f"commands.{name}" for name in ("processor_name", "vocabulary_of")),
             *(f"corpus.{name}" for name in ("Answer", "Answers", "Progress", "Row")),
             *(f"corpus.{name}" for name in ("answer_all", "answers_in", "rate", "read_rows", "summary")),
         ),

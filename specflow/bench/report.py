@@ -6,8 +6,6 @@ import json
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Final, final
 
 import torch
@@ -28,6 +26,7 @@ from specflow.bench.summary import (
     pass_costs,
     summarise,
 )
+from specflow.commands import processor_name, version_of
 from specflow.predictors import UncachedPredictor
 from specflow.processors import GreedyProcessor
 from specflow.state import Tokens
@@ -179,7 +178,7 @@ def facts_of(plan: Plan, name: str) -> dict[str, str]:
     model = plan.loaded.model
     processor = plan.processor
     law = "greedy" if isinstance(processor, GreedyProcessor) else f"temperature {processor.temperature:g}"
-    versions = [f"{name} {_version(name)}" for name in ("specflow", "torch", "transformers")]
+    versions = [f"{name} {version_of(name) or '(not installed)'}" for name in ("specflow", "torch", "transformers")]
     return {
         "model": f"{name}, {str(model.dtype).removeprefix('torch.')}",
         "prompts": f"{len(plan.prompts)} in {len({prompt.category for prompt in plan.prompts})} categories, "
@@ -190,20 +189,3 @@ def facts_of(plan: Plan, name: str) -> dict[str, str]:
         "versions": ", ".join((f"Python {platform.python_version()}", *versions)),
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:  # run from a checkout
-        return "(not installed)"
-
-
-def processor_name() -> str:
-    """The CPU as Linux names it, else what Python knows."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

@@ -13,6 +13,7 @@ from attrs import frozen
 from specflow.bench.measure import Round, Run
 from specflow.prefix import common_prefix
 from specflow.state import Tokens
+from specflow.usage import Details, Usage
 
 K = TypeVar("K")
 
@@ -102,6 +103,7 @@ class Summary:
     tokens_per_pass: float
     drafted: int
     accepted: int
+    usage: Usage
     positions: tuple[Position, ...]
     split: Split | None
     achieved: float | None
@@ -150,11 +152,20 @@ def summarise(runs: Sequence[Run], decoder: str, model: str, costs: Costs) -> Su
         sum(len(run.output) for run in mine) / max(1, sum(len(one.passes) for one in every)),
         sum(one.drafted for one in every),
         sum(one.accepted for one in every),
+        _usage(mine),
         positions([(one.drafted, one.accepted) for one in every]),
         _split(later),
         _achieved(mine, model, costs),
         tuple(sorted(_tokens_per_pass_by_category(mine).items())),
     )
+
+
+def _usage(runs: Sequence[Run]) -> Usage:
+    """Of all texts together; what a decoder of someone else drafted is known by what its passes were fed."""
+    prompt, new = sum(run.prompt_tokens for run in runs), sum(len(run.output) for run in runs)
+    rounds = [one for run in runs for one in run.rounds]
+    drafted, accepted = sum(one.drafted for one in rounds), sum(one.accepted for one in rounds)
+    return Usage(prompt, new, prompt + new, Details(accepted, max(0, drafted - accepted)))
 
 
 def positions(drafts: Iterable[tuple[int, int]]) -> tuple[Position, ...]:

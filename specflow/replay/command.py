@@ -24,9 +24,9 @@ from specflow.accelerate import Given
 from specflow.bench import read_prompts
 from specflow.bench.decoders import PEERS, Parts, imported
 from specflow.bench.prompts import OWN_PROMPTS, spread
-from specflow.bench.report import positions_text, processor_name
+from specflow.bench.report import positions_text
 from specflow.catalogue import DRAFTERS, POLICIES, RULES, Drafting, Setting
-from specflow.commands import ACCELERATE, named_model, one_sentence
+from specflow.commands import ACCELERATE, named_model, one_sentence, processor_name
 from specflow.drafters import Bigrams
 from specflow.errors import DecodeError, unwrap
 from specflow.guards.checks import a, or_none, shown, whole

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from specflow.stages.order import a_commitment, an_adjustment
-from specflow.state import Adjusted, Committed, Count, DecodeState, Drafted, Finished, Reason, Tally
+from specflow.state import TEXT, Adjusted, Committed, Count, DecodeState, Drafted, Finished, Reason, Tally
 
 
 def commit(adjusted: Adjusted) -> Committed:
@@ -37,4 +37,6 @@ def _tally(drafted: Drafted, path: tuple[int, ...], kept: int) -> Tally:
     judged = path[:kept] if kept <= len(path) else range(len(drafted.proposals))
     sources = [drafted.proposals[i].source for i in judged]
     taken = [drafted.proposals[i].source for i in path[:kept]]
-    return Tally(1, tuple([(name, Count(sources.count(name), taken.count(name))) for name in sorted(set(sources))]))
+    counts = tuple([(name, Count(sources.count(name), taken.count(name))) for name in sorted(set(sources))])
+    refused = kept > len(path) and bool(drafted.children(path[-1] if path else TEXT))
+    return Tally(1, counts, (1,) * (len(taken) + refused), (1,) * len(taken))

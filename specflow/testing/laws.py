@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from typing import Final, Protocol, final
 
 import torch
@@ -59,6 +59,10 @@ def statistics_add_up(compose: Callable[[World], Step], *, cases: Iterable[Case]
                 raise LawError(f"statistics do not add up: {new} new tokens, from {before.tally} to {after.tally}")
             if any(count.accepted > count.drafted for _, count in after.tally.sources):
                 raise LawError(f"more drafts were accepted than drafted: {after.tally}")
+            judged, stood = after.tally.judged_at, after.tally.accepted_at
+            pairs = zip_longest(judged, stood, fillvalue=0)
+            if sum(stood) != after.tally.accepted or any(some < more for some, more in pairs):
+                raise LawError(f"positions do not add up: {stood} of {judged}, and {after.tally}")
             before = after
 
     for case in cases_of(cases, compose):

@@ -1,0 +1,391 @@
+"""`specflow chat`: a conversation in which one sees what was drafted, and may change how the next answer is decoded."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from difflib import get_close_matches
+from pathlib import Path
+from time import perf_counter
+from typing import Final, TextIO, TypeAlias, final
+
+from attrs import asdict, define, field, frozen
+from rich.console import Console
+from rich.text import Text
+
+from specflow.catalogue import DRAFTERS, POLICIES, RULES
+from specflow.commands import one_sentence
+from specflow.corpus import Answer, summary
+from specflow.errors import DecodeError, said, unwrap
+from specflow.guards.checks import shown
+from specflow.loop import grow, start
+from specflow.models import Loaded, check_text
+from specflow.predictors import limits_of
+from specflow.state import DecodeState, Finished, Reason, Step, Tokens
+
+Settings: TypeAlias = argparse.Namespace
+"""The options of `generate`, as they are now."""
+
+Prepare: TypeAlias = Callable[[Settings], Callable[[DecodeState], Step]]
+"""Settings → what makes the step of a text. `DecodeError` where they make no sense."""
+
+ACCEPTED, CORRECTED, OWN, DIM = "green", "yellow", "", "dim"
+"""The colours: a draft that stands, the token in place of one that does not, the target's own, and no answer."""
+
+INTERRUPTED: Final = "interrupted"
+NO_CHARACTER: Final = "\N{REPLACEMENT CHARACTER}"
+HALF: Final = 4
+"""A character takes at most this many tokens of a byte each; what is no character after them never becomes one."""
+
+
+# An answer on its way.
+
+
+@final
+@define(eq=False)
+class Told:
+    """The text of tokens, piece by piece as it is certain: a token may be half a character."""
+
+    loaded: Loaded
+    _tokens: Tokens = field(init=False, default=())
+    _from: int = field(init=False, default=0)
+    _to: int = field(init=False, default=0)
+
+    def more(self, token: int) -> str:
+        """What is certain with one token more."""
+        self._tokens += (token,)
+        text = self._text()
+        return "" if text.endswith(NO_CHARACTER) and len(self._tokens) - self._to < HALF else self._take(text)
+
+    def rest(self) -> str:
+        """What is left at the end."""
+        return self._take(self._text())
+
+    def _text(self) -> str:
+        known = self.loaded.text(self._tokens[self._from : self._to])
+        return self.loaded.text(self._tokens[self._from :])[len(known) :]
+
+    def _take(self, text: str) -> str:
+        self._from, self._to = self._to, len(self._tokens)
+        return text
+
+
+def _styles(before: DecodeState, after: DecodeState) -> Iterator[str]:
+    """The colour of each token of a step."""
+    accepted = after.tally.accepted - before.tally.accepted
+    refused = sum(after.tally.judged_at) - sum(before.tally.judged_at) > accepted
+    for i in range(len(after.tokens) - len(before.tokens)):
+        yield ACCEPTED if i < accepted else CORRECTED if refused else OWN
+
+
+@final
+@frozen(eq=False)
+class Screen:
+    """Where it is shown: with colours on a terminal, as plain text elsewhere."""
+
+    console: Console
+
+    def show(self, text: str, style: str = OWN) -> None:
+        """Some text, without a newline."""
+        text = text.replace("\x1b", "␛")  # a model shall not command the terminal
+        if self.console.is_terminal:
+            self.console.print(Text(text, style), end="", soft_wrap=True)
+        else:
+            print(text, end="", flush=True)
+
+    def line(self, text: str, style: str = DIM) -> None:
+        """A line that is no answer, and goes to the standard error where answers go into a file."""
+        if self.console.is_terminal:
+            self.show(f"{text}\n", style)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+
+# A conversation.
+
+
+@final
+@define(eq=False)
+class Talk:
+    """A conversation: what was said, how the next answer is decoded, and what the answers took."""
+
+    settings: Settings
+    loaded: Loaded
+    prepare: Prepare
+    screen: Screen
+    system: str = ""
+    messages: list[Mapping[str, str]] = field(factory=list)
+    answers: list[Answer] = field(factory=list)
+    over: bool = False
+    seconds: float = 0.0
+    _steps: Callable[[DecodeState], Step] | None = field(init=False, default=None)
+
+    def change(self, **changed: object) -> None:
+        """Other settings; where they make no sense the old ones stay. `DecodeError` then."""
+        settings = argparse.Namespace(**{**vars(self.settings), **changed})
+        self._steps = self.prepare(settings)
+        self.settings = settings
+
+    def asked(self, text: str) -> DecodeState:
+        """The state from which the answer to `text` is decoded."""
+        check_text("prompt", text)
+        said_before = [{"role": "system", "content": self.system}] * bool(self.system) + self.messages
+        messages = [*said_before, {"role": "user", "content": text}]
+        if self.settings.raw or self.loaded.tokenizer.chat_template is None:
+            tokens = self.loaded.ids("\n".join(message["content"] for message in messages))
+        else:
+            tokens = self.loaded.conversation(messages)
+        limits = limits_of(self.loaded.model)
+        try:
+            return unwrap(start(tokens, self.settings.max_new_tokens, self.loaded.stop, limits))
+        except DecodeError as error:
+            raise DecodeError(error.parameter, error.happened, error.received, "/reset begins anew") from error
+
+    def answer(self, text: str) -> None:
+        """Say something, and show the answer as it comes."""
+        state, reason = self.decoded(self.asked(text), self.screen)
+        self.messages += [{"role": "user", "content": text}]
+        self.messages += [{"role": "assistant", "content": self.loaded.text(state.output)}]
+        self.answers.append(Answer.of(None, self.loaded.text(state.output), state, reason, self.settings.seed))
+        self.screen.line(f"[{summary(len(state.output), self.seconds, state.tally)}]")
+        context = limits_of(self.loaded.model).context
+        if reason == INTERRUPTED:
+            self.screen.line("[stopped]")
+        elif reason == Reason.LIMIT.value and context is not None and len(state.tokens) >= context:
+            self.screen.line(f"[the model's context of {context} tokens is full; /reset begins anew]")
+        elif reason == Reason.LIMIT.value:
+            self.screen.line(f"[cut after {len(state.output)} tokens; /max N allows more]")
+
+    def decoded(self, state: DecodeState, screen: Screen | None) -> tuple[DecodeState, str]:
+        """The text that follows, and why it ended. Ctrl-C ends it, and what was said stays."""
+        told, reason, began = Told(self.loaded), INTERRUPTED, perf_counter()
+        if self._steps is None:
+            self._steps = self.prepare(self.settings)
+        with suppress(KeyboardInterrupt), one_sentence("model", "the model cannot be run", "try another --dtype"):
+            for new, outcome in grow(self._steps(state), state):
+                after = outcome.state if isinstance(outcome, Finished) else outcome
+                styles, state = [*_styles(state, after)], after
+                for token, style in zip(new, styles, strict=True):
+                    if screen is not None:
+                        screen.show(told.more(token), style)
+                if isinstance(outcome, Finished):
+                    reason = outcome.reason.value
+        self.seconds = perf_counter() - began
+        if screen is not None:
+            screen.show(f"{told.rest()}\n")
+        return state, reason
+
+
+Ask: TypeAlias = Callable[[Talk, str], None]
+"""What a command does with what stands behind its name."""
+
+
+def _drafter(talk: Talk, name: str) -> None:
+    _one_of("drafter", name, DRAFTERS)
+    talk.change(drafter=name)
+
+
+def _policy(talk: Talk, given: str) -> None:
+    name, _, gamma = given.partition(" ")
+    _one_of("policy", name, POLICIES)
+    talk.change(policy=name, gamma=_number("gamma", gamma, int) if gamma else talk.settings.gamma)
+
+
+def _rule(talk: Talk, name: str) -> None:
+    _one_of("rule", name, RULES)
+    talk.change(rule=name)
+
+
+def _one_of(name: str, given: str, known: Mapping[str, object]) -> None:
+    if given not in known:
+        raise DecodeError(name, f"there is no such {name}", shown(given), f"name one of {', '.join(known)}")
+
+
+def _number(name: str, given: str, kind: Callable[[str], float]) -> float:
+    try:
+        return kind(given)
+    except ValueError as error:
+        raise DecodeError(name, f"{name} is no number", shown(given), "give one, such as 1") from error
+
+
+def _sample(talk: Talk, given: str) -> None:
+    off = given == "off"
+    if given not in {"", "on", "off"}:
+        raise DecodeError("sample", "that is neither on nor off", shown(given), "write /sample, or /sample off")
+    none = dict.fromkeys(("temperature", "top_k", "top_p", "seed")) if off else {}
+    talk.change(sample=not off, **none)
+
+
+def _temperature(talk: Talk, given: str) -> None:
+    talk.change(temperature=float(_number("temperature", given, float)))
+
+
+def _seed(talk: Talk, given: str) -> None:
+    talk.change(seed=None if given == "off" else _number("seed", given, int))
+
+
+def _max(talk: Talk, given: str) -> None:
+    unwrap(start((0,), count := int(_number("max_new_tokens", given, int))))
+    talk.change(max_new_tokens=count)
+
+
+def _grammar(talk: Talk, given: str) -> None:
+    kind, _, content = given.partition(" ")
+    none: dict[str, object] = dict.fromkeys(("regex", "choices", "json_schema", "grammar"))
+    kinds: Mapping[str, Mapping[str, object]] = {
+        "off": {},
+        "regex": {"regex": content},
+        "choices": {"choices": [choice.strip() for choice in content.split("|")]},
+        "json": {"json_schema": Path(content)},
+        "lark": {"grammar": Path(content)},
+    }
+    _one_of("kind of grammar", kind, kinds)
+    talk.change(**{**none, **kinds[kind]})
+
+
+def _compare(talk: Talk, given: str) -> None:
+    """The last answer again, without drafts: the same text where nothing is drawn, or by a seed."""
+    if not talk.answers:
+        raise DecodeError("compare", "nothing was answered yet", "no answer", "ask something first")
+    question = talk.messages[-2]["content"]
+    del talk.messages[-2:]
+    before, drafted, seconds = talk.settings, talk.answers.pop(), talk.seconds
+    try:
+        talk.change(drafter="none", draft_model=None, head=None, bigrams=None)
+        plain, _ = talk.decoded(talk.asked(question), None)
+        slow = talk.seconds
+        talk.change(**vars(before))
+    finally:
+        talk.settings, talk.seconds = before, seconds
+        talk.messages += [{"role": "user", "content": question}, {"role": "assistant", "content": drafted.text}]
+        talk.answers.append(drafted)
+    same = "the same text" if talk.loaded.text(plain.output) == drafted.text else "another text"
+    talk.screen.line(f"[without drafts: {summary(len(plain.output), slow, plain.tally)}; {same}]")
+    rates = drafted.usage.completion_tokens / max(seconds, 1e-9), len(plain.output) / max(slow, 1e-9)
+    if rates[1]:
+        talk.screen.line(f"[with drafts {rates[0] / rates[1]:.2f} times as fast]")
+
+
+def _stats(talk: Talk, given: str) -> None:
+    for number, answer in enumerate(talk.answers, 1):
+        usage, drafts = answer.usage, answer.usage.completion_tokens_details
+        judged = drafts.accepted_prediction_tokens + drafts.rejected_prediction_tokens
+        counts = f"{usage.prompt_tokens} + {usage.completion_tokens} tokens, {answer.steps} steps"
+        talk.screen.line(f"{number}: {counts}, acceptance {drafts.accepted_prediction_tokens}/{judged}")
+    settings = {name: value for name, value in vars(talk.settings).items() if value not in (None, False, [])}
+    settings = {name: value for name, value in settings.items() if name not in {"run", "command"}}
+    talk.screen.line(", ".join(f"{name} {value}" for name, value in settings.items()))
+
+
+def _save(talk: Talk, given: str) -> None:
+    record = {"model": str(talk.settings.model), "system": talk.system, "messages": talk.messages}
+    answers = [asdict(answer, filter=lambda _, value: value is not None) for answer in talk.answers]
+    try:
+        with Path(given).expanduser().open("x", encoding="utf-8") as file:
+            json.dump({**record, "answers": answers}, file, indent=1, ensure_ascii=False)
+    except OSError as error:
+        raise DecodeError("save", f"the file cannot be written ({said(error)})", given, "name a new file") from error
+    talk.screen.line(f"[saved in {given}]")
+
+
+def _system(talk: Talk, given: str) -> None:
+    check_text("system", given)
+    talk.system = given
+    _reset(talk, "")
+
+
+def _reset(talk: Talk, given: str) -> None:
+    talk.messages.clear()
+    talk.answers.clear()
+    talk.screen.line("[a new conversation]")
+
+
+def _help(talk: Talk, given: str) -> None:
+    for name, (usage, about, _) in COMMANDS.items():
+        talk.screen.line(f"/{name} {usage}".ljust(38) + about)
+    talk.screen.line("an accepted draft", ACCEPTED)
+    talk.screen.line("a token in place of a refused draft", CORRECTED)
+
+
+def _quit(talk: Talk, given: str) -> None:
+    talk.over = True
+
+
+COMMANDS: Final[Mapping[str, tuple[str, str, Ask]]] = {
+    "drafter": ("NAME", f"what proposes tokens: {', '.join(DRAFTERS)}", _drafter),
+    "policy": ("NAME [N]", f"how many, N at most: {', '.join(POLICIES)}", _policy),
+    "rule": ("NAME", f"what judges them: {', '.join(RULES)}", _rule),
+    "sample": ("[off]", "draw tokens, or always take the most probable one", _sample),
+    "temperature": ("T", "sample at this temperature", _temperature),
+    "seed": ("S | off", "one text for a seed, whatever drafts it", _seed),
+    "max": ("N", "the most tokens of an answer", _max),
+    "grammar": ("regex R | choices A|B | json FILE | off", "what an answer has to obey", _grammar),
+    "compare": ("", "the last answer again without drafts: how fast, and whether the text is the same", _compare),
+    "stats": ("", "what each answer took, and the settings", _stats),
+    "save": ("FILE", "the conversation and what it took, as JSON", _save),
+    "system": ("TEXT", "how the model shall be, in a new conversation", _system),
+    "reset": ("", "a new conversation", _reset),
+    "help": ("", "this", _help),
+    "quit": ("", "end; so does Ctrl-D", _quit),
+}
+
+
+def talk(settings: Settings, loaded: Loaded, prepare: Prepare, source: TextIO | None) -> int:
+    """Talk until the source ends: 0, or 2 where something that was not typed at a terminal could not be done."""
+    screen = Screen(Console(highlight=False))
+    conversation, code = Talk(settings, loaded, prepare, screen), 0
+    typed = source is not None and source.isatty()
+    if typed:
+        screen.line(f"{settings.model}; /help lists the commands, Ctrl-C stops an answer, Ctrl-D ends")
+    for line in () if source is None else _typed() if typed else _lines(source):
+        try:
+            _done(conversation, line)
+        except DecodeError as error:
+            screen.line(f"specflow: {error}", "red")
+            code = 0 if typed else 2
+        except KeyboardInterrupt:
+            if not typed:
+                raise
+            screen.line("")
+        if not typed and conversation.answers and conversation.answers[-1].reason == INTERRUPTED:
+            raise KeyboardInterrupt  # who pipes a text stops the program
+        if conversation.over:
+            break
+    return code
+
+
+def _done(talk: Talk, line: str) -> None:
+    """What a line asks for: an answer, or what a command does."""
+    if not line.startswith("/"):
+        if line:
+            talk.answer(line)
+        return
+    name, _, given = line[1:].partition(" ")
+    if name not in COMMANDS:
+        near = [f"/{each}" for each in get_close_matches(name, COMMANDS, 1)]
+        raise DecodeError("command", "there is no such command", f"/{name}", " or ".join((*near, "/help lists them")))
+    COMMANDS[name][2](talk, given.strip())
+
+
+def _typed() -> Iterator[str]:
+    """What a person types, a line each, with the keys that edit one. Ctrl-C leaves a line, Ctrl-D ends."""
+    with suppress(ImportError):
+        import readline  # noqa: F401, PLC0415 - it is not everywhere; input() edits with it
+    while True:
+        try:
+            yield input("> ").strip()
+        except KeyboardInterrupt:
+            print()
+        except EOFError:
+            print()
+            return
+
+
+def _lines(source: TextIO) -> Iterator[str]:
+    for line in source.buffer:
+        text = line.decode(errors="surrogateescape").strip()
+        if text:
+            yield text

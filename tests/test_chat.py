@@ -1,0 +1,247 @@
+"""A conversation: what was read is not read again, commands change the next answer, and Ctrl-C ends that answer."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import select
+import subprocess
+import sys
+from collections.abc import Iterator
+from io import BytesIO, StringIO, TextIOWrapper
+from pathlib import Path
+from time import monotonic
+
+import pytest
+from attrs import evolve
+from returns.result import Success
+from rich.console import Console
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
+
+from specflow import DecodeState, Finished, Tokens, autoregressive_generate, chat, cli
+from specflow.chat import ACCEPTED, COMMANDS, CORRECTED, OWN, Told
+from specflow.models import Loaded, load
+from specflow.state import Count, Request, Step, Tally
+from tests.test_cli import answer, tiny, words
+from tests.toys import passes_of, tiny_llama
+
+__all__ = ["tiny", "words"]
+
+
+def talk(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path, *lines: str, more: str = ""
+) -> tuple[list[str], str, int]:
+    """What is answered, a line each, what is said beside, and the exit code."""
+    monkeypatch.setattr(sys, "stdin", TextIOWrapper(BytesIO("\n".join(lines).encode()), encoding="ascii"))
+    arguments = ["--model", str(folder), "--dtype", "float64", "--max-new-tokens", "9", *more.split()]
+    code = cli.main(["chat", *arguments])
+    told = capsys.readouterr()
+    return [line.strip() for line in told.out.splitlines()], told.err, code
+
+
+def test_an_answer_is_the_models_and_what_was_read_is_not_read_again(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loaded = load(tiny, "float64").unwrap()
+    fed = passes_of(loaded.model)
+    monkeypatch.setattr("specflow.commands.load", lambda name, dtype: Success(loaded))
+    lines = "w5 w6 w7 w5 w6", "w9 w8", "/policy fixed", "w3"
+    answers, _, code = talk(monkeypatch, capsys, tiny, *lines, more="--drafter none --max-new-tokens 5")
+    assert code == 0
+    assert len(answers) == 3
+    read = sum(fed)
+    text = "w5 w6 w7 w5 w6"
+    for said, question in zip(answers, ("w9 w8", "w3", ""), strict=True):
+        assert said == answer_to(loaded, text, 5)
+        text = f"{text} {said} {question}".strip()
+    # Each token once at most: reading each text from its beginning takes twice as many.
+    assert read < len(loaded.ids(text))
+
+
+def answer_to(loaded: Loaded, text: str, most: int) -> str:
+    """What the model says without the command."""
+    eos = list(loaded.stop)
+    return loaded.text(autoregressive_generate(list(loaded.ids(text)), loaded.model, most, eos_tokens_id=eos))
+
+
+def test_commands_change_the_next_answer(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [
+        *(
+            "w5 w6 w7 w5 w6",
+            "/compare",
+            "/stats",
+            f"/save {tmp_path / 'a'}",
+            "/reset",
+            "/drafter tree",
+            "w5 w6 w7 w5 w6",
+        ),
+        *("/reset", "/temperature 1.5", "/seed 3", "w5 w6", "/compare", "/drafter lookup", "/reset", "w5 w6"),
+        *("/sample off", "/policy cost 3", "/rule block", "/max 2", "/reset", "w5 w6 w7 w5 w6", "/help", "/quit", "w1"),
+    ]
+    answers, beside, code = talk(monkeypatch, capsys, tiny, *lines)
+    assert (code, len(answers)) == (0, 5)
+    nine = " ".join(answer(tiny).split()[:9])
+    assert answers[0] == answers[1] == nine
+    assert answers[2] == answers[3] != nine
+    assert answers[4] == " ".join(nine.split()[:2])
+    assert beside.count("; the same text]") == 2
+    assert "drafter tree" not in beside
+    assert "cut after 2 tokens; /max N allows more" in beside
+    assert all(f"/{name}" in beside for name in COMMANDS)
+    saved = json.loads((tmp_path / "a").read_text())
+    assert [message["role"] for message in saved["messages"]] == ["user", "assistant"]
+    assert saved["answers"][0]["usage"]["completion_tokens"] == 9
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("/draftr x", "there is no such command: received /draftr; /drafter or /help lists them"),
+        ("/drafter x", "there is no such drafter: received 'x'; name one of none, suffix"),
+        ("/drafter llm", "there is no model to draft with"),
+        ("/policy x", "there is no such policy"),
+        ("/policy fixed 0", "gamma is below 1: received 0"),
+        ("/policy fixed x", "gamma is no number: received 'x'"),
+        ("/rule x", "there is no such rule"),
+        ("/temperature 0", "temperature is not a positive number"),
+        ("/temperature", "temperature is no number: received ''"),
+        ("/seed x", "seed is no number"),
+        ("/max -1", "the number of new tokens is negative"),
+        ("/sample x", "that is neither on nor off"),
+        ("/grammar x", "there is no such kind of grammar"),
+        ("/grammar json no/such", "--json-schema cannot be read"),
+        ("/compare", "nothing was answered yet"),
+        ("/save .", "the file cannot be written"),
+        ("w5 " * 200, "the prompt is longer than the target's context of 128: received 200 tokens; /reset begins anew"),
+    ],
+)
+def test_what_cannot_be_done_is_one_sentence_and_the_talk_goes_on(
+    line: str, sentence: str, tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers, beside, code = talk(monkeypatch, capsys, tiny, line, "w5 w6 w7 w5 w6")
+    assert code == 2
+    assert f"specflow: {sentence}" in beside.splitlines()[0]
+    assert answers == [" ".join(answer(tiny).split()[:9])]
+
+
+def test_a_full_context_is_told(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, beside, _ = talk(monkeypatch, capsys, tiny, "w5 " * 125)
+    assert "[the model's context of 128 tokens is full; /reset begins anew]" in beside
+
+
+def test_bytes_that_are_not_utf_8_are_refused(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", TextIOWrapper(BytesIO(b"caf\xe9\nw5"), encoding="utf-8"))
+    assert cli.main(["chat", "--model", str(tiny), "--dtype", "float64", "--max-new-tokens", "2"]) == 2
+    assert "specflow: prompt is not UTF-8" in capsys.readouterr().err
+
+
+def test_ctrl_c_in_a_pipe_ends_the_program(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(step: Step, state: DecodeState) -> Iterator[tuple[Tokens, DecodeState | Finished]]:
+        yield (), state
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(chat, "grow", interrupted)
+    answers, beside, code = talk(monkeypatch, capsys, tiny, "w5", "w6")
+    assert (answers, code) == ([""], 130)
+    assert "[stopped]" in beside
+
+
+def of_bytes() -> PreTrainedTokenizerFast:
+    """A tokenizer of which each token is a byte."""
+    vocabulary = {f"<0x{i:02X}>": i for i in range(256)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [], byte_fallback=True))
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<0x00>")
+
+
+def test_a_character_is_shown_when_it_is_whole() -> None:
+    loaded = Loaded(tiny_llama(vocab_size=256), of_bytes())
+    for text in ("aé€😀b", "שלום", "é" * 50):
+        told = Told(loaded)
+        pieces = [told.more(token) for token in text.encode()]
+        assert "".join(pieces) == text
+        assert [piece for piece in pieces if piece] == [*text]
+        assert told.rest() == ""
+    told = Told(loaded)
+    assert [told.more(token) for token in "😀".encode()[:3]] == [""] * 3
+    assert set(told.rest()) == {"\N{REPLACEMENT CHARACTER}"}
+
+
+def test_the_colours_tell_where_a_token_comes_from() -> None:
+    before = DecodeState(Request((1,), 9), (1,))
+
+    def after(tokens: Tokens, tally: Tally) -> list[str]:
+        return [*chat._styles(before, evolve(before, tokens=(1, *tokens), tally=tally))]
+
+    drafted = (("a", Count(3, 2)),)
+    assert after((5, 6, 7), Tally(1, drafted, (1, 1, 1), (1, 1))) == [ACCEPTED, ACCEPTED, CORRECTED]
+    assert after((5, 6, 7), Tally(1, (("a", Count(2, 2)),), (1, 1), (1, 1))) == [ACCEPTED, ACCEPTED, OWN]
+    assert after((5,), Tally(1)) == [OWN]
+    shown = StringIO()
+    screen = chat.Screen(Console(file=shown, force_terminal=True, color_system="standard"))
+    screen.show("w5\x1b[31m", ACCEPTED)
+    assert shown.getvalue() == "\x1b[32mw5␛[31m\x1b[0m"
+
+
+SLOW = """
+import fcntl, sys, termios, time
+import specflow.chat as chat
+import specflow.cli as cli
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that Ctrl-C is a signal
+grow = chat.grow
+def slowly(step, state):
+    for outcome in grow(step, state):
+        time.sleep(0.2)
+        yield outcome
+chat.grow = slowly
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def test_at_a_terminal_ctrl_c_stops_an_answer_and_not_the_program(tiny: Path) -> None:
+    mine, theirs = pty.openpty()
+    arguments = ["--model", str(tiny), "--dtype", "float64", "--max-new-tokens", "100000", "--drafter", "none"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW, "chat", *arguments],
+        stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+    )  # fmt: skip
+    os.close(theirs)
+    try:
+        left = until(mine, b"> ")
+        os.write(mine, b"w5 w6 w7\n")
+        left = until(mine, b"w5 w6 w7\r\n", left)
+        left = until(mine, b" w", left)
+        os.write(mine, b"\x03")
+        left = until(mine, b"[stopped]", left)
+        left = until(mine, b"> ", left)
+        os.write(mine, b"/stats\n")
+        left = until(mine, b"1: 3 + ", left)
+        left = until(mine, b"> ", left)
+        os.write(mine, b"\x03")  # it also drops what was typed and not yet read
+        until(mine, b"> ", left)
+        os.write(mine, b"/quit\n")
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(mine)
+
+
+def until(terminal: int, wanted: bytes, found: bytes = b"") -> bytes:
+    """Reads until something is said, and returns what was said behind it."""
+    end = monotonic() + 40
+    while wanted not in found:
+        assert monotonic() < end, found
+        if select.select([terminal], [], [], 1)[0]:
+            found += os.read(terminal, 4096)
+    return found.partition(wanted)[2]
