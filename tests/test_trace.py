@@ -653,6 +653,7 @@ def test_what_the_command_cannot_do_is_refused_before_a_model_is_loaded(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.stdin", None)
     assert cli.main(["trace", "--model", "there/is/none", *arguments]) == cli.NOT_DECODED
     said = capsys.readouterr().err
     assert match in said

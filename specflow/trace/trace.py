@@ -143,7 +143,8 @@ def _tally(step: StepTrace) -> Tally:
     counts: dict[str, Count] = {}
     for draft in judged:
         counts[draft.source] = counts.get(draft.source, Count()) + Count(1, int(draft.fate is Fate.ACCEPTED))
-    return Tally(1, tuple(sorted(counts.items())))
+    taken, corrected = len(step.path), step.origins[-1:] == (Origin.CORRECTED,)
+    return Tally(1, tuple(sorted(counts.items())), (1,) * (taken + corrected), (1,) * taken)
 
 
 def _sum(times: list[float | None]) -> float | None:
