@@ -305,7 +305,7 @@ def _reset(talk: Talk, given: str) -> None:
 
 def _help(talk: Talk, given: str) -> None:
     for name, (usage, about, _) in COMMANDS.items():
-        talk.screen.line(f"/{name} {usage}".ljust(38) + about)
+        talk.screen.line(f"/{name} {usage}".ljust(46) + about)
     talk.screen.line("an accepted draft", ACCEPTED)
     talk.screen.line("a token in place of a refused draft", CORRECTED)
 
