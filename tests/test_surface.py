@@ -1497,12 +1497,19 @@ TABLE: Final[dict[str, Entry]] = {
     ),
     "distill.prompts.made_up": Entry(
         made_up,
-        lambda: {"loaded": chatty(), "count": 2, "seed": 0, "most": 3, "told": lambda done: None},
+        lambda: {"loaded": chatty(), "count": 2, "seed": 0, "most": 3, "told": lambda done: None, "reading": llama()},
         effort=effort("count", "most"),
     ),
     "distill.prompts.kept_prompts": Entry(
         kept_prompts,
-        lambda: {"loaded": chatty(), "count": 2, "seed": 0, "out": mkdtemp(dir=FOLDER), "told": lambda done: None},
+        lambda: {
+            "loaded": chatty(),
+            "count": 2,
+            "seed": 0,
+            "out": mkdtemp(dir=FOLDER),
+            "told": lambda done: None,
+            "reading": llama(),
+        },
         effort=effort("count"),
     ),
     "distill.train.distill": Entry(
@@ -1516,6 +1523,7 @@ TABLE: Final[dict[str, Entry]] = {
             "tell": lambda heard: None,
             "answered": lambda done: None,
             "learnt": lambda step: None,
+            "reading": llama(),
             "resume": False,
         },
     ),

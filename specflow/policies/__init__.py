@@ -7,6 +7,7 @@ from specflow.policies.egag import EGAG as EGAG
 from specflow.policies.fixed import Fixed as Fixed
 from specflow.policies.fixed import Heuristic as Heuristic
 from specflow.policies.meter import CostMeter as CostMeter
+from specflow.policies.meter import Costs as Costs
 from specflow.policies.meter import meter_of as meter_of
 from specflow.policies.stops import SVIP as SVIP
 from specflow.policies.stops import AdaEDL as AdaEDL

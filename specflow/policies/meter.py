@@ -223,7 +223,7 @@ def clock_for(device: torch.device) -> Clock:
     return synchronised
 
 
-def wait_for(rows: Tensor | None) -> None:
+def wait_for(rows: object) -> None:
     """Wait until rows are computed, if there are any: on a device a pass returns as soon as it is asked for."""
-    if rows is not None and rows.is_cuda:
+    if isinstance(rows, Tensor) and rows.is_cuda:
         torch.cuda.synchronize(rows.device)
