@@ -145,14 +145,15 @@ def test_an_interrupted_pass_leaves_no_wrong_memo() -> None:
     torch.testing.assert_close(ours, truth, rtol=0, atol=1e-11)
 
 
+@pytest.mark.parametrize("returned", ["cache", "past_key_values"])
 @pytest.mark.parametrize("name", ["cache", "past_key_values"])
-def test_a_model_may_call_its_cache_by_either_of_transformers_names(name: str) -> None:
+def test_a_model_may_call_its_cache_by_either_of_transformers_names(name: str, returned: str) -> None:
     """As an argument and in what it returns; what was read is not read again."""
 
     class Output:
         def __init__(self, logits: Tensor, cache: object) -> None:
             self.logits = logits
-            setattr(self, name, cache)
+            setattr(self, returned, cache)
 
     class Renamed(Module):
         def __init__(self, model: PreTrainedModel) -> None:

@@ -161,7 +161,12 @@ class Reader:
             # As `generate` does. Most models count from what their cache covers, a few (Bamba) from 0.
             arguments["position_ids"] = torch.arange(covered, covered + ids.shape[1], device=ids.device)[None]
         output, features = self._run(ids, last, arguments)
-        return Pass(_logits(output, last), getattr(output, self.cache_name, cache), features)
+        return Pass(_logits(output, last), self._left_by(output, cache), features)
+
+    def _left_by(self, output: object, cache: object | None) -> object | None:
+        """The cache after a pass, by the name that the model takes or another one; the one that it was given if none."""
+        names = (cast(str, self.cache_name), *CACHE_NAMES)
+        return next((left for name in names if (left := getattr(output, name, None)) is not None), cache)
 
     def extend(
         self, past: Past, ids: Tensor, last: int, parents: Sequence[int] | None = None, *, told: bool = True
