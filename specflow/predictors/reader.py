@@ -164,7 +164,7 @@ class Reader:
         return Pass(_logits(output, last), self._left_by(output, cache), features)
 
     def _left_by(self, output: object, cache: object | None) -> object | None:
-        """The cache after a pass, by the name that the model takes or another one; the one that it was given if none."""
+        """The cache after a pass, by the name that the model takes or another one; else the one that it was given."""
         names = (cast(str, self.cache_name), *CACHE_NAMES)
         return next((left for name in names if (left := getattr(output, name, None)) is not None), cache)
 
