@@ -136,7 +136,7 @@ def test_each_text_is_that_of_its_prompt_alone(
         assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
         judged, accepted = drafts_of(answer)
         assert f"{answer['steps']} steps, acceptance {accepted}/{judged} = " in captured.err
-        assert cli.main(["generate", str(line["prompt"]), *single, *own, "--json"]) == 0
+        assert cli.main(["generate", str(line["prompt"]), *single, *unpaced, *own, "--json"]) == 0
         assert answer == {"id": line["id"]} | json.loads(capsys.readouterr().out)
         assert answer["reason"] in ("stop token", "length limit")
         assert list(answer) == [

@@ -18,9 +18,9 @@ from specflow.caches import Shelves
 from specflow.guards.checks import a, each, or_none, valid, whole
 from specflow.guards.finite import is_near
 from specflow.guards.ids import ids_of, reading_of, text_of
-from specflow.policies import CostMeter, meter_of
+from specflow.policies import CostMeter
 from specflow.policies.meter import wait_for
-from specflow.predictors.cached import CachedPredictor, asked_for, limits_of
+from specflow.predictors.cached import CachedPredictor, asked_for, limits_of, shared_meter
 from specflow.predictors.features import Features
 from specflow.predictors.memo import Memo, Memos
 from specflow.predictors.reader import Reader
@@ -70,7 +70,7 @@ class BatchPredictor:
         default=None, validator=valid(or_none(whole(1, "give room for a number of tokens, or None")))
     )
     meter: CostMeter = field(
-        default=Factory(lambda self: meter_of(self.model, self.slots), takes_self=True),
+        default=Factory(lambda self: shared_meter(self.model, self.slots), takes_self=True),
         validator=valid(a(CostMeter, "give a CostMeter, or leave it out")),
         repr=False,
     )

@@ -41,6 +41,11 @@ def limits_of(model: Module) -> Limits:
     return Limits(vocabulary_of(model), context_of(model))
 
 
+def shared_meter(model: object, slots: int = 1) -> CostMeter:
+    """That of all who read the model; what is no model is refused by whoever reads it."""
+    return meter_of(model, slots) if isinstance(model, Module) else CostMeter()
+
+
 @final
 @define(eq=False)
 class CachedPredictor:
@@ -87,7 +92,7 @@ class CachedPredictor:
     memos: int = field(default=4, validator=valid(whole(1, "keep the cache of one text at least")))
     shown: Features | None = field(default=None, alias="features")
     meter: CostMeter = field(
-        default=Factory(lambda self: meter_of(self.model), takes_self=True),
+        default=Factory(lambda self: shared_meter(self.model), takes_self=True),
         validator=valid(a(CostMeter, "give a CostMeter, or leave it out")),
         repr=False,
     )
