@@ -104,6 +104,13 @@ def test_a_terminal_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, capsys: p
 # The doctor.
 
 
+@pytest.fixture(autouse=True)
+def _ray_stays_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray reads its settings as it is loaded, and the tests of clusters set some: here it is not loaded."""
+    own = doctor.import_module
+    monkeypatch.setattr(doctor, "import_module", lambda name: sys if name == "ray" else own(name))
+
+
 def examined(capsys: pytest.CaptureFixture[str]) -> dict[str, dict[str, object]]:
     """What the command says as JSON."""
     capsys.readouterr()
