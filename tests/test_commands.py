@@ -7,6 +7,7 @@ import os
 import pty
 import sys
 import tomllib
+from importlib import import_module
 from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
@@ -107,7 +108,7 @@ def test_a_terminal_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, capsys: p
 @pytest.fixture(autouse=True)
 def _ray_stays_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray reads its settings as it is loaded, and the tests of clusters set some: here it is not loaded."""
-    own = doctor.import_module
+    own = import_module
     monkeypatch.setattr(doctor, "import_module", lambda name: sys if name == "ray" else own(name))
 
 
