@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import select
+import subprocess
 import sys
 from collections.abc import Iterator
 from io import BytesIO, StringIO, TextIOWrapper
@@ -192,10 +194,11 @@ def test_the_colours_tell_where_a_token_comes_from() -> None:
 
 
 SLOW = """
-import fcntl, sys, termios, time
+import fcntl, signal, sys, termios, time
 import specflow.chat as chat
 import specflow.cli as cli
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that Ctrl-C is a signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that runs tests in the background ignores it
 grow = chat.grow
 def slowly(step, state):
     for outcome in grow(step, state):
@@ -204,6 +207,35 @@ def slowly(step, state):
 chat.grow = slowly
 sys.exit(cli.main(sys.argv[1:]))
 """
+
+
+def test_at_a_terminal_ctrl_c_stops_an_answer_and_not_the_program(tiny: Path) -> None:
+    mine, theirs = pty.openpty()
+    arguments = ["--model", str(tiny), "--dtype", "float64", "--max-new-tokens", "100000", "--drafter", "none"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW, "chat", *arguments],
+        stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+    )  # fmt: skip
+    os.close(theirs)
+    try:
+        left = until(mine, b"> ")
+        os.write(mine, b"w5 w6 w7\n")
+        left = until(mine, b"w5 w6 w7\r\n", left)
+        left = until(mine, b" w", left)
+        os.write(mine, b"\x03")
+        left = until(mine, b"[stopped]", left)
+        left = until(mine, b"> ", left)
+        os.write(mine, b"/stats\n")
+        left = until(mine, b"1: 3 + ", left)
+        left = until(mine, b"> ", left)
+        os.write(mine, b"\x03")  # it also drops what was typed and not yet read
+        until(mine, b"> ", left)
+        os.write(mine, b"/quit\n")
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(mine)
 
 
 def until(terminal: int, wanted: bytes, found: bytes = b"") -> bytes:
