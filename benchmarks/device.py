@@ -60,12 +60,11 @@ from specflow import (
 from specflow.accelerate.captured import Captured
 from specflow.accelerate.check import arbitrary_text
 from specflow.batch import BatchPredictor, Failed, together
-from specflow.bench.stopwatch import Stopwatch
+from specflow.bench.stopwatch import Stopwatch, clock_for
 from specflow.drafters import GreedyBlockDrafter
 from specflow.errors import said
 from specflow.paths import last_rows
 from specflow.policies import CostAware, CostMeter
-from specflow.policies.meter import clock_for, device_of
 from specflow.predictors import UncachedPredictor, early_exit
 from specflow.predictors.trial import error_bound
 from specflow.state import Tally
@@ -258,7 +257,7 @@ def drafting(model: Module, drafter: Callable[[], Drafter], gamma: int = GAMMA) 
 
 def pacing(model: Module, drafter: Callable[[], Drafter], most: int = 8) -> Decode:
     """The same, as many as pay."""
-    meter = CostMeter(clock_for(device_of(model)))
+    meter = CostMeter(clock_for(model))
     policy = CostAware(meter, most)
 
     def step() -> Step:
@@ -375,7 +374,7 @@ def compiled(setup: Setup) -> Iterator[Table]:
 
 def _compared(setup: Setup, title: str, model: Module, decoders: Mapping[str, Decode], prompt: Tokens) -> Table:
     """Decoders that take turns: milliseconds a token, of all of the text."""
-    clock, new = clock_for(device_of(model)), setup.new
+    clock, new = clock_for(model), setup.new
     took: dict[str, list[float]] = {name: [] for name in decoders}
     texts: dict[str, tuple[Tokens, Tally]] = {}
     for turn in range(setup.repeats + 1):
@@ -448,7 +447,7 @@ def passes(setup: Setup) -> Iterator[Table]:
     for shape in (LLAMA_1B, LLAMA_8B):
         model = setup.model(shape, torch.bfloat16)
         before = 16 if setup.tiny else 512
-        text, clock = arbitrary_text(before + max(lengths), _vocabulary(model)), clock_for(device_of(model))
+        text, clock = arbitrary_text(before + max(lengths), _vocabulary(model)), clock_for(model)
         columns: dict[str, list[float]] = {}
         for name, make in MODELS.items():
             predict, columns[name] = CachedPredictor(make(model)), []
@@ -506,7 +505,7 @@ def _batch(setup: Setup, model: Module, slots: int) -> tuple[Cell, ...]:
         work = [
             partial(run, step, start(prompt, setup.new).unwrap()) for step, prompt in zip(steps, prompts, strict=True)
         ]
-        clock = clock_for(device_of(model))
+        clock = clock_for(model)
         dict(together(work, slots))  # models are tried, and passes captured
         began = clock()
         ends = dict(together(work, slots))
@@ -547,7 +546,7 @@ def times(setup: Setup) -> Iterator[Table]:
 def _split(
     setup: Setup, model: Module, drafter: Drafter | None, gamma: int, prompt: Tokens
 ) -> tuple[int, float, float, float, float]:
-    watch = Stopwatch(clock_for(device_of(model)))
+    watch = Stopwatch(clock_for(model))
     target: Predictor = CachedPredictor(model)
     if drafter is None:
         step = autoregressive_step(target, GREEDY, Dice())

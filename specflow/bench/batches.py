@@ -22,10 +22,9 @@ from specflow.bench.measure import Plan, warming
 from specflow.bench.peers import padded
 from specflow.bench.prompts import Prompt
 from specflow.bench.report import Absent, tell_absent
-from specflow.bench.stopwatch import Stopwatch
+from specflow.bench.stopwatch import Stopwatch, clock_for
 from specflow.errors import DecodeError, unwrap
 from specflow.policies import CostMeter
-from specflow.policies.meter import clock_for, device_of
 from specflow.predictors import CachedPredictor
 from specflow.processors import GreedyProcessor
 from specflow.randomness import Dice
@@ -62,7 +61,7 @@ def in_batches(plan: Plan, decoder: Decoder, slots: int) -> All:
     if name != "generate" and name.partition("@")[0] in PEERS:
         remedy = "leave it out, or --slots"
         raise DecodeError("decoders", "transformers' assisted decoding reads one text at a time", name, remedy)
-    meter = CostMeter(plan.clock or clock_for(device_of(model)))
+    meter = CostMeter(plan.clock or clock_for(model))
 
     def over(some: Plan) -> All:
         return (
@@ -108,7 +107,7 @@ def _padded(plan: Plan, model: Module, slots: int, repeat: int) -> list[Tokens]:
 
 def turns(decoders: Mapping[str, All], plan: Plan) -> Iterator[Turn]:
     """Every decoder over all prompts, `plan.repeats` times; who goes first moves on."""
-    clock, names = plan.clock or clock_for(device_of(plan.loaded.model)), [*decoders]
+    clock, names = plan.clock or clock_for(plan.loaded.model), [*decoders]
     for repeat in range(plan.repeats):
         first = repeat % len(names)
         for name in names[first:] + names[:first]:
@@ -147,7 +146,7 @@ def to_json(found: Sequence[Turn], slots: int, facts: Mapping[str, str]) -> str:
 
 def _context(plan: Plan, decoder: Decoder, target: CachedPredictor | BatchPredictor) -> Context:
     model = plan.models.targets[decoder.model]
-    watch = Stopwatch(plan.clock or clock_for(device_of(plan.loaded.model)))
+    watch = Stopwatch(plan.clock or clock_for(plan.loaded.model))
     tokenizer, assistant = plan.loaded.tokenizer, plan.models.assistant
     return Context(model, target, plan.processor, Dice(), tokenizer, (), assistant, watch, shared=plan.models.shared)
 

@@ -14,12 +14,12 @@ from returns.result import safe
 from specflow.bench.context import Context
 from specflow.bench.decoders import Decoder, Models
 from specflow.bench.prompts import Prompt
-from specflow.bench.stopwatch import Pass, Stopwatch
+from specflow.bench.stopwatch import Pass, Stopwatch, clock_for
 from specflow.errors import DecodeError, said, unwrap
 from specflow.loop import start
 from specflow.models import Loaded
 from specflow.policies import CostMeter, meter_of
-from specflow.policies.meter import Clock, clock_for, device_of
+from specflow.policies.meter import Clock
 from specflow.predictors import CachedPredictor, limits_of
 from specflow.processors import LogitsProcessor
 from specflow.randomness import Dice
@@ -156,7 +156,7 @@ def measure(plan: Plan) -> Iterator[Run]:
 def run_one(plan: Plan, decoder: Decoder, prompt: Prompt, state: DecodeState, repeat: int) -> Run:
     """One text, measured. Its randomness depends on the plan's seed, the prompt and the repeat, not on the decoder."""
     model = plan.models.targets[decoder.model]
-    stopwatch = Stopwatch(plan.clock or clock_for(device_of(model)))
+    stopwatch = Stopwatch(plan.clock or clock_for(model))
     meter = meter_of(model) if plan.clock is None else CostMeter(plan.clock)
     torch.manual_seed(plan.seed_of(prompt, repeat))
     target, assistant = CachedPredictor(model, features=decoder.features, meter=meter), plan.models.assistant

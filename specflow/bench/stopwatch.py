@@ -7,14 +7,28 @@ from contextlib import AbstractContextManager, contextmanager
 from time import perf_counter
 from typing import TypeVar, final
 
+import torch
 from attrs import define, field, frozen
 from torch import Tensor
 from torch.nn import Module
 
-from specflow.policies.meter import Clock
+from specflow.policies.meter import Clock, device_of
 from specflow.state import Tokens
 
 T = TypeVar("T")
+
+
+def clock_for(model: Module) -> Clock:
+    """A clock that first waits for the model's device, so that work is timed where it is asked for."""
+    device = device_of(model)
+    if device.type != "cuda":
+        return perf_counter
+
+    def synchronised() -> float:
+        torch.cuda.synchronize(device)
+        return perf_counter()
+
+    return synchronised
 
 
 @final

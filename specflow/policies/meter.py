@@ -201,7 +201,7 @@ def meter_of(model: Module, slots: int = 1) -> CostMeter:
         device = device_of(model)
         known, key = _METERS.setdefault(model, {}), (int(slots), torch.get_num_threads(), device)
         if key not in known:
-            known[key] = CostMeter(clock_for(device))
+            known[key] = CostMeter()
         return known[key]
 
 
@@ -209,18 +209,6 @@ def device_of(model: Module) -> torch.device:
     """Where the first of a model's parameters is."""
     parameter = next(model.parameters(), None)
     return torch.device("cpu") if parameter is None else parameter.device
-
-
-def clock_for(device: torch.device) -> Clock:
-    """A clock that first waits for the device, so that work is timed where it is asked for."""
-    if device.type != "cuda":
-        return perf_counter
-
-    def synchronised() -> float:
-        torch.cuda.synchronize(device)
-        return perf_counter()
-
-    return synchronised
 
 
 def wait_for(rows: object) -> None:

@@ -17,6 +17,7 @@ from specflow.guards.finite import arrived, checked, on_arrival
 from specflow.guards.ids import ids_of, reading_of, text_of
 from specflow.paths import path_by_path
 from specflow.policies import CostMeter, meter_of
+from specflow.policies.meter import wait_for
 from specflow.predictors.features import Features
 from specflow.predictors.memo import DRAFTS, Memo, Memos
 from specflow.predictors.reader import Reader, context_of, vocabulary_of
@@ -139,6 +140,7 @@ class CachedPredictor:
             else:
                 rows = self._tree(tokens, tuple(drafts), drafted, parents)
             if self._unread <= DRAFTS:
+                wait_for(rows)
                 self.meter.note(len(drafted) + 1, self.meter.since(began))
             return rows
 

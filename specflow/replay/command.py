@@ -25,13 +25,13 @@ from specflow.bench import read_prompts
 from specflow.bench.decoders import PEERS, Parts, imported
 from specflow.bench.prompts import OWN_PROMPTS, spread
 from specflow.bench.report import positions_text
+from specflow.bench.stopwatch import clock_for
 from specflow.catalogue import DRAFTERS, POLICIES, RULES, Drafting, Setting
 from specflow.commands import ACCELERATE, named_model, one_sentence, processor_name
 from specflow.drafters import Bigrams
 from specflow.errors import DecodeError, unwrap
 from specflow.guards.checks import a, or_none, shown, whole
 from specflow.models import SMOLLM2, DType, Loaded, load
-from specflow.policies.meter import clock_for, device_of
 from specflow.predictors import CachedPredictor, limits_of
 from specflow.processors import GreedyProcessor, MultinomialProcessor
 from specflow.randomness import Dice
@@ -150,7 +150,7 @@ def _record(args: argparse.Namespace) -> int:
                 onto=onto,
                 facts=_facts(args, loaded),
                 progress=keep,
-                clock=clock_for(device_of(loaded.model)),
+                clock=clock_for(loaded.model),
             )
     except KeyboardInterrupt:
         code = NOT_RECORDED
