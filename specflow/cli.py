@@ -261,19 +261,16 @@ def _prepared(args: argparse.Namespace) -> _Steps:
 def _chat(args: argparse.Namespace) -> int:
     _prepared(args)
     loaded = named_model(args)
-    accelerated = cache(lambda model: ACCELERATE[args.accelerate](model, Given.KEPT))
-    memos: dict[tuple[int, tuple[int, ...] | None], CachedPredictor | LlamaCpp] = {}
+    model = ACCELERATE[args.accelerate](loaded.model, Given.KEPT)
 
-    def read(model: Module, features: tuple[int, ...] | None) -> CachedPredictor | LlamaCpp:
-        """One for each model, whatever is changed: what was read of the conversation stays."""
-        key = id(model), features
-        if key not in memos:
-            memos[key] = LlamaCpp(args.model) if args.engine == LLAMA_CPP else CachedPredictor(model, features=features)
-        return memos[key]
+    @cache
+    def read(features: tuple[int, ...] | None) -> CachedPredictor | LlamaCpp:
+        """One, whatever else is changed: what was read of the conversation stays."""
+        return LlamaCpp(args.model) if args.engine == LLAMA_CPP else CachedPredictor(model, features=features)
 
     def prepare(args: argparse.Namespace) -> Callable[[DecodeState], Step]:
-        steps = evolve(_prepared(args), accelerate=lambda model, given: accelerated(model))
-        step = steps.over(loaded, _grammar(args, loaded), read, partial(CachedPredictor))
+        steps, grammar = evolve(_prepared(args), accelerate=lambda given, _: model), _grammar(args, loaded)
+        step = steps.over(loaded, grammar, lambda _, features: read(features), partial(CachedPredictor))
         return lambda state: step(state, args.seed)
 
     return chat.talk(args, loaded, prepare, sys.stdin)
@@ -525,11 +522,15 @@ def _check_engine(args: argparse.Namespace) -> None:
     if not is_gguf(Path(args.model)):
         remedy = "name one with --model"
         raise DecodeError("engine", f"{LLAMA_CPP} runs GGUF files", f"--model {args.model}", remedy)
-    needless = {"--file": args.file, "--head": args.head, "--accelerate": args.accelerate}
+    needless = {"--head": args.head, "--accelerate": args.accelerate}
     option = next((option for option, given in needless.items() if given not in (None, "no")), None)
     if option is not None:
-        remedy = f"leave it out, or use --engine {TORCH}"
-        raise DecodeError("engine", f"{option} is not for {LLAMA_CPP}", f"{option} {needless[option]}", remedy)
+        raise _not_for_llama_cpp(option, needless[option])
+
+
+def _not_for_llama_cpp(option: str, given: object) -> DecodeError:
+    remedy = f"leave it out, or use --engine {TORCH}"
+    return DecodeError("engine", f"{option} is not for {LLAMA_CPP}", f"{option} {given}", remedy)
 
 
 def _check_drafter(args: argparse.Namespace, drafts: str) -> None:
@@ -571,6 +572,8 @@ def _check_source(args: argparse.Namespace) -> None:
         if option is not None:
             happened = f"{option} means nothing without a file of prompts"
             raise DecodeError(option.strip("-"), happened, option, "leave it out, or name the file with --file")
+    elif args.engine == LLAMA_CPP:
+        raise _not_for_llama_cpp("--file", args.file)
     elif args.json:
         happened, remedy = "--json means nothing beside --file, whose answers are JSON", "leave it out"
         raise DecodeError("json", happened, "--json", remedy)

@@ -6,6 +6,7 @@ import importlib.util
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO, TextIOWrapper
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,6 +36,7 @@ from specflow.interop.llama_cpp import INSTALL, LlamaCpp
 from specflow.models import Loaded
 from specflow.state import TEXT, Predictor
 from specflow.testing import conformance, through_trees
+from specflow.trace import Trace
 from tests.gguf_files import TOKENS, llama, write_gguf
 
 if TYPE_CHECKING:
@@ -236,20 +238,31 @@ def test_the_command_decodes_with_it(
         texts.append(capsys.readouterr().out)
     assert texts[0] == texts[1] == texts[2] != ""
     assert texts[3].strip() in ("hello", "hell")
+    kept, engine = tmp_path / "trace.json", ("--model", str(path), "--engine", "llama.cpp")
+    assert cli.main(["trace", "hi", *engine, "--json", str(kept)]) == 0
+    assert len(Trace.load(kept).output) > 0
+    capsys.readouterr()
+    monkeypatch.setattr("sys.stdin", TextIOWrapper(BytesIO(b"hi\n")))
+    assert cli.main(["chat", *engine, "--max-new-tokens", "7"]) == 0
+    assert "[7 tokens, " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("more", "sentence"),
+    ("asked", "more", "sentence"),
     [
-        (("--model", "smollm2"), "llama.cpp runs GGUF files"),
-        (("--accelerate", "fast"), "--accelerate is not for llama.cpp"),
-        (("--head", "folder"), "--head is not for llama.cpp"),
+        (("generate", "hi"), ("--model", "smollm2"), "llama.cpp runs GGUF files"),
+        (("trace", "hi"), ("--model", "smollm2"), "llama.cpp runs GGUF files"),
+        (("chat",), ("--model", "smollm2"), "llama.cpp runs GGUF files"),
+        (("chat",), ("--accelerate", "fast"), "--accelerate is not for llama.cpp"),
+        (("generate", "hi"), ("--accelerate", "fast"), "--accelerate is not for llama.cpp"),
+        (("generate", "hi"), ("--head", "folder"), "--head is not for llama.cpp"),
+        (("generate",), ("--file", "prompts.jsonl", "--out", "answers.jsonl"), "--file is not for llama.cpp"),
     ],
 )
 def test_the_command_refuses_what_it_cannot_do(
-    more: tuple[str, ...], sentence: str, capsys: pytest.CaptureFixture[str]
+    asked: tuple[str, ...], more: tuple[str, ...], sentence: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["generate", "hi", "--model", "a.gguf", "--engine", "llama.cpp", *more]) == 2
+    assert cli.main([*asked, "--model", "a.gguf", "--engine", "llama.cpp", *more]) == 2
     assert sentence in capsys.readouterr().err
 
 
