@@ -89,7 +89,7 @@ def layers() -> None:
         for prompt in prompts:
             drafter, target, readers = make(loaded.model)
             step = speculative_step(drafter, target, GREEDY, Dice(), Fixed(4))
-            run(step, start((5, 6), 1).unwrap())  # the models are tried, on no beginning of a prompt
+            run(step, start((5, 6), 2).unwrap())  # both models are tried, on no beginning of a prompt
             counted = 0
             state = run(step, start(prompt, NEW, loaded.stop, limits_of(loaded.model)).unwrap()).state
             read += counted - len(prompt) * readers
