@@ -124,7 +124,7 @@ def test_a_head_drafts(arguments: list[str], tiny: Path, tmp_path: Path, capsys:
     said = capsys.readouterr().err
     assert "step 2: loss" in said
     assert "tokens a pass" in said
-    assert cli.main(["distill", *told]) == 2
+    assert cli.main(["distill", *told, "--model", "which is not looked for"]) == 2
     assert "the folder holds a training, or a head" in capsys.readouterr().err
     assert cli.main(["distill", *told, "--resume"]) == 0
     capsys.readouterr()

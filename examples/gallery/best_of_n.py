@@ -1,6 +1,6 @@
 """Best of n: several samples of one prompt in one batch, and the one that the model finds likeliest.
 
-WHY_NOT certify: each sample has the target's law (docs/batches.md); choosing among them is meant to change it.
+It has no certificate: each sample has the target's law (docs/batches.md); choosing among them is meant to change it.
 """
 
 from __future__ import annotations

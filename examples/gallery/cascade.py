@@ -33,10 +33,8 @@ class Deferring:
 
 def decoder(world: World, sure: float) -> LossyStep:
     """A chain of drafts, judged by how sure the drafter was."""
-    draft, score = (
-        Draft(LLMDrafter(world.drafter, world.processor, world.rng), Fixed(2)),
-        Score(world.target, world.processor),
-    )
+    drafter = LLMDrafter(world.drafter, world.processor, world.rng)
+    draft, score = Draft(drafter, Fixed(2)), Score(world.target, world.processor)
     judge, adjust, end = LossyJudge(Deferring(sure)), Adjust(world.rng), ending()
     return lambda state: state.then(draft).then(score).then(judge).map(lambda it: it.then(adjust).then(end))
 
@@ -45,10 +43,7 @@ def prove() -> None:
     """Nobody is ever surer than 1, so then nothing is deferred to the drafter; below, it saves passes."""
 
     def accepted(sure: float) -> float:
-        return (
-            CASES[0]
-            .law(lambda world: run(accept_loss(decoder(world, sure)), world.start).state.tally.accepted)
-            .mean(float)
-        )
+        law = CASES[0].law(lambda world: run(accept_loss(decoder(world, sure)), world.start).state.tally.accepted)
+        return law.mean(float)
 
     assert accepted(1.1) == 0 < accepted(0.0)

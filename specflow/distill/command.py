@@ -14,6 +14,7 @@ from transformers.utils import logging
 from specflow.accelerate import Given
 from specflow.commands import ACCELERATE, named_model, one_sentence
 from specflow.corpus import Row, read_rows
+from specflow.distill.folder import made_folder, refuse_filled
 from specflow.distill.prompts import kept_prompts
 from specflow.distill.train import Heard, Recipe, distill
 from specflow.guards.checks import whole
@@ -63,6 +64,9 @@ def main(args: argparse.Namespace) -> int:
     )
     whole(1, "ask for one prompt at least")("made_up", args.made_up)
     asked = None if args.prompts is None else read_rows(args.prompts, raw=False)
+    folder = made_folder(args.out)
+    if not args.resume:
+        refuse_filled(folder)
     logging.set_verbosity_error()
     loaded = named_model(args)
     reading = ACCELERATE[args.accelerate](loaded.model, Given.KEPT)
@@ -86,13 +90,13 @@ def main(args: argparse.Namespace) -> int:
                 def told(done: int) -> None:
                     progress.update(making, completed=done)
 
-                prompts = kept_prompts(loaded, args.made_up, args.seed, args.out, told, reading)
+                prompts = kept_prompts(loaded, args.made_up, args.seed, folder, told, reading)
             else:
                 prompts = [_prompt(loaded, row) for row in asked]
             distill(
                 loaded.model,
                 prompts,
-                args.out,
+                folder,
                 recipe,
                 sorted(loaded.stop),
                 tell,

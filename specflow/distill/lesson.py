@@ -66,7 +66,7 @@ def unrolled(head: Eagle3, lesson: Lesson, ahead: int) -> Marks:
     At each place t the head starts from what the target held at the places up to t, and goes on from its own states: it
     sees those places and its own drafts after t, and nothing of the drafts after other places. The loss is
 
-    - Σ p(x) log q(x), over the likeliest tokens x of the target's law p, with the head's law q
+    - Σ p(x) log q(x), over the likeliest of the tokens x that can be drafted, with the target's law p, the head's law q
 
     averaged over the places and then over the drafts in a row.
     Source: Li et al. 2503.01840, section 3.1 (training-time test).

@@ -43,11 +43,17 @@ def is_follower(pair: object) -> TypeGuard[tuple[int, float]]:
     >>> is_follower((3, 0.5)), is_follower((3, 2.0)), is_follower(3)
     (True, False, False)
     """
-    return isinstance(pair, tuple) and len(pair) == 2 and is_id(pair[0]) and _is_chance(pair[1])
+    return isinstance(pair, tuple) and len(pair) == 2 and is_id(pair[0]) and is_chance(pair[1])
 
 
-def _is_chance(value: object) -> bool:
-    """Whether a value is a probability, as far as rounding goes."""
+def is_chance(value: object) -> bool:
+    """Whether a value is a probability, as far as rounding goes.
+
+    >>> is_chance(0.5), is_chance(2), is_chance(float("nan")), is_chance(True)
+    (True, False, False, False)
+    """
+    if isinstance(value, float):  # as most are; a number of any kind takes longer to tell
+        return 0 <= value <= 1.001
     return type(value) is not bool and isinstance(value, Real) and 0 <= float(value) <= 1.001
 
 

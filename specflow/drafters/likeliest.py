@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from heapq import heappop, heappush
 from itertools import count
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeGuard, TypeVar
 
 from specflow.distribution import PointMass
-from specflow.drafters.followers import is_follower
+from specflow.drafters.followers import is_chance
 from specflow.errors import DecodeError
-from specflow.guards.checks import calls, named, shown
+from specflow.guards.checks import calls, is_id, named, shown
 from specflow.state import TEXT, Proposal
 
 P = TypeVar("P")
@@ -74,7 +74,14 @@ def _offered(followers: Callable[[P], Iterable[Candidate]], place: P) -> Iterato
         happened, remedy = f"{named(followers)} does not say what follows", "return candidates"
         raise DecodeError("followers", happened, shown(offered), remedy)
     for candidate in offered:
-        if not isinstance(candidate, Candidate) or not is_follower(candidate[:2]) or type(candidate.source) is not str:
+        if not _is_candidate(candidate):
             happened = f"{named(followers)} offers what is no token with a chance"
             raise DecodeError("followers", happened, shown(candidate), 'give Candidate(token, chance, "me")')
         yield candidate
+
+
+def _is_candidate(value: object) -> TypeGuard[Candidate]:
+    if not isinstance(value, Candidate):
+        return False
+    token, chance, source = value
+    return is_id(token) and is_chance(chance) and type(source) is str
