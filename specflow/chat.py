@@ -17,11 +17,11 @@ from rich.console import Console
 from rich.text import Text
 
 from specflow.catalogue import DRAFTERS, POLICIES, RULES
-from specflow.commands import one_sentence
+from specflow.commands import outcomes
 from specflow.corpus import Answer, summary
 from specflow.errors import DecodeError, said, unwrap
 from specflow.guards.checks import shown
-from specflow.loop import grow, start
+from specflow.loop import start
 from specflow.models import Loaded, check_text
 from specflow.predictors import limits_of
 from specflow.state import DecodeState, Finished, Reason, Step, Tokens
@@ -164,8 +164,8 @@ class Talk:
         told, reason, began = Told(self.loaded), INTERRUPTED, perf_counter()
         if self._steps is None:
             self._steps = self.prepare(self.settings)
-        with suppress(KeyboardInterrupt), one_sentence("model", "the model cannot be run", "try another --dtype"):
-            for new, outcome in grow(self._steps(state), state):
+        with suppress(KeyboardInterrupt):
+            for new, outcome in outcomes(self._steps(state), state, self.loaded):
                 after = outcome.state if isinstance(outcome, Finished) else outcome
                 styles, state = [*_styles(state, after)], after
                 for token, style in zip(new, styles, strict=True):

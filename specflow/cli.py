@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache, partial
 from io import TextIOWrapper
@@ -26,7 +26,16 @@ from specflow import bench, chat, distill, doctor, replay
 from specflow.accelerate import Given
 from specflow.batch import BatchPredictor, seed_of
 from specflow.catalogue import COUPLED, DRAFTERS, POLICIES, RULES, USUAL_POLICY, Make, Setting, all_drafts, step_of
-from specflow.commands import ACCELERATE, named_model, one_sentence, prompt_of, version_of, vocabulary_of
+from specflow.commands import (
+    ACCELERATE,
+    REMEDY,
+    named_model,
+    one_sentence,
+    outcomes,
+    prompt_of,
+    version_of,
+    vocabulary_of,
+)
 from specflow.constraints import Constrained, CutForbidden, Forced, Grammar
 from specflow.converted import is_gguf
 from specflow.corpus import Answer, Id, Progress, Row, answer_all, answers_in, read_rows, summary
@@ -35,7 +44,7 @@ from specflow.errors import DecodeError, said, unwrap
 from specflow.guards.checks import or_none, shown, whole
 from specflow.heads import HeadPredictor, load_head
 from specflow.interop.llama_cpp import LlamaCpp
-from specflow.loop import start, unfold
+from specflow.loop import start
 from specflow.models import (
     SMOLLM2,
     DType,
@@ -91,9 +100,6 @@ COMMANDS: Final[Mapping[str, tuple[str, AddArguments, RunCommand]]] = {
 """The commands beside `generate`: what each does, its options, and what runs it."""
 
 PROMPT: Final = "what to say to the model; standard input where there is none, or it is -"
-
-REMEDY: Final = "try another --dtype, or --accelerate no"
-"""What may help where a model fails."""
 
 OUTPUT_FAILED: Final = 1
 NOT_DECODED: Final = 2
@@ -403,7 +409,7 @@ def _record(steps: _Steps) -> tuple[Trace, int]:
     with bars.Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("decoding", total=args.max_new_tokens)
         try:
-            for new, _ in _outcomes(decoding(state, args.seed), state, loaded):
+            for new, _ in outcomes(decoding(state, args.seed), state, loaded):
                 progress.advance(task, len(new))
         except KeyboardInterrupt:
             code = INTERRUPTED
@@ -490,7 +496,7 @@ def _decoding(
         tokens = ids(row.asked) if isinstance(row.asked, str) else loaded.conversation(row.asked)
         state, seed = _started(loaded, tokens, args.max_new_tokens), seeds[row.id]
         end: DecodeState | Finished = state
-        for new, end in _outcomes(step_for(state, seed), state, loaded):  # noqa: B007 - the last
+        for new, end in outcomes(step_for(state, seed), state, loaded):  # noqa: B007 - the last
             progress.decoded(len(new))
         assert isinstance(end, Finished)
         return Answer.of(row.id, loaded.text(end.state.output), end.state, end.reason.value, seed)
@@ -631,7 +637,7 @@ def _stream(step: Step, state: DecodeState, loaded: Loaded) -> tuple[int, Decode
     streamer = TextStreamer(loaded.tokenizer, skip_special_tokens=True)
     began, code = perf_counter(), 0
     try:
-        for new, outcome in _outcomes(step, state, loaded):
+        for new, outcome in outcomes(step, state, loaded):
             state = outcome if isinstance(outcome, DecodeState) else outcome.state
             if new:
                 streamer.put(torch.tensor(new))
@@ -646,30 +652,10 @@ def _tell(step: Step, state: DecodeState, loaded: Loaded, seed: int | None) -> t
     """Print the text and its accounting as one JSON object once it is whole, also when interrupted."""
     reason, code = "interrupted", INTERRUPTED
     with suppress(KeyboardInterrupt):
-        for _, outcome in _outcomes(step, state, loaded):
+        for _, outcome in outcomes(step, state, loaded):
             if isinstance(outcome, DecodeState):
                 state = outcome
             else:
                 state, reason, code = outcome.state, outcome.reason.value, 0
     print(Answer.of(None, loaded.text(state.output), state, reason, seed).line)
     return code, state
-
-
-def _outcomes(step: Step, state: DecodeState, loaded: Loaded) -> Iterator[tuple[Tokens, DecodeState | Finished]]:
-    """Each outcome with the tokens that are new in it."""
-    length = len(state.tokens)
-    with one_sentence("model", f"the model cannot be run in {str(loaded.model.dtype).removeprefix('torch.')}", REMEDY):
-        for outcome in unfold(step, state):
-            tokens = (outcome if isinstance(outcome, DecodeState) else outcome.state).tokens
-            _check_shown(tokens[length:], loaded)
-            yield tokens[length:], outcome
-            length = len(tokens)
-
-
-def _check_shown(tokens: Tokens, loaded: Loaded) -> None:
-    """Refuses a token that has no text: what is printed would not be what the model said."""
-    size = len(loaded.tokenizer)
-    for token in tokens:
-        if token >= size and loaded.tokenizer.convert_ids_to_tokens(token) is None:
-            happened = f"the model says a token that its tokenizer of {size} does not have"
-            raise DecodeError("tokenizer", happened, token, "use the tokenizer that belongs to the model")

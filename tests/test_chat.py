@@ -150,7 +150,7 @@ def test_ctrl_c_in_a_pipe_ends_the_program(
         yield (), state
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(chat, "grow", interrupted)
+    monkeypatch.setattr("specflow.commands.grow", interrupted)
     answers, beside, code = talk(monkeypatch, capsys, tiny, "w5", "w6")
     assert (answers, code) == ([""], 130)
     assert "[stopped]" in beside
@@ -195,16 +195,16 @@ def test_the_colours_tell_where_a_token_comes_from() -> None:
 
 SLOW = """
 import fcntl, signal, sys, termios, time
-import specflow.chat as chat
 import specflow.cli as cli
+import specflow.commands as commands
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that Ctrl-C is a signal
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that runs tests in the background ignores it
-grow = chat.grow
+grow = commands.grow
 def slowly(step, state):
     for outcome in grow(step, state):
         time.sleep(0.2)
         yield outcome
-chat.grow = slowly
+commands.grow = slowly
 sys.exit(cli.main(sys.argv[1:]))
 """
 
