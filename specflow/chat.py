@@ -25,6 +25,7 @@ from specflow.loop import start
 from specflow.models import Loaded, check_text
 from specflow.predictors import limits_of
 from specflow.state import DecodeState, Finished, Reason, Step, Tokens
+from specflow.trace.words import visible
 
 Settings: TypeAlias = argparse.Namespace
 """The options of `generate`, as they are now."""
@@ -90,7 +91,7 @@ class Screen:
 
     def show(self, text: str, style: str = OWN) -> None:
         """Some text, without a newline."""
-        text = text.replace("\x1b", "␛")  # a model shall not command the terminal
+        text = visible(text)  # a model shall not command the terminal
         if self.console.is_terminal:
             self.console.print(Text(text, style), end="", soft_wrap=True)
         else:

@@ -189,8 +189,8 @@ def test_the_colours_tell_where_a_token_comes_from() -> None:
     assert after((5,), Tally(1)) == [OWN]
     shown = StringIO()
     screen = chat.Screen(Console(file=shown, force_terminal=True, color_system="standard"))
-    screen.show("w5\x1b[31m", ACCEPTED)
-    assert shown.getvalue() == "\x1b[32mw5␛[31m\x1b[0m"
+    screen.show("w5\x1b[31m\x9b2J\u202e", ACCEPTED)
+    assert shown.getvalue() == "\x1b[32mw5␛[31m⟨U+009B⟩2J⟨U+202E⟩\x1b[0m"
 
 
 SLOW = """
