@@ -177,7 +177,7 @@ def _parser() -> argparse.ArgumentParser:
     generate.set_defaults(run=_generate)
     about = "talk with a model, see which of its words were drafted, and change how it decodes while you do"
     talk = commands.add_parser("chat", help=about, parents=[_options()])
-    talk.set_defaults(run=_chat)
+    talk.set_defaults(run=_chat, file=None)
     show = commands.add_parser(
         "trace", help="answer a prompt, and show how each token came to be", parents=[_options()]
     )

@@ -156,6 +156,13 @@ def test_ctrl_c_in_a_pipe_ends_the_program(
     assert "[stopped]" in beside
 
 
+def test_an_engine_is_asked_about_as_in_generate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "x.gguf").write_bytes(b"GGUF")
+    arguments = ["--engine", "llama.cpp", "--model", str(tmp_path / "x.gguf"), "--accelerate", "fast"]
+    assert cli.main(["chat", *arguments]) == 2
+    assert "--accelerate is not for llama.cpp" in capsys.readouterr().err
+
+
 def of_bytes() -> PreTrainedTokenizerFast:
     """A tokenizer of which each token is a byte."""
     vocabulary = {f"<0x{i:02X}>": i for i in range(256)}
