@@ -12,7 +12,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Final, TextIO, TypeAlias, final
 
-from attrs import asdict, define, field, frozen
+from attrs import asdict, define, evolve, field, frozen
 from rich.console import Console
 from rich.text import Text
 
@@ -36,7 +36,6 @@ Prepare: TypeAlias = Callable[[Settings], Callable[[DecodeState], Step]]
 ACCEPTED, CORRECTED, OWN, DIM = "green", "yellow", "", "dim"
 """The colours: a draft that stands, the token in place of one that does not, the target's own, and no answer."""
 
-INTERRUPTED: Final = "interrupted"
 NO_CHARACTER: Final = "\N{REPLACEMENT CHARACTER}"
 HALF: Final = 4
 """A character takes at most this many tokens of a byte each; what is no character after them never becomes one."""
@@ -126,7 +125,7 @@ class Talk:
 
     def change(self, **changed: object) -> None:
         """Other settings; where they make no sense the old ones stay. `DecodeError` then."""
-        settings = argparse.Namespace(**{**vars(self.settings), **changed})
+        settings = _other(self.settings, **changed)
         self._steps = self.prepare(settings)
         self.settings = settings
 
@@ -146,23 +145,23 @@ class Talk:
             raise DecodeError(error.parameter, error.happened, error.received, "/reset begins anew") from error
 
     def answer(self, text: str) -> None:
-        """Say something, and show the answer as it comes."""
+        """Say something, and show the answer as it comes. Ctrl-C ends it, and what was said stays."""
         state, reason = self.decoded(self.asked(text), self.screen)
         self.messages += [{"role": "user", "content": text}]
         self.messages += [{"role": "assistant", "content": self.loaded.text(state.output)}]
         self.answers.append(Answer.of(None, self.loaded.text(state.output), state, reason, self.settings.seed))
         self.screen.line(f"[{summary(len(state.output), self.seconds, state.tally)}]")
         context = limits_of(self.loaded.model).context
-        if reason == INTERRUPTED:
-            self.screen.line("[stopped]")
-        elif reason == Reason.LIMIT.value and context is not None and len(state.tokens) >= context:
+        if reason is None:
+            raise KeyboardInterrupt
+        if reason is Reason.LIMIT and context is not None and len(state.tokens) >= context:
             self.screen.line(f"[the model's context of {context} tokens is full; /reset begins anew]")
-        elif reason == Reason.LIMIT.value:
+        elif reason is Reason.LIMIT:
             self.screen.line(f"[cut after {len(state.output)} tokens; /max N allows more]")
 
-    def decoded(self, state: DecodeState, screen: Screen | None) -> tuple[DecodeState, str]:
-        """The text that follows, and why it ended. Ctrl-C ends it, and what was said stays."""
-        told, reason, began = Told(self.loaded), INTERRUPTED, perf_counter()
+    def decoded(self, state: DecodeState, screen: Screen | None) -> tuple[DecodeState, Reason | None]:
+        """The text that follows, and why it ended; None where Ctrl-C stopped it."""
+        told, reason, began = Told(self.loaded), None, perf_counter()
         if self._steps is None:
             self._steps = self.prepare(self.settings)
         with suppress(KeyboardInterrupt):
@@ -173,11 +172,15 @@ class Talk:
                     if screen is not None:
                         screen.show(told.more(token), style)
                 if isinstance(outcome, Finished):
-                    reason = outcome.reason.value
+                    reason = outcome.reason
         self.seconds = perf_counter() - began
         if screen is not None:
             screen.show(f"{told.rest()}\n")
         return state, reason
+
+
+def _other(settings: Settings, **changed: object) -> Settings:
+    return argparse.Namespace(**{**vars(settings), **changed})
 
 
 Ask: TypeAlias = Callable[[Talk, str], None]
@@ -251,21 +254,16 @@ def _compare(talk: Talk, given: str) -> None:
     """The last answer again, without drafts: the same text where nothing is drawn, or by a seed."""
     if not talk.answers:
         raise DecodeError("compare", "nothing was answered yet", "no answer", "ask something first")
-    question = talk.messages[-2]["content"]
-    del talk.messages[-2:]
-    before, drafted, seconds = talk.settings, talk.answers.pop(), talk.seconds
-    try:
-        talk.change(drafter="none", draft_model=None, head=None, bigrams=None)
-        plain, _ = talk.decoded(talk.asked(question), None)
-        slow = talk.seconds
-        talk.change(**vars(before))
-    finally:
-        talk.settings, talk.seconds = before, seconds
-        talk.messages += [{"role": "user", "content": question}, {"role": "assistant", "content": drafted.text}]
-        talk.answers.append(drafted)
-    same = "the same text" if talk.loaded.text(plain.output) == drafted.text else "another text"
-    talk.screen.line(f"[without drafts: {summary(len(plain.output), slow, plain.tally)}; {same}]")
-    rates = drafted.usage.completion_tokens / max(seconds, 1e-9), len(plain.output) / max(slow, 1e-9)
+    drafted, most = talk.answers[-1], talk.answers[-1].usage.completion_tokens
+    none: dict[str, object] = dict.fromkeys(("draft_model", "head", "bigrams"))
+    settings = _other(talk.settings, drafter="none", max_new_tokens=most, **none)
+    plain = evolve(talk, settings=settings, messages=talk.messages[:-2])
+    state, reason = plain.decoded(plain.asked(talk.messages[-2]["content"]), None)
+    if reason is None:
+        raise KeyboardInterrupt
+    same = "the same text" if talk.loaded.text(state.output) == drafted.text else "another text"
+    talk.screen.line(f"[without drafts: {summary(len(state.output), plain.seconds, state.tally)}; {same}]")
+    rates = most / max(talk.seconds, 1e-9), len(state.output) / max(plain.seconds, 1e-9)
     if rates[1]:
         talk.screen.line(f"[with drafts {rates[0] / rates[1]:.2f} times as fast]")
 
@@ -348,11 +346,9 @@ def talk(settings: Settings, loaded: Loaded, prepare: Prepare, source: TextIO | 
             screen.line(f"specflow: {error}", "red")
             code = 0 if typed else 2
         except KeyboardInterrupt:
+            screen.line("[stopped]")
             if not typed:
-                raise
-            screen.line("")
-        if not typed and conversation.answers and conversation.answers[-1].reason == INTERRUPTED:
-            raise KeyboardInterrupt  # who pipes a text stops the program
+                raise  # who pipes a text stops the program
         if conversation.over:
             break
     return code

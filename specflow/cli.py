@@ -66,7 +66,7 @@ from specflow.processors import (
 )
 from specflow.randomness import Dice, Sampling, SharedNoise
 from specflow.stages import Condition, Observer, any_of, never, stop_string, unobserved
-from specflow.state import DecodeState, Drafted, Finished, Predictor, Step, Tokens
+from specflow.state import DecodeState, Drafted, Finished, Predictor, Reason, Step, Tokens
 from specflow.trace import Recorder, Trace
 from specflow.trace import command as tracing
 from specflow.vocabulary import SharedTokens
@@ -499,7 +499,7 @@ def _decoding(
         for new, end in outcomes(step_for(state, seed), state, loaded):  # noqa: B007 - the last
             progress.decoded(len(new))
         assert isinstance(end, Finished)
-        return Answer.of(row.id, loaded.text(end.state.output), end.state, end.reason.value, seed)
+        return Answer.of(row.id, loaded.text(end.state.output), end.state, end.reason, seed)
 
     return decode
 
@@ -650,12 +650,12 @@ def _stream(step: Step, state: DecodeState, loaded: Loaded) -> tuple[int, Decode
 
 def _tell(step: Step, state: DecodeState, loaded: Loaded, seed: int | None) -> tuple[int, DecodeState]:
     """Print the text and its accounting as one JSON object once it is whole, also when interrupted."""
-    reason, code = "interrupted", INTERRUPTED
+    reason: Reason | None = None
     with suppress(KeyboardInterrupt):
         for _, outcome in outcomes(step, state, loaded):
             if isinstance(outcome, DecodeState):
                 state = outcome
             else:
-                state, reason, code = outcome.state, outcome.reason.value, 0
+                state, reason = outcome.state, outcome.reason
     print(Answer.of(None, loaded.text(state.output), state, reason, seed).line)
-    return code, state
+    return INTERRUPTED if reason is None else 0, state

@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerFast
 
 from specflow import DecodeState, Finished, Tokens, autoregressive_generate, chat, cli
 from specflow.chat import ACCEPTED, COMMANDS, CORRECTED, OWN, Told
+from specflow.loop import grow
 from specflow.models import Loaded, load
 from specflow.state import Count, Request, Step, Tally
 from tests.test_cli import answer, tiny, words
@@ -156,6 +157,31 @@ def test_ctrl_c_in_a_pipe_ends_the_program(
     assert "[stopped]" in beside
 
 
+@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (RuntimeError("no kernel"), 2)])
+def test_a_comparison_that_is_not_finished_says_nothing_and_changes_nothing(
+    error: BaseException,
+    code: int,
+    tiny: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    grown = 0
+
+    def once(step: Step, state: DecodeState) -> Iterator[tuple[Tokens, DecodeState | Finished]]:
+        nonlocal grown
+        grown += 1
+        if grown == 2:
+            raise error
+        return grow(step, state)
+
+    monkeypatch.setattr("specflow.commands.grow", once)
+    lines = "w5 w6 w7 w5 w6", "/compare", "/reset", "w5 w6 w7 w5 w6"
+    answers, beside, ended = talk(monkeypatch, capsys, tiny, *lines, more="--policy fixed")
+    assert (ended, len(answers)) == (code, 1 if code == 130 else 2)
+    assert "without drafts" not in beside
+    assert "acceptance 0/0" not in beside
+
+
 def test_an_engine_is_asked_about_as_in_generate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "x.gguf").write_bytes(b"GGUF")
     arguments = ["--engine", "llama.cpp", "--model", str(tmp_path / "x.gguf"), "--accelerate", "fast"]
@@ -234,6 +260,9 @@ def test_at_a_terminal_ctrl_c_stops_an_answer_and_not_the_program(tiny: Path) ->
         left = until(mine, b"> ", left)
         os.write(mine, b"/stats\n")
         left = until(mine, b"1: 3 + ", left)
+        left = until(mine, b"> ", left)
+        os.write(mine, b"/compare\n")  # as far as the answer came
+        left = until(mine, b"; the same text]", left)
         left = until(mine, b"> ", left)
         os.write(mine, b"\x03")  # it also drops what was typed and not yet read
         until(mine, b"> ", left)
