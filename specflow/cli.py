@@ -16,6 +16,7 @@ from typing import Final, TextIO, TypeAlias, final, get_args
 
 import torch
 from attrs import evolve, frozen
+from returns.result import Result
 from rich import progress as bars
 from rich.console import Console
 from torch.nn import Module
@@ -268,18 +269,16 @@ def _chat(args: argparse.Namespace) -> int:
     _prepared(args)
     loaded = named_model(args)
     accelerated = cache(lambda model: ACCELERATE[args.accelerate](model, Given.KEPT))
-    memos: dict[tuple[int, tuple[int, ...] | None], CachedPredictor | LlamaCpp] = {}
+    load_helper, read_helper = cache(load), cache(partial(CachedPredictor))
 
+    @cache
     def read(model: Module, features: tuple[int, ...] | None) -> CachedPredictor | LlamaCpp:
         """One for each model, whatever is changed: what was read of the conversation stays."""
-        key = id(model), features
-        if key not in memos:
-            memos[key] = LlamaCpp(args.model) if args.engine == LLAMA_CPP else CachedPredictor(model, features=features)
-        return memos[key]
+        return LlamaCpp(args.model) if args.engine == LLAMA_CPP else CachedPredictor(model, features=features)
 
     def prepare(args: argparse.Namespace) -> Callable[[DecodeState], Step]:
-        steps = evolve(_prepared(args), accelerate=lambda model, given: accelerated(model))
-        step = steps.over(loaded, _grammar(args, loaded), read, partial(CachedPredictor))
+        steps = evolve(_prepared(args), accelerate=lambda model, given: accelerated(model), load_helper=load_helper)
+        step = steps.over(loaded, _grammar(args, loaded), read, read_helper)
         return lambda state: step(state, args.seed)
 
     return chat.talk(args, loaded, prepare, sys.stdin)
@@ -303,6 +302,7 @@ class _Steps:
     processor: LogitsProcessor
     accelerate: Callable[[Module, Given], Module]
     recorder: Recorder | None = None
+    load_helper: Callable[[str, DType], Result[Loaded, DecodeError]] = load
 
     @property
     def about(self) -> dict[str, str]:
@@ -329,7 +329,7 @@ class _Steps:
         shared: SharedTokens | None = None
         until = stop_string(loaded.tokenizer, *args.stop) if args.stop else never
         if args.draft_model is not None:
-            helper = unwrap(load(args.draft_model, args.dtype))
+            helper = unwrap(self.load_helper(args.draft_model, args.dtype))
             assistant, shared = helper.model, shared_tokens(loaded, helper)
         bigrams = _bigrams(args.bigrams, loaded)
         head = None if args.head is None else load_head(args.head, loaded.model)

@@ -61,6 +61,26 @@ def test_an_answer_is_the_models_and_what_was_read_is_not_read_again(
     assert read < len(loaded.ids(text))
 
 
+def test_a_draft_model_is_loaded_once_and_reads_the_conversation_once(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    helper = load(tiny, "float64").unwrap()
+    fed, names = passes_of(helper.model), []
+
+    def noted(name: str, dtype: str) -> Success[Loaded]:
+        names.append(name)
+        return Success(helper)
+
+    monkeypatch.setattr(cli, "load", noted)
+    lines = "w5 w6 w7 w5 w6", "w9 w8", "/policy fixed 2", "w3"
+    more = f"--draft-model {tiny} --policy fixed --gamma 2 --max-new-tokens 3"
+    answers, _, code = talk(monkeypatch, capsys, tiny, *lines, more=more)
+    assert (code, len(answers)) == (0, 3)
+    assert names == [str(tiny)]
+    assert fed[0] == 5
+    assert max(fed[1:]) <= 5, fed  # reading the text from its beginning is reading 10, and then 14
+
+
 def answer_to(loaded: Loaded, text: str, most: int) -> str:
     """What the model says without the command."""
     eos = list(loaded.stop)
