@@ -271,9 +271,8 @@ def _compare(talk: Talk, given: str) -> None:
 def _stats(talk: Talk, given: str) -> None:
     for number, answer in enumerate(talk.answers, 1):
         usage, drafts = answer.usage, answer.usage.completion_tokens_details
-        judged = drafts.accepted_prediction_tokens + drafts.rejected_prediction_tokens
         counts = f"{usage.prompt_tokens} + {usage.completion_tokens} tokens, {answer.steps} steps"
-        talk.screen.line(f"{number}: {counts}, acceptance {drafts.accepted_prediction_tokens}/{judged}")
+        talk.screen.line(f"{number}: {counts}, acceptance {drafts.accepted_prediction_tokens}/{drafts.judged}")
     settings = {name: value for name, value in vars(talk.settings).items() if value not in (None, False, [])}
     settings = {name: value for name, value in settings.items() if name not in {"run", "command"}}
     talk.screen.line(", ".join(f"{name} {value}" for name, value in settings.items()))

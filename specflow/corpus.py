@@ -275,9 +275,8 @@ class Progress:
         """A text is ready."""
         self.done += 1
         drafts = answer.usage.completion_tokens_details
-        judged = drafts.accepted_prediction_tokens + drafts.rejected_prediction_tokens
         self._tokens += answer.usage.completion_tokens
-        self._tally += Tally(answer.steps, (("", Count(judged, drafts.accepted_prediction_tokens)),))
+        self._tally += Tally(answer.steps, (("", Count(drafts.judged, drafts.accepted_prediction_tokens)),))
 
     def say(self, line: str) -> None:
         """Something else, on a line of its own."""
