@@ -12,19 +12,20 @@ from pathlib import Path
 from time import perf_counter
 from typing import Final, TextIO, TypeAlias, final
 
-from attrs import asdict, define, field, frozen
+from attrs import asdict, define, evolve, field, frozen
 from rich.console import Console
 from rich.text import Text
 
 from specflow.catalogue import DRAFTERS, POLICIES, RULES
-from specflow.commands import one_sentence
+from specflow.commands import outcomes
 from specflow.corpus import Answer, summary
 from specflow.errors import DecodeError, said, unwrap
 from specflow.guards.checks import shown
-from specflow.loop import grow, start
+from specflow.loop import start
 from specflow.models import Loaded, check_text
 from specflow.predictors import limits_of
 from specflow.state import DecodeState, Finished, Reason, Step, Tokens
+from specflow.trace.words import visible
 
 Settings: TypeAlias = argparse.Namespace
 """The options of `generate`, as they are now."""
@@ -35,7 +36,6 @@ Prepare: TypeAlias = Callable[[Settings], Callable[[DecodeState], Step]]
 ACCEPTED, CORRECTED, OWN, DIM = "green", "yellow", "", "dim"
 """The colours: a draft that stands, the token in place of one that does not, the target's own, and no answer."""
 
-INTERRUPTED: Final = "interrupted"
 NO_CHARACTER: Final = "\N{REPLACEMENT CHARACTER}"
 HALF: Final = 4
 """A character takes at most this many tokens of a byte each; what is no character after them never becomes one."""
@@ -90,7 +90,7 @@ class Screen:
 
     def show(self, text: str, style: str = OWN) -> None:
         """Some text, without a newline."""
-        text = text.replace("\x1b", "␛")  # a model shall not command the terminal
+        text = visible(text)  # a model shall not command the terminal
         if self.console.is_terminal:
             self.console.print(Text(text, style), end="", soft_wrap=True)
         else:
@@ -125,7 +125,7 @@ class Talk:
 
     def change(self, **changed: object) -> None:
         """Other settings; where they make no sense the old ones stay. `DecodeError` then."""
-        settings = argparse.Namespace(**{**vars(self.settings), **changed})
+        settings = _other(self.settings, **changed)
         self._steps = self.prepare(settings)
         self.settings = settings
 
@@ -145,38 +145,42 @@ class Talk:
             raise DecodeError(error.parameter, error.happened, error.received, "/reset begins anew") from error
 
     def answer(self, text: str) -> None:
-        """Say something, and show the answer as it comes."""
+        """Say something, and show the answer as it comes. Ctrl-C ends it, and what was said stays."""
         state, reason = self.decoded(self.asked(text), self.screen)
         self.messages += [{"role": "user", "content": text}]
         self.messages += [{"role": "assistant", "content": self.loaded.text(state.output)}]
         self.answers.append(Answer.of(None, self.loaded.text(state.output), state, reason, self.settings.seed))
         self.screen.line(f"[{summary(len(state.output), self.seconds, state.tally)}]")
         context = limits_of(self.loaded.model).context
-        if reason == INTERRUPTED:
-            self.screen.line("[stopped]")
-        elif reason == Reason.LIMIT.value and context is not None and len(state.tokens) >= context:
+        if reason is None:
+            raise KeyboardInterrupt
+        if reason is Reason.LIMIT and context is not None and len(state.tokens) >= context:
             self.screen.line(f"[the model's context of {context} tokens is full; /reset begins anew]")
-        elif reason == Reason.LIMIT.value:
+        elif reason is Reason.LIMIT:
             self.screen.line(f"[cut after {len(state.output)} tokens; /max N allows more]")
 
-    def decoded(self, state: DecodeState, screen: Screen | None) -> tuple[DecodeState, str]:
-        """The text that follows, and why it ended. Ctrl-C ends it, and what was said stays."""
-        told, reason, began = Told(self.loaded), INTERRUPTED, perf_counter()
+    def decoded(self, state: DecodeState, screen: Screen | None) -> tuple[DecodeState, Reason | None]:
+        """The text that follows, and why it ended; None where Ctrl-C stopped it."""
+        told, reason, began = Told(self.loaded), None, perf_counter()
         if self._steps is None:
             self._steps = self.prepare(self.settings)
-        with suppress(KeyboardInterrupt), one_sentence("model", "the model cannot be run", "try another --dtype"):
-            for new, outcome in grow(self._steps(state), state):
+        with suppress(KeyboardInterrupt):
+            for new, outcome in outcomes(self._steps(state), state, self.loaded):
                 after = outcome.state if isinstance(outcome, Finished) else outcome
                 styles, state = [*_styles(state, after)], after
                 for token, style in zip(new, styles, strict=True):
                     if screen is not None:
                         screen.show(told.more(token), style)
                 if isinstance(outcome, Finished):
-                    reason = outcome.reason.value
+                    reason = outcome.reason
         self.seconds = perf_counter() - began
         if screen is not None:
             screen.show(f"{told.rest()}\n")
         return state, reason
+
+
+def _other(settings: Settings, **changed: object) -> Settings:
+    return argparse.Namespace(**{**vars(settings), **changed})
 
 
 Ask: TypeAlias = Callable[[Talk, str], None]
@@ -250,21 +254,16 @@ def _compare(talk: Talk, given: str) -> None:
     """The last answer again, without drafts: the same text where nothing is drawn, or by a seed."""
     if not talk.answers:
         raise DecodeError("compare", "nothing was answered yet", "no answer", "ask something first")
-    question = talk.messages[-2]["content"]
-    del talk.messages[-2:]
-    before, drafted, seconds = talk.settings, talk.answers.pop(), talk.seconds
-    try:
-        talk.change(drafter="none", draft_model=None, head=None, bigrams=None)
-        plain, _ = talk.decoded(talk.asked(question), None)
-        slow = talk.seconds
-        talk.change(**vars(before))
-    finally:
-        talk.settings, talk.seconds = before, seconds
-        talk.messages += [{"role": "user", "content": question}, {"role": "assistant", "content": drafted.text}]
-        talk.answers.append(drafted)
-    same = "the same text" if talk.loaded.text(plain.output) == drafted.text else "another text"
-    talk.screen.line(f"[without drafts: {summary(len(plain.output), slow, plain.tally)}; {same}]")
-    rates = drafted.usage.completion_tokens / max(seconds, 1e-9), len(plain.output) / max(slow, 1e-9)
+    drafted, most = talk.answers[-1], talk.answers[-1].usage.completion_tokens
+    none: dict[str, object] = dict.fromkeys(("draft_model", "head", "bigrams"))
+    settings = _other(talk.settings, drafter="none", max_new_tokens=most, **none)
+    plain = evolve(talk, settings=settings, messages=talk.messages[:-2])
+    state, reason = plain.decoded(plain.asked(talk.messages[-2]["content"]), None)
+    if reason is None:
+        raise KeyboardInterrupt
+    same = "the same text" if talk.loaded.text(state.output) == drafted.text else "another text"
+    talk.screen.line(f"[without drafts: {summary(len(state.output), plain.seconds, state.tally)}; {same}]")
+    rates = most / max(talk.seconds, 1e-9), len(state.output) / max(plain.seconds, 1e-9)
     if rates[1]:
         talk.screen.line(f"[with drafts {rates[0] / rates[1]:.2f} times as fast]")
 
@@ -272,9 +271,8 @@ def _compare(talk: Talk, given: str) -> None:
 def _stats(talk: Talk, given: str) -> None:
     for number, answer in enumerate(talk.answers, 1):
         usage, drafts = answer.usage, answer.usage.completion_tokens_details
-        judged = drafts.accepted_prediction_tokens + drafts.rejected_prediction_tokens
         counts = f"{usage.prompt_tokens} + {usage.completion_tokens} tokens, {answer.steps} steps"
-        talk.screen.line(f"{number}: {counts}, acceptance {drafts.accepted_prediction_tokens}/{judged}")
+        talk.screen.line(f"{number}: {counts}, acceptance {drafts.accepted_prediction_tokens}/{drafts.judged}")
     settings = {name: value for name, value in vars(talk.settings).items() if value not in (None, False, [])}
     settings = {name: value for name, value in settings.items() if name not in {"run", "command"}}
     talk.screen.line(", ".join(f"{name} {value}" for name, value in settings.items()))
@@ -347,11 +345,9 @@ def talk(settings: Settings, loaded: Loaded, prepare: Prepare, source: TextIO | 
             screen.line(f"specflow: {error}", "red")
             code = 0 if typed else 2
         except KeyboardInterrupt:
+            screen.line("[stopped]")
             if not typed:
-                raise
-            screen.line("")
-        if not typed and conversation.answers and conversation.answers[-1].reason == INTERRUPTED:
-            raise KeyboardInterrupt  # who pipes a text stops the program
+                raise  # who pipes a text stops the program
         if conversation.over:
             break
     return code

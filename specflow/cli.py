@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache, partial
 from io import TextIOWrapper
@@ -16,6 +16,7 @@ from typing import Final, TextIO, TypeAlias, final, get_args
 
 import torch
 from attrs import evolve, frozen
+from returns.result import Result
 from rich import progress as bars
 from rich.console import Console
 from torch.nn import Module
@@ -26,7 +27,16 @@ from specflow import bench, chat, distill, doctor, replay
 from specflow.accelerate import Given
 from specflow.batch import BatchPredictor, seed_of
 from specflow.catalogue import COUPLED, DRAFTERS, POLICIES, RULES, USUAL_POLICY, Make, Setting, all_drafts, step_of
-from specflow.commands import ACCELERATE, named_model, one_sentence, prompt_of, version_of, vocabulary_of
+from specflow.commands import (
+    ACCELERATE,
+    REMEDY,
+    named_model,
+    one_sentence,
+    outcomes,
+    prompt_of,
+    version_of,
+    vocabulary_of,
+)
 from specflow.constraints import Constrained, CutForbidden, Forced, Grammar
 from specflow.converted import is_gguf
 from specflow.corpus import Answer, Id, Progress, Row, answer_all, answers_in, read_rows, summary
@@ -35,7 +45,7 @@ from specflow.errors import DecodeError, said, unwrap
 from specflow.guards.checks import or_none, shown, whole
 from specflow.heads import HeadPredictor, load_head
 from specflow.interop.llama_cpp import LlamaCpp
-from specflow.loop import start, unfold
+from specflow.loop import start
 from specflow.models import (
     SMOLLM2,
     DType,
@@ -57,7 +67,7 @@ from specflow.processors import (
 )
 from specflow.randomness import Dice, Sampling, SharedNoise
 from specflow.stages import Condition, Observer, any_of, never, stop_string, unobserved
-from specflow.state import DecodeState, Drafted, Finished, Predictor, Step, Tokens
+from specflow.state import DecodeState, Drafted, Finished, Predictor, Reason, Step, Tokens
 from specflow.trace import Recorder, Trace
 from specflow.trace import command as tracing
 from specflow.vocabulary import SharedTokens
@@ -91,9 +101,6 @@ COMMANDS: Final[Mapping[str, tuple[str, AddArguments, RunCommand]]] = {
 """The commands beside `generate`: what each does, its options, and what runs it."""
 
 PROMPT: Final = "what to say to the model; standard input where there is none, or it is -"
-
-REMEDY: Final = "try another --dtype, or --accelerate no"
-"""What may help where a model fails."""
 
 OUTPUT_FAILED: Final = 1
 NOT_DECODED: Final = 2
@@ -171,7 +178,7 @@ def _parser() -> argparse.ArgumentParser:
     generate.set_defaults(run=_generate)
     about = "talk with a model, see which of its words were drafted, and change how it decodes while you do"
     talk = commands.add_parser("chat", help=about, parents=[_options()])
-    talk.set_defaults(run=_chat)
+    talk.set_defaults(run=_chat, file=None)
     show = commands.add_parser(
         "trace", help="answer a prompt, and show how each token came to be", parents=[_options()]
     )
@@ -262,6 +269,7 @@ def _chat(args: argparse.Namespace) -> int:
     _prepared(args)
     loaded = named_model(args)
     model = ACCELERATE[args.accelerate](loaded.model, Given.KEPT)
+    load_helper, read_helper = cache(load), cache(partial(CachedPredictor))
 
     @cache
     def read(features: tuple[int, ...] | None) -> CachedPredictor | LlamaCpp:
@@ -269,8 +277,8 @@ def _chat(args: argparse.Namespace) -> int:
         return LlamaCpp(args.model) if args.engine == LLAMA_CPP else CachedPredictor(model, features=features)
 
     def prepare(args: argparse.Namespace) -> Callable[[DecodeState], Step]:
-        steps, grammar = evolve(_prepared(args), accelerate=lambda given, _: model), _grammar(args, loaded)
-        step = steps.over(loaded, grammar, lambda _, features: read(features), partial(CachedPredictor))
+        steps = evolve(_prepared(args), accelerate=lambda given, _: model, load_helper=load_helper)
+        step = steps.over(loaded, _grammar(args, loaded), lambda _, features: read(features), read_helper)
         return lambda state: step(state, args.seed)
 
     return chat.talk(args, loaded, prepare, sys.stdin)
@@ -294,6 +302,7 @@ class _Steps:
     processor: LogitsProcessor
     accelerate: Callable[[Module, Given], Module]
     recorder: Recorder | None = None
+    load_helper: Callable[[str, DType], Result[Loaded, DecodeError]] = load
 
     @property
     def about(self) -> dict[str, str]:
@@ -320,7 +329,7 @@ class _Steps:
         shared: SharedTokens | None = None
         until = stop_string(loaded.tokenizer, *args.stop) if args.stop else never
         if args.draft_model is not None:
-            helper = unwrap(load(args.draft_model, args.dtype))
+            helper = unwrap(self.load_helper(args.draft_model, args.dtype))
             assistant, shared = helper.model, shared_tokens(loaded, helper)
         bigrams = _bigrams(args.bigrams, loaded)
         head = None if args.head is None else load_head(args.head, loaded.model)
@@ -400,7 +409,7 @@ def _record(steps: _Steps) -> tuple[Trace, int]:
     with bars.Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("decoding", total=args.max_new_tokens)
         try:
-            for new, _ in _outcomes(decoding(state, args.seed), state, loaded):
+            for new, _ in outcomes(decoding(state, args.seed), state, loaded):
                 progress.advance(task, len(new))
         except KeyboardInterrupt:
             code = INTERRUPTED
@@ -487,10 +496,10 @@ def _decoding(
         tokens = ids(row.asked) if isinstance(row.asked, str) else loaded.conversation(row.asked)
         state, seed = _started(loaded, tokens, args.max_new_tokens), seeds[row.id]
         end: DecodeState | Finished = state
-        for new, end in _outcomes(step_for(state, seed), state, loaded):  # noqa: B007 - the last
+        for new, end in outcomes(step_for(state, seed), state, loaded):  # noqa: B007 - the last
             progress.decoded(len(new))
         assert isinstance(end, Finished)
-        return Answer.of(row.id, loaded.text(end.state.output), end.state, end.reason.value, seed)
+        return Answer.of(row.id, loaded.text(end.state.output), end.state, end.reason, seed)
 
     return decode
 
@@ -634,7 +643,7 @@ def _stream(step: Step, state: DecodeState, loaded: Loaded) -> tuple[int, Decode
     streamer = TextStreamer(loaded.tokenizer, skip_special_tokens=True)
     began, code = perf_counter(), 0
     try:
-        for new, outcome in _outcomes(step, state, loaded):
+        for new, outcome in outcomes(step, state, loaded):
             state = outcome if isinstance(outcome, DecodeState) else outcome.state
             if new:
                 streamer.put(torch.tensor(new))
@@ -647,32 +656,12 @@ def _stream(step: Step, state: DecodeState, loaded: Loaded) -> tuple[int, Decode
 
 def _tell(step: Step, state: DecodeState, loaded: Loaded, seed: int | None) -> tuple[int, DecodeState]:
     """Print the text and its accounting as one JSON object once it is whole, also when interrupted."""
-    reason, code = "interrupted", INTERRUPTED
+    reason: Reason | None = None
     with suppress(KeyboardInterrupt):
-        for _, outcome in _outcomes(step, state, loaded):
+        for _, outcome in outcomes(step, state, loaded):
             if isinstance(outcome, DecodeState):
                 state = outcome
             else:
-                state, reason, code = outcome.state, outcome.reason.value, 0
+                state, reason = outcome.state, outcome.reason
     print(Answer.of(None, loaded.text(state.output), state, reason, seed).line)
-    return code, state
-
-
-def _outcomes(step: Step, state: DecodeState, loaded: Loaded) -> Iterator[tuple[Tokens, DecodeState | Finished]]:
-    """Each outcome with the tokens that are new in it."""
-    length = len(state.tokens)
-    with one_sentence("model", f"the model cannot be run in {str(loaded.model.dtype).removeprefix('torch.')}", REMEDY):
-        for outcome in unfold(step, state):
-            tokens = (outcome if isinstance(outcome, DecodeState) else outcome.state).tokens
-            _check_shown(tokens[length:], loaded)
-            yield tokens[length:], outcome
-            length = len(tokens)
-
-
-def _check_shown(tokens: Tokens, loaded: Loaded) -> None:
-    """Refuses a token that has no text: what is printed would not be what the model said."""
-    size = len(loaded.tokenizer)
-    for token in tokens:
-        if token >= size and loaded.tokenizer.convert_ids_to_tokens(token) is None:
-            happened = f"the model says a token that its tokenizer of {size} does not have"
-            raise DecodeError("tokenizer", happened, token, "use the tokenizer that belongs to the model")
+    return INTERRUPTED if reason is None else 0, state

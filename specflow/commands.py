@@ -1,4 +1,4 @@
-"""What commands share: the model and the prompt that somebody names, and one sentence for whatever a model raises."""
+"""What commands share: the model and the prompt that somebody names, and how a text grows, or fails in one sentence."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from torch.nn import Module
 from specflow.accelerate import Given, bit_for_bit, fast
 from specflow.errors import DecodeError, said, unwrap
 from specflow.guards.checks import shown
+from specflow.loop import grow
 from specflow.models import Loaded, load
 from specflow.predictors import limits_of
+from specflow.state import DecodeState, Finished, Step, Tokens
 
 ACCELERATE: Final[Mapping[str, Callable[[Module, Given], Module]]] = {
     "no": lambda model, given: model,
@@ -26,6 +28,9 @@ ACCELERATE: Final[Mapping[str, Callable[[Module, Given], Module]]] = {
     "bit-for-bit": bit_for_bit,
 }
 """What `--accelerate` names: what becomes of the target before it decodes."""
+
+REMEDY: Final = "try another --dtype, or --accelerate no"
+"""What may help where a model fails."""
 
 STANDARD_INPUT: Final = "-"
 """The prompt that stands for what comes on the standard input."""
@@ -96,6 +101,23 @@ def named_model(args: argparse.Namespace) -> Loaded:
         happened = f"the stop token {token} is outside the model's vocabulary of {vocabulary_of(loaded)}"
         print(f"specflow: {happened}, and ends no text", file=sys.stderr)
     return loaded
+
+
+def outcomes(step: Step, state: DecodeState, loaded: Loaded) -> Iterator[tuple[Tokens, DecodeState | Finished]]:
+    """`grow`, for who shows the text. `DecodeError` for whatever the model raises, and for a token without a text."""
+    with one_sentence("model", f"the model cannot be run in {str(loaded.model.dtype).removeprefix('torch.')}", REMEDY):
+        for new, outcome in grow(step, state):
+            _check_shown(new, loaded)
+            yield new, outcome
+
+
+def _check_shown(tokens: Tokens, loaded: Loaded) -> None:
+    """Refuses a token that has no text: what is printed would not be what the model said."""
+    size = len(loaded.tokenizer)
+    for token in tokens:
+        if token >= size and loaded.tokenizer.convert_ids_to_tokens(token) is None:
+            happened = f"the model says a token that its tokenizer of {size} does not have"
+            raise DecodeError("tokenizer", happened, token, "use the tokenizer that belongs to the model")
 
 
 def vocabulary_of(loaded: Loaded) -> int:

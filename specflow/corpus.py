@@ -21,7 +21,7 @@ from specflow.batch import Failed, together
 from specflow.errors import DecodeError, said
 from specflow.guards.checks import is_whole, shown
 from specflow.models import check_messages, check_text
-from specflow.state import Count, DecodeState, Tally
+from specflow.state import Count, DecodeState, Reason, Tally
 from specflow.usage import Positions, Usage
 
 Id: TypeAlias = int | str
@@ -117,7 +117,7 @@ def _parsed(line: bytes) -> object:
 class Answer:
     """What one line of answers says: `reason` is why the text ended, and `seed` its own seed where there is one.
 
-    An answer to a single prompt has no id.
+    An answer to a single prompt has no id. One that Ctrl-C ended was "interrupted".
     """
 
     id: Id | None
@@ -129,9 +129,10 @@ class Answer:
     seed: int | None = None
 
     @classmethod
-    def of(cls, id: Id | None, text: str, state: DecodeState, reason: str, seed: int | None) -> Answer:
-        """What is said of a text."""
-        return cls(id, text, reason, state.tally.steps, Usage.of(state), Positions.of(state.tally), seed)
+    def of(cls, id: Id | None, text: str, state: DecodeState, reason: Reason | None, seed: int | None) -> Answer:
+        """What is said of a text; it has a reason where it ended."""
+        why = "interrupted" if reason is None else reason.value
+        return cls(id, text, why, state.tally.steps, Usage.of(state), Positions.of(state.tally), seed)
 
     @property
     def line(self) -> str:
@@ -274,9 +275,8 @@ class Progress:
         """A text is ready."""
         self.done += 1
         drafts = answer.usage.completion_tokens_details
-        judged = drafts.accepted_prediction_tokens + drafts.rejected_prediction_tokens
         self._tokens += answer.usage.completion_tokens
-        self._tally += Tally(answer.steps, (("", Count(judged, drafts.accepted_prediction_tokens)),))
+        self._tally += Tally(answer.steps, (("", Count(drafts.judged, drafts.accepted_prediction_tokens)),))
 
     def say(self, line: str) -> None:
         """Something else, on a line of its own."""

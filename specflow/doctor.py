@@ -49,10 +49,9 @@ class Extra:
 
 
 EXTRAS: Final[Mapping[str, Extra]] = {
-    "chat templates": Extra(("jinja2",), "jinja2", "pip install jinja2"),
     "grammar": Extra(("llguidance",), "llguidance", "pip install 'specflow[grammar]'"),
     "grammar by xgrammar": Extra(("xgrammar",), "xgrammar", "pip install --no-deps xgrammar apache-tvm-ffi"),
-    "bench --html": Extra(("matplotlib", "jinja2"), "matplotlib", "pip install 'specflow[bench]'"),
+    "bench --html": Extra(("matplotlib",), "matplotlib", "pip install 'specflow[bench]'"),
     "ray": Extra(("ray",), "ray", "pip install 'specflow[ray]'"),
     "llama.cpp": Extra(("llama_cpp",), "llama-cpp-python", "pip install 'specflow[llama-cpp]'"),
     "documentation": Extra(("mkdocs", "material", "mkdocstrings"), "mkdocs-material", "pip install 'specflow[docs]'"),

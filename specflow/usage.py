@@ -20,6 +20,11 @@ class Details:
     accepted_prediction_tokens: int = field(validator=_is_count)
     rejected_prediction_tokens: int = field(validator=_is_count)
 
+    @property
+    def judged(self) -> int:
+        """Both."""
+        return self.accepted_prediction_tokens + self.rejected_prediction_tokens
+
 
 @final
 @frozen

@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerFast
 
 from specflow import DecodeState, Finished, Tokens, autoregressive_generate, chat, cli
 from specflow.chat import ACCEPTED, COMMANDS, CORRECTED, OWN, Told
+from specflow.loop import grow
 from specflow.models import Loaded, load
 from specflow.state import Count, Request, Step, Tally
 from tests.test_cli import answer, tiny, words
@@ -58,6 +59,26 @@ def test_an_answer_is_the_models_and_what_was_read_is_not_read_again(
         text = f"{text} {said} {question}".strip()
     # Each token once at most: reading each text from its beginning takes twice as many.
     assert read < len(loaded.ids(text))
+
+
+def test_a_draft_model_is_loaded_once_and_reads_the_conversation_once(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    helper = load(tiny, "float64").unwrap()
+    fed, names = passes_of(helper.model), []
+
+    def noted(name: str, dtype: str) -> Success[Loaded]:
+        names.append(name)
+        return Success(helper)
+
+    monkeypatch.setattr(cli, "load", noted)
+    lines = "w5 w6 w7 w5 w6", "w9 w8", "/policy fixed 2", "w3"
+    more = f"--draft-model {tiny} --policy fixed --gamma 2 --max-new-tokens 3"
+    answers, _, code = talk(monkeypatch, capsys, tiny, *lines, more=more)
+    assert (code, len(answers)) == (0, 3)
+    assert names == [str(tiny)]
+    assert fed[0] == 5
+    assert max(fed[1:]) <= 5, fed  # reading the text from its beginning is reading 10, and then 14
 
 
 def answer_to(loaded: Loaded, text: str, most: int) -> str:
@@ -150,10 +171,42 @@ def test_ctrl_c_in_a_pipe_ends_the_program(
         yield (), state
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(chat, "grow", interrupted)
+    monkeypatch.setattr("specflow.commands.grow", interrupted)
     answers, beside, code = talk(monkeypatch, capsys, tiny, "w5", "w6")
     assert (answers, code) == ([""], 130)
     assert "[stopped]" in beside
+
+
+@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (RuntimeError("no kernel"), 2)])
+def test_a_comparison_that_is_not_finished_says_nothing_and_changes_nothing(
+    error: BaseException,
+    code: int,
+    tiny: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    grown = 0
+
+    def once(step: Step, state: DecodeState) -> Iterator[tuple[Tokens, DecodeState | Finished]]:
+        nonlocal grown
+        grown += 1
+        if grown == 2:
+            raise error
+        return grow(step, state)
+
+    monkeypatch.setattr("specflow.commands.grow", once)
+    lines = "w5 w6 w7 w5 w6", "/compare", "/reset", "w5 w6 w7 w5 w6"
+    answers, beside, ended = talk(monkeypatch, capsys, tiny, *lines, more="--policy fixed")
+    assert (ended, len(answers)) == (code, 1 if code == 130 else 2)
+    assert "without drafts" not in beside
+    assert "acceptance 0/0" not in beside
+
+
+def test_an_engine_is_asked_about_as_in_generate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "x.gguf").write_bytes(b"GGUF")
+    arguments = ["--engine", "llama.cpp", "--model", str(tmp_path / "x.gguf"), "--accelerate", "fast"]
+    assert cli.main(["chat", *arguments]) == 2
+    assert "--accelerate is not for llama.cpp" in capsys.readouterr().err
 
 
 def of_bytes() -> PreTrainedTokenizerFast:
@@ -189,22 +242,22 @@ def test_the_colours_tell_where_a_token_comes_from() -> None:
     assert after((5,), Tally(1)) == [OWN]
     shown = StringIO()
     screen = chat.Screen(Console(file=shown, force_terminal=True, color_system="standard"))
-    screen.show("w5\x1b[31m", ACCEPTED)
-    assert shown.getvalue() == "\x1b[32mw5␛[31m\x1b[0m"
+    screen.show("w5\x1b[31m\x9b2J\u202e", ACCEPTED)
+    assert shown.getvalue() == "\x1b[32mw5␛[31m⟨U+009B⟩2J⟨U+202E⟩\x1b[0m"
 
 
 SLOW = """
 import fcntl, signal, sys, termios, time
-import specflow.chat as chat
 import specflow.cli as cli
+import specflow.commands as commands
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that Ctrl-C is a signal
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that runs tests in the background ignores it
-grow = chat.grow
+grow = commands.grow
 def slowly(step, state):
     for outcome in grow(step, state):
         time.sleep(0.2)
         yield outcome
-chat.grow = slowly
+commands.grow = slowly
 sys.exit(cli.main(sys.argv[1:]))
 """
 
@@ -227,6 +280,9 @@ def test_at_a_terminal_ctrl_c_stops_an_answer_and_not_the_program(tiny: Path) ->
         left = until(mine, b"> ", left)
         os.write(mine, b"/stats\n")
         left = until(mine, b"1: 3 + ", left)
+        left = until(mine, b"> ", left)
+        os.write(mine, b"/compare\n")  # as far as the answer came
+        left = until(mine, b"; the same text]", left)
         left = until(mine, b"> ", left)
         os.write(mine, b"\x03")  # it also drops what was typed and not yet read
         until(mine, b"> ", left)

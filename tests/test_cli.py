@@ -33,11 +33,11 @@ from specflow import (
     Tokens,
     autoregressive_generate,
     cli,
-    unfold,
 )
 from specflow.accelerate.llama import Llama
 from specflow.catalogue import COUPLED, DRAFTERS, POLICIES, RULES, Drafting, Entry, Setting
 from specflow.drafters import Bigrams
+from specflow.loop import grow
 from specflow.models import Loaded, load
 from specflow.randomness import Randomness
 from specflow.state import GammaPolicy, Rule, Scored, Verdict
@@ -335,13 +335,13 @@ def test_a_gguf_file_is_a_model(
 def test_ctrl_c_keeps_what_was_said(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupted(step: Step, state: DecodeState) -> Iterator[DecodeState | Finished]:
-        for count, outcome in enumerate(unfold(step, state)):
+    def interrupted(step: Step, state: DecodeState) -> Iterator[tuple[Tokens, DecodeState | Finished]]:
+        for count, grown in enumerate(grow(step, state)):
             if count == 6:
                 raise KeyboardInterrupt
-            yield outcome
+            yield grown
 
-    monkeypatch.setattr("specflow.cli.unfold", interrupted)
+    monkeypatch.setattr("specflow.commands.grow", interrupted)
     assert generate(tiny, "--drafter", "none") == 130
     captured = capsys.readouterr()
     assert captured.err.startswith("[6 tokens")

@@ -12,6 +12,7 @@ from specflow.errors import DecodeError
 from specflow.guards.checks import a, each, number, or_none, shown, valid, whole
 from specflow.guards.ids import ids_of
 from specflow.state import TEXT, Tokens
+from specflow.trees import depths
 
 _is_token = whole(0, "give a token id")
 _is_probability = number("a probability is outside [0, 1]", "give a number or None", lambda p: 0 <= p <= 1)
@@ -150,10 +151,7 @@ class StepTrace:
     @property
     def depths(self) -> tuple[int, ...]:
         """How many drafts each draft comes after."""
-        found: list[int] = []
-        for draft in self.drafts:
-            found.append(0 if draft.parent == TEXT else found[draft.parent] + 1)
-        return tuple(found)
+        return tuple(depths([draft.parent for draft in self.drafts]))
 
     def refused(self) -> Tokens:
         """The tokens of the first refused branch where the step left the drafts: what would have come instead."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from html import escape
+from itertools import zip_longest
 from os import PathLike
 from typing import Self, final
 
@@ -94,13 +95,9 @@ class Trace:
     @property
     def positions(self) -> tuple[Count, ...]:
         """Acceptance by position in the draft, from the first: in how many steps it was reached, and accepted."""
-        counts: dict[int, Count] = {}
-        for step in self.steps:
-            fates = [(depth, draft.fate) for depth, draft in zip(step.depths, step.drafts, strict=True)]
-            for depth in {depth for depth, fate in fates if fate is not Fate.NOT_REACHED}:
-                one = Count(1, int((depth, Fate.ACCEPTED) in fates))
-                counts[depth] = counts.get(depth, Count()) + one
-        return tuple([counts[depth] for depth in sorted(counts)])
+        tally = self.tally
+        pairs = zip_longest(tally.judged_at, tally.accepted_at, fillvalue=0)
+        return tuple([Count(judged, accepted) for judged, accepted in pairs])
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write it to a JSON file, whole or not at all. `DecodeError` where nothing can be written."""
