@@ -30,7 +30,7 @@ from typing import Final, TypeAlias, final
 
 import torch
 import transformers
-from attrs import asdict, field, frozen
+from attrs import asdict, frozen
 from torch.nn import Module
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
@@ -148,14 +148,21 @@ class Setup:
 
     device: torch.device
     tiny: bool
-    before: int = field(init=False)
-    new: int = field(init=False)
-    repeats: int = field(init=False)
 
-    def __attrs_post_init__(self) -> None:
-        sizes = (12, 8, 1) if self.tiny else (96, 64, 3)
-        for name, size in zip(("before", "new", "repeats"), sizes, strict=True):
-            object.__setattr__(self, name, size)
+    @property
+    def before(self) -> int:
+        """Tokens of a prompt."""
+        return 12 if self.tiny else 96
+
+    @property
+    def new(self) -> int:
+        """Tokens of a text."""
+        return 8 if self.tiny else 64
+
+    @property
+    def repeats(self) -> int:
+        """How often a text is timed."""
+        return 1 if self.tiny else 3
 
     def model(self, shape: Shape, dtype: torch.dtype, most: int = sys.maxsize) -> PreTrainedModel:
         """A random model, with at most so many layers, and no more than a third of the free memory holds.
@@ -543,9 +550,7 @@ def times(setup: Setup) -> Iterator[Table]:
     yield Table(f"llama 1B, {_layers(model)} layers, bf16: where the time goes", columns, tuple(rows))
 
 
-def _split(
-    setup: Setup, model: Module, drafter: Drafter | None, gamma: int, prompt: Tokens
-) -> tuple[int, float, float, float, float]:
+def _split(setup: Setup, model: Module, drafter: Drafter | None, gamma: int, prompt: Tokens) -> tuple[Cell, ...]:
     watch = Stopwatch(clock_for(model))
     target: Predictor = CachedPredictor(model)
     if drafter is None:
@@ -561,7 +566,7 @@ def _split(
         seconds = watch.clock() - began
     read = sum(one.seconds for one in watch.passes)
     parts = (seconds, read, watch.drafting, seconds - read - watch.drafting)
-    return steps, *[1e6 * part / steps for part in parts]  # type: ignore[return-value] # four of them
+    return steps, *[1e6 * part / steps for part in parts]
 
 
 Part: TypeAlias = Callable[[Setup], Iterator[Table]]

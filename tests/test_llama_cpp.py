@@ -34,6 +34,7 @@ from specflow import (
 )
 from specflow.interop.llama_cpp import INSTALL, LlamaCpp
 from specflow.models import Loaded
+from specflow.policies import CostMeter
 from specflow.state import TEXT, Predictor
 from specflow.testing import conformance, through_trees
 from specflow.trace import Trace
@@ -116,6 +117,25 @@ def test_what_cannot_go_back_is_read_anew(target: LlamaCpp, path: Path, monkeypa
 def test_a_tree_with_more_leaves_than_sequences_is_read_path_by_path(path: Path) -> None:
     narrow, tree = LlamaCpp(lent(path), leaves=2), [Proposal(i, parent=TEXT) for i in range(5)]
     assert (narrow((5, 6), tree) - forgetting(path)((5, 6), tree)).abs().max() < 1e-4
+
+
+@needs_it
+@pytest.mark.parametrize("goes_back", [True, False])
+def test_its_meter_hears_of_all_passes_but_those_that_read_a_prompt(
+    goes_back: bool, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, heard = LlamaCpp(lent(path), leaves=2), list[int]()
+    monkeypatch.setattr(CostMeter, "note", lambda meter, k, seconds: heard.append(k))
+    if not goes_back:
+        target._reads_trees = False
+        monkeypatch.setattr("llama_cpp.llama_cpp.llama_memory_seq_rm", never_back)
+    wide = [Proposal(i, parent=TEXT) for i in range(5)]
+    other = tuple(range(100, 140))
+    for tokens, drafts in (((5, 6, 7), ()), ((5, 6, 7, 8), chain(range(20))), ((5, 6, 7, 8, 9), wide), (other, ())):
+        target(tokens, drafts)
+    assert heard == [21, 6]
+    target((*other, 3), ())
+    assert heard == [21, 6, 1]
 
 
 @needs_it

@@ -205,9 +205,12 @@ def test_a_seeded_text_of_certain_drafts_is_that_of_dice() -> None:
 def test_what_learns_from_the_text_is_replayed(greedy: Recording) -> None:
     """n-grams with fillers read the rows of tokens that stand, which were kept."""
 
+    taught: list[NGramStorage] = []
+
     def parts(prompt: Tokens) -> tuple[Drafter, UpdateNgram]:
         storage = NGramStorage(3, 64)
         storage.initialize(prompt)
+        taught.append(storage)
         return NGramDrafter(storage), UpdateNgram(storage, filler_top_k=3)
 
     live = []
@@ -215,6 +218,8 @@ def test_what_learns_from_the_text_is_replayed(greedy: Recording) -> None:
         told, (drafter, update) = Told(once(MODEL)), parts(text.prompt)
         told.decode(ngram_step(drafter, told, GreedyProcessor(), Dice(), update, Fixed(4)), begun(text))
         live.append(told)
+    learnt = [storage.counts() for storage in taught]
+    taught.clear()
 
     def make(setting: Setting) -> Drafting:
         drafter, update = parts(setting.text)
@@ -222,6 +227,8 @@ def test_what_learns_from_the_text_is_replayed(greedy: Recording) -> None:
 
     played = replay(greedy, Decoder(make, lambda meter: Fixed(4)))
     same(live, played)
+    again = [storage.counts() for storage in taught]  # and those that hindsight asked for, and left alone
+    assert [counts for counts in learnt if counts not in again] == []
     assert played.regret is None
     assert played.accepted
 
@@ -253,11 +260,12 @@ def test_rows_that_are_missing_are_asked_for_once(greedy: Recording, tmp_path: P
     assert len(greedy.rows) < len(again.recording.rows) == len(played.recording.rows)
 
 
-def test_a_stage_that_looks_further_than_was_kept_is_refused() -> None:
+@pytest.mark.parametrize("stage", [UpdateNgram(NGramStorage(2, 9), filler_top_k=3), Recycle(Recycled(9, k=3))])
+def test_a_stage_that_looks_further_than_was_kept_is_refused(stage: UpdateNgram | Recycle) -> None:
     recording = record(TableModel(9), [(1, 2)], 5, kept=2)
 
     def make(setting: Setting) -> Drafting:
-        return Drafting(propose_nothing, (UpdateNgram(NGramStorage(2, 9), filler_top_k=3),))
+        return Drafting(propose_nothing, (stage,))
 
     with pytest.raises(DecodeError, match="a stage looks at 3 tokens of a row: received 2 that were kept"):
         replay(recording, Decoder(make))

@@ -80,6 +80,8 @@ class LlamaCpp:
     _most: int = field(init=False, repr=False)
     _reads_trees: bool = field(init=False, repr=False)
     _read: _Read = field(init=False, default=_Read(), repr=False)
+    _unread: int = field(init=False, default=0, repr=False)
+    """How many tokens before the drafts were never read before this pass; `MOST` where the text is a new one."""
     _lock: Lock = field(init=False, factory=Lock, repr=False)
 
     def __attrs_post_init__(self) -> None:
@@ -126,17 +128,17 @@ class LlamaCpp:
         drafted = ids_of("drafts", [draft.token for draft in drafts])
         self._check(tokens, drafted, len(tokens) + max(depths(parents), default=-1) + 1)
         paths = len(leaves(parents))
-        begun = self.meter.now()
-        if paths <= 1:
-            rows, read = self._last(tokens + drafted, len(drafted) + 1)
-        elif self._reads_trees and paths <= self.leaves and self._holds(tokens, drafted):
-            with self._lock:
-                rows, read = self._pass(tokens, tuple(drafts), parents)
-        else:
-            return path_by_path(lambda text, last: self._last(text, last)[0])(tokens, drafts)
-        if read <= DRAFTS:
-            self.meter.note(len(drafted) + 1, self.meter.since(begun))
-        return rows
+        with self._lock:
+            self._unread, begun = 0, self.meter.now()
+            if paths <= 1:
+                rows = self._last(tokens + drafted, len(drafted) + 1)
+            elif self._reads_trees and paths <= self.leaves and self._holds(tokens, drafted):
+                rows = self._pass(tokens, tuple(drafts), parents)
+            else:
+                rows = path_by_path(self._last)(tokens, drafts)
+            if self._unread <= DRAFTS:
+                self.meter.note(len(drafted) + 1, self.meter.since(begun))
+            return rows
 
     def prune(self, tokens: Tokens, /) -> None:
         """Nothing: what was refused lies behind the text until the next reading, which needs its place."""
@@ -147,19 +149,13 @@ class LlamaCpp:
         with self._lock:
             self._clear()
 
-    def _last(self, tokens: Tokens, last: int) -> tuple[Tensor, int]:
-        """Logits [last, V] after each of the last prefixes of a text, as many at a time as a batch takes.
-
-        And how many tokens were read for them.
-        """
-        rows, read = [], 0
-        with self._lock:
-            for end in range(len(tokens) - last + 1, len(tokens) + 1, self._most):
-                drafts = chain(tokens[end : end + self._most - 1])
-                logits, new = self._pass(tokens[:end], drafts, parents_of(drafts))
-                rows.append(logits)
-                read += new
-        return torch.cat(rows), read
+    def _last(self, tokens: Tokens, last: int) -> Tensor:
+        """Logits [last, V] after each of the last prefixes of a text, as many at a time as a batch takes."""
+        rows = []
+        for end in range(len(tokens) - last + 1, len(tokens) + 1, self._most):
+            drafts = chain(tokens[end : end + self._most - 1])
+            rows.append(self._pass(tokens[:end], drafts, parents_of(drafts)))
+        return torch.cat(rows)
 
     def _holds(self, tokens: Tokens, drafted: Tokens) -> bool:
         """Whether memory and a batch have room for all the drafts of a tree."""
@@ -177,8 +173,8 @@ class LlamaCpp:
             happened, remedy = f"the text outgrows a context of {context} tokens", "give a larger context"
             raise DecodeError("context", happened, longest, remedy)
 
-    def _pass(self, tokens: Tokens, drafts: tuple[Proposal, ...], parents: tuple[int, ...]) -> tuple[Tensor, int]:
-        """The same over as many sequences as there are leaves. What fails on the way leaves an empty memory."""
+    def _pass(self, tokens: Tokens, drafts: tuple[Proposal, ...], parents: tuple[int, ...]) -> Tensor:
+        """The same, over as many sequences as there are leaves. What fails on the way leaves an empty memory."""
         from llama_cpp import llama_cpp  # noqa: PLC0415
 
         read, self._read = self._read, _Read()
@@ -199,7 +195,7 @@ class LlamaCpp:
             self._clear()
             raise
         self._read = _Read(tokens, drafts)
-        return finite(logits, len(tokens) + len(drafts)), len(tokens) - known + len(drafts)
+        return finite(logits, len(tokens) + len(drafts))
 
     def _go_back(self, read: _Read, tokens: Tokens) -> int:
         """How many of the first of `tokens` the memory holds, and nothing else; never all of them."""
@@ -210,6 +206,7 @@ class LlamaCpp:
             remedy = "keep the Llama open, or give the path of its file"
             raise DecodeError("source", "the Llama is closed", shown(self.source), remedy)
         if not read.tokens:
+            self._unread = MOST
             self._clear()
             return 0
         parents = parents_of(read.drafts)
@@ -219,6 +216,7 @@ class LlamaCpp:
             else []
         )
         keep = min(common_prefix(read.tokens, tokens) + len(path), len(tokens) - 1)
+        self._unread = max(self._unread, len(tokens) - keep - 1 if keep else MOST)
         ends = leaves(parents) or [TEXT]
         # Of the leaves one is below the path: its sequence becomes the text's.
         here = path[-1] if path else TEXT

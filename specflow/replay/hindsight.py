@@ -11,8 +11,7 @@ from attrs import define, evolve, field, frozen
 from specflow.bench.stopwatch import Stopwatch
 from specflow.replay.recording import RecordedText
 from specflow.stages import Draft
-from specflow.state import TEXT, DecodeState, Drafter, Pace, Proposal
-from specflow.trees import parents_of
+from specflow.state import TEXT, DecodeState, Drafter, Pace, Proposal, parents_of
 
 
 @final
@@ -83,12 +82,9 @@ def _accepted(drafts: Sequence[Proposal], comes: Sequence[int]) -> list[int]:
     >>> _accepted(tree, (6, 7, 8))
     [0, 0, 1, 2]
     """
-    depth, accepted = {TEXT: 0}, [0]
-    stands = TEXT
+    last, depth, accepted = TEXT, 0, [0]
     for i, (proposal, parent) in enumerate(zip(drafts, parents_of(drafts), strict=True)):
-        at = depth.get(parent)
-        if parent == stands and at is not None and at < len(comes) and proposal.token == comes[at]:
-            depth[i] = at + 1
-            stands = i
-        accepted.append(depth[stands])
+        if parent == last and depth < len(comes) and proposal.token == comes[depth]:
+            last, depth = i, depth + 1
+        accepted.append(depth)
     return accepted

@@ -101,13 +101,20 @@ class Memory:
         `UpdateNgram` reads rows along the text, and none if it learns only what was emitted. Any other stage may read
         all. `DecodeError` for a stage that looks at more tokens of a row than were kept.
         """
-        for stage in stages:
-            looks = stage.filler_top_k if isinstance(stage, UpdateNgram) else 1
-            looks = stage.table.k if isinstance(stage, Recycle) else looks
-            if min(looks, self.vocab_size) > max(self.kept, 1):
-                happened = f"a stage looks at {looks} tokens of a row"
-                raise DecodeError("recording", happened, f"{self.kept} that were kept", "record with more")
+        looks = max(map(_looks, stages), default=1)
+        if min(looks, self.vocab_size) > self.kept:
+            happened = f"a stage looks at {looks} tokens of a row"
+            raise DecodeError("recording", happened, f"{self.kept} that were kept", "record with more")
         if not all(isinstance(stage, UpdateNgram) for stage in stages):
             return self.all
-        learnt = [stage.filler_top_k for stage in stages if isinstance(stage, UpdateNgram)]
-        return self.along(text) if max(learnt, default=1) > 1 else self.blank
+        return self.along(text) if looks > 1 else self.blank
+
+
+def _looks(stage: Callable[[Committed], Committed]) -> int:
+    """How many tokens of a row a stage looks at, as far as is known."""
+    match stage:
+        case UpdateNgram():
+            return stage.filler_top_k
+        case Recycle():
+            return stage.table.k
+    return 1
