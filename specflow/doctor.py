@@ -53,6 +53,7 @@ EXTRAS: Final[Mapping[str, Extra]] = {
     "grammar by xgrammar": Extra(("xgrammar",), "xgrammar", "pip install --no-deps xgrammar apache-tvm-ffi"),
     "bench --html": Extra(("matplotlib",), "matplotlib", "pip install 'specflow[bench]'"),
     "ray": Extra(("ray",), "ray", "pip install 'specflow[ray]'"),
+    "lm-eval": Extra(("lm_eval",), "lm-eval", "pip install 'specflow[lm-eval]'"),
     "llama.cpp": Extra(("llama_cpp",), "llama-cpp-python", "pip install 'specflow[llama-cpp]'"),
     "documentation": Extra(("mkdocs", "material", "mkdocstrings"), "mkdocs-material", "pip install 'specflow[docs]'"),
 }

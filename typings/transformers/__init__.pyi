@@ -178,6 +178,10 @@ class BatchEncoding:
     input_ids: list[int]
 
 class PreTrainedTokenizerBase:
+    name_or_path: str
+    bos_token: str | None
+    eos_token: str | None
+    bos_token_id: int | None
     eos_token_id: int | None
     chat_template: str | None
     def __call__(self, text: str, **kwargs: object) -> BatchEncoding: ...
@@ -195,6 +199,7 @@ class PreTrainedTokenizerBase:
         add_generation_prompt: bool = False,
         tokenize: bool = True,
         return_dict: bool = True,
+        continue_final_message: bool = False,
     ) -> BatchEncoding: ...
     def save_pretrained(self, directory: str | PathLike[str]) -> None: ...
 
@@ -211,6 +216,8 @@ class AsyncTextIteratorStreamer(TextStreamer):
     def __aiter__(self) -> AsyncIterator[str]: ...
 
 class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
+    @property
+    def backend_tokenizer(self) -> Tokenizer: ...
     def __init__(
         self,
         *,

@@ -1,0 +1,16 @@
+# The few names of lm-eval that we use: it is an optional extra, and untyped.
+
+from lm_eval.api.model import LM
+from lm_eval.result_schema import EvalResults
+from lm_eval.tasks import TaskManager
+
+def simple_evaluate(
+    model: LM,
+    *,
+    tasks: list[dict[str, object]],
+    num_fewshot: int | None = None,
+    use_cache: str | None = None,
+    apply_chat_template: bool = False,
+    bootstrap_iters: int = 100000,
+    task_manager: TaskManager | None = None,
+) -> EvalResults: ...

@@ -1,0 +1,6 @@
+from collections.abc import Iterator, Sequence
+
+def get_rolling_token_windows(
+    token_list: Sequence[int], prefix_token: int, max_seq_len: int, context_len: int
+) -> Iterator[tuple[list[int], list[int]]]: ...
+def make_disjoint_window(pair: tuple[list[int], list[int]]) -> tuple[list[int], list[int]]: ...
