@@ -102,6 +102,35 @@ def test_a_place_that_becomes_free_is_taken_and_no_more_are_asked_for() -> None:
     ends.close()
 
 
+class Coming:
+    """Decodes that come one by one: it ends, and goes on where another has come meanwhile."""
+
+    def __init__(self, *first: Callable[[], Finished]) -> None:
+        self.waiting = [*first]
+
+    def __iter__(self) -> Coming:
+        return self
+
+    def __next__(self) -> Callable[[], Finished]:
+        if not self.waiting:
+            raise StopIteration
+        return self.waiting.pop(0)
+
+
+def test_a_decode_that_comes_while_others_run_joins_them() -> None:
+    sizes: list[int] = []
+
+    def read(asked: Sequence[Asked]) -> list[Reply]:
+        sizes.append(len(asked))
+        if len(sizes) == 2:
+            coming.waiting.append(text(read, 1))
+        return alone(asked)
+
+    coming = Coming(text(read, 3))
+    assert dict(together(coming, 2)) == {0: text(alone, 3)(), 1: text(alone, 1)()}
+    assert sizes[:3] == [1, 1, 2]
+
+
 def test_what_one_decode_raises_ends_that_one_alone() -> None:
     def failing() -> Finished:
         Shared(alone)((0,), ())

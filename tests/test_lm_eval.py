@@ -202,10 +202,12 @@ def test_chat_templates_and_texts_that_begin_with_bos() -> None:
     for each in (for_ours, for_hf):
         each.bos_token, each.chat_template = "w2", TEMPLATE
         each.backend_tokenizer.post_processor = TemplateProcessing("w2 $A", special_tokens=[("w2", 2)])
-    lm = SpecflowLM(target, for_ours, drafting(target))
+    lm, hf = SpecflowLM(target, for_ours, drafting(target)), HFLM(MODEL, tokenizer=for_hf)
+    without_context = lm.loglikelihood([asked("", "w6")]), hf.loglikelihood([asked("", "w6")])
+    torch.testing.assert_close(*without_context, rtol=1e-9, atol=1e-9)
     assert lm.tok_encode("w2 w5") == lm.tok_encode("w5") == [2, 5]
     assert lm.tok_encode("w5", add_special_tokens=False) == [5]
-    ours, theirs = (evaluated(each, WRITTEN, CHOSEN, chat=True) for each in (lm, HFLM(MODEL, tokenizer=for_hf)))
+    ours, theirs = (evaluated(each, WRITTEN, CHOSEN, chat=True) for each in (lm, hf))
     assert ours["samples"]["written"][0]["arguments"] == theirs["samples"]["written"][0]["arguments"]
     assert told(ours, "written") == told(theirs, "written")
     torch.testing.assert_close(told(ours, "chosen"), told(theirs, "chosen"), rtol=1e-9, atol=1e-9)

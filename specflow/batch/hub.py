@@ -127,7 +127,7 @@ def together(decodes: Iterable[Callable[[], T]], slots: int = 8) -> Generator[tu
     Where decodes ask a `BatchPredictor` they wait, until all that run wait; then one pass answers all who asked the
     same model. Of several models the one with the most askers goes first, and none waits for more than a few passes
     over others. Where a decode ends the next one begins, so `decodes` may be endless; it is asked for no more than can
-    run.
+    run. It is asked again after each pass: an iterator that has no more for now (`StopIteration`) may have some later.
 
     What a decode raises ends that one alone: it is yielded as `Failed`. Anything else that is raised (Ctrl-C, or what
     `decodes` raises) ends all of them, and so does closing the iterator: those that run are unwound, `GreenletExit`
