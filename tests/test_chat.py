@@ -9,6 +9,7 @@ import select
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from io import BytesIO, StringIO, TextIOWrapper
 from pathlib import Path
 from time import monotonic
@@ -284,8 +285,7 @@ def test_at_a_terminal_ctrl_c_stops_an_answer_and_not_the_program(tiny: Path) ->
         os.write(mine, b"/compare\n")  # as far as the answer came
         left = until(mine, b"; the same text]", left)
         left = until(mine, b"> ", left)
-        os.write(mine, b"\x03")  # it also drops what was typed and not yet read
-        until(mine, b"> ", left)
+        interrupted(mine, b"> ")  # it also drops what was typed and not yet read
         os.write(mine, b"/quit\n")
         assert process.wait(60) == 0
     finally:
@@ -294,9 +294,19 @@ def test_at_a_terminal_ctrl_c_stops_an_answer_and_not_the_program(tiny: Path) ->
         os.close(mine)
 
 
-def until(terminal: int, wanted: bytes, found: bytes = b"") -> bytes:
+def interrupted(terminal: int, wanted: bytes) -> None:
+    """Ctrl-C until something is said: Python loses one that comes between a prompt and its wait for a key."""
+    for _ in range(12):
+        os.write(terminal, b"\x03")
+        with suppress(AssertionError):
+            until(terminal, wanted, seconds=10)
+            return
+    pytest.fail(f"no Ctrl-C was answered by {wanted!r}")
+
+
+def until(terminal: int, wanted: bytes, found: bytes = b"", seconds: float = 120) -> bytes:
     """Reads until something is said, and returns what was said behind it."""
-    end = monotonic() + 120
+    end = monotonic() + seconds
     while wanted not in found:
         assert monotonic() < end, found
         if select.select([terminal], [], [], 1)[0]:
