@@ -77,11 +77,33 @@ def test_what_a_page_points_to_exists(page: Path) -> None:
     assert [path for path in paths if not (ROOT / path).exists() and page.name != "CHANGELOG.md"] == []
 
 
-@pytest.mark.parametrize("page", WRITTEN, ids=lambda page: page.name)
-def test_prose_has_lines_of_120_columns(page: Path) -> None:
+def _prose(page: Path) -> str:
+    """A page without its code and its examples."""
     prose = re.sub(r"^( *)```.*?^ *```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
     prose = re.sub(r"^>>> .*?^$", "", prose, flags=re.DOTALL | re.MULTILINE)
-    assert [line for line in prose.splitlines() if len(line) > 120 and not line.lstrip().startswith("|")] == []
+    return "\n".join(line for line in prose.splitlines() if not line.lstrip().startswith("|"))
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=lambda page: page.name)
+def test_prose_has_lines_of_120_columns(page: Path) -> None:
+    assert [line for line in _prose(page).splitlines() if len(line) > 120] == []
+
+
+NO_END = re.compile(
+    r"^#.*"  # a heading
+    r"|^ *(?:[-*] |\d+\. )?\*\*[^*]+\*\*"  # the first words of an item, in bold
+    r"|^ *\d+\."  # the number of an item
+    r"|`[^`]*`"  # code
+    r"|\b(?:e\.g|i\.e|vs|al)\.",  # words that are shortened
+    re.MULTILINE,
+)
+"""Where a full stop ends no sentence."""
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
+def test_a_line_of_prose_has_one_sentence(page: Path) -> None:
+    lines = NO_END.sub("…", _prose(page)).splitlines()
+    assert [line for line in lines if re.search(r"[.!?][)\"*_]* +\S", line)] == []
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.name)
