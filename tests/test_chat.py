@@ -22,10 +22,12 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from specflow import DecodeState, Finished, Tokens, autoregressive_generate, chat, cli
-from specflow.chat import ACCEPTED, COMMANDS, CORRECTED, OWN, Told
+from specflow.chat import ACCEPTED, COMMANDS, CORRECTED, OWN
+from specflow.commands import Told
 from specflow.loop import grow
 from specflow.models import Loaded, load
 from specflow.state import Count, Request, Step, Tally
+from specflow.trace.words import visible
 from tests.test_cli import answer, tiny, words
 from tests.toys import passes_of, tiny_llama
 
@@ -229,6 +231,25 @@ def test_a_character_is_shown_when_it_is_whole() -> None:
     told = Told(loaded)
     assert [told.more(token) for token in "😀".encode()[:3]] == [""] * 3
     assert set(told.rest()) == {"\N{REPLACEMENT CHARACTER}"}
+
+
+def test_a_terminal_is_shown_what_a_file_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tiny_llama()
+    model.save_pretrained(tmp_path)
+    colours = Tokenizer(
+        models.WordLevel({f"\x1b[{i}m": i for i in range(model.config.vocab_size)}, unk_token="\x1b[0m")
+    )
+    PreTrainedTokenizerFast(tokenizer_object=colours, eos_token="\x1b[1m").save_pretrained(tmp_path)
+    arguments = ["generate", "x", "--model", str(tmp_path), "--raw", "--dtype", "float64", "--max-new-tokens", "60"]
+    assert cli.main([*arguments, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)["text"]
+    assert cli.main(arguments) == 0
+    assert capsys.readouterr().out == f"{said}\n" != f"{visible(said)}\n"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert cli.main(arguments) == 0
+    assert capsys.readouterr().out == f"{visible(said)}\n"
 
 
 def test_the_colours_tell_where_a_token_comes_from() -> None:
