@@ -6,6 +6,8 @@ import doctest
 import importlib
 import pkgutil
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -109,3 +111,11 @@ def test_a_line_of_prose_has_one_sentence(page: Path) -> None:
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.name)
 def test_pages_speak_of_what_there_is(page: Path) -> None:
     assert [name for name in GONE if name in page.read_text()] == []
+
+
+def test_a_release_tells_of_each_change() -> None:
+    """A file whose name is wrong would be left out."""
+    command = [sys.executable, "-m", "towncrier", "build", "--draft", "--version", "0"]
+    draft = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    files = [file for file in sorted((ROOT / "changelog.d").glob("*.md")) if file.name != "README.md"]
+    assert [file.name for file in files if file.read_text().splitlines()[0] not in draft] == []
