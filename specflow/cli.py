@@ -277,10 +277,15 @@ def _chat(args: argparse.Namespace) -> int:
         """One, whatever else is changed: what was read of the conversation stays."""
         return LlamaCpp(args.model) if args.engine == LLAMA_CPP else CachedPredictor(model, features=features)
 
-    def prepare(args: argparse.Namespace) -> Callable[[DecodeState], Step]:
+    def prepare(args: argparse.Namespace) -> Callable[[DecodeState], tuple[Step, Recorder]]:
         steps = evolve(_prepared(args), accelerate=lambda given, _: model, load_helper=load_helper)
         step = steps.over(loaded, _grammar(args, loaded), lambda _, features: read(features), read_helper)
-        return lambda state: step(state, args.seed)
+
+        def recorded(state: DecodeState) -> tuple[Step, Recorder]:
+            recorder = Recorder(loaded.tokenizer, steps.about)
+            return step(state, args.seed, recorder), recorder
+
+        return recorded
 
     return chat.talk(args, loaded, prepare, sys.stdin)
 
@@ -302,7 +307,6 @@ class _Steps:
     judges: str
     processor: LogitsProcessor
     accelerate: Callable[[Module, Given], Module]
-    recorder: Recorder | None = None
     load_helper: Callable[[str, DType], Result[Loaded, DecodeError]] = load
 
     @property
@@ -324,8 +328,8 @@ class _Steps:
 
     def over(
         self, loaded: Loaded, grammar: Grammar | None, read: ReadTarget, read_assistant: Read
-    ) -> Callable[[DecodeState, int | None], Step]:
-        """(the state before the first step, the text's seed) → its step, over one predictor for all."""
+    ) -> Callable[[DecodeState, int | None, Recorder | None], Step]:
+        """(the state before the first step, the seed, what records it) → a text's step, over one predictor for all."""
         args, vocab_size, assistant = self.args, vocabulary_of(loaded), None
         shared: SharedTokens | None = None
         until = stop_string(loaded.tokenizer, *args.stop) if args.stop else never
@@ -353,7 +357,7 @@ class _Steps:
                 drafts,
             )
 
-        def step(state: DecodeState, seed: int | None) -> Step:
+        def step(state: DecodeState, seed: int | None, recorder: Recorder | None) -> Step:
             gamma = POLICIES[args.policy](args.gamma, self.processor.temperature, target.meter)
             answer, rng = None if grammar is None else grammar.after(state.tokens), _randomness(seed)
             processor: Processor = self.processor if answer is None else Constrained(self.processor, answer)
@@ -365,9 +369,9 @@ class _Steps:
                 over, cut = any_of(until, answer.is_over), CutForbidden(answer)
             observe: Observer = unobserved
             reading: Predictor = target
-            if self.recorder is not None:
-                drafting = evolve(drafting, drafter=self.recorder.drafting(drafting.drafter))
-                reading, observe = self.recorder.reading(target), self.recorder
+            if recorder is not None:
+                drafting = evolve(drafting, drafter=recorder.drafting(drafting.drafter))
+                reading, observe = recorder.reading(target), recorder
             ends = (target,), over, cut, observe
             if isinstance(rng, SharedNoise):
                 return step_of(drafting, gamma, reading, processor, rng, COUPLED[self.judges](rng), *ends)
@@ -380,7 +384,7 @@ def _answer(steps: _Steps) -> int:
     args = steps.args
     loaded, state = _begun(args)
     grammar = _grammar(args, loaded)
-    step = steps.over(loaded, grammar, _reading(args, state), partial(CachedPredictor))(state, args.seed)
+    step = steps.over(loaded, grammar, _reading(args, state), partial(CachedPredictor))(state, args.seed, None)
     code, end = _stream(step, state, loaded) if not args.json else _tell(step, state, loaded, args.seed)
     if grammar is not None and not grammar.after(state.tokens).is_complete(end):
         print("specflow: the answer is the beginning of one; give it more with --max-new-tokens", file=sys.stderr)
@@ -404,13 +408,13 @@ def _record(steps: _Steps) -> tuple[Trace, int]:
     loaded, state = _begun(args)
     recorder = Recorder(loaded.tokenizer, steps.about)
     read, helping = _reading(args, state), partial(CachedPredictor)
-    decoding = evolve(steps, recorder=recorder).over(loaded, _grammar(args, loaded), read, helping)
+    step = steps.over(loaded, _grammar(args, loaded), read, helping)(state, args.seed, recorder)
     code = 0
     console = Console(stderr=True)
     with bars.Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("decoding", total=args.max_new_tokens)
         try:
-            for new, _ in outcomes(decoding(state, args.seed), state, loaded):
+            for new, _ in outcomes(step, state, loaded):
                 progress.advance(task, len(new))
         except KeyboardInterrupt:
             code = INTERRUPTED
@@ -497,7 +501,7 @@ def _decoding(
         tokens = ids(row.asked) if isinstance(row.asked, str) else loaded.conversation(row.asked)
         state, seed = _started(loaded, tokens, args.max_new_tokens), seeds[row.id]
         end: DecodeState | Finished = state
-        for new, end in outcomes(step_for(state, seed), state, loaded):  # noqa: B007 - the last
+        for new, end in outcomes(step_for(state, seed, None), state, loaded):  # noqa: B007 - the last
             progress.decoded(len(new))
         assert isinstance(end, Finished)
         return Answer.of(row.id, loaded.text(end.state.output), end.state, end.reason, seed)

@@ -27,6 +27,7 @@ from specflow.commands import Told
 from specflow.loop import grow
 from specflow.models import Loaded, load
 from specflow.state import Count, Request, Step, Tally
+from specflow.trace import Trace
 from specflow.trace.words import visible
 from tests.test_cli import answer, tiny, words
 from tests.toys import passes_of, tiny_llama
@@ -99,6 +100,8 @@ def test_commands_change_the_next_answer(
             "/compare",
             "/stats",
             f"/save {tmp_path / 'a'}",
+            f"/trace {tmp_path / 'a.json'}",
+            f"/trace {tmp_path / 'a.html'}",
             "/reset",
             "/drafter tree",
             "w5 w6 w7 w5 w6",
@@ -119,6 +122,11 @@ def test_commands_change_the_next_answer(
     saved = json.loads((tmp_path / "a").read_text())
     assert [message["role"] for message in saved["messages"]] == ["user", "assistant"]
     assert saved["answers"][0]["usage"]["completion_tokens"] == 9
+    trace = Trace.load(tmp_path / "a.json")
+    loaded = load(tiny).unwrap()
+    assert (trace.prompt, loaded.text(trace.output)) == (loaded.ids("w5 w6 w7 w5 w6"), answers[0])
+    assert trace.about["title"] == "suffix, cost, 10 at most"
+    assert (tmp_path / "a.html").read_text() == trace.html()
 
 
 @pytest.mark.parametrize(
@@ -140,6 +148,8 @@ def test_commands_change_the_next_answer(
         ("/grammar json no/such", "--json-schema cannot be read"),
         ("/compare", "nothing was answered yet"),
         ("/save .", "the file cannot be written"),
+        ("/trace", "a trace is a page or JSON: received ''; name a file that ends in .html or .json"),
+        ("/trace page.html", "nothing was answered yet: received no answer; ask something first"),
         ("w5 " * 200, "the prompt is longer than the target's context of 128: received 200 tokens; /reset begins anew"),
     ],
 )
@@ -150,6 +160,23 @@ def test_what_cannot_be_done_is_one_sentence_and_the_talk_goes_on(
     assert code == 2
     assert f"specflow: {sentence}" in beside.splitlines()[0]
     assert answers == [" ".join(answer(tiny).split()[:9])]
+
+
+def test_a_trace_is_of_the_last_answer_alone(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where a new conversation begins with a text that the one before came by."""
+    said = answer(tiny).split()[:9]
+    again = " ".join(["w5 w6 w7 w5 w6", *said[:4]])
+    lines = "w5 w6 w7 w5 w6", "/reset", f"/trace {tmp_path / 'none.json'}", again, f"/trace {tmp_path / 'a.json'}"
+    answers, beside, code = talk(monkeypatch, capsys, tiny, *lines, f"/trace {tmp_path / 'no' / 'a.json'}")
+    trace, loaded = Trace.load(tmp_path / "a.json"), load(tiny).unwrap()
+    assert (trace.prompt, loaded.text(trace.output)) == (loaded.ids(again), answers[1])
+    assert code == 2
+    assert beside.count("specflow: ") == 2
+    assert "nothing was answered yet" in beside
+    assert "no such folder" in beside or "cannot be written" in beside
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
 def test_a_full_context_is_told(

@@ -63,7 +63,7 @@ def test_each_promise_names_a_test_that_exists() -> None:
     assert missing == []
 
 
-def _leads_somewhere(page: Path, file: str, heading: str = "") -> bool:
+def leads_somewhere(page: Path, file: str, heading: str = "") -> bool:
     there = page.parent / file if file else page
     titles = re.findall(r"^#+ (.*)$", there.read_text(), re.MULTILINE) if heading else []
     return there.exists() and (
@@ -74,7 +74,7 @@ def _leads_somewhere(page: Path, file: str, heading: str = "") -> bool:
 @pytest.mark.parametrize("page", WRITTEN, ids=lambda page: page.name)
 def test_what_a_page_points_to_exists(page: Path) -> None:
     links = [link for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()) if "://" not in link]
-    assert [link for link in links if not _leads_somewhere(page, *link.split("#"))] == []
+    assert [link for link in links if not leads_somewhere(page, *link.split("#"))] == []
     paths = re.findall(r"`((?:specflow|tests|benchmarks|examples)/[\w/.]+)`", page.read_text())
     assert [path for path in paths if not (ROOT / path).exists() and page.name != "CHANGELOG.md"] == []
 
