@@ -54,6 +54,7 @@ from specflow import (
 )
 from specflow.distribution import BlackBox, Distribution
 from specflow.drafters import propose_nothing
+from specflow.guards.finite import finite
 from specflow.laws import Laws
 from specflow.loop import once
 from specflow.lossy import Lossy, LossyStep, accept_loss
@@ -350,6 +351,22 @@ def test_logits_that_are_all_masked_are_refused(processor: LogitsProcessor, step
         DecodeError, match=f"the law of {type(processor).__name__} is not valid: received NaN after the token"
     ):
         decode(STEPS[step](processor))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("bad", [[NAN] * V, [0, 1, NAN, 2, 0, 0, 0, 0], [-INF] * V, [0, INF, 0, 0, 0, 0, 0, 0]])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize("lowest", [-INF, -2.0])
+def test_each_row_that_is_not_finite_is_found_among_others(
+    bad: list[float], dtype: torch.dtype, sign: float, lowest: float
+) -> None:
+    good = torch.tensor([[lowest, 1, 2, 0, -3, 0, 1, 0], [lowest, -1, -2, -1, -3, -1, -9, -1]], dtype=dtype)
+    row = torch.tensor([bad], dtype=dtype)
+    row = torch.where(row.isnan(), row.copysign(torch.tensor(sign, dtype=dtype)), row)
+    assert finite(good, 9) is good
+    for at in range(3):
+        with pytest.raises(DecodeError, match=f"the token at position {6 + at};"):
+            finite(torch.cat([good[:at], row, good[at:]]), 9)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
