@@ -45,6 +45,7 @@ from specflow import (
     Verified,
     along_paths,
     autoregressive_step,
+    chain,
     run,
     seed_coupled_step,
     speculative_step,
@@ -380,6 +381,26 @@ def test_logits_that_are_not_finite_keep_the_error_that_names_the_model(
     row = torch.where(row.isnan(), row.copysign(torch.tensor(sign, dtype=dtype)), row)
     with pytest.raises(DecodeError, match="model's logits are not finite: received NaN or infinity .* position 1;"):
         decode(autoregressive_step(lambda tokens, drafts: row, processor, Dice()))
+
+
+def test_on_the_host_a_law_of_ours_is_made_when_it_is_asked_for_and_is_the_same() -> None:
+    made = []
+
+    class Seen(MultinomialProcessor):
+        @override
+        def _process(self, logits: Tensor) -> Tensor:
+            made.append(len(logits))
+            return logits
+
+    processor = Seen(0.7)
+    scored = Score(target, processor)(Drafted(start([1, 2], 8).unwrap(), chain((3, 4, 5, 6))))
+    scored.law(TEXT), scored.law(0), scored.law(TEXT)
+    assert made == [1, 1]
+    laws = processor.laws((1, 2, 3, 4, 5, 6), scored.logits)
+    for i in range(TEXT, 4):
+        law = scored.law(i)
+        assert isinstance(law, Categorical)
+        assert torch.equal(law.probs, laws[i + 1].probs)
 
 
 @pytest.mark.parametrize(
