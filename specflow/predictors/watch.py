@@ -78,6 +78,11 @@ class Watch:
         """What the model computes in; its logits may come in a finer dtype."""
         return next((tensor.dtype for tensor in self._tensors if tensor.is_floating_point()), torch.float32)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the first of the model's tensors is, a parameter where it has any."""
+        return next((tensor.device for tensor in self._tensors), torch.device("cpu"))
+
     def _walk(self) -> None:
         modules = self.modules = tuple(self.model.modules())
         children = [(module._modules, name) for module in modules for name in module._modules]
