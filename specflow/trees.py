@@ -172,7 +172,12 @@ def preorder(drafts: Sequence[Proposal]) -> tuple[Proposal, ...]:
         order.append(waiting.pop())
         waiting += children.get(order[-1], ())[::-1]
     number = {i: new for new, i in enumerate(order, TEXT)}
-    return tuple([evolve(drafts[i], parent=number[parents[i]]) for i in order[1:]])
+    return tuple([_after(drafts[i], number[parents[i]]) for i in order[1:]])
+
+
+def _after(draft: Proposal, parent: int) -> Proposal:
+    """The same draft after that parent."""
+    return draft if draft.parent == parent else evolve(draft, parent=parent)
 
 
 def depths(parents: Sequence[int]) -> list[int]:
