@@ -61,8 +61,8 @@ def _not_held(q: Distribution, token: int) -> str | None:
     if not is_id(token):
         return None
     match q:
-        case PointMass(certain) if is_id(certain) and certain != token:
-            return f"certainty of token {certain}"
+        case PointMass(certain):
+            return f"certainty of token {certain}" if certain != token and is_id(certain) else None
         case Categorical(probs) if token >= len(probs):
             return f"{len(probs)} probabilities"
         case Categorical(probs) if is_near(probs) and float(probs[token]) == 0:
