@@ -84,7 +84,7 @@ def report(drafts: list[Draft]) -> None:
 
 
 def main() -> None:
-    """Print the numbers of docs/gamma.md."""
+    """Print the numbers of benchmarks/journal.md."""
     loaded = load().unwrap()
     prompts = [list(loaded.chat(message)) for message in PROMPTS]
     stop = list(loaded.stop)

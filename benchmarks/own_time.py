@@ -47,6 +47,8 @@ from specflow.stages.stop import never
 VOCABULARY, ROWS = 49152, 256
 PARTS: Final = ("draft", "score", "judge", "adjust", "end")
 STEPS: Final = 400
+FURTHER: Final = 1700
+"""How many tokens a text grows before it is begun again."""
 
 
 @final
@@ -61,7 +63,8 @@ class Instant(Module):
         self.table = torch.rand(ROWS, VOCABULARY, generator=random)
         # Half of the tokens have one follower each, in short rounds; the others wander.
         self.table[torch.arange(ROWS), (torch.arange(ROWS) * 5 + 1) % ROWS] += 2.0
-        self.seconds = 0.0
+        self.passes: list[float] = []
+        """What each took, in seconds."""
         self.eval()
 
     @override
@@ -79,28 +82,28 @@ class Instant(Module):
         kept.reserve(kept.length + input_ids.shape[-1])
         kept.length += input_ids.shape[-1]
         logits = self.table[input_ids[:, -logits_to_keep:] % ROWS]
-        self.seconds += perf_counter() - began
+        self.passes.append(perf_counter() - began)
         return SimpleNamespace(logits=logits, cache=kept if use_cache else None)
 
 
 Timed = dict[str, list[float]]
 
 
-def measured(drafter: Drafter, make: Callable[[CachedPredictor], GammaPolicy], steps: int) -> Timed:
-    """What each part of each step took, without the model, once the memo and the drafter have met the text."""
+def measured(drafter: Drafter, make: Callable[[CachedPredictor], GammaPolicy], steps: int, length: int = 300) -> Timed:
+    """What each part of each step took behind a text of `length` tokens, without the model, once all have met it."""
     model = Instant()
     target = CachedPredictor(model)
     draft, score = Draft(drafter, make(target)), Score(target, GreedyProcessor())
     judge, adjust = Judge(Reject(Dice())), Adjust(Dice())
     end = ending(never, unobserved, PruneCache((target,)))
-    prompt = [(7 * i * i + 3) % 199 for i in range(300)]
+    prompt = [(7 * i * i + 3) % 199 for i in range(length)]
     state: DecodeState | Finished = start(prompt, 1 << 16).unwrap()
     took: Timed = {part: [] for part in (*PARTS, "in all")}
     for number in range(steps + 20):
         assert isinstance(state, DecodeState)
-        if len(state.tokens) > 2000:
+        if len(state.tokens) > length + FURTHER:
             state = start(prompt, 1 << 16).unwrap()
-        model.seconds = 0.0
+        model.passes.clear()
         moments = [perf_counter()]
         drafted = draft(state)
         moments.append(perf_counter())
@@ -115,7 +118,7 @@ def measured(drafter: Drafter, make: Callable[[CachedPredictor], GammaPolicy], s
         if number < 20:
             continue
         parts = [later - earlier for earlier, later in pairwise(moments)]
-        parts[1] -= model.seconds
+        parts[1] -= sum(model.passes)
         for part, seconds in zip((*PARTS, "in all"), (*parts, sum(parts)), strict=True):
             took[part].append(1e6 * seconds)
     return took
@@ -135,18 +138,19 @@ def main() -> None:
     """Print a table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--length", type=int, default=300, help="tokens of the text before")
     parser.add_argument("--calls", choices=CASES, help="list the dearest calls of one of them instead")
     options = parser.parse_args()
     if options.calls is not None:
         make, policy = CASES[options.calls]
         with cProfile.Profile() as profile:
-            measured(make(), policy, options.steps)
+            measured(make(), policy, options.steps, options.length)
         pstats.Stats(profile).sort_stats("tottime").print_stats(30)
         return
     print("| µs a step (median) | " + " | ".join((*PARTS, "in all", "least")) + " |")
     print("|---" * (len(PARTS) + 3) + "|")
     for name, (make, policy) in CASES.items():
-        took = measured(make(), policy, options.steps)
+        took = measured(make(), policy, options.steps, options.length)
         figures = [*[median(took[part]) for part in (*PARTS, "in all")], min(took["in all"])]
         print(f"| {name} | " + " | ".join(f"{figure:.0f}" for figure in figures) + " |", flush=True)
 

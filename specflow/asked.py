@@ -46,17 +46,21 @@ def features_of(showing: ReadsFeatures, tokens: Tokens, last: int, parameter: st
 
 
 def laws_of(processor: Processor, tokens: Tokens, logits: Tensor) -> Laws:
-    """What the processor answers, each law looked at when it is asked for.
+    """What the processor answers, each law looked at when it is asked for, and made then where that saves work.
 
     Laws on a device are looked at where a number of theirs arrives. A tuple of those stays one, to be drawn from at
     once.
     """
-    laws, rows = processor.laws(tokens, logits), len(logits)
+    rows = len(logits)
     quick = (
         isinstance(processor, LogitsProcessor)
         and type(processor).laws is LogitsProcessor.laws
         and type(processor).__call__ is LogitsProcessor.__call__
     )
+    if quick and rows > 1 and is_near(logits):  # each law is of its row alone, and after a refusal nobody asks
+        laws: Laws = Lazily(rows, lambda row: processor.laws(tokens, logits[row : row + 1])[0])
+    else:
+        laws = processor.laws(tokens, logits)
     if quick and isinstance(laws, tuple) and {type(law) for law in laws} == {PointMass}:
         return laws  # each is an index of its row
     # A function that was made a processor is known by its own name.

@@ -17,60 +17,27 @@ from rich.console import Console
 from rich.text import Text
 
 from specflow.catalogue import DRAFTERS, POLICIES, RULES
-from specflow.commands import outcomes
+from specflow.commands import Told, outcomes
 from specflow.corpus import Answer, summary
 from specflow.errors import DecodeError, said, unwrap
 from specflow.guards.checks import shown
 from specflow.loop import start
 from specflow.models import Loaded, check_text
 from specflow.predictors import limits_of
-from specflow.state import DecodeState, Finished, Reason, Step, Tokens
+from specflow.state import DecodeState, Finished, Reason, Step
+from specflow.trace import Recorder, Trace
+from specflow.trace.parts import Origin
+from specflow.trace.terminal import ORIGINS, SOURCES
 from specflow.trace.words import visible
 
 Settings: TypeAlias = argparse.Namespace
 """The options of `generate`, as they are now."""
 
-Prepare: TypeAlias = Callable[[Settings], Callable[[DecodeState], Step]]
-"""Settings → what makes the step of a text. `DecodeError` where they make no sense."""
+Prepare: TypeAlias = Callable[[Settings], Callable[[DecodeState], tuple[Step, Recorder]]]
+"""Settings → what makes the step of a text, and what records it. `DecodeError` where they make no sense."""
 
-ACCEPTED, CORRECTED, OWN, DIM = "green", "yellow", "", "dim"
-"""The colours: a draft that stands, the token in place of one that does not, the target's own, and no answer."""
-
-NO_CHARACTER: Final = "\N{REPLACEMENT CHARACTER}"
-HALF: Final = 4
-"""A character takes at most this many tokens of a byte each; what is no character after them never becomes one."""
-
-
-# An answer on its way.
-
-
-@final
-@define(eq=False)
-class Told:
-    """The text of tokens, piece by piece as it is certain: a token may be half a character."""
-
-    loaded: Loaded
-    _tokens: Tokens = field(init=False, default=())
-    _from: int = field(init=False, default=0)
-    _to: int = field(init=False, default=0)
-
-    def more(self, token: int) -> str:
-        """What is certain with one token more."""
-        self._tokens += (token,)
-        text = self._text()
-        return "" if text.endswith(NO_CHARACTER) and len(self._tokens) - self._to < HALF else self._take(text)
-
-    def rest(self) -> str:
-        """What is left at the end."""
-        return self._take(self._text())
-
-    def _text(self) -> str:
-        known = self.loaded.text(self._tokens[self._from : self._to])
-        return self.loaded.text(self._tokens[self._from :])[len(known) :]
-
-    def _take(self, text: str) -> str:
-        self._from, self._to = self._to, len(self._tokens)
-        return text
+ACCEPTED, CORRECTED, OWN, DIM = SOURCES[0], ORIGINS[Origin.CORRECTED], "", "dim"
+"""The colours, of a trace where it has them: a draft that stands, what replaces one, the target's own, no answer."""
 
 
 def _styles(before: DecodeState, after: DecodeState) -> Iterator[str]:
@@ -121,7 +88,8 @@ class Talk:
     answers: list[Answer] = field(factory=list)
     over: bool = False
     seconds: float = 0.0
-    _steps: Callable[[DecodeState], Step] | None = field(init=False, default=None)
+    recorder: Recorder = field(init=False, factory=Recorder)
+    _steps: Callable[[DecodeState], tuple[Step, Recorder]] | None = field(init=False, default=None)
 
     def change(self, **changed: object) -> None:
         """Other settings; where they make no sense the old ones stay. `DecodeError` then."""
@@ -165,7 +133,8 @@ class Talk:
         if self._steps is None:
             self._steps = self.prepare(self.settings)
         with suppress(KeyboardInterrupt):
-            for new, outcome in outcomes(self._steps(state), state, self.loaded):
+            step, self.recorder = self._steps(state)
+            for new, outcome in outcomes(step, state, self.loaded):
                 after = outcome.state if isinstance(outcome, Finished) else outcome
                 styles, state = [*_styles(state, after)], after
                 for token, style in zip(new, styles, strict=True):
@@ -289,6 +258,22 @@ def _save(talk: Talk, given: str) -> None:
     talk.screen.line(f"[saved in {given}]")
 
 
+def _trace(talk: Talk, given: str) -> None:
+    path = Path(given).expanduser()
+    kinds: Mapping[str, Callable[[Trace], None]] = {
+        ".html": lambda trace: trace.save_html(path),
+        ".json": lambda trace: trace.save(path),
+    }
+    if path.suffix not in kinds:
+        raise DecodeError("trace", "a trace is a page or JSON", shown(given), "name a file that ends in .html or .json")
+    try:
+        trace = talk.recorder.trace
+    except DecodeError as error:
+        raise DecodeError("trace", "nothing was answered yet", "no answer", "ask something first") from error
+    kinds[path.suffix](trace)
+    talk.screen.line(f"[the trace of the last answer is in {given}]")
+
+
 def _system(talk: Talk, given: str) -> None:
     check_text("system", given)
     talk.system = given
@@ -298,6 +283,7 @@ def _system(talk: Talk, given: str) -> None:
 def _reset(talk: Talk, given: str) -> None:
     talk.messages.clear()
     talk.answers.clear()
+    talk.recorder = Recorder()
     talk.screen.line("[a new conversation]")
 
 
@@ -324,6 +310,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str, Ask]]] = {
     "compare": ("", "the last answer again without drafts: how fast, and whether the text is the same", _compare),
     "stats": ("", "what each answer took, and the settings", _stats),
     "save": ("FILE", "the conversation and what it took, as JSON", _save),
+    "trace": ("FILE", "how each token of the last answer came to be, as a page (.html) or JSON", _trace),
     "system": ("TEXT", "how the model shall be, in a new conversation", _system),
     "reset": ("", "a new conversation", _reset),
     "help": ("", "this", _help),

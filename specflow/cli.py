@@ -20,7 +20,6 @@ from returns.result import Result
 from rich import progress as bars
 from rich.console import Console
 from torch.nn import Module
-from transformers import TextStreamer
 from transformers.utils import logging
 
 from specflow import bench, chat, distill, doctor, replay
@@ -30,6 +29,7 @@ from specflow.catalogue import COUPLED, DRAFTERS, POLICIES, RULES, USUAL_POLICY,
 from specflow.commands import (
     ACCELERATE,
     REMEDY,
+    Told,
     named_model,
     one_sentence,
     outcomes,
@@ -70,6 +70,7 @@ from specflow.stages import Condition, Observer, any_of, never, stop_string, uno
 from specflow.state import DecodeState, Drafted, Finished, Predictor, Reason, Step, Tokens
 from specflow.trace import Recorder, Trace
 from specflow.trace import command as tracing
+from specflow.trace.words import visible
 from specflow.vocabulary import SharedTokens
 
 USUAL, USUAL_OF_MODELS, USUAL_OF_HEADS = "suffix", "llm", "head"
@@ -276,10 +277,15 @@ def _chat(args: argparse.Namespace) -> int:
         """One, whatever else is changed: what was read of the conversation stays."""
         return LlamaCpp(args.model) if args.engine == LLAMA_CPP else CachedPredictor(model, features=features)
 
-    def prepare(args: argparse.Namespace) -> Callable[[DecodeState], Step]:
+    def prepare(args: argparse.Namespace) -> Callable[[DecodeState], tuple[Step, Recorder]]:
         steps = evolve(_prepared(args), accelerate=lambda given, _: model, load_helper=load_helper)
         step = steps.over(loaded, _grammar(args, loaded), lambda _, features: read(features), read_helper)
-        return lambda state: step(state, args.seed)
+
+        def recorded(state: DecodeState) -> tuple[Step, Recorder]:
+            recorder = Recorder(loaded.tokenizer, steps.about)
+            return step(state, args.seed, recorder), recorder
+
+        return recorded
 
     return chat.talk(args, loaded, prepare, sys.stdin)
 
@@ -301,7 +307,6 @@ class _Steps:
     judges: str
     processor: LogitsProcessor
     accelerate: Callable[[Module, Given], Module]
-    recorder: Recorder | None = None
     load_helper: Callable[[str, DType], Result[Loaded, DecodeError]] = load
 
     @property
@@ -323,8 +328,8 @@ class _Steps:
 
     def over(
         self, loaded: Loaded, grammar: Grammar | None, read: ReadTarget, read_assistant: Read
-    ) -> Callable[[DecodeState, int | None], Step]:
-        """(the state before the first step, the text's seed) → its step, over one predictor for all."""
+    ) -> Callable[[DecodeState, int | None, Recorder | None], Step]:
+        """(the state before the first step, the seed, what records it) → a text's step, over one predictor for all."""
         args, vocab_size, assistant = self.args, vocabulary_of(loaded), None
         shared: SharedTokens | None = None
         until = stop_string(loaded.tokenizer, *args.stop) if args.stop else never
@@ -352,7 +357,7 @@ class _Steps:
                 drafts,
             )
 
-        def step(state: DecodeState, seed: int | None) -> Step:
+        def step(state: DecodeState, seed: int | None, recorder: Recorder | None) -> Step:
             gamma = POLICIES[args.policy](args.gamma, self.processor.temperature, target.meter)
             answer, rng = None if grammar is None else grammar.after(state.tokens), _randomness(seed)
             processor: Processor = self.processor if answer is None else Constrained(self.processor, answer)
@@ -364,9 +369,9 @@ class _Steps:
                 over, cut = any_of(until, answer.is_over), CutForbidden(answer)
             observe: Observer = unobserved
             reading: Predictor = target
-            if self.recorder is not None:
-                drafting = evolve(drafting, drafter=self.recorder.drafting(drafting.drafter))
-                reading, observe = self.recorder.reading(target), self.recorder
+            if recorder is not None:
+                drafting = evolve(drafting, drafter=recorder.drafting(drafting.drafter))
+                reading, observe = recorder.reading(target), recorder
             ends = (target,), over, cut, observe
             if isinstance(rng, SharedNoise):
                 return step_of(drafting, gamma, reading, processor, rng, COUPLED[self.judges](rng), *ends)
@@ -379,7 +384,7 @@ def _answer(steps: _Steps) -> int:
     args = steps.args
     loaded, state = _begun(args)
     grammar = _grammar(args, loaded)
-    step = steps.over(loaded, grammar, _reading(args, state), partial(CachedPredictor))(state, args.seed)
+    step = steps.over(loaded, grammar, _reading(args, state), partial(CachedPredictor))(state, args.seed, None)
     code, end = _stream(step, state, loaded) if not args.json else _tell(step, state, loaded, args.seed)
     if grammar is not None and not grammar.after(state.tokens).is_complete(end):
         print("specflow: the answer is the beginning of one; give it more with --max-new-tokens", file=sys.stderr)
@@ -403,13 +408,13 @@ def _record(steps: _Steps) -> tuple[Trace, int]:
     loaded, state = _begun(args)
     recorder = Recorder(loaded.tokenizer, steps.about)
     read, helping = _reading(args, state), partial(CachedPredictor)
-    decoding = evolve(steps, recorder=recorder).over(loaded, _grammar(args, loaded), read, helping)
+    step = steps.over(loaded, _grammar(args, loaded), read, helping)(state, args.seed, recorder)
     code = 0
     console = Console(stderr=True)
     with bars.Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("decoding", total=args.max_new_tokens)
         try:
-            for new, _ in outcomes(decoding(state, args.seed), state, loaded):
+            for new, _ in outcomes(step, state, loaded):
                 progress.advance(task, len(new))
         except KeyboardInterrupt:
             code = INTERRUPTED
@@ -496,7 +501,7 @@ def _decoding(
         tokens = ids(row.asked) if isinstance(row.asked, str) else loaded.conversation(row.asked)
         state, seed = _started(loaded, tokens, args.max_new_tokens), seeds[row.id]
         end: DecodeState | Finished = state
-        for new, end in outcomes(step_for(state, seed), state, loaded):  # noqa: B007 - the last
+        for new, end in outcomes(step_for(state, seed, None), state, loaded):  # noqa: B007 - the last
             progress.decoded(len(new))
         assert isinstance(end, Finished)
         return Answer.of(row.id, loaded.text(end.state.output), end.state, end.reason, seed)
@@ -640,16 +645,15 @@ def _bigrams(path: Path | None, loaded: Loaded) -> Bigrams | None:
 
 def _stream(step: Step, state: DecodeState, loaded: Loaded) -> tuple[int, DecodeState]:
     """Print the text as it comes and one line about it at the end, also when interrupted."""
-    streamer = TextStreamer(loaded.tokenizer, skip_special_tokens=True)
-    began, code = perf_counter(), 0
+    seen = visible if sys.stdout.isatty() else str  # a model shall not command a terminal; a file gets what it said
+    told, began, code = Told(loaded), perf_counter(), 0
     try:
         for new, outcome in outcomes(step, state, loaded):
             state = outcome if isinstance(outcome, DecodeState) else outcome.state
-            if new:
-                streamer.put(torch.tensor(new))
+            print(seen("".join([told.more(token) for token in new])), end="", flush=True)
     except KeyboardInterrupt:
         code = INTERRUPTED
-    streamer.end()
+    print(seen(told.rest()), flush=True)
     print(f"[{summary(len(state.output), perf_counter() - began, state.tally)}]", file=sys.stderr)
     return code, state
 

@@ -16,7 +16,7 @@ from specflow.distribution import BlackBox, Categorical, Distribution, PointMass
 from specflow.errors import DecodeError
 from specflow.guards.checks import calls, described, is_floats, number, valid, whole
 from specflow.guards.checks import temperature as check_temperature
-from specflow.guards.finite import NOTICED, argmax, finite, is_near, on_arrival
+from specflow.guards.finite import NOTICED, chosen, finite, is_near
 from specflow.guards.ids import text_of
 from specflow.laws import Laws, Lazily
 from specflow.state import Tokens
@@ -110,13 +110,11 @@ class LogitsProcessor(ABC):
             # The argmax of the logits: their softmax may round two of them to one number.
             untouched = kind._process is GreedyProcessor._process and kind.__call__ is LogitsProcessor.__call__
             scores = logits if untouched else self(logits)
-            # On the host numpy takes a quarter of torch's time.
-            best = argmax(scores) if is_near(scores) else on_arrival(scores.argmax(-1), scores).tolist()
             # Where there is no largest score there is no law: its softmax is NaN, and is noticed if it is asked for.
             return tuple(
                 [
                     PointMass(token) if token != NOTICED else Categorical(scores[row].softmax(-1))
-                    for row, token in enumerate(best)
+                    for row, token in enumerate(chosen(scores))
                 ]
             )
         probs = self(logits)

@@ -152,7 +152,7 @@ class Tally:
 
 
 def _added(some: tuple[int, ...], more: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple([a + b for a, b in zip_longest(some, more, fillvalue=0)])
+    return tuple([a + b for a, b in zip_longest(some, more, fillvalue=0)]) if some and more else some or more
 
 
 @final

@@ -61,8 +61,8 @@ def _not_held(q: Distribution, token: int) -> str | None:
     if not is_id(token):
         return None
     match q:
-        case PointMass(certain) if is_id(certain) and certain != token:
-            return f"certainty of token {certain}"
+        case PointMass(certain):
+            return f"certainty of token {certain}" if certain != token and is_id(certain) else None
         case Categorical(probs) if token >= len(probs):
             return f"{len(probs)} probabilities"
         case Categorical(probs) if is_near(probs) and float(probs[token]) == 0:
@@ -172,7 +172,12 @@ def preorder(drafts: Sequence[Proposal]) -> tuple[Proposal, ...]:
         order.append(waiting.pop())
         waiting += children.get(order[-1], ())[::-1]
     number = {i: new for new, i in enumerate(order, TEXT)}
-    return tuple([evolve(drafts[i], parent=number[parents[i]]) for i in order[1:]])
+    return tuple([_after(drafts[i], number[parents[i]]) for i in order[1:]])
+
+
+def _after(draft: Proposal, parent: int) -> Proposal:
+    """The same draft after that parent."""
+    return draft if draft.parent == parent else evolve(draft, parent=parent)
 
 
 def depths(parents: Sequence[int]) -> list[int]:

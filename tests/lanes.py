@@ -105,7 +105,7 @@ SLOW: Final = frozenset({
     "architectures", "batch", "batch_laws", "batch_mutants", "beam", "bench", "caches", "captured", "chances",
     "chat", "cli", "commands", "composing", "conformance", "converted", "copies", "corpus", "device", "distill",
     "early", "edges", "examples", "features", "gallery", "grammars", "interop", "interop_generate",
-    "interop_processors", "llama_cpp", "lm_eval", "lookup", "matrix", "models", "ngram", "one_seed",
+    "interop_processors", "llama_cpp", "lm_eval", "lookup", "matrix", "models", "ngram", "notebooks", "one_seed",
     "random_models", "ray", "replay", "seed_and_clock", "seeds", "server", "site", "spec", "spec_paths", "storage",
     "surface", "trace", "transactions", "typing", "untouched", "vocabularies", "wrappers",
 })  # fmt: skip

@@ -6,6 +6,8 @@ import doctest
 import importlib
 import pkgutil
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -61,7 +63,7 @@ def test_each_promise_names_a_test_that_exists() -> None:
     assert missing == []
 
 
-def _leads_somewhere(page: Path, file: str, heading: str = "") -> bool:
+def leads_somewhere(page: Path, file: str, heading: str = "") -> bool:
     there = page.parent / file if file else page
     titles = re.findall(r"^#+ (.*)$", there.read_text(), re.MULTILINE) if heading else []
     return there.exists() and (
@@ -72,18 +74,48 @@ def _leads_somewhere(page: Path, file: str, heading: str = "") -> bool:
 @pytest.mark.parametrize("page", WRITTEN, ids=lambda page: page.name)
 def test_what_a_page_points_to_exists(page: Path) -> None:
     links = [link for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()) if "://" not in link]
-    assert [link for link in links if not _leads_somewhere(page, *link.split("#"))] == []
+    assert [link for link in links if not leads_somewhere(page, *link.split("#"))] == []
     paths = re.findall(r"`((?:specflow|tests|benchmarks|examples)/[\w/.]+)`", page.read_text())
     assert [path for path in paths if not (ROOT / path).exists() and page.name != "CHANGELOG.md"] == []
 
 
-@pytest.mark.parametrize("page", WRITTEN, ids=lambda page: page.name)
-def test_prose_has_lines_of_120_columns(page: Path) -> None:
+def _prose(page: Path) -> str:
+    """A page without its code and its examples."""
     prose = re.sub(r"^( *)```.*?^ *```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
     prose = re.sub(r"^>>> .*?^$", "", prose, flags=re.DOTALL | re.MULTILINE)
-    assert [line for line in prose.splitlines() if len(line) > 120 and not line.lstrip().startswith("|")] == []
+    return "\n".join(line for line in prose.splitlines() if not line.lstrip().startswith("|"))
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=lambda page: page.name)
+def test_prose_has_lines_of_120_columns(page: Path) -> None:
+    assert [line for line in _prose(page).splitlines() if len(line) > 120] == []
+
+
+NO_END = re.compile(
+    r"^#.*"  # a heading
+    r"|^ *(?:[-*] |\d+\. )?\*\*[^*]+\*\*"  # the first words of an item, in bold
+    r"|^ *\d+\."  # the number of an item
+    r"|`[^`]*`"  # code
+    r"|\b(?:e\.g|i\.e|vs|al)\.",  # words that are shortened
+    re.MULTILINE,
+)
+"""Where a full stop ends no sentence."""
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
+def test_a_line_of_prose_has_one_sentence(page: Path) -> None:
+    lines = NO_END.sub("…", _prose(page)).splitlines()
+    assert [line for line in lines if re.search(r"[.!?][)\"*_]* +\S", line)] == []
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.name)
 def test_pages_speak_of_what_there_is(page: Path) -> None:
     assert [name for name in GONE if name in page.read_text()] == []
+
+
+def test_a_release_tells_of_each_change() -> None:
+    """A file whose name is wrong would be left out."""
+    command = [sys.executable, "-m", "towncrier", "build", "--draft", "--version", "0"]
+    draft = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    files = [file for file in sorted((ROOT / "changelog.d").glob("*.md")) if file.name != "README.md"]
+    assert [file.name for file in files if file.read_text().splitlines()[0] not in draft] == []

@@ -45,6 +45,7 @@ from specflow import (
     Verified,
     along_paths,
     autoregressive_step,
+    chain,
     run,
     seed_coupled_step,
     speculative_step,
@@ -54,6 +55,7 @@ from specflow import (
 )
 from specflow.distribution import BlackBox, Distribution
 from specflow.drafters import propose_nothing
+from specflow.guards.finite import finite
 from specflow.laws import Laws
 from specflow.loop import once
 from specflow.lossy import Lossy, LossyStep, accept_loss
@@ -352,6 +354,22 @@ def test_logits_that_are_all_masked_are_refused(processor: LogitsProcessor, step
         decode(STEPS[step](processor))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("bad", [[NAN] * V, [0, 1, NAN, 2, 0, 0, 0, 0], [-INF] * V, [0, INF, 0, 0, 0, 0, 0, 0]])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize("lowest", [-INF, -2.0])
+def test_each_row_that_is_not_finite_is_found_among_others(
+    bad: list[float], dtype: torch.dtype, sign: float, lowest: float
+) -> None:
+    good = torch.tensor([[lowest, 1, 2, 0, -3, 0, 1, 0], [lowest, -1, -2, -1, -3, -1, -9, -1]], dtype=dtype)
+    row = torch.tensor([bad], dtype=dtype)
+    row = torch.where(row.isnan(), row.copysign(torch.tensor(sign, dtype=dtype)), row)
+    assert finite(good, 9) is good
+    for at in range(3):
+        with pytest.raises(DecodeError, match=f"the token at position {6 + at};"):
+            finite(torch.cat([good[:at], row, good[at:]]), 9)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("bad", [[NAN] * V, [0, 1, NAN, 2, 0, 0, 0, 0], [-INF] * V, [0, INF, 0, 0, 0, 0, 0, 0]])
 @pytest.mark.parametrize("processor", [GreedyProcessor(), MultinomialProcessor(1.0), TopKProcessor(1.0, 3)])
@@ -363,6 +381,26 @@ def test_logits_that_are_not_finite_keep_the_error_that_names_the_model(
     row = torch.where(row.isnan(), row.copysign(torch.tensor(sign, dtype=dtype)), row)
     with pytest.raises(DecodeError, match="model's logits are not finite: received NaN or infinity .* position 1;"):
         decode(autoregressive_step(lambda tokens, drafts: row, processor, Dice()))
+
+
+def test_on_the_host_a_law_of_ours_is_made_when_it_is_asked_for_and_is_the_same() -> None:
+    made = []
+
+    class Seen(MultinomialProcessor):
+        @override
+        def _process(self, logits: Tensor) -> Tensor:
+            made.append(len(logits))
+            return logits
+
+    processor = Seen(0.7)
+    scored = Score(target, processor)(Drafted(start([1, 2], 8).unwrap(), chain((3, 4, 5, 6))))
+    scored.law(TEXT), scored.law(0), scored.law(TEXT)
+    assert made == [1, 1]
+    laws = processor.laws((1, 2, 3, 4, 5, 6), scored.logits)
+    for i in range(TEXT, 4):
+        law = scored.law(i)
+        assert isinstance(law, Categorical)
+        assert torch.equal(law.probs, laws[i + 1].probs)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from specflow.batch import BatchPredictor
 from specflow.models import Loaded
 from specflow.predictors import CachedPredictor
 from tests.checked import ROOT
+from tests.test_chat import of_bytes
 from tests.test_cli import words
 from tests.toys import oracle, tiny_llama
 
@@ -106,6 +107,16 @@ def test_a_stop_string_ends_a_text_and_is_never_shown(openai: OpenAI, stop: str 
     chunks = [*create(model="tiny", prompt=PROMPT, max_tokens=20, temperature=0, stop=stop, stream=True)]
     assert whole.text == "".join(chunk.choices[0].text for chunk in chunks) == expected
     assert whole.finish_reason == chunks[-1].choices[0].finish_reason == "stop"
+
+
+def test_half_a_character_at_the_end_is_told_too() -> None:
+    model = tiny_llama(vocab_size=256)
+    client = TestClient(EXAMPLE["app_of"](EXAMPLE["Server"](Loaded(model, of_bytes()), "tiny", BatchPredictor(model))))
+    output = oracle([65], model, 3)
+    body = {"model": "tiny", "prompt": "A", "max_tokens": 3, "temperature": 0}
+    text = client.post("/v1/completions", json=body).json()["choices"][0]["text"]
+    assert text == Loaded(model, of_bytes()).text(output)
+    assert text.endswith("\N{REPLACEMENT CHARACTER}")
 
 
 def test_a_seed_has_one_text(openai: OpenAI) -> None:

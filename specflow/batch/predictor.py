@@ -16,7 +16,7 @@ from specflow.batch.ragged import Piece, new_past, read_together
 from specflow.batch.trial import reads_together
 from specflow.caches import Shelves
 from specflow.guards.checks import a, each, or_none, valid, whole
-from specflow.guards.finite import is_near
+from specflow.guards.finite import NOTICED, argmax, is_near
 from specflow.guards.ids import ids_of, reading_of, text_of
 from specflow.policies import CostMeter
 from specflow.policies.meter import wait_for
@@ -268,7 +268,7 @@ class BatchPredictor:
 
 def _is_finite(rows: Tensor) -> bool:
     """Whether rows are finite, where they are on the host: else that is seen where a token of theirs arrives."""
-    return not is_near(rows) or bool(rows.amax(dim=-1).isfinite().all())
+    return not is_near(rows) or NOTICED not in argmax(rows)
 
 
 @final

@@ -35,10 +35,16 @@ def finite(logits: Tensor, end: int) -> Tensor:
 
     `end` is the length of the text that the last row follows.
     """
-    good = [isfinite(largest) for largest in logits.amax(dim=-1).tolist()]
-    if not all(good):
-        raise not_finite(end - len(logits) + good.index(False))
+    arrived(chosen(logits), end - len(logits))
     return logits
+
+
+def chosen(rows: Tensor) -> list[int]:
+    """`argmax` of rows [k, V] wherever they are. From a device only the ids are copied."""
+    if is_near(rows):
+        return argmax(rows)
+    best: list[int] = on_arrival(rows.argmax(dim=-1), rows).tolist()
+    return best
 
 
 def argmax(rows: Tensor) -> list[int]:

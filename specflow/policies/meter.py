@@ -122,7 +122,9 @@ class CostMeter:
         _is_duration("seconds", seconds)
         with self._lock:
             self._passes += 1
-            self._noted.setdefault(int(k), Durations()).note(float(seconds), self._passes)
+            if k not in self._noted:
+                self._noted[int(k)] = Durations()
+            self._noted[k].note(float(seconds), self._passes)
 
     @property
     def stale(self) -> bool:

@@ -168,10 +168,12 @@ class Memos:
         if not self._kept:
             return
         memo = self._kept[0]
-        if not memo.goes_on(parting(memo.tokens, tokens)):  # another text's
-            return
-        memo.settle(tokens)
         keep = parting(memo.tokens, tokens)
+        if not memo.goes_on(keep):  # another text's
+            return
+        if memo.tree:
+            memo.settle(tokens)
+            keep = parting(memo.tokens, tokens)
         if memo.past.needs_marks:
             memo.past.thin(keep)
         elif not memo.go_back(keep):

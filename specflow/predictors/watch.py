@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from itertools import chain
-from operator import attrgetter, is_
+from operator import attrgetter, getitem, is_
 from typing import Final, cast, final
 
 import torch
@@ -64,9 +64,10 @@ class Watch:
 
     def look(self) -> Look:
         """What the model is now."""
-        if not _identical(self._now_held(), self._held):
+        if not self._holds_the_same():
             self._walk()
-        return Look(self._held, (self._written(), tuple(chain.from_iterable(self._hooks))), self._kind())
+        hooks = tuple(chain.from_iterable(filter(None, self._hooks)))  # most modules have none
+        return Look(self._held, (self._written(), hooks), self._kind())
 
     @property
     def training(self) -> list[Module]:
@@ -77,6 +78,11 @@ class Watch:
     def dtype(self) -> torch.dtype:
         """What the model computes in; its logits may come in a finer dtype."""
         return next((tensor.dtype for tensor in self._tensors if tensor.is_floating_point()), torch.float32)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the first of the model's tensors is, a parameter where it has any."""
+        return next((tensor.device for tensor in self._tensors), torch.device("cpu"))
 
     def _walk(self) -> None:
         modules = self.modules = tuple(self.model.modules())
@@ -94,13 +100,16 @@ class Watch:
         tensors = [(kept, name) for kept, name in weights if not getattr(kept[name], "is_meta", False)]
         slots = cast(list[tuple[dict[str, object], str]], [*children, *tensors])
         self._slots = [kept for kept, _ in slots], [name for _, name in slots]
-        self._held = self._now_held()
+        self._held = tuple(map(getitem, *self._slots))
         self._tensors = tuple([held for held in self._held[len(children) :] if isinstance(held, Tensor)])
         self._hooks = tuple([hooks for m in modules for hooks in (m._forward_hooks, m._forward_pre_hooks)])
         self._tuners = tuple([module for module in modules if "_active_adapter" in vars(module)])
 
-    def _now_held(self) -> tuple[object, ...]:
-        return tuple(map(dict.get, *self._slots))
+    def _holds_the_same(self) -> bool:
+        try:
+            return all(map(is_, map(getitem, *self._slots), self._held))
+        except KeyError:  # something is gone
+            return False
 
     def _written(self) -> tuple[int, ...]:
         """How often each tensor was written to, and where it lies."""

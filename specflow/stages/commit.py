@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from specflow.stages.order import a_commitment, an_adjustment
 from specflow.state import TEXT, Adjusted, Committed, Count, DecodeState, Drafted, Finished, Reason, Tally
 
@@ -33,7 +35,12 @@ def advance(committed: Committed) -> DecodeState | Finished:
     return committed.state if committed.reason is None else Finished(committed.state, committed.reason)
 
 
+UNDRAFTED: Final = Tally(1)
+
+
 def _tally(drafted: Drafted, path: tuple[int, ...], kept: int) -> Tally:
+    if not drafted.proposals:
+        return UNDRAFTED
     judged = path[:kept] if kept <= len(path) else range(len(drafted.proposals))
     sources = [drafted.proposals[i].source for i in judged]
     taken = [drafted.proposals[i].source for i in path[:kept]]

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import final
 
-from attrs import evolve, field, frozen
+from attrs import field, frozen
 
 from specflow.asked import proposal_of, stream_of
 from specflow.errors import DecodeError
 from specflow.guards.checks import a, calls, each, named, shown, valid
 from specflow.policies.fixed import Fixed
 from specflow.state import BEFORE, TEXT, DecodeState, Drafted, Drafter, GammaPolicy, Proposal, a_state
-from specflow.trees import is_chain, parent_of, preorder
+from specflow.trees import parent_of, preorder
 
 _are_proposals = each(a(Proposal, "return what was taken from the stream"))
 
@@ -40,8 +40,7 @@ class Draft:
         match took:
             case (tuple() | list() as proposals, tuple() as pace):
                 _are_proposals("gamma", proposals)
-                drafted = Drafted(DecodeState(state.request, state.tokens, pace, state.tally), tuple(proposals))
-                return drafted if is_chain(drafted.parents) else evolve(drafted, proposals=preorder(proposals))
+                return Drafted(DecodeState(state.request, state.tokens, pace, state.tally), preorder(proposals))
         happened = f"the policy {named(self.gamma)} returns no proposals and pace"
         raise DecodeError("gamma", happened, shown(took), "return (the proposals taken, state.pace)")
 

