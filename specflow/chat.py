@@ -17,14 +17,16 @@ from rich.console import Console
 from rich.text import Text
 
 from specflow.catalogue import DRAFTERS, POLICIES, RULES
-from specflow.commands import outcomes
+from specflow.commands import Told, outcomes
 from specflow.corpus import Answer, summary
 from specflow.errors import DecodeError, said, unwrap
 from specflow.guards.checks import shown
 from specflow.loop import start
 from specflow.models import Loaded, check_text
 from specflow.predictors import limits_of
-from specflow.state import DecodeState, Finished, Reason, Step, Tokens
+from specflow.state import DecodeState, Finished, Reason, Step
+from specflow.trace.parts import Origin
+from specflow.trace.terminal import ORIGINS, SOURCES
 from specflow.trace.words import visible
 
 Settings: TypeAlias = argparse.Namespace
@@ -33,44 +35,8 @@ Settings: TypeAlias = argparse.Namespace
 Prepare: TypeAlias = Callable[[Settings], Callable[[DecodeState], Step]]
 """Settings → what makes the step of a text. `DecodeError` where they make no sense."""
 
-ACCEPTED, CORRECTED, OWN, DIM = "green", "yellow", "", "dim"
-"""The colours: a draft that stands, the token in place of one that does not, the target's own, and no answer."""
-
-NO_CHARACTER: Final = "\N{REPLACEMENT CHARACTER}"
-HALF: Final = 4
-"""A character takes at most this many tokens of a byte each; what is no character after them never becomes one."""
-
-
-# An answer on its way.
-
-
-@final
-@define(eq=False)
-class Told:
-    """The text of tokens, piece by piece as it is certain: a token may be half a character."""
-
-    loaded: Loaded
-    _tokens: Tokens = field(init=False, default=())
-    _from: int = field(init=False, default=0)
-    _to: int = field(init=False, default=0)
-
-    def more(self, token: int) -> str:
-        """What is certain with one token more."""
-        self._tokens += (token,)
-        text = self._text()
-        return "" if text.endswith(NO_CHARACTER) and len(self._tokens) - self._to < HALF else self._take(text)
-
-    def rest(self) -> str:
-        """What is left at the end."""
-        return self._take(self._text())
-
-    def _text(self) -> str:
-        known = self.loaded.text(self._tokens[self._from : self._to])
-        return self.loaded.text(self._tokens[self._from :])[len(known) :]
-
-    def _take(self, text: str) -> str:
-        self._from, self._to = self._to, len(self._tokens)
-        return text
+ACCEPTED, CORRECTED, OWN, DIM = SOURCES[0], ORIGINS[Origin.CORRECTED], "", "dim"
+"""The colours, of a trace where it has them: a draft that stands, what replaces one, the target's own, no answer."""
 
 
 def _styles(before: DecodeState, after: DecodeState) -> Iterator[str]:

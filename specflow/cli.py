@@ -20,7 +20,6 @@ from returns.result import Result
 from rich import progress as bars
 from rich.console import Console
 from torch.nn import Module
-from transformers import TextStreamer
 from transformers.utils import logging
 
 from specflow import bench, chat, distill, doctor, replay
@@ -33,6 +32,7 @@ from specflow.commands import (
     LLAMA_CPP,
     REMEDY,
     TORCH,
+    Told,
     check_engine,
     named_model,
     one_sentence,
@@ -74,6 +74,7 @@ from specflow.stages import Condition, Observer, any_of, never, stop_string, uno
 from specflow.state import DecodeState, Drafted, Finished, Predictor, Reason, Step, Tokens
 from specflow.trace import Recorder, Trace
 from specflow.trace import command as tracing
+from specflow.trace.words import visible
 from specflow.vocabulary import SharedTokens
 
 USUAL, USUAL_OF_MODELS, USUAL_OF_HEADS = "suffix", "llm", "head"
@@ -622,16 +623,15 @@ def _bigrams(path: Path | None, loaded: Loaded) -> Bigrams | None:
 
 def _stream(step: Step, state: DecodeState, loaded: Loaded) -> tuple[int, DecodeState]:
     """Print the text as it comes and one line about it at the end, also when interrupted."""
-    streamer = TextStreamer(loaded.tokenizer, skip_special_tokens=True)
-    began, code = perf_counter(), 0
+    seen = visible if sys.stdout.isatty() else str  # a model shall not command a terminal; a file gets what it said
+    told, began, code = Told(loaded), perf_counter(), 0
     try:
         for new, outcome in outcomes(step, state, loaded):
             state = outcome if isinstance(outcome, DecodeState) else outcome.state
-            if new:
-                streamer.put(torch.tensor(new))
+            print(seen("".join([told.more(token) for token in new])), end="", flush=True)
     except KeyboardInterrupt:
         code = INTERRUPTED
-    streamer.end()
+    print(seen(told.rest()), flush=True)
     print(f"[{summary(len(state.output), perf_counter() - began, state.tally)}]", file=sys.stderr)
     return code, state
 

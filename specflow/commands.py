@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Final, TextIO
+from typing import Final, TextIO, final
 
+from attrs import define, field
 from torch.nn import Module
 
 from specflow.accelerate import Given, bit_for_bit, fast
@@ -39,6 +40,11 @@ REMEDY: Final = "try another --dtype, or --accelerate no"
 
 STANDARD_INPUT: Final = "-"
 """The prompt that stands for what comes on the standard input."""
+
+
+NO_CHARACTER: Final = "\N{REPLACEMENT CHARACTER}"
+HALF: Final = 4
+"""A character takes at most this many tokens of a byte each; what is no character after them never becomes one."""
 
 
 def version_of(package: str) -> str | None:
@@ -129,6 +135,35 @@ def outcomes(step: Step, state: DecodeState, loaded: Loaded) -> Iterator[tuple[T
         for new, outcome in grow(step, state):
             _check_shown(new, loaded)
             yield new, outcome
+
+
+@final
+@define(eq=False)
+class Told:
+    """The text of tokens, piece by piece as it is certain: a token may be half a character."""
+
+    loaded: Loaded
+    _tokens: Tokens = field(init=False, default=())
+    _from: int = field(init=False, default=0)
+    _to: int = field(init=False, default=0)
+
+    def more(self, token: int) -> str:
+        """What is certain with one token more."""
+        self._tokens += (token,)
+        text = self._text()
+        return "" if text.endswith(NO_CHARACTER) and len(self._tokens) - self._to < HALF else self._take(text)
+
+    def rest(self) -> str:
+        """What is left at the end."""
+        return self._take(self._text())
+
+    def _text(self) -> str:
+        known = self.loaded.text(self._tokens[self._from : self._to])
+        return self.loaded.text(self._tokens[self._from :])[len(known) :]
+
+    def _take(self, text: str) -> str:
+        self._from, self._to = self._to, len(self._tokens)
+        return text
 
 
 def _check_shown(tokens: Tokens, loaded: Loaded) -> None:

@@ -2414,12 +2414,9 @@ EXEMPT: Final[Mapping[str, str]] = {
             "bench.context.Context",
             "replay.command.add_commands",
             "cli.main",
-            *(f"chat.{name}" for name in ("Screen", "Talk", "Told", "talk")),
-            *(
-                f"commands.{name}"
-                for name in ("check_engine", "named_model", "one_sentence", "prompt_of", "version_of")
-            ),
-            *(f"commands.{name}" for name in ("processor_name", "vocabulary_of")),
+            *(f"chat.{name}" for name in ("Screen", "Talk", "talk")),
+            *(f"commands.{name}" for name in ("check_engine", "named_model", "one_sentence", "outcomes", "prompt_of")),
+            *(f"commands.{name}" for name in ("Told", "processor_name", "version_of", "vocabulary_of")),
             *(f"corpus.{name}" for name in ("Answer", "Answers", "Progress", "Row")),
             *(f"corpus.{name}" for name in ("answer_all", "answers_in", "rate", "read_rows", "summary")),
         ),

@@ -16,7 +16,7 @@ from specflow.trace.words import pieces, visible
 if TYPE_CHECKING:
     from specflow.trace.trace import Trace
 
-OWN: Final = {Origin.CORRECTED: "bold red underline", Origin.BONUS: "cyan", Origin.DRAWN: ""}
+ORIGINS: Final = {Origin.CORRECTED: "bold red underline", Origin.BONUS: "cyan", Origin.DRAWN: ""}
 SOURCES: Final = ("green", "bright_blue", "magenta", "bright_green", "bright_cyan", "bright_magenta")
 
 
@@ -27,7 +27,7 @@ def rendered(trace: Trace) -> Iterator[RenderableType]:
     def style(kind: Kind) -> str:
         origin, source = kind
         if origin is not Origin.DRAFTED:
-            return OWN[origin]
+            return ORIGINS[origin]
         return "yellow" if source == FORCED else SOURCES[sources.index(source) % len(SOURCES)]
 
     text = Text()
