@@ -32,7 +32,7 @@ from starlette.routing import Route
 
 import specflow as s
 from specflow.batch import BatchPredictor, together
-from specflow.chat import Told
+from specflow.commands import Told
 from specflow.errors import said, unwrap
 from specflow.loop import grow
 from specflow.models import Loaded, load

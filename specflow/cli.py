@@ -28,8 +28,12 @@ from specflow.batch import BatchPredictor, seed_of
 from specflow.catalogue import COUPLED, DRAFTERS, POLICIES, RULES, USUAL_POLICY, Make, Setting, all_drafts, step_of
 from specflow.commands import (
     ACCELERATE,
+    ENGINES,
+    LLAMA_CPP,
     REMEDY,
+    TORCH,
     Told,
+    check_engine,
     named_model,
     one_sentence,
     outcomes,
@@ -38,7 +42,6 @@ from specflow.commands import (
     vocabulary_of,
 )
 from specflow.constraints import Constrained, CutForbidden, Forced, Grammar
-from specflow.converted import is_gguf
 from specflow.corpus import Answer, Id, Progress, Row, answer_all, answers_in, read_rows, summary
 from specflow.drafters import Bigrams, then
 from specflow.errors import DecodeError, said, unwrap
@@ -52,6 +55,7 @@ from specflow.models import (
     Loaded,
     bigrams_of,
     check_text,
+    file_of,
     load,
     shared_tokens,
 )
@@ -78,9 +82,6 @@ USUAL, USUAL_OF_MODELS, USUAL_OF_HEADS = "suffix", "llm", "head"
 
 USUAL_RULE, USUAL_RULE_OF_SEEDS = "reject", "match"
 """What judges drafts unless another rule is named: without a seed, and with one."""
-
-TORCH, LLAMA_CPP = ENGINES = ("torch", "llama.cpp")
-"""What computes the target's passes."""
 
 SLOTS: Final = 8
 """How many texts of a file are decoded at a time unless it is said."""
@@ -275,7 +276,7 @@ def _chat(args: argparse.Namespace) -> int:
     @cache
     def read(features: tuple[int, ...] | None) -> CachedPredictor | LlamaCpp:
         """One, whatever else is changed: what was read of the conversation stays."""
-        return LlamaCpp(args.model) if args.engine == LLAMA_CPP else CachedPredictor(model, features=features)
+        return LlamaCpp(file_of(args.model)) if args.engine == LLAMA_CPP else CachedPredictor(model, features=features)
 
     def prepare(args: argparse.Namespace) -> Callable[[DecodeState], tuple[Step, Recorder]]:
         steps = evolve(_prepared(args), accelerate=lambda given, _: model, load_helper=load_helper)
@@ -423,14 +424,14 @@ def _record(steps: _Steps) -> tuple[Trace, int]:
 
 def _reading(args: argparse.Namespace, state: DecodeState) -> ReadTarget:
     """What reads the target of one text."""
-    return _alone if args.engine == TORCH else partial(_by_llama_cpp, args.model, state.request.limit)
+    return _alone if args.engine == TORCH else partial(_by_llama_cpp, file_of(args.model), state.request.limit)
 
 
 def _alone(model: Module, features: tuple[int, ...] | None) -> CachedPredictor:
     return CachedPredictor(model, features=features)
 
 
-def _by_llama_cpp(path: str, context: int, model: Module, features: tuple[int, ...] | None) -> LlamaCpp:
+def _by_llama_cpp(path: Path, context: int, model: Module, features: tuple[int, ...] | None) -> LlamaCpp:
     return LlamaCpp(path, max(1, context))
 
 
@@ -523,28 +524,11 @@ def _check(args: argparse.Namespace, drafts: str, judges: str) -> None:
     if args.gamma > sys.maxsize:
         raise DecodeError("gamma", "gamma is beyond the longest text", args.gamma, "draft fewer tokens")
     _check_drafter(args, drafts)
-    _check_engine(args)
+    accelerate = None if args.accelerate == "no" else args.accelerate
+    check_engine(args, {"--head": args.head, "--accelerate": accelerate, "--file": args.file})
     if args.seed is not None and judges not in COUPLED:
         happened, remedy = "a seed has no text of its own under this rule", f"use --rule {' or '.join(COUPLED)}"
         raise DecodeError("rule", happened, judges, remedy)
-
-
-def _check_engine(args: argparse.Namespace) -> None:
-    """The same of llama.cpp, which runs one GGUF file and shows nothing but logits."""
-    if args.engine == TORCH:
-        return
-    if not is_gguf(Path(args.model)):
-        remedy = "name one with --model"
-        raise DecodeError("engine", f"{LLAMA_CPP} runs GGUF files", f"--model {args.model}", remedy)
-    needless = {"--head": args.head, "--accelerate": args.accelerate}
-    option = next((option for option, given in needless.items() if given not in (None, "no")), None)
-    if option is not None:
-        raise _not_for_llama_cpp(option, needless[option])
-
-
-def _not_for_llama_cpp(option: str, given: object) -> DecodeError:
-    remedy = f"leave it out, or use --engine {TORCH}"
-    return DecodeError("engine", f"{option} is not for {LLAMA_CPP}", f"{option} {given}", remedy)
 
 
 def _check_drafter(args: argparse.Namespace, drafts: str) -> None:
@@ -586,8 +570,6 @@ def _check_source(args: argparse.Namespace) -> None:
         if option is not None:
             happened = f"{option} means nothing without a file of prompts"
             raise DecodeError(option.strip("-"), happened, option, "leave it out, or name the file with --file")
-    elif args.engine == LLAMA_CPP:
-        raise _not_for_llama_cpp("--file", args.file)
     elif args.json:
         happened, remedy = "--json means nothing beside --file, whose answers are JSON", "leave it out"
         raise DecodeError("json", happened, "--json", remedy)

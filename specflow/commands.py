@@ -16,10 +16,12 @@ from attrs import define, field
 from torch.nn import Module
 
 from specflow.accelerate import Given, bit_for_bit, fast
+from specflow.converted import is_gguf
 from specflow.errors import DecodeError, said, unwrap
 from specflow.guards.checks import shown
+from specflow.interop.llama_cpp import check_installed
 from specflow.loop import grow
-from specflow.models import Loaded, load
+from specflow.models import Loaded, file_of, load
 from specflow.predictors import limits_of
 from specflow.state import DecodeState, Finished, Step, Tokens
 
@@ -29,6 +31,9 @@ ACCELERATE: Final[Mapping[str, Callable[[Module, Given], Module]]] = {
     "bit-for-bit": bit_for_bit,
 }
 """What `--accelerate` names: what becomes of the target before it decodes."""
+
+TORCH, LLAMA_CPP = ENGINES = ("torch", "llama.cpp")
+"""What computes the target's passes."""
 
 REMEDY: Final = "try another --dtype, or --accelerate no"
 """What may help where a model fails."""
@@ -98,6 +103,21 @@ def one_sentence(parameter: str, happened: str, remedy: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise DecodeError(parameter, happened, said(error), remedy) from error
+
+
+def check_engine(args: argparse.Namespace, options: Mapping[str, object]) -> None:
+    """`DecodeError` where `--engine llama.cpp` is asked for and cannot run `--model`, where one of `options`, which are
+    not for it, was given (None: it was not), and where it is not installed."""
+    if args.engine == TORCH:
+        return
+    if not is_gguf(file_of(args.model)):
+        remedy = "name one with --model"
+        raise DecodeError("engine", f"{LLAMA_CPP} runs GGUF files", f"--model {args.model}", remedy)
+    option = next((option for option, given in options.items() if given is not None), None)
+    if option is not None:
+        happened, remedy = f"{option} is not for {LLAMA_CPP}", f"leave it out, or use --engine {TORCH}"
+        raise DecodeError("engine", happened, f"{option} {options[option]}", remedy)
+    check_installed()
 
 
 def named_model(args: argparse.Namespace) -> Loaded:

@@ -32,6 +32,9 @@ DType = Literal["float32", "bfloat16", "float64"]
 
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
+NAMES: Final = f"give {SMOLLM2!r}, a local path or a hub name"
+"""What to do where something else is given for a model's name."""
+
 TELLS_NOTHING: Final = "\n\n..."
 """A text after which a model can be asked what follows a token: it says nothing of what comes."""
 
@@ -129,13 +132,10 @@ def load(name: str | PathLike[str] = SMOLLM2, dtype: DType = "float32") -> Loade
     A failure for what cannot be loaded: no such model, weights that are truncated, corrupted or not all there, an
     unknown architecture, and code that comes with a checkpoint, which is never run.
     """
-    given, kind, remedy = cast(object, name), cast(object, dtype), f"give {SMOLLM2!r}, a local path or a hub name"
-    if not isinstance(given, str | PathLike) or not str(given):
-        raise DecodeError("model", "the model has no name", shown(given), remedy)
+    file, kind, remedy = file_of(name), cast(object, dtype), NAMES
     if not isinstance(kind, str) or kind not in DTYPES:
         raise DecodeError("dtype", "there is no such dtype", shown(kind), f"use {', '.join(DTYPES)}")
     path = fspath(name)
-    file = _smollm2() if name == SMOLLM2 else Path(path)
     if is_gguf(file):
         path, remedy = str(copy_of(file)), "delete the folder, and it is made again"
     try:
@@ -151,6 +151,16 @@ def load(name: str | PathLike[str] = SMOLLM2, dtype: DType = "float32") -> Loade
         happened = f"the model cannot be loaded ({len(missing)} of its weights are missing, such as {missing[0]})"
         raise DecodeError("model", happened, shown(path), remedy)
     return Loaded(model.eval(), tokenizer)
+
+
+def file_of(name: str | PathLike[str]) -> Path:
+    """Where the model `name` is, if it is a file: of "smollm2" the one in its package, else the path of that name.
+
+    `DecodeError` for what is no name, and where that package is missing.
+    """
+    if not isinstance(cast(object, name), str | PathLike) or not str(name):
+        raise DecodeError("model", "the model has no name", shown(name), NAMES)
+    return _smollm2() if name == SMOLLM2 else Path(name)
 
 
 def bigrams_of(model: Module, tokenizer: PreTrainedTokenizerBase) -> Bigrams:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, final
 
 import accelerate  # type: ignore[import-untyped]
 import peft
@@ -47,6 +47,7 @@ from specflow import (
     speculative_step,
     start,
 )
+from specflow.batch import BatchPredictor
 from specflow.interop import new_tokens
 from specflow.paths import last_rows
 from specflow.predictors import UncachedPredictor
@@ -226,6 +227,74 @@ class Counting(Own):
 
 def test_a_model_that_looks_ahead_is_read_row_by_row() -> None:
     walk(Mean(), Mean())
+
+
+def by_one_scale(rows: Tensor) -> Tensor:
+    """To 8 bits, by the largest number of a pass."""
+    step = rows.abs().amax() / 127
+    return (rows / step).round() * step
+
+
+def row_by_row(rows: Tensor) -> Tensor:
+    step = rows.abs().amax(dim=-1, keepdim=True) / 127
+    return (rows / step).round() * step
+
+
+def but_outliers(rows: Tensor) -> Tensor:
+    """Columns in which any row has a number beyond 6 are left as they are, as bitsandbytes does it."""
+    return torch.where((rows.abs() > 6).flatten(0, -2).any(dim=0), rows, row_by_row(rows))
+
+
+@final
+class Rounding(nn.Linear):
+    """A linear layer that quantises what it is given."""
+
+    quantise: Callable[[Tensor], Tensor]
+
+    @override
+    def forward(self, input: Tensor) -> Tensor:
+        assert not self.training
+        return super().forward(self.quantise(input))
+
+
+def rounding(quantise: Callable[[Tensor], Tensor], dtype: torch.dtype) -> PreTrainedModel:
+    """A model the last of whose linear layers is one, in training mode."""
+    model = tiny_llama(dtype=dtype)
+    layer = model.get_submodule("model.layers.1.mlp.down_proj")
+    layer.__class__ = Rounding
+    layer.quantise = quantise  # type: ignore[assignment]
+    return model.train()
+
+
+@pytest.mark.parametrize("predictor", [CachedPredictor, UncachedPredictor, BatchPredictor])
+@pytest.mark.parametrize("quantise", [by_one_scale, but_outliers])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_layer_whose_rows_depend_on_each_other_is_refused(
+    predictor: Callable[[Module], CachedPredictor | UncachedPredictor | BatchPredictor],
+    quantise: Callable[[Tensor], Tensor],
+    dtype: torch.dtype,
+) -> None:
+    """In bf16 whole passes differ no more than by rounding, so the trial would not see it."""
+    model, drawn = rounding(quantise, dtype), torch.get_rng_state()
+    with pytest.raises(DecodeError, match=r"a row of model.layers.1.mlp.down_proj depends on the others in its pass"):
+        predictor(model)((1, 2), ())
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert all(module.training for module in model.modules())
+
+
+def test_a_layer_that_quantises_row_by_row_is_read() -> None:
+    predictor = CachedPredictor(rounding(row_by_row, torch.bfloat16))
+    assert predictor((1, 2), chain((3,))).isfinite().all()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_what_torch_quantises_dynamically_is_refused() -> None:
+    """It has one scale for all rows."""
+    from torch.ao.quantization import quantize_dynamic  # noqa: PLC0415
+
+    model = quantize_dynamic(tiny_llama(dtype=torch.float32), {nn.Linear})  # type: ignore[no-untyped-call]
+    with pytest.raises(DecodeError, match=r"a row of model.layers.0.self_attn.q_proj .*: received Linear; quantise"):
+        CachedPredictor(model)((1, 2), ())
 
 
 @pytest.mark.parametrize("predictor", [CachedPredictor, UncachedPredictor])

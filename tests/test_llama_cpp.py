@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -33,7 +34,7 @@ from specflow import (
     start,
 )
 from specflow.interop.llama_cpp import INSTALL, LlamaCpp
-from specflow.models import Loaded
+from specflow.models import Loaded, smollm2_is_installed
 from specflow.policies import CostMeter
 from specflow.state import TEXT, Predictor
 from specflow.testing import conformance, through_trees
@@ -267,12 +268,56 @@ def test_the_command_decodes_with_it(
     assert "[7 tokens, " in capsys.readouterr().err
 
 
+@needs_it
+def test_the_benchmark_measures_it_beside_llama_cpps_own_decoders(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from llama_cpp import llama_cpp  # noqa: PLC0415
+
+    monkeypatch.setattr("specflow.converted.user_cache_path", lambda name: tmp_path / name)
+    prompts, kept, decode = tmp_path / "prompts.jsonl", tmp_path / "out.json", llama_cpp.llama_decode
+    lines = [
+        {"question_id": i, "category": "a", "turns": [text]}
+        for i, text in enumerate(("he he he he", "hello " * 20, "w"), 1)
+    ]
+    prompts.write_text("\n".join(map(json.dumps, lines)))
+    ours, own = ["autoregressive", "suffix@4", "suffix", "tree@4"], ["llama.cpp", "llama.cpp-lookup@4"]
+    arguments = ["bench", "--model", str(path), "--engine", "llama.cpp", "--prompts", str(prompts), "--json", str(kept)]
+    arguments += ["--max-new-tokens", "24", "--also", "torch=copy:copy"]
+    assert cli.main([*arguments, "--decoders", *own, *ours, "torch/autoregressive", "generate", "llama.cpp@3"]) == 0
+    assert llama_cpp.llama_decode is decode
+    printed, found = capsys.readouterr().out, json.loads(kept.read_text())
+    assert "absent: generate: transformers decodes with its own models only" in " ".join(printed.split())
+    assert "absent: llama.cpp@3: llama.cpp alone drafts nothing" in printed
+    assert found["baseline"] == "llama.cpp"
+    assert "llama-cpp-python" in found["facts"]["engine"]
+    assert [same["equal"] for same in found["identities"].values()] == [3] * 6
+    for text in found["runs"]:
+        first, *others = [(one, [each["fed"] for each in one["passes"]]) for one in text["rounds"]]
+        assert sum(one["tokens"] for one in text["rounds"]) == len(text["output"])
+        if "tree" not in text["decoder"]:  # for which torch is asked for bigrams, in the warm-up
+            assert sum(first[1]) == text["prompt_tokens"] + first[0]["drafted"]
+        for one, fed in others:
+            assert fed == [one["drafted"] + 1]
+            assert one["accepted"] <= one["drafted"]
+        assert all(one["tokens"] == one["accepted"] + 1 for one in text["rounds"][:-1])
+    drafted = {one["decoder"]: (one["drafted"], one["accepted"]) for one in found["summaries"]}
+    assert drafted["llama.cpp"] == drafted["autoregressive"] == (0, 0)
+    assert min(drafted["llama.cpp-lookup@4"]) > 0
+    assert min(drafted["suffix@4"]) > 0
+    assert cli.main([*arguments, "--temperature", "1", "--decoders", "autoregressive", *own]) == 0
+    assert capsys.readouterr().out.count("llama.cpp's own loops are compared greedily") == 2
+
+
 @pytest.mark.parametrize(
     ("asked", "more", "sentence"),
     [
-        (("generate", "hi"), ("--model", "smollm2"), "llama.cpp runs GGUF files"),
-        (("trace", "hi"), ("--model", "smollm2"), "llama.cpp runs GGUF files"),
-        (("chat",), ("--model", "smollm2"), "llama.cpp runs GGUF files"),
+        (("generate", "hi"), ("--model", "tests"), "llama.cpp runs GGUF files"),
+        (("trace", "hi"), ("--model", "some/model"), "llama.cpp runs GGUF files"),
+        (("chat",), ("--model", "tests"), "llama.cpp runs GGUF files"),
+        (("bench",), ("--model", "some/model"), "llama.cpp runs GGUF files"),
+        (("bench",), ("--slots", "2"), "--slots is not for llama.cpp"),
+        (("bench",), ("--device", "cuda"), "--device is not for llama.cpp"),
         (("chat",), ("--accelerate", "fast"), "--accelerate is not for llama.cpp"),
         (("generate", "hi"), ("--accelerate", "fast"), "--accelerate is not for llama.cpp"),
         (("generate", "hi"), ("--head", "folder"), "--head is not for llama.cpp"),
@@ -333,6 +378,17 @@ def test_a_llama_with_an_adapter_is_refused(path: Path) -> None:
     given.lora_path = "adapter.gguf"
     with pytest.raises(DecodeError, match="has an adapter"):
         LlamaCpp(given)
+
+
+@pytest.mark.parametrize("asked", [("generate", "hi"), ("trace", "hi"), ("chat",), ("bench",)])
+def test_where_it_is_missing_the_command_says_so_before_a_model_is_loaded(
+    asked: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "llama_cpp", None)
+    models = ["no_such_file.gguf", *(["smollm2"] if smollm2_is_installed() else [])]
+    for model in models:
+        assert cli.main([*asked, "--model", model, "--engine", "llama.cpp"]) == 2
+        assert "llama-cpp-python is missing" in capsys.readouterr().err
 
 
 def test_where_it_is_missing_the_install_line_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

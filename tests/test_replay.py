@@ -623,7 +623,8 @@ def test_a_models_rows_are_asked_for_and_kept(saved: Path, tmp_path: Path, capsy
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--decoders", "generate"), "transformers' decoders are not replayed"),
+        (("--decoders", "generate"), "decoders of transformers and llama.cpp are not replayed"),
+        (("--decoders", "llama.cpp"), "decoders of transformers and llama.cpp are not replayed"),
         (("--decoders", "head@4"), "a head reads what the target holds"),
         (("--decoders", "llm"), "there is no assistant model"),
         (("--decoders", "nobody"), "no decoder has this name"),

@@ -2114,6 +2114,7 @@ TABLE: Final[dict[str, Entry]] = {
         lambda: {"tokens": (1, 2)},
     ),
     "models.bigrams_of": Entry(models.bigrams_of, lambda: {"model": llama(), "tokenizer": Words()}),
+    "models.file_of": Entry(models.file_of, lambda: {"name": "/nowhere/at/all"}),
     "models.shared_tokens": Entry(models.shared_tokens, lambda: {"target": lettered(), "drafter": lettered("b")}),
     "models.smollm2_is_installed": Entry(models.smollm2_is_installed),
     # testing
@@ -2414,7 +2415,7 @@ EXEMPT: Final[Mapping[str, str]] = {
             "replay.command.add_commands",
             "cli.main",
             *(f"chat.{name}" for name in ("Screen", "Talk", "talk")),
-            *(f"commands.{name}" for name in ("named_model", "one_sentence", "outcomes", "prompt_of")),
+            *(f"commands.{name}" for name in ("check_engine", "named_model", "one_sentence", "outcomes", "prompt_of")),
             *(f"commands.{name}" for name in ("Told", "processor_name", "version_of", "vocabulary_of")),
             *(f"corpus.{name}" for name in ("Answer", "Answers", "Progress", "Row")),
             *(f"corpus.{name}" for name in ("answer_all", "answers_in", "rate", "read_rows", "summary")),

@@ -22,18 +22,23 @@ from specflow.bench.batches import Turn, in_batches, one_by_one, turns
 from specflow.bench.batches import show as show_batches
 from specflow.bench.batches import to_json as batches_to_json
 from specflow.bench.decoders import NAMES, Decoder, Models, decoder, imported
+from specflow.bench.engines import Gguf
 from specflow.bench.measure import Plan, Run, measure, warmed_up
 from specflow.bench.prompts import OWN_PROMPTS, read_prompts, spread
 from specflow.bench.report import Absent, build, facts_of, show, to_json
 from specflow.catalogue import POLICIES, RULES
-from specflow.commands import one_sentence
+from specflow.commands import ENGINES, LLAMA_CPP, TORCH, check_engine, one_sentence, version_of
 from specflow.errors import DecodeError, said, unwrap
 from specflow.guards.checks import a, or_none, shown, whole
 from specflow.heads import load_head
-from specflow.models import SMOLLM2, DType, load, shared_tokens
+from specflow.models import SMOLLM2, DType, file_of, load, shared_tokens
 from specflow.processors import GreedyProcessor, MultinomialProcessor
 
-USUAL: Final = ("autoregressive", "suffix@cost", "generate", "hf-lookup@10")
+USUAL: Final[Mapping[str, tuple[str, ...]]] = {
+    TORCH: ("autoregressive", "suffix@cost", "generate", "hf-lookup@10"),
+    LLAMA_CPP: ("llama.cpp", "llama.cpp-lookup@10", "autoregressive", "suffix@cost"),
+}
+"""The decoders of each engine, unless others are named."""
 
 PIPED: Final = 130
 """The width of the tables where they go to a file and not to a terminal."""
@@ -48,10 +53,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add, dtypes = parser.add_argument, get_args(DType)
     names = f"names: {', '.join(NAMES)}; policies: {', '.join(POLICIES)}; rules: {', '.join(RULES)}"
     decoders = f"[model/]name[@gamma or policy][@rule] or [model/]module:function; {names}"
-    add("--decoders", nargs="+", default=list(USUAL), metavar="NAME", help=decoders)
+    add("--decoders", nargs="+", metavar="NAME", help=decoders)
     add("--baseline", metavar="NAME", help="the decoder that others are divided by (default: the first)")
     add("--model", default=SMOLLM2, help="the target: smollm2, a local path or a hub name")
     add("--dtype", choices=dtypes, default="float32")
+    engine = "what runs --model; llama.cpp runs GGUF files, and its own decoders are measured, too (docs/interop.md)"
+    add("--engine", choices=ENGINES, default=TORCH, help=engine)
     add("--assistant", metavar="MODEL", help="the drafting model of llm and hf-assistant")
     add("--assistant-dtype", choices=dtypes, help="default: as --dtype")
     add("--head", metavar="FOLDER", help="the head of head and head-chain: a folder or a hub name (docs/heads.md)")
@@ -74,10 +81,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Measure and report: 0, or 130 after Ctrl-C, which still reports. `DecodeError` for what cannot be measured."""
+    args.decoders = args.decoders or [*USUAL[args.engine]]
     _check(args)
     errors = Console(stderr=True)
     plan, absent = _planned(args, errors)
     facts = facts_of(plan, args.model)
+    if args.engine == LLAMA_CPP:
+        facts["engine"] = f"{LLAMA_CPP}, llama-cpp-python {version_of('llama-cpp-python')}"
     if args.slots is not None:
         return _compare_batches(plan, absent, args, facts, errors)
     runs, code = _measured(plan, errors)
@@ -140,6 +150,7 @@ def _check(args: argparse.Namespace) -> None:
     """Refuses, before a model is loaded, what could not be measured, and what could not be kept afterwards."""
     if args.max_new_tokens == 0:
         raise DecodeError("max_new_tokens", "there is nothing to measure", "0 tokens", "give 1 or more")
+    check_engine(args, {"--slots": args.slots, "--device": None if args.device == "cpu" else args.device})
     for name in ("max_prompt_tokens", "repeats"):
         whole(1, "give 1 or more")(name, getattr(args, name))
     or_none(whole(1, "leave it out for all prompts"))("limit", args.limit)
@@ -219,8 +230,10 @@ def _planned(args: argparse.Namespace, errors: Console) -> tuple[Plan, tuple[Abs
     models = Models(targets, assistant, shared, head, tokenizer)
     lengths = args.max_new_tokens, args.max_prompt_tokens
     plan = Plan(loaded, models, (), prompts, processor, *lengths, args.repeats, args.seed)
-    for prompt in prompts:
-        unwrap(plan.state(prompt))
+    longest = max(unwrap(plan.state(prompt)).request.limit for prompt in prompts)
+    if args.engine == LLAMA_CPP:
+        models = evolve(models, gguf=Gguf(file_of(args.model), longest))
+        plan = evolve(plan, models=models)
     present, absent = [], []
     for label in args.decoders:
         errors.print(f"warming up {label}", style="dim", markup=False, emoji=False)

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from specflow.batch import BatchPredictor
 from specflow.bench.stopwatch import Stopwatch
+from specflow.interop.llama_cpp import LlamaCpp
 from specflow.loop import unfold
 from specflow.predictors import CachedPredictor
 from specflow.processors import LogitsProcessor
@@ -27,13 +28,13 @@ T = TypeVar("T")
 class Context:
     """What a decoder is made from. Each text gets its own: an empty memo, a generator seeded by the prompt.
 
-    `target` is a predictor over `model`, whose calls are timed. `assistant` is the drafting model, if there is one, and
-    `reading` makes the predictor that it is read through; `shared` is what its vocabulary and the model's have in
-    common, None where they are one, and `assistant_tokenizer` its own.
+    `target` is a predictor over `model`, or over the GGUF file that it was made of; its passes are timed. `assistant`
+    is the drafting model, if there is one, and `reading` makes the predictor that it is read through; `shared` is what
+    its vocabulary and the model's have in common, None where they are one, and `assistant_tokenizer` its own.
     """
 
     model: Module
-    target: CachedPredictor | BatchPredictor
+    target: CachedPredictor | BatchPredictor | LlamaCpp
     processor: LogitsProcessor
     rng: Randomness
     tokenizer: PreTrainedTokenizerBase

@@ -15,20 +15,23 @@ from returns.result import safe
 from torch.nn import Module
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from specflow.bench import peers
+from specflow.batch import BatchPredictor
+from specflow.bench import llama_cpp, peers
 from specflow.bench.context import Compose, Context, Prepare, composed
+from specflow.bench.engines import Engine, Gguf, Torch
 from specflow.catalogue import DRAFTERS, POLICIES, RULES, USUAL_POLICY, Entry, Policy, Setting, step_of
 from specflow.drafters import Bigrams
 from specflow.errors import DecodeError, said
 from specflow.heads import Head, HeadPredictor
+from specflow.interop.llama_cpp import LlamaCpp
 from specflow.models import bigrams_of
-from specflow.predictors import CachedPredictor, limits_of
+from specflow.predictors import limits_of
 from specflow.randomness import Randomness
 from specflow.state import Rule, Step
 from specflow.steps import autoregressive_step
 from specflow.vocabulary import SharedTokens
 
-PEERS: Final[Mapping[str, Callable[[int | None], Prepare]]] = {
+TRANSFORMERS: Final[Mapping[str, Callable[[int | None], Prepare]]] = {
     "generate": lambda gamma: peers.generate(),
     "hf-lookup": lambda gamma: peers.generate(prompt_lookup_num_tokens=gamma or 10),
     "hf-lookup-3": lambda gamma: peers.generate(prompt_lookup_num_tokens=gamma or 10, max_matching_ngram_size=3),
@@ -36,6 +39,13 @@ PEERS: Final[Mapping[str, Callable[[int | None], Prepare]]] = {
 }
 """transformers' decoders; `hf-lookup-3` matches up to 3 tokens where transformers' default is 2."""
 
+LLAMA_CPP: Final[Mapping[str, Callable[[int | None], Prepare]]] = {
+    "llama.cpp": llama_cpp.alone,
+    "llama.cpp-lookup": llama_cpp.lookup,
+}
+"""llama.cpp's."""
+
+PEERS: Final = {**TRANSFORMERS, **LLAMA_CPP}
 
 _BIGRAMS: Final[WeakKeyDictionary[Module, Bigrams]] = WeakKeyDictionary()
 
@@ -62,11 +72,13 @@ def _drafted(
         target, processor, rng = context.target, context.processor, context.rng
         vocab_size = limits_of(context.model).vocab_size or len(context.tokenizer)
         bigrams, asked = partial(_bigrams, context), (context.model, vocab_size, context.prompt, processor, rng)
-        drafts = None if head is None or not entry.headed else HeadPredictor(head, target)
+        drafts = (
+            None if head is None or not entry.headed or isinstance(target, LlamaCpp) else HeadPredictor(head, target)
+        )
         setting = Setting(*asked, context.assistant, bigrams, context.reading, context.shared, drafts)
         drafting = make(setting)
         timed = evolve(drafting, drafter=context.timed(drafting.drafter))
-        paced = kept if isinstance(target, CachedPredictor) else partial(policy, most)
+        paced = partial(policy, most) if isinstance(target, BatchPredictor) else kept
         return step_of(timed, paced(processor.temperature, target.meter), target, processor, rng, rule(rng), (target,))
 
     return compose
@@ -81,7 +93,7 @@ NAMES: Final = ("autoregressive", *DRAFTERS, *PEERS)
 _ASSISTED: Final = frozenset({"hf-assistant", *[name for name, entry in DRAFTERS.items() if entry.assisted]})
 
 _LABEL: Final = re.compile(
-    rf"(?P<base>[a-z0-9+-]+)"
+    rf"(?P<base>[a-z0-9.+-]+)"
     rf"(@((?P<gamma>[1-9]\d{{0,17}})|(?P<policy>{'|'.join(POLICIES)})))?"
     rf"(@(?P<rule>{'|'.join(RULES)}))?"
 )
@@ -107,7 +119,8 @@ class Models:
     """The models to decode with: the one that was loaded, under "", and others made from it, by name.
 
     `assistant` and `head` draft for them. `shared` is what the assistant's vocabulary has in common with theirs, None
-    where it is the same, and `assistant_tokenizer` its own.
+    where it is the same, and `assistant_tokenizer` its own. `gguf` runs the file of the one that was loaded, where that
+    is what decodes; torch runs all others.
     """
 
     targets: Mapping[str, Module]
@@ -115,6 +128,11 @@ class Models:
     shared: SharedTokens | None = None
     head: Head | None = None
     assistant_tokenizer: PreTrainedTokenizerBase | None = None
+    gguf: Gguf | None = None
+
+    def engine(self, name: str) -> Engine:
+        """What runs a target."""
+        return Torch(self.targets[name]) if self.gguf is None or name else self.gguf
 
 
 @safe(exceptions=(DecodeError,))
@@ -123,9 +141,9 @@ def decoder(label: str, models: Models) -> Decoder:
 
     `autoregressive`; a drafter of ours (`specflow.catalogue`): `suffix`, which drafts as many tokens as pay,
     `suffix@10`, or under another policy `suffix@svip`, which drafts up to 16, and judged by another rule than `reject`,
-    `llm@5@block`; `generate`, `hf-lookup@10`, `hf-lookup-3@10`, `hf-assistant` of transformers. A function is a
-    `Compose`: it takes a `Context` and gives a `Step`. What a policy learns, what `memory` remembers, and what `tree`
-    asked the target, is kept from text to text.
+    `llm@5@block`; `generate`, `hf-lookup@10`, `hf-lookup-3@10`, `hf-assistant` of transformers; `llama.cpp` and
+    `llama.cpp-lookup@10` of llama.cpp. A function is a `Compose`: it takes a `Context` and gives a `Step`. What a
+    policy learns, what `memory` remembers, and what `tree` asked the target, is kept from text to text.
     """
     variant, _, name = label.rpartition("/")
     if variant not in models.targets:
@@ -177,10 +195,16 @@ def _prepare(name: str, variant: str, models: Models) -> Prepare:
         raise DecodeError("decoders", "there is no assistant model", base, "name one with --assistant")
     if head is None and _is_headed(name):
         raise DecodeError("decoders", "there is no head", base, "name one with --head")
+    is_gguf = isinstance(models.engine(variant), Gguf)
+    if is_gguf and _is_headed(name):
+        raise DecodeError("decoders", "llama.cpp shows nothing that a head could read", base, "leave it out")
+    if base in LLAMA_CPP and not is_gguf:
+        happened, remedy = "llama.cpp decodes its own targets only", "use --engine llama.cpp, and no model's name"
+        raise DecodeError("decoders", happened, base, remedy)
+    if base in TRANSFORMERS and (is_gguf or not isinstance(model, PreTrainedModel)):
+        happened, kind = "transformers decodes with its own models only", type(model).__name__
+        raise DecodeError("decoders", happened, "llama.cpp" if is_gguf else kind, "leave the model's name out")
     if base in PEERS:
-        if not isinstance(model, PreTrainedModel):
-            happened, kind = "transformers decodes with its own models only", type(model).__name__
-            raise DecodeError("decoders", happened, kind, "leave the model's name out")
         return PEERS[base](parts.gamma)
     if base in DRAFTERS:
         entry = DRAFTERS[base]

@@ -18,9 +18,8 @@ from specflow.bench.stopwatch import Pass, Stopwatch, clock_for
 from specflow.errors import DecodeError, said, unwrap
 from specflow.loop import start
 from specflow.models import Loaded
-from specflow.policies import CostMeter, meter_of
 from specflow.policies.meter import Clock
-from specflow.predictors import CachedPredictor, limits_of
+from specflow.predictors import limits_of
 from specflow.processors import LogitsProcessor
 from specflow.randomness import Dice
 from specflow.state import Count, DecodeState, Tokens
@@ -155,11 +154,10 @@ def measure(plan: Plan) -> Iterator[Run]:
 
 def run_one(plan: Plan, decoder: Decoder, prompt: Prompt, state: DecodeState, repeat: int) -> Run:
     """One text, measured. Its randomness depends on the plan's seed, the prompt and the repeat, not on the decoder."""
-    model = plan.models.targets[decoder.model]
+    model, engine = plan.models.targets[decoder.model], plan.models.engine(decoder.model)
     stopwatch = Stopwatch(plan.clock or clock_for(model))
-    meter = meter_of(model) if plan.clock is None else CostMeter(plan.clock)
     torch.manual_seed(plan.seed_of(prompt, repeat))
-    target, assistant = CachedPredictor(model, features=decoder.features, meter=meter), plan.models.assistant
+    target, assistant = engine.reading(decoder.features, plan.clock), plan.models.assistant
     context = Context(
         model,
         target,
@@ -173,7 +171,7 @@ def run_one(plan: Plan, decoder: Decoder, prompt: Prompt, state: DecodeState, re
         assistant_tokenizer=plan.models.assistant_tokenizer,
     )
     session = decoder.prepare(context)
-    with stopwatch.watching(model):
+    with engine.watching(stopwatch):
         began = stopwatch.clock()
         recorder = _Recorder(stopwatch, len(state.tokens), began)
         session(state, recorder)

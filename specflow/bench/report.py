@@ -27,7 +27,6 @@ from specflow.bench.summary import (
     summarise,
 )
 from specflow.commands import processor_name, version_of
-from specflow.predictors import UncachedPredictor
 from specflow.processors import GreedyProcessor
 from specflow.state import Tokens
 
@@ -84,12 +83,12 @@ def build(plan: Plan, runs: Sequence[Run], baseline: str, absent: Iterable[Absen
 def _identities(plan: Plan, runs: Sequence[Run], models: Mapping[str, str], baseline: str) -> dict[str, Identity]:
     if baseline not in models or not isinstance(plan.processor, GreedyProcessor):
         return {}
-    predictor = UncachedPredictor(plan.models.targets[models[baseline]])
+    engine = plan.models.engine(models[baseline])
     prompts = {prompt.question_id: prompt for prompt in plan.prompts}
 
     def margin(question_id: int, output: Tokens) -> float:
         text = plan.state(prompts[question_id]).unwrap().tokens + output
-        best, second = predictor(text, ())[0].float().topk(2).values.tolist()
+        best, second = engine.row(text).float().topk(2).values.tolist()
         return float(best - second)
 
     return {label: identity(runs, label, baseline, margin) for label in models if label != baseline}

@@ -56,7 +56,7 @@ class Stopwatch:
 
     def watching(self, target: Module) -> AbstractContextManager[None]:
         """Every call of `target` within the block becomes a `Pass`. Afterwards the model is as it was."""
-        return _each_call(target, self.clock, self._passed)
+        return _each_call(target, self.clock, self.passed)
 
     def watching_assistant(self, assistant: Module) -> AbstractContextManager[None]:
         """Every call of `assistant` within the block is drafting: for decoders whose drafter cannot be wrapped."""
@@ -66,19 +66,18 @@ class Stopwatch:
         """The same drafter, of chains or of trees; the time inside it is added to `drafting`."""
 
         def stream(tokens: Tokens) -> Iterator[T]:
-            proposals = self._drafting(lambda: drafter(tokens))
-            yield from iter(lambda: self._drafting(lambda: next(proposals, None)), None)
+            proposals = self.while_drafting(lambda: drafter(tokens))
+            yield from iter(lambda: self.while_drafting(lambda: next(proposals, None)), None)
 
         return stream
 
-    def _passed(self, fed: int, seconds: float) -> None:
+    def passed(self, fed: int, seconds: float) -> None:
+        """A pass of the target, unless a drafter has asked for it."""
         if not self._inside:
             self.passes.append(Pass(fed, seconds))
 
-    def _drafted(self, fed: int, seconds: float) -> None:
-        self.drafting += seconds
-
-    def _drafting(self, work: Callable[[], T]) -> T:
+    def while_drafting(self, work: Callable[[], T]) -> T:
+        """What `work` returns; its time is added to `drafting`."""
         # Not a context manager: its own time, at each proposal, would count as specflow's.
         began, self._inside = self.clock(), True
         try:
@@ -86,6 +85,9 @@ class Stopwatch:
         finally:
             self._inside = False
             self.drafting += self.clock() - began
+
+    def _drafted(self, fed: int, seconds: float) -> None:
+        self.drafting += seconds
 
 
 @contextmanager

@@ -85,11 +85,10 @@ class LlamaCpp:
     _lock: Lock = field(init=False, factory=Lock, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        try:
-            from llama_cpp import Llama, llama_cpp  # noqa: PLC0415 - it may be missing
-            from llama_cpp._internals import LlamaContext  # noqa: PLC0415
-        except ImportError as error:
-            raise DecodeError("source", "llama-cpp-python is missing", said(error), f"run `{INSTALL}`") from error
+        check_installed()
+        from llama_cpp import Llama, llama_cpp  # noqa: PLC0415 - it may be missing
+        from llama_cpp._internals import LlamaContext  # noqa: PLC0415
+
         given: object = self.source
         if isinstance(given, Llama):
             model, settings, context = _lent(given)
@@ -272,6 +271,14 @@ class LlamaCpp:
         self._read = _Read()
         if self._context.ctx is not None:
             llama_cpp.llama_memory_clear(self._context.memory, True)
+
+
+def check_installed() -> None:
+    """`DecodeError` where llama-cpp-python is missing."""
+    try:
+        import llama_cpp  # noqa: F401, PLC0415
+    except ImportError as error:
+        raise DecodeError("source", "llama-cpp-python is missing", said(error), f"run `{INSTALL}`") from error
 
 
 def _lent(llama: Llama) -> tuple[LlamaModel, llama_context_params, int]:

@@ -197,6 +197,12 @@ class Reader:
         """What a pass over ids of shape `tokens` returns, and their features where they are wanted."""
         return (run(()), None) if self.taps is None else self.taps(run, tokens)
 
+    @contextmanager
+    def at_rest(self) -> Iterator[None]:
+        """Nobody else runs the model in the block; it is in evaluation mode, and without gradients."""
+        with self.guard, torch.no_grad(), _evaluating(self.watch.training):
+            yield
+
     def _afresh(self, tokens: Tokens, last: int) -> Pass:
         arguments: dict[str, object] = {} if self.cache_name is None else {"use_cache": False}
         output, features = self._run(self.ids([tokens]), last, arguments)

@@ -27,6 +27,7 @@ from specflow.caches import LossyCache, Past, capacity, is_empty, offloads
 from specflow.errors import DecodeError
 from specflow.guards.finite import checked
 from specflow.paths import Rows, path_by_path
+from specflow.predictors.company import refuse_company
 from specflow.predictors.reader import Reader, config_of, context_of, embedded_of, soft_prompt_of
 from specflow.predictors.watch import Look
 from specflow.state import TEXT, Proposal, Tokens
@@ -204,7 +205,8 @@ class Trials:
     device, implementation of attention and set of adapters, whoever asks. What went wrong is tried again when the
     weights have changed. Caches of the user's are tried for each predictor.
 
-    `DecodeError` for a model that cannot read ids alone, and for one whose logits depend on what it read before.
+    `DecodeError` for a model that cannot read ids alone, for one whose logits depend on what it read before, and for
+    one with a layer whose rows depend on the others in their pass.
     """
 
     caches: Caches
@@ -307,12 +309,15 @@ class Trials:
         are differences of logits, relative to the largest logit. A feeding is right whose error is of the order of
         rounding (8 ε of the dtype, or of fp32), or at most ten times that of the best of them; the first such is taken.
         None is right where all errors are above `error_bound`. A fault that this text does not bring out is not found.
-        `DecodeError` for a model that remembers what it read and does not forget it.
+        `DecodeError` for a model that remembers what it read and does not forget it, and for one with a linear layer
+        whose rows depend on each other.
         """
         further = [horizon for horizon in self.horizons if horizon - over >= SHORTEST and (over or not self._crosses)]
         total = min([over + LENGTH, self.room, *further])
         if total - over < 2:
             return Regime(over, FORGETFUL, carries=False)
+        if not over:
+            refuse_company(self.reader)
         text, bound = self.text(total), error_bound(self.reader.dtype)
         beginning = text[: over + max(1, (total - over) // 4)]
         shorter = len(beginning) - over

@@ -53,7 +53,7 @@ OFTEN: Final = 30.0
 
 NOT_RECORDED: Final = 130
 
-PEER: Final = "transformers' decoders are not replayed"
+PEER: Final = "decoders of transformers and llama.cpp are not replayed"
 
 _decoding: Final = partial(one_sentence, "model", "the model cannot be read", "try another --dtype")
 

@@ -1,10 +1,12 @@
 """What specflow uses of llama.cpp's Python binding, which is not typed and not installed with specflow's own tools."""
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+
+import numpy
+from numpy.typing import NDArray
 
 from llama_cpp._internals import LlamaModel
 from llama_cpp.llama_cpp import llama_context_params
-from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
 
 from llama_cpp import llama_cpp as llama_cpp
 
@@ -12,6 +14,8 @@ class Llama:
     _model: LlamaModel
     context_params: llama_context_params
     lora_path: str | None
+    model_path: str
+    draft_model: Callable[[NDArray[numpy.intc]], NDArray[numpy.intc]] | None
     def __init__(
         self,
         model_path: str,
@@ -23,7 +27,6 @@ class Llama:
         n_threads: int | None = ...,
         n_threads_batch: int | None = ...,
         logits_all: bool = ...,
-        draft_model: LlamaPromptLookupDecoding | None = ...,
         verbose: bool = ...,
     ) -> None: ...
     n_tokens: int

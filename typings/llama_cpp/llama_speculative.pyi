@@ -1,2 +1,6 @@
+import numpy
+from numpy.typing import NDArray
+
 class LlamaPromptLookupDecoding:
     def __init__(self, max_ngram_size: int = ..., num_pred_tokens: int = ...) -> None: ...
+    def __call__(self, input_ids: NDArray[numpy.intc], /) -> NDArray[numpy.intc]: ...
