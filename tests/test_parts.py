@@ -397,10 +397,11 @@ def test_on_the_host_a_law_of_ours_is_made_when_it_is_asked_for_and_is_the_same(
     scored.law(TEXT), scored.law(0), scored.law(TEXT)
     assert made == [1, 1]
     laws = processor.laws((1, 2, 3, 4, 5, 6), scored.logits)
-    for i in range(TEXT, 4):
+    for i, expected in zip(range(TEXT, 4), laws, strict=True):
         law = scored.law(i)
         assert isinstance(law, Categorical)
-        assert torch.equal(law.probs, laws[i + 1].probs)
+        assert isinstance(expected, Categorical)
+        assert torch.equal(law.probs, expected.probs)
 
 
 @pytest.mark.parametrize(
