@@ -81,7 +81,7 @@ class BannedWords:
     As transformers' `NoBadWordsLogitsProcessor` has it. A word that begins a line and one in a sentence are other ids.
 
     >>> from specflow import GreedyProcessor
-    >>> tuple(BannedWords(GreedyProcessor(), [(0, 1)]).laws((2, 0), torch.tensor([[0.0, 3.0, 0.0], [0.0, 3.0, 2.0]])))
+    >>> BannedWords(GreedyProcessor(), [(0, 1)]).laws((2, 0), torch.tensor([[0.0, 3.0, 0.0], [0.0, 3.0, 2.0]]))
     (PointMass(token=1), PointMass(token=2))
     """
 
@@ -110,7 +110,7 @@ class RequiredWords:
 
     >>> from specflow import GreedyProcessor
     >>> required = RequiredWords(GreedyProcessor(), [(0, 1)], stop=(2,), begins=1)
-    >>> tuple(required.laws((2, 0, 1), torch.tensor([[0.0, 1.0, 2.0]] * 3)))
+    >>> required.laws((2, 0, 1), torch.tensor([[0.0, 1.0, 2.0]] * 3))
     (PointMass(token=1), PointMass(token=1), PointMass(token=2))
     """
 
@@ -133,7 +133,7 @@ class MinLength:
 
     >>> from specflow import GreedyProcessor
     >>> long = MinLength(GreedyProcessor(), 1, stop=(1,), begins=1)
-    >>> tuple(long.laws((0, 0), torch.tensor([[0.0, 1.0], [0.0, 1.0]])))
+    >>> long.laws((0, 0), torch.tensor([[0.0, 1.0], [0.0, 1.0]]))
     (PointMass(token=0), PointMass(token=1))
     """
 
@@ -207,7 +207,7 @@ class FrequencyPenalty:
     """Takes `penalty` from a token's logit for each time that it stands after position `begins`.
 
     >>> from specflow import GreedyProcessor
-    >>> tuple(FrequencyPenalty(GreedyProcessor(), 1.0).laws((1, 1), torch.tensor([[0.0, 1.5], [0.0, 1.5]])))
+    >>> FrequencyPenalty(GreedyProcessor(), 1.0).laws((1, 1), torch.tensor([[0.0, 1.5], [0.0, 1.5]]))
     (PointMass(token=1), PointMass(token=0))
     """
 
@@ -227,7 +227,7 @@ class PresencePenalty:
     """Takes `penalty` from a token's logit where it stands after position `begins`, however often.
 
     >>> from specflow import GreedyProcessor
-    >>> tuple(PresencePenalty(GreedyProcessor(), 1.0).laws((1, 1), torch.tensor([[0.0, 1.5], [0.0, 1.5]])))
+    >>> PresencePenalty(GreedyProcessor(), 1.0).laws((1, 1), torch.tensor([[0.0, 1.5], [0.0, 1.5]]))
     (PointMass(token=1), PointMass(token=1))
     """
 
