@@ -46,21 +46,12 @@ def features_of(showing: ReadsFeatures, tokens: Tokens, last: int, parameter: st
 
 
 def laws_of(processor: Processor, tokens: Tokens, logits: Tensor) -> Laws:
-    """What the processor answers, each law looked at when it is asked for, and made then where that saves work.
+    """What the processor answers, each law looked at when it is asked for.
 
     Laws on a device are looked at where a number of theirs arrives. A tuple of those stays one, to be drawn from at
     once.
     """
-    rows = len(logits)
-    quick = (
-        isinstance(processor, LogitsProcessor)
-        and type(processor).laws is LogitsProcessor.laws
-        and type(processor).__call__ is LogitsProcessor.__call__
-    )
-    if quick and rows > 1 and is_near(logits):  # each law is of its row alone, and after a refusal nobody asks
-        laws: Laws = Lazily(rows, lambda row: processor.laws(tokens, logits[row : row + 1])[0])
-    else:
-        laws = processor.laws(tokens, logits)
+    laws, rows, quick = processor.laws(tokens, logits), len(logits), _is_ours(processor)
     if quick and isinstance(laws, tuple) and {type(law) for law in laws} == {PointMass}:
         return laws  # each is an index of its row
     # A function that was made a processor is known by its own name.
@@ -84,6 +75,21 @@ def laws_of(processor: Processor, tokens: Tokens, logits: Tensor) -> Laws:
     if isinstance(laws, tuple) and any(isinstance(law, Categorical) and not is_near(law.probs) for law in laws):
         return tuple([checked(row) for row in range(rows)])
     return Lazily(rows, checked)
+
+
+def laws_when_asked(processor: Processor, tokens: Tokens, logits: Tensor) -> Laws:
+    """The same, and on the host our own processors make a law only then: after a refusal nobody asks."""
+    if len(logits) == 1 or not is_near(logits) or not _is_ours(processor):
+        return laws_of(processor, tokens, logits)
+    first = len(tokens) - len(logits) + 1
+    return Lazily(len(logits), lambda row: laws_of(processor, tokens[: first + row], logits[row : row + 1])[0])
+
+
+def _is_ours(processor: Processor) -> bool:
+    """Whether each law is a softmax, or an index, of its row alone."""
+    kind = type(processor)
+    ours = LogitsProcessor
+    return issubclass(kind, ours) and kind.laws is ours.laws and kind.__call__ is ours.__call__
 
 
 def _is_softmax(law: Distribution) -> bool:

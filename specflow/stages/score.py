@@ -6,7 +6,7 @@ from typing import final
 
 from attrs import field, frozen
 
-from specflow.asked import fits, laws_of, rows_of
+from specflow.asked import fits, laws_when_asked, rows_of
 from specflow.errors import DecodeError
 from specflow.guards.checks import calls, does, is_id, shown, valid
 from specflow.laws import Laws
@@ -46,6 +46,6 @@ class Score:
 
         def make(way: tuple[int, ...]) -> Laws:
             # Of the logits alone: with a hold on what is returned this would be a cycle, which keeps them alive.
-            return laws_of(self.processor, drafted.text(way[-1]), rows_along(logits, way))
+            return laws_when_asked(self.processor, drafted.text(way[-1]), rows_along(logits, way))
 
         return Scored(drafted, logits, make)
