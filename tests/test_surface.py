@@ -2379,10 +2379,8 @@ EXEMPT: Final[Mapping[str, str]] = {
     **dict.fromkeys(
         ("testing.enumeration.Branch", "testing.enumeration.Law", "testing.enumeration.Noise"), ON_BRANCHES
     ),
-    **{
-        f"asked.{name}": ON_ANSWERS
-        for name in ("rows_of", "features_of", "looked_at", "laws_of", "accepts", "stream_of", "proposal_of", "fits")
-    },
+    **{f"asked.{name}": ON_ANSWERS for name in ("rows_of", "features_of", "looked_at", "laws_of", "laws_when_asked")},
+    **{f"asked.{name}": ON_ANSWERS for name in ("accepts", "stream_of", "proposal_of", "fits")},
     "state.rows_along": ON_ANSWERS,
     "trees.no_draft": ON_ANSWERS,
     **dict.fromkeys(
