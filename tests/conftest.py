@@ -10,6 +10,8 @@ from pathlib import Path
 from time import process_time
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Ray reads these as it is loaded, by whichever test comes first. Without a token its cluster would write one at home.
+os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "ab" * 32, "RAY_USAGE_STATS_ENABLED": "0"}
 
 import pytest
 import torch

@@ -7,7 +7,6 @@ import os
 import pty
 import sys
 import tomllib
-from importlib import import_module
 from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
@@ -103,13 +102,6 @@ def test_a_terminal_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, capsys: p
 
 
 # The doctor.
-
-
-@pytest.fixture(autouse=True)
-def _ray_stays_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray reads its settings as it is loaded, and the tests of clusters set some: here it is not loaded."""
-    own = import_module
-    monkeypatch.setattr(doctor, "import_module", lambda name: sys if name == "ray" else own(name))
 
 
 def examined(capsys: pytest.CaptureFixture[str]) -> dict[str, dict[str, object]]:

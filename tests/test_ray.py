@@ -92,32 +92,26 @@ def _patient() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def cluster() -> Iterator[str]:
     """A local cluster, and its address: without a dashboard and statistics, and leaving nothing at home.
 
     Ray counts processors: two actors, one that knows the checkpoints, and one task that reads or writes.
     """
     if find_spec("ray") is None:
         pytest.skip("ray is not installed: pip install 'specflow[ray]'")
-    with pytest.MonkeyPatch.context() as patch:
-        token = tmp_path_factory.mktemp("ray") / "token"
-        token.write_text("ab" * 32)
-        patch.setenv("RAY_AUTH_MODE", "token")
-        patch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        import ray  # noqa: PLC0415 - an extra, which reads its settings as it is loaded
+    import ray  # noqa: PLC0415 - an extra
 
-        context = ray.init(
-            num_cpus=4,
-            object_store_memory=80 * 2**20,
-            include_dashboard=False,
-            log_to_driver=False,
-            runtime_env={"env_vars": {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}},
-            _memory=4 * 2**30,
-        )
-        ray.data.DataContext.get_current().enable_progress_bars = False
-        yield context.address_info["address"]
-        ray.shutdown()
+    context = ray.init(
+        num_cpus=4,
+        object_store_memory=80 * 2**20,
+        include_dashboard=False,
+        log_to_driver=False,
+        runtime_env={"env_vars": {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}},
+        _memory=4 * 2**30,
+    )
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    yield context.address_info["address"]
+    ray.shutdown()
 
 
 def decoded(make: Callable[[], DecodeRow]) -> dict[object, Tokens]:
