@@ -200,7 +200,8 @@ class Reader:
     @contextmanager
     def at_rest(self) -> Iterator[None]:
         """Nobody else runs the model in the block; it is in evaluation mode, and without gradients."""
-        with self.guard, torch.no_grad(), _evaluating(self.watch.training):
+        training = self.watch.training
+        with self.guard, torch.no_grad(), _evaluating(training) if training else nullcontext():
             yield
 
     def _afresh(self, tokens: Tokens, last: int) -> Pass:
@@ -219,8 +220,7 @@ class Reader:
             with self._untracked(ids.shape[-1]):
                 return self.model(ids, **arguments)
 
-        training = self.watch.training
-        with self.guard, torch.no_grad(), _evaluating(training) if training else nullcontext():
+        with self.at_rest():
             try:
                 return self.tapped(run, ids.shape)
             except IndexError as error:
