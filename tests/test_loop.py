@@ -142,8 +142,12 @@ def test_drafts_behind_a_stop_are_not_counted() -> None:
 
 
 def test_a_tally_is_a_monoid() -> None:
-    a, b, c = Tally(1, (("x", Count(2, 1)),)), Tally(2, (("y", Count(3, 3)),)), Tally(0, (("x", Count(1, 0)),))
-    assert (a + b) + c == a + (b + c)
+    a, b, c = (
+        Tally(1, (("x", Count(2, 1)),), (1, 1), (1,)),
+        Tally(2, (("y", Count(3, 3)),), (1, 1, 1), (1, 1, 1)),
+        Tally(0, (("x", Count(1, 0)),), (1,)),
+    )
+    assert (a + b) + c == a + (b + c) == Tally(3, (("x", Count(3, 1)), ("y", Count(3, 3))), (3, 2, 1), (2, 1, 1))
     assert a + Tally() == a == Tally() + a
     assert Tally().acceptance_rate == 0.0
 

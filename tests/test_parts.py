@@ -354,6 +354,13 @@ def test_logits_that_are_all_masked_are_refused(processor: LogitsProcessor, step
         decode(STEPS[step](processor))
 
 
+@pytest.mark.parametrize("i", range(TEXT, 4))
+def test_a_law_that_is_made_later_names_its_own_place(i: int) -> None:
+    scored = Score(target, Masked(1.0))(Drafted(start([1, 2], 8).unwrap(), chain((3, 4, 5, 6))))
+    with pytest.raises(DecodeError, match=f"not valid: received NaN after the token at position {2 + i}"):
+        scored.law(i)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("bad", [[NAN] * V, [0, 1, NAN, 2, 0, 0, 0, 0], [-INF] * V, [0, INF, 0, 0, 0, 0, 0, 0]])
 @pytest.mark.parametrize("sign", [1.0, -1.0])

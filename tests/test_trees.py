@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from itertools import islice, takewhile
@@ -159,6 +160,19 @@ def test_a_record_of_drafts_knows_how_they_hang_together(drafts: tuple[Proposal,
         trunk = drafted.trunk(i)
         assert trunk[0] == i
         assert [drafted.children(here)[:1] for here in trunk] == [(below,) for below in trunk[1:]] + [()]
+
+
+@pytest.mark.parametrize(
+    ("q", "what"),
+    [
+        (PointMass(2), "certainty of token 2"),
+        (Categorical(torch.ones(1)), "1 probabilities"),
+        (Categorical(torch.tensor([0.5, 0.0, 0.5])), "q(1) = 0"),
+    ],
+)
+def test_a_law_that_cannot_draw_the_token_is_refused(q: PointMass | Categorical, what: str) -> None:
+    with pytest.raises(DecodeError, match=re.escape(f"received {what}")):
+        Proposal(1, q)
 
 
 def test_behind_a_stop_token_no_draft_follows() -> None:
