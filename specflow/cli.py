@@ -491,16 +491,25 @@ def _decoding(
         loaded.check_template()
     slots = min(args.slots or SLOTS, len(rows))
 
-    def read(model: Module, features: tuple[int, ...] | None) -> BatchPredictor:
-        return BatchPredictor(model, slots, features=features)
+    def begun(row: Row) -> DecodeState:
+        ids = loaded.ids if args.raw else loaded.chat
+        tokens = ids(row.asked) if isinstance(row.asked, str) else loaded.conversation(row.asked)
+        return _started(loaded, tokens, args.max_new_tokens)
+
+    def read(model: Module, features: tuple[int, ...] | None) -> BatchPredictor | LlamaCpp:
+        if args.engine == TORCH:
+            return BatchPredictor(model, slots, features=features)
+        lengths = [1]
+        for row in rows:
+            with suppress(DecodeError):  # it is told when the row's turn comes
+                lengths.append(begun(row).request.limit)
+        return LlamaCpp(file_of(args.model), max(lengths), slots=slots)
 
     step_for = steps.over(loaded, _grammar(args, loaded), read, cache(partial(BatchPredictor, slots=slots)))
     progress.begin()
 
     def decode(row: Row) -> Answer:
-        ids = loaded.ids if args.raw else loaded.chat
-        tokens = ids(row.asked) if isinstance(row.asked, str) else loaded.conversation(row.asked)
-        state, seed = _started(loaded, tokens, args.max_new_tokens), seeds[row.id]
+        state, seed = begun(row), seeds[row.id]
         end: DecodeState | Finished = state
         for new, end in outcomes(step_for(state, seed, None), state, loaded):  # noqa: B007 - the last
             progress.decoded(len(new))
@@ -525,7 +534,7 @@ def _check(args: argparse.Namespace, drafts: str, judges: str) -> None:
         raise DecodeError("gamma", "gamma is beyond the longest text", args.gamma, "draft fewer tokens")
     _check_drafter(args, drafts)
     accelerate = None if args.accelerate == "no" else args.accelerate
-    check_engine(args, {"--head": args.head, "--accelerate": accelerate, "--file": args.file})
+    check_engine(args, {"--head": args.head, "--accelerate": accelerate})
     if args.seed is not None and judges not in COUPLED:
         happened, remedy = "a seed has no text of its own under this rule", f"use --rule {' or '.join(COUPLED)}"
         raise DecodeError("rule", happened, judges, remedy)

@@ -17,6 +17,7 @@ from attrs import frozen
 
 from specflow.batch import BatchPredictor, Shared, many, ragged
 from specflow.batch import hub as hubs
+from specflow.batch.sharing import Waiting
 from specflow.caches import Row, Shelf
 from specflow.predictors.memo import Memo, Memos
 from tests import test_batch as batch
@@ -293,14 +294,14 @@ MUTANTS: Final = (
     ),
     BatchMutant(
         "one prompt read by each of its samples",
-        BatchPredictor._is_being_read,
-        "return bool(reading)",
+        Waiting.waits,
+        "return bool(ahead)",
         "return False",
         batch.test_one_prompt_of_many_samples_is_read_once,
     ),
     BatchMutant(
         "a prompt awaited again and again that there is no room for",
-        BatchPredictor._is_being_read,
+        Waiting.waits,
         "self._waited.add(asked)",
         "pass",
         batch.test_nobody_waits_again_for_a_prefix_that_there_is_no_room_to_keep,

@@ -67,9 +67,13 @@ def write_gguf(
     arch: str = "llama",
     more: Mapping[str, Tensor] | None = None,
     without: Sequence[str] = (),
+    numbers: Mapping[str, int] | None = None,
     **fields: str,
 ) -> Path:
-    """A llama at `path`, with `more` tensors and `without` some, and `fields` of texts, of `name_of_field`."""
+    """A llama at `path`, with `more` tensors and `without` some, `numbers`, and `fields` of texts, of `name_of_field`.
+
+    Numbers belong to the architecture.
+    """
     writer = GGUFWriter(path, arch)
     writer.add_name("tiny")
     writer.add_vocab_size(model.config.vocab_size)
@@ -92,6 +96,8 @@ def write_gguf(
     writer.add_bos_token_id(END)
     writer.add_add_bos_token(False)
     writer.add_chat_template(TEMPLATE)
+    for name, number in (numbers or {}).items():
+        writer.add_uint32(f"{arch}.{name}", number)
     for name, text in fields.items():
         writer.add_string(name.replace("_", "."), text)
     tensors = {**tensors_of(model), **(more or {})}
@@ -103,3 +109,41 @@ def write_gguf(
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def write_recurrent(path: Path, seed: int = 0) -> Path:
+    """A Mamba of random weights, whose state cannot go back."""
+    random, wide, state, rank, kernel = torch.Generator().manual_seed(seed), 64, 4, 2, 4
+    sizes = {
+        "attn_norm.weight": (32,),
+        "ssm_in.weight": (2 * wide, 32),
+        "ssm_conv1d.weight": (wide, kernel),
+        "ssm_conv1d.bias": (wide,),
+        "ssm_x.weight": (rank + 2 * state, wide),
+        "ssm_dt.weight": (wide, rank),
+        "ssm_dt.bias": (wide,),
+        "ssm_a": (wide, state),
+        "ssm_d": (wide,),
+        "ssm_out.weight": (32, wide),
+    }
+    drawn = {
+        f"blk.{i}.{name}": torch.randn(size, generator=random) * 0.3 for i in range(2) for name, size in sizes.items()
+    }
+    layers = {name: -weight.exp() if name.endswith("ssm_a") else weight for name, weight in drawn.items()}
+    numbers = {"conv_kernel": kernel, "inner_size": wide, "state_size": state, "time_step_rank": rank}
+    model = llama(seed)
+    return write_gguf(
+        path,
+        model,
+        arch="mamba",
+        more=layers,
+        without=[name for name in tensors_of(model) if name.startswith("blk.")],
+        numbers={f"ssm.{name}": number for name, number in numbers.items()},
+    )
+
+
+def write_windowed(path: Path, window: int, seed: int = 0) -> Path:
+    """A Gemma 2 of random weights, every other layer of which sees `window` tokens."""
+    norms = [f"blk.{i}.{name}.weight" for i in range(2) for name in ("post_attention_norm", "post_ffw_norm")]
+    more, numbers = dict.fromkeys(norms, torch.ones(32)), {"attention.sliding_window": window}
+    return write_gguf(path, llama(seed), arch="gemma2", more=more, without=["output.weight"], numbers=numbers)

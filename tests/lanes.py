@@ -105,9 +105,10 @@ SLOW: Final = frozenset({
     "architectures", "batch", "batch_laws", "batch_mutants", "beam", "bench", "caches", "captured", "chances",
     "chat", "cli", "commands", "composing", "conformance", "converted", "copies", "corpus", "device", "distill",
     "early", "edges", "examples", "features", "gallery", "grammars", "interop", "interop_generate",
-    "interop_processors", "llama_cpp", "lm_eval", "lookup", "matrix", "models", "ngram", "notebooks", "one_seed",
-    "random_models", "ray", "replay", "seed_and_clock", "seeds", "server", "site", "spec", "spec_paths", "storage",
-    "surface", "trace", "transactions", "typing", "untouched", "vocabularies", "wrappers",
+    "interop_processors", "llama_cpp", "llama_cpp_batch", "lm_eval", "lookup", "matrix", "models", "ngram",
+    "notebooks", "one_seed", "random_models", "ray", "replay", "seed_and_clock", "seeds", "server", "site",
+    "spec", "spec_paths", "storage", "surface", "trace", "transactions", "typing", "untouched",
+    "vocabularies", "wrappers",
 })  # fmt: skip
 """Files without a quick test: they decode a lot, load real models or start processes."""
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from io import BytesIO, TextIOWrapper
 from itertools import islice
 from pathlib import Path
@@ -78,9 +79,19 @@ def forgetting(path: Path) -> Predictor:
     return fresh  # type: ignore[return-value] # a tuple is what it is given
 
 
-def never_back(memory: object, sequence: int, start: int, end: int) -> bool:
-    """What llama.cpp says of going back where a state is recurrent."""
-    return False
+@contextmanager
+def never_back() -> Iterator[None]:
+    """llama.cpp goes back to nothing but the beginning, as it does where a state is recurrent."""
+    from llama_cpp import llama_cpp  # noqa: PLC0415
+
+    remove = llama_cpp.llama_memory_seq_rm
+
+    def refusing(memory: object, sequence: int, start: int, end: int) -> bool:
+        return start <= 0 and remove(memory, sequence, start, end)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(llama_cpp, "llama_memory_seq_rm", refusing)
+        yield
 
 
 @needs_it
@@ -107,10 +118,10 @@ def test_its_memory_changes_no_answer(seed: int, target: LlamaCpp, path: Path) -
 
 
 @needs_it
-def test_what_cannot_go_back_is_read_anew(target: LlamaCpp, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    target._reads_trees = False
-    monkeypatch.setattr("llama_cpp.llama_cpp.llama_memory_seq_rm", never_back)
-    report = conformance(through_trees(target, V), forgetting(path), V, tolerance=1e-4, steps=40)
+def test_what_cannot_go_back_is_read_anew(target: LlamaCpp, path: Path) -> None:
+    target._widest = 1
+    with never_back():
+        report = conformance(through_trees(target, V), forgetting(path), V, tolerance=1e-4, steps=40)
     assert report.holds, report
 
 
@@ -127,16 +138,15 @@ def test_its_meter_hears_of_all_passes_but_those_that_read_a_prompt(
 ) -> None:
     target, heard = LlamaCpp(lent(path), leaves=2), list[int]()
     monkeypatch.setattr(CostMeter, "note", lambda meter, k, seconds: heard.append(k))
-    if not goes_back:
-        target._reads_trees = False
-        monkeypatch.setattr("llama_cpp.llama_cpp.llama_memory_seq_rm", never_back)
+    target._widest = 2 if goes_back else 1
     wide = [Proposal(i, parent=TEXT) for i in range(5)]
     other = tuple(range(100, 140))
-    for tokens, drafts in (((5, 6, 7), ()), ((5, 6, 7, 8), chain(range(20))), ((5, 6, 7, 8, 9), wide), (other, ())):
-        target(tokens, drafts)
-    assert heard == [21, 6]
-    target((*other, 3), ())
-    assert heard == [21, 6, 1]
+    with nullcontext() if goes_back else never_back():
+        for tokens, drafts in (((5, 6, 7), ()), ((5, 6, 7, 8), chain(range(20))), ((5, 6, 7, 8, 9), wide), (other, ())):
+            target(tokens, drafts)
+        assert heard == [21, 6]
+        target((*other, 3), ())
+        assert heard == [21, 6, 1]
 
 
 @needs_it
@@ -316,12 +326,10 @@ def test_the_benchmark_measures_it_beside_llama_cpps_own_decoders(
         (("trace", "hi"), ("--model", "some/model"), "llama.cpp runs GGUF files"),
         (("chat",), ("--model", "tests"), "llama.cpp runs GGUF files"),
         (("bench",), ("--model", "some/model"), "llama.cpp runs GGUF files"),
-        (("bench",), ("--slots", "2"), "--slots is not for llama.cpp"),
         (("bench",), ("--device", "cuda"), "--device is not for llama.cpp"),
         (("chat",), ("--accelerate", "fast"), "--accelerate is not for llama.cpp"),
         (("generate", "hi"), ("--accelerate", "fast"), "--accelerate is not for llama.cpp"),
         (("generate", "hi"), ("--head", "folder"), "--head is not for llama.cpp"),
-        (("generate",), ("--file", "prompts.jsonl", "--out", "answers.jsonl"), "--file is not for llama.cpp"),
     ],
 )
 def test_the_command_refuses_what_it_cannot_do(

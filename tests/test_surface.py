@@ -2299,6 +2299,7 @@ EXEMPT: Final[Mapping[str, str]] = {
             "accelerate.build.Given",
             "accelerate.build.NotAccelerated",
             "batch.hub.Reads",
+            "batch.many.Metered",
             "drafters.followers.Followers",
             "interop.streaming.Streamer",
             "laws.Laws",

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from hashlib import sha256
+from typing import Protocol
 
 import numpy
 from numpy.typing import NDArray
@@ -22,13 +23,31 @@ from specflow.guards.ids import stops_of
 from specflow.loop import SPEC_NAMES, run, start
 from specflow.policies import CostAware, CostMeter, meter_of
 from specflow.policies.meter import Clock
-from specflow.predictors import limits_of
 from specflow.processors import GreedyProcessor, Processor
+from specflow.protocols import Limits, checked_limits
 from specflow.randomness import Dice, SharedNoise
 from specflow.stages import Match, Reject
-from specflow.state import DecodeState, Drafter, Finished, Step
+from specflow.state import DecodeState, Drafter, Finished, Proposal, Step, Tokens
 from specflow.steps import constrained_step, seed_coupled_step, speculative_step
 from specflow.vocabulary import SharedTokens, shared_vocabulary
+
+
+class Metered(Protocol):
+    """A predictor that tells what a text can take and what its passes do, as `BatchPredictor` and `LlamaCpp`."""
+
+    @property
+    def limits(self) -> Limits:
+        """What a text can take."""
+        ...
+
+    @property
+    def meter(self) -> CostMeter:
+        """What hears how long its passes take."""
+        ...
+
+    def __call__(self, tokens: Tokens, drafts: Sequence[Proposal], /) -> Tensor:
+        """Logits [n + 1, V] after `tokens`, and after them and the path down to each of the n drafts."""
+        ...
 
 
 def seed_of(seed: int, number: int | str) -> int:
@@ -47,7 +66,7 @@ def _nothing(number: int, end: Finished) -> None:
 
 def generate_many(
     prompts: Iterable[Sequence[int] | Tensor | NDArray[numpy.integer]],
-    target: Module,
+    target: Module | Metered,
     drafter: Module | None = None,
     gamma: int = 10,
     logits_processor: Processor = GreedyProcessor(),
@@ -66,7 +85,7 @@ def generate_many(
     independently.
 
     prompts: rows of ids, each of at least one.
-    target: a causal language model.
+    target: a causal language model, or a predictor with as many slots, such as `LlamaCpp(file, slots=8)`.
     drafter: a smaller model; None drafts what repeats in the text itself.
     gamma: the most tokens that are drafted a step, 1 or more; how many pay in a batch is measured (`CostAware`).
     logits_processor: which law tokens are drawn from, and how.
@@ -77,7 +96,7 @@ def generate_many(
     progress: hears of each text that has ended, and of its number, as it ends.
     clock: seconds, to measure how many drafts pay; None measures on from what earlier calls measured. Where several
         processes share a target, all must hear the same, or they draft differently and their passes do not meet:
-        `examples/tensor_parallel.py`.
+        `examples/tensor_parallel.py`. A predictor has a meter of its own, with its clock.
     grammar: what each text obeys after its prompt; it ends at `eos_tokens_id`, too. Texts are drafted with what it
         leaves no choice about. At the length limit a text may be incomplete: `grammar.after(prompt).is_complete`.
     shared: what the drafter's vocabulary and the target's have in common, `models.shared_tokens`; None where they are
@@ -92,7 +111,6 @@ def generate_many(
     >>> [len(end.state.output) for end in generate_many([[3, 4], [5]], model, max_gen_len=6, eos_tokens_id=[])]
     [6, 6]
     """
-    a(Module, "give a model, such as AutoModelForCausalLM.from_pretrained makes")("target", target)
     or_none(a(Module, "give a model, or None"))("drafter", drafter)
     does("a logits processor", "give one, such as GreedyProcessor()", "laws")("logits_processor", logits_processor)
     drafts("gamma", gamma)
@@ -101,18 +119,17 @@ def generate_many(
     calls("a listener", "give a function of a number and a Finished")("progress", progress)
     or_none(a(Grammar, "give a Grammar, or None"))("grammar", grammar)
     or_none(a(SharedTokens, "give SharedTokens(…), or None for one vocabulary"))("shared", shared)
-    states = _started(prompts, target, max_gen_len, eos_tokens_id)
+    predictor = _reading(target, slots, clock)
+    states = _started(prompts, predictor.limits, max_gen_len, eos_tokens_id)
     if grammar is not None and grammar.stop != stops_of("eos_tokens_id", eos_tokens_id):
         happened, received = "the grammar ends at other tokens than the text", shown(sorted(grammar.stop))
         raise DecodeError("grammar", happened, received, "give both the same: the grammar's `stop` and eos_tokens_id")
-    meter = meter_of(target, slots) if clock is None else CostMeter(clock)
-    predictor = BatchPredictor(target, slots, meter=meter)
     assistant = None if drafter is None else BatchPredictor(drafter, slots)
     if assistant is not None and shared is None:
         unwrap(shared_vocabulary(predictor.limits, assistant.limits))
 
     def step(number: int, state: DecodeState) -> Step:
-        policy, answer = CostAware(meter, gamma), None if grammar is None else grammar.after(state.tokens)
+        policy, answer = CostAware(predictor.meter, gamma), None if grammar is None else grammar.after(state.tokens)
         rng = Dice() if seed is None else SharedNoise(seed_of(seed, number))
         draft: Drafter = SuffixDrafter()
         law = logits_processor if answer is None else Constrained(logits_processor, answer)
@@ -143,11 +160,27 @@ def generate_many(
     return [ends[number] for number in range(len(states))]
 
 
-def _started(prompts: object, target: Module, max_gen_len: int, eos_tokens_id: object) -> list[DecodeState]:
+def _reading(target: Module | Metered, slots: int, clock: Clock | None) -> Metered:
+    """What reads a target. `DecodeError` for what is none."""
+    if isinstance(target, Module):
+        return BatchPredictor(target, slots, meter=meter_of(target, slots) if clock is None else CostMeter(clock))
+    remedy = "give a model, such as AutoModelForCausalLM.from_pretrained makes, or a BatchPredictor, or a LlamaCpp"
+    given: object = target
+    limits, meter = getattr(given, "limits", None), getattr(given, "meter", None)
+    if not (callable(given) and isinstance(limits, Limits) and isinstance(meter, CostMeter)):
+        raise DecodeError("target", "the target is neither a model nor a predictor", shown(given), remedy)
+    if clock is not None:
+        remedy = "leave it out, or give the predictor a CostMeter(clock)"
+        raise DecodeError("clock", "a predictor has a clock of its own", shown(clock), remedy)
+    checked_limits(limits, "target")
+    return target
+
+
+def _started(prompts: object, limits: Limits, max_gen_len: int, eos_tokens_id: object) -> list[DecodeState]:
     """A state for each prompt. `DecodeError` with the number of the first that is none."""
     if isinstance(prompts, str | bytes | Tensor) or not isinstance(prompts, Iterable):
         raise DecodeError("prompts", "prompts are no rows of ids", shown(prompts), "give a list of rows of ids")
-    limits, stop, states = limits_of(target), stops_of("eos_tokens_id", eos_tokens_id), []
+    stop, states = stops_of("eos_tokens_id", eos_tokens_id), list[DecodeState]()
     for number, prompt in enumerate(prompts):
         started = start(prompt, max_gen_len, stop, limits)
         try:

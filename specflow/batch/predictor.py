@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Iterable, Sequence
-from typing import Final, final
-from weakref import WeakSet
+from typing import final
 
 from attrs import Factory, define, field, frozen
 from torch import Tensor
@@ -13,6 +12,7 @@ from torch.nn import Module
 
 from specflow.batch.hub import Asked, Reply, Shared
 from specflow.batch.ragged import Piece, new_past, read_together
+from specflow.batch.sharing import Waiting, note_pass
 from specflow.batch.trial import reads_together
 from specflow.caches import Shelves
 from specflow.guards.checks import a, each, or_none, valid, whole
@@ -25,16 +25,9 @@ from specflow.predictors.features import Features
 from specflow.predictors.memo import Memo, Memos
 from specflow.predictors.reader import Reader
 from specflow.predictors.trial import ANY_PIECES, Caches, Trials
-from specflow.prefix import common_prefix
 from specflow.protocols import Limits
 from specflow.state import Proposal, Tokens, parents_of
 from specflow.trees import is_chain
-
-WORTH: Final = 32
-"""How many tokens of a text are worth a pass of waiting, where another text of this pass begins with them, too."""
-
-TELLING: Final = 1.25
-"""How many tokens a text of a pass has on average, at least, for the pass to tell what two of each would take."""
 
 
 @final
@@ -81,7 +74,7 @@ class BatchPredictor:
     _joins: dict[tuple[int, bool], bool] = field(init=False, factory=dict, repr=False)
     _memos: Memos = field(init=False, repr=False)
     _shelves: Shelves = field(init=False, factory=Shelves, repr=False)
-    _waited: WeakSet[Asked] = field(init=False, factory=WeakSet, repr=False)
+    _waiting: Waiting = field(init=False, factory=Waiting, repr=False)
     _warned: bool = field(init=False, default=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
@@ -211,17 +204,9 @@ class BatchPredictor:
             warnings.warn(f"some texts over {name} are read one by one: it cannot read them together", stacklevel=2)
 
     def _is_being_read(self, asked: Asked, tokens: Tokens, parts: Iterable[_Part]) -> bool:
-        """Whether it is worth a pass of waiting: another text of this one reads what this begins with.
-
-        Once that is read nobody waits again, though it may have been forgotten at once for want of room.
-        """
-        if asked in self._waited:
-            return False
-        known = self._memos.covered(tokens, 0) + WORTH
-        reading = [part for part in parts if common_prefix(part.asked.tokens, tokens) > known]
-        if any(part.finishes for part in reading):
-            self._waited.add(asked)
-        return bool(reading)
+        """Whether it is worth a pass of waiting: another text of this one reads what this begins with."""
+        known, reading = self._memos.covered(tokens, 0), [(part.asked.tokens, part.finishes) for part in parts]
+        return self._waiting.waits(asked, tokens, known, reading)
 
     def _part(self, asked: Asked, tokens: Tokens, drafted: Tokens, parents: tuple[int, ...]) -> _Part:
         """What of a text is read in this pass: the next piece of it, or all that is new, and the drafts."""
@@ -243,21 +228,9 @@ class BatchPredictor:
             return [None] * len(parts)
 
     def _note(self, parts: Collection[_Part], began: float) -> None:
-        """What a text's tokens cost in a batch: a pass that is half full at least, and reads nobody's prompt.
-
-        Of texts with different numbers of tokens it is what the pass would take if each had the whole number next to
-        their mean, on the line through a pass over one token of each.
-        """
-        if 2 * len(parts) < self.slots or any(part.text > 2 or not part.finishes for part in parts):
-            return
-        mean = sum(len(part.piece.ids) for part in parts) / len(parts)
-        k, seconds = 1 if mean == 1 else max(2, round(mean)), self.meter.since(began)
-        if k != mean:
-            single = self.meter.seconds(1)
-            if single is None or mean < TELLING:
-                return
-            seconds = max(single[0], single[0] + (seconds - single[0]) * (k - 1) / (mean - 1))
-        self.meter.note(k, seconds)
+        """What a text's tokens cost in a batch, told by a pass that reads nobody's prompt."""
+        if parts and all(part.text <= 2 and part.finishes for part in parts):
+            note_pass(self.meter, self.slots, [len(part.piece.ids) for part in parts], began)
 
     def _by_itself(self, part: _Part) -> Reply:
         try:

@@ -24,7 +24,7 @@ from specflow.bench.prompts import Prompt
 from specflow.bench.report import Absent, tell_absent
 from specflow.bench.stopwatch import Stopwatch, clock_for
 from specflow.errors import DecodeError, unwrap
-from specflow.policies import CostMeter
+from specflow.interop.llama_cpp import LlamaCpp
 from specflow.predictors import CachedPredictor
 from specflow.processors import GreedyProcessor
 from specflow.randomness import Dice
@@ -59,13 +59,12 @@ def in_batches(plan: Plan, decoder: Decoder, slots: int) -> All:
     """
     model, name = plan.models.targets[decoder.model], decoder.label.rpartition("/")[2]
     if name != "generate" and name.partition("@")[0] in PEERS:
-        remedy = "leave it out, or --slots"
-        raise DecodeError("decoders", "transformers' assisted decoding reads one text at a time", name, remedy)
-    meter = CostMeter(plan.clock or clock_for(model))
+        raise DecodeError("decoders", "the decoder reads one text at a time", name, "leave it out, or --slots")
+    make = plan.models.engine(decoder.model).together(decoder.features, plan.clock, slots)
 
     def over(some: Plan) -> All:
         return (
-            partial(_padded, some, model, slots) if name == "generate" else partial(_batch, some, decoder, slots, meter)
+            partial(_padded, some, model, slots) if name == "generate" else partial(_batch, some, decoder, slots, make)
         )
 
     with warming(decoder):
@@ -77,12 +76,12 @@ def one_by_one(plan: Plan, decoder: Decoder) -> All:
     """The same decoder, one text after the other."""
 
     def decode(repeat: int) -> list[Tokens]:
-        model = plan.models.targets[decoder.model]
+        engine = plan.models.engine(decoder.model)
         return [
             _text(
                 plan,
                 decoder,
-                _context(plan, decoder, CachedPredictor(model, features=decoder.features)),
+                _context(plan, decoder, engine.reading(decoder.features, None)),
                 prompt,
                 repeat,
             )
@@ -92,10 +91,11 @@ def one_by_one(plan: Plan, decoder: Decoder) -> All:
     return decode
 
 
-def _batch(plan: Plan, decoder: Decoder, slots: int, meter: CostMeter, repeat: int) -> list[Tokens]:
-    target = BatchPredictor(plan.models.targets[decoder.model], slots, meter=meter, features=decoder.features)
+def _batch(
+    plan: Plan, decoder: Decoder, slots: int, make: Callable[[], BatchPredictor | LlamaCpp], repeat: int
+) -> list[Tokens]:
     reading = cache(partial(BatchPredictor, slots=slots))
-    shared = evolve(_context(plan, decoder, target), reading=reading)
+    shared = evolve(_context(plan, decoder, make()), reading=reading)
     ends = dict(together([partial(_text, plan, decoder, shared, prompt, repeat) for prompt in plan.prompts], slots))
     return [_unfailed(ends[i]) for i in range(len(plan.prompts))]
 
@@ -144,7 +144,7 @@ def to_json(found: Sequence[Turn], slots: int, facts: Mapping[str, str]) -> str:
     return json.dumps({"facts": facts, "slots": slots, "turns": [asdict(turn) for turn in found]}, indent=1)
 
 
-def _context(plan: Plan, decoder: Decoder, target: CachedPredictor | BatchPredictor) -> Context:
+def _context(plan: Plan, decoder: Decoder, target: CachedPredictor | BatchPredictor | LlamaCpp) -> Context:
     model = plan.models.targets[decoder.model]
     watch = Stopwatch(plan.clock or clock_for(plan.loaded.model))
     tokenizer, assistant = plan.loaded.tokenizer, plan.models.assistant

@@ -150,7 +150,7 @@ def _check(args: argparse.Namespace) -> None:
     """Refuses, before a model is loaded, what could not be measured, and what could not be kept afterwards."""
     if args.max_new_tokens == 0:
         raise DecodeError("max_new_tokens", "there is nothing to measure", "0 tokens", "give 1 or more")
-    check_engine(args, {"--slots": args.slots, "--device": None if args.device == "cpu" else args.device})
+    check_engine(args, {"--device": None if args.device == "cpu" else args.device})
     for name in ("max_prompt_tokens", "repeats"):
         whole(1, "give 1 or more")(name, getattr(args, name))
     or_none(whole(1, "leave it out for all prompts"))("limit", args.limit)

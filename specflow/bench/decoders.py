@@ -78,7 +78,8 @@ def _drafted(
         setting = Setting(*asked, context.assistant, bigrams, context.reading, context.shared, drafts)
         drafting = make(setting)
         timed = evolve(drafting, drafter=context.timed(drafting.drafter))
-        paced = partial(policy, most) if isinstance(target, BatchPredictor) else kept
+        several = isinstance(target, BatchPredictor) or (isinstance(target, LlamaCpp) and target.slots > 1)
+        paced = partial(policy, most) if several else kept
         return step_of(timed, paced(processor.temperature, target.meter), target, processor, rng, rule(rng), (target,))
 
     return compose

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol, final
 
@@ -12,7 +13,8 @@ from attrs import define, field, frozen
 from torch import Tensor
 from torch.nn import Module
 
-from specflow.bench.stopwatch import Stopwatch
+from specflow.batch import BatchPredictor
+from specflow.bench.stopwatch import Stopwatch, clock_for
 from specflow.commands import one_sentence
 from specflow.interop.llama_cpp import LlamaCpp
 from specflow.policies import CostMeter, meter_of
@@ -32,6 +34,12 @@ class Engine(Protocol):
 
     def reading(self, features: tuple[int, ...] | None, clock: Clock | None) -> CachedPredictor | LlamaCpp:
         """What reads a text, and has read nothing yet. Its meter goes by `clock`, or else by its own."""
+        ...
+
+    def together(
+        self, features: tuple[int, ...] | None, clock: Clock | None, slots: int
+    ) -> Callable[[], BatchPredictor | LlamaCpp]:
+        """What makes a predictor that reads up to `slots` texts in a pass, and has read nothing. All share a meter."""
         ...
 
     def watching(self, stopwatch: Stopwatch) -> AbstractContextManager[None]:
@@ -55,6 +63,13 @@ class Torch:
         meter = meter_of(self.model) if clock is None else CostMeter(clock)
         return CachedPredictor(self.model, features=features, meter=meter)
 
+    def together(
+        self, features: tuple[int, ...] | None, clock: Clock | None, slots: int
+    ) -> Callable[[], BatchPredictor | LlamaCpp]:
+        """Memos of their own. Their meter is no other decoder's."""
+        meter = CostMeter(clock or clock_for(self.model))
+        return partial(BatchPredictor, self.model, slots, meter=meter, features=features)
+
     def watching(self, stopwatch: Stopwatch) -> AbstractContextManager[None]:
         """By hooks of the module."""
         return stopwatch.watching(self.model)
@@ -67,7 +82,8 @@ class Torch:
 @final
 @define(eq=False)
 class Gguf:
-    """A GGUF file, which llama.cpp runs: one memory for texts of up to `context` tokens, forgotten between them.
+    """A GGUF file, which llama.cpp runs: one memory for texts of up to `context` tokens, forgotten between them, and
+    one for as many texts at a time as somebody asked for.
 
     It is that of a `Llama`, whose settings are the usual ones, so that with equal passes ours says what that says.
 
@@ -77,14 +93,27 @@ class Gguf:
     path: Path
     context: int
     _target: LlamaCpp = field(init=False)
+    _beside: dict[int, LlamaCpp] = field(init=False, factory=dict)
 
     def __attrs_post_init__(self) -> None:
-        self._target = LlamaCpp(opened(self.path, self.context + ROOM, all_rows=False))
+        self._target = self._made(1)
 
     def reading(self, features: tuple[int, ...] | None, clock: Clock | None) -> LlamaCpp:
         """The memory, empty. It shows no features, and has its own clock."""
         self._target.forget()
         return self._target
+
+    def together(self, features: tuple[int, ...] | None, clock: Clock | None, slots: int) -> Callable[[], LlamaCpp]:
+        """The memory for so many texts, empty. It shows no features, and has its own clock."""
+        if slots not in self._beside:
+            self._beside[slots] = self._made(slots)
+        target = self._beside[slots]
+
+        def empty() -> LlamaCpp:
+            target.forget()
+            return target
+
+        return empty
 
     @contextmanager
     def watching(self, stopwatch: Stopwatch) -> Iterator[None]:
@@ -109,6 +138,9 @@ class Gguf:
     def row(self, tokens: Tokens) -> Tensor:
         """Logits [V] after a text."""
         return self.reading(None, None)(tokens, ())[0]
+
+    def _made(self, slots: int) -> LlamaCpp:
+        return LlamaCpp(opened(self.path, self.context + ROOM, all_rows=False), slots=slots)
 
 
 def opened(path: Path, context: int, *, all_rows: bool) -> Llama:

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from logging import CRITICAL, NOTSET, getLogger
 from os import PathLike, fspath
 from threading import Lock
-from typing import TYPE_CHECKING, Final, cast, final
-from weakref import finalize
+from typing import TYPE_CHECKING, Final, TypeAlias, cast, final
+from weakref import WeakSet, finalize
 
 import torch
 from attrs import define, field, frozen
 from numpy.ctypeslib import as_array
 from torch import Tensor
 
+from specflow.batch import Asked, Reply, Shared
+from specflow.batch.sharing import Waiting, note_pass
 from specflow.errors import DecodeError, said
-from specflow.guards.checks import MOST, a, or_none, shown, valid, whole
+from specflow.guards.checks import MOST, a, each, or_none, shown, valid, whole
 from specflow.guards.finite import finite
 from specflow.guards.ids import ids_of, text_of
+from specflow.interop.llama_memory import Line, Memory
 from specflow.paths import path_by_path
 from specflow.policies import CostMeter
-from specflow.predictors.memo import DRAFTS
-from specflow.prefix import common_prefix
+from specflow.predictors.memo import DRAFTS, Memo, Memos
 from specflow.protocols import Limits
-from specflow.state import TEXT, Proposal, Tokens, chain, parents_of
-from specflow.trees import depths, leaves, path_along, path_to
+from specflow.state import Proposal, Tokens, chain, parents_of
+from specflow.trees import depths, leaves
 
 if TYPE_CHECKING:
     from llama_cpp import Llama
@@ -36,17 +38,8 @@ INSTALL: Final = "pip install 'specflow[llama-cpp]'"
 USUAL_CONTEXT: Final = 4096
 """The most tokens of a text where none are named: a model's whole context may take more memory than there is."""
 
-MAIN: Final = 0
-"""The sequence of the text in llama.cpp's memory; each further leaf of a tree has one of its own."""
-
-
-@final
-@frozen
-class _Read:
-    """What llama.cpp's memory holds: a text, and the drafts after it that were read with it."""
-
-    tokens: Tokens = ()
-    drafts: tuple[Proposal, ...] = ()
+SEQUENCES: Final = 256
+"""How many sequences llama.cpp's memory has at most."""
 
 
 @final
@@ -58,11 +51,18 @@ class LlamaCpp:
     the row of a fresh pass over each prefix, within llama.cpp's rounding, or an error. Only rows that are asked for are
     computed. A pass that fails or is interrupted loses the memory and never leaves a wrong one. Threads may share it.
 
+    In `together` one pass answers all who ask, up to `slots` at a time, as in a `BatchPredictor`. As many texts are
+    kept, each a sequence of the memory. A text starts from the longest prefix that any of them holds, without a copy;
+    where several begin with one prompt, one reads it. A pass takes as many tokens as a batch of llama.cpp (`n_batch`):
+    the few of those who go on, and of longer prompts what there is room for beside them. Where it fails, those who
+    were in it are read one by one, so that what is wrong with one text is raised in its decode alone.
+
     A `Llama` lends its weights and its settings; its own context is not touched, and has to stay open. `context` is the
     most tokens of a text, drafts included: that of the `Llama`, or `USUAL_CONTEXT` and no more than the model was
-    trained for. A tree of up to `leaves` paths is read in one pass, a sequence of the memory for each of them; wider
-    ones, and those of models with recurrent layers, path by path. Such models cannot go back, so that a text of which
-    drafts were refused is read anew. `meter` hears what passes take, but those that read a prompt.
+    trained for. The memory takes slots × context tokens. A tree of up to `leaves` paths, 256 / slots - 1 at most, is
+    read in one pass, a sequence of the memory for each of them; wider ones, and those of models with recurrent layers,
+    path by path, and by themselves. Such models cannot go back, so that a text of which drafts were refused is read
+    anew. `meter` hears what passes take, but those that read a prompt, or a few texts of many slots.
 
     `DecodeError` where llama-cpp-python is missing, for what it cannot load, a `Llama` with an adapter, ids that the
     model does not have, a text beyond the context, where a pass fails, and for logits that are not finite.
@@ -71,6 +71,7 @@ class LlamaCpp:
     source: str | PathLike[str] | Llama
     context: int | None = field(default=None, validator=valid(or_none(whole(1, "give a number of tokens", MOST))))
     leaves: int = field(default=16, validator=valid(whole(1, "a tree has one leaf at least", 64)))
+    slots: int = field(default=1, validator=valid(whole(1, "read one text at least", SEQUENCES // 2)))
     meter: CostMeter = field(
         factory=CostMeter, repr=False, kw_only=True, validator=valid(a(CostMeter, "give CostMeter()"))
     )
@@ -78,10 +79,15 @@ class LlamaCpp:
     _context: LlamaContext = field(init=False, repr=False)
     _batch: llama_batch = field(init=False, repr=False)
     _most: int = field(init=False, repr=False)
-    _reads_trees: bool = field(init=False, repr=False)
-    _read: _Read = field(init=False, default=_Read(), repr=False)
+    _widest: int = field(init=False, repr=False)
+    """How many leaves a tree has at most that is read in one pass."""
+    _memory: Memory = field(init=False, repr=False)
+    _memos: Memos[Line] = field(init=False, repr=False)
+    _waiting: Waiting = field(init=False, factory=Waiting, repr=False)
+    _begun: WeakSet[Asked] = field(init=False, factory=WeakSet, repr=False)
+    """Who asked about a text of which some was read in an earlier pass."""
     _unread: int = field(init=False, default=0, repr=False)
-    """How many tokens before the drafts were never read before this pass; `MOST` where the text is a new one."""
+    """How many tokens before the drafts were never read before this pass; `MOST` where a text is a new one."""
     _lock: Lock = field(init=False, factory=Lock, repr=False)
 
     def __attrs_post_init__(self) -> None:
@@ -100,20 +106,23 @@ class LlamaCpp:
         if not llama_cpp.llama_model_has_decoder(model.model):
             happened, remedy = "the model only encodes", "give a model that says what follows"
             raise DecodeError("source", happened, shown(given), remedy)
-        settings.n_ctx = int(self.context or context)
-        settings.n_batch = min(settings.n_ctx, max(settings.n_batch, 32))
-        settings.n_seq_max = int(self.leaves)
+        slots, context = int(self.slots), int(self.context or context)
+        self._widest = 1 if _is_recurrent(model) else min(int(self.leaves), SEQUENCES // slots - 1)
+        settings.n_ctx = slots * context
+        settings.n_batch = min(settings.n_ctx, max(settings.n_batch, 32, slots))
+        settings.n_seq_max = slots * (self._widest + 1)  # new texts have theirs before those that they replace go
         settings.embeddings = False
         settings.kv_unified = settings.swa_full = True  # so that sequences share cells, and windows can go back
         try:
             self._context = LlamaContext(model=model, params=settings, verbose=False)
         except ValueError as error:
-            happened, remedy = "llama.cpp cannot make room for its memory", "give a smaller context"
+            happened, remedy = "llama.cpp cannot make room for its memory", "give a smaller context, or fewer slots"
             raise DecodeError("context", happened, settings.n_ctx, remedy) from error
-        self._limits = Limits(model.n_vocab(), settings.n_ctx)
+        self._limits = Limits(model.n_vocab(), context)
         self._most = llama_cpp.llama_n_batch(self._context.ctx)
-        self._reads_trees = not _is_recurrent(model)
-        self._batch = llama_cpp.llama_batch_init(self._most, 0, int(self.leaves))
+        self._memory = Memory(self._context, settings.n_seq_max, llama_cpp.llama_model_n_swa(model.model))
+        self._memos = Memos(slots)
+        self._batch = llama_cpp.llama_batch_init(self._most, 0, self._widest)
         finalize(self, llama_cpp.llama_batch_free, self._batch)
 
     @property
@@ -123,21 +132,16 @@ class LlamaCpp:
 
     def __call__(self, tokens: Tokens, drafts: Sequence[Proposal], /) -> Tensor:
         """Logits [n + 1, V] after `tokens`, and after them and the path down to each of the n drafts."""
-        tokens, parents = text_of(tokens), parents_of(drafts)
-        drafted = ids_of("drafts", [draft.token for draft in drafts])
-        self._check(tokens, drafted, len(tokens) + max(depths(parents), default=-1) + 1)
-        paths = len(leaves(parents))
+        return Shared(self.read)(tokens, drafts)
+
+    def read(self, asked: Sequence[Asked], /) -> list[Reply]:
+        """The answer to each who asks: its logits, its error, or None while its prompt is being read."""
+        each(a(Asked, "give the Asked that came"))("asked", asked)
+        replies: list[Reply] = []
         with self._lock:
-            self._unread, begun = 0, self.meter.now()
-            if paths <= 1:
-                rows = self._last(tokens + drafted, len(drafted) + 1)
-            elif self._reads_trees and paths <= self.leaves and self._holds(tokens, drafted):
-                rows = self._pass(tokens, tuple(drafts), parents)
-            else:
-                rows = path_by_path(self._last)(tokens, drafts)
-            if self._unread <= DRAFTS:
-                self.meter.note(len(drafted) + 1, self.meter.since(begun))
-            return rows
+            for start in range(0, len(asked), self.slots):
+                replies += self._read(asked[start : start + self.slots])
+        return replies
 
     def prune(self, tokens: Tokens, /) -> None:
         """Nothing: what was refused lies behind the text until the next reading, which needs its place."""
@@ -148,104 +152,138 @@ class LlamaCpp:
         with self._lock:
             self._clear()
 
-    def _last(self, tokens: Tokens, last: int) -> Tensor:
-        """Logits [last, V] after each of the last prefixes of a text, as many at a time as a batch takes."""
-        rows = []
-        for end in range(len(tokens) - last + 1, len(tokens) + 1, self._most):
-            drafts = chain(tokens[end : end + self._most - 1])
-            rows.append(self._pass(tokens[:end], drafts, parents_of(drafts)))
-        return torch.cat(rows)
+    def _read(self, asked: Sequence[Asked]) -> list[Reply]:
+        """The same of as many as there are slots: together who can be, then the others."""
+        replies: list[Reply] = [None] * len(asked)
+        beside: dict[int, _Text] = {}
+        apart: dict[int, _Text] = {}
+        for i, one in enumerate(asked):
+            try:
+                text = self._looked_at(one)
+                (beside if self._may_join(text) else apart)[i] = text
+            except Exception as error:  # whatever it is, it is this text's
+                replies[i] = error
+        for i, reply in zip(beside, self._metered(self._together, [*beside.values()]), strict=True):
+            replies[i] = reply
+        for i, text in apart.items():
+            (replies[i],) = self._metered(self._path_by_path, [text])
+        return replies
 
-    def _holds(self, tokens: Tokens, drafted: Tokens) -> bool:
-        """Whether memory and a batch have room for all the drafts of a tree."""
-        return len(drafted) < self._most and len(tokens) + len(drafted) <= cast(int, self._limits.context)
+    def _metered(self, answer: Callable[[Sequence[_Text]], list[Reply]], texts: Sequence[_Text]) -> list[Reply]:
+        """The answers, and what they took is told to the meter."""
+        if not texts:
+            return []
+        self._unread, began = 0, self.meter.now()
+        replies = answer(texts)
+        if self._unread <= DRAFTS and all(isinstance(reply, Tensor) for reply in replies):
+            note_pass(self.meter, self.slots, [len(text.drafted) + 1 for text in texts], began)
+        return replies
 
-    def _check(self, tokens: Tokens, drafted: Tokens, longest: int) -> None:
-        vocab_size, context = self._limits.vocab_size, self._limits.context
-        assert vocab_size is not None
-        assert context is not None
+    def _looked_at(self, asked: Asked) -> _Text:
+        """What is asked. `DecodeError` for what the model cannot read."""
+        tokens, parents = text_of(asked.tokens), parents_of(asked.drafts)
+        drafted = ids_of("drafts", [draft.token for draft in asked.drafts])
+        vocab_size, context = cast(int, self._limits.vocab_size), cast(int, self._limits.context)
         strange = next((i for i in (*ids_of("tokens", tokens), *drafted) if not 0 <= i < vocab_size), None)
         if strange is not None:
             remedy = "use the tokenizer that belongs to the model"
             raise DecodeError("tokens", f"the model has {vocab_size} tokens", strange, remedy)
+        longest = len(tokens) + max(depths(parents), default=-1) + 1
         if longest > context:
             happened, remedy = f"the text outgrows a context of {context} tokens", "give a larger context"
             raise DecodeError("context", happened, longest, remedy)
+        return _Text(asked, tokens, drafted, parents)
 
-    def _pass(self, tokens: Tokens, drafts: tuple[Proposal, ...], parents: tuple[int, ...]) -> Tensor:
-        """The same, over as many sequences as there are leaves. What fails on the way leaves an empty memory."""
-        from llama_cpp import llama_cpp  # noqa: PLC0415
+    def _may_join(self, text: _Text) -> bool:
+        """Whether a text and its drafts are read in one pass: a batch, the context and the sequences have room."""
+        paths, room = len(leaves(text.parents)), cast(int, self._limits.context) - len(text.tokens)
+        fits = paths <= 1 or (paths <= self._widest and len(text.drafted) <= room)
+        return fits and len(text.drafted) < self._most
 
-        read, self._read = self._read, _Read()
+    def _path_by_path(self, texts: Sequence[_Text]) -> list[Reply]:
+        """The same of texts that are read by themselves, each path of drafts after the other."""
+        return [self._along_paths(text) for text in texts]
+
+    def _along_paths(self, text: _Text) -> Reply:
+        def last_rows(tokens: Tokens, last: int) -> Tensor:
+            """After each of the last prefixes, as many at a time as a batch takes."""
+            rows = []
+            for end in range(len(tokens) - last + 1, len(tokens) + 1, self._most):
+                drafts = chain(tokens[end : end + self._most - 1])
+                piece = self._looked_at(Asked(tokens[:end], drafts, text.asked.by))
+                reply: Reply = None
+                while reply is None:
+                    (reply,) = self._together([piece])
+                if isinstance(reply, Exception):
+                    raise reply
+                rows.append(reply)
+            return torch.cat(rows)
+
         try:
-            known = self._go_back(read, tokens)
-            # Those before the last batch only fill the memory.
-            start = known
-            while len(tokens) - start + len(drafts) > self._most:
-                end = min(start + self._most, len(tokens) - 1)
-                self._decode(tokens[start:end], start, (), (), [MAIN])
-                start = end
-            ends = leaves(parents) or [TEXT]
-            sequences = [*range(len(ends))]
-            for sequence in sequences[1:]:
-                llama_cpp.llama_memory_seq_cp(self._context.memory, MAIN, sequence, 0, -1)
-            logits = self._decode(tokens[start:], start, drafts, parents, sequences)
+            return path_by_path(last_rows)(text.tokens, text.asked.drafts)
+        except Exception as error:  # it is this text's
+            return error
+
+    def _together(self, texts: Sequence[_Text]) -> list[Reply]:
+        """The same in one pass. What fails on the way leaves an empty memory, and each is read by itself."""
+        try:
+            return self._pass(texts)
+        except Exception as error:
+            self._clear()
+            if len(texts) == 1:
+                return [error]
+            return [reply for text in texts for reply in self._together([text])]
         except BaseException:
             self._clear()
             raise
-        self._read = _Read(tokens, drafts)
-        return finite(logits, len(tokens) + len(drafts))
 
-    def _go_back(self, read: _Read, tokens: Tokens) -> int:
-        """How many of the first of `tokens` the memory holds, and nothing else; never all of them."""
-        from llama_cpp import llama_cpp  # noqa: PLC0415
-
-        ctx, memory = self._context.ctx, self._context.memory
-        if ctx is None:
+    def _pass(self, texts: Sequence[_Text]) -> list[Reply]:
+        if self._context.ctx is None:
             remedy = "keep the Llama open, or give the path of its file"
             raise DecodeError("source", "the Llama is closed", shown(self.source), remedy)
-        if not read.tokens:
-            self._unread = MOST
-            self._clear()
-            return 0
-        parents = parents_of(read.drafts)
-        path = (
-            path_along(read.drafts, parents, tokens[len(read.tokens) :])
-            if tokens[: len(read.tokens)] == read.tokens
-            else []
-        )
-        keep = min(common_prefix(read.tokens, tokens) + len(path), len(tokens) - 1)
-        self._unread = max(self._unread, len(tokens) - keep - 1 if keep else MOST)
-        ends = leaves(parents) or [TEXT]
-        # Of the leaves one is below the path: its sequence becomes the text's.
-        here = path[-1] if path else TEXT
-        mine = next((k for k, leaf in enumerate(ends) if here in (TEXT, *path_to(parents, leaf))), MAIN)
-        if mine != MAIN:
-            llama_cpp.llama_memory_seq_rm(memory, MAIN, len(read.tokens), -1)
-            llama_cpp.llama_memory_seq_cp(memory, mine, MAIN, len(read.tokens), len(read.tokens) + len(path))
-        for other in range(1, len(ends)):
-            llama_cpp.llama_memory_seq_rm(memory, other, -1, -1)
-        held = len(read.tokens) + len(path_to(parents, ends[MAIN])) if mine == MAIN else len(read.tokens) + len(path)
-        if keep < held and not llama_cpp.llama_memory_seq_rm(memory, MAIN, keep, -1):
-            self._clear()  # a recurrent state cannot go back
-            return 0
-        return keep
+        parts: dict[int, _Part] = {}
+        for i, text in enumerate(texts):
+            if not self._is_being_read(text, parts.values()):
+                parts[i] = _Part(text, self._memo(text))
+        self._memos.make_room(len(parts))
+        memos = [*self._memos, *[part.memo for part in parts.values()]]
+        self._memory.give_back_all_but(number for memo in memos for number in memo.past.sequences)
+        counts = shared_out([part.needs for part in parts.values()], self._most)
+        self._decode([row for part, count in zip(parts.values(), counts, strict=True) for row in part.rows(count)])
+        replies: list[Reply] = [None] * len(texts)
+        end = 0
+        for (i, part), count in zip(parts.items(), counts, strict=True):
+            end += count
+            if part.is_read_by(count):
+                replies[i] = finite(self._logits(range(end - part.last, end)), part.length)
+            else:
+                self._begun.add(part.text.asked)
+            part.extend(count)
+            self._memos.put(part.memo)
+        return replies
 
-    def _decode(
-        self, piece: Tokens, start: int, drafts: Sequence[Proposal], parents: Sequence[int], sequences: list[int]
-    ) -> Tensor:
-        """Read `piece`, which stands at `start`, and drafts after it: logits [n + 1, V] after it and after each."""
+    def _is_being_read(self, text: _Text, parts: Collection[_Part]) -> bool:
+        """Whether it is worth a pass of waiting: another text of this one reads what this begins with."""
+        if not parts:
+            return False
+        known, reading = self._memos.covered(text.tokens, 0), [(part.text.tokens, True) for part in parts]
+        return self._waiting.waits(text.asked, text.tokens, known, reading)
+
+    def _memo(self, text: _Text) -> Memo[Line]:
+        """The memo that a text goes on with. It covers what was read of the text, but never all."""
+        memo = self._memos.take(text.tokens, 0, owner=text.asked.by)
+        memo = memo or Memo(Line(self._memory, self._memory.take()), 0, owner=text.asked.by)
+        known = memo.past.length
+        is_new = not known or text.asked in self._begun
+        self._unread = max(self._unread, MOST if is_new else len(text.tokens) - known - 1)
+        memo.past.settle()
+        del memo.tokens[memo.past.length :]
+        return memo
+
+    def _decode(self, rows: Sequence[_Row]) -> None:
         from llama_cpp import llama_cpp  # noqa: PLC0415
 
-        batch, ends = self._batch, leaves(parents) or [TEXT]
-        below: list[list[int]] = [[] for _ in drafts]
-        for sequence, leaf in enumerate(ends):
-            for i in path_to(parents, leaf):
-                below[i].append(sequence)
-        depth = depths(parents)
-        last = len(piece) - 1
-        rows = [(token, start + i, sequences, i == last) for i, token in enumerate(piece)]
-        rows += [(draft.token, start + len(piece) + depth[i], below[i], True) for i, draft in enumerate(drafts)]
+        batch = self._batch
         batch.n_tokens = len(rows)
         for i, (token, position, among, asked) in enumerate(rows):
             batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.logits[i] = token, position, len(among), asked
@@ -255,10 +293,15 @@ class LlamaCpp:
         if code:
             remedy = "give a shorter text, or a larger context"
             raise DecodeError("source", "llama.cpp fails at a pass", f"its code {code}", remedy)
+
+    def _logits(self, rows: range) -> Tensor:
+        """Logits [n, V] after these rows of the batch."""
+        from llama_cpp import llama_cpp  # noqa: PLC0415
+
         width = cast(int, self._limits.vocab_size)
-        found = torch.empty(1 + len(drafts), width)
-        for k in range(1 + len(drafts)):
-            row = llama_cpp.llama_get_logits_ith(self._context.ctx, last + k)
+        found = torch.empty(len(rows), width)
+        for k, i in enumerate(rows):
+            row = llama_cpp.llama_get_logits_ith(self._context.ctx, i)
             if not row:
                 happened, remedy = "llama.cpp gives no logits", "give a model that says what follows"
                 raise DecodeError("source", happened, shown(self.source), remedy)
@@ -266,11 +309,93 @@ class LlamaCpp:
         return found
 
     def _clear(self) -> None:
-        from llama_cpp import llama_cpp  # noqa: PLC0415
+        self._memos.clear()
+        self._memory.clear()
 
-        self._read = _Read()
-        if self._context.ctx is not None:
-            llama_cpp.llama_memory_clear(self._context.memory, True)
+
+@final
+@frozen(eq=False)
+class _Text:
+    """What is asked, looked at."""
+
+    asked: Asked
+    tokens: Tokens
+    drafted: Tokens
+    parents: tuple[int, ...]
+
+
+_Row: TypeAlias = tuple[int, int, Sequence[int], bool]
+"""Of a token in a batch: its id, its position, the sequences that it belongs to, and whether its logits are wanted."""
+
+
+@final
+@frozen(eq=False)
+class _Part:
+    """What a pass may read of one text: what its memo does not cover, and its drafts."""
+
+    text: _Text
+    memo: Memo[Line]
+
+    @property
+    def needs(self) -> tuple[int, int]:
+        """How many tokens are read before those whose logits are wanted, and of how many those are."""
+        return self.length - len(self.memo.tokens) - self.last, self.last
+
+    @property
+    def last(self) -> int:
+        """After how many tokens logits are wanted."""
+        return len(self.text.drafted) + 1
+
+    @property
+    def length(self) -> int:
+        """How long the text is with its drafts."""
+        return len(self.text.tokens) + len(self.text.drafted)
+
+    def is_read_by(self, count: int) -> bool:
+        """Whether so many tokens are all of it."""
+        return count == sum(self.needs)
+
+    def rows(self, count: int) -> list[_Row]:
+        """The first `count` tokens. Where these are all, drafts get their sequences."""
+        start, parents = len(self.memo.tokens), self.text.parents
+        if not self.is_read_by(count):
+            piece = self.text.tokens[start : start + count]
+            return [(token, start + i, [self.memo.past.number], False) for i, token in enumerate(piece)]
+        *below, all_of_them = self.memo.past.branch(parents)
+        piece, last = self.text.tokens[start:], len(self.text.tokens) - 1
+        found: list[_Row] = [(token, i, all_of_them, i == last) for i, token in enumerate(piece, start)]
+        depth = depths(parents)
+        return found + [(token, last + 1 + depth[i], below[i], True) for i, token in enumerate(self.text.drafted)]
+
+    def extend(self, count: int) -> None:
+        """They were read."""
+        drafts = self.text.asked.drafts if self.is_read_by(count) else ()
+        tokens = count - len(drafts)
+        self.memo.past.extend(tokens, len(drafts))
+        self.memo.tokens += self.text.tokens[len(self.memo.tokens) :][:tokens]
+        self.memo.tree = tuple(drafts)
+
+
+def shared_out(needs: Sequence[tuple[int, int]], most: int) -> list[int]:
+    """How many of the `most` tokens of a pass each text reads: all that it needs, or some of those before its last.
+
+    A text needs (before, last) tokens, the last ones in one pass. Short ones are all read, as far as there is room for
+    those that were asked about first, and long ones share what is left: the first of all always gets on.
+
+    >>> shared_out([(0, 3), (90, 1), (1, 2), (90, 4)], 32)
+    [3, 18, 3, 8]
+    """
+    share, room, found = most // max(1, len(needs)), most, list[int]()
+    for before, last in needs:
+        whole = before + last
+        takes = whole if whole <= (share if before else most) else min(before, share)
+        found.append(takes if takes <= room else min(before, room))
+        room -= found[-1]
+    for i, (before, last) in enumerate(needs):
+        left = before + last - found[i]
+        more = left if left <= room else min(before - found[i], room)
+        found[i], room = found[i] + more, room - more
+    return found
 
 
 def check_installed() -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from typing import Final, final
+from typing import Final, Generic, Protocol, final
 
 from attrs import define, field
 from torch import Tensor
+from typing_extensions import TypeVar
 
 from specflow.caches import Past
 from specflow.prefix import NEAR, begins, common_prefix, parting
@@ -19,20 +20,42 @@ DRAFTS: Final = 16
 """How many tokens a model that drafts may have read of its own drafts: it is fed them one by one, as text is."""
 
 
+class GoesBack(Protocol):
+    """What a model holds of a text that it read, as a `Past` does; a deep copy of it is another text's."""
+
+    length: int
+
+    @property
+    def needs_marks(self) -> bool:
+        """Whether some of it can only go back to a mark."""
+        ...
+
+    def keep(self, start: int, rows: Sequence[int]) -> None:
+        """Cover the first `start` tokens and, of those after them, only the `rows`, counted from there, in order."""
+        ...
+
+    def go_back(self, keep: int) -> bool:
+        """Cover at most `keep` tokens, as many as can be; whether there was any way to do it."""
+        ...
+
+
+P = TypeVar("P", bound=GoesBack, default=Past)
+
+
 def nobody() -> None:
     """Whose a memo is that anyone may go on with."""
 
 
 @final
 @define(eq=False)
-class Memo:
+class Memo(Generic[P]):
     """What was read of one text: a cache, and what it covers.
 
     The last `ahead` of its tokens were drafts when they were read, and so was the `tree` after them. `owner()` is who
     goes on with it; None where anyone may.
     """
 
-    past: Past
+    past: P
     region: int
     tokens: list[int] = field(factory=list)
     ahead: int = 0
@@ -45,7 +68,7 @@ class Memo:
             return common_prefix(self.tokens, tokens)
         return len(self.tokens) + len(self._path(tokens))
 
-    def features(self, tokens: Tokens, last: int) -> Tensor | None:
+    def features(self: Memo[Past], tokens: Tokens, last: int) -> Tensor | None:
         """The features [last, F] of the last `last` tokens of a text, if it covers all of it; a copy."""
         if self.covers(tokens) < len(tokens):
             return None
@@ -79,7 +102,7 @@ class Memo:
 
 @final
 @define(eq=False)
-class Memos:
+class Memos(Generic[P]):
     """The memos of up to `most` texts, the newest first; of up to `tokens` tokens together, where that is given.
 
     A memo belongs to a `region` of lengths (`predictors.trial`). `goes_back` tells whether a memo was ever taken back
@@ -89,7 +112,11 @@ class Memos:
     most: int
     tokens: int | None = None
     goes_back: bool = False
-    _kept: list[Memo] = field(init=False, factory=list)
+    _kept: list[Memo[P]] = field(init=False, factory=list)
+
+    def __iter__(self) -> Iterator[Memo[P]]:
+        """Those that are kept."""
+        return iter(self._kept)
 
     @property
     def held(self) -> int:
@@ -101,7 +128,7 @@ class Memos:
         self._kept.clear()
 
     @contextmanager
-    def of(self, tokens: Tokens, region: int, new: int = 1) -> Iterator[Memo]:
+    def of(self: Memos[Past], tokens: Tokens, region: int, new: int = 1) -> Iterator[Memo[Past]]:
         """What covers most of a text, but not its last `new` tokens; a memo of nothing where there is none.
 
         It is put back when the block ends, and lost when the block raises: an exception or Ctrl-C inside the model must
@@ -116,18 +143,19 @@ class Memos:
         """How many of the first of `tokens` some memo covers."""
         return max([memo.covers(tokens) for memo in self._kept if memo.region == region], default=0)
 
-    def features(self, tokens: Tokens, last: int, region: int) -> Tensor | None:
+    def features(self: Memos[Past], tokens: Tokens, last: int, region: int) -> Tensor | None:
         """The features [last, F] of the last `last` tokens of a text; None where no memo covers all of it."""
         found = (memo.features(tokens, last) for memo in self._kept if memo.region == region)
         return next((features for features in found if features is not None), None)
 
-    def take(self, tokens: Tokens, region: int, new: int = 1, owner: Callable[[], object] = nobody) -> Memo | None:
+    def take(self, tokens: Tokens, region: int, new: int = 1, owner: Callable[[], object] = nobody) -> Memo[P] | None:
         """The memo that covers most of a text, but not its last `new` tokens, out of those that are kept.
 
         None where nothing is covered. A memo of somebody else goes on as it is, and so does one of which more than the
         drafts of a step would be forgotten: what is taken is a copy.
         """
-        best, most, mine = None, 0, owner()
+        best: Memo[P] | None = None
+        most, mine = 0, owner()
         for memo in self._kept:
             if memo.region == region:
                 covered, is_mine = memo.covers(tokens), memo.owner() is mine
@@ -152,7 +180,7 @@ class Memos:
         self.goes_back = self.goes_back or (keep < len(best.tokens) and best.past.needs_marks)
         return best if best.go_back(keep) else None
 
-    def put(self, memo: Memo) -> None:
+    def put(self, memo: Memo[P]) -> None:
         """Keep a memo. What there is no room for is dropped: the oldest that nobody owns, or else the oldest."""
         self._kept.insert(0, memo)
         while len(self._kept) > 1 and self._is_full:
@@ -163,7 +191,7 @@ class Memos:
         while self._kept and len(self._kept) + new > self.most:
             self._drop(self._kept)
 
-    def prune(self, tokens: Tokens) -> None:
+    def prune(self: Memos[Past], tokens: Tokens) -> None:
         """Forget what is seen not to be a prefix of `tokens` in the newest memo, if that is of this text."""
         if not self._kept:
             return
@@ -179,7 +207,7 @@ class Memos:
         elif not memo.go_back(keep):
             self._kept.remove(memo)
 
-    def _drop(self, some: Sequence[Memo]) -> None:
+    def _drop(self, some: Sequence[Memo[P]]) -> None:
         """Forget the oldest of them that nobody owns, or else the oldest."""
         self._kept.remove(next((memo for memo in reversed(some) if memo.owner() is None), some[-1]))
 
