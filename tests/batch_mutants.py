@@ -17,7 +17,7 @@ from attrs import frozen
 
 from specflow.batch import BatchPredictor, Shared, many, ragged
 from specflow.batch import hub as hubs
-from specflow.batch.sharing import Waiting
+from specflow.batch.sharing import Waiting, in_turns
 from specflow.caches import Row, Shelf
 from specflow.predictors.memo import Memo, Memos
 from tests import test_batch as batch
@@ -270,6 +270,13 @@ MUTANTS: Final = (
         "if len(piece) > self.piece:",
         "if False:",
         batch.test_a_long_prompt_is_read_in_pieces_while_the_others_go_on,
+    ),
+    BatchMutant(
+        "a text beyond the slots in the place of a prompt that is half read",
+        in_turns,
+        "if any(reply is None for reply in replies)",
+        "if False",
+        partial(batch.test_more_askers_than_slots_whose_prompts_are_read_in_pieces_all_come_to_an_end, 1),
     ),
     BatchMutant(
         "a text whose logits are not finite, and its neighbour in the row",

@@ -49,7 +49,17 @@ from specflow import (
     verified_step,
 )
 from specflow.accelerate import bit_for_bit, fast
-from specflow.batch import BatchPredictor, Failed, Shared, generate_many, ragged, seed_of, together
+from specflow.batch import (
+    Asked,
+    BatchPredictor,
+    Failed,
+    Reply,
+    Shared,
+    generate_many,
+    ragged,
+    seed_of,
+    together,
+)
 from specflow.batch.texts import Text
 from specflow.caches import BLOCK, Pair
 from specflow.drafters import Recycled
@@ -274,6 +284,26 @@ def test_any_script_of_readings_is_that_of_fresh_passes(seed: int) -> None:
             truth = rows_of(TARGET, texts[chosen[number]], drafts[number])
             assert isinstance(rows, torch.Tensor)
             assert torch.allclose(rows, truth, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_more_askers_than_slots_whose_prompts_are_read_in_pieces_all_come_to_an_end(slots: int) -> None:
+    """Who waits takes nobody's place: else each would find what was read of its prompt forgotten, for ever."""
+    model = tiny_llama(9)
+    batched = BatchPredictor(model, slots, piece=3)
+    texts = [(3 + i, 4, 5, 6, 7, 8, 9, 10) for i in range(5)]
+    batched((3,), ())
+
+    def counted(asked: Sequence[Asked]) -> list[Reply]:
+        reads.append(len(asked))
+        if len(reads) > 20:
+            raise TimeoutError
+        return batched.read(asked)
+
+    reads, target = list[int](), Shared(counted)
+    for number, rows in together([partial(target, text, ()) for text in texts], 5):
+        assert isinstance(rows, torch.Tensor)
+        assert torch.allclose(rows, rows_of(model, texts[number]))
 
 
 def test_alone_it_is_a_predictor_as_any_other() -> None:

@@ -57,7 +57,7 @@ DRAFTS: tuple[tuple[Proposal, ...], ...] = ((), chain((5, 6, 7)), TREE, chain((5
 
 
 def batched(path: Path, slots: int = 4, leaves: int = 16, context: int | None = None) -> LlamaCpp:
-    """One that reads up to `slots` texts in a pass, with memory in fp32 and batches of 32 tokens."""
+    """One that reads up to `slots` texts in a pass, with memory in fp32 and batches of few tokens."""
     return LlamaCpp(lent(path), context, leaves, slots)
 
 
@@ -243,7 +243,7 @@ def test_of_one_prompt_each_token_is_read_once(path: Path) -> None:
 @needs_it
 def test_a_long_prompt_holds_nobody_up(path: Path) -> None:
     target, fresh = batched(path, 3), forgetting(path)
-    long, done = tuple(Random(1).choices(range(3, 12), k=120)), list[str]()
+    long, done = tuple(Random(1).choices(range(3, 12), k=240)), list[str]()
 
     def goes_on(text: Tokens) -> float:
         worst = 0.0

@@ -12,7 +12,7 @@ from torch.nn import Module
 
 from specflow.batch.hub import Asked, Reply, Shared
 from specflow.batch.ragged import Piece, new_past, read_together
-from specflow.batch.sharing import Waiting, note_pass
+from specflow.batch.sharing import Waiting, in_turns, note_pass
 from specflow.batch.trial import reads_together
 from specflow.caches import Shelves
 from specflow.guards.checks import a, each, or_none, valid, whole
@@ -113,10 +113,7 @@ class BatchPredictor:
     def read(self, asked: Sequence[Asked], /) -> list[Reply]:
         """The answer to each who asks: its logits, its error, or None while its prompt is being read."""
         each(a(Asked, "give the Asked that came"))("asked", asked)
-        replies: list[Reply] = []
-        for start in range(0, len(asked), self.slots):
-            replies += self._read(asked[start : start + self.slots])
-        return replies
+        return in_turns(self._read, asked, self.slots)
 
     def forget(self) -> None:
         """Forget all that was read, after a change of the model that cannot be noticed."""

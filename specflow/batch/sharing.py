@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, final
 from weakref import WeakSet
 
 from attrs import define, field
 
-from specflow.batch.hub import Asked
+from specflow.batch.hub import Asked, Reply
 from specflow.policies import CostMeter
 from specflow.prefix import common_prefix
 from specflow.state import Tokens
@@ -39,6 +39,18 @@ class Waiting:
         if any(ahead):
             self._waited.add(asked)
         return bool(ahead)
+
+
+def in_turns(read: Callable[[Sequence[Asked]], list[Reply]], asked: Sequence[Asked], slots: int) -> list[Reply]:
+    """What is replied where `read` is asked about up to `slots` texts at a time.
+
+    The others wait where one of those is not yet done: they would take the place of what was read of it, for ever.
+    """
+    replies: list[Reply] = []
+    for start in range(0, len(asked), slots):
+        some = asked[start : start + slots]
+        replies += [None] * len(some) if any(reply is None for reply in replies) else read(some)
+    return replies
 
 
 def note_pass(meter: CostMeter, slots: int, lengths: Sequence[int], began: float) -> None:

@@ -15,7 +15,7 @@ from numpy.ctypeslib import as_array
 from torch import Tensor
 
 from specflow.batch import Asked, Reply, Shared
-from specflow.batch.sharing import Waiting, note_pass
+from specflow.batch.sharing import Waiting, in_turns, note_pass
 from specflow.errors import DecodeError, said
 from specflow.guards.checks import MOST, a, each, or_none, shown, valid, whole
 from specflow.guards.finite import finite
@@ -108,9 +108,9 @@ class LlamaCpp:
             raise DecodeError("source", happened, shown(given), remedy)
         slots, context = int(self.slots), int(self.context or context)
         self._widest = 1 if _is_recurrent(model) else min(int(self.leaves), SEQUENCES // slots - 1)
-        settings.n_ctx = slots * context
-        settings.n_batch = min(settings.n_ctx, max(settings.n_batch, 32, slots))
         settings.n_seq_max = slots * (self._widest + 1)  # new texts have theirs before those that they replace go
+        settings.n_ctx = max(slots * context, settings.n_seq_max)
+        settings.n_batch = min(settings.n_ctx, max(settings.n_batch, 32, settings.n_seq_max))  # or llama.cpp aborts
         settings.embeddings = False
         settings.kv_unified = settings.swa_full = True  # so that sequences share cells, and windows can go back
         try:
@@ -137,11 +137,8 @@ class LlamaCpp:
     def read(self, asked: Sequence[Asked], /) -> list[Reply]:
         """The answer to each who asks: its logits, its error, or None while its prompt is being read."""
         each(a(Asked, "give the Asked that came"))("asked", asked)
-        replies: list[Reply] = []
         with self._lock:
-            for start in range(0, len(asked), self.slots):
-                replies += self._read(asked[start : start + self.slots])
-        return replies
+            return in_turns(self._read, asked, self.slots)
 
     def prune(self, tokens: Tokens, /) -> None:
         """Nothing: what was refused lies behind the text until the next reading, which needs its place."""
