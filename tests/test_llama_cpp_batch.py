@@ -207,7 +207,6 @@ def test_every_decoder_says_in_a_batch_what_it_says_alone(name: str, slots: int,
 def test_one_pass_answers_all_and_accepted_drafts_are_not_read_again(path: Path) -> None:
     target, texts = batched(path, 3), [(3, 4, 5), (6, 7), (8, 9, 10, 11)]
     with passes() as read:
-        sizes = list[int]()
 
         def decode(text: Tokens) -> None:
             target(text, TREE)
@@ -216,13 +215,12 @@ def test_one_pass_answers_all_and_accepted_drafts_are_not_read_again(path: Path)
 
         list(together([partial(decode, text) for text in texts], 3))
         assert read == [3 + 2 + 4 + 3 * 5, 3 * (1 + 2), 3 * 1]
-        sizes += read
 
 
 @needs_it
 def test_of_one_prompt_each_token_is_read_once(path: Path) -> None:
     """By one of those who begin with it; the others share its cells, which takes no room."""
-    target, prompt = batched(path, 4, context=64), tuple(Random(3).choices(range(3, 12), k=60))
+    target, fresh, prompt = batched(path, 4, context=64), forgetting(path), tuple(Random(3).choices(range(3, 12), k=60))
     with passes() as read:
 
         def decode(token: int) -> Tensor:
@@ -232,12 +230,12 @@ def test_of_one_prompt_each_token_is_read_once(path: Path) -> None:
         found = dict(together([partial(decode, i) for i in range(4)], 4))
         assert sum(read) == 60 + 3 * 1 + 4 * 1
     for i in range(4):
-        assert differ(found[i], forgetting(path)((*prompt, i), ())) < NEAR
+        assert differ(found[i], fresh((*prompt, i), ())) < NEAR
     with passes() as read:
         found = dict(together([partial(target, (*prompt[:50], 4, i), ()) for i in range(4)], 4))
         assert sum(read) == 4 * 2  # from a prefix of texts that ended
     for i in range(4):
-        assert differ(found[i], forgetting(path)((*prompt[:50], 4, i), ())) < NEAR
+        assert differ(found[i], fresh((*prompt[:50], 4, i), ())) < NEAR
 
 
 @needs_it
@@ -509,9 +507,9 @@ def test_a_number_of_slots_that_is_none_is_refused(slots: object, path: Path) ->
 @needs_it
 def test_as_many_slots_as_there_may_be(path: Path) -> None:
     target = LlamaCpp(lent(path), 8, slots=128)
-    texts = [(i, i + 1) for i in range(128)]
+    texts, fresh = [(i, i + 1) for i in range(128)], forgetting(path)
     for text, rows in zip(texts, asked(target, texts), strict=True):
-        assert differ(rows, forgetting(path)(text, ())) < NEAR
+        assert differ(rows, fresh(text, ())) < NEAR
 
 
 @needs_it
