@@ -207,10 +207,7 @@ class LlamaCpp:
             rows = []
             for end in range(len(tokens) - last + 1, len(tokens) + 1, self._most):
                 drafts = chain(tokens[end : end + self._most - 1])
-                piece = self._looked_at(Asked(tokens[:end], drafts, text.asked.by))
-                reply: Reply = None
-                while reply is None:
-                    (reply,) = self._together([piece])
+                reply = self._alone(self._looked_at(Asked(tokens[:end], drafts, text.asked.by)))
                 if isinstance(reply, Exception):
                     raise reply
                 rows.append(reply)
@@ -229,10 +226,17 @@ class LlamaCpp:
             self._clear()
             if len(texts) == 1:
                 return [error]
-            return [reply for text in texts for reply in self._together([text])]
+            return [self._alone(text) for text in texts]
         except BaseException:
             self._clear()
             raise
+
+    def _alone(self, text: _Text) -> Tensor | Exception:
+        """The same of one text, in as many passes as it takes."""
+        reply: Reply = None
+        while reply is None:
+            (reply,) = self._together([text])
+        return reply
 
     def _pass(self, texts: Sequence[_Text]) -> list[Reply]:
         if self._context.ctx is None:
