@@ -137,7 +137,7 @@ def write_recurrent(path: Path, seed: int = 0) -> Path:
         model,
         arch="mamba",
         more=layers,
-        without=[name for name in tensors_of(model) if name.startswith("blk.")],
+        without=[name for name in tensors_of(model) if name.startswith("blk.") and name not in layers],
         numbers={f"ssm.{name}": number for name, number in numbers.items()},
     )
 

@@ -120,7 +120,8 @@ class LlamaCpp:
             raise DecodeError("context", happened, settings.n_ctx, remedy) from error
         self._limits = Limits(model.n_vocab(), context)
         self._most = llama_cpp.llama_n_batch(self._context.ctx)
-        self._memory = Memory(self._context, settings.n_seq_max, llama_cpp.llama_model_n_swa(model.model))
+        window = llama_cpp.llama_model_n_swa(model.model) if slots > 1 else 0  # one text lies in order: nothing is lost
+        self._memory = Memory(self._context, settings.n_seq_max, window)
         self._memos = Memos(slots)
         self._batch = llama_cpp.llama_batch_init(self._most, 0, self._widest)
         finalize(self, llama_cpp.llama_batch_free, self._batch)

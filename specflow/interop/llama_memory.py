@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 class Memory:
     """The cells of a context, which belong to `most` sequences, and the sequences that somebody has.
 
-    Layers with a `window` see no further back; where all of them see everything it is 0.
+    Where some layers see a `window` only, which is 0 where all see everything, llama.cpp writes over the cells that it
+    has passed, so that a text cannot go back.
     """
 
     context: LlamaContext
@@ -50,13 +51,6 @@ class Memory:
         from llama_cpp import llama_cpp  # noqa: PLC0415
 
         return llama_cpp.llama_memory_seq_rm(self.context.memory, number, start, -1)
-
-    def sees_all(self, number: int, length: int) -> bool:
-        """Whether all is still there that a token at position `length` sees: what a window passed is written over."""
-        from llama_cpp import llama_cpp  # noqa: PLC0415
-
-        first = llama_cpp.llama_memory_seq_pos_min(self.context.memory, number)
-        return first <= max(0, length - self.window)
 
     def clear(self) -> None:
         """Forget all, with zeros in every cell: a mask does not hide what is not finite."""
@@ -111,8 +105,7 @@ class Line:
     def settle(self) -> None:
         """Hold what is covered and nothing else; nothing at all where there is no way back."""
         if self.length < self._held:
-            went = self.memory.remove(self.number, self.length)
-            if not went or not self.memory.sees_all(self.number, self.length):
+            if self.memory.window or not self.memory.remove(self.number, self.length):
                 self.memory.remove(self.number, 0)
                 self.length = 0
             self._held = self.length
