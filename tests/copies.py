@@ -186,6 +186,7 @@ def refused(processor: Processor, broken: int) -> str:
 
 def generated(processor: LogitsProcessor) -> dict[str, object]:
     """The copies of `speculative_generate`, and the target's passes, once it has found out how the models are fed."""
+
     def text() -> list[int]:
         output, _ = speculative_generate(
             PROMPT, DRAFTING, TARGET, None, GAMMA, logits_processor=processor, eos_tokens_id=[], use_cache=True
