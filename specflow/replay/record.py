@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import cycle, islice
-from statistics import median_low
+from statistics import fmean, median_low
 from time import perf_counter
 from typing import Final, final
 
@@ -99,7 +99,7 @@ def record(
         timed = _Timed(target, kept, now)
         output, own_seconds = timed.decoded(state, processor, own)
         costs = _costs(target, request.prompt, output, sorted(set(lengths)), limits, now)
-        costs = evolve(costs, prompt=timed.passes[0], own=own_seconds)
+        costs = evolve(_as_decoded(costs, timed.passes[1:]), prompt=timed.passes[0], own=own_seconds)
         text = RecordedText(request.prompt, output, request.limit, request.stop, own, costs)
         vocab_size = timed.vocab_size
         if recording is None:
@@ -193,3 +193,14 @@ def _costs(
             target(tokens[:here], chain(tokens[: k - 1]))
             seconds[k].append(max(0.0, clock() - began))
     return Costs(tuple(lengths), tuple([median_low(seconds[k]) for k in lengths]))
+
+
+def _as_decoded(costs: Costs, passes: Sequence[float]) -> Costs:
+    """The costs as many times as dear as make a pass over one token what it took on average while the text was decoded.
+
+    Medians of a few passes leave out what is slow now and then, and what the machine did meanwhile.
+    """
+    if not passes or costs.seconds[0] == 0:
+        return costs
+    scale = fmean(passes) / costs.seconds[0]
+    return evolve(costs, seconds=tuple([scale * seconds for seconds in costs.seconds]))
