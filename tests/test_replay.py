@@ -438,6 +438,14 @@ def test_what_was_recorded_takes_as_long_when_it_is_replayed() -> None:
     assert costs.of(3) == pytest.approx(3 * costs.of(1))
 
 
+def test_costs_are_as_they_were_timed_where_there_is_nothing_to_scale_by() -> None:
+    """A clock that stands still, and a text of one token, whose pass read the prompt."""
+    assert record(TableModel(6), [(1, 2)], 4, clock=Ticking()).texts[0].costs.seconds == (0.0,) * 7
+    clock = Ticking()
+    short = record(taking(TableModel(6), clock, 2), [(1, 2)], 1, lengths=(1, 4), clock=clock).texts[0].costs
+    assert (short.prompt, *short.seconds) == pytest.approx((7.0, 1.0, 1.25))
+
+
 # Recordings.
 
 

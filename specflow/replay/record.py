@@ -60,9 +60,10 @@ def record(
     """What the target writes after each prompt, the `kept` most probable tokens of each row, and what passes take.
 
     Texts are decoded token by token, each with the noise of `seed` and its number where there is a seed. After each
-    text passes over so many new tokens as `lengths` says are timed, spread over the text. `progress` hears of the
-    recording as it grows; `onto` is one to go on with: what it holds is not decoded again. `DecodeError` for what
-    `start` refuses, before anything runs, and for a recording of another law to go on with.
+    text passes over so many new tokens as `lengths` says are timed, spread over the text; all are scaled so that one
+    over one token takes what it took on average in the text. `progress` hears of the recording as it grows; `onto` is
+    one to go on with: what it holds is not decoded again. `DecodeError` for what `start` refuses, before anything runs,
+    and for a recording of another law to go on with.
 
     >>> from specflow.testing import TableModel
     >>> record(TableModel(5), [[1, 2], [3]], max_new_tokens=4).texts[1].output
@@ -196,10 +197,8 @@ def _costs(
 
 
 def _as_decoded(costs: Costs, passes: Sequence[float]) -> Costs:
-    """The costs as many times as dear as make a pass over one token what it took on average while the text was decoded.
-
-    Medians of a few passes leave out what is slow now and then, and what the machine did meanwhile.
-    """
+    """The costs, scaled so that a pass over one token takes what `passes` over one took on average."""
+    # Medians of a few passes leave out what is slow now and then, and what else the machine did while it decoded.
     if not passes or costs.seconds[0] == 0:
         return costs
     scale = fmean(passes) / costs.seconds[0]
