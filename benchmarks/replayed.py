@@ -55,10 +55,12 @@ class Turn:
         )
 
 
-def decoded(loaded: Loaded, decoder: Decoder, state: DecodeState, clock: Clock) -> tuple[DecodeState, float]:
+def decoded(
+    loaded: Loaded, decoder: Decoder, state: DecodeState, vocab_size: int, clock: Clock
+) -> tuple[DecodeState, float]:
     """The end of a text that is decoded live, and the seconds it took."""
     target, dice, processor = CachedPredictor(loaded.model, meter=CostMeter(clock)), Dice(), GreedyProcessor()
-    drafting = decoder.make(Setting(loaded.model, state.request.vocab_size, state.tokens, processor, dice))
+    drafting = decoder.make(Setting(loaded.model, vocab_size, state.tokens, processor, dice))
     policy = decoder.policy(target.meter)
     step = step_of(drafting, policy, target, processor, dice, decoder.rule, (target,))
     began = clock()
@@ -72,7 +74,8 @@ def turn(loaded: Loaded, label: str, prompt: Sequence[int], new_tokens: int, clo
     limits = limits_of(loaded.model)
     recording = record(CachedPredictor(loaded.model), [prompt], new_tokens, loaded.stop, limits, clock=clock)
     decoder = decoder_of(label, recording, None, None)
-    state, seconds = decoded(loaded, decoder, unwrap(start(prompt, new_tokens, loaded.stop, limits)), clock)
+    begun = unwrap(start(prompt, new_tokens, loaded.stop, limits))
+    state, seconds = decoded(loaded, decoder, begun, recording.vocab_size, clock)
     assert state.output == recording.texts[0].output, "a live decode says something else"
     played = replay(recording, decoder, most=None, clock=clock)
     return Turn(played.seconds, seconds, played.passes, state.tally.steps)

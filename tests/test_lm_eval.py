@@ -233,7 +233,7 @@ def test_the_real_model_on_tasks_of_files(chat: bool, smollm2: Loaded, tmp_path:
         assert arguments[0] == arguments[1]
         assert ours["results"][name] == theirs["results"][name]
     assert told(ours, "asked") == told(theirs, "asked")
-    assert any(text for ((text,),) in told(ours, "asked"))
+    assert told(ours, "asked") != [[[""]]] * len(FACTS)
     torch.testing.assert_close(told(ours, "picked"), told(theirs, "picked"), rtol=1e-4, atol=1e-3)  # fp32
 
 
