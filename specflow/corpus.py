@@ -296,10 +296,11 @@ def summary(tokens: int, seconds: float, tally: Tally) -> str:
 
     >>> from specflow.state import Count
     >>> summary(12, 0.5, Tally(4, (("llm", Count(10, 8)),)))
-    '12 tokens, 24.0 tokens/s, 4 steps, acceptance 8/10 = 80%'
+    '12 tokens, 24.0 tokens/s, 4 steps (3.00 tokens a step), acceptance 8/10 = 80%'
     """
     acceptance = f"acceptance {tally.accepted}/{tally.drafted} = {tally.acceptance_rate:.0%}"
-    return f"{tokens} tokens, {rate(tokens, seconds)}, {tally.steps} steps, {acceptance}"
+    steps = f"{tally.steps} steps ({tokens / max(tally.steps, 1):.2f} tokens a step)"
+    return f"{tokens} tokens, {rate(tokens, seconds)}, {steps}, {acceptance}"
 
 
 def rate(tokens: int, seconds: float) -> str:

@@ -19,8 +19,9 @@ def mypy(*arguments: str | Path) -> str:
 
 
 def mypy_without_a_plugin(folder: Path, *arguments: str | Path) -> str:
-    """The same without the plugin. Its cache is in `folder`: the first run there reads torch and transformers too."""
+    """The same without the plugin. Its settings and its cache are in `folder`."""
     assert _PLUGIN in _CONFIG
+    folder.mkdir(exist_ok=True)
     config = folder / "pyproject.toml"
     config.write_text(_CONFIG.replace(_PLUGIN, "").replace('mypy_path = "typings"', f'mypy_path = "{ROOT}/typings"'))
     return mypy("--config-file", config, "--cache-dir", folder, *arguments)

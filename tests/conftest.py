@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from time import process_time
@@ -21,6 +21,7 @@ from torch.nn import Module
 from benchmarks.seed_invariance import first_layers
 from specflow import accelerate, cli
 from specflow.models import INSTALL, Loaded, load, smollm2_is_installed
+from tests import programs
 from tests.lanes import MOST, SLOW, is_quick
 
 settings.register_profile("specflow", deadline=None)  # a busy machine stalls, and a test that waits is not wrong
@@ -101,6 +102,6 @@ def _loads_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def plain_mypy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where mypy without a plugin keeps what it has read."""
-    return tmp_path_factory.mktemp("mypy")
+def complaints(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, list[str]]:
+    """What mypy without a plugin says of each program that is printed, and of each file of tests/typing."""
+    return programs.complaints(tmp_path_factory.mktemp("programs"))

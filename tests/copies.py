@@ -49,6 +49,9 @@ PROMPT: Final = [3, 4, 5, 3, 4]
 NEW: Final = 40
 GAMMA: Final = 4
 MODEL: Final = tiny_llama(3)
+TARGET: Final = Remote(MODEL)
+DRAFTING: Final = Remote(disturbed(MODEL, 1, 0.05))
+"""One of each for all decoders: how a model is fed is tried once, and on this device that is slow."""
 GREEDY: Final = GreedyProcessor()
 SAMPLING: Final = MultinomialProcessor(1.0)
 SHARP: Final = MultinomialProcessor(0.1)
@@ -87,7 +90,7 @@ def counted(draft: Draft, verify: Verify[S], adjust: Adjust[S]) -> dict[str, obj
 
 def decoded(name: str) -> dict[str, object]:
     """What one decoder copies."""
-    target, model = CachedPredictor(Remote(MODEL)), CachedPredictor(Remote(disturbed(MODEL, 1, 0.05)))
+    target, model = CachedPredictor(TARGET), CachedPredictor(DRAFTING)
     dice, noise = Dice(torch.Generator().manual_seed(7)), SharedNoise(7)
     greedy, sampled = GreedyBlockDrafter(model, GAMMA), SampledBlockDrafter(model, SAMPLING, dice, GAMMA)
 
@@ -138,7 +141,7 @@ NAMES: Final = (
 
 def of_one_seed(policy: int) -> list[int]:
     """A sampled text with certain drafts, up to `policy` of them: none where it is 0."""
-    target, dice = CachedPredictor(Remote(MODEL)), Dice(torch.Generator().manual_seed(7))
+    target, dice = CachedPredictor(TARGET), Dice(torch.Generator().manual_seed(7))
     step = autoregressive_step(target, SHARP, dice)
     if policy:
         step = speculative_step(SuffixDrafter(), target, SHARP, dice, Fixed(policy))
@@ -147,7 +150,7 @@ def of_one_seed(policy: int) -> list[int]:
 
 def no_law() -> str:
     """What is said when a processor on the device leaves nothing that could be drawn."""
-    target = CachedPredictor(Remote(MODEL))
+    target = CachedPredictor(TARGET)
     step = speculative_step(SuffixDrafter(), target, EachPrefix(masked), Dice())
     try:
         run(step, start(PROMPT, NEW).unwrap())
@@ -183,16 +186,15 @@ def refused(processor: Processor, broken: int) -> str:
 
 def generated(processor: LogitsProcessor) -> dict[str, object]:
     """The copies of `speculative_generate`, and the target's passes, once it has found out how the models are fed."""
-    drafter, target = Remote(disturbed(MODEL, 1, 0.05)), Remote(MODEL)
 
     def text() -> list[int]:
         output, _ = speculative_generate(
-            PROMPT, drafter, target, None, GAMMA, logits_processor=processor, eos_tokens_id=[], use_cache=True
+            PROMPT, DRAFTING, TARGET, None, GAMMA, logits_processor=processor, eos_tokens_id=[], use_cache=True
         )
         return output
 
     text()
-    fed = passes_of(target)
+    fed = passes_of(TARGET)
     COPIES.clear()
     again = text()
     return {"copies": len(COPIES), "passes": len(fed), "text": again}

@@ -94,7 +94,7 @@ def test_it_answers_and_ends_with_one_line(smollm2: Loaded, capsys: pytest.Captu
     assert said.out.strip() == smollm2.tokenizer.decode(expected, skip_special_tokens=True).strip()
     assert f"[{len(expected)} tokens, " in said.err
     assert "tokens/s" in said.err
-    assert "steps, acceptance" in said.err
+    assert "tokens a step), acceptance" in said.err
 
 
 ALONE = [name for name, entry in DRAFTERS.items() if not (entry.assisted or entry.headed)]

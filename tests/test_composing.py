@@ -1,24 +1,18 @@
-"""The first page and the composition guide: their programs run, mypy accepts them, and says what the guide says."""
+"""The first page and the composition guide: their programs run, and mypy says what the guide says of wrong ones."""
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
+from collections.abc import Mapping
 
 import pytest
 
 from specflow.models import Loaded
-from tests.checked import ROOT, mypy_without_a_plugin
+from tests.checked import ROOT
+from tests.programs import of_page, wrong_of
 
-PAGE = (ROOT / "docs" / "composing.md").read_text()
-
-
-def program(page: str) -> str:
-    return "\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL))
-
-
-PROGRAM, START = program(PAGE), program((ROOT / "docs" / "start.md").read_text())
-WRONG = re.findall(r"```python wrong\n(.*?)```\n\n```text\n(.*?)```", PAGE, re.DOTALL)
+PAGE = ROOT / "docs" / "composing.md"
+PROGRAM, START = of_page(PAGE), of_page(ROOT / "docs" / "start.md")
+WRONG = wrong_of(PAGE)
 
 
 def test_the_program_runs(smollm2: Loaded, capsys: pytest.CaptureFixture[str]) -> None:
@@ -37,23 +31,11 @@ def test_the_first_page_runs(smollm2: Loaded, capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.xdist_group("typing")  # with the others who ask mypy
-def test_mypy_without_a_plugin_accepts_the_program_and_says_what_the_page_says(
-    tmp_path: Path, plain_mypy: Path
-) -> None:
-    files = {"program.py": PROGRAM, "start.py": START}
-    files |= {f"wrong{i}.py": f"{PROGRAM}\n{block}" for i, (block, _) in enumerate(WRONG)}
-    for name, text in files.items():
-        (tmp_path / name).write_text(text)
-    out = mypy_without_a_plugin(plain_mypy, *(tmp_path / name for name in files))
-    said: dict[str, list[str]] = {name: [] for name in files}
-    for name, message in re.findall(r"(\w+\.py):\d+: error: (.*)", out):
-        said[name].append(message)
-    assert said.pop("program.py") == said.pop("start.py") == [], out
+def test_mypy_without_a_plugin_says_what_the_page_says(complaints: Mapping[str, list[str]]) -> None:
     assert len(WRONG) >= 10
-    assert all(said.values())
     for i, (block, messages) in enumerate(WRONG):
-        assert said[f"wrong{i}.py"] == messages.splitlines(), block
+        assert complaints[f"composing_wrong{i}.py"] == messages.splitlines() != [], block
 
 
 def test_what_the_page_shows_as_wrong_has_an_answer() -> None:
-    assert PAGE.count("```python wrong") == len(WRONG)
+    assert PAGE.read_text().count("```python wrong") == len(WRONG)

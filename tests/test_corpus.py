@@ -135,7 +135,8 @@ def test_each_text_is_that_of_its_prompt_alone(
         assert captured.err.startswith(f"[{usage['completion_tokens']} tokens, ")
         assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
         judged, accepted = drafts_of(answer)
-        assert f"{answer['steps']} steps, acceptance {accepted}/{judged} = " in captured.err
+        assert f"{answer['steps']} steps (" in captured.err
+        assert f" tokens a step), acceptance {accepted}/{judged} = " in captured.err
         assert cli.main(["generate", str(line["prompt"]), *single, *unpaced, *own, "--json"]) == 0
         assert answer == {"id": line["id"]} | json.loads(capsys.readouterr().out)
         assert answer["reason"] in ("stop token", "length limit")
@@ -591,7 +592,7 @@ def test_progress_is_told_now_and_then(capsys: pytest.CaptureFixture[str]) -> No
         "11/1000 texts, 40.0 tokens/s",
         "11/1000 texts, 40.0 tokens/s",
         "aside",
-        "[12/1000 texts, 10 tokens, 0.8 tokens/s, 4 steps, acceptance 6/8 = 75%]",
+        "[12/1000 texts, 10 tokens, 0.8 tokens/s, 4 steps (2.50 tokens a step), acceptance 6/8 = 75%]",
     ]
 
 

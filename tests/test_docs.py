@@ -8,17 +8,19 @@ import pkgutil
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 import specflow
 from specflow.models import Loaded
+from tests.checked import ROOT
+from tests.programs import PAGES
 
-ROOT = Path(specflow.__file__).parent.parent
 MODULES = [module.name for module in pkgutil.walk_packages(specflow.__path__, "specflow.")]
-PAGES = sorted((ROOT / "docs").glob("*.md"))
-WRITTEN = [*PAGES, ROOT / "README.md", ROOT / "CHANGELOG.md"]
+WRITTEN = [*PAGES, *sorted(ROOT.glob("*.md")), ROOT / "benchmarks" / "journal.md"]
+CHANGES = sorted(ROOT.glob("changelog.d/*.md"))
 GONE = ("read_tree", "tree_step", "CostAwareTree", "RejectTokens", "VerifyBlock", "MatchSamples", "TypicalAcceptance")
 
 
@@ -48,6 +50,13 @@ def test_examples_in_the_docs_run(page: Path, tmp_path: Path, monkeypatch: pytes
     monkeypatch.chdir(tmp_path)  # they may write files
     failed, _ = doctest.testfile(str(page), module_relative=False)
     assert failed == 0
+
+
+@pytest.mark.xdist_group("typing")  # with the others who ask mypy
+def test_mypy_accepts_each_page_as_a_program(complaints: Mapping[str, list[str]]) -> None:
+    pages = {name: said for name, said in complaints.items() if name.endswith("_page.py")}
+    assert len(pages) >= 18
+    assert not any(pages.values()), pages
 
 
 def test_each_promise_names_a_test_that_exists() -> None:
@@ -86,7 +95,7 @@ def _prose(page: Path) -> str:
     return "\n".join(line for line in prose.splitlines() if not line.lstrip().startswith("|"))
 
 
-@pytest.mark.parametrize("page", WRITTEN, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*WRITTEN, *CHANGES], ids=lambda page: page.name)
 def test_prose_has_lines_of_120_columns(page: Path) -> None:
     assert [line for line in _prose(page).splitlines() if len(line) > 120] == []
 
@@ -102,7 +111,7 @@ NO_END = re.compile(
 """Where a full stop ends no sentence."""
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*WRITTEN, *CHANGES], ids=lambda page: page.name)
 def test_a_line_of_prose_has_one_sentence(page: Path) -> None:
     lines = NO_END.sub("…", _prose(page)).splitlines()
     assert [line for line in lines if re.search(r"[.!?][)\"*_]* +\S", line)] == []
@@ -117,5 +126,5 @@ def test_a_release_tells_of_each_change() -> None:
     """A file whose name is wrong would be left out."""
     command = [sys.executable, "-m", "towncrier", "build", "--draft", "--version", "0"]
     draft = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    files = [file for file in sorted((ROOT / "changelog.d").glob("*.md")) if file.name != "README.md"]
+    files = [file for file in CHANGES if file.name != "README.md"]
     assert [file.name for file in files if file.read_text().splitlines()[0] not in draft] == []

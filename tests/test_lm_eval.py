@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
@@ -23,6 +24,7 @@ from specflow import (
     Processor,
     Proposal,
     Step,
+    SuffixDrafter,
     Tokens,
     autoregressive_step,
     run,
@@ -30,6 +32,7 @@ from specflow import (
     start,
 )
 from specflow.batch import BatchPredictor
+from specflow.models import Loaded
 from specflow.stages.observe import Observer, unobserved
 from specflow.state import Committed
 from tests.test_bench import tokenizer
@@ -119,9 +122,12 @@ READ: Final = task(
 
 
 def evaluated(
-    lm: SpecflowLM | HFLM, *tasks: dict[str, object], use_cache: str | None = None, chat: bool = False
+    lm: SpecflowLM | HFLM,
+    *tasks: dict[str, object] | str,
+    use_cache: str | None = None,
+    chat: bool = False,
+    manager: TaskManager = TaskManager(include_defaults=False),
 ) -> EvalResults:
-    manager = TaskManager(include_defaults=False)
     return simple_evaluate(
         lm, tasks=[*tasks], task_manager=manager, bootstrap_iters=0, use_cache=use_cache, apply_chat_template=chat
     )
@@ -170,6 +176,65 @@ def test_scores_and_texts_are_those_of_the_model_itself(
     assert 0 < ours["results"]["chosen"]["acc,none"] < 1
     torch.testing.assert_close(told(ours, "chosen"), told(theirs, "chosen"), rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(told(ours, "read"), told(theirs, "read"), rtol=1e-9, atol=1e-9)
+
+
+FACTS: Final = (
+    ("What is the capital of France?", "Paris"),
+    ("What is the opposite of hot?", "cold"),
+    ("What do bees make?", "honey"),
+)
+
+ASKED: Final = """
+task: asked
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {folder}/rows.jsonl}}, cache_dir: {folder}}}
+test_split: test
+output_type: generate_until
+doc_to_text: "Question: {{{{question}}}}\\nAnswer:"
+doc_to_target: "{{{{answer}}}}"
+generation_kwargs: {{until: [".", "\\n"], max_gen_toks: 16}}
+metric_list: [{{metric: exact_match}}]
+"""
+
+PICKED: Final = """
+task: picked
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {folder}/rows.jsonl}}, cache_dir: {folder}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "Question: {{{{question}}}}\\nAnswer:"
+doc_to_target: "{{{{answer}}}}"
+doc_to_choice: {choices}
+metric_list: [{{metric: acc}}]
+"""
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_the_real_model_on_tasks_of_files(chat: bool, smollm2: Loaded, tmp_path: Path) -> None:
+    """Tasks as lm-eval's users write them, with and without the model's chat template."""
+    target = CachedPredictor(smollm2.model)
+    rows = [json.dumps({"question": question, "answer": answer}) for question, answer in FACTS]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    choices = json.dumps([answer for _, answer in FACTS])
+    for name, config in (("asked", ASKED), ("picked", PICKED)):
+        (tmp_path / f"{name}.yaml").write_text(config.format(folder=tmp_path, choices=choices))
+    manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
+
+    def compose(processor: Processor) -> Step:
+        return speculative_step(SuffixDrafter(), target, processor, Dice(), Fixed(4))
+
+    lms = (
+        SpecflowLM(target, smollm2.tokenizer, compose, stop=smollm2.stop),
+        HFLM(smollm2.model, tokenizer=smollm2.tokenizer, batch_size=1),
+    )
+    ours, theirs = (evaluated(lm, "asked", "picked", chat=chat, manager=manager) for lm in lms)
+    for name in ("asked", "picked"):
+        arguments = [[sample["arguments"] for sample in each["samples"][name]] for each in (ours, theirs)]
+        assert arguments[0] == arguments[1]
+        assert ours["results"][name] == theirs["results"][name]
+    assert told(ours, "asked") == told(theirs, "asked")
+    assert told(ours, "asked") != [[[""]]] * len(FACTS)
+    torch.testing.assert_close(told(ours, "picked"), told(theirs, "picked"), rtol=1e-4, atol=1e-3)  # fp32
 
 
 def test_drafts_are_accepted_and_refused_meanwhile() -> None:

@@ -15,7 +15,8 @@ import pytest
 from nbformat import NotebookNode
 
 from specflow.models import INSTALL, smollm2_is_installed
-from tests.checked import ROOT, mypy_without_a_plugin
+from tests.checked import ROOT
+from tests.programs import book, of_notebook
 from tests.test_docs import leads_somewhere
 
 FOLDER: Final = ROOT / "examples" / "notebooks"
@@ -56,18 +57,12 @@ nbformat.write(client.execute(), path)
 """Runs a notebook in place. A process for each: what one leaves of its sockets does not meet those of the next."""
 
 
-def book(path: Path) -> NotebookNode:
-    read: object = nbformat.read(path, nbformat.NO_CONVERT)  # type: ignore[no-untyped-call]
-    assert isinstance(read, NotebookNode)
-    return read
-
-
 def sources(name: str, kind: str) -> list[str]:
     return [cell.source for cell in book(FOLDER / f"{name}.ipynb").cells if cell.cell_type == kind]
 
 
 def program(name: str) -> str:
-    return "\n\n\n".join([*sources(name, "code"), ""])
+    return of_notebook(FOLDER / f"{name}.ipynb")
 
 
 def outputs(ran: NotebookNode) -> Iterator[tuple[str, str]]:
@@ -129,8 +124,5 @@ def test_its_words_lead_somewhere_and_fit_into_a_line(name: str) -> None:
 
 
 @pytest.mark.xdist_group("typing")  # with the others who ask mypy
-def test_mypy_accepts_them_as_programs(tmp_path: Path, plain_mypy: Path) -> None:
-    files = [tmp_path / f"{name}_notebook.py" for name in SHOWN]
-    for name, file in zip(SHOWN, files, strict=True):
-        file.write_text(program(name))
-    assert f"no issues found in {len(files)} source files" in (out := mypy_without_a_plugin(plain_mypy, *files)), out
+def test_mypy_accepts_them_as_programs(complaints: Mapping[str, list[str]]) -> None:
+    assert [complaints[f"{name}_notebook.py"] for name in SHOWN] == [[] for _ in SHOWN]

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from benchmarks import replayed
 from specflow import (
     TEXT,
     CachedPredictor,
@@ -419,6 +420,32 @@ def test_passes_are_timed_as_they_are_fed() -> None:
         assert text.costs.own == 0.0
 
 
+def test_what_was_recorded_takes_as_long_when_it_is_replayed() -> None:
+    """Of a target that stalls now and then, which no median of a few passes shows; longer passes stall alike."""
+    clock, passes = Ticking(), list[float]()
+
+    def target(tokens: Tokens, drafts: Sequence[Proposal], /) -> Tensor:
+        passes.append((len(drafts) + 1) * (5.0 if len(passes) % 4 == 3 else 1.0))
+        clock.now += passes[-1]
+        return TableModel(6)(tokens, drafts)
+
+    recording = record(target, [(1, 2, 3)], 18, lengths=(1, 3), clock=clock)
+    decoded = passes[1:19]  # before them the target was tried
+    played = replay(recording, Decoder.of(propose_nothing), most=None, clock=clock)
+    assert played.seconds == pytest.approx(sum(decoded))
+    costs = recording.texts[0].costs
+    assert costs.of(1) == pytest.approx(sum(decoded[1:]) / 17) != 1.0
+    assert costs.of(3) == pytest.approx(3 * costs.of(1))
+
+
+def test_costs_are_as_they_were_timed_where_there_is_nothing_to_scale_by() -> None:
+    """A clock that stands still, and a text of one token, whose pass read the prompt."""
+    assert record(TableModel(6), [(1, 2)], 4, clock=Ticking()).texts[0].costs.seconds == (0.0,) * 7
+    clock = Ticking()
+    short = record(taking(TableModel(6), clock, 2), [(1, 2)], 1, lengths=(1, 4), clock=clock).texts[0].costs
+    assert (short.prompt, *short.seconds) == pytest.approx((7.0, 1.0, 1.25))
+
+
 # Recordings.
 
 
@@ -651,3 +678,20 @@ def test_what_cannot_be_recorded_is_refused(tmp_path: Path, capsys: pytest.Captu
     (tmp_path / "texts").write_text("no recording")
     assert ran("record", "--out", tmp_path / "texts", "--resume") == 2
     assert "not of this kind" in capsys.readouterr().err
+
+
+# Predicted and measured time.
+
+
+def test_the_benchmark_tells_passes_that_a_live_decode_takes(
+    saved: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)  # it is a process's own
+    asked = ("--model", saved, "--prompts", saved / "prompts.jsonl", "--limit", 2, "--max-new-tokens", 9)
+    replayed.main(list(map(str, (*asked, "--repeats", 1, "--decoders", "suffix@2", "tree@4"))))
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [row[0] for row in rows] == ["autoregressive", "suffix@2", "tree@4"]
+    assert all(float(figure) > 0 for row in rows for figure in row[1:])
+    assert [row[4] for row in rows] == [row[5] for row in rows]
+    assert float(rows[0][2]) == float(rows[0][3]) == 1
+    assert float(rows[1][5]) < float(rows[0][5]) == 18

@@ -6,47 +6,52 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-from tests.checked import ROOT, mypy, mypy_without_a_plugin
-
-PROGRAMS = ROOT / "tests" / "typing"
+from tests.checked import ROOT, mypy
+from tests.programs import TYPING
 
 pytestmark = pytest.mark.xdist_group("typing")  # in one process, so that mypy reads torch once for each setting
 
 OF_THE_PLUGIN = "flow.py"
-OF_ANY = sorted({path.name for path in PROGRAMS.glob("*.py")} - {OF_THE_PLUGIN, "__init__.py"})
+OF_ANY = sorted({path.name for path in TYPING.glob("*.py")} - {OF_THE_PLUGIN, "__init__.py"})
 
 
-def by_file(out: str) -> dict[str, list[str]]:
-    """What mypy says of each file of tests/typing."""
-    assert re.search(r"^(Success: no issues found in|Found \d+ errors? in)", out, re.MULTILINE), out
-    of_file: dict[str, list[str]] = {}
-    for path, line in re.findall(r"^([\w/.]+):(\d+: error: .*)$", out, re.MULTILINE):
-        of_file.setdefault(str(Path(path).relative_to("tests/typing")), []).append(line)
-    return of_file
+MISTAKE = """
+from returns.pipeline import flow
+from specflow import DecodeState
+from specflow.stages import commit, draft_nothing
+def step(state: DecodeState) -> object:
+    return flow(state, draft_nothing, commit)
+def other(state: DecodeState) -> object:
+    return state.then(draft_nothing).then(commit)
+"""
 
 
 @pytest.fixture(scope="module")
-def without_a_plugin(plain_mypy: Path) -> dict[str, list[str]]:
-    return by_file(mypy_without_a_plugin(plain_mypy, "tests/typing"))
+def with_the_plugin(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What mypy says of tests/typing and of a mistake."""
+    mistake = tmp_path_factory.mktemp("mistake") / "mistake.py"
+    mistake.write_text(MISTAKE)
+    return re.findall(r"([\w.]+\.py:\d+: error: .*)", mypy("tests/typing", mistake))
 
 
-def test_programs_are_accepted_and_refused() -> None:
-    assert by_file(mypy("tests/typing")) == {}
+def test_programs_are_accepted_and_refused(with_the_plugin: list[str]) -> None:
+    assert [line for line in with_the_plugin if not line.startswith("mistake.py")] == []
 
 
 @pytest.mark.parametrize("name", OF_ANY)
-def test_programs_are_accepted_and_refused_without_a_plugin(name: str, without_a_plugin: dict[str, list[str]]) -> None:
-    assert without_a_plugin.get(name) is None
+def test_programs_are_accepted_and_refused_without_a_plugin(name: str, complaints: Mapping[str, list[str]]) -> None:
+    assert complaints[name] == []
 
 
-def test_the_claims_about_flow_need_the_plugin(without_a_plugin: dict[str, list[str]]) -> None:
-    lines = without_a_plugin[OF_THE_PLUGIN]
+def test_the_claims_about_flow_need_the_plugin(complaints: Mapping[str, list[str]]) -> None:
+    lines = complaints[OF_THE_PLUGIN]
     assert any('Unused "type: ignore" comment' in line for line in lines)
-    claims = len(re.findall("type: ignore", (PROGRAMS / OF_THE_PLUGIN).read_text()))
+    claims = len(re.findall("type: ignore", (TYPING / OF_THE_PLUGIN).read_text()))
     unheard = sum('Unused "type: ignore' in line for line in lines)
     assert unheard == claims - 2  # mypy knows the evolve of attrs by itself
 
@@ -56,7 +61,7 @@ def test_a_checker_that_has_no_plugins_says_the_same(tmp_path: Path) -> None:
     pytest.importorskip("basedpyright")
     config = tmp_path / "pyrightconfig.json"
     settings = {
-        "include": [str(PROGRAMS / name) for name in OF_ANY],
+        "include": [str(TYPING / name) for name in OF_ANY],
         "typeCheckingMode": "standard",
         "enableTypeIgnoreComments": True,
         "reportUnnecessaryTypeIgnoreComment": "error",
@@ -72,26 +77,14 @@ def test_a_checker_that_has_no_plugins_says_the_same(tmp_path: Path) -> None:
     assert [(each["file"], each["range"]["start"]["line"] + 1, each["message"]) for each in errors] == []
 
 
-def test_a_mistake_is_named(tmp_path: Path) -> None:
+def test_a_mistake_is_named(with_the_plugin: list[str]) -> None:
     """The message that a user sees names the stage and both types."""
-    program = (
-        "from returns.pipeline import flow\n"
-        "from specflow import DecodeState\n"
-        "from specflow.stages import commit, draft_nothing\n"
-        "def step(state: DecodeState) -> object:\n"
-        "    return flow(state, draft_nothing, commit)\n"
-        "def other(state: DecodeState) -> object:\n"
-        "    return state.then(draft_nothing).then(commit)\n"
-    )
-    file = tmp_path / "program.py"
-    file.write_text(program)
-    out = mypy(file)
-    assert "\nFound 2 errors in 1 file" in out
-    assert 'Argument 1 to "commit" has incompatible type "Drafted"; expected "Adjusted"' in out
+    flowing, chained = [line for line in with_the_plugin if line.startswith("mistake.py")]
+    assert 'Argument 1 to "commit" has incompatible type "Drafted"; expected "Adjusted"' in flowing
     assert (
         'Argument 1 to "then" of "Record" has incompatible type "Callable[[Adjusted], Committed]"; '
         'expected "Callable[[Drafted], Committed]"'
-    ) in out
+    ) in chained
 
 
 @pytest.mark.parametrize("name", ["refused", "accepted", "flow", "lossy", "refuse_longest"])

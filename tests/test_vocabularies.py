@@ -768,17 +768,17 @@ def test_texts_that_drift_all_the_time_are_decoded_to_the_end(mine: str, theirs:
     )
     for prompt in ("The quick", "😀", "def add(a, b):\n    "):
         tokens = trained(mine).encode(prompt, add_special_tokens=False)
-        expected = tuple(autoregressive_generate(tokens, target, 40, eos_tokens_id=[], use_cache=True))
+        expected = tuple(autoregressive_generate(tokens, target, 20, eos_tokens_id=[], use_cache=True))
         for drafter in drafters:
             step = speculative_step(drafter, CachedPredictor(target), GREEDY, Dice(), Fixed(4))
-            end = run(step, start(tokens, 40).unwrap()).state
+            end = run(step, start(tokens, 20).unwrap()).state
             assert end.output == expected
             assert end.tally.drafted > 0
         noise, sampler = SharedNoise(len(prompt)), CachedPredictor(target)
-        seeded = run(autoregressive_step(sampler, SAMPLED, noise), start(tokens, 40).unwrap()).state.output
+        seeded = run(autoregressive_step(sampler, SAMPLED, noise), start(tokens, 20).unwrap()).state.output
         for drafter in (IntersectionDrafter(small, shared, SAMPLED, noise, 256), drafters[1]):
             coupled = seed_coupled_step(drafter, sampler, SAMPLED, noise, Fixed(4))
-            assert run(coupled, start(tokens, 40).unwrap()).state.output == seeded
+            assert run(coupled, start(tokens, 20).unwrap()).state.output == seeded
     assert model.get_output_embeddings() is head
 
 
@@ -792,7 +792,8 @@ def test_transformers_is_measured_with_another_tokenizer_and_leaves_the_assistan
         runs = {
             run.decoder: run for run in measure(Plan(target, models, decoders, prompts, processor, length, 64, 1, 0))
         }
-        assert len(runs["hf-assistant@3"].output) == length
+        output = runs["hf-assistant@3"].output
+        assert len(output) == length or output[-1] in target.stop
         if processor is GREEDY:
             assert runs["hf-assistant@3"].output == runs["autoregressive"].output
     assert small.model.get_output_embeddings() is head

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import cycle, islice
-from statistics import median_low
+from statistics import fmean, median_low
 from time import perf_counter
 from typing import Final, final
 
@@ -60,9 +60,10 @@ def record(
     """What the target writes after each prompt, the `kept` most probable tokens of each row, and what passes take.
 
     Texts are decoded token by token, each with the noise of `seed` and its number where there is a seed. After each
-    text passes over so many new tokens as `lengths` says are timed, spread over the text. `progress` hears of the
-    recording as it grows; `onto` is one to go on with: what it holds is not decoded again. `DecodeError` for what
-    `start` refuses, before anything runs, and for a recording of another law to go on with.
+    text passes over so many new tokens as `lengths` says are timed, spread over the text; all are scaled so that one
+    over one token takes what it took on average in the text. `progress` hears of the recording as it grows; `onto` is
+    one to go on with: what it holds is not decoded again. `DecodeError` for what `start` refuses, before anything runs,
+    and for a recording of another law to go on with.
 
     >>> from specflow.testing import TableModel
     >>> record(TableModel(5), [[1, 2], [3]], max_new_tokens=4).texts[1].output
@@ -99,7 +100,7 @@ def record(
         timed = _Timed(target, kept, now)
         output, own_seconds = timed.decoded(state, processor, own)
         costs = _costs(target, request.prompt, output, sorted(set(lengths)), limits, now)
-        costs = evolve(costs, prompt=timed.passes[0], own=own_seconds)
+        costs = evolve(_as_decoded(costs, timed.passes[1:]), prompt=timed.passes[0], own=own_seconds)
         text = RecordedText(request.prompt, output, request.limit, request.stop, own, costs)
         vocab_size = timed.vocab_size
         if recording is None:
@@ -193,3 +194,12 @@ def _costs(
             target(tokens[:here], chain(tokens[: k - 1]))
             seconds[k].append(max(0.0, clock() - began))
     return Costs(tuple(lengths), tuple([median_low(seconds[k]) for k in lengths]))
+
+
+def _as_decoded(costs: Costs, passes: Sequence[float]) -> Costs:
+    """The costs, scaled so that a pass over one token takes what `passes` over one took on average."""
+    # Medians of a few passes leave out what is slow now and then, and what else the machine did while it decoded.
+    if not passes or costs.seconds[0] == 0:
+        return costs
+    scale = fmean(passes) / costs.seconds[0]
+    return evolve(costs, seconds=tuple([scale * seconds for seconds in costs.seconds]))

@@ -155,6 +155,7 @@ class Qwen2_5_VLForConditionalGeneration(PreTrainedModel):
     def __init__(self, config: Qwen2_5_VLConfig) -> None: ...
 
 class LlamaForCausalLM(PreTrainedModel):
+    lm_head: Linear
     def __init__(self, config: LlamaConfig) -> None: ...
 
 class GPT2LMHeadModel(PreTrainedModel):
