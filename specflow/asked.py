@@ -51,8 +51,13 @@ def laws_of(processor: Processor, tokens: Tokens, logits: Tensor) -> Laws:
     Laws on a device are looked at where a number of theirs arrives. A tuple of those stays one, to be drawn from at
     once.
     """
-    laws, rows, quick = processor.laws(tokens, logits), len(logits), _is_ours(processor)
-    if quick and isinstance(laws, tuple) and {type(law) for law in laws} == {PointMass}:
+    return _seen(processor.laws(tokens, logits), processor, len(tokens), logits, quick=_is_ours(processor))
+
+
+def _seen(laws: Laws, processor: Processor, end: int, logits: Tensor, *, quick: bool) -> Laws:
+    """`laws` that were made of `logits` [k, V], the last of them after a text of `end` tokens."""
+    rows = logits.shape[0]
+    if quick and isinstance(laws, tuple) and {*map(type, laws)} == {PointMass}:
         return laws  # each is an index of its row
     # A function that was made a processor is known by its own name.
     name = named(processor.law if isinstance(processor, EachPrefix) else processor)
@@ -62,9 +67,9 @@ def laws_of(processor: Processor, tokens: Tokens, logits: Tensor) -> Laws:
         count = -1
     if count != rows:
         received = f"{count} for {rows} rows" if count >= 0 else shown(laws)
-        where = f"{received} after the token at position {len(tokens) - rows}"
+        where = f"{received} after the token at position {end - rows}"
         raise DecodeError("processor", f"{name} does not give a law for each row", where, "return one law for each row")
-    origin = Origin(name, logits, len(tokens) - rows + 1)
+    origin = Origin(name, logits, end - rows + 1)
 
     def checked(row: int) -> Distribution:
         law = laws[row]
@@ -79,10 +84,16 @@ def laws_of(processor: Processor, tokens: Tokens, logits: Tensor) -> Laws:
 
 def laws_when_asked(processor: Processor, tokens: Tokens, logits: Tensor) -> Laws:
     """The same, and on the host our own processors make a law only then: after a refusal nobody asks."""
-    if len(logits) == 1 or not is_near(logits) or not _is_ours(processor):
+    rows = logits.shape[0]
+    if rows == 1 or not is_near(logits) or not _is_ours(processor):
         return laws_of(processor, tokens, logits)
-    first = len(tokens) - len(logits) + 1
-    return Lazily(len(logits), lambda row: laws_of(processor, tokens[: first + row], logits[row : row + 1])[0])
+    first = len(tokens) - rows + 1
+
+    def made(row: int) -> Distribution:
+        alone = logits[row : row + 1]
+        return _seen(processor.laws(tokens, alone), processor, first + row, alone, quick=True)[0]  # of the row alone
+
+    return Lazily(rows, made)
 
 
 def _is_ours(processor: Processor) -> bool:

@@ -6,6 +6,7 @@ Texts that grow from one another hold the same int objects, which lists of Pytho
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import ne
 from typing import Final
 
 from specflow.guards.ids import Tokens, ids_of
@@ -52,5 +53,6 @@ def common_prefix(a: Sequence[object], b: Sequence[object]) -> int:
     for low in range(0, top, PIECE):
         x, y = list(a[low : low + PIECE]), list(b[low : low + PIECE])
         if x != y:
-            return low + next((i for i, (one, other) in enumerate(zip(x, y, strict=False)) if one != other), top - low)
+            differ = [*map(ne, x, y)]
+            return low + (differ.index(True) if True in differ else top - low)
     return top

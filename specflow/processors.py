@@ -218,7 +218,7 @@ class TopKNucleusProcessor(MultinomialProcessor):
 
 
 def _floats(name: str, value: object) -> Tensor:
-    if not is_floats(value) or 0 in (value.ndim, *value.shape[-1:]):
+    if not is_floats(value) or value.ndim == 0 or value.shape[-1] == 0:
         happened, remedy = f"{name} gives no tensor of floats [..., V]", "give logits or probabilities"
         raise DecodeError(name, happened, described(value), remedy)
     return value

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final, final
 
 import torch
-from attrs import define, field
+from attrs import define, field, setters
 from torch import Tensor
 
 from specflow.caches.buffer import KVCache, move_up, wider
@@ -22,7 +22,7 @@ def _placed(cache: object) -> list[object]:
 
 
 @final
-@define(eq=False)
+@define(eq=False, on_setattr=setters.NO_OP)  # some of it is set in every pass, and none of it by users
 class Past:
     """A cache, which may be changed, the number of tokens it covers, and the marks it can be taken back to."""
 

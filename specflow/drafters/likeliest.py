@@ -47,16 +47,17 @@ def likeliest_first(
     """
     calls("what follows", "give a function of a place")("followers", followers)
     calls("what comes after", "give a function of a place and a token")("after", after)
-    return _drafts(start, followers, after)
+    return best_first(start, lambda place: _offered(followers, place), after)
 
 
-def _drafts(
+def best_first(
     start: P, followers: Callable[[P], Iterable[Candidate]], after: Callable[[P, int], P]
 ) -> Iterator[Proposal[PointMass]]:
+    """The same, for those who answer nothing but candidates: what they say is not looked at."""
     order, waiting = count(), list[tuple[float, int, int, P, Candidate]]()
 
     def wait(parent: int, place: P, chance: float) -> None:
-        for candidate in _offered(followers, place):
+        for candidate in followers(place):
             heappush(waiting, (-chance * candidate.chance, next(order), parent, place, candidate))
 
     wait(TEXT, start, 1.0)

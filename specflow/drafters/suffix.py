@@ -145,7 +145,7 @@ class SuffixDrafter:
         tokens = tokens_of(tokens)
         # A memo is out of the list while it grows: an interruption loses it, and another thread never meets it.
         with self._lock:
-            automaton = next((memo for memo in self._memos if begins(memo.text, tokens)), _Automaton())
+            automaton = next((memo for memo in self._memos if begins(memo.text, tokens)), None) or _Automaton()
             self._memos[:] = [memo for memo in self._memos if memo is not automaton]
         read = automaton.extend(tokens)
         with self._lock:

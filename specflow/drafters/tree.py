@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple, final
 
 from attrs import field, frozen
 
 from specflow.distribution import PointMass
 from specflow.drafters.followers import REACH, Followers, followers_of, is_followers, trust
-from specflow.drafters.likeliest import Candidate, likeliest_first
+from specflow.drafters.likeliest import Candidate, best_first
 from specflow.drafters.suffix import Reading, SuffixDrafter
 from specflow.guards.checks import drafts, or_none, valid
 from specflow.prefix import tokens_of
@@ -67,7 +67,7 @@ class LookupTree:
             return
         text = self._suffix.read(tokens)
 
-        def followers(branch: _Branch) -> Iterator[Candidate]:
+        def followers(branch: _Branch) -> Iterable[Candidate]:
             return self._followers(tokens, *branch)
 
         def after(branch: _Branch, token: int) -> _Branch:
@@ -78,9 +78,9 @@ class LookupTree:
         copy = text.copy
         matches = [place for place in _matches(tokens, text) if place.end != copy.end]
         start = [Place(copy.end, copy.worth), *matches] if copy.worth else matches
-        yield from likeliest_first(_Branch((), start), followers, after)
+        yield from best_first(_Branch((), start), followers, after)
 
-    def _followers(self, tokens: Tokens, path: Tokens, places: list[Place]) -> Iterator[Candidate]:
+    def _followers(self, tokens: Tokens, path: Tokens, places: list[Place]) -> Iterable[Candidate]:
         """What may come after the path."""
         found: dict[int, Candidate] = {}
         rest = 1.0
@@ -98,7 +98,7 @@ class LookupTree:
             for token, chance in followers_of(self.followers, (*tokens[-REACH:], *path)[-REACH:]):
                 _, share, source = found.get(token, Candidate(token, 0.0, "follower"))
                 found[token] = Candidate(token, share + free * chance, source)
-        yield from found.values()
+        return found.values()
 
 
 def _at(tokens: Tokens, path: Tokens, position: int) -> int:
@@ -108,10 +108,12 @@ def _at(tokens: Tokens, path: Tokens, position: int) -> int:
 
 def _matches(tokens: Tokens, text: Reading) -> list[Place]:
     """Where the end of the text was before, the longest match first, and of equals the latest."""
-    places = []
+    places, longest = [], tokens[-LONGEST:]
     for end in text.latest(tokens[-1], PLACES + 1)[1:]:  # the latest is the text's end itself
-        length, longest = 1, min(end, LONGEST)
-        while length < longest and tokens[end - 1 - length] == tokens[-1 - length]:
+        length, most = 1, min(end, LONGEST)
+        if tokens[end - most : end] == longest:  # as where a text repeats itself
+            length = most
+        while length < most and tokens[end - 1 - length] == tokens[-1 - length]:
             length += 1
         places.append(Place(end, length))
     return sorted(places, key=lambda place: -place.length)

@@ -35,7 +35,7 @@ def finite(logits: Tensor, end: int) -> Tensor:
 
     `end` is the length of the text that the last row follows.
     """
-    arrived(chosen(logits), end - len(logits))
+    arrived(chosen(logits), end - logits.shape[0])
     return logits
 
 

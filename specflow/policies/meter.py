@@ -12,7 +12,7 @@ from typing import Final, TypeAlias, final
 from weakref import WeakKeyDictionary
 
 import torch
-from attrs import define, field, frozen
+from attrs import define, field, frozen, setters
 from numpy import interp
 from torch import Tensor
 from torch.nn import Module
@@ -53,6 +53,7 @@ class Durations:
 
 
 _is_moment = number("the moment is not a finite number", "give what `now` returned")
+_is_length = whole(1, "give the number of tokens that were read", MOST)
 _is_duration = number("the duration is not a finite number", "give seconds")
 
 
@@ -77,7 +78,7 @@ class CostMeter:
     """
 
     clock: Clock = field(default=perf_counter, validator=valid(calls("a clock", "give one, such as time.perf_counter")))
-    _passes: int = field(init=False, default=0)
+    _passes: int = field(init=False, default=0, on_setattr=setters.NO_OP)
     _noted: dict[int, Durations] = field(init=False, factory=dict, repr=False)
     _lock: Lock = field(init=False, factory=Lock, repr=False)
 
@@ -118,7 +119,7 @@ class CostMeter:
 
     def note(self, k: int, seconds: float) -> None:
         """A pass over k ≥ 1 tokens took `seconds`, a finite number; else `DecodeError`."""
-        whole(1, "give the number of tokens that were read", MOST)("k", k)
+        _is_length("k", k)
         _is_duration("seconds", seconds)
         with self._lock:
             self._passes += 1

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, final
 
 import torch
-from attrs import Factory, define, field
+from attrs import Factory, define, field, setters
 from torch import Tensor
 from torch.nn import Module
 
@@ -102,7 +102,7 @@ class CachedPredictor:
     _caches: Caches = field(init=False, repr=False)
     _trials: Trials = field(init=False, repr=False)
     _memos: Memos = field(init=False, repr=False)
-    _unread: int = field(init=False, default=0, repr=False)
+    _unread: int = field(init=False, default=0, repr=False, on_setattr=setters.NO_OP)
     """How many tokens before the drafts this pass has had to read; `MOST` where the text is a new one."""
 
     def __attrs_post_init__(self) -> None:
@@ -214,19 +214,26 @@ class CachedPredictor:
         region = self._trials.region(len(tokens))
         with self._memos.of(tokens, region) as memo:
             missing = len(tokens) - len(memo.tokens)
-        self._unread = max(self._unread, missing - 1)
-        if missing > 1 + REREAD:
-            self._rows(tokens[:-1], 1)
+            self._unread = max(self._unread, missing - 1)
+            if missing <= 1 + REREAD:
+                return self._tree_over(memo, tokens, drafts, drafted, parents)
+        self._rows(tokens[:-1], 1)
         with self._memos.of(tokens, region) as memo:
-            if not (memo.tokens and memo.past.holds_rows):
-                return None
-            piece = tokens[memo.past.length :]
-            self._reader.refuse_strange(piece)
-            ids = self._reader.ids([piece + drafted])
-            whole = [*range(-1, len(piece) - 1), *[len(piece) + parent for parent in parents]]
-            logits = self._reader.extend(memo.past, ids, len(drafts) + 1, whole)
-            memo.tokens += piece
-            memo.ahead, memo.tree = 0, drafts
+            return self._tree_over(memo, tokens, drafts, drafted, parents)
+
+    def _tree_over(
+        self, memo: Memo, tokens: Tokens, drafts: tuple[Proposal, ...], drafted: Tokens, parents: tuple[int, ...]
+    ) -> Tensor | None:
+        """The same over a memo that covers most of the text."""
+        if not (memo.tokens and memo.past.holds_rows):
+            return None
+        piece = tokens[memo.past.length :]
+        self._reader.refuse_strange(piece)
+        ids = self._reader.ids([piece + drafted])
+        whole = [*range(-1, len(piece) - 1), *[len(piece) + parent for parent in parents]]
+        logits = self._reader.extend(memo.past, ids, len(drafts) + 1, whole)
+        memo.tokens += piece
+        memo.ahead, memo.tree = 0, drafts
         return logits
 
     def prune(self, tokens: Tokens, /) -> None:

@@ -82,7 +82,7 @@ class Watch:
     @property
     def device(self) -> torch.device:
         """Where the first of the model's tensors is, a parameter where it has any."""
-        return next((tensor.device for tensor in self._tensors), torch.device("cpu"))
+        return self._tensors[0].device if self._tensors else torch.device("cpu")
 
     def _walk(self) -> None:
         modules = self.modules = tuple(self.model.modules())

@@ -40,7 +40,9 @@ class Draft:
         match took:
             case (tuple() | list() as proposals, tuple() as pace):
                 _are_proposals("gamma", proposals)
-                return Drafted(DecodeState(state.request, state.tokens, pace, state.tally), preorder(proposals))
+                if pace is not state.pace:
+                    state = DecodeState(state.request, state.tokens, pace, state.tally)
+                return Drafted(state, preorder(proposals))
         happened = f"the policy {named(self.gamma)} returns no proposals and pace"
         raise DecodeError("gamma", happened, shown(took), "return (the proposals taken, state.pace)")
 

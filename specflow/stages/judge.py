@@ -7,7 +7,7 @@ from typing import Generic, TypeAlias, final
 
 from attrs import Factory, field, frozen
 
-from specflow.distribution import BlackBox, Categorical, PointMass
+from specflow.distribution import Distribution
 from specflow.errors import DecodeError
 from specflow.guards.checks import calls, is_id, named, shown, valid
 from specflow.lossy import Lossy
@@ -80,7 +80,7 @@ def _verified(scored: Scored, verdict: Verdict[S], rule: object) -> Verified[S]:
         raise DecodeError("rule", happened, shown(said), remedy)
     path: tuple[int, ...] = said.path
     law: object = said.correction
-    if not isinstance(law, PointMass | Categorical | BlackBox | None):
+    if law is not None and not isinstance(law, Distribution):
         happened = f"the correction of the rule {named(rule)} is not a law"
         raise DecodeError("rule", happened, shown(law), "give a PointMass or Categorical, or None for p itself")
     if path and scored.drafted.proposals[path[-1]].token in scored.drafted.state.request.stop:

@@ -41,8 +41,9 @@ class Score:
                 received = shown(proposal)
                 raise DecodeError("drafted", "a draft is not a proposal of a token id", received, "propose plain ints")
         logits = rows_of(self.target, drafted.state.tokens, drafted.proposals)
+        vocab_size = logits.shape[1]
         for proposal in drafted.proposals:
-            fits(proposal, logits.shape[1])
+            fits(proposal, vocab_size)
 
         def make(way: tuple[int, ...]) -> Laws:
             # Of the logits alone: with a hold on what is returned this would be a cycle, which keeps them alive.

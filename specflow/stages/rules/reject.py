@@ -44,14 +44,14 @@ class Reject:
 
     def __call__(self, scored: Scored, /) -> Verdict:
         a_score("scored", scored)
-        return self.judge_from(TEXT, scored)
+        return self.judge_from(TEXT, scored) if scored.drafted.proposals else Verdict(())
 
     def judge_from(self, here: int, scored: Scored) -> Verdict:
         """The rule for the drafts after draft `here`, which stands."""
         drafted, odds = scored.drafted, Odds(scored)
-        with closing(Samples(self.rng, scored, lambda i: _are_certain(drafted, i))) as samples:
+        with closing(Samples(self.rng, scored, lambda i: _are_certain(drafted, drafted.children(i)))) as samples:
             while children := drafted.children(here):
-                if _are_certain(drafted, here):
+                if _are_certain(drafted, children):
                     sample = samples.after(here)
                     taken = next((i for i in children if drafted.proposals[i].token == sample), None)
                     rest: Distribution = PointMass(sample)
@@ -84,7 +84,6 @@ class Reject:
         return None, law
 
 
-def _are_certain(drafted: Drafted, here: int) -> bool:
-    """Whether there are drafts after this one, and all of them certain."""
-    children = drafted.children(here)
-    return bool(children) and not any(isinstance(drafted.proposals[i].q, Categorical) for i in children)
+def _are_certain(drafted: Drafted, siblings: tuple[int, ...]) -> bool:
+    """Whether there are any, and all of them certain."""
+    return bool(siblings) and Categorical not in [type(drafted.proposals[i].q) for i in siblings]
