@@ -60,8 +60,16 @@ def lent(path: Path) -> Llama:
     """A `Llama` whose memory is in fp32: in fp16 it rounds by some hundredths of a logit."""
     from llama_cpp import Llama  # noqa: PLC0415
 
-    threads = {"n_threads": 1, "n_threads_batch": 1}  # several wait for one another, which a busy machine makes long
-    return Llama(str(path), n_ctx=128, n_batch=32, type_k=FP32, type_v=FP32, verbose=False, **threads)
+    return Llama(
+        str(path),
+        n_ctx=128,
+        n_batch=32,
+        n_threads=1,  # several wait for one another, which a busy machine makes long
+        n_threads_batch=1,
+        type_k=FP32,
+        type_v=FP32,
+        verbose=False,
+    )
 
 
 @pytest.fixture
