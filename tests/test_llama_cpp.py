@@ -160,9 +160,10 @@ def test_its_meter_hears_of_all_passes_but_those_that_read_a_prompt(
 
 @needs_it
 def test_a_tree_at_the_end_of_the_context(path: Path) -> None:
-    target, text, tree = LlamaCpp(path, context=40), tuple(range(39)), [Proposal(i, parent=TEXT) for i in range(5)]
+    target, text = LlamaCpp(path, context=256), tuple(i % 39 for i in range(255))  # llama.cpp rounds up to 256
+    tree = [Proposal(i, parent=TEXT) for i in range(5)]
     assert target(text, tree).shape == (6, V)
-    with pytest.raises(DecodeError, match="received 41"):
+    with pytest.raises(DecodeError, match="received 257"):
         target(text, [*tree, Proposal(7)])
 
 

@@ -386,6 +386,8 @@ def shared_out(needs: Sequence[tuple[int, int]], most: int) -> list[int]:
 
     >>> shared_out([(0, 3), (90, 1), (1, 2), (90, 4)], 32)
     [3, 18, 3, 8]
+    >>> shared_out([(20, 1), (20, 1), (0, 2)], 32)
+    [20, 10, 2]
     """
     share, room, found = most // max(1, len(needs)), most, list[int]()
     for before, last in needs:
