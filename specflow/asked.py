@@ -51,12 +51,12 @@ def laws_of(processor: Processor, tokens: Tokens, logits: Tensor) -> Laws:
     Laws on a device are looked at where a number of theirs arrives. A tuple of those stays one, to be drawn from at
     once.
     """
-    return _seen(processor.laws(tokens, logits), processor, len(tokens), logits, quick=_is_ours(processor))
+    return _seen(processor.laws(tokens, logits), processor, len(tokens), logits)
 
 
-def _seen(laws: Laws, processor: Processor, end: int, logits: Tensor, *, quick: bool) -> Laws:
+def _seen(laws: Laws, processor: Processor, end: int, logits: Tensor) -> Laws:
     """`laws` that were made of `logits` [k, V], the last of them after a text of `end` tokens."""
-    rows = logits.shape[0]
+    rows, quick = logits.shape[0], _is_ours(processor)
     if quick and isinstance(laws, tuple) and {*map(type, laws)} == {PointMass}:
         return laws  # each is an index of its row
     # A function that was made a processor is known by its own name.
@@ -91,7 +91,7 @@ def laws_when_asked(processor: Processor, tokens: Tokens, logits: Tensor) -> Law
 
     def made(row: int) -> Distribution:
         alone = logits[row : row + 1]
-        return _seen(processor.laws(tokens, alone), processor, first + row, alone, quick=True)[0]  # of the row alone
+        return _seen(processor.laws(tokens, alone), processor, first + row, alone)[0]  # of the row alone
 
     return Lazily(rows, made)
 

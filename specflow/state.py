@@ -246,7 +246,7 @@ class Drafted(Record):
 
 def _is_number(i: object, drafts: int) -> None:
     """Refuses what is neither the number of one of so many drafts nor `TEXT`."""
-    if not (type(i) is int or is_whole(i)) or not TEXT <= i < drafts:
+    if not is_whole(i) or not TEXT <= i < drafts:
         raise DecodeError("i", f"there is no such draft among {drafts}", shown(i), "give a draft's number, or TEXT")
 
 

@@ -184,29 +184,21 @@ FACTS: Final = (
     ("What do bees make?", "honey"),
 )
 
-ASKED: Final = """
-task: asked
+TASK: Final = """
+task: {name}
 dataset_path: json
 dataset_kwargs: {{data_files: {{test: {folder}/rows.jsonl}}, cache_dir: {folder}}}
 test_split: test
-output_type: generate_until
 doc_to_text: "Question: {{{{question}}}}\\nAnswer:"
 doc_to_target: "{{{{answer}}}}"
-generation_kwargs: {{until: [".", "\\n"], max_gen_toks: 16}}
-metric_list: [{{metric: exact_match}}]
 """
 
-PICKED: Final = """
-task: picked
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {folder}/rows.jsonl}}, cache_dir: {folder}}}
-test_split: test
-output_type: multiple_choice
-doc_to_text: "Question: {{{{question}}}}\\nAnswer:"
-doc_to_target: "{{{{answer}}}}"
-doc_to_choice: {choices}
-metric_list: [{{metric: acc}}]
-"""
+TASKS: Final = {
+    "asked": 'output_type: generate_until\ngeneration_kwargs: {until: [".", "\\n"], max_gen_toks: 16}\n'
+    "metric_list: [{metric: exact_match}]\n",
+    "picked": f"output_type: multiple_choice\ndoc_to_choice: {json.dumps([answer for _, answer in FACTS])}\n"
+    "metric_list: [{metric: acc}]\n",
+}
 
 
 @pytest.mark.parametrize("chat", [False, True])
@@ -215,9 +207,8 @@ def test_the_real_model_on_tasks_of_files(chat: bool, smollm2: Loaded, tmp_path:
     target = CachedPredictor(smollm2.model)
     rows = [json.dumps({"question": question, "answer": answer}) for question, answer in FACTS]
     (tmp_path / "rows.jsonl").write_text("\n".join(rows))
-    choices = json.dumps([answer for _, answer in FACTS])
-    for name, config in (("asked", ASKED), ("picked", PICKED)):
-        (tmp_path / f"{name}.yaml").write_text(config.format(folder=tmp_path, choices=choices))
+    for name, config in TASKS.items():
+        (tmp_path / f"{name}.yaml").write_text(TASK.format(name=name, folder=tmp_path) + config)
     manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
 
     def compose(processor: Processor) -> Step:
@@ -227,8 +218,8 @@ def test_the_real_model_on_tasks_of_files(chat: bool, smollm2: Loaded, tmp_path:
         SpecflowLM(target, smollm2.tokenizer, compose, stop=smollm2.stop),
         HFLM(smollm2.model, tokenizer=smollm2.tokenizer, batch_size=1),
     )
-    ours, theirs = (evaluated(lm, "asked", "picked", chat=chat, manager=manager) for lm in lms)
-    for name in ("asked", "picked"):
+    ours, theirs = (evaluated(lm, *TASKS, chat=chat, manager=manager) for lm in lms)
+    for name in TASKS:
         arguments = [[sample["arguments"] for sample in each["samples"][name]] for each in (ours, theirs)]
         assert arguments[0] == arguments[1]
         assert ours["results"][name] == theirs["results"][name]

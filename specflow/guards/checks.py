@@ -68,8 +68,6 @@ def is_id(value: object) -> TypeGuard[int]:
     >>> is_id(3), is_id(-1), is_id(True), is_id(3.0)
     (True, False, False, False)
     """
-    if type(value) is int:  # as nearly all are
-        return value >= 0
     return is_whole(value) and value >= 0
 
 
