@@ -109,10 +109,11 @@ def contenders(loaded: Loaded, gammas: list[int]) -> Mapping[str, Decode]:
         "bit for bit + suffix": suffix(steady),
     }
     if gammas:
-        bf16, int8 = accelerate.lossy_bf16(model), accelerate.lossy_int8(model)
+        bf16, int8, int4 = accelerate.lossy_bf16(model), accelerate.lossy_int8(model), accelerate.lossy_int4(model)
         for gamma in gammas:
             decoders[f"fast + its bf16 copy, gamma {gamma}"] = drafted(fast, bf16, gamma)
             decoders[f"fast + its int8 copy, gamma {gamma}"] = drafted(fast, int8, gamma)
+            decoders[f"fast + its int4 copy, gamma {gamma}"] = drafted(fast, int4, gamma)
     return decoders
 
 

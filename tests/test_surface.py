@@ -2083,7 +2083,7 @@ TABLE: Final[dict[str, Entry]] = {
     },
     **{
         f"accelerate.build.{make.__name__}": Entry(make, lambda: {"model": llama()})
-        for make in (accelerate.lossy_bf16, accelerate.lossy_int8)
+        for make in (accelerate.lossy_bf16, accelerate.lossy_int8, accelerate.lossy_int4)
     },
     "accelerate.check.check": Entry(
         accelerate.check, lambda: {"model": llama(), "lengths": (1, 4), "passes": (2, 3)}, str

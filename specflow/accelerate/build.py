@@ -21,7 +21,16 @@ from specflow.accelerate.any_model import Replaced, with_linears
 from specflow.accelerate.captured import Captured, CudaGraphs
 from specflow.accelerate.check import arbitrary_text, check
 from specflow.accelerate.family import MODELS, strangeness, weights_of
-from specflow.accelerate.linear import MakeLinear, Plain, computing, fast_linear, has_layers, int8_linear, steady_linear
+from specflow.accelerate.linear import (
+    MakeLinear,
+    Plain,
+    computing,
+    fast_linear,
+    has_layers,
+    int4_linear,
+    int8_linear,
+    steady_linear,
+)
 from specflow.accelerate.llama import Llama, Shapes
 from specflow.caches import BLOCK
 from specflow.errors import DecodeError
@@ -43,6 +52,9 @@ In half precision only gross faults can be told from rounding."""
 
 LOSSY: Final = dict.fromkeys(TOLERANCES, 0.25)
 """The same for a model in lower precision: enough to tell a coarse copy from a wrong one."""
+
+LOSSIEST: Final = dict.fromkeys(TOLERANCES, 1.0)
+"""The same for weights of 4 bits, with which tiny random models are off by two thirds of the largest logit."""
 
 
 class Given(Enum):
@@ -101,12 +113,17 @@ def lossy_bf16(model: Module) -> Module:
 
     It stays what it is, whatever becomes of `model`: its drafts are then refused more often.
     """
-    return _lossy(model, fast_linear)
+    return _lossy(model, fast_linear, LOSSY)
 
 
 def lossy_int8(model: Module) -> Module:
     """`lossy_bf16` with linear weights of 8 bits: faster still, and further from the model's law."""
-    return _lossy(model, int8_linear)
+    return _lossy(model, int8_linear, LOSSY)
+
+
+def lossy_int4(model: Module) -> Module:
+    """`lossy_bf16` with linear weights of 4 bits: half of what `lossy_int8` reads, and the furthest from the law."""
+    return _lossy(model, int4_linear, LOSSIEST)
 
 
 def _fast(model: Module, given: Given) -> Module | str:
@@ -137,9 +154,9 @@ def _steady(model: Module) -> Module | str:
     return made if report.equal else str(report)
 
 
-def _lossy(model: Module, make: MakeLinear) -> Module:
+def _lossy(model: Module, make: MakeLinear, tolerances: Mapping[torch.dtype, float]) -> Module:
     _checked(model, Given.KEPT)
-    made = _made(model, lambda: _in_bf16(model, make), LOSSY)
+    made = _made(model, lambda: _in_bf16(model, make), tolerances)
     return made if isinstance(made, Module) else _as_given(model, made, 4)
 
 
