@@ -31,6 +31,7 @@ from specflow.drafters import (
     at_most,
     first_of,
     longest,
+    merged,
     propose_nothing,
 )
 from specflow.errors import DecodeError
@@ -208,6 +209,11 @@ def _head(setting: Setting) -> HeadPredictor:
     return setting.head
 
 
+def _head_and_text(setting: Setting) -> Drafting:
+    """What the head finds most probable, and what the text repeats and the target's bigrams say, in one tree."""
+    return Drafting(merged(LookupTree(setting.bigrams()), HeadTree(_head(setting))))
+
+
 def _head_chain(setting: Setting) -> Drafting:
     """Samples of the head."""
     return Drafting(HeadDrafter(_head(setting), setting.processor, setting.rng))
@@ -224,6 +230,7 @@ DRAFTERS: Final[Mapping[str, Entry]] = {
     "retokenised": Entry(lambda: _retokenised, 5, assisted=True),
     "tree": Entry(lambda: lambda setting: Drafting(LookupTree(setting.bigrams())), 8, bigrams=True),
     "head": Entry(lambda: lambda setting: Drafting(HeadTree(_head(setting))), 16, headed=True),
+    "head+tree": Entry(lambda: _head_and_text, 16, bigrams=True, headed=True),
     "head-chain": Entry(lambda: _head_chain, 5, headed=True),
     "recycle": Entry(_recycling(RecyclingTree), 8, bigrams=True),
     "logits": Entry(_recycling(LogitTree), 8, bigrams=True),

@@ -48,7 +48,7 @@ TREES = ["tree", "recycle", "logits", "tree+recycle"]
 """What knows what to do with the target's bigrams."""
 
 FIXED = Fixed(4)
-HEADED = {"head", "head-chain"}
+HEADED = {"head", "head-chain", "head+tree"}
 
 
 def test_the_names() -> None:

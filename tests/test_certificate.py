@@ -48,6 +48,7 @@ from specflow import (
     autoregressive_step,
     first_of,
     longest,
+    merged,
     ngram_step,
     seed_coupled_step,
     speculative_step,
@@ -274,6 +275,7 @@ CERTAIN_TREES: Final[dict[str, Callable[[World], Drafter]]] = {
     "a tree of lookups": lambda w: LookupTree(),
     "a static tree over bigrams": lambda w: RecyclingTree(Bigrams.of(w.target, (0,), size_of(w), 2)),
     "a tree of a corpus": lambda w: CorpusTree(CORPUS),
+    "two trees, merged": lambda w: merged(LookupTree(), bush),
 }
 
 TREES: Final[dict[str, Callable[[World], Drafter]]] = {
@@ -340,6 +342,7 @@ DECODERS: dict[str, Callable[[World], Step]] = {
     "token recycling, chains": lambda w: recycling(w, RecyclingTree, Fixed(2)),
     "guesses from the last row, each with a lookup": lambda w: recycling(w, LogitTree),
     "a tree of lookups over a table that learns": lambda w: recycling(w, LookupTree),
+    "trees of lookups and of guesses, merged": lambda w: rejecting(w, merged(LookupTree(), bush), Fixed(4)),
     "a tree of a corpus": lambda w: rejecting(w, CorpusTree(CORPUS), Fixed(4)),
 }
 """One line for each decoder, each certified on every case."""

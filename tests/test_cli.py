@@ -111,7 +111,9 @@ def test_every_drafter_gives_the_same_answer(drafter: str, tiny: Path, capsys: p
     assert ("acceptance 0/0" in captured.err) is (drafter == "none")
 
 
-@pytest.mark.parametrize("arguments", [[], ["--drafter", "head-chain"], ["--accelerate", "fast"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["--drafter", "head-chain"], ["--drafter", "head+tree"], ["--accelerate", "fast"]]
+)
 def test_a_head_drafts(arguments: list[str], tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One that was trained by the command, and goes on where it was interrupted."""
     questions = [{"question_id": i, "category": "chat", "turns": [f"w{i} w{i + 1} w7"]} for i in range(11)]

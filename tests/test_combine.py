@@ -39,6 +39,7 @@ from specflow import (
     autoregressive_generate,
     first_of,
     longest,
+    merged,
     run,
     speculative_step,
     start,
@@ -138,7 +139,14 @@ def test_a_list_of_drafts_is_a_stream_too() -> None:
     def listed(tokens: Tokens) -> Iterator[Proposal[PointMass]]:
         return [Proposal(5), Proposal(6)]  # type: ignore[return-value]
 
-    for combined in (first_of(listed), then(listed), longest(listed), at_most(9, listed), as_chain(listed)):
+    for combined in (
+        first_of(listed),
+        then(listed),
+        longest(listed),
+        merged(listed),
+        at_most(9, listed),
+        as_chain(listed),
+    ):
         assert [proposal.token for proposal in combined((1,))] == [5, 6]
 
 
@@ -221,6 +229,92 @@ def test_what_each_combination_of_trees_says(a: CertainDrafter, b: CertainDrafte
     behind = shape(b, (*text, *[mine[i][0] for i in trunk]))
     moved = [(token, end if parent == TEXT else len(mine) + parent, source) for token, parent, source in behind]
     assert shape(then(a, b), text) == mine + moved
+
+
+def weighed(seed: int) -> CertainDrafter:
+    """Different drafts, each behind an earlier one or the text; no later one is likelier, and some are as likely."""
+
+    def draft(tokens: Tokens) -> Iterator[Proposal[PointMass]]:
+        random, seen, chance = Random(f"weighed {seed} {tokens}"), set[tuple[int, int]](), 1.0
+        for _ in range(random.randrange(7)):
+            place = random.randrange(-1, len(seen)), random.randrange(3)
+            if place not in seen:
+                seen.add(place)
+                chance *= random.choice((1.0, 0.5))
+                parent, token = place
+                follows = BEFORE if parent == len(seen) - 2 and random.random() < 0.5 else parent
+                yield Proposal(token, parent=follows, source=f"weighed {seed}", chance=chance)
+
+    return draft
+
+
+weighing = st.integers(0, 40).map(lambda seed: propose_nothing if seed == 0 else weighed(seed))
+
+
+def paths(drafter: Drafter, tokens: Tokens) -> dict[Tokens, tuple[float | None, str]]:
+    """Each draft's path of tokens, with its chance and who drafted it, in their order."""
+    drafts = tuple(drafter(tokens))
+    parents = parents_of(drafts)
+    spelled = [tuple(drafts[i].token for i in path_to(parents, number)) for number in range(len(drafts))]
+    assert len({*spelled}) == len(spelled)  # nothing is drafted twice
+    return {path: (draft.chance, draft.source) for path, draft in zip(spelled, drafts, strict=True)}
+
+
+@settings(deadline=None)
+@given(a=weighing, b=weighing, c=weighing, text=texts)
+def test_merged_trees_hold_what_each_proposes_the_likeliest_first(
+    a: CertainDrafter, b: CertainDrafter, c: CertainDrafter, text: Tokens
+) -> None:
+    mine, yours, merger = paths(a, text), paths(b, text), paths(merged(a, b), text)
+    assert merger.keys() == mine.keys() | yours.keys()
+    for path, (chance, source) in merger.items():
+        said = [each[path] for each in (mine, yours) if path in each]
+        assert (chance, source) == max(said, key=lambda one: one[0] or 0.0)  # of equals the first
+    chances = [chance or 0.0 for chance, _ in merger.values()]
+    assert chances == sorted(chances, reverse=True)
+    assert shape(merged(a, a), text) == shape(a, text) == shape(merged(a), text)
+    assert shape(merged(a, propose_nothing), text) == shape(merged(propose_nothing, a), text) == shape(a, text)
+    flat = shape(merged(a, b, c), text)
+    assert flat == shape(merged(merged(a, b), c), text) == shape(merged(a, merged(b, c)), text)
+    assert shape(merged(), text) == []
+
+
+def test_a_draft_without_a_chance_is_merged_first_and_a_chain_stays_one() -> None:
+    def copied(tokens: Tokens) -> Iterator[Proposal[PointMass]]:
+        yield Proposal(5)
+        yield Proposal(6)
+
+    def guessed(tokens: Tokens) -> Iterator[Proposal[PointMass]]:
+        yield Proposal(5, chance=0.9)
+        yield Proposal(7, chance=0.8)
+
+    assert shape(merged(guessed, copied), (1,)) == [(5, TEXT, "draft"), (6, 0, "draft"), (7, 0, "draft")]
+    assert [draft.parent for draft in merged(copied, propose_nothing)((1,))] == [BEFORE, BEFORE]
+    for chance in (float("nan"), float("inf"), "likely"):
+
+        def wrong(tokens: Tokens) -> Iterator[Proposal[PointMass]]:
+            yield Proposal(5, chance=chance)  # type: ignore[arg-type]  # noqa: B023 - asked at once
+
+        with pytest.raises(DecodeError, match="chance is not a finite number"):
+            list(merged(wrong)((1,)))
+
+
+def test_merging_reads_one_draft_of_each_ahead() -> None:
+    pulled: list[str] = []
+
+    def watched(name: str) -> CertainDrafter:
+        def draft(tokens: Tokens) -> Iterator[Proposal[PointMass]]:
+            for i in count(1):
+                pulled.append(name)
+                yield Proposal(tokens[-1] + i, source=name, chance=1 / i)
+
+        return draft
+
+    stream = merged(watched("a"), watched("b"))((0,))
+    assert next(stream).source == "a"
+    assert pulled == ["a", "b"]
+    assert next(stream).source == "a"  # 1/2, after b's first, which a proposed already
+    assert pulled == ["a", "b", "a", "b"]
 
 
 def trees_path(drafts: list[tuple[int, int, str]], i: int) -> list[int]:

@@ -488,7 +488,14 @@ def say(proposal: s.Proposal) -> object:
     def said(tokens: s.Tokens) -> Iterator[Any]:
         yield proposal
 
-    for combined in (as_chain(said), s.at_most(2, said), s.first_of(said), s.longest(said), s.then(said, said)):
+    for combined in (
+        as_chain(said),
+        s.at_most(2, said),
+        s.first_of(said),
+        s.longest(said),
+        s.merged(said),
+        s.then(said, said),
+    ):
         decode(speculative(combined))
     return None
 
@@ -1307,6 +1314,9 @@ TABLE: Final[dict[str, Entry]] = {
         lambda one, other, most: s.longest(one, other, most=most),
         lambda: {"one": drafter, "other": drafter, "most": 3},
         draft,
+    ),
+    "drafters.combine.merged": Entry(
+        lambda one, other: s.merged(*(one, other)), lambda: {"one": drafter, "other": drafter}, draft
     ),
     "drafters.combine.then": Entry(
         lambda one, other: s.then(*(one, other)), lambda: {"one": drafter, "other": drafter}, draft

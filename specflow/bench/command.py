@@ -61,7 +61,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--engine", choices=ENGINES, default=TORCH, help=engine)
     add("--assistant", metavar="MODEL", help="the drafting model of llm and hf-assistant")
     add("--assistant-dtype", choices=dtypes, help="default: as --dtype")
-    add("--head", metavar="FOLDER", help="the head of head and head-chain: a folder or a hub name (docs/heads.md)")
+    add(
+        "--head",
+        metavar="FOLDER",
+        help="the head of head, head-chain and head+tree: a folder or a hub name (docs/heads.md)",
+    )
     example = "--also fast=specflow.accelerate:fast --decoders autoregressive fast/suffix@cost"
     also = f"more targets, made from the model by a function: {example}"
     add("--also", nargs="+", default=[], metavar="NAME=module:function", help=also)

@@ -7,6 +7,7 @@ from specflow.drafters.combine import as_chain as as_chain
 from specflow.drafters.combine import at_most as at_most
 from specflow.drafters.combine import first_of as first_of
 from specflow.drafters.combine import longest as longest
+from specflow.drafters.combine import merged as merged
 from specflow.drafters.combine import propose_nothing as propose_nothing
 from specflow.drafters.combine import then as then
 from specflow.drafters.followers import Followers as Followers

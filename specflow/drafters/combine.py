@@ -3,16 +3,18 @@
 Proposals pass through as they are, with the law q they were drawn from and the name of their source, so a combination
 is as exact as its parts, and the tally tells who proposed and who was accepted. One thing must hold: which drafter is
 heard must not depend on the tokens drawn. A `Drafter` decides whether it proposes a token before it draws it, so it
-is safe to ask whether a stream goes on (`first_of`, `then`, `at_most`); only `longest` asks for more.
+is safe to ask whether a stream goes on (`first_of`, `then`, `at_most`); only `longest` and `merged` ask for more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from heapq import heappop, heappush
 from itertools import islice
-from typing import TypeAlias
+from math import inf
+from typing import TypeAlias, final
 
-from attrs import evolve
+from attrs import evolve, field, frozen
 
 from specflow.asked import proposal_of, stream_of
 from specflow.distribution import PointMass
@@ -25,6 +27,7 @@ DrafterOf: TypeAlias = Callable[[Tokens], Iterator[Proposal[Q]]]
 
 _is_drafter = calls("a drafter", "give a function of the tokens so far")
 _are_drafters = each(_is_drafter)
+_is_chance = number("a draft's chance is not a finite number", "give a probability")
 
 
 def propose_nothing(tokens: Tokens, /) -> Iterator[Proposal[PointMass]]:
@@ -120,6 +123,70 @@ def longest(*drafters: CertainDrafter, most: int = 32) -> CertainDrafter:
     return draft
 
 
+def merged(*drafters: CertainDrafter) -> CertainDrafter:
+    """The drafts of all of them in one tree, the likeliest first; what several propose is proposed once.
+
+    Of the next drafts of all streams the one with the largest chance comes first, the earliest drafter's among equals;
+    one without a chance comes before any. So where each drafter proposes its likeliest drafts first, as the trees of
+    specflow do, the tree does, for every number of drafts. One draft of each is read ahead.
+
+    Only for certain drafters, as `longest`. Laws: `propose_nothing` is its unit, and `merged()` is it; merged(a, a) = a
+    where a proposes nothing twice; associative where each drafter proposes its likeliest drafts first.
+
+    >>> text = lambda tokens: iter((Proposal(5, chance=0.6), Proposal(6, chance=0.2)))
+    >>> head = lambda tokens: iter((Proposal(5, chance=0.5), Proposal(7, chance=0.4)))
+    >>> [(draft.token, draft.parent, draft.chance) for draft in merged(text, head)((1,))]
+    [(5, -2, 0.6), (7, -2, 0.4), (6, 0, 0.2)]
+    """
+    _are_drafters("drafters", drafters)
+
+    def draft(tokens: Tokens, /) -> Iterator[Proposal[PointMass]]:
+        streams = [_Stream(drafter, _stream(drafter, tokens)) for drafter in drafters]
+        numbers: dict[tuple[int, int], int] = {}  # of what was proposed: by what it follows, and its token
+        waiting: list[tuple[float, int, Proposal[PointMass]]] = []
+        asked = range(len(streams))
+        while True:
+            for i in asked:
+                for unlikely, proposal in streams[i].ahead():
+                    heappush(waiting, (unlikely, i, proposal))
+            if not waiting:
+                return
+            _, i, proposal = heappop(waiting)
+            asked = range(i, i + 1)
+            parent = streams[i].parent(proposal)
+            place = parent, proposal.token
+            if place not in numbers:
+                numbers[place] = len(numbers)
+                goes_on = proposal.parent == BEFORE and parent == numbers[place] - 1
+                yield proposal if goes_on else evolve(proposal, parent=parent)
+            streams[i].numbers.append(numbers[place])
+
+    return draft
+
+
+@final
+@frozen(eq=False)
+class _Stream:
+    """What a drafter proposes, and the numbers of those proposals in the tree that it is merged into."""
+
+    drafter: CertainDrafter
+    proposals: Iterator[Proposal[PointMass]]
+    numbers: list[int] = field(init=False, factory=list)
+
+    def ahead(self) -> Iterator[tuple[float, Proposal[PointMass]]]:
+        """The next proposal, if there is one, behind how unlikely it is."""
+        for value in islice(self.proposals, 1):
+            chance = proposal_of(self.drafter, value, None).chance
+            if chance is not None:
+                _is_chance("chance", chance)
+            yield -inf if chance is None else -chance, value
+
+    def parent(self, proposal: Proposal[PointMass]) -> int:
+        """What the next proposal follows, by its number in the merged tree."""
+        parent = parent_of(proposal, len(self.numbers))
+        return TEXT if parent == TEXT else self.numbers[parent]
+
+
 def at_most(k: int, drafter: DrafterOf[Q]) -> DrafterOf[Q]:
     """The first k proposals of a drafter; the next one is never computed. k ≥ 0, else `DecodeError`.
 
@@ -153,7 +220,7 @@ def as_chain(drafter: CertainDrafter, least: float = 0.1) -> CertainDrafter:
         for i, value in enumerate(_stream(drafter, tokens)):
             proposal = proposal_of(drafter, value, None)
             if proposal.chance is not None:
-                number("a draft's chance is not a finite number", "give a probability")("chance", proposal.chance)
+                _is_chance("chance", proposal.chance)
                 if proposal.chance < least:
                     return
             if parent_of(proposal, i) == end:
