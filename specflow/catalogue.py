@@ -17,6 +17,7 @@ from typing_extensions import TypeVar
 from specflow.batch import BatchPredictor
 from specflow.drafters import (
     Bigrams,
+    Followers,
     IntersectionDrafter,
     LLMDrafter,
     LogitTree,
@@ -150,7 +151,7 @@ def _ngram(setting: Setting) -> Drafting:
     return Drafting(NGramDrafter(storage), (UpdateNgram(storage),))
 
 
-def _kept(first: Callable[[Setting], T], drafting: Callable[[T], Drafting]) -> Callable[[], Make]:
+def _kept(first: Callable[[Setting], T], drafting: Callable[[Setting, T], Drafting]) -> Callable[[], Make]:
     """Drafts from something that all texts of a decoder share, made for the first of them."""
 
     def begun() -> Make:
@@ -159,24 +160,24 @@ def _kept(first: Callable[[Setting], T], drafting: Callable[[T], Drafting]) -> C
         def make(setting: Setting) -> Drafting:
             if not kept:
                 kept.append(first(setting))
-            return drafting(kept[0])
+            return drafting(setting, kept[0])
 
         return make
 
     return begun
 
 
-def _memory(storage: NGramStorage) -> Drafting:
+def _memory(setting: Setting, storage: NGramStorage) -> Drafting:
     """The text's own repetitions first, then what all texts so far have said."""
     drafter = first_of(SuffixDrafter(), at_most(5, NGramDrafter(storage, source="memory")))
     return Drafting(drafter, (UpdateNgram(storage, filler_top_k=1),))
 
 
-def _recycling(drafter: Callable[[Recycled], Drafter]) -> Callable[[], Make]:
+def _recycling(drafter: Callable[[Setting, Recycled], Drafter]) -> Callable[[], Make]:
     """A drafter over a table of all that was read, for all texts so far; it begins with the target's bigrams."""
     return _kept(
         lambda setting: Recycled(setting.vocab_size, before=setting.bigrams()),
-        lambda table: Drafting(drafter(table), (Recycle(table),)),
+        lambda setting, table: Drafting(drafter(setting, table), (Recycle(table),)),
     )
 
 
@@ -209,9 +210,9 @@ def _head(setting: Setting) -> HeadPredictor:
     return setting.head
 
 
-def _head_and_text(setting: Setting) -> Drafting:
-    """What the head finds most probable, and what the text repeats and the target's bigrams say, in one tree."""
-    return Drafting(merged(LookupTree(setting.bigrams()), HeadTree(_head(setting))))
+def _with_head(setting: Setting, followers: Followers | None) -> Drafter:
+    """What the head finds most probable, and what the text repeats and `followers` say, in one tree."""
+    return merged(LookupTree(followers), HeadTree(_head(setting)))
 
 
 def _head_chain(setting: Setting) -> Drafting:
@@ -230,11 +231,14 @@ DRAFTERS: Final[Mapping[str, Entry]] = {
     "retokenised": Entry(lambda: _retokenised, 5, assisted=True),
     "tree": Entry(lambda: lambda setting: Drafting(LookupTree(setting.bigrams())), 8, bigrams=True),
     "head": Entry(lambda: lambda setting: Drafting(HeadTree(_head(setting))), 16, headed=True),
-    "head+tree": Entry(lambda: _head_and_text, 16, bigrams=True, headed=True),
     "head-chain": Entry(lambda: _head_chain, 5, headed=True),
-    "recycle": Entry(_recycling(RecyclingTree), 8, bigrams=True),
-    "logits": Entry(_recycling(LogitTree), 8, bigrams=True),
-    "tree+recycle": Entry(_recycling(LookupTree), 8, bigrams=True),
+    "recycle": Entry(_recycling(lambda setting, table: RecyclingTree(table)), 8, bigrams=True),
+    "logits": Entry(_recycling(lambda setting, table: LogitTree(table)), 8, bigrams=True),
+    "tree+recycle": Entry(_recycling(lambda setting, table: LookupTree(table)), 8, bigrams=True),
+    "head+tree": Entry(
+        lambda: lambda setting: Drafting(_with_head(setting, setting.bigrams())), 16, bigrams=True, headed=True
+    ),
+    "head+tree+recycle": Entry(_recycling(_with_head), 16, bigrams=True, headed=True),
 }
 
 

@@ -45,10 +45,11 @@ TARGET = tiny_llama(21, vocab_size=24, layers=1)
 CLOSE = disturbed(TARGET, 1, 0.05)
 GREEDY = oracle(PROMPT, TARGET, NEW)
 TREES = ["tree", "recycle", "logits", "tree+recycle"]
-"""What knows what to do with the target's bigrams."""
+MERGED = ["head+tree", "head+tree+recycle"]
+"""What knows what to do with the target's bigrams: alone, and beside a head."""
 
 FIXED = Fixed(4)
-HEADED = {"head", "head-chain", "head+tree"}
+HEADED = {"head", "head-chain", *MERGED}
 
 
 def test_the_names() -> None:
@@ -59,7 +60,7 @@ def test_the_names() -> None:
     assert set(COUPLED) == {"match"}
     assert set(DRAFTERS) < set(NAMES)
     assert [name for name, entry in DRAFTERS.items() if entry.assisted] == ["llm", "retokenised"]
-    assert [name for name, entry in DRAFTERS.items() if entry.bigrams] == TREES
+    assert [name for name, entry in DRAFTERS.items() if entry.bigrams] == [*TREES, *MERGED]
     assert {name for name, entry in DRAFTERS.items() if entry.headed} == HEADED
 
 
@@ -176,7 +177,7 @@ def test_a_memory_is_kept_from_text_to_text_and_each_decoder_has_its_own(name: s
 def test_what_learns_and_what_forgets_is_told_of_each_step() -> None:
     setting = Setting(TARGET, 24, PROMPT, GreedyProcessor(), Dice(), CLOSE, head=linear_head(TARGET))
     made = {name: entry.make()(setting) for name, entry in DRAFTERS.items()}
-    taught = {"ngram", "memory", "recycle", "logits", "tree+recycle"}
+    taught = {"ngram", "memory", "recycle", "logits", "tree+recycle", "head+tree+recycle"}
     assert {name for name, draft in made.items() if draft.teach} == taught
     assert {name for name, draft in made.items() if draft.memos} == {"llm", "retokenised"}
     told: list[Tokens] = []
@@ -232,6 +233,9 @@ def test_bigrams_are_asked_for_by_trees_alone() -> None:
         made = entry.make()(setting)
         if name == "logits":  # it looks at the row before the last token
             assert [draft.token for draft in made.drafter((0, 1, 0, 1))] == [0, 1]
+        elif entry.headed:
+            sources = {draft.source for draft in islice(made.drafter((0, 1)), 9)}
+            assert sources == {"head", *["follower"] * entry.bigrams}
         elif entry.bigrams:
             assert [draft.token for draft in islice(made.drafter((1,)), 3)] == [0, 1, 0]
-    assert asked == TREES
+    assert asked == [*TREES, *MERGED]

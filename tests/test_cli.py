@@ -112,7 +112,7 @@ def test_every_drafter_gives_the_same_answer(drafter: str, tiny: Path, capsys: p
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["--drafter", "head-chain"], ["--drafter", "head+tree"], ["--accelerate", "fast"]]
+    "arguments", [[], ["--drafter", "head-chain"], ["--drafter", "head+tree+recycle"], ["--accelerate", "fast"]]
 )
 def test_a_head_drafts(arguments: list[str], tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One that was trained by the command, and goes on where it was interrupted."""

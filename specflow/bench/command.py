@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--head",
         metavar="FOLDER",
-        help="the head of head, head-chain and head+tree: a folder or a hub name (docs/heads.md)",
+        help="the head of head, head-chain, head+tree, …: a folder or a hub name (docs/heads.md)",
     )
     example = "--also fast=specflow.accelerate:fast --decoders autoregressive fast/suffix@cost"
     also = f"more targets, made from the model by a function: {example}"
