@@ -49,7 +49,6 @@ from specflow.drafters import SuffixDrafter as SuffixDrafter
 from specflow.drafters import at_most as at_most
 from specflow.drafters import first_of as first_of
 from specflow.drafters import longest as longest
-from specflow.drafters import merged as merged
 from specflow.drafters import then as then
 
 # How many drafts.

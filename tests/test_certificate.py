@@ -48,7 +48,6 @@ from specflow import (
     autoregressive_step,
     first_of,
     longest,
-    merged,
     ngram_step,
     seed_coupled_step,
     speculative_step,
@@ -66,6 +65,7 @@ from specflow.drafters import (
     OneLevelNGramStorage,
     Recycled,
     RecyclingTree,
+    merged,
     propose_nothing,
 )
 from specflow.loop import once

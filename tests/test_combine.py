@@ -39,7 +39,6 @@ from specflow import (
     autoregressive_generate,
     first_of,
     longest,
-    merged,
     run,
     speculative_step,
     start,
@@ -47,7 +46,7 @@ from specflow import (
 )
 from specflow.accelerate import fast
 from specflow.distribution import Distribution
-from specflow.drafters import as_chain, propose_nothing
+from specflow.drafters import as_chain, merged, propose_nothing
 from specflow.models import Loaded
 from specflow.predictors import UncachedPredictor
 from specflow.randomness import Randomness

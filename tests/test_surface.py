@@ -94,6 +94,7 @@ from specflow.drafters import (
     SampledBlockDrafter,
     as_chain,
     likeliest_first,
+    merged,
     propose_nothing,
     translated,
 )
@@ -493,7 +494,7 @@ def say(proposal: s.Proposal) -> object:
         s.at_most(2, said),
         s.first_of(said),
         s.longest(said),
-        s.merged(said),
+        merged(said),
         s.then(said, said),
     ):
         decode(speculative(combined))
@@ -1316,7 +1317,7 @@ TABLE: Final[dict[str, Entry]] = {
         draft,
     ),
     "drafters.combine.merged": Entry(
-        lambda one, other: s.merged(*(one, other)), lambda: {"one": drafter, "other": drafter}, draft
+        lambda one, other: merged(*(one, other)), lambda: {"one": drafter, "other": drafter}, draft
     ),
     "drafters.combine.then": Entry(
         lambda one, other: s.then(*(one, other)), lambda: {"one": drafter, "other": drafter}, draft
