@@ -60,6 +60,7 @@ SCHEMA: Final = {
     "x-guidance": {"whitespace_flexible": False},
 }
 JSON: Final = "JSON"
+KINDS: Final = ("chat", "code edits", JSON)
 
 PLAIN: Final = "fast/autoregressive"
 ALONE: Final = ("generate", "autoregressive", PLAIN, "fast/suffix@cost")
@@ -95,10 +96,11 @@ def _quick(model: Module) -> Module:
     return accelerate.fast(model)
 
 
-def _drafting(label: str, name: str, most: int, context: Context, setting: Setting) -> Step:
+def _drafting(label: str, name: str, context: Context, setting: Setting) -> Step:
+    """Up to 8 drafts a step by a drafter of the catalogue, under the policy of that label."""
     drafting = _made(name)(setting)
     timed = evolve(drafting, drafter=context.timed(drafting.drafter))
-    target, policy = context.target, _paced(label, most, context.target.meter)
+    target, policy = context.target, _paced(label, 8, context.target.meter)
     return step_of(timed, policy, target, setting.processor, context.rng, Reject(context.rng), (target,))
 
 
@@ -108,24 +110,24 @@ def _setting(context: Context, assistant: Module | None = None) -> Setting:
 
 
 def tree(context: Context) -> Step:
-    """A tree from the text and from what the target's rows have shown: asking 150,000 bigrams would take an hour."""
-    return _drafting("tree", "tree+recycle", 8, context, _setting(context))
+    """A tree from the text and from what the target's rows have shown: it is not asked for 150,000 bigrams."""
+    return _drafting("tree", "tree+recycle", context, _setting(context))
 
 
 def int8(context: Context) -> Step:
     """The target's copy in 8 bits drafts."""
-    return _drafting("int8", "llm", 8, context, _setting(context, _COPIES[context.model]["int8"]))
+    return _drafting("int8", "llm", context, _setting(context, _COPIES[context.model]["int8"]))
 
 
 def int4(context: Context) -> Step:
     """The target's copy in 4 bits drafts."""
-    return _drafting("int4", "llm", 8, context, _setting(context, _COPIES[context.model]["int4"]))
+    return _drafting("int4", "llm", context, _setting(context, _COPIES[context.model]["int4"]))
 
 
 def _with_assistant(context: Context, name: str) -> Step:
     assert context.assistant is not None
     setting = evolve(_setting(context, _quick(context.assistant)), shared=context.shared)
-    return _drafting(name, name, 8, context, setting)
+    return _drafting(name, name, context, setting)
 
 
 def shared(context: Context) -> Step:
@@ -206,9 +208,6 @@ def written(folder: Path, limit: int) -> tuple[Path, Path]:
     return every, alone
 
 
-KINDS: Final = ("chat", "code edits", JSON)
-
-
 def benched(model: str, decoders: Sequence[str], prompts: Path, out: Path, more: Sequence[str]) -> dict[str, Any]:
     """What `specflow bench` says of a model, in a process of its own."""
     command = [sys.executable, "-m", "specflow", "bench", "--model", model, "--dtype", "bfloat16"]
@@ -219,7 +218,7 @@ def benched(model: str, decoders: Sequence[str], prompts: Path, out: Path, more:
     return report
 
 
-def rows(report: dict[str, Any], kinds: Sequence[str]) -> list[str]:
+def rows(report: dict[str, Any]) -> list[str]:
     """A line for each decoder: how much faster than the baseline, in all and by kind of prompt, and tokens a pass."""
     kind_of = {str(run["question_id"]): run["category"] for run in report["runs"]}
     told = []
@@ -230,7 +229,7 @@ def rows(report: dict[str, Any], kinds: Sequence[str]) -> list[str]:
             if (each["decoder"], each["baseline"]) == (one["decoder"], report["baseline"])
         ]
         ratios: dict[str, float] = found[0]["ratios"] if found else dict.fromkeys(kind_of, 1.0)
-        by_kind = [[ratio for prompt, ratio in ratios.items() if kind_of[prompt] == kind] for kind in kinds]
+        by_kind = [[ratio for prompt, ratio in ratios.items() if kind_of[prompt] == kind] for kind in KINDS]
         cells = [f"{median(values):.2f}" if values else "" for values in by_kind]
         same = report["identities"].get(one["decoder"])
         texts = f"{same['equal']}/{same['compared']}" if same else ""
@@ -262,7 +261,7 @@ def main() -> None:
             print(f"\n{Path(model).name}: {free['facts']['machine']}, {free['facts']['prompts']}")
             print(f"\n| decoder | / {PLAIN} | worst | {' | '.join(KINDS)} | tokens a pass | same text |")
             print(f"|{'---|' * (len(KINDS) + 5)}")
-            print("\n".join([*rows(free, KINDS), *rows(bound, KINDS)]))
+            print("\n".join([*rows(free), *rows(bound)]))
             costs: dict[str, float] = free["costs"]["fast"]
             print("t(k) / t(1): " + ", ".join(f"{k}: {costs[k] / costs['1']:.2f}" for k in costs), flush=True)
 

@@ -130,8 +130,10 @@ def merged(*drafters: CertainDrafter) -> CertainDrafter:
     one without a chance comes before any. So where each drafter proposes its likeliest drafts first, as the trees of
     specflow do, the tree does, for every number of drafts. One draft of each is read ahead.
 
-    Only for certain drafters, as `longest`. Laws: `propose_nothing` is its unit, and `merged()` is it; merged(a, a) = a
-    where a proposes nothing twice; associative where each drafter proposes its likeliest drafts first.
+    Only for certain drafters, as `longest`. `DecodeError` for a chance that is not a finite number.
+
+    Laws: `propose_nothing` is its unit on both sides, and `merged()` is it; merged(a, a) = a where a proposes nothing
+    twice; associative where each drafter proposes its likeliest drafts first.
 
     >>> text = lambda tokens: iter((Proposal(5, chance=0.6), Proposal(6, chance=0.2)))
     >>> head = lambda tokens: iter((Proposal(5, chance=0.5), Proposal(7, chance=0.4)))
@@ -144,7 +146,7 @@ def merged(*drafters: CertainDrafter) -> CertainDrafter:
         streams = [_Stream(drafter, _stream(drafter, tokens)) for drafter in drafters]
         numbers: dict[tuple[int, int], int] = {}  # of what was proposed: by what it follows, and its token
         waiting: list[tuple[float, int, Proposal[PointMass]]] = []
-        asked = range(len(streams))
+        asked = [*range(len(streams))]
         while True:
             for i in asked:
                 for unlikely, proposal in streams[i].ahead():
@@ -152,7 +154,7 @@ def merged(*drafters: CertainDrafter) -> CertainDrafter:
             if not waiting:
                 return
             _, i, proposal = heappop(waiting)
-            asked = range(i, i + 1)
+            asked = [i]
             parent = streams[i].parent(proposal)
             place = parent, proposal.token
             if place not in numbers:
