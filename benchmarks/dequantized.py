@@ -17,7 +17,11 @@ from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter, de
 
 from specflow.models import file_of
 
-PRECISIONS: Final = {"float32": GGMLQuantizationType.F32, "bfloat16": GGMLQuantizationType.BF16}
+PRECISIONS: Final = {
+    "float32": GGMLQuantizationType.F32,
+    "bfloat16": GGMLQuantizationType.BF16,
+    "q8_0": GGMLQuantizationType.Q8_0,
+}
 
 
 def dequantized(source: Path, precision: GGMLQuantizationType, path: Path) -> Path:

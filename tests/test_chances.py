@@ -41,7 +41,8 @@ from specflow import (
 )
 from specflow.drafters import as_chain, propose_nothing
 from specflow.policies import Choice
-from specflow.policies.chances import ADVANCE, LOSS, ChancesPace
+from specflow.policies.chances import ChancesPace
+from specflow.policies.choice import ADVANCE, LOSS
 from specflow.policies.cost import CostAwarePace
 from specflow.predictors import path_by_path
 from specflow.state import Pace, Request
@@ -52,6 +53,8 @@ MACHINES = {"flat": FLAT, "cliff": CLIFF, "steep": STEEP}
 VOCABULARY = 12
 NEW = 128
 STATE = DecodeState(Request((1,), 99), (1,))
+LATER = DecodeState(Request((1,), 99), (1, 2))
+"""Where the prompt was read."""
 
 
 def text(seed: int) -> Tokens:
@@ -227,15 +230,28 @@ def test_nothing_is_drafted_before_a_pass_over_one_token_is_known() -> None:
         assert after[:2] == (len(state.tokens), 0)
 
 
+@pytest.mark.parametrize("chance", [1.0, None])
+def test_while_the_prompt_is_read_only_what_was_drawn_is_taken(chance: float | None) -> None:
+    """A tree costs a whole pass more there, and what a longer prompt costs no pass tells."""
+    law = Categorical(torch.full((9,), 1 / 9))
+    for drawn in (False, True):
+        drafts = [Proposal(token, law, chance=chance) if drawn else Proposal(token, chance=chance) for token in (5, 6)]
+        policy = CostAware(meter_of_tens(Hand()))
+        for text in range(2):  # the second meets a policy that knows the drafter
+            taken, pace = policy(iter(drafts), STATE)
+            assert len(taken) == (drawn and not (text and chance))
+            assert len(policy(iter(drafts), evolve(LATER, pace=pace))[0]) == 2
+
+
 def test_the_pace_tells_what_trees_promised_and_gave() -> None:
     meter = CostMeter()
     choices: list[Choice] = []
     policy = told(meter, 2, choices.append)
     for k, seconds in ((1, 1.0), (1, 1.0), (2, 1.0), (3, 1.0)):
         meter.note(k, seconds)
-    drafts, pace = policy(iter([Proposal(5, chance=0.5), Proposal(6, parent=0, chance=0.25)]), STATE)
+    drafts, pace = policy(iter([Proposal(5, chance=0.5), Proposal(6, parent=0, chance=0.25)]), LATER)
     assert len(drafts) == 2
-    grown = evolve(STATE, tokens=(1, 5, 9), pace=pace)
+    grown = evolve(LATER, tokens=(1, 2, 5, 9), pace=pace)
     _, later = policy(iter([Proposal(5, chance=0.5)]), grown)
     assert later[4:6] == (0.75, 1)  # promised and given; the bonus token was nobody's promise
     assert choices[2].tokens == pytest.approx((1.0, 1.0 + (1 + 4) / (0.75 + 4) * 0.5))
@@ -304,7 +320,7 @@ NO_CHANCES = (Proposal(5, chance=float("nan")), Proposal(5, chance="a"))  # type
 def test_what_a_drafter_says_is_looked_at(junk: Proposal) -> None:
     for before in ([], [Proposal(5, chance=1.0)]):
         with pytest.raises(DecodeError, match=r"Proposal|chance"):
-            CostAware(meter_of_tens(Hand()))(iter([*before, junk]), STATE)
+            CostAware(meter_of_tens(Hand()))(iter([*before, junk]), LATER)
 
 
 def test_threads_share_a_policy_and_a_lookup_tree() -> None:
@@ -460,7 +476,7 @@ def tokens_promised(*drafts: Proposal) -> tuple[float, ...]:
     policy = told(meter, tell=choices.append)
     for k in (1, 1, 17):
         meter.note(k, 1.0)
-    policy(iter(drafts), STATE)
+    policy(iter(drafts), LATER)
     return choices[-1].tokens
 
 
@@ -582,8 +598,8 @@ def test_certain_drafts_behind_drawn_ones_are_taken_as_they_promise() -> None:
     policy = told(meter)
     for k, seconds in ((1, 1.0), (1, 1.0), (2, 1.1), (3, 1.2), (4, 2.0), (5, 3.0)):
         meter.note(k, seconds)
-    took, _ = policy(iter(drafts), STATE)
+    took, _ = policy(iter(drafts), LATER)
     assert [draft.token for draft in took] == [5, 6]
     later = (*drafts[:3], Proposal(8, law, chance=0.01))
-    assert [draft.token for draft in policy(iter(later), STATE)[0]][:2] == [5, 6]
+    assert [draft.token for draft in policy(iter(later), LATER)[0]][:2] == [5, 6]
     assert isinstance(took[1].q, PointMass)

@@ -11,13 +11,11 @@ from attrs import Factory, define, field
 from specflow.distribution import PointMass
 from specflow.guards.checks import number
 from specflow.policies.acceptance import PRIOR, Certain, pulled
-from specflow.policies.choice import DOUBT, Choice, are_numbers
+from specflow.policies.choice import DOUBT, Choice, are_numbers, credit
 from specflow.policies.meter import CostMeter, Costs, Durations
 from specflow.state import TEXT, DecodeState, Pace, Proposal
 from specflow.trees import parent_of
 
-ADVANCE: Final = 1.5  # how many passes a text may lose to drafts before it has gained anything
-LOSS: Final = 0.01  # how much more of a pass it may lose for each token
 TRUST: Final = 4.0  # for how many tokens a drafter's chances are believed before the text has told what they are worth
 
 _is_chance = number("a draft's chance is not a finite number", "give the guess of a probability")
@@ -126,8 +124,8 @@ class ByChances:
 
     Σ is over the n drafts: a draft's chance is the probability that one more token is taken; where the drafter does not
     tell it, it is 0.6 of what its parent and the siblings before it leave. w corrects the chances by what came of them
-    in this text, (given + 4) / (promised + 4) in tokens. A text may lose 1.5 passes, and 1 % of a pass for each token,
-    to drafting, whose time is measured, and to drafts that were not taken.
+    in this text, (given + 4) / (promised + 4) in tokens. What a text may lose to drafting, whose time is measured, and
+    to drafts that were not taken, is what `choice.credit` says.
 
     Certain drafts are looked at before n is chosen. One that is drawn is taken, so whether to draw it is decided
     before, by a guess: each of the next is 0.6 times as likely as the one before it.
@@ -149,17 +147,16 @@ class ByChances:
         """
         costs = self.meter.costs(self.most + 1)
         pace = self._settled(state, costs, lost)
-        credit = 0.0 if costs is None else costs.expected[0] * (ADVANCE + LOSS * len(state.output)) - pace.text_lost
-        weighed = _Weighed(
-            costs or Costs(*[(1.0,) * (len(before) + 1)] * 2), pace.worth, self._drafting.estimate, credit
-        )
+        left = 0.0 if costs is None else credit(costs.expected[0], len(state.output), pace.text_lost)
+        weighed = _Weighed(costs or Costs(*[(1.0,) * (len(before) + 1)] * 2), pace.worth, self._drafting.estimate, left)
         for draft in before:
             self._certain.note(len(weighed.drafts), draft)
             weighed.add(draft)
         taken, drafting = weighed.drawn, 0.0
         tokens: tuple[float, ...] = ()
         seconds: tuple[float, ...] = ()
-        if costs is not None and self._drafting.estimate <= credit:
+        # A tree after a prompt that was not read costs a whole pass more, and no pass tells what a longer prompt costs.
+        if costs is not None and state.output and self._drafting.estimate <= left:
             asked = self._pull(stream, weighed)
             taken, drafting = weighed.best, max(asked, len(weighed.drafts)) * weighed.drafting
             tokens, seconds = tuple(weighed.tokens), tuple(weighed.seconds)

@@ -8,6 +8,19 @@ from typing import Final, final
 from attrs import frozen
 
 DOUBT: Final = 0.5  # the least probability of a refusal that this reckons with
+ADVANCE: Final = 0.8  # how many passes a text may lose to drafting before it has gained anything
+LOSS: Final = 0.012  # how much more of a pass it may lose for each token
+
+
+def credit(single: float, tokens: int, lost: float) -> float:
+    """The seconds that a text may still lose to drafting once it has `tokens` new ones and has `lost` some.
+
+    A pass over one token takes `single`.
+
+    >>> round(credit(1.0, tokens=48, lost=0.5), 2)
+    0.78
+    """
+    return single * (ADVANCE + LOSS * tokens) - lost
 
 
 def are_numbers(pace: tuple[object, ...]) -> bool:

@@ -14,14 +14,12 @@ from attrs import define, evolve, field, frozen
 from specflow.guards.checks import a, calls, drafts, valid
 from specflow.policies.acceptance import Acceptance, Certain, Pulled, Watched
 from specflow.policies.chances import ByChances
-from specflow.policies.choice import DOUBT, Choice, are_numbers
+from specflow.policies.choice import DOUBT, Choice, are_numbers, credit
 from specflow.policies.meter import CostMeter, Costs, Durations
 from specflow.state import DecodeState, Pace, Proposal
 
 CLOSE: Final = 1.1  # how many times the tokens per second of no draft a draft must promise to be taken nevertheless
 LOOK: Final = 0.01  # certain drafts that take less than this share of a pass are looked at before it is decided
-ADVANCE: Final = 1.0  # how many passes a text may lose to drafting before it has gained anything
-LOSS: Final = 0.015  # how much more of a pass it may lose for each token
 
 
 @final
@@ -79,9 +77,9 @@ class CostAware:
     it offered. Certain drafts that cost next to nothing are looked at before γ is chosen, and those not taken are still
     compared with the text that comes, so that γ = 0 learns as well.
 
-    A text may lose one pass to drafting and 1.5 % of a pass for each token; a γ that is likely to lose more is not
-    taken. Whether a draft is taken is decided before it is drawn, or it is certain: the text's law is the target's
-    whatever the clock says. A seed's text depends on the clock only where drafts are drawn and may be rejected, as γ
+    A text may lose 0.8 passes to drafting and 1.2 % of a pass for each token; a γ that is likely to lose more is not
+    taken, and while the prompt is read only what had to be drawn to be seen. Whether a draft is taken is decided before
+    it is drawn, or it is certain: the text's law is the target's whatever the clock says. A seed's text depends on the clock only where drafts are drawn and may be rejected, as γ
     decides how many draws there are (not so in a `seed_coupled_step`).
 
     `tell` hears of each choice. One policy serves one drafter, for many texts, and what it learnt stays with it; only
@@ -95,7 +93,7 @@ class CostAware:
     >>> for k, seconds in ((1, 1.0), (1, 1.0), (2, 1.1), (3, 1.2), (4, 2.0)):
     ...     meter.note(k, seconds)
     >>> tree = [Proposal(token, parent=-1, chance=chance) for token, chance in ((5, 0.5), (6, 0.3), (7, 0.2))]
-    >>> [draft.token for draft in CostAware(meter, most=3)(iter(tree), DecodeState(Request((1,), 9), (1,)))[0]]
+    >>> [draft.token for draft in CostAware(meter, most=3)(iter(tree), DecodeState(Request((1,), 9), (1, 4)))[0]]
     [5, 6]
     """
 
@@ -135,9 +133,9 @@ class CostAware:
         gamma = 0
         tokens: tuple[float, ...] = ()
         seconds: tuple[float, ...] = ()
-        if costs is not None:
-            credit = costs.expected[0] * (ADVANCE + LOSS * len(state.output)) - lost
-            gamma, tokens, seconds = self._chosen(draft, costs, credit, begins=pace is None)
+        if costs is not None and state.output:
+            left = credit(costs.expected[0], len(state.output), lost)
+            gamma, tokens, seconds = self._chosen(draft, costs, left, begins=pace is None)
         elif pace is None:  # nothing can be weighed yet, but while the prompt is read the drafter may read it too
             self._pull(draft)
             gamma = draft.drawn
