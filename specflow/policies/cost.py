@@ -79,8 +79,9 @@ class CostAware:
 
     A text may lose 0.8 passes to drafting and 1.2 % of a pass for each token; a γ that is likely to lose more is not
     taken, and while the prompt is read only what had to be drawn to be seen. Whether a draft is taken is decided before
-    it is drawn, or it is certain: the text's law is the target's whatever the clock says. A seed's text depends on the clock only where drafts are drawn and may be rejected, as γ
-    decides how many draws there are (not so in a `seed_coupled_step`).
+    it is drawn, or it is certain: the text's law is the target's whatever the clock says. A seed's text depends on the
+    clock only where drafts are drawn and may be rejected, as γ decides how many draws there are (not so in a
+    `seed_coupled_step`).
 
     `tell` hears of each choice. One policy serves one drafter, for many texts, and what it learnt stays with it; only
     one text at a time teaches it. Threads may share it: while one drafts, the others wait. A pace of any other policy
