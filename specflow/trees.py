@@ -140,12 +140,13 @@ def path_to(parents: Sequence[int], i: int) -> list[int]:
     return path[::-1]
 
 
-def path_along(drafts: Sequence[Proposal], parents: Sequence[int], tokens: Tokens) -> list[int]:
+def path_along(drafts: Sequence[Proposal], tokens: Tokens) -> list[int]:
     """The numbers of the drafts that `tokens` follow from the text on, as far as there are any."""
     path: list[int] = []
     for token in tokens:
         here = path[-1] if path else TEXT
-        following = next((i for i, draft in enumerate(drafts) if parents[i] == here and draft.token == token), None)
+        alike = (i for i, draft in enumerate(drafts) if draft.token == token and parent_of(draft, i) == here)
+        following = next(alike, None)
         if following is None:
             break
         path.append(following)

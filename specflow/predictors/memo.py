@@ -13,7 +13,7 @@ from typing_extensions import TypeVar
 
 from specflow.caches import Past
 from specflow.prefix import NEAR, begins, common_prefix, parting
-from specflow.state import Proposal, Tokens, parents_of
+from specflow.state import Proposal, Tokens
 from specflow.trees import path_along
 
 DRAFTS: Final = 16
@@ -97,7 +97,7 @@ class Memo(Generic[P]):
         return went
 
     def _path(self, tokens: Tokens) -> list[int]:
-        return path_along(self.tree, parents_of(self.tree), tokens[len(self.tokens) :]) if self.tree else []
+        return path_along(self.tree, tokens[len(self.tokens) :]) if self.tree else []
 
 
 @final
