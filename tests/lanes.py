@@ -13,7 +13,7 @@ MOST: Final = 5.0
 """More seconds of the processor than a quick test takes on a slow machine: on a usual one none of them takes 2."""
 
 QUICK: Final = frozenset({
-    "caching", "catalogue", "errors", "exports", "hub", "lanes", "likeliest", "llm_drafter", "logits", "loop",
+    "bigger", "caching", "catalogue", "errors", "exports", "hub", "lanes", "likeliest", "llm_drafter", "logits", "loop",
     "margins", "observe", "parts", "predictor", "prefix", "processors", "recycling", "regret", "retrieval",
     "verification", "wishes",
 })  # fmt: skip
