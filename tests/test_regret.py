@@ -121,17 +121,11 @@ def decoded(costs: Callable[[int], float], drafting: Drafting, policy: CostAware
     return hand.now - began
 
 
-LOSSES: Mapping[str, float] = {
-    "steep": 0.03,
-    "each token as dear as a pass": 0.03,
-    "a second token is dear, and the others cost nothing": 0.03,
-    "worse than pass by pass": 0.03,
-    "a wall after eight": 0.055,
-}
-"""What a text may lose where it matters most. One step up that no shorter pass tells of costs what it costs, once."""
+LOSS = 0.025
+"""What a text may lose; most of it goes into drafting, by drafters that take their time."""
 
-OTHERS = 0.035
-"""The same on other machines; most of it goes into drafting, by drafters that take their time."""
+LOSSES: Mapping[str, float] = {"a wall after eight": 0.055}
+"""The same where nothing is known of a machine: a step up that no shorter pass tells of costs what it costs, once."""
 
 
 @pytest.mark.parametrize("machine", MACHINES)
@@ -140,7 +134,7 @@ def test_a_text_that_gains_nothing_loses_little_on_a_machine_that_is_not_known(m
     for seed in range(3):
         hand = Hand()
         took = decoded(MACHINES[machine], WRONG[drafter], CostAware(CostMeter(hand)), hand, seed)
-        assert took <= (1 + LOSSES.get(machine, OTHERS)) * NEW
+        assert took <= (1 + LOSSES.get(machine, LOSS)) * NEW
 
 
 @pytest.mark.parametrize("machine", MACHINES)
@@ -152,7 +146,7 @@ def test_nor_where_the_machine_is_known_and_the_drafter_is_not(machine: str, dra
     for k in (1, 1, *range(2, 18), *range(2, 18)):
         meter.note(k, MACHINES[machine](k))
     took = decoded(MACHINES[machine], WRONG[drafter], CostAware(meter), hand, 1)
-    assert took <= (1 + min(OTHERS, LOSSES.get(machine, OTHERS))) * NEW
+    assert took <= (1 + (0.035 if machine in LOSSES else LOSS)) * NEW
 
 
 GAINS: Mapping[str, float] = {"flat": 0.25, "cliff": 0.35, "steep": 0.75, "a wall after eight": 0.35, "stairs": 0.35}
