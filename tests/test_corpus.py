@@ -367,7 +367,7 @@ def test_a_draft_model_of_another_vocabulary_drafts_for_many_texts(
 ) -> None:
     tiny_llama(vocab_size=9).save_pretrained(tmp_path / "other")
     words(9).save_pretrained(tmp_path / "other")
-    answers = answered(prompts(5), "--draft-model", str(tmp_path / "other"), "--slots", "3")
+    answers = answered(prompts(5), "--draft-model", str(tmp_path / "other"), "--slots", "3", "--gamma", "2")
     assert texts(answers) == undrafted
     assert sum(drafts_of(answer)[0] for answer in answers.values()) > 0
 
