@@ -365,9 +365,10 @@ def test_a_draft_model_of_another_vocabulary_that_cannot_draft_is_refused_once(
 def test_a_draft_model_of_another_vocabulary_drafts_for_many_texts(
     answered: Answered, folder: Path, undrafted: dict[object, object], tmp_path: Path
 ) -> None:
+    unpaced = ["--policy", "fixed"]
     tiny_llama(vocab_size=9).save_pretrained(tmp_path / "other")
     words(9).save_pretrained(tmp_path / "other")
-    answers = answered(prompts(5), "--draft-model", str(tmp_path / "other"), "--slots", "3", "--gamma", "2")
+    answers = answered(prompts(5), "--draft-model", str(tmp_path / "other"), "--slots", "3", *unpaced)
     assert texts(answers) == undrafted
     assert sum(drafts_of(answer)[0] for answer in answers.values()) > 0
 
