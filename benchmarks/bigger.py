@@ -80,14 +80,14 @@ def fast(model: Module) -> Module:
 
 
 @cache
-def _paced(label: str, most: int, meter: CostMeter) -> GammaPolicy:
-    """One policy for all texts of a decoder."""
+def _paced(label: str, repeat: int, most: int, meter: CostMeter) -> GammaPolicy:
+    """One policy for all texts of a decoder in a repeat."""
     return CostAware(meter, most)
 
 
 @cache
-def _made(name: str) -> Make:
-    """One table, where there is one, for all texts."""
+def _made(name: str, repeat: int) -> Make:
+    """One table, where there is one, for all texts of a repeat."""
     return DRAFTERS[name].make()
 
 
@@ -98,9 +98,9 @@ def _quick(model: Module) -> Module:
 
 def _drafting(label: str, name: str, context: Context, setting: Setting) -> Step:
     """Up to 8 drafts a step by a drafter of the catalogue, under the policy of that label."""
-    drafting = _made(name)(setting)
+    drafting = _made(name, context.repeat)(setting)
     timed = evolve(drafting, drafter=context.timed(drafting.drafter))
-    target, policy = context.target, _paced(label, 8, context.target.meter)
+    target, policy = context.target, _paced(label, context.repeat, 8, context.target.meter)
     return step_of(timed, policy, target, setting.processor, context.rng, Reject(context.rng), (target,))
 
 
@@ -161,7 +161,7 @@ def constrained(context: Context) -> Step:
 def forced(context: Context) -> Step:
     """What the grammar forces is drafted, then what the text repeats."""
     drafter = context.timed(SuffixDrafter())
-    policy, target = _paced("forced", 20, context.target.meter), context.target
+    policy, target = _paced("forced", context.repeat, 20, context.target.meter), context.target
     judged = Reject(context.rng)
     return constrained_step(
         _answer(context), drafter, target, context.processor, context.rng, judged, policy, (target,)

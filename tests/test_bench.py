@@ -246,16 +246,19 @@ def test_every_decoder_writes_the_oracles_text_and_its_counts_fit() -> None:
 
 def test_a_memory_is_kept_from_text_to_text_and_each_decoder_has_its_own() -> None:
     model = tiny_llama(3)
-    plan = evolve(plan_of(model, "memory@20", "ngram@5", repeats=2), prompts=PROMPTS[1:2])
-    first, second = [[run for run in measure(plan) if run.repeat == repeat] for repeat in (0, 1)]
-    accepted = {run.decoder: sum(one.accepted for one in run.rounds) for run in first}
-    again = {run.decoder: sum(one.accepted for one in run.rounds) for run in second}
-    assert again["memory@20"] > accepted["memory@20"] + 5  # it has said this before
-    assert again["ngram@5"] == accepted["ngram@5"]
+    prompts = (PROMPTS[1], evolve(PROMPTS[1], question_id=99))
+    plan = evolve(plan_of(model, "memory@20", "ngram@5", repeats=2), prompts=prompts)
+    runs = {(run.decoder, run.question_id, run.repeat): run for run in measure(plan)}
+    accepted = {key: [one.accepted for one in run.rounds] for key, run in runs.items()}
+    first, again = prompts[0].question_id, 99
+    for repeat in (0, 1):
+        # It has said this before.
+        assert sum(accepted["memory@20", again, repeat]) > sum(accepted["memory@20", first, repeat]) + 5
+        assert accepted["ngram@5", again, repeat] == accepted["ngram@5", first, repeat]
+        # Not in another repeat, though, and not in a decoder that is made anew.
+        assert accepted["memory@20", first, repeat] == accepted["memory@20", first, 0]
     fresh = list(measure(evolve(plan_of(model, "memory@20"), prompts=PROMPTS[1:2])))
-    assert [one.accepted for one in fresh[0].rounds] == [
-        one.accepted for run in first if run.decoder == "memory@20" for one in run.rounds
-    ]
+    assert [one.accepted for one in fresh[0].rounds] == accepted["memory@20", first, 0]
 
 
 def test_the_longer_draft_is_taken() -> None:

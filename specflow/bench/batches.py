@@ -18,7 +18,7 @@ from torch.nn import Module
 from specflow.batch import BatchPredictor, Failed, together
 from specflow.bench.context import Context
 from specflow.bench.decoders import PEERS, Decoder
-from specflow.bench.measure import Plan, warming
+from specflow.bench.measure import UNMEASURED, Plan, warming
 from specflow.bench.peers import padded
 from specflow.bench.prompts import Prompt
 from specflow.bench.report import Absent, tell_absent
@@ -68,7 +68,7 @@ def in_batches(plan: Plan, decoder: Decoder, slots: int) -> All:
         )
 
     with warming(decoder):
-        over(evolve(plan.short, prompts=plan.prompts[:slots]))(0)
+        over(evolve(plan.short, prompts=plan.prompts[:slots]))(UNMEASURED)
     return over(plan)
 
 
@@ -159,7 +159,7 @@ def _text(plan: Plan, decoder: Decoder, shared: Context, prompt: Prompt, repeat:
     def emit(tokens: Tokens, drafts: Count | None, /) -> None:
         output.extend(tokens)
 
-    decoder.prepare(evolve(shared, prompt=state.tokens, rng=rng))(state, emit)
+    decoder.prepare(evolve(shared, prompt=state.tokens, rng=rng, repeat=repeat))(state, emit)
     return tuple(output)
 
 

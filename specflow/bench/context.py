@@ -30,7 +30,8 @@ class Context:
 
     `target` is a predictor over `model`, or over the GGUF file that it was made of; its passes are timed. `assistant`
     is the drafting model, if there is one, and `reading` makes the predictor that it is read through; `shared` is what
-    its vocabulary and the model's have in common, None where they are one, and `assistant_tokenizer` its own.
+    its vocabulary and the model's have in common, None where they are one, and `assistant_tokenizer` its own. What is
+    learnt from a text may be kept for those of the same `repeat`: in another one that very text is asked for again.
     """
 
     model: Module
@@ -44,6 +45,7 @@ class Context:
     reading: Callable[[Module], CachedPredictor | BatchPredictor] = partial(CachedPredictor)
     shared: SharedTokens | None = None
     assistant_tokenizer: PreTrainedTokenizerBase | None = None
+    repeat: int = 0
 
     def timed(self, drafter: Callable[[Tokens], Iterator[T]]) -> Callable[[Tokens], Iterator[T]]:
         """The same drafter, its time reported as drafting. That of a drafter left bare counts as specflow's own."""

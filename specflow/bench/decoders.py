@@ -19,15 +19,16 @@ from specflow.batch import BatchPredictor
 from specflow.bench import llama_cpp, peers
 from specflow.bench.context import Compose, Context, Prepare, composed
 from specflow.bench.engines import Engine, Gguf, Torch
-from specflow.catalogue import DRAFTERS, POLICIES, RULES, USUAL_POLICY, Entry, Policy, Setting, step_of
+from specflow.catalogue import DRAFTERS, POLICIES, RULES, USUAL_POLICY, Entry, Make, Policy, Setting, step_of
 from specflow.drafters import Bigrams
 from specflow.errors import DecodeError, said
 from specflow.heads import Head, HeadPredictor
 from specflow.interop.llama_cpp import LlamaCpp
 from specflow.models import bigrams_of
+from specflow.policies import CostMeter
 from specflow.predictors import limits_of
 from specflow.randomness import Randomness
-from specflow.state import Rule, Step
+from specflow.state import GammaPolicy, Rule, Step
 from specflow.steps import autoregressive_step
 from specflow.vocabulary import SharedTokens
 
@@ -64,9 +65,12 @@ def _drafted(
     rule: Callable[[Randomness], Rule],
     head: Head | None,
 ) -> Compose:
-    """One of our drafters in a step. What it and its policy remember is kept from text to text, where one comes after
-    the other; a policy that learns is taught by one text at a time."""
-    make, kept = entry.make(), cache(partial(policy, most))
+    """One of our drafters in a step. What it and its policy remember is kept from text to text of a repeat, where one
+    comes after the other; a policy that learns is taught by one text at a time."""
+
+    @cache
+    def series(repeat: int) -> tuple[Make, Callable[[float, CostMeter], GammaPolicy]]:
+        return entry.make(), cache(partial(policy, most))
 
     def compose(context: Context) -> Step:
         target, processor, rng = context.target, context.processor, context.rng
@@ -76,6 +80,7 @@ def _drafted(
             None if head is None or not entry.headed or isinstance(target, LlamaCpp) else HeadPredictor(head, target)
         )
         setting = Setting(*asked, context.assistant, bigrams, context.reading, context.shared, drafts)
+        make, kept = series(context.repeat)
         drafting = make(setting)
         timed = evolve(drafting, drafter=context.timed(drafting.drafter))
         several = isinstance(target, BatchPredictor) or (isinstance(target, LlamaCpp) and target.slots > 1)
@@ -144,7 +149,7 @@ def decoder(label: str, models: Models) -> Decoder:
     `suffix@10`, or under another policy `suffix@svip`, which drafts up to 16, and judged by another rule than `reject`,
     `llm@5@block`; `generate`, `hf-lookup@10`, `hf-lookup-3@10`, `hf-assistant` of transformers; `llama.cpp` and
     `llama.cpp-lookup@10` of llama.cpp. A function is a `Compose`: it takes a `Context` and gives a `Step`. What a
-    policy learns, what `memory` remembers, and what `tree` asked the target, is kept from text to text.
+    policy learns, what `memory` remembers, and what `tree` asked the target, is kept from text to text of a repeat.
     """
     variant, _, name = label.rpartition("/")
     if variant not in models.targets:

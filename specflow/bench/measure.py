@@ -115,6 +115,9 @@ class Plan:
 WARM_UP: Final = 16
 """Tokens that each decoder writes, unmeasured, before the first measurement."""
 
+UNMEASURED: Final = -1
+"""The repeat of a warm-up: what a decoder learns in it, it does not know when it is measured."""
+
 
 @safe(exceptions=(DecodeError,))
 def warmed_up(plan: Plan, decoder: Decoder) -> Decoder:
@@ -122,7 +125,7 @@ def warmed_up(plan: Plan, decoder: Decoder) -> Decoder:
     prompt, short = plan.prompts[0], plan.short
     state = unwrap(short.state(prompt))
     with warming(decoder):
-        run_one(short, decoder, prompt, state, 0)
+        run_one(short, decoder, prompt, state, UNMEASURED)
     return decoder
 
 
@@ -137,7 +140,7 @@ def warming(decoder: Decoder) -> Iterator[None]:
 
 
 def measure(plan: Plan) -> Iterator[Run]:
-    """Every prompt by every decoder, `repeats` times. Refused prompts raise their `DecodeError`.
+    """Every prompt by every decoder, `repeats` times, each a series by itself. Refused prompts raise their errors.
 
     The decoders take turns on each prompt, and who goes first moves on, so that what else the machine does
     affects all of them alike.
@@ -169,6 +172,7 @@ def run_one(plan: Plan, decoder: Decoder, prompt: Prompt, state: DecodeState, re
         stopwatch,
         shared=plan.models.shared,
         assistant_tokenizer=plan.models.assistant_tokenizer,
+        repeat=repeat,
     )
     session = decoder.prepare(context)
     with engine.watching(stopwatch):
