@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from benchmarks import replayed
+from benchmarks import never_slower, replayed
 from specflow import (
     TEXT,
     CachedPredictor,
@@ -695,3 +695,26 @@ def test_the_benchmark_tells_passes_that_a_live_decode_takes(
     assert [row[4] for row in rows] == [row[5] for row in rows]
     assert float(rows[0][2]) == float(rows[0][3]) == 1
     assert float(rows[1][5]) < float(rows[0][5]) == 18
+
+
+def test_what_a_policy_can_lose_is_told_of_texts_with_the_same_costs(
+    greedy: Recording, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    taken = ((1.0, 1.2), (2.0, 3.0), (30.0, 300.0))
+    costs = [Costs((1, 9), seconds, prompt=40.0, own=own) for seconds, own in zip(taken, (0.0, 0.5, 9.0), strict=True)]
+    uneven = [evolve(text, costs=each) for text, each in zip(greedy.texts, costs, strict=True)]
+    recording = evolve(greedy, texts=tuple(uneven))
+    even = never_slower.evened(recording)
+    assert [text.costs for text in even.texts] == [Costs((1, 9), (2.0, 3.0), prompt=40.0, own=0.5)] * 3
+    assert [text.output for text in even.texts] == [text.output for text in greedy.texts]
+    recording.save(tmp_path / "texts")
+    monkeypatch.setattr("sys.argv", ["never_slower", str(tmp_path / "texts")])
+    never_slower.main()
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [row[0].removeprefix("| ") for row in rows] == [
+        f"{name}, {kept}" for name in ("suffix", "tree") for kept in ("kept from text to text", "each text anew")
+    ]
+    for _, middle, worst, good in rows:
+        assert 0.9 < float(worst) <= float(middle) + 0.005
+        assert good.endswith("of 3 |")
+    assert never_slower.row("a", [1.0, 2.0, 3.0], [1.0, 1.0, 4.0]) == "| a | 1.00 | 0.750 | 2 of 3 |"

@@ -1,0 +1,74 @@
+"""How much slower a cost-aware policy makes any one text, replayed: time is counted, so that no other work is in it.
+
+    specflow record --prompts question.jsonl --limit 60 --max-new-tokens 48 --out texts.safetensors
+    python -m benchmarks.never_slower texts.safetensors
+
+Each text is given the medians of what passes took in all of them, as the machine wavers from text to text, and is
+decoded by drafters under `CostAware`: kept from text to text, or new to each. Speed is against the plain loop, prompt
+reading included.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Final
+
+from attrs import evolve
+
+from specflow.catalogue import DRAFTERS, POLICIES
+from specflow.drafters import propose_nothing
+from specflow.policies import Fixed
+from specflow.replay import Decoder, Recording, replay
+
+NAMES: Final = ("suffix", "tree")
+GOAL: Final = 0.97
+
+
+def evened(recording: Recording) -> Recording:
+    """The same texts, each with the median of all texts' costs: a pass over one token takes the median of those, and
+    one over several the median of what it took in passes over one."""
+    every = [text.costs for text in recording.texts]
+    single, own = median(costs.seconds[0] for costs in every), median(costs.own for costs in every)
+    ratios = [median(costs.seconds[i] / costs.seconds[0] for costs in every) for i in range(len(every[0].lengths))]
+    seconds = tuple([single * ratio for ratio in ratios])
+    texts = [evolve(text, costs=evolve(text.costs, seconds=seconds, own=own)) for text in recording.texts]
+    return evolve(recording, texts=tuple(texts))
+
+
+def paced(name: str) -> Decoder:
+    """A drafter of the catalogue under `CostAware`; both are new."""
+    return Decoder(DRAFTERS[name].make(), lambda meter: POLICIES["cost"](16, 1.0, meter))
+
+
+def seconds(recording: Recording, decoder: Decoder) -> list[float]:
+    """What each text takes, by one decoder for all of them."""
+    return [text.seconds for text in replay(recording, decoder, most=None).texts]
+
+
+def row(label: str, plain: Sequence[float], took: Sequence[float]) -> str:
+    """A line of the table."""
+    ratios = [before / after for before, after in zip(plain, took, strict=True)]
+    good = sum(ratio >= GOAL for ratio in ratios)
+    return f"| {label} | {median(ratios):.2f} | {min(ratios):.3f} | {good} of {len(ratios)} |"
+
+
+def main() -> None:
+    """Print a table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("recording", type=Path, help="what `specflow record` kept")
+    recording = evened(Recording.load(parser.parse_args().recording))
+    plain = seconds(recording, Decoder.of(propose_nothing, Fixed(1)))
+    alone = [evolve(recording, texts=(text,)) for text in recording.texts]
+    print(f"| CostAware, replayed | median | worst | at {GOAL} or above |")
+    print("|---|---|---|---|")
+    for name in NAMES:
+        print(row(f"{name}, kept from text to text", plain, seconds(recording, paced(name))), flush=True)
+        anew = [one for text in alone for one in seconds(text, paced(name))]
+        print(row(f"{name}, each text anew", plain, anew), flush=True)
+
+
+if __name__ == "__main__":
+    main()
