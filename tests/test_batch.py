@@ -812,7 +812,7 @@ def test_drafts_of_many_texts_are_paced_by_the_clock_that_is_given() -> None:
         return [end.state.tally for end in ends]
 
     assert tallies(1) == tallies(1)
-    assert tallies(1) != tallies(3)
+    assert tallies(0) != tallies(1)  # where nothing takes time, and where drafting takes as much as a pass
 
 
 def test_what_is_wrong_with_many_texts_is_told_with_the_number_of_the_prompt() -> None:

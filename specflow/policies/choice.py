@@ -18,7 +18,7 @@ def credit(single: float, tokens: int, lost: float) -> float:
     A pass over one token takes `single`.
 
     >>> round(credit(1.0, tokens=48, lost=0.5), 2)
-    0.78
+    0.88
     """
     return single * (ADVANCE + LOSS * tokens) - lost
 
