@@ -800,19 +800,28 @@ def test_many_texts_of_a_seed_depend_on_nothing_else(drafter: PreTrainedModel | 
 def test_drafts_of_many_texts_are_paced_by_the_clock_that_is_given() -> None:
     """By nothing else: by one clock everything is repeated, whatever this machine is doing."""
 
-    def tallies(exponent: int) -> list[Tally]:
-        heard: list[None] = []
+    def tallies(price: float) -> list[Tally]:
+        """On a clock that a pass of the target moves by 1, and a look at it by `price`."""
+        now, looks = [0.0], [0]
+
+        def passed(*_: object) -> None:
+            now[0] += 1.0
 
         def clock() -> float:
-            heard.append(None)
-            return float(len(heard) ** exponent)
+            looks[0] += 1
+            now[0] += price
+            return now[0]
 
-        ends = generate_many(PROMPTS, TARGET, SMALL, 5, max_gen_len=20, eos_tokens_id=[], slots=3, clock=clock)
-        assert len(heard) > 20
+        moving = TARGET.register_forward_pre_hook(passed)
+        try:
+            ends = generate_many(PROMPTS, TARGET, SMALL, 5, max_gen_len=20, eos_tokens_id=[], slots=3, clock=clock)
+        finally:
+            moving.remove()
+        assert looks[0] > 20
         return [end.state.tally for end in ends]
 
-    assert tallies(1) == tallies(1)
-    assert tallies(0) != tallies(1)  # where nothing takes time, and where drafting takes as much as a pass
+    assert tallies(0.01) == tallies(0.01)
+    assert sum(tally.drafted for tally in tallies(0.01)) > sum(tally.drafted for tally in tallies(1.0))
 
 
 def test_what_is_wrong_with_many_texts_is_told_with_the_number_of_the_prompt() -> None:
