@@ -28,13 +28,13 @@ GOAL: Final = 0.97
 
 
 def evened(recording: Recording) -> Recording:
-    """The same texts, each with the median of all texts' costs: a pass over one token takes the median of those, and
-    one over several the median of what it took in passes over one."""
+    """The same texts, each with the median of all texts' costs, but for its prompt's: a pass over one token takes the
+    median of those, and one over several the median of what it took in passes over one."""
     every = [text.costs for text in recording.texts]
-    single, own = median(costs.seconds[0] for costs in every), median(costs.own for costs in every)
-    ratios = [median(costs.seconds[i] / costs.seconds[0] for costs in every) for i in range(len(every[0].lengths))]
-    seconds = tuple([single * ratio for ratio in ratios])
-    texts = [evolve(text, costs=evolve(text.costs, seconds=seconds, own=own)) for text in recording.texts]
+    lengths = max([costs.lengths for costs in every], key=len)  # a text with little room tells of fewer
+    single, own = median(costs.of(1) for costs in every), median(costs.own for costs in every)
+    took = tuple([single * median(costs.of(k) / costs.of(1) for costs in every) for k in lengths])
+    texts = [evolve(text, costs=evolve(text.costs, lengths=lengths, seconds=took, own=own)) for text in recording.texts]
     return evolve(recording, texts=tuple(texts))
 
 

@@ -37,10 +37,10 @@ from specflow import (
 )
 from specflow.batch import Asked, BatchPredictor, Reply
 from specflow.bench import command, read_prompts
-from specflow.bench.batches import All, Turn, turns
+from specflow.bench.batches import All, Turn, in_batches, turns
 from specflow.bench.context import Context, composed
 from specflow.bench.decoders import Decoder, Models, decoder
-from specflow.bench.measure import Plan, Round, Run, measure, run_one, warmed_up
+from specflow.bench.measure import UNMEASURED, Plan, Round, Run, measure, run_one, warmed_up
 from specflow.bench.prompts import Prompt, spread
 from specflow.bench.report import Report, build, show, to_json
 from specflow.bench.stopwatch import Pass
@@ -259,6 +259,24 @@ def test_a_memory_is_kept_from_text_to_text_and_each_decoder_has_its_own() -> No
         assert accepted["memory@20", first, repeat] == accepted["memory@20", first, 0]
     fresh = list(measure(evolve(plan_of(model, "memory@20"), prompts=PROMPTS[1:2])))
     assert [one.accepted for one in fresh[0].rounds] == accepted["memory@20", first, 0]
+
+
+def test_every_text_knows_its_repeat_and_a_warm_up_is_none_of_them() -> None:
+    """Of texts that are decoded one by one, and of those in batches."""
+    heard: list[int] = []
+
+    def compose(context: Context) -> Step:
+        heard.append(context.repeat)
+        return autoregressive_step(context.target, context.processor, context.rng)
+
+    mine = Decoder("mine", "", composed(compose))
+    plan = evolve(plan_of(tiny_llama(3), repeats=2), decoders=(mine,), prompts=PROMPTS[:2])
+    warmed_up(plan, mine).unwrap()
+    assert [*measure(plan)]
+    assert heard == [UNMEASURED, 0, 1, 0, 1]
+    heard.clear()
+    assert [*turns({"mine": in_batches(plan, mine, 2).unwrap()}, plan)]
+    assert heard == [UNMEASURED, UNMEASURED, 0, 0, 1, 1]
 
 
 def test_the_longer_draft_is_taken() -> None:

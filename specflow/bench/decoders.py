@@ -149,7 +149,8 @@ def decoder(label: str, models: Models) -> Decoder:
     `suffix@10`, or under another policy `suffix@svip`, which drafts up to 16, and judged by another rule than `reject`,
     `llm@5@block`; `generate`, `hf-lookup@10`, `hf-lookup-3@10`, `hf-assistant` of transformers; `llama.cpp` and
     `llama.cpp-lookup@10` of llama.cpp. A function is a `Compose`: it takes a `Context` and gives a `Step`. What a
-    policy learns, what `memory` remembers, and what `tree` asked the target, is kept from text to text of a repeat.
+    policy learns and what `memory` remembers is kept from text to text of a repeat, what `tree` asked the target for
+    all of them.
     """
     variant, _, name = label.rpartition("/")
     if variant not in models.targets:

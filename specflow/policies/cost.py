@@ -137,7 +137,7 @@ class CostAware:
         if costs is not None and state.output:
             left = credit(costs.expected[0], len(state.output), lost)
             gamma, tokens, seconds = self._chosen(draft, costs, left, begins=pace is None)
-        elif pace is None:  # nothing can be weighed yet, but while the prompt is read the drafter may read it too
+        elif pace is None:  # while the prompt is read nothing is weighed, but the drafter may read it, too
             self._pull(draft)
             gamma = draft.drawn
         if draft.is_told:
