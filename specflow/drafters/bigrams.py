@@ -77,8 +77,10 @@ class Bigrams:
         context = ids_of("before", before)
         if not context:
             raise DecodeError("before", "there is no token to begin with", "no tokens", "give one that tells nothing")
-        tokens, chances = [], []
+        # Tables of their own from the start: what is kept between two passes would lie between the rows of one and the
+        # next, and hold the room of them all.
         every = range(int(vocab_size))
+        tokens, chances = torch.empty(len(every), k, dtype=torch.long), torch.empty(len(every), k)
         for first in every[::TOGETHER]:
             some = every[first : first + TOGETHER]
             logits = rows_of(target, context, [Proposal(token, parent=TEXT) for token in some])[1:]
@@ -86,9 +88,8 @@ class Bigrams:
                 happened = f"the target does not give logits of {vocab_size} tokens"
                 raise DecodeError("target", happened, logits.shape[1], "give the target and its vocab_size")
             best = softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1).topk(k, dim=-1)
-            tokens.append(best.indices.cpu())
-            chances.append(best.values.cpu())
-        return cls(torch.cat(tokens).numpy(), torch.cat(chances).numpy())
+            tokens[first : first + TOGETHER], chances[first : first + TOGETHER] = best.indices.cpu(), best.values.cpu()
+        return cls(tokens.numpy(), chances.numpy())
 
     def after(self, tokens: Tokens, /) -> Sequence[tuple[int, float]]:
         """The followers of a text's last token and their probabilities, the most probable first.
