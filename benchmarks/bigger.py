@@ -249,7 +249,7 @@ def main() -> None:
     more = ("--max-new-tokens", str(options.new), "--repeats", str(options.repeats))
     measured: dict[str, Callable[[], tuple[str, tuple[str, ...], tuple[str, ...]]]] = {
         "small": lambda: (SMOLLM2, (*ALONE, *OURS), ()),
-        "big": lambda: (str(assembled()), (*ALONE, *OURS, *OTHER), ("--assistant", SMOLLM2)),
+        "big": lambda: (str(assembled()), (*ALONE, *OURS, *OTHER), ("--draft-model", SMOLLM2)),
     }
     with TemporaryDirectory() as made:
         folder = Path(made)

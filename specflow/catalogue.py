@@ -129,12 +129,11 @@ Make: TypeAlias = Callable[[Setting], Drafting]
 class Entry:
     """A drafter of the catalogue: `make()` serves all texts of a decoder, so that it may remember what they said.
 
-    `usual` is how many tokens it drafts a step at most where nobody says. One that is `assisted` needs an assistant,
-    one that is `headed` a head; one that takes `bigrams` knows what to do with the target's.
+    One that is `assisted` needs a draft model, one that is `headed` a head; one that takes `bigrams` knows what to do
+    with the target's.
     """
 
     make: Callable[[], Make] = field(validator=valid(calls("a maker", "give a function that returns a Make")))
-    usual: int = field(validator=valid(whole(1, "draft at least one token", MOST)))
     assisted: bool = field(default=False, validator=valid(a(bool, "say True or False")))
     bigrams: bool = field(default=False, validator=valid(a(bool, "say True or False")))
     headed: bool = field(default=False, validator=valid(a(bool, "say True or False")))
@@ -221,24 +220,24 @@ def _head_chain(setting: Setting) -> Drafting:
 
 
 DRAFTERS: Final[Mapping[str, Entry]] = {
-    "none": Entry(_each(lambda: propose_nothing), 1),
-    "suffix": Entry(_each(SuffixDrafter), 20),
-    "lookup": Entry(_each(PromptLookup), 10),
-    "suffix+lookup": Entry(_each(lambda: longest(SuffixDrafter(), PromptLookup())), 20),
-    "ngram": Entry(lambda: _ngram, 5),
-    "memory": Entry(_kept(lambda setting: NGramStorage(4, setting.vocab_size), _memory), 20),
-    "llm": Entry(lambda: _llm, 5, assisted=True),
-    "retokenised": Entry(lambda: _retokenised, 5, assisted=True),
-    "tree": Entry(lambda: lambda setting: Drafting(LookupTree(setting.bigrams())), 8, bigrams=True),
-    "head": Entry(lambda: lambda setting: Drafting(HeadTree(_head(setting))), 16, headed=True),
-    "head-chain": Entry(lambda: _head_chain, 5, headed=True),
-    "recycle": Entry(_recycling(lambda setting, table: RecyclingTree(table)), 8, bigrams=True),
-    "logits": Entry(_recycling(lambda setting, table: LogitTree(table)), 8, bigrams=True),
-    "tree+recycle": Entry(_recycling(lambda setting, table: LookupTree(table)), 8, bigrams=True),
+    "none": Entry(_each(lambda: propose_nothing)),
+    "suffix": Entry(_each(SuffixDrafter)),
+    "lookup": Entry(_each(PromptLookup)),
+    "suffix+lookup": Entry(_each(lambda: longest(SuffixDrafter(), PromptLookup()))),
+    "ngram": Entry(lambda: _ngram),
+    "memory": Entry(_kept(lambda setting: NGramStorage(4, setting.vocab_size), _memory)),
+    "llm": Entry(lambda: _llm, assisted=True),
+    "retokenised": Entry(lambda: _retokenised, assisted=True),
+    "tree": Entry(lambda: lambda setting: Drafting(LookupTree(setting.bigrams())), bigrams=True),
+    "head": Entry(lambda: lambda setting: Drafting(HeadTree(_head(setting))), headed=True),
+    "head-chain": Entry(lambda: _head_chain, headed=True),
+    "recycle": Entry(_recycling(lambda setting, table: RecyclingTree(table)), bigrams=True),
+    "logits": Entry(_recycling(lambda setting, table: LogitTree(table)), bigrams=True),
+    "tree+recycle": Entry(_recycling(lambda setting, table: LookupTree(table)), bigrams=True),
     "head+tree": Entry(
-        lambda: lambda setting: Drafting(_with_head(setting, setting.bigrams())), 16, bigrams=True, headed=True
+        lambda: lambda setting: Drafting(_with_head(setting, setting.bigrams())), bigrams=True, headed=True
     ),
-    "head+tree+recycle": Entry(_recycling(_with_head), 16, bigrams=True, headed=True),
+    "head+tree+recycle": Entry(_recycling(_with_head), bigrams=True, headed=True),
 }
 
 
@@ -263,6 +262,9 @@ POLICIES: Final[Mapping[str, Policy]] = {
 
 USUAL_POLICY: Final = "cost"
 """What says how many tokens are drafted where nobody does: by what they cost here, so that no draft makes it slower."""
+
+USUAL_MOST: Final = 16
+"""The most tokens that are drafted in a step where nobody says."""
 
 
 # Rules, and the step that all of them make.

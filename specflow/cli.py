@@ -25,7 +25,18 @@ from transformers.utils import logging
 from specflow import bench, chat, distill, doctor, replay
 from specflow.accelerate import Given
 from specflow.batch import BatchPredictor, seed_of
-from specflow.catalogue import COUPLED, DRAFTERS, POLICIES, RULES, USUAL_POLICY, Make, Setting, all_drafts, step_of
+from specflow.catalogue import (
+    COUPLED,
+    DRAFTERS,
+    POLICIES,
+    RULES,
+    USUAL_MOST,
+    USUAL_POLICY,
+    Make,
+    Setting,
+    all_drafts,
+    step_of,
+)
 from specflow.commands import (
     ACCELERATE,
     ENGINES,
@@ -212,14 +223,15 @@ def _options() -> argparse.ArgumentParser:
     )
     usual = f"{USUAL}; with --draft-model {USUAL_OF_MODELS}, with --head {USUAL_OF_HEADS}"
     add("--drafter", choices=DRAFTERS, help=f"what proposes tokens ({usual})")
-    bigrams = "let --drafter tree know the model's own bigrams; it is asked for them once, and FILE keeps them"
+    knowing = ", ".join(name for name, entry in DRAFTERS.items() if entry.bigrams)
+    bigrams = f"let {knowing} know the model's own bigrams; it is asked for them once, and FILE keeps them"
     add("--bigrams", type=Path, metavar="FILE", help=bigrams)
     add("--draft-model", metavar="MODEL", help="let a smaller model draft; its tokenizer may be another one")
     head = "let a head draft that reads what the model holds: EAGLE, Medusa and others (docs/heads.md)"
     add("--head", metavar="FOLDER", help=f"{head}; a folder or a hub name")
     policy = "how many tokens to draft, in a row or a tree; cost measures passes and drafts and picks the fastest"
     add("--policy", choices=POLICIES, default=USUAL_POLICY, help=f"{policy} ({USUAL_POLICY})")
-    add("--gamma", type=int, default=10, metavar="N", help="the most tokens drafted in a step (10)")
+    add("--gamma", type=int, default=USUAL_MOST, metavar="N", help=f"the most tokens drafted in a step ({USUAL_MOST})")
     rule = f"what judges the drafts ({USUAL_RULE}; with --seed {USUAL_RULE_OF_SEEDS}); each keeps the model's law"
     add("--rule", choices=RULES, help=rule)
     add("--sample", action="store_true", help="sample; the next three options imply it")
@@ -227,7 +239,13 @@ def _options() -> argparse.ArgumentParser:
     add("--top-k", type=int, metavar="K", help="sample from the K most probable tokens")
     add("--top-p", type=float, metavar="P", help="sample from the nucleus of mass P")
     add("--seed", type=int, metavar="S", help="make sampling repeatable: one text for a seed, whatever drafts it")
-    add("--stop", action="append", default=[], metavar="TEXT", help="end the answer here; may be given again")
+    add(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="end the answer with this text, which stays; may be given again",
+    )
     obeys = "let the answer be"
     add("--json-schema", type=Path, metavar="FILE", help=f"{obeys} JSON that this schema allows (docs/grammars.md)")
     add("--regex", metavar="R", help=f"{obeys} a text that this regular expression matches")

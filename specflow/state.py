@@ -182,7 +182,7 @@ class DecodeState(Record):
 
     @property
     def mean_accepted_length(self) -> float:
-        """Tokens per target pass, the bonus or corrected token included; 0.0 before the first step."""
+        """New tokens / steps, the bonus or corrected token included; 0.0 before the first step."""
         return len(self.output) / self.tally.steps if self.tally.steps else 0.0
 
 

@@ -613,7 +613,7 @@ def test_the_command(
     monkeypatch.setattr(sys, "path", list(sys.path))
     arguments = ["bench", "--model", saved, "--prompts", "prompts.jsonl", "--max-new-tokens", "8", "--limit", "2"]
     arguments += ["--decoders", "autoregressive", "my_decoders:step", "hf-assistant@2", "hf-assistant", "missing:step"]
-    arguments += ["--assistant", saved, "--json", "out.json", "--html", "out.html"]
+    arguments += ["--draft-model", saved, "--json", "out.json", "--html", "out.html"]
     monkeypatch.setattr(command, "_can_draw", lambda: False)
     assert main(arguments) == 0
     output = capsys.readouterr()
@@ -646,7 +646,7 @@ def test_the_command(
         (["--slots", "2", "--html", "page.html"], "--html means nothing beside --slots"),
         (["--decoders", "suffix", "suffix"], "a decoder is named twice"),
         (["--decoders", "suffix@99999999999999999999"], "no decoder has this name"),
-        (["--assistant-dtype", "float64"], "there is no assistant model"),
+        (["--draft-dtype", "float64"], "there is no draft model"),
         (["--device", "meta"], "nothing is computed there"),
         (["--device", "no such"], "the model cannot be moved there"),
         (["--prompts", "."], "the prompts cannot be read"),
@@ -714,7 +714,7 @@ def test_many_texts_at_once_are_the_same_texts(
 
     monkeypatch.setattr(BatchPredictor, "read", watched)
     arguments = ["bench", "--model", saved, "--prompts", "prompts.jsonl", "--max-new-tokens", "9", "--json", "out.json"]
-    arguments += ["--slots", slots, "--assistant", saved, "--repeats", "2"]
+    arguments += ["--slots", slots, "--draft-model", saved, "--repeats", "2"]
     assert main([*arguments, "--decoders", "autoregressive", *BATCHED, "generate", "hf-lookup@3"]) == 0
     output = capsys.readouterr().out
     assert "absent: hf-lookup@3" in output

@@ -125,7 +125,7 @@ def test_commands_change_the_next_answer(
     trace = Trace.load(tmp_path / "a.json")
     loaded = load(tiny).unwrap()
     assert (trace.prompt, loaded.text(trace.output)) == (loaded.ids("w5 w6 w7 w5 w6"), answers[0])
-    assert trace.about["title"] == "suffix, cost, 10 at most"
+    assert trace.about["title"] == "suffix, cost, 16 at most"
     assert (tmp_path / "a.html").read_text() == trace.html()
 
 

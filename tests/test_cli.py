@@ -642,7 +642,7 @@ def test_a_line_in_the_catalogue_is_a_drafter_of_the_command(
         settings.append(setting)
         return Drafting(sixes)
 
-    monkeypatch.setitem(DRAFTERS, "mine", Entry(lambda: make, 1))
+    monkeypatch.setitem(DRAFTERS, "mine", Entry(lambda: make))
     assert generate(tiny, "--drafter", "none") == 0
     expected = capsys.readouterr().out
     assert generate(tiny, "--drafter", "mine", "--policy", "fixed") == 0

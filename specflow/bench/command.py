@@ -59,8 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--dtype", choices=dtypes, default="float32")
     engine = "what runs --model; llama.cpp runs GGUF files, and its own decoders are measured, too (docs/interop.md)"
     add("--engine", choices=ENGINES, default=TORCH, help=engine)
-    add("--assistant", metavar="MODEL", help="the drafting model of llm and hf-assistant")
-    add("--assistant-dtype", choices=dtypes, help="default: as --dtype")
+    add("--draft-model", metavar="MODEL", help="what drafts in llm, retokenised and hf-assistant")
+    add("--draft-dtype", choices=dtypes, help="of --draft-model; default: as --dtype")
     add(
         "--head",
         metavar="FOLDER",
@@ -163,8 +163,8 @@ def _check(args: argparse.Namespace) -> None:
         received = "--html" if args.html is not None else "--baseline"
         happened = f"{received} means nothing beside --slots"
         raise DecodeError(received.strip("-"), happened, received, "leave it out; the first decoder is the baseline")
-    if args.assistant is None and args.assistant_dtype is not None:
-        raise DecodeError("assistant_dtype", "there is no assistant model", args.assistant_dtype, "name --assistant")
+    if args.draft_model is None and args.draft_dtype is not None:
+        raise DecodeError("draft_dtype", "there is no draft model", args.draft_dtype, "name --draft-model")
     twice = [label for label in args.decoders if args.decoders.count(label) > 1]
     if twice:
         raise DecodeError("decoders", "a decoder is named twice", twice[0], "name each once; --repeats measures again")
@@ -225,8 +225,8 @@ def _planned(args: argparse.Namespace, errors: Console) -> tuple[Plan, tuple[Abs
     _moved(loaded.model, args.device)
     targets: dict[str, Module] = {"": loaded.model} | dict(_made(declared, loaded.model) for declared in args.also)
     assistant, tokenizer, shared = None, None, None
-    if args.assistant is not None:
-        helper = unwrap(load(args.assistant, args.assistant_dtype or args.dtype))
+    if args.draft_model is not None:
+        helper = unwrap(load(args.draft_model, args.draft_dtype or args.dtype))
         assistant, tokenizer, shared = helper.model, helper.tokenizer, shared_tokens(loaded, helper)
         _moved(assistant, args.device)
     processor = GreedyProcessor() if args.temperature is None else MultinomialProcessor(args.temperature)

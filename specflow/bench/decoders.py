@@ -19,7 +19,18 @@ from specflow.batch import BatchPredictor
 from specflow.bench import llama_cpp, peers
 from specflow.bench.context import Compose, Context, Prepare, composed
 from specflow.bench.engines import Engine, Gguf, Torch
-from specflow.catalogue import DRAFTERS, POLICIES, RULES, USUAL_POLICY, Entry, Make, Policy, Setting, step_of
+from specflow.catalogue import (
+    DRAFTERS,
+    POLICIES,
+    RULES,
+    USUAL_MOST,
+    USUAL_POLICY,
+    Entry,
+    Make,
+    Policy,
+    Setting,
+    step_of,
+)
 from specflow.drafters import Bigrams
 from specflow.errors import DecodeError, said
 from specflow.heads import Head, HeadPredictor
@@ -90,9 +101,6 @@ def _drafted(
     return compose
 
 
-MOST: Final = 16
-"""The most tokens that a named policy drafts in a step."""
-
 NAMES: Final = ("autoregressive", *DRAFTERS, *PEERS)
 """The decoders that have a name."""
 
@@ -146,7 +154,7 @@ def decoder(label: str, models: Models) -> Decoder:
     """The decoder named `[model/]name[@γ][@rule]` or `[model/]module:function`, or why it cannot run here.
 
     `autoregressive`; a drafter of ours (`specflow.catalogue`): `suffix`, which drafts as many tokens as pay,
-    `suffix@10`, or under another policy `suffix@svip`, which drafts up to 16, and judged by another rule than `reject`,
+    `suffix@10`, or under another policy `suffix@svip`, both up to 16, and judged by another rule than `reject`,
     `llm@5@block`; `generate`, `hf-lookup@10`, `hf-lookup-3@10`, `hf-assistant` of transformers; `llama.cpp` and
     `llama.cpp-lookup@10` of llama.cpp. A function is a `Compose`: it takes a `Context` and gives a `Step`. What a
     policy learns and what `memory` remembers is kept from text to text of a repeat, what `tree` asked the target for
@@ -186,10 +194,10 @@ class Parts:
             raise DecodeError("decoders", "no decoder has this name", name, remedy)
         return cls(base, None if gamma is None else int(gamma), policy, rule)
 
-    def paced(self, entry: Entry) -> tuple[Policy, int]:
+    @property
+    def paced(self) -> tuple[Policy, int]:
         """The policy of a drafter of the catalogue, and the most tokens that it drafts."""
-        policy = POLICIES["fixed" if self.gamma else self.policy or USUAL_POLICY]
-        return policy, self.gamma or (MOST if self.policy else entry.usual)
+        return POLICIES["fixed" if self.gamma else self.policy or USUAL_POLICY], self.gamma or USUAL_MOST
 
 
 def _prepare(name: str, variant: str, models: Models) -> Prepare:
@@ -199,7 +207,7 @@ def _prepare(name: str, variant: str, models: Models) -> Prepare:
     parts = Parts.of(name)
     base = parts.base
     if base in _ASSISTED and models.assistant is None:
-        raise DecodeError("decoders", "there is no assistant model", base, "name one with --assistant")
+        raise DecodeError("decoders", "there is no draft model", base, "name one with --draft-model")
     if head is None and _is_headed(name):
         raise DecodeError("decoders", "there is no head", base, "name one with --head")
     is_gguf = isinstance(models.engine(variant), Gguf)
@@ -215,7 +223,7 @@ def _prepare(name: str, variant: str, models: Models) -> Prepare:
         return PEERS[base](parts.gamma)
     if base in DRAFTERS:
         entry = DRAFTERS[base]
-        return composed(_drafted(entry, *parts.paced(entry), RULES[parts.rule or "reject"], head))
+        return composed(_drafted(entry, *parts.paced, RULES[parts.rule or "reject"], head))
     return composed(lambda context: autoregressive_step(context.target, context.processor, context.rng))
 
 

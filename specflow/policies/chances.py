@@ -120,7 +120,7 @@ class _Weighed:
 @final
 @define(eq=False)
 class ByChances:
-    """The first n drafts, with n maximising (1 + w Σ chance) / (seconds of a pass over n + 1 tokens).
+    """The first n drafts, with n maximising (1 + w Σ chance) / (t(n + 1) + d(n)): seconds of a pass, and of drafting.
 
     Σ is over the n drafts: a draft's chance is the probability that one more token is taken; where the drafter does not
     tell it, it is 0.6 of what its parent and the siblings before it leave. w corrects the chances by what came of them

@@ -68,9 +68,9 @@ class CostAware:
 
     maximise (1 + Σ_{i ≤ γ} Π_{j ≤ i} a_j) / (t(γ + 1) + d(γ))
 
-    This is for chains of which nothing is known. Once a draft tells its chance, as those of `LookupTree` do, or does
-    not follow the one before it, the first n drafts with the most (1 + w Σ chance) / t(n + 1) are taken from then on,
-    with w what came of the chances in this text (`policies.chances`).
+    This is for chains whose drafts tell no chance. Once one does, as those of `LookupTree` do, or does not follow the
+    one before it, the first n drafts with the most (1 + w Σ chance) / (t(n + 1) + d(n)) are taken from then on, with w
+    what came of the chances in this text (`policies.chances`).
 
     t comes from `meter`, which has to be the one that times the target; d, the time that γ drafts take, is measured
     here; a_j, the acceptance of the j-th draft once those before it stand, is learnt by source and by how many drafts

@@ -63,9 +63,9 @@ class CostMeter:
     """What this machine takes for a target pass over k new tokens, measured while decoding.
 
     `timed(target)` is the same predictor, its passes noted by how many tokens they had to read; what reads a prompt is
-    not noted. An estimate is the lower median of the last few, so that a stall moves nothing; of a length that was
-    timed once it is at most k passes over one token. Costs need not grow with k: one that was never timed lies on the
-    line between its neighbours.
+    not noted. An estimate is the lower median of the last few, so that a stall moves nothing; a length k that was timed
+    only once counts as at most k passes over one token. Costs need not grow with k: one that was never timed lies on
+    the line between its neighbours.
 
     Threads may share a meter, and the predictors that it times, and decodes may take turns. `DecodeError` where the
     clock tells no finite number; one that stands still or goes backwards makes everything quick.

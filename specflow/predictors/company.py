@@ -1,6 +1,6 @@
 """Whether a row of a layer depends on the others in its pass: found out by asking the layer.
 
-What quantises activations by one scale for all rows, or treats a column otherwise where any row has an outlier in it,
+What quantizes activations by one scale for all rows, or treats a column otherwise where any row has an outlier in it,
 says something else of a token when drafts are read beside it. A target of such layers has no law of its own: what it
 says of a text depends on how the text is read. In half precision that is no larger than rounding, and the trial of
 whole passes does not see it.
@@ -34,7 +34,7 @@ def refuse_company(reader: Reader) -> None:
             width: object = getattr(layer, "in_features", None)
             if isinstance(width, int) and not _is_plain(layer) and not _keeps_apart(layer, width, reader):
                 happened, received = f"a row of {name} depends on the others in its pass", type(layer).__name__
-                remedy = "quantise activations row by row, without a threshold for outliers, or weights alone"
+                remedy = "quantize activations row by row, without a threshold for outliers, or weights alone"
                 raise DecodeError("model", happened, received, remedy)
 
 

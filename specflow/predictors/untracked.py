@@ -21,7 +21,7 @@ WITHOUT_GRADIENTS_AND_VIEWS: Final = getattr(torch._C, "_AutoDispatchBelowADInpl
 
 
 def untracked(model: Module) -> Untracked:
-    """What the passes of a model run in. Weights that are no plain tensors (sharded, quantised) keep the bookkeeping.
+    """What the passes of a model run in. Weights that are no plain tensors (sharded, quantized) keep the bookkeeping.
 
     >>> with untracked(torch.nn.Linear(2, 2))(1):
     ...     torch.zeros(1).is_inference()

@@ -91,8 +91,8 @@ def _add_replay_arguments(parser: argparse.ArgumentParser) -> None:
     names = f"names: {', '.join(DRAFTERS)}; policies: {', '.join(POLICIES)}; rules: {', '.join(RULES)}"
     decoders = f"autoregressive, name[@gamma or policy][@rule] or module:function; {names}"
     add("--decoders", nargs="+", default=list(USUAL), metavar="NAME", help=decoders)
-    add("--assistant", metavar="MODEL", help="the drafting model of llm")
-    add("--dtype", choices=get_args(DType), default="float32", help="of --assistant and --model")
+    add("--draft-model", metavar="MODEL", help="what drafts in llm")
+    add("--dtype", choices=get_args(DType), default="float32", help="of --draft-model and --model")
     add("--bigrams", type=Path, metavar="FILE", help="the target's bigrams for trees, as generate --bigrams keeps them")
     live = "the recorded model, asked for rows that are missing; RECORDING then holds them"
     add("--model", metavar="MODEL", help=live)
@@ -184,7 +184,7 @@ def _replay(args: argparse.Namespace) -> int:
     for label in args.decoders:
         _check(label, args)
     logging.set_verbosity_error()
-    assistant = None if args.assistant is None else unwrap(load(args.assistant, args.dtype)).model
+    assistant = None if args.draft_model is None else unwrap(load(args.draft_model, args.dtype)).model
     live = None if args.model is None else _live(args, recording)
     decoders = [decoder_of(label, recording, assistant, bigrams) for label in args.decoders]
     found: dict[str, Replay] = {}
@@ -212,8 +212,8 @@ def _check(label: str, args: argparse.Namespace) -> None:
     if base in PEERS or (entry is not None and entry.headed):
         happened = "a head reads what the target holds, which is not recorded" if base not in PEERS else PEER
         raise DecodeError("decoders", happened, label, "measure it with specflow bench")
-    if entry is not None and entry.assisted and args.assistant is None:
-        raise DecodeError("decoders", "there is no assistant model", label, "name one with --assistant")
+    if entry is not None and entry.assisted and args.draft_model is None:
+        raise DecodeError("decoders", "there is no draft model", label, "name one with --draft-model")
     if entry is not None and entry.bigrams and args.bigrams is None:
         print(f"specflow: {label} is replayed without the target's bigrams; --bigrams names them", file=sys.stderr)
 
@@ -237,7 +237,7 @@ def decoder_of(label: str, recording: Recording, assistant: Module | None, bigra
         return made
     parts = Parts.of(label)
     entry = DRAFTERS["none" if parts.base == "autoregressive" else parts.base]
-    policy, most = parts.paced(entry)
+    policy, most = parts.paced
     make, heat = entry.make(), recording.temperature
 
     def drafting(setting: Setting) -> Drafting:

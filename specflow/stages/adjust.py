@@ -20,7 +20,7 @@ S = TypeVar("S", bound=Sampling)
 @final
 @frozen
 class Adjust(Generic[S]):
-    """Draws the correction from the law that verification left: the residual after a refusal, p after none.
+    """Draws the token after the accepted drafts: a correction from the residual, or the bonus token from p.
 
     What draws must be fresh after a rule that refuses drafts by chance: after `Reject` type checkers refuse
     `SharedNoise`, which after `Match` is what makes a seed one text. After an accepted stop token there is nothing to
