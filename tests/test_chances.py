@@ -186,7 +186,7 @@ def told(meter: CostMeter, most: int = 16, tell: Callable[[Choice], object] = la
 def promised(costs: Sequence[float], chances: Sequence[float], credit: float) -> int:
     meter = CostMeter()
     policy = told(meter, most=len(costs) - 1)
-    for k, seconds in enumerate(costs, start=1):
+    for k, seconds in reversed([*enumerate(costs, start=1)]):  # a pass over one token last: it is what is known best
         meter.note(k, seconds)
         meter.note(k, seconds)
     _, pace = policy(iter(()), STATE)
@@ -603,3 +603,19 @@ def test_certain_drafts_behind_drawn_ones_are_taken_as_they_promise() -> None:
     later = (*drafts[:3], Proposal(8, law, chance=0.01))
     assert [draft.token for draft in policy(iter(later), LATER)[0]][:2] == [5, 6]
     assert isinstance(took[1].q, PointMass)
+
+
+def test_a_length_that_is_forgotten_while_a_tree_is_drafted_does_no_harm() -> None:
+    """Another text's passes, while the drafter works, on the meter that both share."""
+    meter = CostMeter(lambda: 0.0)
+    for k in (1, 1, 9, 9):
+        meter.note(k, 1.0)
+
+    def stream() -> Iterator[Proposal]:
+        yield from (Proposal(5), Proposal(6), Proposal(7))
+        for _ in range(256):
+            meter.note(1, 1.0)
+        yield Proposal(8, parent=TEXT)
+
+    drafts, _ = CostAware(meter)(stream(), DecodeState(Request((1,), 99), (1, 2)))
+    assert len(drafts) <= 4

@@ -409,6 +409,7 @@ def test_all_who_read_a_model_share_its_meter() -> None:
     finally:
         torch.set_num_threads(threads)
     assert CachedPredictor(model).meter is one.meter
+    assert CachedPredictor(model.bfloat16()).meter is not one.meter
 
 
 def test_a_meter_does_not_keep_its_model() -> None:
@@ -504,8 +505,8 @@ def test_what_is_drawn_is_taken_even_if_it_turned_out_dear() -> None:
         state = DecodeState(state.request, (*state.tokens, *pulled[: random.randrange(MOST)], 5), pace)
 
 
-def test_only_the_step_that_was_taken_teaches() -> None:
-    """A state that is stepped twice goes on from its first outcome: what the second step did is not charged to it."""
+def test_a_text_is_charged_for_its_own_steps_alone() -> None:
+    """A state that is stepped twice is charged for the step before it, both times, and not for what the other did."""
     hand = Hand()
     choices: list[Choice] = []
     policy = policy_for(hand, choices.append)
@@ -520,7 +521,7 @@ def test_only_the_step_that_was_taken_teaches() -> None:
     assert choices[-1].lost != before  # the last step was charged
     charged = choices[-1].lost
     policy(spread(hand, [7], []), state)
-    assert choices[-1].lost == before  # another step lies between, so it is not
+    assert choices[-1].lost == charged
     policy(spread(hand, [7], []), DecodeState(state.request, (*state.tokens, 9), once))
     assert choices[-1].lost == charged
 

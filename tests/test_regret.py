@@ -121,6 +121,18 @@ def decoded(costs: Callable[[int], float], drafting: Drafting, policy: CostAware
     return hand.now - began
 
 
+KNOWN = (1, 1, *range(2, 18), *range(2, 18))
+"""The lengths of passes that a meter has heard of."""
+
+
+def knowing(hand: Hand, machine: str) -> CostMeter:
+    """A meter that has timed every length."""
+    meter = CostMeter(hand)
+    for k in KNOWN:
+        meter.note(k, MACHINES[machine](k))
+    return meter
+
+
 LOSS = 0.025
 """What a text may lose; most of it goes into drafting, by drafters that take their time."""
 
@@ -142,10 +154,7 @@ def test_a_text_that_gains_nothing_loses_little_on_a_machine_that_is_not_known(m
 def test_nor_where_the_machine_is_known_and_the_drafter_is_not(machine: str, drafter: str) -> None:
     """As for another policy over a model that was read before: its meter has timed every length."""
     hand = Hand()
-    meter = CostMeter(hand)
-    for k in (1, 1, *range(2, 18), *range(2, 18)):
-        meter.note(k, MACHINES[machine](k))
-    took = decoded(MACHINES[machine], WRONG[drafter], CostAware(meter), hand, 1)
+    took = decoded(MACHINES[machine], WRONG[drafter], CostAware(knowing(hand, machine)), hand, 1)
     assert took <= (1 + (KNOWN_WALL if machine == WALL else LOSS)) * NEW
 
 
@@ -157,3 +166,91 @@ GAINS: Mapping[str, float] = {"flat": 0.25, "cliff": 0.35, "steep": 0.75, "a wal
 def test_caution_does_not_keep_a_good_drafter_from_gaining_in_its_first_text(machine: str, offer: Offer) -> None:
     hand = Hand()
     assert decoded(MACHINES[machine], Drafting(offer), CostAware(CostMeter(hand)), hand, 1) <= GAINS[machine] * NEW
+
+
+@pytest.mark.parametrize("offer", [chain_right, lambda share: tree_right(share, 0.9)], ids=["chain", "tree"])
+def test_what_a_pass_over_one_token_took_in_slower_times_is_not_believed(offer: Callable[[float], Offer]) -> None:
+    """A long text, then short ones: while all drafts stand no pass over one token is timed, and then they fail."""
+    hand = Hand()
+    meter = CostMeter(hand)
+
+    def one(factor: float, right: float, seed: int) -> float:
+        def costs(k: int) -> float:
+            return factor * MACHINES["cliff"](k)
+
+        return decoded(costs, Drafting(offer(right)), CostAware(meter), hand, seed) / factor / NEW
+
+    assert decoded(lambda k: 3.0 * k, Drafting(lambda coming, random: iter(())), CostAware(meter), hand, 0) == 3.0 * NEW
+    assert one(1.0, 1.0, seed=1) < 0.25
+    assert one(1.0, 0.0, seed=2) < 1 + 1.5 * LOSS  # the first of them finds out
+    assert all(one(1.0, 0.0, seed) <= 1 + LOSS for seed in range(3, 9))
+
+
+def test_a_length_that_was_forgotten_begins_anew() -> None:
+    meter = CostMeter(Hand())
+    for _ in range(9):
+        meter.note(5, 100.0)
+    for _ in range(300):
+        meter.note(1, 1.0)
+    assert meter.seconds(5) == pytest.approx([1.0, 1.01])  # it was slow long ago
+    meter.note(5, 1.2)
+    meter.note(5, 1.2)
+    assert (meter.seconds(5) or [])[4] == 1.2
+
+
+def a_dear_one_now_and_then(parent: int | None, chance: float | None) -> Callable[[Hand], Offer]:
+    """Wrong drafts of which a few take a pass to draft, too few to be seen in a median."""
+
+    def made(hand: Hand) -> Offer:
+        def offer(coming: Tokens, random: Random) -> Iterator[Proposal]:
+            for i in range(16):
+                if i == 9 or (chance is not None and i == 0 and (NEW - len(coming)) % 9 >= 5):
+                    hand.now += 1.0
+                yield Proposal(6000 + i, source="wrong", parent=i - 1 if parent is None else parent, chance=chance)
+
+        return offer
+
+    return made
+
+
+@pytest.mark.parametrize(
+    "made", [a_dear_one_now_and_then(None, None), a_dear_one_now_and_then(-1, 1e-4)], ids=["chain", "tree"]
+)
+def test_drafts_of_which_a_few_are_dear_are_charged_with_what_they_took(made: Callable[[Hand], Offer]) -> None:
+    hand = Hand()
+    took = decoded(MACHINES["flat"], Drafting(made(hand)), CostAware(knowing(hand, "flat")), hand, 1)
+    assert took <= (1 + LOSS) * NEW
+
+
+@pytest.mark.parametrize("texts", [2, 4])
+@pytest.mark.parametrize("drafter", ["wrong", "a wrong tree that is sure"])
+def test_texts_that_take_turns_under_one_policy_lose_no_more(drafter: str, texts: int) -> None:
+    hand, costs = Hand(), MACHINES["cliff"]
+    policy = CostAware(CostMeter(hand))
+
+    def target(tokens: Tokens, drafts: Sequence[Proposal]) -> Tensor:
+        hand.now += costs(len(drafts) + 1)
+        return torch.empty(0)
+
+    timed = policy.meter.timed(target)
+    states = [DecodeState(Request((3000 + i,), 1 + NEW), (3000 + i,)) for i in range(texts)]
+    while states[0].room:
+        for i, state in enumerate(states):
+            drafts, pace = policy(WRONG[drafter].offer((1,) * 20, Random(0)), state)
+            timed(state.tokens, drafts)
+            states[i] = DecodeState(state.request, (*state.tokens, 1), pace)
+    assert hand.now <= (1 + LOSS) * texts * NEW
+
+
+def test_a_drafter_that_is_known_to_be_of_no_use_does_not_read_the_prompt_again() -> None:
+    hand = Hand()
+    policy = CostAware(CostMeter(hand))
+
+    def offer(coming: Tokens, random: Random) -> Iterator[Proposal]:
+        while True:
+            hand.now += 20.0 if len(coming) == NEW else 0.5
+            yield Proposal(7000, source="dear")
+
+    first, *others = [decoded(MACHINES["flat"], Drafting(offer), policy, hand, seed) for seed in range(4)]
+    assert first >= NEW + 20  # nothing is known of it yet
+    assert all(took <= (1 + LOSS) * NEW for took in others)

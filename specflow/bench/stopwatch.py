@@ -12,7 +12,7 @@ from attrs import define, field, frozen
 from torch import Tensor
 from torch.nn import Module
 
-from specflow.policies.meter import Clock, device_of
+from specflow.policies.meter import Clock, place_of
 from specflow.state import Tokens
 
 T = TypeVar("T")
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 def clock_for(model: Module) -> Clock:
     """A clock that first waits for the model's device, so that work is timed where it is asked for."""
-    device = device_of(model)
+    device, _ = place_of(model)
     if device.type != "cuda":
         return perf_counter
 

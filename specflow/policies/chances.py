@@ -139,13 +139,17 @@ class ByChances:
     _certain: Certain = field(init=False, factory=Certain)
 
     def step(
-        self, stream: Iterator[Proposal], state: DecodeState, before: Sequence[Proposal] = (), lost: float = 0.0
+        self,
+        stream: Iterator[Proposal],
+        state: DecodeState,
+        costs: Costs | None,
+        lost: float,
+        before: Sequence[Proposal] = (),
     ) -> tuple[tuple[Proposal, ...], Choice, Pace]:
         """The drafts to take, why, and the pace to carry on.
 
-        `before` were pulled from the stream already. `lost` is what the text lost, where the pace does not say it.
+        `lost` is what the text lost, where the pace does not say it. `before` were pulled from the stream already.
         """
-        costs = self.meter.costs(self.most + 1)
         pace = self._settled(state, costs, lost)
         left = 0.0 if costs is None else credit(costs.expected[0], len(state.output), pace.text_lost)
         weighed = _Weighed(costs or Costs(*[(1.0,) * (len(before) + 1)] * 2), pace.worth, self._drafting.estimate, left)
@@ -157,18 +161,18 @@ class ByChances:
         seconds: tuple[float, ...] = ()
         # A tree after a prompt that was not read costs a whole pass more, and no pass tells what a longer prompt costs.
         if costs is not None and state.output and self._drafting.estimate <= left:
-            asked = self._pull(stream, weighed)
-            taken, drafting = weighed.best, max(asked, len(weighed.drafts)) * weighed.drafting
+            spent = self._pull(stream, weighed)
+            taken, drafting = weighed.best, min(spent, 3 * weighed.seconds[weighed.best])  # a stall is nobody's loss
             tokens, seconds = tuple(weighed.tokens), tuple(weighed.seconds)
         choice = Choice(len(state.tokens), len(weighed.drafts), taken, tokens, seconds, pace.text_lost)
         promised = sum(weighed.chances[:taken])
         after = pace._replace(length=len(state.tokens), gamma=taken, drafting=drafting, promised=promised)
         return tuple(weighed.drafts[:taken]), choice, after
 
-    def _pull(self, stream: Iterator[Proposal], weighed: _Weighed) -> bool:
-        """As many drafts as it takes to tell, and as there is time for; whether the drafter was asked."""
+    def _pull(self, stream: Iterator[Proposal], weighed: _Weighed) -> float:
+        """As many drafts as it takes to tell, and as there is time for; the seconds that went into them."""
         began, before = self.meter.now(), len(weighed.drafts)
-        asked = is_late = False
+        asked, is_late, spent = False, False, 0.0
         while not is_late and weighed.goes_on(len(weighed.drafts) >= self._certain.known):
             asked, draft = True, pulled(stream)
             spent = self.meter.since(began)
@@ -181,8 +185,8 @@ class ByChances:
             if not (is_late and isinstance(draft.q, PointMass)):
                 weighed.add(draft)
         if asked:
-            self._drafting.note(self.meter.since(began) / max(1, len(weighed.drafts) - before))
-        return asked
+            self._drafting.note(spent / max(1, len(weighed.drafts) - before))
+        return spent
 
     def _settled(self, state: DecodeState, costs: Costs | None, lost: float) -> ChancesPace:
         """The pace, once what became of the last step is counted; a new one where it is not this policy's."""

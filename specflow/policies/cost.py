@@ -9,16 +9,16 @@ from secrets import randbits
 from threading import RLock
 from typing import Final, NamedTuple, final
 
-from attrs import define, evolve, field, frozen
+from attrs import define, field
 
 from specflow.guards.checks import a, calls, drafts, valid
 from specflow.policies.acceptance import Acceptance, Certain, Pulled, Watched
 from specflow.policies.chances import ByChances
 from specflow.policies.choice import DOUBT, Choice, are_numbers, credit
-from specflow.policies.meter import CostMeter, Costs, Durations
+from specflow.policies.meter import CLOSE, CostMeter, Costs, Durations
+from specflow.prefix import TEXTS
 from specflow.state import DecodeState, Pace, Proposal
 
-CLOSE: Final = 1.1  # how many times the tokens per second of no draft a draft must promise to be taken nevertheless
 LOOK: Final = 0.01  # certain drafts that take less than this share of a pass are looked at before it is decided
 
 
@@ -36,29 +36,23 @@ class _Drafting:
         return self.first.estimate + (drafts - 1) * self.other.estimate if drafts > 0 else 0.0
 
 
-@final
-@frozen(eq=False)
-class _Taken:
-    """What a step did, until the next one tells what came of it. Nothing is promised where the prompt is read."""
-
-    step: int
-    start: int
-    gamma: int
-    drafting: float
-    promised: float | None
-    watched: Watched | None
-
-
 STEPS: Final = count(1)  # numbers the steps of all policies, so that no two of them are one
 
 
 class CostAwarePace(NamedTuple):
-    """What `CostAware` carries between steps: whose it is, its number, the seconds lost, if the drafter was asked."""
+    """What `CostAware` carries between steps: whose it is, the last step, the seconds lost, if the drafter was asked.
+
+    Of the step its number, where it began, what it took, and the seconds that it promised; 0 is no promise.
+    """
 
     policy: float
     step: float
     lost: float
     met: float
+    start: float
+    gamma: float
+    drafting: float
+    promised: float
 
 
 @final
@@ -78,14 +72,15 @@ class CostAware:
     compared with the text that comes, so that γ = 0 learns as well.
 
     A text may lose 0.8 passes to drafting and 1.2 % of a pass for each token; a γ that is likely to lose more is not
-    taken, and while the prompt is read only what had to be drawn to be seen. Whether a draft is taken is decided before
-    it is drawn, or it is certain: the text's law is the target's whatever the clock says. A seed's text depends on the
-    clock only where drafts are drawn and may be rejected, as γ decides how many draws there are (not so in a
+    taken, and while the prompt is read only what had to be drawn to be seen. (A drafter may read the prompt beside
+    that, unless what is known of it says that the text will not win it back.) Whether a draft is taken is decided
+    before it is drawn, or it is certain: the text's law is the target's whatever the clock says. A seed's text depends
+    on the clock only where drafts are drawn and may be rejected, as γ decides how many draws there are (not so in a
     `seed_coupled_step`).
 
-    `tell` hears of each choice. One policy serves one drafter, for many texts, and what it learnt stays with it; only
-    one text at a time teaches it. Threads may share it: while one drafts, the others wait. A pace of any other policy
-    is a fresh start, as its seconds are another meter's. most ≥ 1, else `DecodeError`.
+    `tell` hears of each choice. One policy serves one drafter, for many texts, and what it learnt stays with it; up to
+    four texts that take turns teach it. Threads may share it: while one drafts, the others wait. A pace of any other
+    policy is a fresh start, as its seconds are another meter's. most ≥ 1, else `DecodeError`.
     Source: Leviathan et al. 2211.17192, section 3.3, where one α and one cost ratio c stand for what is measured here;
     for trees Chen et al. 2402.12374 (Sequoia).
 
@@ -107,7 +102,8 @@ class CostAware:
     _drafting: _Drafting = field(init=False, factory=_Drafting, repr=False)
     _acceptance: Acceptance = field(init=False, factory=Acceptance, repr=False)
     _certain: Certain = field(init=False, factory=Certain, repr=False)
-    _taken: _Taken | None = field(init=False, default=None, repr=False)
+    _watched: dict[float, Watched | None] = field(init=False, factory=dict, repr=False)
+    """What is compared with the text as it comes, by the steps of the last few texts, the newest last."""
     _lock: RLock = field(init=False, factory=RLock, repr=False)
     _by_chances: ByChances | None = field(init=False, default=None, repr=False)
 
@@ -117,17 +113,18 @@ class CostAware:
             pace = None
             if isinstance(before, CostAwarePace) and before.policy == self._identity and are_numbers(before):
                 pace = before
+            costs = self.meter.costs(int(self.most) + 1)
             if self._by_chances is None:
-                drafts, choice, after = self._step(stream, state, pace)
+                drafts, choice, after = self._step(stream, state, pace, costs)
             else:
-                drafts, choice, after = self._by_chances.step(stream, state, lost=0.0 if pace is None else pace.lost)
+                lost = 0.0 if pace is None else pace.lost
+                drafts, choice, after = self._by_chances.step(stream, state, costs, lost)
             self.tell(choice)
             return drafts, after
 
     def _step(
-        self, stream: Iterator[Proposal], state: DecodeState, pace: CostAwarePace | None
+        self, stream: Iterator[Proposal], state: DecodeState, pace: CostAwarePace | None, costs: Costs | None
     ) -> tuple[tuple[Proposal, ...], Choice, Pace]:
-        costs = self.meter.costs(int(self.most) + 1)
         lost, watched = self._settled(state, pace, costs)
         met = pace is not None and bool(pace.met)
         draft = Pulled(stream, min(self.most if costs is None else len(costs.worst) - 1, state.room - 1), met)
@@ -137,17 +134,25 @@ class CostAware:
         if costs is not None and state.output:
             left = credit(costs.expected[0], len(state.output), lost)
             gamma, tokens, seconds = self._chosen(draft, costs, left, begins=pace is None)
-        elif pace is None:  # while the prompt is read nothing is weighed, but the drafter may read it, too
-            self._pull(draft)
+        elif pace is None and (costs is None or self._is_worth_meeting(draft, costs, state.room)):
+            self._pull(draft)  # while the prompt is read nothing is weighed, but the drafter may read it, too
             gamma = draft.drawn
         if draft.is_told:
             self._by_chances = ByChances(self.meter, int(self.most), self._identity)
-            return self._by_chances.step(stream, state, draft.proposals, lost)
+            return self._by_chances.step(stream, state, costs, lost, draft.proposals)
         step, position = next(STEPS), len(state.tokens)
-        promised = seconds[gamma] if pace is not None and seconds else None
-        self._taken = _Taken(step, position, gamma, draft.seconds, promised, watched or draft.watched(position))
+        promised = seconds[gamma] if pace is not None and seconds else 0.0
+        self._watched[step] = watched or draft.watched(position)
+        if len(self._watched) > TEXTS:
+            del self._watched[next(iter(self._watched))]
         choice = Choice(position, len(draft.proposals), gamma, tokens, seconds, lost)
-        return tuple(draft.proposals[:gamma]), choice, CostAwarePace(self._identity, step, lost, draft.met)
+        after = CostAwarePace(self._identity, step, lost, draft.met, position, gamma, draft.seconds, promised)
+        return tuple(draft.proposals[:gamma]), choice, after
+
+    def _is_worth_meeting(self, draft: Pulled, costs: Costs, room: int) -> bool:
+        """Whether a text of `room` tokens may win back what it takes the drafter to read its prompt."""
+        rates = [tokens / seconds for tokens, seconds in zip(*self._promised(draft, costs), strict=True)]
+        return self._drafting.meeting.estimate <= room * (costs.expected[0] - 1 / max(rates))
 
     def _settled(
         self, state: DecodeState, pace: CostAwarePace | None, costs: Costs | None
@@ -157,24 +162,20 @@ class CostAware:
             self._acceptance.begin()
             return 0.0, None
         self._acceptance.step += 1
-        taken = self._taken
-        if taken is None or taken.step != pace.step:  # another text came between, or this state is stepped again
-            return pace.lost, None
         lost = pace.lost
-        if costs is not None and taken.promised is not None:
+        if costs is not None and pace.promised:
             # A stall is nobody's loss: what was drafted is charged with thrice what the step promised to take at most.
-            took = costs.worst[min(taken.gamma, len(costs.worst) - 1)] + min(taken.drafting, 3 * taken.promised)
-            lost += took - costs.expected[0] * (len(state.tokens) - taken.start)
-        watched = None if taken.watched is None else self._acceptance.learn(taken.watched, state.tokens)
-        self._taken = evolve(taken, watched=watched)  # should this step fail, it is not learnt twice
-        return lost, watched
+            took = costs.worst[min(int(pace.gamma), len(costs.worst) - 1)] + min(pace.drafting, 3 * pace.promised)
+            lost += took - costs.expected[0] * (len(state.tokens) - pace.start)
+        watched = self._watched.pop(pace.step, None)  # a state that is stepped again is not learnt from again
+        return lost, None if watched is None else self._acceptance.learn(watched, state.tokens)
 
     def _chosen(
         self, draft: Pulled, costs: Costs, credit: float, begins: bool
     ) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
         """γ, and what each γ promises in tokens and in seconds, with as many drafts pulled as it takes to tell."""
-        is_timed = self._drafting.first.count and self._drafting.other.count
-        free = is_timed and self._drafting.seconds(draft.most) <= LOOK * costs.expected[0]
+        is_timed, dear = self._drafting.first.count and self._drafting.other.count, LOOK * costs.expected[0]
+        free = is_timed and self._drafting.seconds(draft.most) <= min(dear, credit)
         if not free and not draft.met and not begins:
             credit -= self._drafting.meeting.estimate
 
@@ -188,7 +189,7 @@ class CostAware:
             return max((draft.drawn, *safe), key=lambda gamma: tokens[gamma] / seconds[gamma])
 
         while draft.goes_on:
-            looking = free and not draft.drawn and len(draft.proposals) < self._certain.known
+            looking = free and not draft.drawn and len(draft.proposals) < self._certain.known and draft.seconds <= dear
             if not looking and best(*self._promised(draft, costs)) <= len(draft.proposals):
                 break
             self._pull(draft)

@@ -30,6 +30,7 @@ AGES: Final = 1e9  # nothing takes longer: about thirty years
 WINDOW: Final = 9  # how many recent durations an estimate looks at
 HORIZON: Final = 256  # how many passes a length is remembered that is not timed again: what was slow is tried again
 FRESH: Final = 16  # how many passes the duration of one over one token is taken for granted where little depends on it
+CLOSE: Final = 1.1  # how many times as quick as it a longer pass must be to tell that it has changed
 RISK: Final = 0.5  # what a token may add to such a pass, in passes over one, as far as is known
 SLOPE: Final = 0.01  # what a token is thought to add to a pass that was never timed: little, so that it soon is timed
 
@@ -65,7 +66,8 @@ class CostMeter:
     `timed(target)` is the same predictor, its passes noted by how many tokens they had to read; what reads a prompt is
     not noted. An estimate is the lower median of the last few, so that a stall moves nothing; a length k that was timed
     only once counts as at most k passes over one token. Costs need not grow with k: one that was never timed lies on
-    the line between its neighbours.
+    the line between its neighbours. What was not timed for 256 passes is forgotten, and so is a pass over one token
+    once longer ones have become quicker than it was: the text is shorter now, or the machine is less busy.
 
     Threads may share a meter, and the predictors that it times, and decodes may take turns. `DecodeError` where the
     clock tells no finite number; one that stands still or goes backwards makes everything quick.
@@ -122,16 +124,30 @@ class CostMeter:
         _is_length("k", k)
         _is_duration("seconds", seconds)
         with self._lock:
+            single = self._single()
+            if single is None:
+                self._noted.pop(1, None)
+            known = self._noted.get(k)
+            if known is None or self._passes - known.newest >= HORIZON:
+                known = self._noted[int(k)] = Durations()
             self._passes += 1
-            if k not in self._noted:
-                self._noted[int(k)] = Durations()
-            self._noted[k].note(float(seconds), self._passes)
+            known.note(float(seconds), self._passes)
 
     @property
     def stale(self) -> bool:
         """Whether a pass over one token, which all others are weighed against, was not timed for some time."""
         with self._lock:
             return 1 not in self._noted or self._passes - self._noted[1].newest >= FRESH
+
+    def _single(self) -> Durations | None:
+        """What a pass over one token takes; None where that is not known, or no longer."""
+        single = self._noted.get(1)
+        if single is None or self._passes - single.newest >= HORIZON:
+            return None
+        if self._passes - single.newest < FRESH:
+            return single
+        since = [each.estimate for each in self._noted.values() if each.count > 1 and each.newest > single.newest]
+        return None if min(since, default=AGES) * CLOSE < single.estimate else single
 
     def seconds(self, most: int) -> list[float] | None:
         """What passes over 1 … `most` ≥ 1 tokens are expected to take, up to twice the longest that was timed.
@@ -149,8 +165,8 @@ class CostMeter:
         """
         whole(1, "ask for one token or more")("most", most)
         with self._lock:
-            single = self._noted.get(1)
-            if single is None or single.count < 2 or self._passes - single.newest >= HORIZON:
+            single = self._single()
+            if single is None or single.count < 2:
                 return None
             known = sorted(
                 [(k, each) for k, each in self._noted.items() if self._passes - each.newest < HORIZON],
@@ -184,15 +200,18 @@ class Costs:
     worst: tuple[float, ...]
 
 
-_METERS: Final[WeakKeyDictionary[Module, dict[tuple[int, int, torch.device], CostMeter]]] = WeakKeyDictionary()
+Kind: TypeAlias = tuple[int, int, torch.device, torch.dtype]
+"""How many texts a pass is over, on how many threads, and where and in what the model computes."""
+
+_METERS: Final[WeakKeyDictionary[Module, dict[Kind, CostMeter]]] = WeakKeyDictionary()
 _METERING: Final = Lock()
 
 
 def meter_of(model: Module, slots: int = 1) -> CostMeter:
     """The meter that is shared by all who read this model object with as many threads, so that it is measured once.
 
-    Passes over up to `slots` texts at a time have a meter of their own, and so has a model that was moved. The meter
-    goes with the model. `DecodeError` for what is no module.
+    Passes over up to `slots` texts at a time have a meter of their own, and so has a model that was moved or converted.
+    The meter goes with the model. `DecodeError` for what is no module.
 
     >>> model = torch.nn.Linear(2, 2)
     >>> meter_of(model) is meter_of(model), meter_of(model) is meter_of(model, slots=8)
@@ -201,17 +220,16 @@ def meter_of(model: Module, slots: int = 1) -> CostMeter:
     a(Module, "load a model, with specflow.models.load")("model", model)
     whole(1, "read one text at least")("slots", slots)
     with _METERING:
-        device = device_of(model)
-        known, key = _METERS.setdefault(model, {}), (int(slots), torch.get_num_threads(), device)
+        known, key = _METERS.setdefault(model, {}), (int(slots), torch.get_num_threads(), *place_of(model))
         if key not in known:
             known[key] = CostMeter()
         return known[key]
 
 
-def device_of(model: Module) -> torch.device:
-    """Where the first of a model's parameters is."""
-    parameter = next(model.parameters(), None)
-    return torch.device("cpu") if parameter is None else parameter.device
+def place_of(model: Module) -> tuple[torch.device, torch.dtype]:
+    """Where the first of a model's parameters is, and what it is."""
+    parameter = next(model.parameters(), torch.empty(0))
+    return parameter.device, parameter.dtype
 
 
 def wait_for(rows: object) -> None:
