@@ -547,6 +547,36 @@ def test_of_a_pass_in_which_hardly_a_text_drafts_a_meter_hears_nothing() -> None
     assert meter.seconds(2) == pytest.approx([9, 9 * 1.01])
 
 
+def test_of_a_pass_that_breaks_down_a_meter_hears_nothing() -> None:
+    """It would be a very cheap one, which a policy that goes by cost would ask for again."""
+    now, model = [0.0], fast(tiny_llama(8))
+
+    def takes(module: Module, given: object, named: dict[str, list[Text]]) -> None:
+        fed = sum(len(text.ids) for text in named.get("texts", ()))
+        if fed == 10:  # both texts with their drafts; each of them alone can be read
+            raise torch.OutOfMemoryError
+        now[0] += fed
+
+    meter = CostMeter(lambda: now[0])
+    batched = BatchPredictor(model, 2, meter=meter)
+    texts: list[tuple[int, ...]] = [(3 + i, 4, 5, 6) for i in range(2)]
+    list(together([partial(batched, text, ()) for text in texts], 2))  # its trial
+    model.register_forward_pre_hook(takes, with_kwargs=True)
+    for token in (7, 8, 9, 10):
+        texts = [(*text, token) for text in texts]
+        list(together([partial(batched, text, ()) for text in texts], 2))
+    texts = [(*text, 11) for text in texts]
+    ends = list(together([partial(batched, text, chain((1, 2, 3, 4))) for text in texts], 2))
+    assert not any(isinstance(end, Failed) for _, end in ends)
+    assert meter.seconds(5) == pytest.approx([2, 2 * 1.01])  # nothing of five tokens, of which it timed none
+
+
+def test_a_batch_that_is_never_full_is_paced_as_what_it_is() -> None:
+    prompt = [3, 1, 3, 1, 3, 1]
+    (end,) = generate_many([prompt], tiny_llama(3), max_gen_len=100, eos_tokens_id=[], slots=8)
+    assert end.state.tally.drafted > 0
+
+
 def test_what_is_wrong_with_one_text_is_its_own() -> None:
     batched = BatchPredictor(TARGET, 4)
     texts: list[tuple[int, ...]] = [(3, 4), (VOCABULARY, 1), (5,), (), (2.5,), (7, 8)]  # type: ignore[list-item] # what is tested

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from hashlib import sha256
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy
 from numpy.typing import NDArray
@@ -30,6 +30,8 @@ from specflow.stages import Match, Reject
 from specflow.state import DecodeState, Drafter, Finished, Proposal, Step, Tokens
 from specflow.steps import constrained_step, seed_coupled_step, speculative_step
 from specflow.vocabulary import SharedTokens, shared_vocabulary
+
+Prompt: TypeAlias = Sequence[int] | Tensor | NDArray[numpy.integer]
 
 
 class Metered(Protocol):
@@ -65,7 +67,7 @@ def _nothing(number: int, end: Finished) -> None:
 
 
 def generate_many(
-    prompts: Iterable[Sequence[int] | Tensor | NDArray[numpy.integer]],
+    prompts: Iterable[Prompt],
     target: Module | Metered,
     drafter: Module | None = None,
     gamma: int = 10,
@@ -119,8 +121,10 @@ def generate_many(
     calls("a listener", "give a function of a number and a Finished")("progress", progress)
     or_none(a(Grammar, "give a Grammar, or None"))("grammar", grammar)
     or_none(a(SharedTokens, "give SharedTokens(…), or None for one vocabulary"))("shared", shared)
+    rows = _rows(prompts)
+    slots = max(1, min(slots, len(rows)))  # what a pass over so many texts takes is what is measured
     predictor = _reading(target, slots, clock)
-    states = _started(prompts, predictor.limits, max_gen_len, eos_tokens_id)
+    states = _started(rows, predictor.limits, max_gen_len, eos_tokens_id)
     if grammar is not None and grammar.stop != stops_of("eos_tokens_id", eos_tokens_id):
         happened, received = "the grammar ends at other tokens than the text", shown(sorted(grammar.stop))
         raise DecodeError("grammar", happened, received, "give both the same: the grammar's `stop` and eos_tokens_id")
@@ -176,10 +180,15 @@ def _reading(target: Module | Metered, slots: int, clock: Clock | None) -> Meter
     return target
 
 
-def _started(prompts: object, limits: Limits, max_gen_len: int, eos_tokens_id: object) -> list[DecodeState]:
+def _rows(prompts: Iterable[Prompt]) -> list[Prompt]:
+    given: object = prompts
+    if isinstance(given, str | bytes | Tensor) or not isinstance(given, Iterable):
+        raise DecodeError("prompts", "prompts are no rows of ids", shown(given), "give a list of rows of ids")
+    return list(prompts)
+
+
+def _started(prompts: Sequence[Prompt], limits: Limits, max_gen_len: int, eos_tokens_id: object) -> list[DecodeState]:
     """A state for each prompt. `DecodeError` with the number of the first that is none."""
-    if isinstance(prompts, str | bytes | Tensor) or not isinstance(prompts, Iterable):
-        raise DecodeError("prompts", "prompts are no rows of ids", shown(prompts), "give a list of rows of ids")
     stop, states = stops_of("eos_tokens_id", eos_tokens_id), list[DecodeState]()
     for number, prompt in enumerate(prompts):
         started = start(prompt, max_gen_len, stop, limits)

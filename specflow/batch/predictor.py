@@ -146,7 +146,8 @@ class BatchPredictor:
             passed = self._passed([*parts.values()])
             for rows in passed[:1]:
                 wait_for(rows)
-            self._note(parts.values(), began)
+            if all(rows is not None for rows in passed):
+                self._note(parts.values(), began)
             for i, rows in zip(parts, passed, strict=True):
                 part = parts[i]
                 if rows is None or not _is_finite(rows):
