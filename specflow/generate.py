@@ -106,7 +106,7 @@ def speculative_generate(
     first_target: decode the first token without a draft.
     debug: print each step, and what becomes of each draft.
     policy: how many tokens to draft, instead of `gamma` and EGAG: any `GammaPolicy`. `CostAware` hears what passes take
-        from the target's own meter, `policies.meter_of(target)`, with `use_cache`; without it, it drafts nothing.
+        from the target's own meter, `policies.meter_of(target)`, which hears of passes with `use_cache` alone.
 
     `DecodeError` (a `ValueError`) for anything else, before a model runs.
     Source: Leviathan et al. 2211.17192; Chen et al. 2302.01318.
@@ -199,10 +199,10 @@ def ngram_assisted_speculative_generate(
     happened, remedy = "the storage and the target have different vocabularies", "make it with the target's vocab_size"
     shared = shared_vocabulary(limits_of(target), known)
     vocab_size = unwrap(shared.alt(lambda error: DecodeError("ngramstorage", happened, error.received, remedy)))
-    ngramstorage.initialize(torch.tensor([state.tokens]))
-
     rng, observe, predictor = Dice(), _observer(debug, tokenizer), _predictor(target, use_cache)
     drafter = (NGramDrafter if stop_if_unknown else GuessingNGramDrafter)(ngramstorage, vocab_size)
+
+    ngramstorage.initialize(torch.tensor([state.tokens]))
     step = ngram_step(drafter, predictor, logits_processor, rng, update, paced, (predictor,), observe)
     if first_target:
         step = once(ngram_step(propose_nothing, predictor, logits_processor, rng, update, observe=observe), step)

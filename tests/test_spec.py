@@ -21,7 +21,14 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from torch.nn import Module
-from transformers import AutoModelForCausalLM, DynamicCache, LogitsProcessorList, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    DynamicCache,
+    LogitsProcessorList,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 from transformers.cache_utils import DynamicLayer
 from typing_extensions import override
 
@@ -170,6 +177,14 @@ def test_generate_functions_need_no_gradients() -> None:
     specflow.ngram_assisted_speculative_generate([1, 2], specflow.NGramStorage(3, 64), model, max_gen_len=3)
     specflow.beam_search_generate([1, 2], model, 3)
     assert torch.is_grad_enabled()
+
+
+def test_a_model_that_is_refused_teaches_a_storage_nothing() -> None:
+    sizes = {"vocab_size": 64, "d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}
+    storage = specflow.NGramStorage(3, 64)
+    with pytest.raises(specflow.DecodeError, match="encoder-decoder"):
+        specflow.ngram_assisted_speculative_generate([3, 4], storage, T5ForConditionalGeneration(T5Config(**sizes)))
+    assert storage.counts() == {}
 
 
 # Examples.
