@@ -1,27 +1,27 @@
 """What specflow does on a device, in one command of a few minutes that needs no download.
 
     python -m benchmarks.device --out DIR                       # on CUDA, at most seven minutes
-    python -m benchmarks.device --out DIR --device cpu --tiny   # a few seconds: whether the command works
+    python -m benchmarks.device --out DIR --device cpu --tiny   # a minute or two: whether the command works
 
 Models have random weights in published shapes, with fewer layers where they would not fit. Written are `device.json`,
-with everything, and `device.md`, a page to read, anew after each part, so that a run that is cut short leaves what it
-found. The parts run in the order of their worth, each within a share of the budget; what fails in one is told in its
-place, and the next one runs.
+with everything, and `device.md`, a page to read, anew after each table, so that a run that is cut short leaves what it
+found. The parts run in the order of their worth, each within a share of the budget and in a process of its own; what
+fails in one is told in its place, and the next one runs.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import platform
-import signal
 import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import partial
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from random import Random
 from statistics import median
@@ -584,47 +584,98 @@ PARTS: Final[tuple[tuple[str, Part, float], ...]] = (
 """By what they are worth; and the most of the budget that each may take."""
 
 
-class TimeUpError(BaseException):
-    """A part took its share. It is no `Exception`, so that nothing that is tried takes it for a failure of its own."""
+@final
+@frozen
+class Begun:
+    """A part's process is there, and has imported what it needs."""
 
 
-@contextmanager
-def within(seconds: float) -> Iterator[None]:
-    """The block, interrupted when the time is up, and again each five seconds where something went on nevertheless."""
+@final
+@frozen
+class Ended:
+    """A part came to its end, or to an error."""
 
-    def interrupt(signum: int, frame: object) -> None:
-        raise TimeUpError
+    error: str | None
 
-    before = signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, seconds, 5.0)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+
+UNENDED: Final = "it has not ended"
+"""The error of a part that is still running, so that a page which is written meanwhile does not claim all of it."""
+
+
+def _within_process(part: Part, setup: Setup, out: Connection) -> None:
+    """Send all that comes of a part."""
+    logging.set_verbosity_error()
+    if setup.tiny and setup.device.type == "cpu":
+        torch.set_num_threads(1)  # tiny passes spend their time waiting for threads
+    out.send(Begun())
+    error = None
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        try:
+            for table in part(setup):
+                out.send(table)
+        except Exception as failure:  # whatever it is, the other parts may tell something
+            error = said(failure)
+    out.send(Ended(error))
 
 
 def carried_out(setup: Setup, budget: float, parts: Sequence[tuple[str, Part, float]] = PARTS) -> Iterator[Result]:
-    """Each part within its share of what was given, and none beyond the whole of it."""
+    """Each part within its share of what was given, and none beyond the whole of it: what is known after each table.
+
+    Each runs in a process of its own: an illegal access leaves a process no device to go on with, and what hangs in a
+    driver hears no signal. They are forked by a server that has imported everything, so that a part waits for its
+    device only, and what was imported here or ran here does not matter.
+    """
     end = perf_counter() + budget
+    processes = get_context("forkserver")
+    processes.set_forkserver_preload(["benchmarks.accelerate", "specflow.testing"])  # not this: it may be __main__
     for name, part, share in parts:
-        began, tables, error = perf_counter(), list[Table](), None
-        left = min(share * budget, end - began)
-        if left <= 0:
+        began = perf_counter()
+        if began >= end:
             yield Result(name, 0.0, (), "no time was left for it")
             continue
+        ours, theirs = processes.Pipe(duplex=False)
+        process = processes.Process(target=_within_process, args=(part, setup, theirs))
+        process.start()
+        theirs.close()
         try:
-            with within(left):
-                for table in part(setup):
-                    tables.append(table)
-        except TimeUpError:
-            error = f"it was ended after {left:.0f} s"
-        except Exception as failure:  # whatever it is, the other parts may tell something
-            error = said(failure)
-        gc.collect()
-        if setup.device.type == "cuda":
-            torch.cuda.empty_cache()
-        yield Result(name, perf_counter() - began, tuple(tables), error)
+            yield from _received(name, process, ours, share * budget, end)
+        finally:
+            process.kill()
+            process.join(PATIENCE)
+            ours.close()
+
+
+PATIENCE: Final = 10.0
+"""Seconds in which a process ends that was told to."""
+
+
+def _received(name: str, process: BaseProcess, source: Connection, share: float, end: float) -> Iterator[Result]:
+    """What a part's process sends, until it ends, or `share` seconds after it began, or at `end`."""
+    began, tables = perf_counter(), list[Table]()
+    stop = end
+
+    def result(error: str | None) -> Result:
+        return Result(name, perf_counter() - began, tuple(tables), error)
+
+    while source.poll(max(0.0, stop - perf_counter())):
+        try:
+            message = source.recv()
+        except EOFError:
+            process.join(PATIENCE)
+            yield result(f"its process ended with {process.exitcode}")
+            return
+        match message:
+            case Begun():
+                began = perf_counter()
+                stop = min(began + share, end)
+            case Table():
+                tables.append(message)
+                yield result(UNENDED)
+            case Ended(error):
+                yield result(error)
+                return
+    yield result(f"it was ended after {perf_counter() - began:.0f} s")
 
 
 def page(results: Sequence[Result], setup: Setup) -> str:
@@ -658,17 +709,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     setup = Setup(torch.device(options.device), options.tiny)
     options.out.mkdir(parents=True, exist_ok=True)
-    logging.set_verbosity_error()
-    results: list[Result] = []
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        for result in carried_out(setup, options.budget):
-            results.append(result)
+    results: dict[str, Result] = {}
+    for result in carried_out(setup, options.budget):
+        results[result.part] = result
+        found = {"tiny": setup.tiny, "device": str(setup.device), "parts": [asdict(each) for each in results.values()]}
+        _write(options.out / "device.json", json.dumps(found, indent=1))
+        _write(options.out / "device.md", page([*results.values()], setup))
+        if result.error != UNENDED:
             print(f"{result.part}: {result.seconds:.1f} s {result.error or ''}", flush=True)
-            found = {"tiny": setup.tiny, "device": str(setup.device), "parts": [asdict(each) for each in results]}
-            (options.out / "device.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
-            (options.out / "device.md").write_text(page(results, setup), encoding="utf-8")
-    return int(any(result.error for result in results))
+    return int(any(result.error for result in results.values()))
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a whole file, or leave the one that is there."""
+    begun = path.with_suffix(".part")
+    begun.write_text(text, encoding="utf-8")
+    begun.replace(path)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,15 +30,39 @@ def test_every_part_is_carried_out_and_texts_with_drafts_are_the_plain_ones(tmp_
             assert {told[name] for name in ("drafts", "tree", "first layers", "fresh")} == {"same"}, told
 
 
-def test_what_fails_is_told_in_its_place_and_the_next_part_runs() -> None:
-    def failing(setup: device.Setup) -> Iterator[device.Table]:
-        yield device.Table("begun", ("a",), ((1,),))
-        raise ValueError("no such thing")
+def _setup() -> device.Setup:
+    return device.Setup(torch.device("cpu"), tiny=True)
 
-    setup = device.Setup(torch.device("cpu"), tiny=True)
-    failed, after = device.carried_out(setup, 60.0, (("Wrong", failing, 0.5), ("Where", device.where, 0.5)))
-    assert failed.error is not None
-    assert "no such thing" in failed.error
-    assert [table.title for table in failed.tables] == ["begun"]
-    assert after.error is None
-    assert after.tables
+
+def _failing(setup: device.Setup) -> Iterator[device.Table]:
+    yield device.Table("begun", ("a",), ((1,),))
+    raise ValueError("no such thing")
+
+
+def _dying(setup: device.Setup) -> Iterator[device.Table]:
+    yield device.Table("begun", ("a",), ((1,),))
+    os._exit(7)
+
+
+def _hanging(setup: device.Setup) -> Iterator[device.Table]:
+    yield device.Table("begun", ("a",), ((1,),))
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # as in a driver, where no signal is heard
+    time.sleep(600.0)
+
+
+def test_what_ends_a_part_is_told_with_what_it_found_and_the_next_part_runs() -> None:
+    parts = (("Wrong", _failing, 0.5), ("Dead", _dying, 0.5), ("Hung", _hanging, 0.02), ("Where", device.where, 0.5))
+    told = list(device.carried_out(_setup(), 100.0, parts))
+    ends = {result.part: result for result in told}
+    assert list(ends) == ["Wrong", "Dead", "Hung", "Where"]
+    assert ends["Where"].error is None
+    assert ends["Where"].tables
+    for name, error in (("Wrong", "no such thing"), ("Dead", "ended with 7"), ("Hung", "ended after 2 s")):
+        assert error in (ends[name].error or "")
+        assert [table.title for table in ends[name].tables] == ["begun"]
+    assert next(result.error for result in told if result.part == "Hung") == device.UNENDED
+
+
+def test_no_part_begins_once_the_budget_is_used_up() -> None:
+    (none,) = device.carried_out(_setup(), 0.0, (("Where", device.where, 1.0),))
+    assert none.error == "no time was left for it"
