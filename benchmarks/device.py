@@ -70,8 +70,6 @@ from specflow.predictors.trial import error_bound
 from specflow.state import Tally
 from specflow.testing import model_conformance
 
-MODELS: Final[Mapping[str, Callable[[Module], Module]]] = {"given": lambda model: model, "fast": accelerate.fast}
-
 Cell: TypeAlias = str | int | float | bool | None
 
 
@@ -98,6 +96,8 @@ class Result:
     part: str
     seconds: float
     tables: tuple[Table, ...]
+    notes: tuple[str, ...]
+    """What specflow and torch warned of meanwhile, such as why a model is not accelerated."""
     error: str | None
 
 
@@ -274,6 +274,26 @@ def pacing(model: Module, drafter: Callable[[], Drafter], most: int = 8) -> Deco
     return stepping(step)
 
 
+@final
+class NotCaptured(UserWarning):
+    """The note that `fast` gave something else than captured passes where those are what is to be measured."""
+
+
+def versions(setup: Setup, model: Module) -> Mapping[str, Module]:
+    """The model as it is given and, by the name of what it is, what `accelerate.fast` makes of it, if anything.
+
+    Where that is nothing, the note says why, and no row stands under the name of what did not run.
+    """
+    fast = accelerate.fast(model)
+    if fast is model:
+        return {"given": model}
+    if isinstance(fast, Captured):
+        return {"given": model, "captured": fast}
+    if setup.device.type == "cuda":
+        warnings.warn(NotCaptured(f"fast made a {type(fast).__name__}: its passes are not captured"), stacklevel=2)
+    return {"given": model, "fast": fast}
+
+
 # The parts
 
 
@@ -306,11 +326,8 @@ def conforms(setup: Setup) -> Iterator[Table]:
             model = setup.model(shape, dtype, most=4)
             if shape is GEMMA:
                 model.config.sliding_window = min(64, int(model.config.sliding_window or 64))
-            rows = [_conformance(setup, shape.name, model)]
-            if shape in (LLAMA_1B, QWEN):
-                fast = accelerate.fast(model)
-                name = f"{shape.name}, {'captured' if isinstance(fast, Captured) else 'fast'}"
-                rows.append(_conformance(setup, name, fast))
+            each = versions(setup, model) if shape in (LLAMA_1B, QWEN) else {"given": model}
+            rows = [_conformance(setup, name, version) for name, version in each.items()]
             yield Table(
                 f"{shape.name}, {str(dtype).removeprefix('torch.')}, 4 layers at most: against fresh passes, and "
                 f"greedy texts of {setup.new} tokens against the plain one",
@@ -359,22 +376,25 @@ def captured(setup: Setup) -> Iterator[Table]:
     """`accelerate.fast`, its passes captured on CUDA, against the same eager, the given model and `generate`."""
     for shape in (LLAMA_1B, LLAMA_8B):
         model = setup.model(shape, torch.bfloat16)
-        prompt, fast = setup.prompt(model), accelerate.fast(model)
-        decoders = {"generate": generating(model), "plain": plain(model), "fast": plain(fast)}
-        if isinstance(fast, Captured):
-            decoders["fast, not captured"] = plain(fast.eager)
+        prompt, decoders = setup.prompt(model), {"generate": generating(model)}
+        for name, each in versions(setup, model).items():
+            decoders[f"plain, {name}"] = plain(each)
+            if isinstance(each, Captured):
+                decoders["plain, the same not captured"] = plain(each.eager)
+            del each
         yield _compared(setup, f"{shape.name}, {_layers(model)} layers, bf16: one text", model, decoders, prompt)
         if setup.device.type == "cuda":
             used = torch.cuda.memory_allocated(setup.device) / 1e9, torch.cuda.memory_reserved(setup.device) / 1e9
             yield Table(f"{shape.name}: memory after it", ("GB in use", "GB reserved"), (used,))
-        del model, fast, decoders
+        del model, decoders
 
 
 def compiled(setup: Setup) -> Iterator[Table]:
     """The same against `generate` with a static cache, which transformers compiles on CUDA."""
     model = setup.model(LLAMA_1B, torch.bfloat16)
     static = generating(model, cache_implementation="static")
-    decoders = {"generate, static cache": static, "fast": plain(accelerate.fast(model))}
+    decoders = {"generate, static cache": static}
+    decoders |= {f"plain, {name}": plain(each) for name, each in versions(setup, model).items()}
     title = f"llama 1B, {_layers(model)} layers, bf16: `generate` with a static cache"
     yield _compared(setup, title, model, decoders, setup.prompt(model))
 
@@ -422,7 +442,7 @@ def copies(setup: Setup) -> Iterator[Table]:
     truth, _ = plain(model)(prompt, setup.new)
     names = COPIES if setup.device.type == "cuda" else ON_HOST
     rows: list[tuple[Cell, ...]] = []
-    for kind, each in (("", model), ("fast, ", accelerate.fast(model))):
+    for kind, each in versions(setup, model).items():
         decoders = {
             "plain": plain(each),
             "drafts": drafting(each, partial(Told, prompt, truth, size)),
@@ -434,7 +454,9 @@ def copies(setup: Setup) -> Iterator[Table]:
             (few, before), (many, after) = (_counted(setup, decode, prompt, n) for n in (setup.new // 4, setup.new))
             steps = max(1, after - before)
             more = many - few
-            rows.append((kind + name, *[sum(more[event] for event in more if part in event) / steps for part in names]))
+            rows.append(
+                (f"{kind}, {name}", *[sum(more[event] for event in more if part in event) / steps for part in names])
+            )
     yield Table(f"llama 1B, {_layers(model)} layers, bf16: a step, on average", ("decoder", *names), tuple(rows))
 
 
@@ -456,8 +478,8 @@ def passes(setup: Setup) -> Iterator[Table]:
         before = 16 if setup.tiny else 512
         text, clock = arbitrary_text(before + max(lengths), _vocabulary(model)), clock_for(model)
         columns: dict[str, list[float]] = {}
-        for name, make in MODELS.items():
-            predict, columns[name] = CachedPredictor(make(model)), []
+        for name, each in versions(setup, model).items():
+            predict, columns[name] = CachedPredictor(each), []
             for k in lengths:
                 taken = []
                 for turn in range(2 + 2 * setup.repeats):
@@ -466,7 +488,7 @@ def passes(setup: Setup) -> Iterator[Table]:
                     if turn > 1:  # the first reads what comes before, the second may capture
                         taken.append(1e3 * (clock() - began))
                 columns[name].append(median(taken))
-            del predict
+            del predict, each
         rows = tuple(zip(lengths, *columns.values(), strict=True))
         title = f"{shape.name}, {_layers(model)} layers, bf16: ms for a pass over k tokens after {before}"
         yield Table(title, ("k", *columns), rows)
@@ -478,8 +500,7 @@ def drafts(setup: Setup) -> Iterator[Table]:
     for shape in (LLAMA_8B, LLAMA_1B):
         model = setup.model(shape, torch.bfloat16)
         prompt, size = setup.prompt(model), _vocabulary(model)
-        for name, make in MODELS.items():
-            each = make(model)
+        for name, each in versions(setup, model).items():
             truth, _ = plain(each)(prompt, setup.new)
             told, tree = partial(Told, prompt, truth, size), partial(Told, prompt, truth, size, branches=2)
             decoders = {
@@ -498,7 +519,7 @@ def drafts(setup: Setup) -> Iterator[Table]:
 def batches(setup: Setup) -> Iterator[Table]:
     """Several texts at once: tokens a second of all of them."""
     model = setup.model(LLAMA_1B, torch.bfloat16)
-    for name, each in (("given", model), ("fast", accelerate.fast(model))):
+    for name, each in versions(setup, model).items():
         rows = tuple([_batch(setup, each, slots) for slots in ((1, 2) if setup.tiny else (1, 8, 32))])
         columns = ("texts", "tokens/s, plain", f"tokens/s, {GAMMA} drafts, 80 % right", "same text")
         yield Table(f"llama 1B, {_layers(model)} layers, bf16, {name} model: batches", columns, rows)
@@ -537,7 +558,7 @@ def times(setup: Setup) -> Iterator[Table]:
     model = setup.model(LLAMA_1B, torch.bfloat16)
     prompt, size = setup.prompt(model), _vocabulary(model)
     rows: list[tuple[Cell, ...]] = []
-    for kind, each in (("", model), ("fast, ", accelerate.fast(model))):
+    for kind, each in versions(setup, model).items():
         truth, _ = plain(each)(prompt, setup.new)
         drafters: dict[str, tuple[Drafter | None, int]] = {
             "plain": (None, 0),
@@ -545,7 +566,7 @@ def times(setup: Setup) -> Iterator[Table]:
             "tree": (Told(prompt, truth, size, branches=2), 8),
         }
         for name, (drafter, gamma) in drafters.items():
-            rows.append((kind + name, *_split(setup, each, drafter, gamma, prompt)))
+            rows.append((f"{kind}, {name}", *_split(setup, each, drafter, gamma, prompt)))
     columns = ("decoder", "steps", "µs a step", "in passes", "drafting", "specflow's own")
     yield Table(f"llama 1B, {_layers(model)} layers, bf16: where the time goes", columns, tuple(rows))
 
@@ -592,6 +613,14 @@ class Begun:
 
 @final
 @frozen
+class Note:
+    """A warning."""
+
+    text: str
+
+
+@final
+@frozen
 class Ended:
     """A part came to its end, or to an error."""
 
@@ -608,9 +637,19 @@ def _within_process(part: Part, setup: Setup, out: Connection) -> None:
     if setup.tiny and setup.device.type == "cpu":
         torch.set_num_threads(1)  # tiny passes spend their time waiting for threads
     out.send(Begun())
-    error = None
+    error, noted = None, set[str]()
+
+    def note(message: Warning | str, category: type[Warning]) -> None:
+        text = f"{category.__name__}: {' '.join(str(message).split())}"
+        if text not in noted:
+            noted.add(text)
+            out.send(Note(text))
+
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("always")
+        for ignored in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
+            warnings.simplefilter("ignore", ignored)
+        warnings.showwarning = lambda message, category, *_: note(message, category)
         try:
             for table in part(setup):
                 out.send(table)
@@ -632,7 +671,7 @@ def carried_out(setup: Setup, budget: float, parts: Sequence[tuple[str, Part, fl
     for name, part, share in parts:
         began = perf_counter()
         if began >= end:
-            yield Result(name, 0.0, (), "no time was left for it")
+            yield Result(name, 0.0, (), (), "no time was left for it")
             continue
         ours, theirs = processes.Pipe(duplex=False)
         process = processes.Process(target=_within_process, args=(part, setup, theirs))
@@ -652,11 +691,11 @@ PATIENCE: Final = 10.0
 
 def _received(name: str, process: BaseProcess, source: Connection, share: float, end: float) -> Iterator[Result]:
     """What a part's process sends, until it ends, or `share` seconds after it began, or at `end`."""
-    began, tables = perf_counter(), list[Table]()
+    began, tables, notes = perf_counter(), list[Table](), list[str]()
     stop = end
 
     def result(error: str | None) -> Result:
-        return Result(name, perf_counter() - began, tuple(tables), error)
+        return Result(name, perf_counter() - began, tuple(tables), tuple(notes), error)
 
     while source.poll(max(0.0, stop - perf_counter())):
         try:
@@ -672,6 +711,9 @@ def _received(name: str, process: BaseProcess, source: Connection, share: float,
             case Table():
                 tables.append(message)
                 yield result(UNENDED)
+            case Note(text):
+                notes.append(text)
+                yield result(UNENDED)
             case Ended(error):
                 yield result(error)
                 return
@@ -684,6 +726,7 @@ def page(results: Sequence[Result], setup: Setup) -> str:
     parts = [f"# specflow on {setup.device}\n\n`python -m benchmarks.device`, {kind}."]
     for result in results:
         parts.append(f"## {result.part}\n\n{result.seconds:.1f} s" + (f"; **{result.error}**" if result.error else ""))
+        parts += [f"Note: {note}" for note in result.notes]
         parts += map(str, result.tables)
     return "\n\n".join(parts) + "\n"
 

@@ -7,11 +7,15 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
+import pytest
 import torch
 
 from benchmarks import device
+from specflow import Dice, autoregressive_step, run, start
+from specflow.batch import BatchPredictor, together
 
 
 def test_every_part_is_carried_out_and_texts_with_drafts_are_the_plain_ones(tmp_path: Path) -> None:
@@ -61,6 +65,39 @@ def test_what_ends_a_part_is_told_with_what_it_found_and_the_next_part_runs() ->
         assert error in (ends[name].error or "")
         assert [table.title for table in ends[name].tables] == ["begun"]
     assert next(result.error for result in told if result.part == "Hung") == device.UNENDED
+
+
+def _hooked(setup: device.Setup) -> Iterator[device.Table]:
+    model = setup.model(device.LLAMA_1B, torch.float32)
+    model.register_forward_hook(lambda *_: None)
+    yield device.Table("what ran", ("model",), tuple([(name,) for name in device.versions(setup, model)]))
+
+
+def _one_by_one(setup: device.Setup) -> Iterator[device.Table]:
+    model = setup.model(device.MAMBA, torch.float32)
+    target = BatchPredictor(model, 2)
+    steps = [autoregressive_step(target, device.GREEDY, Dice())] * 2
+    prompts = [setup.prompt(model, number) for number in range(2)]
+    work = [partial(run, step, start(prompt, 2).unwrap()) for step, prompt in zip(steps, prompts, strict=True)]
+    yield device.Table("ended", ("texts",), ((len(dict(together(work, 2))),),))
+
+
+def test_why_a_model_is_not_accelerated_is_told_and_no_row_claims_it() -> None:
+    parts = (("Hooked", _hooked, 1.0), ("Batch", _one_by_one, 1.0))
+    results = {result.part: result for result in device.carried_out(_setup(), 100.0, parts)}
+    hooked, batch = results["Hooked"], results["Batch"]
+    assert hooked.tables[0].rows == (("given",),)
+    assert len(hooked.notes) == 1
+    assert "NotAccelerated" in hooked.notes[0]
+    assert "hooks" in hooked.notes[0]
+    assert any("read one by one" in note for note in batch.notes), batch
+    assert hooked.notes[0] in device.page([hooked], _setup())
+
+
+def test_on_cuda_it_is_noted_where_no_passes_are_captured() -> None:
+    model = _setup().model(device.LLAMA_1B, torch.float32)
+    with pytest.warns(device.NotCaptured, match="not captured"):
+        assert list(device.versions(device.Setup(torch.device("cuda"), tiny=True), model)) == ["given", "fast"]
 
 
 def test_no_part_begins_once_the_budget_is_used_up() -> None:
