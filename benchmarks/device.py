@@ -18,6 +18,7 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -313,6 +314,7 @@ def where(setup: Setup) -> Iterator[Table]:
         free, total = torch.cuda.mem_get_info(setup.device)
         facts += [
             ("CUDA", torch.version.cuda),
+            ("attention by cuDNN", may_use_cudnn()),
             ("compute capability", ".".join(map(str, torch.cuda.get_device_capability(setup.device)))),
             ("memory, GB free of all", f"{free / 1e9:.1f} of {total / 1e9:.1f}"),
         ]
@@ -590,6 +592,47 @@ def _split(setup: Setup, model: Module, drafter: Drafter | None, gamma: int, pro
     return steps, *[1e6 * part / steps for part in parts]
 
 
+def attention(setup: Setup) -> Iterator[Table]:
+    """What cuDNN's attention costs a text whose passes have shapes that it has not met, and one where it has."""
+    model = setup.model(LLAMA_1B, torch.bfloat16)
+    prompt, size, clock = setup.prompt(model), _vocabulary(model), clock_for(model)
+    truth, _ = plain(model)(prompt, setup.new)
+    decoders = {"plain": plain(model), "drafts": drafting(model, partial(Told, prompt, truth, size))}
+    rows: list[tuple[Cell, ...]] = []
+    for chosen in (False, True):
+        with cudnn_attention(chosen):
+            plain(model)(prompt[: len(prompt) // 2], 2)
+            for name, decode in decoders.items():
+                taken = []
+                for _ in range(2):
+                    began = clock()
+                    decode(prompt, setup.new)
+                    taken.append(1e3 * (clock() - began) / setup.new)
+                rows.append((chosen, name, *taken))
+    columns = ("attention by cuDNN", "decoder", "ms a token, first text", "ms a token, the same text again")
+    yield Table(f"llama 1B, {_layers(model)} layers, bf16, given model", columns, tuple(rows))
+
+
+def may_use_cudnn() -> bool:
+    """Whether torch may choose cuDNN's attention."""
+    return bool(torch.backends.cuda.cudnn_sdp_enabled())  # type: ignore[no-untyped-call] # of torch
+
+
+@contextmanager
+def cudnn_attention(chosen: bool) -> Iterator[None]:
+    """Whether torch may choose cuDNN's attention in the block.
+
+    It may elsewhere, unless told otherwise, and does on some devices in bf16. There cuDNN plans anew for each number of
+    keys, so each pass of a text but a captured one would be timed with a plan.
+    """
+    before = may_use_cudnn()
+    torch.backends.cuda.enable_cudnn_sdp(chosen)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+
+
 Part: TypeAlias = Callable[[Setup], Iterator[Table]]
 PARTS: Final[tuple[tuple[str, Part, float], ...]] = (
     ("Where", where, 0.05),
@@ -600,6 +643,7 @@ PARTS: Final[tuple[tuple[str, Part, float], ...]] = (
     ("Drafts and trees", drafts, 0.25),
     ("Batches", batches, 0.2),
     ("Where the time goes", times, 0.1),
+    ("Attention by cuDNN, and not", attention, 0.08),
     ("A static cache, compiled", compiled, 0.5),
 )
 """By what they are worth; and the most of the budget that each may take."""
@@ -645,7 +689,7 @@ def _within_process(part: Part, setup: Setup, out: Connection) -> None:
             noted.add(text)
             out.send(Note(text))
 
-    with warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings(), torch.no_grad(), cudnn_attention(chosen=False):
         warnings.simplefilter("always")
         for ignored in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
             warnings.simplefilter("ignore", ignored)
@@ -720,10 +764,16 @@ def _received(name: str, process: BaseProcess, source: Connection, share: float,
     yield result(f"it was ended after {perf_counter() - began:.0f} s")
 
 
+ATTENTION: Final = (
+    "Attention is torch's without cuDNN's, which plans anew for each number of keys; "
+    "the part on attention has both for the given model."
+)
+
+
 def page(results: Sequence[Result], setup: Setup) -> str:
     """All that was found, to read."""
     kind = "tiny models: the numbers mean nothing" if setup.tiny else "random weights in published shapes"
-    parts = [f"# specflow on {setup.device}\n\n`python -m benchmarks.device`, {kind}."]
+    parts = [f"# specflow on {setup.device}\n\n`python -m benchmarks.device`, {kind}. {ATTENTION}"]
     for result in results:
         parts.append(f"## {result.part}\n\n{result.seconds:.1f} s" + (f"; **{result.error}**" if result.error else ""))
         parts += [f"Note: {note}" for note in result.notes]

@@ -100,6 +100,23 @@ def test_on_cuda_it_is_noted_where_no_passes_are_captured() -> None:
         assert list(device.versions(device.Setup(torch.device("cuda"), tiny=True), model)) == ["given", "fast"]
 
 
+def _told_of_attention(setup: device.Setup) -> Iterator[device.Table]:
+    yield device.Table("by cuDNN", ("",), ((device.may_use_cudnn(),),))
+    (both,) = device.attention(setup)
+    yield both
+    yield device.Table("by cuDNN", ("",), ((device.may_use_cudnn(),),))
+
+
+def test_parts_run_without_attention_by_cudnn_and_one_table_has_both() -> None:
+    *_, told = device.carried_out(_setup(), 100.0, (("Attention", _told_of_attention, 1.0),))
+    before, both, after = told.tables
+    assert before.rows == after.rows == ((False,),)
+    assert [row[:2] for row in both.rows] == [
+        (chosen, name) for chosen in (False, True) for name in ("plain", "drafts")
+    ]
+    assert device.ATTENTION in device.page([told], _setup())
+
+
 def test_no_part_begins_once_the_budget_is_used_up() -> None:
     (none,) = device.carried_out(_setup(), 0.0, (("Where", device.where, 1.0),))
     assert none.error == "no time was left for it"
