@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -115,6 +116,31 @@ def test_parts_run_without_attention_by_cudnn_and_one_table_has_both() -> None:
         (chosen, name) for chosen in (False, True) for name in ("plain", "drafts")
     ]
     assert device.ATTENTION in device.page([told], _setup())
+
+
+def test_what_is_timed_of_a_step_is_no_prompt_and_no_trial() -> None:
+    (table,) = device.times(_setup())
+    assert len(table.rows) == 6
+    for row in table.rows:
+        told = dict(zip(table.columns, row, strict=True))
+        assert told["passes"] == told["steps"], told
+        assert isinstance(told["tokens read"], int)
+        assert isinstance(told["steps"], int)
+        assert told["tokens read"] <= 9 * told["steps"], told
+
+
+def test_what_comes_in_a_step_is_the_difference_of_two_texts_less_often_included() -> None:
+    few = Counter({"cudaLaunchKernel": 10, "Memcpy HtoD (Pageable -> Device)": 3, "Memcpy HtoD (Pinned -> Device)": 1})
+    many = Counter(
+        {"cudaLaunchKernelExC": 6, "cudaLaunchKernel": 14, "cuLaunchKernelEx": 4, "cudaDeviceSynchronize": 2}
+    )
+    many["Memcpy HtoD (Pinned -> Device)"] = 5
+    found = dict(zip(device.COPIES, device.each_step(device.COPIES, few, many, 2), strict=True))
+    assert found["cudaLaunchKernel"] == 5.0
+    assert found["cuLaunchKernel"] == 2.0
+    assert found["cudaDeviceSynchronize"] == 1.0
+    assert found["Memcpy HtoD"] == 0.5
+    assert found["cudaGraphLaunch"] == 0.0
 
 
 def test_no_part_begins_once_the_budget_is_used_up() -> None:
