@@ -62,10 +62,10 @@ from specflow.accelerate.check import arbitrary_text
 from specflow.batch import BatchPredictor, Failed, together
 from specflow.bench.stopwatch import Stopwatch, clock_for
 from specflow.drafters import GreedyBlockDrafter
-from specflow.errors import said
+from specflow.errors import DecodeError, said
 from specflow.paths import last_rows
 from specflow.policies import CostAware, CostMeter
-from specflow.predictors import UncachedPredictor, early_exit
+from specflow.predictors import UncachedPredictor, layer_skip
 from specflow.predictors.trial import error_bound
 from specflow.state import Tally
 from specflow.testing import model_conformance
@@ -348,13 +348,14 @@ def _conformance(setup: Setup, name: str, model: Module) -> tuple[Cell, ...]:
     truth, _ = plain(model)(prompt, setup.new)
     size = _vocabulary(model)
     fresh = stepping(lambda: autoregressive_step(UncachedPredictor(model), GREEDY, Dice()))
+    first = first_layers(model)
     texts = [
         drafting(model, lambda: Told(prompt, truth, size)),
         drafting(model, lambda: Told(prompt, truth, size, branches=2), 8),
-        drafting(model, lambda: _first_layers(model)),
+        None if first is None else drafting(model, first),
         fresh,
     ]
-    alike = [_alike(decode(prompt, setup.new)[0], truth) for decode in texts]
+    alike = [None if decode is None else _alike(decode(prompt, setup.new)[0], truth) for decode in texts]
     return name, predictor.feeding.name, report.holds, report.largest / largest, *alike
 
 
@@ -364,13 +365,30 @@ def _alike(text: Tokens, truth: Tokens) -> str:
     return "same" if differing is None else f"parts at {differing}"
 
 
-def _first_layers(model: Module) -> Drafter:
+@final
+class NoFirstLayers(UserWarning):
+    """The note that a model's first layers do not draft for it, and why."""
+
+
+def first_layers(model: Module) -> Callable[[], Drafter] | None:
+    """Makes drafters of a model's first quarter, for one text each; None, with a note, where its layers are not found.
+
+    They share one model without the other layers, as each such model is tried anew.
+    """
+    kept = quarter(model)
     try:
-        drafter = early_exit(model, quarter(model))
-    except Exception:  # a model whose layers are not found drafts for itself
-        drafter = CachedPredictor(model)
+        without = layer_skip(model, range(kept, max(kept, _layers(model))))
+    except DecodeError as error:
+        note = NoFirstLayers(f"{type(model).__name__}: no row of drafts of its first layers: {error}")
+        warnings.warn(note, stacklevel=2)
+        return None
     on_host = next(model.parameters()).is_cpu
-    return LLMDrafter(drafter, GREEDY, Dice()) if on_host else GreedyBlockDrafter(drafter, GAMMA)
+
+    def drafter() -> Drafter:
+        predictor = CachedPredictor(without)
+        return LLMDrafter(predictor, GREEDY, Dice()) if on_host else GreedyBlockDrafter(predictor, GAMMA)
+
+    return drafter
 
 
 def captured(setup: Setup) -> Iterator[Table]:
@@ -459,8 +477,10 @@ def copies(setup: Setup) -> Iterator[Table]:
             "plain": plain(each),
             "drafts": drafting(each, partial(Told, prompt, truth, size)),
             "tree": drafting(each, partial(Told, prompt, truth, size, branches=2), 8),
-            "first layers": drafting(each, partial(_first_layers, each)),
         }
+        first = first_layers(each)
+        if first is not None:
+            decoders["first layers"] = drafting(each, first)
         for name, decode in decoders.items():
             lengths = setup.new // 4, setup.new
             # Models are tried and passes captured; and a text finds the room that the one before it has left.
@@ -530,8 +550,12 @@ def drafts(setup: Setup) -> Iterator[Table]:
                 f"{GAMMA} drafts, 80 % right": drafting(each, told),
                 "as many as pay": pacing(each, told),
                 "tree of 8": drafting(each, tree, 8),
-                f"{GAMMA} drafts of the first {quarter(each)} layers": drafting(each, partial(_first_layers, each)),
             }
+            first = first_layers(each)
+            if first is not None:
+                decoders[f"{GAMMA} drafts of the first {quarter(each)} of {_layers(each)} layers"] = drafting(
+                    each, first
+                )
             title = f"{shape.name}, {_layers(model)} layers, bf16, {name} model"
             yield _compared(setup, title, model, decoders, prompt)
             del each, decoders

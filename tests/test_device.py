@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from benchmarks import device
-from specflow import Dice, autoregressive_step, run, start
+from specflow import CachedPredictor, Dice, LLMDrafter, autoregressive_step, run, start
 from specflow.batch import BatchPredictor, together
 
 
@@ -141,6 +141,22 @@ def test_what_comes_in_a_step_is_the_difference_of_two_texts_less_often_included
     assert found["cudaDeviceSynchronize"] == 1.0
     assert found["Memcpy HtoD"] == 0.5
     assert found["cudaGraphLaunch"] == 0.0
+
+
+def test_first_layers_draft_by_one_model_or_not_at_all() -> None:
+    model = _setup().model(device.LLAMA_1B, torch.float32)
+    make = device.first_layers(model)
+    assert make is not None
+    one, other = make(), make()
+    assert isinstance(one, LLMDrafter)
+    assert isinstance(other, LLMDrafter)
+    assert isinstance(one.predictor, CachedPredictor)
+    assert isinstance(other.predictor, CachedPredictor)
+    assert one.predictor is not other.predictor
+    assert one.predictor.model is other.predictor.model
+    assert one.predictor.model is not model
+    with pytest.warns(device.NoFirstLayers, match="Linear"):
+        assert device.first_layers(torch.nn.Linear(2, 2)) is None
 
 
 def test_no_part_begins_once_the_budget_is_used_up() -> None:
