@@ -90,6 +90,30 @@ class Table:
 
 @final
 @frozen
+class Failure:
+    """What failed, and how: what goes on after it may tell something."""
+
+    what: str
+    error: str
+
+    @override
+    def __str__(self) -> str:
+        return f"{self.what}: {self.error}"
+
+
+Found: TypeAlias = Table | Failure
+
+
+def attempted(what: str, work: Callable[[], Iterator[Found]]) -> Iterator[Found]:
+    """What some work finds, and that it failed, if it did."""
+    try:
+        yield from work()
+    except Exception as error:  # whatever it is, it is told
+        yield Failure(what, said(error))
+
+
+@final
+@frozen
 class Result:
     """What came of a part: its tables, how long it took, and what ended it early, if anything did."""
 
@@ -99,6 +123,7 @@ class Result:
     notes: tuple[str, ...]
     """What specflow and torch warned of meanwhile, such as why a model is not accelerated."""
     error: str | None
+    ended: bool
 
 
 @final
@@ -297,10 +322,15 @@ def versions(setup: Setup, model: Module) -> Mapping[str, Module]:
 # The parts
 
 
-def where(setup: Setup) -> Iterator[Table]:
+def where(setup: Setup) -> Iterator[Found]:
     """What runs, and on what."""
     facts: list[tuple[Cell, ...]] = [
-        ("device", torch.cuda.get_device_name(setup.device) if setup.device.type == "cuda" else platform.processor()),
+        (
+            "device",
+            torch.cuda.get_device_name(setup.device)
+            if setup.device.type == "cuda"
+            else platform.processor() or platform.machine(),
+        ),
         (
             "python, torch, transformers",
             f"{platform.python_version()}, {torch.__version__}, {transformers.__version__}",
@@ -320,22 +350,23 @@ def where(setup: Setup) -> Iterator[Table]:
     yield Table("Where", ("what", ""), tuple(facts))
 
 
-def conforms(setup: Setup) -> Iterator[Table]:
+def conforms(setup: Setup) -> Iterator[Found]:
     """Whether what is read over a cache is what is read afresh, and greedy text with drafts the plain text."""
     for dtype in (torch.float32, torch.bfloat16):
         for shape in (LLAMA_1B, QWEN, GEMMA, MAMBA):
-            model = setup.model(shape, dtype, most=4)
-            if shape is GEMMA:
-                model.config.sliding_window = min(64, int(model.config.sliding_window or 64))
-            each = versions(setup, model) if shape in (LLAMA_1B, QWEN) else {"given": model}
-            rows = [_conformance(setup, name, version) for name, version in each.items()]
-            yield Table(
-                f"{shape.name}, {str(dtype).removeprefix('torch.')}, 4 layers at most: against fresh passes, and "
-                f"greedy texts of {setup.new} tokens against the plain one",
-                ("model", "fed in", "holds", "largest difference / logit", "drafts", "tree", "first layers", "fresh"),
-                tuple(rows),
-            )
-            del model
+            name = f"{shape.name}, {str(dtype).removeprefix('torch.')}"
+            yield from attempted(name, partial(_conforms, setup, name, shape, dtype))
+
+
+def _conforms(setup: Setup, title: str, shape: Shape, dtype: torch.dtype) -> Iterator[Found]:
+    model, columns = setup.model(shape, dtype, most=4), ("drafts", "tree", "first layers", "fresh")
+    if shape is GEMMA:
+        model.config.sliding_window = min(64, int(model.config.sliding_window or 64))
+    title += ", 4 layers at most: against fresh passes, and greedy texts "
+    title += f"of {setup.new} tokens against the plain one"
+    for name, each in (versions(setup, model) if shape in (LLAMA_1B, QWEN) else {"given": model}).items():
+        row = _conformance(setup, name, each)
+        yield Table(title, ("model", "fed in", "holds", "largest difference / logit", *columns), (row,))
 
 
 def _conformance(setup: Setup, name: str, model: Module) -> tuple[Cell, ...]:
@@ -391,51 +422,68 @@ def first_layers(model: Module) -> Callable[[], Drafter] | None:
     return drafter
 
 
-def captured(setup: Setup) -> Iterator[Table]:
+def captured(setup: Setup) -> Iterator[Found]:
     """`accelerate.fast`, its passes captured on CUDA, against the same eager, the given model and `generate`."""
     for shape in (LLAMA_1B, LLAMA_8B):
-        model = setup.model(shape, torch.bfloat16)
-        prompt, decoders = setup.prompt(model), {"generate": generating(model)}
-        for name, each in versions(setup, model).items():
-            decoders[f"plain, {name}"] = plain(each)
-            if isinstance(each, Captured):
-                decoders["plain, the same not captured"] = plain(each.eager)
-            del each
-        yield _compared(setup, f"{shape.name}, {_layers(model)} layers, bf16: one text", model, decoders, prompt)
-        if setup.device.type == "cuda":
-            used = torch.cuda.memory_allocated(setup.device) / 1e9, torch.cuda.memory_reserved(setup.device) / 1e9
-            yield Table(f"{shape.name}: memory after it", ("GB in use", "GB reserved"), (used,))
-        del model, decoders
+        yield from attempted(shape.name, partial(_captured, setup, shape))
 
 
-def compiled(setup: Setup) -> Iterator[Table]:
+def _captured(setup: Setup, shape: Shape) -> Iterator[Found]:
+    model = setup.model(shape, torch.bfloat16)
+    prompt, decoders = setup.prompt(model), {"generate": generating(model)}
+    for name, each in versions(setup, model).items():
+        decoders[f"plain, {name}"] = plain(each)
+        if isinstance(each, Captured):
+            decoders["plain, the same not captured"] = plain(each.eager)
+    yield from compared(setup, f"{shape.name}, {_layers(model)} layers, bf16: one text", model, decoders, prompt)
+    if setup.device.type == "cuda":
+        used = torch.cuda.memory_allocated(setup.device) / 1e9, torch.cuda.memory_reserved(setup.device) / 1e9
+        yield Table(f"{shape.name}: memory after it", ("GB in use", "GB reserved"), (used,))
+
+
+def compiled(setup: Setup) -> Iterator[Found]:
     """The same against `generate` with a static cache, which transformers compiles on CUDA."""
     model = setup.model(LLAMA_1B, torch.bfloat16)
     static = generating(model, cache_implementation="static")
     decoders = {"generate, static cache": static}
     decoders |= {f"plain, {name}": plain(each) for name, each in versions(setup, model).items()}
     title = f"llama 1B, {_layers(model)} layers, bf16: `generate` with a static cache"
-    yield _compared(setup, title, model, decoders, setup.prompt(model))
+    yield from compared(setup, title, model, decoders, setup.prompt(model))
 
 
-def _compared(setup: Setup, title: str, model: Module, decoders: Mapping[str, Decode], prompt: Tokens) -> Table:
-    """Decoders that take turns: milliseconds a token, of all of the text."""
+def compared(
+    setup: Setup, title: str, model: Module, decoders: Mapping[str, Decode], prompt: Tokens
+) -> Iterator[Found]:
+    """Decoders that take turns: milliseconds a token, of all of the text. One that fails is told, and out of it."""
     clock, new = clock_for(model), setup.new
     took: dict[str, list[float]] = {name: [] for name in decoders}
     texts: dict[str, tuple[Tokens, Tally]] = {}
     for turn in range(setup.repeats + 1):
-        for name, decode in decoders.items():
+        for name in tuple(took):
             began = clock()
-            texts[name] = decode(prompt, new)
+            try:
+                texts[name] = decoders[name](prompt, new)
+            except Exception as error:  # whatever it is, the others may tell something
+                took.pop(name)
+                yield Failure(f"{title}: {name}", said(error))
+                continue
             if turn:  # in the first one models are tried, and passes captured
                 took[name].append(1e3 * (clock() - began) / new)
-    base, first = median(next(iter(took.values()))), next(iter(texts.values()))[0]
+    if not took:
+        return
+    first = next(iter(took))
     rows = [
-        (name, median(took[name]), base / median(took[name]), *_tallied(tally), _alike(text, first))
-        for name, (text, tally) in texts.items()
+        (
+            name,
+            median(ms),
+            median(took[first]) / median(ms),
+            *_tallied(texts[name][1]),
+            _alike(texts[name][0], texts[first][0]),
+        )
+        for name, ms in took.items()
     ]
     columns = ("decoder", "ms a token", "times the first", "accepted", "tokens a pass", "text")
-    return Table(title, columns, tuple(rows))
+    yield Table(title, columns, tuple(rows))
 
 
 def _tallied(tally: Tally) -> tuple[Cell, Cell]:
@@ -465,14 +513,14 @@ ON_HOST: Final = ("aten::_local_scalar_dense", "aten::copy_")
 """What stands for copies where there is no device."""
 
 
-def copies(setup: Setup) -> Iterator[Table]:
+def copies(setup: Setup) -> Iterator[Found]:
     """What is copied between host and device in a step, told by the profiler from a short and a longer text."""
     model = setup.model(LLAMA_1B, torch.bfloat16, most=4)
     prompt, size = setup.prompt(model), _vocabulary(model)
     truth, _ = plain(model)(prompt, setup.new)
     names = COPIES if setup.device.type == "cuda" else ON_HOST
-    rows: list[tuple[Cell, ...]] = []
     for kind, each in versions(setup, model).items():
+        rows: list[tuple[Cell, ...]] = []
         decoders = {
             "plain": plain(each),
             "drafts": drafting(each, partial(Told, prompt, truth, size)),
@@ -489,7 +537,7 @@ def copies(setup: Setup) -> Iterator[Table]:
             (few, before), (many, after) = (_counted(setup, decode, prompt, n) for n in lengths)
             found = each_step(names, few, many, after - before)
             rows.append((f"{kind}, {name}", *found))
-    yield Table(f"llama 1B, {_layers(model)} layers, bf16: a step, on average", ("decoder", *names), tuple(rows))
+        yield Table(f"llama 1B, {_layers(model)} layers, bf16: a step, on average", ("decoder", *names), tuple(rows))
 
 
 def each_step(names: Sequence[str], few: Counter[str], many: Counter[str], steps: int) -> list[float]:
@@ -512,57 +560,60 @@ def _counted(setup: Setup, decode: Decode, prompt: Tokens, new: int) -> tuple[Co
     return Counter({event.key: event.count for event in record.key_averages()}), tally.steps
 
 
-def passes(setup: Setup) -> Iterator[Table]:
+def passes(setup: Setup) -> Iterator[Found]:
     """What a pass over k tokens takes after a text, in milliseconds."""
     lengths = (1, 2, 4, 8) if setup.tiny else (*range(1, 9), 10, 12, 16, 20, 24, 32, 33, 40, 48, 64)
     for shape in (LLAMA_1B, LLAMA_8B):
-        model = setup.model(shape, torch.bfloat16)
-        before = 16 if setup.tiny else 512
-        text, clock = arbitrary_text(before + max(lengths), _vocabulary(model)), clock_for(model)
-        columns: dict[str, list[float]] = {}
-        for name, each in versions(setup, model).items():
-            predict, columns[name] = CachedPredictor(each), []
-            for k in lengths:
-                taken = []
-                for turn in range(2 + 2 * setup.repeats):
-                    began = clock()
-                    last_rows(predict, text[: before + k], k)
-                    if turn > 1:  # the first reads what comes before, the second may capture
-                        taken.append(1e3 * (clock() - began))
-                columns[name].append(median(taken))
-            del predict, each
-        rows = tuple(zip(lengths, *columns.values(), strict=True))
+        yield from attempted(shape.name, partial(_passes, setup, shape, lengths))
+
+
+def _passes(setup: Setup, shape: Shape, lengths: Sequence[int]) -> Iterator[Found]:
+    model = setup.model(shape, torch.bfloat16)
+    before = 16 if setup.tiny else 512
+    text, clock = arbitrary_text(before + max(lengths), _vocabulary(model)), clock_for(model)
+    for name, each in versions(setup, model).items():
+        predict, rows = CachedPredictor(each), list[tuple[Cell, ...]]()
+        for k in lengths:
+            taken = []
+            for turn in range(2 + 2 * setup.repeats):
+                began = clock()
+                last_rows(predict, text[: before + k], k)
+                if turn > 1:  # the first reads what comes before, the second may capture
+                    taken.append(1e3 * (clock() - began))
+            rows.append((k, median(taken)))
         title = f"{shape.name}, {_layers(model)} layers, bf16: ms for a pass over k tokens after {before}"
-        yield Table(title, ("k", *columns), rows)
-        del model
+        yield Table(title, ("k", name), tuple(rows))
 
 
-def drafts(setup: Setup) -> Iterator[Table]:
+def drafts(setup: Setup) -> Iterator[Found]:
     """Plain, chains, trees, and drafts of the model's own first layers."""
     for shape in (LLAMA_8B, LLAMA_1B):
-        model = setup.model(shape, torch.bfloat16)
-        prompt, size = setup.prompt(model), _vocabulary(model)
-        for name, each in versions(setup, model).items():
-            truth, _ = plain(each)(prompt, setup.new)
-            told, tree = partial(Told, prompt, truth, size), partial(Told, prompt, truth, size, branches=2)
-            decoders = {
-                "plain": plain(each),
-                f"{GAMMA} drafts, 80 % right": drafting(each, told),
-                "as many as pay": pacing(each, told),
-                "tree of 8": drafting(each, tree, 8),
-            }
-            first = first_layers(each)
-            if first is not None:
-                decoders[f"{GAMMA} drafts of the first {quarter(each)} of {_layers(each)} layers"] = drafting(
-                    each, first
-                )
-            title = f"{shape.name}, {_layers(model)} layers, bf16, {name} model"
-            yield _compared(setup, title, model, decoders, prompt)
-            del each, decoders
-        del model
+        yield from attempted(shape.name, partial(_drafts, setup, shape))
 
 
-def batches(setup: Setup) -> Iterator[Table]:
+def _drafts(setup: Setup, shape: Shape) -> Iterator[Found]:
+    model = setup.model(shape, torch.bfloat16)
+    prompt, size = setup.prompt(model), _vocabulary(model)
+    for name, each in versions(setup, model).items():
+        truth, _ = plain(each)(prompt, setup.new)
+        told, tree = partial(Told, prompt, truth, size), partial(Told, prompt, truth, size, branches=2)
+        decoders = {
+            "plain": plain(each),
+            f"{GAMMA} drafts, 80 % right": drafting(each, told),
+            "as many as pay": pacing(each, told),
+            "tree of 8": drafting(each, tree, 8),
+        }
+        first = first_layers(each)
+        if first is not None:
+            decoders[f"{GAMMA} drafts of the first {quarter(each)} of {_layers(each)} layers"] = drafting(each, first)
+        # So that the first that CostAware sees of a pass is not its capture, which it would long take for the rule.
+        for gamma in (1, 3, 8):
+            drafting(each, told, gamma)(prompt, setup.new)
+        title = f"{shape.name}, {_layers(model)} layers, bf16, {name} model"
+        yield from compared(setup, title, model, decoders, prompt)
+
+
+def batches(setup: Setup) -> Iterator[Found]:
     """Several texts at once: tokens a second of all of them."""
     model = setup.model(LLAMA_1B, torch.bfloat16)
     for name, each in versions(setup, model).items():
@@ -599,12 +650,12 @@ def _ended(end: Finished | Failed) -> Finished:
     return end
 
 
-def times(setup: Setup) -> Iterator[Table]:
+def times(setup: Setup) -> Iterator[Found]:
     """Where the time of a step goes: into the target's passes, the drafter, and specflow."""
     model = setup.model(LLAMA_1B, torch.bfloat16)
     prompt, size = setup.prompt(model), _vocabulary(model)
-    rows: list[tuple[Cell, ...]] = []
     for kind, each in versions(setup, model).items():
+        rows: list[tuple[Cell, ...]] = []
         truth, _ = plain(each)(prompt, setup.new)
         drafters: dict[str, tuple[Drafter | None, int]] = {
             "plain": (None, 0),
@@ -613,8 +664,8 @@ def times(setup: Setup) -> Iterator[Table]:
         }
         for name, (drafter, gamma) in drafters.items():
             rows.append((f"{kind}, {name}", *_split(setup, each, drafter, gamma, prompt)))
-    columns = ("decoder", "steps", "passes", "tokens read", "µs a step", "in passes", "drafting", "specflow's own")
-    yield Table(f"llama 1B, {_layers(model)} layers, bf16: where the time goes", columns, tuple(rows))
+        columns = ("decoder", "steps", "passes", "tokens read", "µs a step", "in passes", "drafting", "specflow's own")
+        yield Table(f"llama 1B, {_layers(model)} layers, bf16: where the time goes", columns, tuple(rows))
 
 
 def _split(setup: Setup, model: Module, drafter: Drafter | None, gamma: int, prompt: Tokens) -> tuple[Cell, ...]:
@@ -644,7 +695,7 @@ def _split(setup: Setup, model: Module, drafter: Drafter | None, gamma: int, pro
     return steps, len(watch.passes), fed, *[1e6 * part / steps for part in parts]
 
 
-def attention(setup: Setup) -> Iterator[Table]:
+def attention(setup: Setup) -> Iterator[Found]:
     """What cuDNN's attention costs a text whose passes have shapes that it has not met, and one where it has."""
     model = setup.model(LLAMA_1B, torch.bfloat16)
     prompt, size, clock = setup.prompt(model), _vocabulary(model), clock_for(model)
@@ -685,7 +736,7 @@ def cudnn_attention(chosen: bool) -> Iterator[None]:
         torch.backends.cuda.enable_cudnn_sdp(before)
 
 
-Part: TypeAlias = Callable[[Setup], Iterator[Table]]
+Part: TypeAlias = Callable[[Setup], Iterator[Found]]
 PARTS: Final[tuple[tuple[str, Part, float], ...]] = (
     ("Where", where, 0.05),
     ("Conformance and identity", conforms, 0.25),
@@ -767,7 +818,7 @@ def carried_out(setup: Setup, budget: float, parts: Sequence[tuple[str, Part, fl
     for name, part, share in parts:
         began = perf_counter()
         if began >= end:
-            yield Result(name, 0.0, (), (), "no time was left for it")
+            yield Result(name, 0.0, (), (), "no time was left for it", ended=True)
             continue
         ours, theirs = processes.Pipe(duplex=False)
         process = processes.Process(target=_within_process, args=(part, setup, theirs))
@@ -787,11 +838,12 @@ PATIENCE: Final = 10.0
 
 def _received(name: str, process: BaseProcess, source: Connection, share: float, end: float) -> Iterator[Result]:
     """What a part's process sends, until it ends, or `share` seconds after it began, or at `end`."""
-    began, tables, notes = perf_counter(), list[Table](), list[str]()
+    began, tables, notes, failures = perf_counter(), list[Table](), list[str](), list[str]()
     stop = end
 
     def result(error: str | None) -> Result:
-        return Result(name, perf_counter() - began, tuple(tables), tuple(notes), error)
+        errors = "; ".join([*failures, *([] if error is None else [error])])
+        return Result(name, perf_counter() - began, tuple(tables), tuple(notes), errors or None, error != UNENDED)
 
     while source.poll(max(0.0, stop - perf_counter())):
         try:
@@ -806,6 +858,9 @@ def _received(name: str, process: BaseProcess, source: Connection, share: float,
                 stop = min(began + share, end)
             case Table():
                 tables.append(message)
+                yield result(UNENDED)
+            case Failure():
+                failures.append(str(message))
                 yield result(UNENDED)
             case Note(text):
                 notes.append(text)
@@ -860,7 +915,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found = {"tiny": setup.tiny, "device": str(setup.device), "parts": [asdict(each) for each in results.values()]}
         _write(options.out / "device.json", json.dumps(found, indent=1))
         _write(options.out / "device.md", page([*results.values()], setup))
-        if result.error != UNENDED:
+        if result.ended:
             print(f"{result.part}: {result.seconds:.1f} s {result.error or ''}", flush=True)
     return int(any(result.error for result in results.values()))
 

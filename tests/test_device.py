@@ -15,8 +15,10 @@ import pytest
 import torch
 
 from benchmarks import device
-from specflow import CachedPredictor, Dice, LLMDrafter, autoregressive_step, run, start
+from benchmarks.accelerate import plain
+from specflow import CachedPredictor, Dice, LLMDrafter, Tokens, autoregressive_step, run, start
 from specflow.batch import BatchPredictor, together
+from specflow.state import Tally
 
 
 def test_every_part_is_carried_out_and_texts_with_drafts_are_the_plain_ones(tmp_path: Path) -> None:
@@ -39,17 +41,17 @@ def _setup() -> device.Setup:
     return device.Setup(torch.device("cpu"), tiny=True)
 
 
-def _failing(setup: device.Setup) -> Iterator[device.Table]:
+def _failing(setup: device.Setup) -> Iterator[device.Found]:
     yield device.Table("begun", ("a",), ((1,),))
     raise ValueError("no such thing")
 
 
-def _dying(setup: device.Setup) -> Iterator[device.Table]:
+def _dying(setup: device.Setup) -> Iterator[device.Found]:
     yield device.Table("begun", ("a",), ((1,),))
     os._exit(7)
 
 
-def _hanging(setup: device.Setup) -> Iterator[device.Table]:
+def _hanging(setup: device.Setup) -> Iterator[device.Found]:
     yield device.Table("begun", ("a",), ((1,),))
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # as in a driver, where no signal is heard
     time.sleep(600.0)
@@ -62,19 +64,19 @@ def test_what_ends_a_part_is_told_with_what_it_found_and_the_next_part_runs() ->
     assert list(ends) == ["Wrong", "Dead", "Hung", "Where"]
     assert ends["Where"].error is None
     assert ends["Where"].tables
-    for name, error in (("Wrong", "no such thing"), ("Dead", "ended with 7"), ("Hung", "ended after 2 s")):
+    for name, error in (("Wrong", "no such thing"), ("Dead", "ended with 7"), ("Hung", "it was ended after")):
         assert error in (ends[name].error or "")
         assert [table.title for table in ends[name].tables] == ["begun"]
     assert next(result.error for result in told if result.part == "Hung") == device.UNENDED
 
 
-def _hooked(setup: device.Setup) -> Iterator[device.Table]:
+def _hooked(setup: device.Setup) -> Iterator[device.Found]:
     model = setup.model(device.LLAMA_1B, torch.float32)
     model.register_forward_hook(lambda *_: None)
     yield device.Table("what ran", ("model",), tuple([(name,) for name in device.versions(setup, model)]))
 
 
-def _one_by_one(setup: device.Setup) -> Iterator[device.Table]:
+def _one_by_one(setup: device.Setup) -> Iterator[device.Found]:
     model = setup.model(device.MAMBA, torch.float32)
     target = BatchPredictor(model, 2)
     steps = [autoregressive_step(target, device.GREEDY, Dice())] * 2
@@ -101,7 +103,7 @@ def test_on_cuda_it_is_noted_where_no_passes_are_captured() -> None:
         assert list(device.versions(device.Setup(torch.device("cuda"), tiny=True), model)) == ["given", "fast"]
 
 
-def _told_of_attention(setup: device.Setup) -> Iterator[device.Table]:
+def _told_of_attention(setup: device.Setup) -> Iterator[device.Found]:
     yield device.Table("by cuDNN", ("",), ((device.may_use_cudnn(),),))
     (both,) = device.attention(setup)
     yield both
@@ -119,10 +121,10 @@ def test_parts_run_without_attention_by_cudnn_and_one_table_has_both() -> None:
 
 
 def test_what_is_timed_of_a_step_is_no_prompt_and_no_trial() -> None:
-    (table,) = device.times(_setup())
-    assert len(table.rows) == 6
-    for row in table.rows:
-        told = dict(zip(table.columns, row, strict=True))
+    tables = [found for found in device.times(_setup()) if isinstance(found, device.Table)]
+    rows = [dict(zip(table.columns, row, strict=True)) for table in tables for row in table.rows]
+    assert len(rows) == 6
+    for told in rows:
         assert told["passes"] == told["steps"], told
         assert isinstance(told["tokens read"], int)
         assert isinstance(told["steps"], int)
@@ -157,6 +159,31 @@ def test_first_layers_draft_by_one_model_or_not_at_all() -> None:
     assert one.predictor.model is not model
     with pytest.warns(device.NoFirstLayers, match="Linear"):
         assert device.first_layers(torch.nn.Linear(2, 2)) is None
+
+
+def _without_a_shape(setup: device.Setup) -> Iterator[device.Found]:
+    unknown = device.Shape("unknown", "no such kind", {}, {"num_hidden_layers": 1})
+    for shape in (unknown, device.LLAMA_1B):
+        yield from device.attempted(shape.name, partial(_compared, setup, shape))
+
+
+def _compared(setup: device.Setup, shape: device.Shape) -> Iterator[device.Found]:
+    model = setup.model(shape, torch.float32)
+
+    def broken(prompt: Tokens, new: int) -> tuple[Tokens, Tally]:
+        raise ValueError("a broken decoder")
+
+    decoders = {"broken": broken, "plain": plain(model)}
+    yield from device.compared(setup, "decoders", model, decoders, setup.prompt(model))
+
+
+def test_what_is_measured_beside_a_failure_is_kept_and_the_failure_is_told() -> None:
+    *_, told = device.carried_out(_setup(), 100.0, (("Part", _without_a_shape, 1.0),))
+    assert told.ended
+    assert "unknown: " in (told.error or "")
+    assert "decoders: broken: ValueError: a broken decoder" in (told.error or "")
+    (table,) = told.tables
+    assert [row[0] for row in table.rows] == ["plain"]
 
 
 def test_no_part_begins_once_the_budget_is_used_up() -> None:
