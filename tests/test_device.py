@@ -186,6 +186,12 @@ def test_what_is_measured_beside_a_failure_is_kept_and_the_failure_is_told() -> 
     assert [row[0] for row in table.rows] == ["plain"]
 
 
+def test_processes_are_forked_where_a_forked_one_reaches_the_device() -> None:
+    assert device.processes_for(torch.device("cpu")).get_start_method() == "forkserver"
+    if not torch.cuda.is_available():
+        assert device.processes_for(torch.device("cuda")).get_start_method() == "spawn"
+
+
 def test_no_part_begins_once_the_budget_is_used_up() -> None:
     (none,) = device.carried_out(_setup(), 0.0, (("Where", device.where, 1.0),))
     assert none.error == "no time was left for it"
