@@ -90,6 +90,13 @@ def unfold(step: Step, state: DecodeState) -> Iterator[DecodeState | Finished]:
     Whatever was yielded stays valid when the iteration is interrupted; `unfold(step, outcome)` goes on from it.
     A state without room finishes at once and runs nothing. `DecodeError` for a step that adds nothing to the text, or
     returns no state.
+
+    >>> from specflow import Dice, GreedyProcessor, autoregressive_step
+    >>> from specflow.testing import TableModel
+    >>> step = autoregressive_step(TableModel(5, seed=1), GreedyProcessor(), Dice())
+    >>> *states, end = unfold(step, start((0,), 3).unwrap())
+    >>> [state.tokens for state in states], end.state.tokens
+    ([(0, 4), (0, 4, 2)], (0, 4, 2, 4))
     """
     _is_step("step", step)
     a_state("state", state)
@@ -126,7 +133,14 @@ def _growing(
 
 
 def run(step: Step, state: DecodeState) -> Finished:
-    """The end of the text that begins with `state`. `DecodeError` as in `unfold`."""
+    """The end of the text that begins with `state`. `DecodeError` as in `unfold`.
+
+    >>> from specflow import Dice, GreedyProcessor, autoregressive_step
+    >>> from specflow.testing import TableModel
+    >>> end = run(autoregressive_step(TableModel(5, seed=1), GreedyProcessor(), Dice()), start((0,), 3).unwrap())
+    >>> end.state.tokens, end.reason.value
+    ((0, 4, 2, 4), 'length limit')
+    """
     outcome: DecodeState | Finished = state
     for outcome in unfold(step, state):  # noqa: B007 - only the last outcome is wanted
         pass

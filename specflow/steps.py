@@ -52,6 +52,11 @@ def autoregressive_step(
     """One token of the target. The unit among steps: any lossless step has its law.
 
     `DecodeError`, here as in all of these, for parts that cannot be what they are given for.
+
+    >>> from specflow import Dice, GreedyProcessor, run, start
+    >>> from specflow.testing import TableModel
+    >>> run(autoregressive_step(TableModel(5, seed=1), GreedyProcessor(), Dice()), start((0,), 6).unwrap()).state.output
+    (4, 2, 4, 2, 2, 4)
     """
     verify, adjust, end = Verify(target, processor, Match(rng)), Adjust(rng), ending(until, observe)
     return lambda state: state.then(draft_nothing).then(verify).then(adjust).then(end)
@@ -71,6 +76,13 @@ def verified_step(
     """Draft, score, judge by `rule`, adjust, commit, prune. Lossless where the rule is.
 
     `rng` draws the token after the drafts. Drafts may be chains or trees.
+
+    >>> from specflow import Block, Dice, GreedyProcessor, SuffixDrafter, run, start
+    >>> from specflow.testing import TableModel
+    >>> dice = Dice()
+    >>> step = verified_step(SuffixDrafter(), TableModel(5, seed=1), GreedyProcessor(), dice, Block(dice))
+    >>> run(step, start((0,), 6).unwrap()).state.output
+    (4, 2, 4, 2, 2, 4)
     """
     draft, verify, adjust = Draft(drafter, gamma), Verify(target, processor, rule), Adjust(rng)
     end = ending(until, observe, PruneCache(_several(prune)))
@@ -91,6 +103,13 @@ def speculative_step(
 
     Drafts may be chains or trees. Where they are certain (a lookup, a greedy model), a seed of `Dice` gives one text,
     that of `autoregressive_step`, whatever drafts and however far, so under policies that look at the clock too.
+
+    >>> from specflow import Dice, Fixed, GreedyProcessor, SuffixDrafter, run, start
+    >>> from specflow.testing import TableModel
+    >>> step = speculative_step(SuffixDrafter(), TableModel(5, seed=1), GreedyProcessor(), Dice(), Fixed(3))
+    >>> end = run(step, start((0,), 6).unwrap())
+    >>> end.state.output, end.state.tally.steps
+    ((4, 2, 4, 2, 2, 4), 5)
     """
     return verified_step(drafter, target, processor, rng, Reject(rng), gamma, prune, observe, until)
 
@@ -141,7 +160,17 @@ def ngram_step(
     observe: Observer = unobserved,
     until: Condition = never,
 ) -> Step:
-    """`speculative_step` that teaches a provider, by `UpdateNgram` or `Recycle`. Lossless, with any drafter."""
+    """`speculative_step` that teaches a provider, by `UpdateNgram` or `Recycle`. Lossless, with any drafter.
+
+    >>> from specflow import Dice, GreedyProcessor, NGramDrafter, NGramStorage, run, start
+    >>> from specflow.stages import UpdateNgram
+    >>> from specflow.testing import TableModel
+    >>> storage = NGramStorage(2, 5)
+    >>> learn = UpdateNgram(storage, filler_top_k=1)
+    >>> step = ngram_step(NGramDrafter(storage), TableModel(5, seed=1), GreedyProcessor(), Dice(), learn)
+    >>> run(step, start((0,), 2).unwrap()).state.output, [*storage.known((0,))]
+    ((4, 2), [4, 2])
+    """
     calls("a stage that learns", "give one, such as UpdateNgram(storage)")("update", update)
     draft, verify, adjust = Draft(drafter, gamma), Verify(target, processor, Reject(rng)), Adjust(rng)
     end = ending(until, observe, PruneCache(_several(prune)), update)
@@ -163,6 +192,15 @@ def seed_coupled_step(
     Lossless over the seeds, and the text of a seed is that of `autoregressive_step(target, processor, noise)`. Drafts
     are accepted most often when a drafter that samples shares the noise: `LLMDrafter(predictor, processor, noise)`.
     Source: Daliri et al. 2408.07978.
+
+    >>> from specflow import MultinomialProcessor, SharedNoise, SuffixDrafter, run, start
+    >>> from specflow.drafters import propose_nothing
+    >>> from specflow.testing import TableModel
+    >>> def text(drafter):
+    ...     step = seed_coupled_step(drafter, TableModel(5, seed=1), MultinomialProcessor(1.0), SharedNoise(3))
+    ...     return run(step, start((0,), 8).unwrap()).state.output
+    >>> text(SuffixDrafter()) == text(propose_nothing) == (1, 1, 0, 4, 3, 3, 2, 2)
+    True
     """
     draft, verify, adjust = Draft(drafter, gamma), Verify(target, processor, Match(noise)), Adjust(noise)
     end = ending(until, observe, PruneCache(_several(prune)))

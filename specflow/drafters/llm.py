@@ -36,6 +36,13 @@ class LLMDrafter:
     Its processor is asked about the text it reads and what it drafted itself. After another drafter (`then`) that
     text holds the other's drafts, which a strict automaton may refuse: there give a processor with a law after any
     text.
+
+    >>> from itertools import islice
+    >>> from specflow import Dice, GreedyProcessor
+    >>> from specflow.testing import TableModel
+    >>> drafter = LLMDrafter(TableModel(5, seed=1), GreedyProcessor(), Dice())
+    >>> [(proposal.token, proposal.q) for proposal in islice(drafter((0,)), 2)]
+    [(4, PointMass(token=4)), (2, PointMass(token=2))]
     """
 
     predictor: Predictor = field(validator=valid(calls("a predictor", "give a CachedPredictor of the drafting model")))

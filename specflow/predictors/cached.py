@@ -84,6 +84,14 @@ class CachedPredictor:
     fixed size, where such a cache changes the logits and is no `LossyCache`, where it offloads from anything but CUDA,
     where the model gives no logits, or logits that are not finite, naming the position. On a device nothing is copied
     to look for those: they are noticed where a token that was chosen from them arrives (`specflow.guards.finite`).
+
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> from specflow import chain
+    >>> sizes = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
+    >>> predict = CachedPredictor(LlamaForCausalLM(LlamaConfig(vocab_size=16, **sizes)).double())
+    >>> rows = predict((3, 4), chain((5, 6)))
+    >>> rows.shape, torch.allclose(predict((3, 4, 5), ())[0], rows[1])
+    (torch.Size([3, 16]), True)
     """
 
     model: Module

@@ -25,6 +25,14 @@ class Adjust(Generic[S]):
     What draws must be fresh after a rule that refuses drafts by chance: after `Reject` type checkers refuse
     `SharedNoise`, which after `Match` is what makes a seed one text. After an accepted stop token there is nothing to
     draw. `DecodeError` for a law that is not one.
+
+    >>> from specflow import Dice, GreedyProcessor, Match, Proposal, start
+    >>> from specflow.stages import Verify
+    >>> from specflow.state import Drafted
+    >>> from specflow.testing import TableModel
+    >>> verify = Verify(TableModel(5, seed=1), GreedyProcessor(), Match(Dice()))
+    >>> Adjust(Dice())(verify(Drafted(start((0,), 9).unwrap(), (Proposal(4), Proposal(3))))).tokens
+    (4, 2)
     """
 
     rng: S = field(validator=is_sampling)

@@ -26,6 +26,11 @@ class Draft:
     drafts of a tree are put in depth-first order, so that the likeliest path lies together. A drafter with nothing to
     say makes γ = 0, and the step is one of autoregressive decoding. `DecodeError`, naming the source, for what is not a
     proposal, for one that does not come after its parent, and for a token that is not in the vocabulary.
+
+    >>> from itertools import repeat
+    >>> from specflow import Fixed, start
+    >>> Draft(lambda tokens: repeat(Proposal(tokens[-1])), Fixed(2))(start((0, 1), 4).unwrap()).tokens
+    (1, 1)
     """
 
     drafter: Drafter = field(validator=valid(calls("a drafter", "give a function of the tokens so far")))

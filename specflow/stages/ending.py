@@ -25,6 +25,17 @@ class PruneCache:
     """Tells each provider which text stands, so that rejected positions are freed now rather than at the next read.
 
     Law: leaving it out never changes a token.
+
+    >>> from specflow import Dice, GreedyProcessor, run, speculative_step, start
+    >>> from specflow.drafters import propose_nothing
+    >>> from specflow.testing import TableModel
+    >>> class Told:
+    ...     def __init__(self): self.texts = []
+    ...     def prune(self, tokens): self.texts.append(tokens)
+    >>> memo = Told()
+    >>> step = speculative_step(propose_nothing, TableModel(5, seed=1), GreedyProcessor(), Dice(), prune=(memo,))
+    >>> run(step, start((0,), 2).unwrap()).state.tokens, memo.texts
+    ((0, 4, 2), [(0, 4), (0, 4, 2)])
     """
 
     providers: tuple[Prunable, ...] = field(

@@ -28,6 +28,13 @@ class Judge(Generic[S]):
     """Lets a rule say which of the drafts stand. `DecodeError` for what is not a verdict.
 
     After an accepted stop token there is no correction: the text is over.
+
+    >>> from specflow import Dice, GreedyProcessor, Proposal, Reject, start
+    >>> from specflow.testing import TableModel
+    >>> drafted = Drafted(start((0,), 9).unwrap(), (Proposal(4), Proposal(3)))
+    >>> verified = Judge(Reject(Dice()))(Score(TableModel(5, seed=1), GreedyProcessor())(drafted))
+    >>> verified.tokens, verified.correction
+    ((4,), PointMass(token=2))
     """
 
     rule: Rule[S] = field(validator=_is_rule)
@@ -56,7 +63,14 @@ class LossyJudge(Generic[S]):
 @final
 @frozen
 class Verify(Generic[S]):
-    """`Score` and `Judge` in one, for those who need not look in between."""
+    """`Score` and `Judge` in one, for those who need not look in between.
+
+    >>> from specflow import Dice, GreedyProcessor, Proposal, Reject, start
+    >>> from specflow.testing import TableModel
+    >>> verify = Verify(TableModel(5, seed=1), GreedyProcessor(), Reject(Dice()))
+    >>> verify(Drafted(start((0,), 9).unwrap(), (Proposal(4), Proposal(3)))).tokens
+    (4,)
+    """
 
     target: Predictor
     processor: Processor

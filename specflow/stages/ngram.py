@@ -30,6 +30,14 @@ class UpdateNgram:
     they teach nothing. `filler_top_k` ≥ 1, else `DecodeError`.
 
     The step itself is handed on unchanged. Stepping one state twice teaches its tokens twice.
+
+    >>> from specflow import Dice, GreedyProcessor, NGramDrafter, NGramStorage, ngram_step, run, start
+    >>> from specflow.testing import TableModel
+    >>> storage = NGramStorage(2, 5)
+    >>> update = UpdateNgram(storage, filler_top_k=1)
+    >>> step = ngram_step(NGramDrafter(storage), TableModel(5, seed=1), GreedyProcessor(), Dice(), update)
+    >>> run(step, start((0,), 2).unwrap()).state.output, [*storage.known((0,))]
+    ((4, 2), [4, 2])
     """
 
     storage: INgramStorage = field(validator=valid(does("an n-gram storage", "give an NGramStorage", "learn")))

@@ -23,6 +23,14 @@ class Recycle:
     A row is the target's whether its draft stands or not. Those of drafts that stand are learned last, so that they
     win over others of the same context. The step itself is handed on unchanged. Stepping one state twice teaches its
     rows twice, which changes nothing that the first time did not.
+
+    >>> from specflow import Dice, GreedyProcessor, ngram_step, run, start
+    >>> from specflow.drafters import Recycled, propose_nothing
+    >>> from specflow.testing import TableModel
+    >>> table = Recycled(5, k=1)
+    >>> step = ngram_step(propose_nothing, TableModel(5, seed=1), GreedyProcessor(), Dice(), Recycle(table))
+    >>> run(step, start((0,), 2).unwrap()).state.output, [token for token, chance in table.after((0,))]
+    ((4, 2), [4])
     """
 
     table: Recycled = field(validator=valid(a(Recycled, "give Recycled(vocab_size)")))

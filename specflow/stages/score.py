@@ -23,6 +23,14 @@ class Score:
     Laws are made of its logits by `processor`, along a stretch of drafts at once where the processor is total, and one
     by one as a rule goes on where it is not. `DecodeError` for a draft outside the vocabulary, for logits that are no
     rows [n + 1, V], and for a law that is not one, where a rule asks for it.
+
+    >>> from specflow import GreedyProcessor, start
+    >>> from specflow.state import TEXT, Proposal
+    >>> from specflow.testing import TableModel
+    >>> drafted = Drafted(start((0,), 9).unwrap(), (Proposal(4), Proposal(2)))
+    >>> scored = Score(TableModel(5, seed=1), GreedyProcessor())(drafted)
+    >>> scored.logits.shape, scored.law(TEXT), scored.law(0)
+    (torch.Size([3, 5]), PointMass(token=4), PointMass(token=2))
     """
 
     target: Predictor = field(

@@ -48,6 +48,15 @@ class StopWhen:
     The condition sees the state as autoregressive decoding would have it after that token, so it finds what crosses
     the borders of tokens and of drafts. A stop token before it, or on it, goes first. Nothing after the end becomes
     text, statistics, n-gram counts or cache. `DecodeError` for a condition that answers anything but True or False.
+
+    >>> from specflow import Dice, GreedyProcessor, autoregressive_step, run, start
+    >>> from specflow.testing import TableModel
+    >>> twice = lambda state: state.tokens[-2:] == (2, 2)
+    >>> end = run(
+    ...     autoregressive_step(TableModel(5, seed=1), GreedyProcessor(), Dice(), until=twice), start((0,), 9).unwrap()
+    ... )
+    >>> end.state.output, end.reason.value
+    ((4, 2, 4, 2, 2), 'stop condition')
     """
 
     condition: Condition = field(validator=valid(_is_condition))

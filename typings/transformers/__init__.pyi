@@ -6,7 +6,7 @@ from typing import Any, Self
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
-from torch.nn import Embedding, Module
+from torch.nn import Embedding, Linear, Module
 
 from transformers.cache_utils import Cache as Cache
 from transformers.cache_utils import DynamicCache as DynamicCache

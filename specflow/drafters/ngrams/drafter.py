@@ -25,6 +25,13 @@ class NGramDrafter:
 
     Each draft is a point mass, as it is drawn independently of the target; so verification is exact. With a
     `vocab_size` it ends at a token that the target does not have, for a storage with a larger vocabulary.
+
+    >>> import torch
+    >>> from specflow import NGramStorage
+    >>> storage = NGramStorage(2, 9)
+    >>> storage.initialize(torch.tensor([[1, 2, 3]]))
+    >>> [proposal.token for proposal in NGramDrafter(storage)((1,))]
+    [2, 3]
     """
 
     storage: INgramStorage = field(validator=_is_storage)

@@ -42,6 +42,14 @@ class Block:
     Source: Sun et al. 2403.10444, algorithm 2 and theorems 1 and 2; for siblings Zhou et al. 2601.05724, algorithm 3.
     The latter's hierarchical verification of a chain (algorithm 2) is this rule: its capped ratio
     p(x_1…x_i) / q(x_1…x_i), divided by the largest of those before it and of 1, is w_i.
+
+    >>> from specflow import Dice, GreedyProcessor, Proposal, start
+    >>> from specflow.stages import Score
+    >>> from specflow.state import Drafted
+    >>> from specflow.testing import TableModel
+    >>> drafted = Drafted(start((0,), 9).unwrap(), (Proposal(4), Proposal(3)))
+    >>> Block(Dice())(Score(TableModel(5, seed=1), GreedyProcessor())(drafted)).path
+    (0,)
     """
 
     rng: Randomness = field(validator=is_randomness)

@@ -30,6 +30,15 @@ class Traverse:
     Where drafts are certain, or the law of p or q is not known, the drafts before them are leaves, and `Reject`
     judges what follows.
     Source: Weng et al. 2505.12398, algorithm 1.
+
+    >>> from specflow import Dice, GreedyProcessor, Proposal, start
+    >>> from specflow.stages import Score
+    >>> from specflow.state import Drafted
+    >>> from specflow.testing import TableModel
+    >>> tree = Proposal(3, parent=TEXT), Proposal(4, parent=TEXT), Proposal(2)
+    >>> drafted = Drafted(start((0,), 9).unwrap(), tree)
+    >>> Traverse(Dice())(Score(TableModel(5, seed=1), GreedyProcessor())(drafted)).path
+    (1, 2)
     """
 
     rng: Randomness = field(validator=is_randomness)
