@@ -13,6 +13,7 @@ import torch
 from attrs import evolve
 from torch import Tensor
 from transformers import PreTrainedModel
+from typing_extensions import get_protocol_members
 
 from specflow import (
     TEXT,
@@ -34,10 +35,12 @@ from specflow.accelerate.captured import MOST, PASSES, Capture, Captured, CudaGr
 from specflow.accelerate.family import weights_of
 from specflow.accelerate.linear import Plain
 from specflow.accelerate.llama import Llama
-from specflow.batch.texts import Text
+from specflow.batch.texts import ReadsTexts, Text
 from specflow.caches import BLOCK, KVCache
 from specflow.errors import DecodeError
-from specflow.predictors import UncachedPredictor, last_rows
+from specflow.predictors import Resumed, UncachedPredictor, early_exit, last_rows
+from specflow.predictors.early import ShowsEnds
+from specflow.predictors.skip import SkipsLayers
 from specflow.testing import conformance, through_trees
 from tests.architectures import NAMED, WINDOW
 from tests.tape import Graph, on_fake_cuda, on_tape
@@ -235,6 +238,34 @@ def test_another_models_cache_is_refused() -> None:
     made = captured(tiny_llama())
     with pytest.raises(DecodeError, match="not one of this model's"):
         made(texts=[Text(torch.tensor([1]), KVCache(torch.zeros(1, 2, 1, 0, 4)), None, 1)])
+
+
+def test_first_layers_draft_over_captured_passes_too() -> None:
+    """What looks at the ends of the layers sees them, and a pass that nobody looks at is captured."""
+    captures: list[int] = []
+
+    def counting(work: Work) -> Work:
+        captures.append(1)
+        return on_tape(work)
+
+    model = tiny_llama(layers=4)
+    made = captured(model, counting)
+    early = early_exit(made, 2)
+    target = Resumed(made, early)
+    report = conformance(target, UncachedPredictor(model), VOCABULARY, tolerance=1e-9, prune=target.prune)
+    assert report.holds, report
+    first = CachedPredictor(made.without_layers(frozenset({2, 3})))
+    assert (early((5, 9, 7), ()) - first((5, 9, 7), ())).abs().max() < 1e-9
+    captures.clear()
+    CachedPredictor(made.without_layers(frozenset({1})))((1, 2, 3), ())
+    assert captures
+
+
+@pytest.mark.parametrize("protocol", [ShowsEnds, SkipsLayers, ReadsTexts])
+def test_what_a_model_can_do_is_seen_in_its_class(protocol: type) -> None:
+    """From Python 3.12 on `isinstance` looks no further, and torch keeps submodules elsewhere."""
+    for kind in (Llama, Captured):
+        assert get_protocol_members(protocol) <= {*dir(kind)}
 
 
 def test_a_copy_captures_passes_of_its_own() -> None:

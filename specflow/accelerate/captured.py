@@ -44,7 +44,8 @@ class Captured(Module):
     forgotten, as after a rollback. A graph belongs to the buffers it was captured over; when a text is given up, the
     next one that fits takes over its buffer, and the graphs. So a batch stays in fixed slots: a pass over several texts
     is filled up with the texts that stand beside them, too. Threads take turns, as a graph's memory is there once; so
-    each model, and each copy of one, has a `Capture` of its own.
+    each model, and each copy of one, has a `Capture` of its own. While there are hooks on its `ends` nothing is
+    captured, as a graph does not call them.
 
     Source: CUDA graphs as torch offers them. Not yet measured on a device: the tests run it on a CPU, over a tape that
     repeats recorded operations in place as a graph does.
@@ -80,7 +81,7 @@ class Captured(Module):
         """As `Llama`; in a short pass over caches the logits are computed for all tokens."""
         if not texts and input_ids is not None and cache is not None and len(input_ids) == 1:
             texts = (Text(input_ids[0], cache, parents, logits_to_keep),)
-        size = _size(texts)
+        size = None if self._is_watched else _size(texts)
         with torch.no_grad(), self._turn:
             if size is not None:
                 logits, held = self._read(texts, size, tuple(features))
@@ -92,12 +93,26 @@ class Captured(Module):
         """As `Llama`."""
         return self.eager.new_cache()
 
+    def ends(self) -> tuple[Module, Module]:
+        """As `Llama`."""
+        return self.eager.ends()
+
     def without_layers(self, skip: frozenset[int], /) -> Captured:
         """As `Llama`."""
         return Captured(self.eager.without_layers(skip), self._capturing)
 
     def __deepcopy__(self, memo: dict[int, object]) -> Captured:
         return Captured(deepcopy(self.eager, memo), self._capturing)  # graphs cannot be copied: captured anew
+
+    @property
+    def _is_watched(self) -> bool:
+        entering, leaving = self.eager.ends()
+        return bool(
+            entering._forward_pre_hooks
+            or entering._forward_hooks
+            or leaving._forward_pre_hooks
+            or leaving._forward_hooks
+        )
 
     def _read(self, texts: Sequence[Text], size: int, features: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """Logits and features of the texts, one after the other, by a captured pass over `size` tokens of each."""

@@ -185,6 +185,10 @@ class Llama(Module):
         """The cache of a text of which nothing was read yet."""
         return KVCache(self.weights.before_head.new_empty(self._cache_shape(0)))
 
+    def ends(self) -> tuple[Module, Module]:
+        """`entering` and `leaving`."""
+        return self.entering, self.leaving
+
     def without_layers(self, skip: frozenset[int], /) -> Llama:
         """The model without some of its layers, counted from 0, over the same weights."""
         kept = [i for i in range(len(self.weights.layers)) if i not in skip]
