@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from random import Random
+from time import sleep
 
 import pytest
 import torch
@@ -43,7 +45,7 @@ from specflow.predictors.early import ShowsEnds
 from specflow.predictors.skip import SkipsLayers
 from specflow.testing import conformance, through_trees
 from tests.architectures import NAMED, WINDOW
-from tests.tape import Graph, on_fake_cuda, on_tape
+from tests.tape import CLEARED, FakeCuda, Graph, on_fake_cuda, on_tape
 from tests.toys import VOCABULARY, passes_of, tiny_gpt2, tiny_llama
 
 
@@ -294,12 +296,16 @@ def test_the_last_logits_that_are_wanted_and_a_cache_that_is_not() -> None:
 
 
 @pytest.fixture
-def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Graph]:
-    """CUDA, made of a stream, a graph and a device that are the CPU's: the graphs that it captures."""
-    made: list[Graph] = []
-    on_fake_cuda(monkeypatch, made)
+def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    """CUDA, made of a stream, a graph and a device that are the CPU's."""
     monkeypatch.setattr(build, "_devices", lambda model: ["cuda"])
-    return made
+    return on_fake_cuda(monkeypatch, [])
+
+
+@pytest.fixture
+def graphs(cuda: FakeCuda) -> list[Graph]:
+    """The graphs that it captures."""
+    return cuda.graphs
 
 
 def test_speculation_over_captured_passes(graphs: list[Graph]) -> None:
@@ -337,3 +343,46 @@ def test_graphs_are_captured_on_the_models_device_and_share_its_memory(graphs: l
         pools.append({graph.pool for graph in graphs})
     assert all(len(pool) == 1 for pool in pools)
     assert len(set.union(*pools)) == len(models)  # threads take turns over a model, not over several
+
+
+def adding(x: Tensor) -> Work:
+    """Some work over one tensor."""
+    return lambda: (x + 1, x + 2)
+
+
+def test_a_graph_bakes_no_workspace_in_that_anybody_frees(cuda: FakeCuda) -> None:
+    """All captures are on one stream, each with workspaces of the graph's own pool."""
+    x, capture, before = torch.zeros(2), CudaGraphs(torch.device("cpu")), cuda.stream
+    repeats = [capture(adding(x)) for _ in range(2)]
+    x.fill_(5)
+    assert all(repeat()[1].tolist() == [7.0, 7.0] for repeat in repeats)
+    ran, *rest = cuda.asked
+    assert rest == [before, CLEARED, ran, CLEARED, ran, before, CLEARED, ran, CLEARED]
+    assert ran is not before
+    assert cuda.stream is before
+
+
+def test_a_capture_that_fails_leaves_nothing_behind(cuda: FakeCuda) -> None:
+    x, capture, before = torch.zeros(2), CudaGraphs(torch.device("cpu")), cuda.stream
+    cuda.breaks = True
+    with pytest.raises(RuntimeError, match="invalidated"):
+        capture(adding(x))
+    assert cuda.stream is before
+    assert cuda.taking == []
+    assert gc.isenabled()
+    cuda.breaks = False
+    assert capture(adding(x))()[0].tolist() == [1.0, 1.0]
+    failed, second = cuda.graphs
+    assert failed.pool is not second.pool  # what is in there belongs to nobody
+
+
+def test_captures_in_several_threads_take_turns(cuda: FakeCuda) -> None:
+    """As torch asks: the fake refuses two at once."""
+
+    def slow() -> tuple[Tensor, Tensor]:
+        sleep(0.02)
+        return torch.ones(1), torch.ones(1)
+
+    with ThreadPoolExecutor(3) as pool:
+        repeats = [*pool.map(lambda i: CudaGraphs(torch.device("cpu"))(slow), range(3))]
+    assert all(repeat()[0].item() == 1 for repeat in repeats)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from threading import Lock
 from typing import Final, TypeAlias, final
@@ -257,6 +259,10 @@ def _pass(weights: Weights, tracks: Sequence[_Track], size: int, features: tuple
     return logits_of(weights, hidden), seen
 
 
+_CAPTURING: Final = Lock()
+"""One capture at a time in a process, as torch asks."""
+
+
 @final
 @define(eq=False)
 class CudaGraphs:
@@ -265,23 +271,27 @@ class CudaGraphs:
     On the device of the model, whichever the thread's current one is: what is launched on another is not captured, and
     nothing says so. What the graphs need in between lies in one pool of memory, as they run one after the other and
     what comes out of one is copied before the next.
+
+    Other threads may allocate and launch meanwhile. After a capture that fails the next one begins in another pool.
     """
 
     device: torch.device
-    _pool: torch.cuda._POOL_HANDLE | None = field(init=False, default=None)
+    _place: tuple[torch.cuda._POOL_HANDLE, torch.cuda.Stream] | None = field(init=False, default=None)
+    """A pool of memory is for captures on one stream, torch says."""
 
     def __call__(self, work: Work) -> Work:
-        with torch.cuda.device(self.device):
-            stream = torch.cuda.Stream()  # type: ignore[no-untyped-call] # of torch
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                work()
-            torch.cuda.current_stream().wait_stream(stream)
-            if self._pool is None:
-                self._pool = torch.cuda.graph_pool_handle()
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool, stream=stream):
-                output = work()
+        with _CAPTURING, torch.cuda.device(self.device):
+            if self._place is None:
+                stream = torch.cuda.Stream()  # type: ignore[no-untyped-call] # of torch
+                self._place = torch.cuda.graph_pool_handle(), stream
+            try:
+                graph, output = _graph_of(work, *self._place)
+            except BaseException:
+                # A capture that could not end goes on taking what is allocated, where torch does not see to that.
+                with suppress(RuntimeError):
+                    torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), self._place[0])
+                self._place = None
+                raise
 
         def repeat() -> tuple[Tensor, Tensor]:
             with torch.cuda.device(self.device):
@@ -289,3 +299,47 @@ class CudaGraphs:
             return output
 
         return repeat
+
+
+def _graph_of(
+    work: Work, pool: torch.cuda._POOL_HANDLE, stream: torch.cuda.Stream
+) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, Tensor]]:
+    """The work as a graph, captured on the stream, and what comes out of it."""
+    before = torch.cuda.current_stream()
+    stream.wait_stream(before)
+    with torch.cuda.stream(stream):
+        work()
+    before.wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    # In the "global" mode whatever another thread allocates meanwhile ends the capture.
+    capturing = torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local")
+    # torch leaves the stream of a capture the current one where the capture cannot begin or end.
+    with torch.cuda.stream(before), _uncollected(), _own_workspaces(), capturing:
+        output = work()
+    return graph, output
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """No cycles are collected in the block: another graph among them, freed here, would end the capture."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
+@contextmanager
+def _own_workspaces() -> Iterator[None]:
+    """In the block cuBLAS allocates its workspaces anew, so from the graph's pool, which lives as long as the graph.
+
+    Those from before it anybody may free, torch.compile does, and the graph would go on writing there.
+    Source: `clear_cublas_manager` of torch/_inductor/cudagraph_trees.py.
+    """
+    torch._C._cuda_clearCublasWorkspaces()
+    try:
+        yield
+    finally:
+        torch._C._cuda_clearCublasWorkspaces()
