@@ -236,6 +236,20 @@ def test_many_tokens_of_many_texts_are_not_captured() -> None:
     assert captures == []
 
 
+def test_a_text_begun_in_inference_mode_goes_on_in_any() -> None:
+    """What was made there could be written there alone."""
+    model = tiny_llama()
+    fresh, made = UncachedPredictor(model), captured(model)
+    drafts = Proposal(4), Proposal(5, parent=TEXT), Proposal(6, parent=TEXT)
+    for each in (made, made.eager):
+        predict = CachedPredictor(each)
+        with torch.inference_mode():
+            predict((5, 9, 7), ())
+            predict((5, 9, 7, 3), drafts)
+        for tokens in ((5, 9, 7, 3, 6, 2), (5, 9, 7, 3, 6, 2, 5)):  # another draft than the first is kept
+            assert (predict(tokens, drafts) - fresh(tokens, drafts)).abs().max() < 1e-9
+
+
 def test_another_models_cache_is_refused() -> None:
     made = captured(tiny_llama())
     with pytest.raises(DecodeError, match="not one of this model's"):

@@ -125,7 +125,8 @@ class Captured(Module):
         key = size, running, features
         if key not in self._passes:
             tracks = [self._tracks[number] for number in running]
-            self._passes[key] = self._capture(lambda: _pass(self.eager.weights, tracks, size, features))
+            with _for_later():
+                self._passes[key] = self._capture(lambda: _pass(self.eager.weights, tracks, size, features))
         rows, seen = (torch.split(out, size) for out in self._passes[key]())
         wanted, held = [], []
         for number, text in zip(numbers, texts, strict=True):
@@ -175,10 +176,11 @@ class _Track:
     _angles: tuple[Tensor, Tensor] = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._ids = torch.zeros(max(PASSES), dtype=torch.long, device=self.buffer.device)
-        self._depths = torch.zeros_like(self._ids)
-        self._hidden = torch.zeros(max(PASSES), max(PASSES), dtype=torch.bool, device=self.buffer.device)
-        self._start = torch.zeros((), dtype=torch.long, device=self.buffer.device)
+        with _for_later():
+            self._ids = torch.zeros(max(PASSES), dtype=torch.long, device=self.buffer.device)
+            self._depths = torch.zeros_like(self._ids)
+            self._hidden = torch.zeros(max(PASSES), max(PASSES), dtype=torch.bool, device=self.buffer.device)
+            self._start = torch.zeros((), dtype=torch.long, device=self.buffer.device)
         self._angles = self.model.angles.between(0, self.room)
 
     @property
@@ -242,6 +244,13 @@ class _Track:
             self._parents = whole
             self._depths.copy_(torch.tensor(depths(whole)))
             self._hidden.copy_(torch.from_numpy(~lineage(whole)))
+
+
+@contextmanager
+def _for_later() -> Iterator[None]:
+    """What is made in the block may be written in any mode: a tensor made in inference mode only in that."""
+    with torch.inference_mode(mode=False), torch.no_grad():
+        yield
 
 
 def _size(texts: Sequence[Text]) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, final
 
+import torch
 import torch.nn.functional as F
 from attrs import define, field
 from torch import Tensor
@@ -89,4 +90,5 @@ def move_up(held: Tensor, start: int, rows: Sequence[int]) -> None:
 def wider(held: Tensor, length: int) -> Tensor:
     """A tensor with the same rows [..., n, size], then zeros: room for at least `length` rows and for twice as many."""
     room = -(-max(length, 2 * held.shape[-2]) // BLOCK) * BLOCK
-    return F.pad(held, (0, 0, 0, room - held.shape[-2]))
+    with torch.inference_mode(mode=False), torch.no_grad():  # what is made in that mode is written in no other
+        return F.pad(held, (0, 0, 0, room - held.shape[-2]))
