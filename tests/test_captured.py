@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from random import Random
 from time import sleep
+from typing import final
 
 import pytest
 import torch
 from attrs import evolve
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
-from typing_extensions import get_protocol_members
+from typing_extensions import get_protocol_members, override
 
 from specflow import (
     TEXT,
@@ -35,8 +38,8 @@ from specflow.accelerate import build, fast
 from specflow.accelerate.build import FREE, NotAccelerated
 from specflow.accelerate.captured import MOST, PASSES, Capture, Captured, CudaGraphs, Work
 from specflow.accelerate.family import weights_of
-from specflow.accelerate.linear import Plain
-from specflow.accelerate.llama import Llama
+from specflow.accelerate.linear import TOKENS, Plain
+from specflow.accelerate.llama import ELEMENTS, Llama, _silu
 from specflow.batch.texts import ReadsTexts, Text
 from specflow.caches import BLOCK, KVCache
 from specflow.errors import DecodeError
@@ -400,3 +403,42 @@ def test_captures_in_several_threads_take_turns(cuda: FakeCuda) -> None:
     with ThreadPoolExecutor(3) as pool:
         repeats = [*pool.map(lambda i: CudaGraphs(torch.device("cpu"))(slow), range(3))]
     assert all(repeat()[0].item() == 1 for repeat in repeats)
+
+
+@final
+class Silus(TorchDispatchMode):  # type: ignore[no-untyped-call] # of torch
+    """While it is entered: how many rows each SiLU is over."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call] # of torch
+        self.rows: list[int] = []
+
+    @override
+    def __torch_dispatch__(
+        self,
+        func: torch._ops.OpOverload,
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
+        made: object = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.silu.default:
+            assert isinstance(made, Tensor)
+            self.rows.append(len(made))
+        return made
+
+
+def test_a_device_is_given_a_prompt_in_few_pieces(cuda: FakeCuda) -> None:
+    """There each piece reads all weights again, and each part of an elementwise operation is a kernel of its own."""
+    text = tuple([i * 7 % VOCABULARY for i in range(TOKENS + 40)])
+    model = tiny_llama(context=2 * len(text))
+    made = fast(model)
+    predict = CachedPredictor(made)
+    predict(text[:3], ())  # the model is tried
+    with Silus() as silus:
+        rows = predict(text[3:], ())
+    assert (rows - UncachedPredictor(model)(text[3:], ())).abs().max() < 1e-9
+    assert silus.rows == 2 * [len(text) - 3]
+    with FakeTensorMode(), Silus() as silus:
+        _silu(torch.empty(64, ELEMENTS, device="cuda"))
+    assert silus.rows == [64]
