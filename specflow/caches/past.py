@@ -101,7 +101,7 @@ class Past:
         for part in self._parts:
             part.keep(start, rows)
         if self._features is not None:
-            move_up(self._features, start, rows)
+            move_up([self._features], start, rows)
         self.length = start + len(rows)
 
     def _hold(self, features: Tensor, length: int) -> None:
