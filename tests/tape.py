@@ -6,9 +6,11 @@ made anew. A read of a value, which a graph cannot hold, is refused.
 
 from __future__ import annotations
 
+import gc
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import final
+from typing import Final, final
 
 import pytest
 import torch
@@ -111,32 +113,75 @@ class FakeStream:
         """There is only one."""
 
 
-def on_fake_cuda(patch: pytest.MonkeyPatch, made: list[Graph]) -> None:
+@final
+@define(eq=False)
+class FakeCuda:
+    """What CUDA was asked for, in order, and what it is left as."""
+
+    graphs: list[Graph]
+    asked: list[object] = field(factory=list)
+    """Streams that work ran or was captured on, and that the workspaces were cleared."""
+    stream: FakeStream = field(factory=FakeStream)
+    taking: list[object] = field(factory=list)
+    """The pools that what is allocated goes to."""
+    breaks: bool = False
+    """Whether captures cannot end."""
+
+
+CLEARED: Final = "the workspaces are cleared"
+
+
+def on_fake_cuda(patch: pytest.MonkeyPatch, made: list[Graph]) -> FakeCuda:
     """Let CUDA's graphs be tapes; those that are captured are added to `made`."""
-    current: list[torch.device] = [torch.device("meta")]  # a thread's current device is any, until it is chosen
+    cuda = FakeCuda(made)
+    local = threading.local()  # a thread's current device is any, until it is chosen
 
     @contextmanager
     def on_device(device: torch.device) -> Iterator[None]:
-        current.append(device)
+        before, local.device = getattr(local, "device", torch.device("meta")), device
         yield
-        current.pop()
+        local.device = before
 
     @contextmanager
     def on_stream(stream: FakeStream) -> Iterator[None]:
-        yield
+        before, cuda.stream = cuda.stream, stream
+        cuda.asked.append(stream)
+        try:
+            yield
+        finally:
+            cuda.stream = before
 
     @contextmanager
-    def capturing(graph: Graph, pool: object, stream: FakeStream) -> Iterator[None]:
-        """What is done within is recorded. (A graph would not do it.)"""
-        graph.device, graph.pool = current[-1], pool
+    def capturing(graph: Graph, pool: object, stream: FakeStream, capture_error_mode: str) -> Iterator[None]:
+        """What is done within is recorded. (A graph would not do it.) As torch does, a failure leaves all as it is."""
+        assert capture_error_mode == "thread_local", "another thread's allocation would end the capture"
+        assert not gc.isenabled(), "a graph that is freed would end the capture"
+        assert not cuda.taking, "captures do not run beside one another"
+        graph.device, graph.pool = local.device, pool
         made.append(graph)
+        before, cuda.stream = cuda.stream, stream
+        cuda.asked.append(stream)
+        cuda.taking.append(pool)
         with Recording(graph.tape):
             yield
+        if cuda.breaks:
+            raise RuntimeError("the capture was invalidated")
+        cuda.taking.remove(pool)
+        cuda.stream = before
+
+    def end(device: int, pool: object) -> None:
+        if pool not in cuda.taking:
+            raise RuntimeError("not currently recording to mempool_id")
+        cuda.taking.remove(pool)
 
     patch.setattr(torch.cuda, "Stream", FakeStream)
-    patch.setattr(torch.cuda, "current_stream", FakeStream)
+    patch.setattr(torch.cuda, "current_stream", lambda: cuda.stream)
+    patch.setattr(torch.cuda, "current_device", lambda: 0)
     patch.setattr(torch.cuda, "stream", on_stream)
     patch.setattr(torch.cuda, "device", on_device)
     patch.setattr(torch.cuda, "graph_pool_handle", object)
     patch.setattr(torch.cuda, "CUDAGraph", Graph)
     patch.setattr(torch.cuda, "graph", capturing)
+    patch.setattr(torch._C, "_cuda_endAllocateToPool", end)
+    patch.setattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: cuda.asked.append(CLEARED), raising=False)
+    return cuda

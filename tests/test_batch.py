@@ -10,6 +10,7 @@ from random import Random
 import pytest
 import torch
 from attrs import evolve
+from torch import Tensor
 from torch.nn import Module
 from transformers import LlamaConfig, PreTrainedModel
 
@@ -60,11 +61,13 @@ from specflow.batch import (
     seed_of,
     together,
 )
+from specflow.batch.ragged import Piece, new_past, read_together
 from specflow.batch.texts import Text
-from specflow.caches import BLOCK, Pair
+from specflow.caches import BLOCK, Pair, Shelves
 from specflow.drafters import Recycled
 from specflow.policies import CostMeter
 from specflow.predictors import UncachedPredictor
+from specflow.predictors.reader import Reader
 from specflow.stages import Recycle, UpdateNgram
 from specflow.state import Tally
 from specflow.testing import Branch, Ending, TableModel, exact_law
@@ -886,3 +889,21 @@ def test_no_prompts_are_no_texts() -> None:
 def test_what_cannot_be_a_batch_is_refused(arguments: dict[str, object], named: str) -> None:
     with pytest.raises(DecodeError, match=named):
         BatchPredictor(**{"model": TARGET, **arguments})  # type: ignore[arg-type] # what is tested
+
+
+def test_the_ids_of_all_texts_go_to_a_device_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = fast(tiny_llama(dtype=torch.float32))
+    reader, sent, ids_of = Reader.of(model), list[object](), Reader.ids
+
+    def sending(self: Reader, tokens: Tokens) -> Tensor:
+        sent.append([*tokens])
+        return ids_of(self, tokens)
+
+    texts = (5, 9, 7), (3,)
+    pieces = [Piece(new_past(reader, Shelves()), text, (-1, 0, 1)[: len(text)], 1) for text in texts]
+    monkeypatch.setattr(Reader, "ids", sending)
+    rows = read_together(reader, pieces)
+    assert sent == [[5, 9, 7, 3]]
+    monkeypatch.undo()
+    fresh = UncachedPredictor(model)
+    assert all((row[0] - fresh(text, ())[0]).abs().max() < 1e-3 for row, text in zip(rows, texts, strict=True))

@@ -207,3 +207,26 @@ def test_a_shelf_that_was_made_in_inference_mode_can_be_written_outside_of_it(ot
 
 def held_of(row: Row) -> Tensor:
     return torch.zeros(1, 2, row.shelf.capacity, 3)
+
+
+def test_all_layers_of_a_text_are_told_once_which_rows_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To a device each list is copied, and waited for."""
+    row = Row.on(Shelves(), 3)
+    row.reserve(5)
+    like = torch.zeros(1, 2, 1, 4), torch.zeros(1, 2, 1, 4)
+    for i in range(3):
+        for held in row.shelf.layer(i, like):
+            held[row.number, :, :5] = torch.arange(5.0)[:, None]
+    row.length, told = 5, list[object]()
+    make = torch.tensor
+
+    def telling(data: object, *, device: torch.device) -> Tensor:
+        told.append(data)
+        return make(data, device=device)
+
+    monkeypatch.setattr(torch, "tensor", telling)
+    row.keep(2, [0, 2])
+    assert told == [[2, 4]]
+    for i in range(3):
+        for held in row.shelf.layer(i, like):
+            assert held[row.number, 0, : row.length, 0].tolist() == [0.0, 1.0, 2.0, 4.0]

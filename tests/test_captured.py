@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import gc
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from random import Random
+from time import sleep
+from typing import final
 
 import pytest
 import torch
 from attrs import evolve
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
+from typing_extensions import get_protocol_members, override
 
 from specflow import (
     TEXT,
@@ -32,15 +38,17 @@ from specflow.accelerate import build, fast
 from specflow.accelerate.build import FREE, NotAccelerated
 from specflow.accelerate.captured import MOST, PASSES, Capture, Captured, CudaGraphs, Work
 from specflow.accelerate.family import weights_of
-from specflow.accelerate.linear import Plain
-from specflow.accelerate.llama import Llama
-from specflow.batch.texts import Text
+from specflow.accelerate.linear import TOKENS, Plain
+from specflow.accelerate.llama import ELEMENTS, Llama, _silu
+from specflow.batch.texts import ReadsTexts, Text
 from specflow.caches import BLOCK, KVCache
 from specflow.errors import DecodeError
-from specflow.predictors import UncachedPredictor, last_rows
+from specflow.predictors import Resumed, UncachedPredictor, early_exit, last_rows
+from specflow.predictors.early import ShowsEnds
+from specflow.predictors.skip import SkipsLayers
 from specflow.testing import conformance, through_trees
 from tests.architectures import NAMED, WINDOW
-from tests.tape import Graph, on_fake_cuda, on_tape
+from tests.tape import CLEARED, FakeCuda, Graph, on_fake_cuda, on_tape
 from tests.toys import VOCABULARY, passes_of, tiny_gpt2, tiny_llama
 
 
@@ -231,10 +239,52 @@ def test_many_tokens_of_many_texts_are_not_captured() -> None:
     assert captures == []
 
 
+def test_a_text_begun_in_inference_mode_goes_on_in_any() -> None:
+    """What was made there could be written there alone."""
+    model = tiny_llama()
+    fresh, made = UncachedPredictor(model), captured(model)
+    drafts = Proposal(4), Proposal(5, parent=TEXT), Proposal(6, parent=TEXT)
+    for each in (made, made.eager):
+        predict = CachedPredictor(each)
+        with torch.inference_mode():
+            predict((5, 9, 7), ())
+            predict((5, 9, 7, 3), drafts)
+        for tokens in ((5, 9, 7, 3, 6, 2), (5, 9, 7, 3, 6, 2, 5)):  # another draft than the first is kept
+            assert (predict(tokens, drafts) - fresh(tokens, drafts)).abs().max() < 1e-9
+
+
 def test_another_models_cache_is_refused() -> None:
     made = captured(tiny_llama())
     with pytest.raises(DecodeError, match="not one of this model's"):
         made(texts=[Text(torch.tensor([1]), KVCache(torch.zeros(1, 2, 1, 0, 4)), None, 1)])
+
+
+def test_first_layers_draft_over_captured_passes_too() -> None:
+    """What looks at the ends of the layers sees them, and a pass that nobody looks at is captured."""
+    captures: list[int] = []
+
+    def counting(work: Work) -> Work:
+        captures.append(1)
+        return on_tape(work)
+
+    model = tiny_llama(layers=4)
+    made = captured(model, counting)
+    early = early_exit(made, 2)
+    target = Resumed(made, early)
+    report = conformance(target, UncachedPredictor(model), VOCABULARY, tolerance=1e-9, prune=target.prune)
+    assert report.holds, report
+    first = CachedPredictor(made.without_layers(frozenset({2, 3})))
+    assert (early((5, 9, 7), ()) - first((5, 9, 7), ())).abs().max() < 1e-9
+    captures.clear()
+    CachedPredictor(made.without_layers(frozenset({1})))((1, 2, 3), ())
+    assert captures
+
+
+@pytest.mark.parametrize("protocol", [ShowsEnds, SkipsLayers, ReadsTexts])
+def test_what_a_model_can_do_is_seen_in_its_class(protocol: type) -> None:
+    """From Python 3.12 on `isinstance` looks no further, and torch keeps submodules elsewhere."""
+    for kind in (Llama, Captured):
+        assert get_protocol_members(protocol) <= {*dir(kind)}
 
 
 def test_a_copy_captures_passes_of_its_own() -> None:
@@ -263,12 +313,16 @@ def test_the_last_logits_that_are_wanted_and_a_cache_that_is_not() -> None:
 
 
 @pytest.fixture
-def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Graph]:
-    """CUDA, made of a stream, a graph and a device that are the CPU's: the graphs that it captures."""
-    made: list[Graph] = []
-    on_fake_cuda(monkeypatch, made)
+def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    """CUDA, made of a stream, a graph and a device that are the CPU's."""
     monkeypatch.setattr(build, "_devices", lambda model: ["cuda"])
-    return made
+    return on_fake_cuda(monkeypatch, [])
+
+
+@pytest.fixture
+def graphs(cuda: FakeCuda) -> list[Graph]:
+    """The graphs that it captures."""
+    return cuda.graphs
 
 
 def test_speculation_over_captured_passes(graphs: list[Graph]) -> None:
@@ -306,3 +360,85 @@ def test_graphs_are_captured_on_the_models_device_and_share_its_memory(graphs: l
         pools.append({graph.pool for graph in graphs})
     assert all(len(pool) == 1 for pool in pools)
     assert len(set.union(*pools)) == len(models)  # threads take turns over a model, not over several
+
+
+def adding(x: Tensor) -> Work:
+    """Some work over one tensor."""
+    return lambda: (x + 1, x + 2)
+
+
+def test_a_graph_bakes_no_workspace_in_that_anybody_frees(cuda: FakeCuda) -> None:
+    """All captures are on one stream, each with workspaces of the graph's own pool."""
+    x, capture, before = torch.zeros(2), CudaGraphs(torch.device("cpu")), cuda.stream
+    repeats = [capture(adding(x)) for _ in range(2)]
+    x.fill_(5)
+    assert all(repeat()[1].tolist() == [7.0, 7.0] for repeat in repeats)
+    ran, *rest = cuda.asked
+    assert rest == [before, CLEARED, ran, CLEARED, ran, before, CLEARED, ran, CLEARED]
+    assert ran is not before
+    assert cuda.stream is before
+
+
+def test_a_capture_that_fails_leaves_nothing_behind(cuda: FakeCuda) -> None:
+    x, capture, before = torch.zeros(2), CudaGraphs(torch.device("cpu")), cuda.stream
+    cuda.breaks = True
+    with pytest.raises(RuntimeError, match="invalidated"):
+        capture(adding(x))
+    assert cuda.stream is before
+    assert cuda.taking == []
+    assert gc.isenabled()
+    cuda.breaks = False
+    assert capture(adding(x))()[0].tolist() == [1.0, 1.0]
+    failed, second = cuda.graphs
+    assert failed.pool is not second.pool  # what is in there belongs to nobody
+
+
+def test_captures_in_several_threads_take_turns(cuda: FakeCuda) -> None:
+    """As torch asks: the fake refuses two at once."""
+
+    def slow() -> tuple[Tensor, Tensor]:
+        sleep(0.02)
+        return torch.ones(1), torch.ones(1)
+
+    with ThreadPoolExecutor(3) as pool:
+        repeats = [*pool.map(lambda i: CudaGraphs(torch.device("cpu"))(slow), range(3))]
+    assert all(repeat()[0].item() == 1 for repeat in repeats)
+
+
+@final
+class Silus(TorchDispatchMode):  # type: ignore[no-untyped-call] # of torch
+    """While it is entered: how many rows each SiLU is over."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call] # of torch
+        self.rows: list[int] = []
+
+    @override
+    def __torch_dispatch__(
+        self,
+        func: torch._ops.OpOverload,
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
+        made: object = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.silu.default:
+            assert isinstance(made, Tensor)
+            self.rows.append(len(made))
+        return made
+
+
+def test_a_device_is_given_a_prompt_in_few_pieces(cuda: FakeCuda) -> None:
+    """There each piece reads all weights again, and each part of an elementwise operation is a kernel of its own."""
+    text = tuple([i * 7 % VOCABULARY for i in range(TOKENS + 40)])
+    model = tiny_llama(context=2 * len(text))
+    made = fast(model)
+    predict = CachedPredictor(made)
+    predict(text[:3], ())  # the model is tried
+    with Silus() as silus:
+        rows = predict(text[3:], ())
+    assert (rows - UncachedPredictor(model)(text[3:], ())).abs().max() < 1e-9
+    assert silus.rows == 2 * [len(text) - 3]
+    with FakeTensorMode(), Silus() as silus:
+        _silu(torch.empty(64, ELEMENTS, device="cuda"))
+    assert silus.rows == [64]

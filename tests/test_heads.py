@@ -55,8 +55,10 @@ from specflow import (
     verified_step,
 )
 from specflow.batch import BatchPredictor, together
+from specflow.caches import Past
 from specflow.distribution import Distribution
 from specflow.heads import Eagle3, HeadDrafter, HeadPredictor, HeadTree, Medusa, Norms, Vocabulary, load_head
+from specflow.heads.layer import Caching, Shape
 from specflow.prefix import common_prefix
 from specflow.processors import Processor
 from specflow.stages import Block
@@ -693,3 +695,14 @@ def test_a_module_that_leaves_out_what_a_head_tells_is_refused(missing: str) -> 
 def test_norms_of_the_wrong_kind_are_refused() -> None:
     with pytest.raises(DecodeError, match="before_fc is not a bool"):
         Norms(before_fc="yes")  # type: ignore[arg-type]
+
+
+def test_rotary_positions_stay_where_the_head_is() -> None:
+    """They are not copied to its device in every pass."""
+    caching = Caching(Shape(8, 8, 2, 1, 4), 1)
+    like, rotary = torch.empty(1, 8, device="meta"), caching._rotary
+    caching.reading(Past(caching.begin(like), 0), torch.arange(3, device="meta"), None, like)
+    there = rotary.inv_freq
+    assert there.device == like.device
+    caching.reading(Past(caching.begin(like), 0), torch.arange(3, device="meta"), None, like)
+    assert rotary.inv_freq is there

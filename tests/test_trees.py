@@ -62,6 +62,7 @@ from specflow.accelerate import bit_for_bit, fast
 from specflow.caches import KVCache, Roomy
 from specflow.distribution import BlackBox, Distribution
 from specflow.drafters import Bigrams, as_chain
+from specflow.drafters.siblings import siblings
 from specflow.drafters.tree import LONGEST
 from specflow.predictors import UncachedPredictor, path_by_path
 from specflow.randomness import Randomness
@@ -815,3 +816,9 @@ def test_files_that_hold_no_table_are_refused(tmp_path: Path, content: bytes | N
         path.write_bytes(content)
     with pytest.raises(DecodeError, match="make the table again"):
         Bigrams.load(path)
+
+
+def test_no_law_is_made_of_a_sibling_that_nobody_asks_for() -> None:
+    """On a device it would be waited for: here it could not be."""
+    logits = torch.empty(3, device="meta")
+    assert [*siblings(PointMass(1), logits, Dice(), 0, 1)] == [(1, PointMass(1))]

@@ -42,6 +42,9 @@ from specflow.predictors.reader import vocabulary_of
 FREE: Final = Shapes(rows=1, keys=1)
 """Nothing is padded: the last bits of what a pass computes depend on how many tokens it reads."""
 
+DEVICE: Final = Shapes(rows=1, keys=1, tokens=2048)
+"""The same for a device, which reads all weights again for each piece of a prompt. Not yet measured on one."""
+
 FIXED: Final = Shapes(rows=8, keys=BLOCK)
 """Padding with which torch's attention adds alike for one token and for many."""
 
@@ -132,7 +135,7 @@ def _fast(model: Module, given: Given) -> Module | str:
         if strange is not None:
             return f"on CUDA only the llama family is accelerated ({strange})"
         place = next(model.parameters()).device
-        return Captured(_llama(model, dtype, dtype, Plain, FREE), partial(CudaGraphs, place))
+        return Captured(_llama(model, dtype, dtype, Plain, DEVICE), partial(CudaGraphs, place))
     if strange is None:
         return _llama(model, dtype, computing(dtype), fast_linear, FREE)
     if not has_layers(dtype):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from threading import Lock
 from typing import Final, TypeAlias, final
@@ -44,7 +46,8 @@ class Captured(Module):
     forgotten, as after a rollback. A graph belongs to the buffers it was captured over; when a text is given up, the
     next one that fits takes over its buffer, and the graphs. So a batch stays in fixed slots: a pass over several texts
     is filled up with the texts that stand beside them, too. Threads take turns, as a graph's memory is there once; so
-    each model, and each copy of one, has a `Capture` of its own.
+    each model, and each copy of one, has a `Capture` of its own. While there are hooks on its `ends` nothing is
+    captured, as a graph does not call them.
 
     Source: CUDA graphs as torch offers them. Not yet measured on a device: the tests run it on a CPU, over a tape that
     repeats recorded operations in place as a graph does.
@@ -80,7 +83,7 @@ class Captured(Module):
         """As `Llama`; in a short pass over caches the logits are computed for all tokens."""
         if not texts and input_ids is not None and cache is not None and len(input_ids) == 1:
             texts = (Text(input_ids[0], cache, parents, logits_to_keep),)
-        size = _size(texts)
+        size = None if self._is_watched else _size(texts)
         with torch.no_grad(), self._turn:
             if size is not None:
                 logits, held = self._read(texts, size, tuple(features))
@@ -92,12 +95,26 @@ class Captured(Module):
         """As `Llama`."""
         return self.eager.new_cache()
 
+    def ends(self) -> tuple[Module, Module]:
+        """As `Llama`."""
+        return self.eager.ends()
+
     def without_layers(self, skip: frozenset[int], /) -> Captured:
         """As `Llama`."""
         return Captured(self.eager.without_layers(skip), self._capturing)
 
     def __deepcopy__(self, memo: dict[int, object]) -> Captured:
         return Captured(deepcopy(self.eager, memo), self._capturing)  # graphs cannot be copied: captured anew
+
+    @property
+    def _is_watched(self) -> bool:
+        entering, leaving = self.eager.ends()
+        return bool(
+            entering._forward_pre_hooks
+            or entering._forward_hooks
+            or leaving._forward_pre_hooks
+            or leaving._forward_hooks
+        )
 
     def _read(self, texts: Sequence[Text], size: int, features: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """Logits and features of the texts, one after the other, by a captured pass over `size` tokens of each."""
@@ -108,7 +125,8 @@ class Captured(Module):
         key = size, running, features
         if key not in self._passes:
             tracks = [self._tracks[number] for number in running]
-            self._passes[key] = self._capture(lambda: _pass(self.eager.weights, tracks, size, features))
+            with _for_later():
+                self._passes[key] = self._capture(lambda: _pass(self.eager.weights, tracks, size, features))
         rows, seen = (torch.split(out, size) for out in self._passes[key]())
         wanted, held = [], []
         for number, text in zip(numbers, texts, strict=True):
@@ -158,10 +176,11 @@ class _Track:
     _angles: tuple[Tensor, Tensor] = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._ids = torch.zeros(max(PASSES), dtype=torch.long, device=self.buffer.device)
-        self._depths = torch.zeros_like(self._ids)
-        self._hidden = torch.zeros(max(PASSES), max(PASSES), dtype=torch.bool, device=self.buffer.device)
-        self._start = torch.zeros((), dtype=torch.long, device=self.buffer.device)
+        with _for_later():
+            self._ids = torch.zeros(max(PASSES), dtype=torch.long, device=self.buffer.device)
+            self._depths = torch.zeros_like(self._ids)
+            self._hidden = torch.zeros(max(PASSES), max(PASSES), dtype=torch.bool, device=self.buffer.device)
+            self._start = torch.zeros((), dtype=torch.long, device=self.buffer.device)
         self._angles = self.model.angles.between(0, self.room)
 
     @property
@@ -227,6 +246,13 @@ class _Track:
             self._hidden.copy_(torch.from_numpy(~lineage(whole)))
 
 
+@contextmanager
+def _for_later() -> Iterator[None]:
+    """What is made in the block may be written in any mode: a tensor made in inference mode only in that."""
+    with torch.inference_mode(mode=False), torch.no_grad():
+        yield
+
+
 def _size(texts: Sequence[Text]) -> int | None:
     """The length of a captured pass over these texts; None where it would be too long."""
     lengths = [len(text.ids) for text in texts]
@@ -242,6 +268,10 @@ def _pass(weights: Weights, tracks: Sequence[_Track], size: int, features: tuple
     return logits_of(weights, hidden), seen
 
 
+_CAPTURING: Final = Lock()
+"""One capture at a time in a process, as torch asks."""
+
+
 @final
 @define(eq=False)
 class CudaGraphs:
@@ -250,23 +280,27 @@ class CudaGraphs:
     On the device of the model, whichever the thread's current one is: what is launched on another is not captured, and
     nothing says so. What the graphs need in between lies in one pool of memory, as they run one after the other and
     what comes out of one is copied before the next.
+
+    Other threads may allocate and launch meanwhile. After a capture that fails the next one begins in another pool.
     """
 
     device: torch.device
-    _pool: torch.cuda._POOL_HANDLE | None = field(init=False, default=None)
+    _place: tuple[torch.cuda._POOL_HANDLE, torch.cuda.Stream] | None = field(init=False, default=None)
+    """A pool of memory is for captures on one stream, torch says."""
 
     def __call__(self, work: Work) -> Work:
-        with torch.cuda.device(self.device):
-            stream = torch.cuda.Stream()  # type: ignore[no-untyped-call] # of torch
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                work()
-            torch.cuda.current_stream().wait_stream(stream)
-            if self._pool is None:
-                self._pool = torch.cuda.graph_pool_handle()
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool, stream=stream):
-                output = work()
+        with _CAPTURING, torch.cuda.device(self.device):
+            if self._place is None:
+                stream = torch.cuda.Stream()  # type: ignore[no-untyped-call] # of torch
+                self._place = torch.cuda.graph_pool_handle(), stream
+            try:
+                graph, output = _graph_of(work, *self._place)
+            except BaseException:
+                # A capture that could not end goes on taking what is allocated, where torch does not see to that.
+                with suppress(RuntimeError):
+                    torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), self._place[0])
+                self._place = None
+                raise
 
         def repeat() -> tuple[Tensor, Tensor]:
             with torch.cuda.device(self.device):
@@ -274,3 +308,47 @@ class CudaGraphs:
             return output
 
         return repeat
+
+
+def _graph_of(
+    work: Work, pool: torch.cuda._POOL_HANDLE, stream: torch.cuda.Stream
+) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, Tensor]]:
+    """The work as a graph, captured on the stream, and what comes out of it."""
+    before = torch.cuda.current_stream()
+    stream.wait_stream(before)
+    with torch.cuda.stream(stream):
+        work()
+    before.wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    # In the "global" mode whatever another thread allocates meanwhile ends the capture.
+    capturing = torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local")
+    # torch leaves the stream of a capture the current one where the capture cannot begin or end.
+    with torch.cuda.stream(before), _uncollected(), _own_workspaces(), capturing:
+        output = work()
+    return graph, output
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """No cycles are collected in the block: another graph among them, freed here, would end the capture."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
+@contextmanager
+def _own_workspaces() -> Iterator[None]:
+    """In the block cuBLAS allocates its workspaces anew, so from the graph's pool, which lives as long as the graph.
+
+    Those from before it anybody may free, torch.compile does, and the graph would go on writing there.
+    Source: `clear_cublas_manager` of torch/_inductor/cudagraph_trees.py.
+    """
+    torch._C._cuda_clearCublasWorkspaces()
+    try:
+        yield
+    finally:
+        torch._C._cuda_clearCublasWorkspaces()

@@ -33,7 +33,7 @@ OUTPUTS: Final = 16
 """torch's product with weights of 4 bits takes multiples of so many outputs."""
 
 TOKENS: Final = 128
-"""The most tokens that are read at a time. At this size the attention of a long prompt was fastest."""
+"""The most tokens that a CPU reads at a time. At this size the attention of a long prompt was fastest."""
 
 
 @final

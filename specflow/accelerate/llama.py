@@ -26,7 +26,7 @@ from specflow.guards.checks import shown
 from specflow.trees import depths, lineage
 
 ELEMENTS: Final = 32768
-"""An elementwise operation over more elements than this is cut among threads, anywhere, in the middle of a row too."""
+"""A CPU cuts an elementwise operation over more elements than this among its threads, in the middle of a row too."""
 
 
 class Rotary(Protocol):
@@ -85,11 +85,13 @@ class Weights:
 class Shapes:
     """The shapes that a pass is cut into: a kernel that is given other shapes may add in another order.
 
-    The rows that attend are padded to a multiple of `rows`, the keys that they see to a multiple of `keys`.
+    The rows that attend are padded to a multiple of `rows`, the keys that they see to a multiple of `keys`. At most
+    `tokens` are read at a time.
     """
 
     rows: int
     keys: int
+    tokens: int = TOKENS
 
 
 @final
@@ -169,7 +171,7 @@ class Llama(Module):
             hidden: list[list[Tensor]] = [[] for _ in texts]
             held: list[Tensor] = []
             states = [self.entering(embedded(self.weights, text.ids)[None])[0] for text in texts]
-            for chunk in _chunks(texts, states):
+            for chunk in _chunks(texts, states, self.shapes.tokens):
                 segments = [self._segment(piece, texts[i]) for i, piece in chunk]
                 rows, seen = read(self.weights, torch.cat([piece for _, piece in chunk]), segments, features)
                 held.append(seen)
@@ -177,13 +179,17 @@ class Llama(Module):
                     hidden[i].append(own)
             left = [self.leaving(torch.cat(own)[None])[0] for own in hidden]
             last = torch.cat([own[-text.last :] for own, text in zip(left, texts, strict=True)])
-            logits = [logits_of(self.weights, rows) for rows in torch.split(last, TOKENS)]
+            logits = [logits_of(self.weights, rows) for rows in torch.split(last, self.shapes.tokens)]
         beside = torch.cat(held)[None] if features else None
         return Output(torch.cat(logits)[None], texts[0].cache if use_cache else None, beside)
 
     def new_cache(self) -> KVCache:
         """The cache of a text of which nothing was read yet."""
         return KVCache(self.weights.before_head.new_empty(self._cache_shape(0)))
+
+    def ends(self) -> tuple[Module, Module]:
+        """`entering` and `leaving`."""
+        return self.entering, self.leaving
 
     def without_layers(self, skip: frozenset[int], /) -> Llama:
         """The model without some of its layers, counted from 0, over the same weights."""
@@ -237,16 +243,16 @@ class Llama(Module):
         return Segment(k, angles, lambda i, new: room[i].copy_(new), sights)
 
 
-def _chunks(texts: Sequence[Text], states: Sequence[Tensor]) -> list[list[tuple[int, Tensor]]]:
-    """What is read at a time: states [k, H] of texts, with the number of each, `TOKENS` at most. A tree is not cut."""
+def _chunks(texts: Sequence[Text], states: Sequence[Tensor], most: int) -> list[list[tuple[int, Tensor]]]:
+    """What is read at a time: states [k, H] of texts, with the number of each, `most` at most. A tree is not cut."""
     chunks: list[list[tuple[int, Tensor]]] = [[]]
-    room = TOKENS
+    room = most
     for i, text in enumerate(texts):
         rest = states[i]
         while len(rest):
-            if room == 0 or (text.parents is not None and room < min(len(rest), TOKENS)):
+            if room == 0 or (text.parents is not None and room < min(len(rest), most)):
                 chunks.append([])
-                room = TOKENS
+                room = most
             piece = rest if text.parents is not None else rest[:room]
             chunks[-1].append((i, piece))
             rest, room = rest[len(piece) :], max(0, room - len(piece))
@@ -358,8 +364,8 @@ def _rotate(qk: Tensor, angles: tuple[Tensor, Tensor]) -> None:
 
 
 def _silu(gate: Tensor) -> Tensor:
-    """x · sigmoid(x) of [k, n], in pieces that are not cut within a row."""
-    if gate.numel() <= ELEMENTS:
+    """x · sigmoid(x) of [k, n], on a CPU in pieces that are not cut within a row."""
+    if gate.numel() <= ELEMENTS or gate.is_cuda:
         return F.silu(gate)
     return torch.cat([F.silu(rows) for rows in torch.split(gate, max(1, ELEMENTS // gate.shape[-1]))])
 

@@ -107,8 +107,13 @@ _Read: TypeAlias = tuple[Tensor, "Tensor | None"]
 
 def _of_texts(reader: Reader, model: ReadsTexts, pieces: Sequence[Piece]) -> list[_Read]:
     """The same of a model that reads several texts by itself."""
-    texts = [Text(reader.ids(piece.ids), cast(KVCache, piece.past.cache), piece.tree, piece.last) for piece in pieces]
     sizes = [len(piece.ids) for piece in pieces]
+    joined = tuple([token for piece in pieces for token in piece.ids])
+    ids = torch.split(reader.ids(joined), sizes)  # copied to a device once
+    texts = [
+        Text(own, cast(KVCache, piece.past.cache), piece.tree, piece.last)
+        for own, piece in zip(ids, pieces, strict=True)
+    ]
     with reader.guard, torch.no_grad():
         output, features = reader.tapped(
             lambda numbers: model(texts=texts, features=numbers), torch.Size((1, sum(sizes)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, final
 
+import torch
 import torch.nn.functional as F
 from attrs import define, field
 from torch import Tensor
@@ -70,7 +71,7 @@ class KVCache:
         if held < 0 or not all(0 <= row < held for row in rows):
             happened = f"the cache holds {self.length} tokens, {held} of them after the first {start}"
             raise DecodeError("rows", happened, list(rows), "give rows that are there")
-        move_up(self.buffer, start, rows)
+        move_up([self.buffer], start, rows)
         self.length = start + len(rows)
 
     def reserve(self, length: int) -> None:
@@ -80,13 +81,19 @@ class KVCache:
             self.buffer = wider(self.buffer, length)
 
 
-def move_up(held: Tensor, start: int, rows: Sequence[int]) -> None:
-    """Write the `rows` after the first `start` of `held` [..., n, size], counted from there, one after the other."""
-    if list(rows) != list(range(len(rows))):
-        held[..., start : start + len(rows), :] = held[..., [start + row for row in rows], :]
+def move_up(held: Sequence[Tensor], start: int, rows: Sequence[int]) -> None:
+    """Write the `rows` after the first `start` of each [..., n, size], counted from there, one after the other."""
+    if list(rows) == list(range(len(rows))):
+        return
+    places: dict[torch.device, Tensor] = {}  # a device is told them once, not for each layer
+    for each in held:
+        if each.device not in places:
+            places[each.device] = torch.tensor([start + row for row in rows], device=each.device)
+        each[..., start : start + len(rows), :] = each.index_select(-2, places[each.device])
 
 
 def wider(held: Tensor, length: int) -> Tensor:
     """A tensor with the same rows [..., n, size], then zeros: room for at least `length` rows and for twice as many."""
     room = -(-max(length, 2 * held.shape[-2]) // BLOCK) * BLOCK
-    return F.pad(held, (0, 0, 0, room - held.shape[-2]))
+    with torch.inference_mode(mode=False), torch.no_grad():  # what is made in that mode is written in no other
+        return F.pad(held, (0, 0, 0, room - held.shape[-2]))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, final
 
-import torch
 from attrs import define, field, setters
 from torch import Tensor
 
@@ -102,15 +101,14 @@ class Past:
         for part in self._parts:
             part.keep(start, rows)
         if self._features is not None:
-            move_up(self._features, start, rows)
+            move_up([self._features], start, rows)
         self.length = start + len(rows)
 
     def _hold(self, features: Tensor, length: int) -> None:
         """Write the features of what now ends a text of `length` tokens."""
         if self._features is None or length > len(self._features):
             held = features[:0] if self._features is None else self._features
-            with torch.inference_mode(mode=False):  # texts in this mode and texts in others go on with one another
-                self._features = wider(held, length)
+            self._features = wider(held, length)
         self._features[length - len(features) : length] = features
 
     def _found(self) -> list[Part]:

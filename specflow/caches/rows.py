@@ -48,6 +48,5 @@ class Roomy(DynamicLayer):
         """Keep the first `start` rows and, of those after them, only `rows`, counted from there."""
         if not self.is_initialized or self.keys is None or self.values is None:
             return
-        move_up(self.keys, start, rows)
-        move_up(self.values, start, rows)
+        move_up([self.keys, self.values], start, rows)
         self.crop(start + len(rows) - self.keys.shape[-2])

@@ -60,9 +60,7 @@ class Shelf:
 
     def keep(self, number: int, start: int, rows: Sequence[int]) -> None:
         """In row `number` move those `rows` up to `start` that are counted from there."""
-        for pair in self._layers.values():
-            for held in pair:
-                move_up(held[number], start, rows)
+        move_up([held[number] for pair in self._layers.values() for held in pair], start, rows)
 
     def copy(self, number: int, other: Shelf, onto: int, length: int) -> None:
         """Copy the first `length` tokens of row `number` to row `onto` of another shelf, or of this one."""

@@ -63,7 +63,8 @@ def siblings(
     while q is not None and len(taken) < width:
         taken.append(drawn(rng, q, position))
         yield taken[-1], q
-        q = _without(q, taken, logits)
+        if len(taken) < width:  # else the law of another would be made, and waited for on a device, for nobody
+            q = _without(q, taken, logits)
 
 
 def _without(q: Distribution, taken: list[int], logits: Tensor) -> Distribution | None:

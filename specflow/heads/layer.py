@@ -209,6 +209,8 @@ class Caching:
         assert isinstance(cache, KVCache)
         cache.length = start
         cache.reserve(start + len(positions))
+        if self._rotary.inv_freq.device != like.device:  # it is made on the CPU; it stays where the head is
+            self._rotary.to(like.device)
         cos, sin = self._rotary(like, positions[None])
         mask = None if hidden is None else like.new_zeros(hidden.shape).masked_fill_(hidden, -torch.inf)
         cache.length = start + len(positions)

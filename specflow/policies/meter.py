@@ -233,6 +233,10 @@ def place_of(model: Module) -> tuple[torch.device, torch.dtype]:
 
 
 def wait_for(rows: object) -> None:
-    """Wait until rows are computed, if there are any: on a device a pass returns as soon as it is asked for."""
+    """Wait until rows are computed, if there are any: on a device a pass returns as soon as it is asked for.
+
+    For the current stream alone, on which they are: what other threads and models compute is no part of the pass, and
+    the whole device may not be waited for while a graph is captured there.
+    """
     if isinstance(rows, Tensor) and rows.is_cuda:
-        torch.cuda.synchronize(rows.device)
+        torch.cuda.current_stream(rows.device).synchronize()

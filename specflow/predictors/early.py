@@ -33,8 +33,10 @@ REMEDY: Final = "let CachedPredictor(layer_skip(model, …)) draft for CachedPre
 class ShowsEnds(Protocol):
     """A model that lets what goes into its layers, and what leaves them, pass through two modules."""
 
-    entering: Module
-    leaving: Module
+    # A method, as from Python 3.12 on `isinstance` does not see the submodules that torch keeps in a table of its own.
+    def ends(self) -> tuple[Module, Module]:
+        """What goes into the layers passes through the first of them, and what leaves them through the second."""
+        ...
 
 
 def early_exit(model: Module, layers: int, memos: int = 4) -> CachedPredictor:
@@ -209,7 +211,7 @@ class Rest:
     def of(cls, model: Module, layers: int) -> Rest:
         """All but the first `layers` layers of a model."""
         rest, hands = layer_skip(model, range(layers)), Hands()
-        first = rest.entering if isinstance(rest, ShowsEnds) else _layers_in(rest)[0]
+        first = rest.ends()[0] if isinstance(rest, ShowsEnds) else _layers_in(rest)[0]
         first.register_forward_pre_hook(hands, with_kwargs=True)
         return cls(Reader.of(rest), hands)
 
@@ -243,7 +245,7 @@ class Hands:
 
 def _leaving(model: Module) -> Sequence[Module]:
     """What returns the hidden states that leave a model's layers."""
-    return [model.leaving if isinstance(model, ShowsEnds) else _layers_in(model)[-1]]
+    return [model.ends()[1] if isinstance(model, ShowsEnds) else _layers_in(model)[-1]]
 
 
 def _layers_in(model: Module) -> ModuleList:
