@@ -40,7 +40,7 @@ from specflow.policies import CostMeter
 from specflow.state import TEXT, Predictor
 from specflow.testing import conformance, through_trees
 from specflow.trace import Trace
-from tests.gguf_files import TOKENS, llama, write_gguf
+from tests.gguf_files import TOKENS, llama, write_encoder_decoder, write_gguf
 
 if TYPE_CHECKING:
     from llama_cpp import Llama
@@ -396,6 +396,38 @@ def test_a_llama_with_an_adapter_is_refused(path: Path) -> None:
     given.lora_path = "adapter.gguf"
     with pytest.raises(DecodeError, match="has an adapter"):
         LlamaCpp(given)
+
+
+@needs_it
+def test_a_llama_whose_rows_see_the_drafts_is_refused(path: Path, tmp_path: Path) -> None:
+    from llama_cpp import Llama, llama_cpp  # noqa: PLC0415
+
+    asked = Llama(str(path), n_ctx=128, attention_type=llama_cpp.LLAMA_ATTENTION_TYPE_NON_CAUSAL, verbose=False)
+    overridden = Llama(str(path), n_ctx=128, kv_overrides={"llama.attention.causal": False}, verbose=False)
+    in_the_file = write_gguf(tmp_path / "blind.gguf", llama(), numbers={"attention.causal": False})
+    for given in (asked, overridden, in_the_file):
+        with pytest.raises(DecodeError, match="its attention is not causal") as raised:
+            LlamaCpp(given)
+        assert raised.value.parameter == "source"
+
+
+@needs_it
+def test_models_that_do_not_go_on_with_a_text_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from llama_cpp import Llama, llama_cpp  # noqa: PLC0415
+
+    diffusing = [write_gguf(tmp_path / f"{arch}.gguf", llama(), arch=arch) for arch in ("llada", "dream")]
+    for given, happened in [
+        (write_encoder_decoder(tmp_path / "t5.gguf"), "the model is an encoder-decoder"),
+        *[(path, "the model fills in a whole text by diffusion") for path in diffusing],
+    ]:
+        with pytest.raises(DecodeError, match=happened) as raised:
+            LlamaCpp(given)
+        assert raised.value.parameter == "source"
+    # Whatever its kind, and though it is told to be causal: without a memory the next pass knows nothing of this one.
+    monkeypatch.setattr(llama_cpp, "llama_model_is_diffusion", lambda model: False)
+    causal = Llama(str(diffusing[0]), n_ctx=128, attention_type=llama_cpp.LLAMA_ATTENTION_TYPE_CAUSAL, verbose=False)
+    with pytest.raises(DecodeError, match="no memory"):
+        LlamaCpp(causal)
 
 
 @pytest.mark.parametrize("asked", [("generate", "hi"), ("trace", "hi"), ("chat",), ("bench",)])
