@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
 import sys
@@ -224,6 +225,48 @@ def test_the_llama_that_lends_its_weights_stays_where_it_was(path: Path) -> None
         target((1, 2), ())
     with pytest.raises(DecodeError, match="the Llama is closed"):
         LlamaCpp(given)
+
+
+@needs_it
+@pytest.mark.parametrize("is_lent", [True, False])
+def test_what_it_made_goes_with_it_and_no_more(is_lent: bool, path: Path) -> None:
+    given = lent(path) if is_lent else path
+    target, undisturbed = LlamaCpp(given), LlamaCpp(given)
+    target((5, 6, 7), chain((8, 9)))
+    context, model = target._context, target._context.model
+    assert context.ctx is not None
+    del target
+    assert context.ctx is None  # at once: the collector may take long to come
+    assert (model.model is None) != is_lent
+    assert undisturbed((5, 6, 7), ()).isfinite().all()
+    context.close()
+    if isinstance(given, Path):
+        return
+    assert LlamaCpp(given)((5, 6, 7), ()).isfinite().all()
+    given.close()  # takes the contexts of all who are left
+    assert undisturbed._context.ctx is None
+    del undisturbed
+
+
+@needs_it
+def test_a_context_that_is_refused_goes_at_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from llama_cpp import llama_cpp  # noqa: PLC0415
+
+    made, freed, free = list[object](), list[object](), llama_cpp.llama_free
+    given = lent(path)
+
+    def freeing(context: object) -> None:
+        freed.append(context)
+        free(context)
+
+    monkeypatch.setattr(llama_cpp, "llama_free", freeing)
+    monkeypatch.setattr(llama_cpp, "llama_get_causal_attn", made.append)
+    with pytest.raises(DecodeError, match="not causal"):
+        LlamaCpp(given)
+    gc.collect()  # the error holds the frames that raised it
+    assert len(made) == 1
+    assert made[0] in freed
+    given.close()
 
 
 @needs_it

@@ -101,6 +101,7 @@ class LlamaCpp:
             model, settings, context = _lent(given)
         elif isinstance(given, str | PathLike) and str(given):
             model, settings, context = _loaded(fspath(given))
+            finalize(self, model.close)  # with its contexts, of which llama-cpp-python frees none before
         else:
             remedy = "give the path of a GGUF file, or a Llama"
             raise DecodeError("source", "this is no model of llama.cpp", shown(given), remedy)
@@ -117,6 +118,7 @@ class LlamaCpp:
         except ValueError as error:
             happened, remedy = "llama.cpp cannot make room for its memory", "give a smaller context, or fewer slots"
             raise DecodeError("context", happened, settings.n_ctx, remedy) from error
+        finalize(self, self._context.close)  # a model that is lent would hold it, and its memory, as long as it lives
         _refuse_forgetful(self._context, given)
         self._limits = Limits(model.n_vocab(), context)
         self._most = llama_cpp.llama_n_batch(self._context.ctx)
