@@ -270,6 +270,14 @@ def test_a_context_that_is_refused_goes_at_once(path: Path, monkeypatch: pytest.
 
 
 @needs_it
+def test_drafts_whose_logits_hang_on_a_graph_are_read_as_any_others(target: LlamaCpp, path: Path) -> None:
+    text, logits = tuple(range(40)), torch.zeros(V, requires_grad=True) * 2
+    target(text, (Proposal(5, logits=logits), Proposal(6, parent=TEXT)))
+    for other in ((*text[:10], 50, 51), (*text, 6, 7)):  # of these the first goes on with a copy
+        assert (target(other, ()) - forgetting(path)(other, ())).abs().max() < 1e-4
+
+
+@needs_it
 def test_threads_share_it(target: LlamaCpp, path: Path) -> None:
     texts = [tuple(range(i, i + 30)) for i in range(8)]
     truth = [forgetting(path)(text, ()) for text in texts]

@@ -23,7 +23,7 @@ from specflow.guards.ids import ids_of, text_of
 from specflow.interop.llama_memory import Line, Memory
 from specflow.paths import path_by_path
 from specflow.policies import CostMeter
-from specflow.predictors.memo import DRAFTS, Memo, Memos
+from specflow.predictors.memo import DRAFTS, NO_TREE, Memo, Memos, Tree
 from specflow.protocols import Limits
 from specflow.state import Proposal, Tokens, chain, parents_of
 from specflow.trees import depths, leaves
@@ -373,11 +373,11 @@ class _Part:
 
     def extend(self, count: int) -> None:
         """They were read."""
-        drafts = self.text.asked.drafts if self.is_read_by(count) else ()
-        tokens = count - len(drafts)
-        self.memo.past.extend(tokens, len(drafts))
+        tree = Tree(self.text.drafted, self.text.parents) if self.is_read_by(count) else NO_TREE
+        tokens = count - len(tree.drafted)
+        self.memo.past.extend(tokens, len(tree.drafted))
         self.memo.tokens += self.text.tokens[len(self.memo.tokens) :][:tokens]
-        self.memo.tree = tuple(drafts)
+        self.memo.tree = tree
 
 
 def shared_out(needs: Sequence[tuple[int, int]], most: int) -> list[int]:
