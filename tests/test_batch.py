@@ -643,6 +643,7 @@ def test_of_drafts_that_were_read_nothing_is_kept_but_their_ids(kind: type[Batch
     logits = torch.zeros(VOCABULARY, requires_grad=True) * 2
     probs = logits.detach().softmax(-1)
     predict, held = kind(model), [ref(logits), ref(probs)]
+    predict(text[:-1], ())
     predict(text, (Proposal(5, Categorical(probs), logits=logits), Proposal(6, parent=TEXT)))
     del logits, probs
     gc.collect()

@@ -270,7 +270,8 @@ def test_a_context_that_is_refused_goes_at_once(path: Path, monkeypatch: pytest.
 
 
 @needs_it
-def test_drafts_whose_logits_hang_on_a_graph_are_read_as_any_others(target: LlamaCpp, path: Path) -> None:
+def test_drafts_whose_logits_hang_on_a_graph_are_read_as_any_others(path: Path) -> None:
+    target = LlamaCpp(lent(path), slots=2)
     text, logits = tuple(range(40)), torch.zeros(V, requires_grad=True) * 2
     target(text, (Proposal(5, logits=logits), Proposal(6, parent=TEXT)))
     for other in ((*text[:10], 50, 51), (*text, 6, 7)):  # of these the first goes on with a copy
