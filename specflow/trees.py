@@ -140,12 +140,16 @@ def path_to(parents: Sequence[int], i: int) -> list[int]:
     return path[::-1]
 
 
-def path_along(drafts: Sequence[Proposal], tokens: Tokens) -> list[int]:
-    """The numbers of the drafts that `tokens` follow from the text on, as far as there are any."""
+def path_along(drafted: Tokens, parents: Sequence[int], tokens: Tokens) -> list[int]:
+    """The numbers of the drafts that `tokens` follow from the text on, as far as there are any.
+
+    >>> path_along((5, 6, 7), (TEXT, TEXT, 1), (6, 7, 8))
+    [1, 2]
+    """
     path: list[int] = []
     for token in tokens:
         here = path[-1] if path else TEXT
-        alike = (i for i, draft in enumerate(drafts) if draft.token == token and parent_of(draft, i) == here)
+        alike = (i for i, parent in enumerate(parents) if parent == here and drafted[i] == token)
         following = next(alike, None)
         if following is None:
             break

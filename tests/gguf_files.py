@@ -67,7 +67,7 @@ def write_gguf(
     arch: str = "llama",
     more: Mapping[str, Tensor] | None = None,
     without: Sequence[str] = (),
-    numbers: Mapping[str, int] | None = None,
+    numbers: Mapping[str, int | bool] | None = None,
     **fields: str,
 ) -> Path:
     """A llama at `path`, with `more` tensors and `without` some, `numbers`, and `fields` of texts, of `name_of_field`.
@@ -97,7 +97,10 @@ def write_gguf(
     writer.add_add_bos_token(False)
     writer.add_chat_template(TEMPLATE)
     for name, number in (numbers or {}).items():
-        writer.add_uint32(f"{arch}.{name}", number)
+        if isinstance(number, bool):
+            writer.add_bool(f"{arch}.{name}", number)
+        else:
+            writer.add_uint32(f"{arch}.{name}", number)
     for name, text in fields.items():
         writer.add_string(name.replace("_", "."), text)
     tensors = {**tensors_of(model), **(more or {})}
@@ -147,3 +150,21 @@ def write_windowed(path: Path, window: int, seed: int = 0) -> Path:
     norms = [f"blk.{i}.{name}.weight" for i in range(2) for name in ("post_attention_norm", "post_ffw_norm")]
     more, numbers = dict.fromkeys(norms, torch.ones(32)), {"attention.sliding_window": window}
     return write_gguf(path, llama(seed), arch="gemma2", more=more, without=["output.weight"], numbers=numbers)
+
+
+def write_encoder_decoder(path: Path) -> Path:
+    """A T5 of zeros."""
+    sizes = {"attn_norm": (32,), "ffn_norm": (32,), "ffn_up": (48, 32), "ffn_down": (32, 48)}
+    seen = {"attn_q": (16, 32), "attn_k": (16, 32), "attn_v": (16, 32), "attn_o": (32, 16), "attn_rel_b": (8, 4)}
+    crossed = {"cross_attn_norm": (32,), **{f"cross_{name}": size for name, size in seen.items()}}
+    parts = {"enc": {**sizes, **seen}, "dec": {**sizes, **seen, **crossed}}
+    layers = {
+        f"{part}.blk.{i}.{name}.weight": torch.zeros(size)
+        for part, named in parts.items()
+        for name, size in named.items()
+        for i in range(2)
+    }
+    norms = {f"{part}.output_norm.weight": torch.ones(32) for part in parts}
+    model, numbers = llama(), {"attention.relative_buckets_count": 8}
+    without = [name for name in tensors_of(model) if name.startswith("blk.") or name == "output_norm.weight"]
+    return write_gguf(path, model, arch="t5", more=layers | norms, without=without, numbers=numbers)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from itertools import permutations
 from random import Random
+from weakref import ref
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from specflow import (
     TEXT,
     Block,
     CachedPredictor,
+    Categorical,
     DecodeError,
     DecodeState,
     Dice,
@@ -664,6 +667,22 @@ def test_what_was_read_of_other_weights_is_forgotten() -> None:
     for number, rows in together([partial(batched, text, ()) for text in texts], 2):
         assert isinstance(rows, torch.Tensor)
         assert torch.allclose(rows, rows_of(model, texts[number]))
+
+
+@pytest.mark.parametrize("kind", [BatchPredictor, CachedPredictor])
+def test_of_drafts_that_were_read_nothing_is_kept_but_their_ids(kind: type[BatchPredictor | CachedPredictor]) -> None:
+    """Their logits may hang on a graph, which cannot be copied, and are large."""
+    model, text = tiny_llama(0), tuple(range(30))
+    logits = torch.zeros(VOCABULARY, requires_grad=True) * 2
+    probs = logits.detach().softmax(-1)
+    predict, held = kind(model), [ref(logits), ref(probs)]
+    predict(text[:-1], ())
+    predict(text, (Proposal(5, Categorical(probs), logits=logits), Proposal(6, parent=TEXT)))
+    del logits, probs
+    gc.collect()
+    assert [tensor() for tensor in held] == [None, None]
+    for other in ((*text[:10], 50, 51), (*text, 6, 7)):  # of these the first goes on with a copy
+        assert (predict(other, ()) - UncachedPredictor(model)(other, ())).abs().max() < 1e-9
 
 
 def test_nothing_of_the_model_is_changed() -> None:

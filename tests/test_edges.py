@@ -293,8 +293,48 @@ def test_what_torch_quantises_dynamically_is_refused() -> None:
     from torch.ao.quantization import quantize_dynamic  # noqa: PLC0415
 
     model = quantize_dynamic(tiny_llama(dtype=torch.float32), {nn.Linear})  # type: ignore[no-untyped-call]
-    with pytest.raises(DecodeError, match=r"a row of model.layers.0.self_attn.q_proj .*: received Linear; quantise"):
+    with pytest.raises(DecodeError, match=r"a row of model.layers.0.self_attn.q_proj .*: received Linear; quantize"):
         CachedPredictor(model)((1, 2), ())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("predictor", [CachedPredictor, UncachedPredictor, BatchPredictor])
+def test_what_is_quantised_after_it_was_read_is_refused(
+    predictor: Callable[[Module], CachedPredictor | UncachedPredictor | BatchPredictor],
+) -> None:
+    """By who read it before, and by who comes later."""
+    from torch.ao.quantization import quantize_dynamic  # noqa: PLC0415
+
+    model = tiny_llama(dtype=torch.float32)
+    before = predictor(model)
+    assert before((1, 2, 3), ()).isfinite().all()
+    quantize_dynamic(model, {nn.Linear}, inplace=True)  # type: ignore[no-untyped-call]
+    for reader in (before, before, predictor(model)):
+        with pytest.raises(DecodeError, match=r"a row of model.layers.0.self_attn.q_proj depends on the others"):
+            reader((1, 2, 3, 4), ())
+
+
+class Odd(Tensor):
+    """A kind of tensor of its own."""
+
+
+def test_weights_that_become_of_another_kind_are_tried_again_and_others_are_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = list[Module]()
+    monkeypatch.setattr("specflow.predictors.trial.refuse_company", lambda reader: asked.append(reader.model))
+    model = tiny_llama()
+    predictor, layer = CachedPredictor(model), model.get_submodule("model.layers.1.mlp.down_proj")
+    assert isinstance(layer, nn.Linear)
+    predictor((1, 2), ())
+    layer.weight = nn.Parameter(layer.weight.detach() * 2)
+    predictor((1, 2), ())
+    assert len(asked) == 1
+    assert predictor._reader.watch.has_plain_weights
+    layer.weight = nn.Parameter(layer.weight.detach().as_subclass(Odd))
+    predictor((1, 2), ())
+    assert len(asked) == 2
+    assert not predictor._reader.watch.has_plain_weights
 
 
 @pytest.mark.parametrize("predictor", [CachedPredictor, UncachedPredictor])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
 import sys
@@ -40,7 +41,7 @@ from specflow.policies import CostMeter
 from specflow.state import TEXT, Predictor
 from specflow.testing import conformance, through_trees
 from specflow.trace import Trace
-from tests.gguf_files import TOKENS, llama, write_gguf
+from tests.gguf_files import TOKENS, llama, write_encoder_decoder, write_gguf
 
 if TYPE_CHECKING:
     from llama_cpp import Llama
@@ -227,6 +228,57 @@ def test_the_llama_that_lends_its_weights_stays_where_it_was(path: Path) -> None
 
 
 @needs_it
+@pytest.mark.parametrize("is_lent", [True, False])
+def test_what_it_made_goes_with_it_and_no_more(is_lent: bool, path: Path) -> None:
+    given = lent(path) if is_lent else path
+    target, undisturbed = LlamaCpp(given), LlamaCpp(given)
+    target((5, 6, 7), chain((8, 9)))
+    context, model = target._context, target._context.model
+    assert context.ctx is not None
+    del target
+    assert context.ctx is None  # at once: the collector may take long to come
+    assert (model.model is None) != is_lent
+    assert undisturbed((5, 6, 7), ()).isfinite().all()
+    context.close()
+    if isinstance(given, Path):
+        return
+    assert LlamaCpp(given)((5, 6, 7), ()).isfinite().all()
+    given.close()  # takes the contexts of all who are left
+    assert undisturbed._context.ctx is None
+    del undisturbed
+
+
+@needs_it
+def test_a_context_that_is_refused_goes_at_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from llama_cpp import llama_cpp  # noqa: PLC0415
+
+    made, freed, free = list[object](), list[object](), llama_cpp.llama_free
+    given = lent(path)
+
+    def freeing(context: object) -> None:
+        freed.append(context)
+        free(context)
+
+    monkeypatch.setattr(llama_cpp, "llama_free", freeing)
+    monkeypatch.setattr(llama_cpp, "llama_get_causal_attn", made.append)
+    with pytest.raises(DecodeError, match="not causal"):
+        LlamaCpp(given)
+    gc.collect()  # the error holds the frames that raised it
+    assert len(made) == 1
+    assert made[0] in freed
+    given.close()
+
+
+@needs_it
+def test_drafts_whose_logits_hang_on_a_graph_are_read_as_any_others(path: Path) -> None:
+    target = LlamaCpp(lent(path), slots=2)
+    text, logits = tuple(range(40)), torch.zeros(V, requires_grad=True) * 2
+    target(text, (Proposal(5, logits=logits), Proposal(6, parent=TEXT)))
+    for other in ((*text[:10], 50, 51), (*text, 6, 7)):  # of these the first goes on with a copy
+        assert (target(other, ()) - forgetting(path)(other, ())).abs().max() < 1e-4
+
+
+@needs_it
 def test_threads_share_it(target: LlamaCpp, path: Path) -> None:
     texts = [tuple(range(i, i + 30)) for i in range(8)]
     truth = [forgetting(path)(text, ()) for text in texts]
@@ -396,6 +448,38 @@ def test_a_llama_with_an_adapter_is_refused(path: Path) -> None:
     given.lora_path = "adapter.gguf"
     with pytest.raises(DecodeError, match="has an adapter"):
         LlamaCpp(given)
+
+
+@needs_it
+def test_a_llama_whose_rows_see_the_drafts_is_refused(path: Path, tmp_path: Path) -> None:
+    from llama_cpp import Llama, llama_cpp  # noqa: PLC0415
+
+    asked = Llama(str(path), n_ctx=128, attention_type=llama_cpp.LLAMA_ATTENTION_TYPE_NON_CAUSAL, verbose=False)
+    overridden = Llama(str(path), n_ctx=128, kv_overrides={"llama.attention.causal": False}, verbose=False)
+    in_the_file = write_gguf(tmp_path / "blind.gguf", llama(), numbers={"attention.causal": False})
+    for given in (asked, overridden, in_the_file):
+        with pytest.raises(DecodeError, match="its attention is not causal") as raised:
+            LlamaCpp(given)
+        assert raised.value.parameter == "source"
+
+
+@needs_it
+def test_models_that_do_not_go_on_with_a_text_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from llama_cpp import Llama, llama_cpp  # noqa: PLC0415
+
+    diffusing = [write_gguf(tmp_path / f"{arch}.gguf", llama(), arch=arch) for arch in ("llada", "dream")]
+    for given, happened in [
+        (write_encoder_decoder(tmp_path / "t5.gguf"), "the model is an encoder-decoder"),
+        *[(path, "the model fills in a whole text by diffusion") for path in diffusing],
+    ]:
+        with pytest.raises(DecodeError, match=happened) as raised:
+            LlamaCpp(given)
+        assert raised.value.parameter == "source"
+    # Whatever its kind, and though it is told to be causal: without a memory the next pass knows nothing of this one.
+    monkeypatch.setattr(llama_cpp, "llama_model_is_diffusion", lambda model: False)
+    causal = Llama(str(diffusing[0]), n_ctx=128, attention_type=llama_cpp.LLAMA_ATTENTION_TYPE_CAUSAL, verbose=False)
+    with pytest.raises(DecodeError, match="no memory"):
+        LlamaCpp(causal)
 
 
 @pytest.mark.parametrize("asked", [("generate", "hi"), ("trace", "hi"), ("chat",), ("bench",)])

@@ -15,7 +15,7 @@ from attrs import define, frozen
 from torch import Tensor
 
 from specflow import CostAware, CostMeter, DecodeState, Proposal, Tokens
-from specflow.state import Request
+from specflow.state import Request, parents_of
 from specflow.trees import path_along
 
 NEW = 128
@@ -116,7 +116,7 @@ def decoded(costs: Callable[[int], float], drafting: Drafting, policy: CostAware
         coming = text[len(state.output) :]
         drafts, pace = policy(stream(coming), state)
         timed(state.tokens, drafts)
-        stood = len(path_along(drafts, coming[:-1]))
+        stood = len(path_along(tuple([draft.token for draft in drafts]), parents_of(drafts), coming[:-1]))
         state = DecodeState(state.request, state.tokens + coming[: stood + 1], pace)
     return hand.now - began
 

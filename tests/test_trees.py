@@ -194,9 +194,10 @@ def test_a_draft_before_its_parent_is_refused(parent: int) -> None:
 
 
 def test_a_path_is_followed_as_far_as_it_goes() -> None:
-    assert path_along(TREE, (8, 10, 11, 3)) == [1, 3, 4]
-    assert path_along(TREE, (9,)) == []
-    assert path_along(TREE, ()) == []
+    drafted, parents = tuple([draft.token for draft in TREE]), parents_of(TREE)
+    assert path_along(drafted, parents, (8, 10, 11, 3)) == [1, 3, 4]
+    assert path_along(drafted, parents, (9,)) == []
+    assert path_along(drafted, parents, ()) == []
 
 
 # Reading

@@ -22,7 +22,7 @@ from specflow.policies import CostMeter
 from specflow.policies.meter import wait_for
 from specflow.predictors.cached import CachedPredictor, asked_for, limits_of, shared_meter
 from specflow.predictors.features import Features
-from specflow.predictors.memo import Memo, Memos
+from specflow.predictors.memo import Memo, Memos, Tree
 from specflow.predictors.reader import Reader
 from specflow.predictors.trial import ANY_PIECES, Caches, Trials
 from specflow.protocols import Limits
@@ -138,7 +138,7 @@ class BatchPredictor:
                         self._warn()
                         replies[i] = self._alone(tokens, one.drafts)
                     elif not self._is_being_read(one, tokens, parts.values()):
-                        parts[i] = self._part(one, tokens, drafted, parents)
+                        parts[i] = self._part(one, tokens, Tree(drafted, parents))
                 except Exception as error:  # whatever it is, it is this text's
                     replies[i] = error
             self._memos.make_room(len(parts))
@@ -154,8 +154,8 @@ class BatchPredictor:
                     replies[i] = self._by_itself(part)
                     continue
                 part.memo.tokens += part.piece.ids[: part.text]
-                if part.finishes:
-                    part.memo.tree = tuple(part.asked.drafts)
+                if part.tree is not None:
+                    part.memo.tree = part.tree
                     replies[i] = rows
                 self._memos.put(part.memo)
         return replies
@@ -206,7 +206,7 @@ class BatchPredictor:
         known, reading = self._memos.covered(tokens, 0), [(part.asked.tokens, part.finishes) for part in parts]
         return self._waiting.waits(asked, tokens, known, reading)
 
-    def _part(self, asked: Asked, tokens: Tokens, drafted: Tokens, parents: tuple[int, ...]) -> _Part:
+    def _part(self, asked: Asked, tokens: Tokens, tree: Tree) -> _Part:
         """What of a text is read in this pass: the next piece of it, or all that is new, and the drafts."""
         memo = self._memos.take(tokens, 0, owner=asked.by)
         memo = memo or Memo(new_past(self._reader, self._shelves), 0, owner=asked.by)
@@ -214,9 +214,10 @@ class BatchPredictor:
         piece = tokens[past.length :]
         if len(piece) > self.piece:
             ids = piece[: self.piece]
-            return _Part(asked, memo, Piece(past, ids, tuple(range(-1, len(ids) - 1)), 1), len(ids), False)
-        whole = (*range(-1, len(piece) - 1), *[len(piece) + parent for parent in parents])
-        return _Part(asked, memo, Piece(past, piece + drafted, whole, len(drafted) + 1), len(piece), True)
+            return _Part(asked, memo, Piece(past, ids, tuple(range(-1, len(ids) - 1)), 1), len(ids))
+        drafted = tree.drafted
+        whole = (*range(-1, len(piece) - 1), *[len(piece) + parent for parent in tree.parents])
+        return _Part(asked, memo, Piece(past, piece + drafted, whole, len(drafted) + 1), len(piece), tree)
 
     def _passed(self, parts: Sequence[_Part]) -> Sequence[Tensor | None]:
         """The rows of each part, by one pass; None where that failed."""
@@ -245,10 +246,18 @@ def _is_finite(rows: Tensor) -> bool:
 @final
 @frozen(eq=False)
 class _Part:
-    """What is read of one text in a pass: a `piece`, the first `text` ids of which are text and the others drafts."""
+    """What is read of one text in a pass: a `piece`, the first `text` ids of which are text and the others drafts.
+
+    Those are the whole `tree`; it is None where more of the text is read in later passes.
+    """
 
     asked: Asked
     memo: Memo
     piece: Piece
     text: int
-    finishes: bool
+    tree: Tree | None = None
+
+    @property
+    def finishes(self) -> bool:
+        """Whether all of the text is read."""
+        return self.tree is not None

@@ -41,15 +41,15 @@ def reads_together(reader: Reader, over: int, *, trees: bool) -> bool:
     """Whether texts of more than `over` tokens are read beside others, short ones among them, as they are alone: with
     trees of drafts, or at least with chains.
 
-    Tried once for each dtype, kind of device, implementation of attention and set of adapters; what went wrong is tried
-    again when the weights have changed.
+    Tried once for each dtype, kind of device, implementation of attention and set of adapters, and again when modules
+    were replaced, or weights by some of another kind; what went wrong also when the weights have changed.
     """
     if not joins(reader):
         return False
     found, look = _FOUND.setdefault(reader.model, {}), reader.watch.look()
     key = (over, trees, reader.dtype, reader.device.type, *look.kind)
     known = found.get(key)
-    if known is None or not (known.right or known.look.same(look)):
+    if known is None or not (known.look.same(look) or (known.right and known.look.of_same_parts(look))):
         known = found[key] = _Found(look, _try(reader, over, TREE if trees else CHAIN))
     return known.right
 

@@ -23,7 +23,7 @@ from specflow.guards.ids import ids_of, text_of
 from specflow.interop.llama_memory import Line, Memory
 from specflow.paths import path_by_path
 from specflow.policies import CostMeter
-from specflow.predictors.memo import DRAFTS, Memo, Memos
+from specflow.predictors.memo import DRAFTS, NO_TREE, Memo, Memos, Tree
 from specflow.protocols import Limits
 from specflow.state import Proposal, Tokens, chain, parents_of
 from specflow.trees import depths, leaves
@@ -64,8 +64,9 @@ class LlamaCpp:
     path by path, and by themselves. Such models cannot go back, so that a text of which drafts were refused is read
     anew. `meter` hears what passes take, but those that read a prompt, or a few texts of many slots.
 
-    `DecodeError` where llama-cpp-python is missing, for what it cannot load, a `Llama` with an adapter, ids that the
-    model does not have, a text beyond the context, where a pass fails, and for logits that are not finite.
+    `DecodeError` where llama-cpp-python is missing, for what it cannot load, a `Llama` with an adapter, encoders,
+    models of diffusion, attention that is not causal, ids that the model does not have, a text beyond the context,
+    where a pass fails, and for logits that are not finite.
     """
 
     source: str | PathLike[str] | Llama
@@ -100,12 +101,11 @@ class LlamaCpp:
             model, settings, context = _lent(given)
         elif isinstance(given, str | PathLike) and str(given):
             model, settings, context = _loaded(fspath(given))
+            finalize(self, model.close)  # with its contexts, of which llama-cpp-python frees none before
         else:
             remedy = "give the path of a GGUF file, or a Llama"
             raise DecodeError("source", "this is no model of llama.cpp", shown(given), remedy)
-        if not llama_cpp.llama_model_has_decoder(model.model):
-            happened, remedy = "the model only encodes", "give a model that says what follows"
-            raise DecodeError("source", happened, shown(given), remedy)
+        _refuse_encoders(model, given)
         slots, context = int(self.slots), int(self.context or context)
         self._widest = 1 if _is_recurrent(model) else min(int(self.leaves), SEQUENCES // slots - 1)
         settings.n_seq_max = slots * (self._widest + 1)  # new texts have theirs before those that they replace go
@@ -118,6 +118,8 @@ class LlamaCpp:
         except ValueError as error:
             happened, remedy = "llama.cpp cannot make room for its memory", "give a smaller context, or fewer slots"
             raise DecodeError("context", happened, settings.n_ctx, remedy) from error
+        finalize(self, self._context.close)  # a model that is lent would hold it, and its memory, as long as it lives
+        _refuse_forgetful(self._context, given)
         self._limits = Limits(model.n_vocab(), context)
         self._most = llama_cpp.llama_n_batch(self._context.ctx)
         window = llama_cpp.llama_model_n_swa(model.model) if slots > 1 else 0  # one text lies in order: nothing is lost
@@ -371,11 +373,11 @@ class _Part:
 
     def extend(self, count: int) -> None:
         """They were read."""
-        drafts = self.text.asked.drafts if self.is_read_by(count) else ()
-        tokens = count - len(drafts)
-        self.memo.past.extend(tokens, len(drafts))
+        tree = Tree(self.text.drafted, self.text.parents) if self.is_read_by(count) else NO_TREE
+        tokens = count - len(tree.drafted)
+        self.memo.past.extend(tokens, len(tree.drafted))
         self.memo.tokens += self.text.tokens[len(self.memo.tokens) :][:tokens]
-        self.memo.tree = tuple(drafts)
+        self.memo.tree = tree
 
 
 def shared_out(needs: Sequence[tuple[int, int]], most: int) -> list[int]:
@@ -441,6 +443,36 @@ def _loaded(path: str) -> tuple[LlamaModel, llama_context_params, int]:
     settings = llama_cpp.llama_context_default_params()
     settings.n_threads = settings.n_threads_batch = torch.get_num_threads()
     return model, settings, min(model.n_ctx_train() or USUAL_CONTEXT, USUAL_CONTEXT)
+
+
+def _refuse_encoders(model: LlamaModel, given: object) -> None:
+    """`DecodeError` for a model that says nothing of what follows a text, or only beside what an encoder read."""
+    from llama_cpp import llama_cpp  # noqa: PLC0415
+
+    if not llama_cpp.llama_model_has_decoder(model.model):
+        happened = "the model only encodes"
+    elif llama_cpp.llama_model_has_encoder(model.model):
+        happened = "the model is an encoder-decoder"
+    elif llama_cpp.llama_model_is_diffusion(model.model):
+        happened = "the model fills in a whole text by diffusion"
+    else:
+        return
+    raise DecodeError("source", happened, shown(given), "give a model that says what follows")
+
+
+def _refuse_forgetful(context: LlamaContext, given: object) -> None:
+    """`DecodeError` for a context whose rows see the drafts after them, or that remembers nothing between passes.
+
+    The context is asked: a file may say so of any architecture, and who makes a `Llama` may say otherwise.
+    """
+    from llama_cpp import llama_cpp  # noqa: PLC0415
+
+    if not llama_cpp.llama_get_causal_attn(context.ctx):
+        happened, remedy = "its attention is not causal", "give a model, and a Llama, of causal attention"
+        raise DecodeError("source", happened, shown(given), remedy)
+    if context.memory is None:
+        happened, remedy = "the model has no memory of what it read", "give a model that says what follows"
+        raise DecodeError("source", happened, shown(given), remedy)
 
 
 def _is_recurrent(model: LlamaModel) -> bool:

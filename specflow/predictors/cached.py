@@ -19,7 +19,7 @@ from specflow.paths import path_by_path
 from specflow.policies import CostMeter, meter_of
 from specflow.policies.meter import wait_for
 from specflow.predictors.features import Features
-from specflow.predictors.memo import DRAFTS, Memo, Memos
+from specflow.predictors.memo import DRAFTS, Memo, Memos, Tree
 from specflow.predictors.reader import Reader, context_of, vocabulary_of
 from specflow.predictors.trial import ANY_PIECES, FEEDINGS, Caches, Feeding, Trials
 from specflow.protocols import Choose, Limits
@@ -207,16 +207,14 @@ class CachedPredictor:
         with self._reader.guard:
             self._meet()
             if len(tokens) > 1 and self._may_read_trees(len(tokens) + len(drafts)):
-                rows = self._tree_at_once(tokens, drafts, drafted, parents)
+                rows = self._tree_at_once(tokens, drafted, parents)
                 if rows is not None:
                     return checked(rows, len(tokens))
             rows = path_by_path(self._last)(tokens, drafts)
             self._may_read_trees(len(tokens) + 1)  # tried now, with the prompt, and not in a pass that is timed
             return rows
 
-    def _tree_at_once(
-        self, tokens: Tokens, drafts: tuple[Proposal, ...], drafted: Tokens, parents: tuple[int, ...]
-    ) -> Tensor | None:
+    def _tree_at_once(self, tokens: Tokens, drafted: Tokens, parents: tuple[int, ...]) -> Tensor | None:
         """The same in one pass; None over a cache whose rows cannot be kept one by one."""
         self._reader.refuse_strange(drafted)
         region = self._trials.region(len(tokens))
@@ -224,14 +222,12 @@ class CachedPredictor:
             missing = len(tokens) - len(memo.tokens)
             self._unread = max(self._unread, missing - 1)
             if missing <= 1 + REREAD:
-                return self._tree_over(memo, tokens, drafts, drafted, parents)
+                return self._tree_over(memo, tokens, drafted, parents)
         self._rows(tokens[:-1], 1)
         with self._memos.of(tokens, region) as memo:
-            return self._tree_over(memo, tokens, drafts, drafted, parents)
+            return self._tree_over(memo, tokens, drafted, parents)
 
-    def _tree_over(
-        self, memo: Memo, tokens: Tokens, drafts: tuple[Proposal, ...], drafted: Tokens, parents: tuple[int, ...]
-    ) -> Tensor | None:
+    def _tree_over(self, memo: Memo, tokens: Tokens, drafted: Tokens, parents: tuple[int, ...]) -> Tensor | None:
         """The same over a memo that covers most of the text."""
         if not (memo.tokens and memo.past.holds_rows):
             return None
@@ -239,9 +235,9 @@ class CachedPredictor:
         self._reader.refuse_strange(piece)
         ids = self._reader.ids([piece + drafted])
         whole = [*range(-1, len(piece) - 1), *[len(piece) + parent for parent in parents]]
-        logits = self._reader.extend(memo.past, ids, len(drafts) + 1, whole)
+        logits = self._reader.extend(memo.past, ids, len(drafted) + 1, whole)
         memo.tokens += piece
-        memo.ahead, memo.tree = 0, drafts
+        memo.ahead, memo.tree = 0, Tree(drafted, parents)
         return logits
 
     def prune(self, tokens: Tokens, /) -> None:

@@ -7,13 +7,13 @@ from contextlib import contextmanager
 from copy import deepcopy
 from typing import Final, Generic, Protocol, final
 
-from attrs import define, field
+from attrs import define, field, frozen
 from torch import Tensor
 from typing_extensions import TypeVar
 
 from specflow.caches import Past
 from specflow.prefix import NEAR, begins, common_prefix, parting
-from specflow.state import Proposal, Tokens
+from specflow.state import Tokens
 from specflow.trees import path_along
 
 DRAFTS: Final = 16
@@ -47,6 +47,21 @@ def nobody() -> None:
 
 
 @final
+@frozen
+class Tree:
+    """Drafts that were read: their ids, and what each follows.
+
+    A memo keeps nothing else of them: laws and logits are the caller's, and large, and may hang on a graph.
+    """
+
+    drafted: Tokens = ()
+    parents: tuple[int, ...] = ()
+
+
+NO_TREE: Final = Tree()
+
+
+@final
 @define(eq=False)
 class Memo(Generic[P]):
     """What was read of one text: a cache, and what it covers.
@@ -59,7 +74,7 @@ class Memo(Generic[P]):
     region: int
     tokens: list[int] = field(factory=list)
     ahead: int = 0
-    tree: tuple[Proposal, ...] = ()
+    tree: Tree = NO_TREE
     owner: Callable[[], object] = nobody
 
     def covers(self, tokens: Tokens) -> int:
@@ -78,11 +93,11 @@ class Memo(Generic[P]):
 
     def settle(self, tokens: Tokens) -> None:
         """Of the tree that was read last, keep the path that `tokens` took; nothing where they begin otherwise."""
-        if self.tree:
+        if self.tree.drafted:
             path = self._path(tokens) if begins(self.tokens, tokens) else []
             self.past.keep(len(self.tokens), path)
-            self.tokens += [self.tree[i].token for i in path]
-            self.tree = ()
+            self.tokens += [self.tree.drafted[i] for i in path]
+            self.tree = NO_TREE
 
     def goes_on(self, covered: int) -> bool:
         """Whether a text that shares the first `covered` tokens goes on with this one: only drafts are forgotten."""
@@ -97,7 +112,8 @@ class Memo(Generic[P]):
         return went
 
     def _path(self, tokens: Tokens) -> list[int]:
-        return path_along(self.tree, tokens[len(self.tokens) :]) if self.tree else []
+        drafted, parents = self.tree.drafted, self.tree.parents
+        return path_along(drafted, parents, tokens[len(self.tokens) :]) if drafted else []
 
 
 @final
@@ -199,7 +215,7 @@ class Memos(Generic[P]):
         keep = parting(memo.tokens, tokens)
         if not memo.goes_on(keep):  # another text's
             return
-        if memo.tree:
+        if memo.tree.drafted:
             memo.settle(tokens)
             keep = parting(memo.tokens, tokens)
         if memo.past.needs_marks:

@@ -20,7 +20,7 @@ from specflow.caches import Past
 from specflow.errors import DecodeError
 from specflow.guards.checks import shown
 from specflow.predictors.features import Features, Run, Taps, taps_of
-from specflow.predictors.untracked import Untracked, untracked
+from specflow.predictors.untracked import untracked
 from specflow.predictors.watch import Watch
 from specflow.state import Tokens
 from specflow.trees import depths, lineage
@@ -68,7 +68,6 @@ class Reader:
     watch: Watch = field(repr=False)
     guard: Guard = field(repr=False)
     _place: torch.device | None = field(repr=False)
-    _untracked: Untracked = field(repr=False)
     taps: Taps | None = field(default=None, repr=False)
     """What takes the features of each pass, where they are wanted."""
 
@@ -99,7 +98,6 @@ class Reader:
             Watch(model),
             guard,
             _place(model),
-            untracked(model),
             None
             if features is None
             else taps_of(model if whole is not model else inner, features, layers_of(model), takes="features" in names),
@@ -217,7 +215,7 @@ class Reader:
         def run(features: tuple[int, ...]) -> object:
             if features:
                 arguments["features"] = features
-            with self._untracked(ids.shape[-1]):
+            with untracked(ids.shape[-1], self.watch.has_plain_weights):
                 return self.model(ids, **arguments)
 
         with self.at_rest():

@@ -139,7 +139,7 @@ class _Found:
 
     @property
     def holds(self) -> bool:
-        """Whether nothing went wrong, so that other weights need no other trial."""
+        """Whether nothing went wrong, so that other weights of the same parts need no other trial."""
         fed = [regime.feeding for regime in self.regimes.values()]
         return self.trees is not False and all(each.most > 0 if self.over_caches else each.together for each in fed)
 
@@ -202,8 +202,9 @@ class Trials:
     """What is found out about a model, each thing when it is first asked for.
 
     Over the model's own caches, or with `feedings` = () over none, a model object is tried once for each dtype, kind of
-    device, implementation of attention and set of adapters, whoever asks. What went wrong is tried again when the
-    weights have changed. Caches of the user's are tried for each predictor.
+    device, implementation of attention and set of adapters, whoever asks. It is tried again when modules were replaced,
+    or weights by some of another kind, as quantization does it; and what went wrong also when the weights have changed.
+    Caches of the user's are tried for each predictor.
 
     `DecodeError` for a model that cannot read ids alone, for one whose logits depend on what it read before, and for
     one with a layer whose rows depend on the others in their pass.
@@ -230,8 +231,9 @@ class Trials:
         kept = _FOUND.setdefault(self.reader.model, {}) if self.caches.are_own else self._private
         key = (self.reader.dtype, self.reader.device.type, len(self.feedings), *look.kind)
         found = kept.get(key)
-        if found is None or not (found.holds or found.look.same(look)):
+        if found is None or not (found.look.same(look) or (found.holds and found.look.of_same_parts(look))):
             found = kept[key] = _Found(look, bool(self.feedings))
+        found.look = look  # the older one would hold weights that were replaced
         self._now, self._seen = found, look
         return True
 

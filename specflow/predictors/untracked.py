@@ -5,30 +5,26 @@ Not by `torch.inference_mode`: what a model keeps from a pass could not be train
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Final, TypeAlias
+from typing import Final
 
 import torch
-from torch.nn import Module, Parameter
-
-Untracked: TypeAlias = Callable[[int], AbstractContextManager[None]]
-"""The number of tokens in a pass → what the pass runs in."""
 
 # Private to torch: in a build without them a pass is tracked, and as right.
 WITHOUT_GRADIENTS: Final = getattr(torch._C, "_AutoDispatchBelowAutograd", nullcontext)
 WITHOUT_GRADIENTS_AND_VIEWS: Final = getattr(torch._C, "_AutoDispatchBelowADInplaceOrView", nullcontext)
 
 
-def untracked(model: Module) -> Untracked:
-    """What the passes of a model run in. Weights that are no plain tensors (sharded, quantized) keep the bookkeeping.
+def untracked(tokens: int, has_plain_weights: bool) -> AbstractContextManager[None]:
+    """What a pass over so many tokens runs in. Weights that are no plain tensors (sharded, quantized) keep the
+    bookkeeping.
 
-    >>> with untracked(torch.nn.Linear(2, 2))(1):
+    >>> with untracked(1, True):
     ...     torch.zeros(1).is_inference()
     False
     """
-    if not all(type(parameter) is Parameter for parameter in model.parameters()):
-        return lambda tokens: nullcontext()
+    if not has_plain_weights:
+        return nullcontext()
     # Over several tokens views are tracked still: where the view of a weight does not require a gradient, torch would
     # rather copy the weight than rows which do not lie together.
-    return lambda tokens: WITHOUT_GRADIENTS_AND_VIEWS() if tokens == 1 else WITHOUT_GRADIENTS()
+    return WITHOUT_GRADIENTS_AND_VIEWS() if tokens == 1 else WITHOUT_GRADIENTS()

@@ -10,7 +10,7 @@ from typing import Final, cast, final
 import torch
 from attrs import define, field, frozen
 from torch import Tensor
-from torch.nn import Module
+from torch.nn import Module, Parameter
 
 _version: Final[Callable[[Tensor], int]] = attrgetter("_version")
 
@@ -29,6 +29,13 @@ class Look:
         """Whether nothing that is looked at has changed."""
         counts_alike = self.counted == other.counted and self.kind == other.kind
         return counts_alike and (self.held is other.held or _identical(self.held, other.held))
+
+    def of_same_parts(self, other: Look) -> bool:
+        """Whether the modules are the same ones, and each tensor is of the same kind: other weights are no other parts.
+
+        Quantization replaces modules, or the kind of their weights.
+        """
+        return self.held is other.held or _identical(_parts(self.held), _parts(other.held))
 
 
 @final
@@ -52,6 +59,8 @@ class Watch:
 
     model: Module
     modules: tuple[Module, ...] = field(init=False)
+    has_plain_weights: bool = field(init=False)
+    """Whether no parameter is sharded, quantized or of another kind of its own."""
     _slots: tuple[list[dict[str, object]], list[str]] = field(init=False)
     """Where modules keep their children and tensors: they are asked at each look, as they may hold others."""
     _held: tuple[object, ...] = field(init=False)
@@ -96,6 +105,8 @@ class Watch:
             for name in module._buffers
             if name not in module._non_persistent_buffers_set
         ]
+        kinds = {type(weight) for module in modules for weight in module._parameters.values() if weight is not None}
+        self.has_plain_weights = kinds <= {Parameter}
         # What is offloaded comes and goes with each pass.
         tensors = [(kept, name) for kept, name in weights if not getattr(kept[name], "is_meta", False)]
         slots = cast(list[tuple[dict[str, object], str]], [*children, *tensors])
@@ -132,6 +143,10 @@ class Watch:
 
 def _identical(a: tuple[object, ...], b: tuple[object, ...]) -> bool:
     return len(a) == len(b) and all(map(is_, a, b))
+
+
+def _parts(held: tuple[object, ...]) -> tuple[object, ...]:
+    return tuple([type(each) if isinstance(each, Tensor) else each for each in held])
 
 
 def _adapted(tuner: Module) -> tuple[object, ...]:

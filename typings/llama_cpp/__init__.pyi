@@ -26,6 +26,8 @@ class Llama:
         type_v: int | None = ...,
         n_threads: int | None = ...,
         n_threads_batch: int | None = ...,
+        attention_type: int = ...,
+        kv_overrides: dict[str, bool | int | float | str] | None = ...,
         logits_all: bool = ...,
         verbose: bool = ...,
     ) -> None: ...
