@@ -17,6 +17,7 @@ import transformers
 from filelock import FileLock
 from gguf import GGUFReader
 from platformdirs import user_cache_path
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
@@ -102,7 +103,7 @@ def _digest(path: Path) -> str:
 def _kept(home: Path) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # safetensors tells of a full disk with an error of its own
         happened, remedy = (
             f"the converted copy cannot be kept ({said(error)})",
             "make room for it, in a folder of yours",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
+import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -212,6 +214,20 @@ def test_a_full_disk_is_told_as_one(whole: Path, cache: Path, monkeypatch: pytes
 
     monkeypatch.setattr("transformers.PreTrainedModel.save_pretrained", full)
     assert "the converted copy cannot be kept ([Errno 28] No space left on device)" in str(load(whole).failure())
+    assert folders(cache) == []
+
+
+def test_a_disk_that_is_full_while_the_weights_are_written_is_told_as_one(whole: Path, cache: Path) -> None:
+    """The process may write no file of more than 20 kB, which stands for a disk without room."""
+    was, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, was[1]))
+    try:
+        error = load(whole).failure()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, was)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert "the converted copy cannot be kept" in str(error)
+    assert "File too large" in str(error)
     assert folders(cache) == []
 
 
