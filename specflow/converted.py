@@ -169,11 +169,10 @@ def _refuse_left_out(file: Path, model: PreTrainedModel, missing: list[str]) -> 
         tensor.name for tensor in reader.tensors if tensor.name.startswith("rope_") and (tensor.data != 1).any()
     ]
     stretched += [name for name, kind in fields.items() if kind != "none"]
-    # Further heads draft, they are no part of the model; and a head that is tied is in the file twice.
-    tied = {"output.weight"} if model.config.tie_word_embeddings else set()
-    held = sum(
-        size for name, size in sizes.items() if not ("nextn" in name or name.startswith("rope_") or name in tied)
-    )
+    # Further heads draft, each a whole block; they are no part of the model. A head that is tied is there twice.
+    drafting = tuple({f"{name.partition('.nextn.')[0]}." for name in sizes if ".nextn." in name})
+    beside = (*drafting, "rope_", *(["output.weight"] if model.config.tie_word_embeddings else []))
+    held = sum(size for name, size in sizes.items() if not name.startswith(beside))
     known = sum({id(weight): weight.numel() for weight in model.state_dict(keep_vars=True).values()}.values())
     if missing:
         left_out = f"{len(missing)} of its weights are missing, such as {missing[0]}"

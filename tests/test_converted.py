@@ -18,7 +18,7 @@ from specflow import DecodeError, converted, models
 from specflow.converted import copy_of
 from specflow.errors import said
 from specflow.models import DType, load
-from tests.gguf_files import END, TOKENS, llama, write_gguf
+from tests.gguf_files import END, TOKENS, llama, write_gguf, write_hybrid
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +161,12 @@ def test_rotary_factors_that_change_nothing_are_taken(cache: Path, tmp_path: Pat
         tmp_path / "a.gguf", llama(), more={"rope_freqs.weight": torch.ones(4)}, llama_rope_scaling_type="none"
     )
     load(path).unwrap()
+
+
+@pytest.mark.parametrize("heads", [0, 1])
+def test_a_block_that_drafts_is_no_part_of_the_model(heads: int, cache: Path, tmp_path: Path) -> None:
+    model = load(write_hybrid(tmp_path / "a.gguf", heads)).unwrap().model
+    assert model.config.num_hidden_layers == 2
 
 
 def test_a_file_that_grows_meanwhile_is_refused(
