@@ -44,6 +44,7 @@ from specflow.commands import (
     REMEDY,
     TORCH,
     Told,
+    can_be_written,
     check_engine,
     named_model,
     one_sentence,
@@ -278,7 +279,7 @@ def _prepared(args: argparse.Namespace) -> _Steps:
     drafts: str = args.drafter or _usual(args)
     judges: str = args.rule or (USUAL_RULE if args.seed is None else USUAL_RULE_OF_SEEDS)
     _check(args, drafts, judges)
-    if args.model == SMOLLM2 or Path(args.model).exists():  # else it may be fetched, which takes its time
+    if args.model == SMOLLM2 or os.path.exists(args.model):  # else it may be fetched, which takes its time
         logging.disable_progress_bar()
     logging.set_verbosity_error()
     processor = _processor(args)
@@ -606,7 +607,7 @@ def _check_source(args: argparse.Namespace) -> None:
 
 
 def _can_hold(path: Path) -> bool:
-    return path.is_file() or (not path.exists() and path.parent.is_dir() and os.access(path.parent, os.W_OK))
+    return os.path.isfile(path) or (not os.path.exists(path) and can_be_written(path))
 
 
 def _randomness(seed: int | None) -> Dice | SharedNoise:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 import sys
 from codecs import BOM_UTF8
@@ -92,6 +93,20 @@ def prompt_of(given: str | None, stream: TextIO | None) -> str | None:
         happened, received = "the standard input is empty", "no text"
         raise DecodeError("prompt", happened, received, 'pipe a prompt into the command, or give one: generate "…"')
     return text
+
+
+def can_be_written(path: Path) -> bool:
+    """Whether a file can be there: it is one that may be written, or its name is possible in a folder that may be.
+
+    >>> can_be_written(Path("answers.json")), can_be_written(Path("a" * 300)), can_be_written(Path("/"))
+    (True, False, False)
+    """
+    try:
+        if path.exists():
+            return not path.is_dir() and os.access(path, os.W_OK)
+        return path.parent.is_dir() and os.access(path.parent, os.W_OK)
+    except OSError:  # the name is too long, or its folder may not be searched
+        return False
 
 
 @contextmanager

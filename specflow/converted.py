@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -42,7 +43,7 @@ def is_gguf(path: Path) -> bool:
     """
     _is_path("path", path)
     if path.suffix.lower() == ".gguf":
-        return not path.is_dir()
+        return not os.path.isdir(path)  # a Path's own is_dir raises for a name that is too long
     try:
         return path.is_file() and _begins(path) == MAGIC
     except OSError:

@@ -305,4 +305,6 @@ def test_a_model_that_is_no_file_is_as_before(cache: Path, tmp_path: Path) -> No
     assert not converted.is_gguf(tmp_path / "folder.gguf")
     assert "the model cannot be loaded" in str(load(tmp_path / "folder.gguf").failure())
     assert not converted.is_gguf(tmp_path / "none")
+    assert not converted.is_gguf(tmp_path / ("a" * 300))
+    assert "the file cannot be read" in str(load("a" * 300 + ".gguf").failure())
     assert models.SMOLLM2 == "smollm2"
