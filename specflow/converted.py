@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from hashlib import file_digest
@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
 from specflow.errors import DecodeError, said
+from specflow.gguf_keys import differing, missing
 from specflow.guards.checks import a, shown
 
 MAGIC: Final = b"GGUF"
@@ -148,7 +149,11 @@ def _convert(file: Path, folder: Path) -> None:
         if not shows_progress:
             logging.disable_progress_bar()
     converted, info = cast(tuple[PreTrainedModel, dict[str, object]], answer)
-    _refuse_left_out(file, converted, sorted(map(str, cast(set[object], info["missing_keys"]))))
+    reader = GGUFReader(file)
+    fields = _hyperparameters(reader)
+    for name, value in missing(converted.config.to_dict(), fields).items():
+        setattr(converted.config, name, value)
+    _refuse_left_out(file, reader, fields, converted, sorted(map(str, cast(set[object], info["missing_keys"]))))
     # transformers refuses to save what was quantized, so the copy is an ordinary model with the same weights.
     vars(converted.config).pop("quantization_config", None)
     with torch.device("meta"):
@@ -161,26 +166,37 @@ def _convert(file: Path, folder: Path) -> None:
         tokenizer.save_pretrained(folder)
 
 
-def _refuse_left_out(file: Path, model: PreTrainedModel, missing: list[str]) -> None:
+def _hyperparameters(reader: GGUFReader) -> dict[str, object]:
+    """What the file says of its architecture, by the keys behind its name."""
+    prefix = f"{reader.fields['general.architecture'].contents()}."
+    return {
+        name.removeprefix(prefix): field.contents() for name, field in reader.fields.items() if name.startswith(prefix)
+    }
+
+
+def _refuse_left_out(
+    file: Path, reader: GGUFReader, fields: Mapping[str, object], model: PreTrainedModel, made_up: list[str]
+) -> None:
     """`DecodeError` where transformers has made up weights, or has left out what the file holds."""
-    reader, left_out = GGUFReader(file), ""
+    left_out, is_stretched = "", _is_stretched(model)
     sizes = {tensor.name: int(tensor.n_elements) for tensor in reader.tensors}
-    fields = {name: field.contents() for name, field in reader.fields.items() if name.endswith("rope.scaling.type")}
     stretched = [
         tensor.name for tensor in reader.tensors if tensor.name.startswith("rope_") and (tensor.data != 1).any()
     ]
-    stretched += [name for name, kind in fields.items() if kind != "none"]
+    stretched += ["rope.scaling.type"] * (fields.get("rope.scaling.type", "none") != "none")
     # Further heads draft, each a whole block; they are no part of the model. A head that is tied is there twice.
     drafting = tuple({f"{name.partition('.nextn.')[0]}." for name in sizes if ".nextn." in name})
     beside = (*drafting, "rope_", *(["output.weight"] if model.config.tie_word_embeddings else []))
     held = sum(size for name, size in sizes.items() if not name.startswith(beside))
     known = sum({id(weight): weight.numel() for weight in model.state_dict(keep_vars=True).values()}.values())
-    if missing:
-        left_out = f"{len(missing)} of its weights are missing, such as {missing[0]}"
-    elif stretched and not _is_stretched(model):
+    if made_up:
+        left_out = f"{len(made_up)} of its weights are missing, such as {made_up[0]}"
+    elif stretched and not is_stretched:
         left_out = f"transformers does not read its rotary frequencies, {stretched[0]}"
     elif held > known:
         left_out = f"transformers leaves out {held - known} of its {held} numbers"
+    elif other := differing(model, model.config.to_dict(), fields, is_stretched=is_stretched):
+        left_out = f"transformers does not read its {other}, {shown(fields.get(other, 'which is the usual one'))}"
     if left_out:
         happened, remedy = f"the file cannot be converted ({left_out})", "use --engine llama.cpp, or its original model"
         raise DecodeError("model", happened, shown(file.resolve().name), remedy)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 import numpy
 import torch
-from gguf import GGUFWriter, TokenType
+from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, GGUFWriter, TokenType, get_tensor_name_map
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -117,6 +117,32 @@ def _written(writer: GGUFWriter, path: Path, tensors: Mapping[str, Tensor]) -> P
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def write_named(
+    path: Path, model: PreTrainedModel, arch: MODEL_ARCH, numbers: Mapping[str, float] | None = None
+) -> Path:
+    """A model whose weights lie in a file as they are, each under the name that llama.cpp has for it.
+
+    What the file says beside its sizes is in `numbers`.
+    """
+    names, prefix = get_tensor_name_map(arch, model.config.num_hidden_layers), MODEL_ARCH_NAMES[arch]
+    sizes, writer = cast(dict[str, int], model.config.to_dict()), GGUFWriter(path, prefix)
+    writer.add_context_length(128)
+    writer.add_embedding_length(sizes["hidden_size"])
+    writer.add_block_count(sizes["num_hidden_layers"])
+    writer.add_feed_forward_length(sizes["intermediate_size"])
+    writer.add_head_count(sizes["num_attention_heads"])
+    writer.add_head_count_kv(sizes["num_key_value_heads"])
+    for name, number in (numbers or {}).items():
+        if isinstance(number, int):
+            writer.add_uint32(f"{prefix}.{name}", number)
+        else:
+            writer.add_float32(f"{prefix}.{name}", number)
+    _add_vocabulary(writer)
+    tied = {"lm_head.weight"} if sizes["tie_word_embeddings"] else set()
+    weights = {name: weight for name, weight in model.state_dict().items() if name not in tied}
+    return _written(writer, path, {str(names.get_name(n, (".weight", ".bias"))): w for n, w in weights.items()})
 
 
 def write_hybrid(path: Path, heads: int = 0) -> Path:
