@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from io import TextIOWrapper
 from pathlib import Path
 from time import perf_counter
@@ -59,7 +59,7 @@ from specflow.drafters import Bigrams, then
 from specflow.errors import DecodeError, said, unwrap
 from specflow.guards.checks import or_none, shown, whole
 from specflow.heads import HeadPredictor, load_head
-from specflow.interop.llama_cpp import LlamaCpp
+from specflow.interop.llama_cpp import USUAL_CONTEXT, LlamaCpp
 from specflow.loop import start
 from specflow.models import (
     SMOLLM2,
@@ -291,17 +291,29 @@ def _chat(args: argparse.Namespace) -> int:
     loaded = named_model(args)
     model = ACCELERATE[args.accelerate](loaded.model, Given.KEPT)
     load_helper, read_helper = cache(load), cache(partial(CachedPredictor))
+    most = limits_of(loaded.model).context or sys.maxsize
+    context = min(USUAL_CONTEXT, most)
+    # One predictor, whatever else is changed: what was read of the conversation stays.
+    cached, by_llama_cpp = cache(partial(_alone, model)), lru_cache(1)(partial(LlamaCpp, file_of(args.model)))
 
-    @cache
     def read(features: tuple[int, ...] | None) -> CachedPredictor | LlamaCpp:
-        """One, whatever else is changed: what was read of the conversation stays."""
-        return LlamaCpp(file_of(args.model)) if args.engine == LLAMA_CPP else CachedPredictor(model, features=features)
+        return by_llama_cpp(context) if args.engine == LLAMA_CPP else cached(features)
 
     def prepare(args: argparse.Namespace) -> Callable[[DecodeState], tuple[Step, Recorder]]:
         steps = evolve(_prepared(args), accelerate=lambda given, _: model, load_helper=load_helper)
-        step = steps.over(loaded, _grammar(args, loaded), lambda _, features: read(features), read_helper)
+        grammar = _grammar(args, loaded)
+
+        def over() -> Callable[[DecodeState, int | None, Recorder | None], Step]:
+            return steps.over(loaded, grammar, lambda _, features: read(features), read_helper)
+
+        step, made_for = over(), context
 
         def recorded(state: DecodeState) -> tuple[Step, Recorder]:
+            nonlocal context, step, made_for
+            if state.request.limit > context:  # llama.cpp's memory is made at once: it grows with the conversation
+                context = min(max(2 * context, state.request.limit), most)
+            if made_for != context and args.engine == LLAMA_CPP:
+                step, made_for = over(), context
             recorder = Recorder(loaded.tokenizer, steps.about)
             return step(state, args.seed, recorder), recorder
 

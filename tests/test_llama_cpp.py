@@ -289,6 +289,21 @@ def test_the_command_decodes_with_it(
 
 
 @needs_it
+def test_a_conversation_grows_beyond_the_usual_context(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("specflow.converted.user_cache_path", lambda name: tmp_path / name)
+    monkeypatch.setattr("specflow.interop.llama_cpp.USUAL_CONTEXT", 20)
+    monkeypatch.setattr(cli, "USUAL_CONTEXT", 20)
+    told = []
+    for engine in ("llama.cpp", "torch"):
+        monkeypatch.setattr("sys.stdin", TextIOWrapper(BytesIO(b"hi\nhello hello hello\n/policy fixed 2\nhi\n")))
+        assert cli.main(["chat", "--engine", engine, "--model", str(path), "--max-new-tokens", "9"]) == 0
+        told.append(capsys.readouterr().out)
+    assert told[0] == told[1] != ""
+
+
+@needs_it
 def test_the_benchmark_measures_it_beside_llama_cpps_own_decoders(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
