@@ -288,7 +288,7 @@ def _prepared(args: argparse.Namespace) -> _Steps:
 
 def _chat(args: argparse.Namespace) -> int:
     _prepared(args)
-    loaded = named_model(args)
+    loaded = _target(args)
     model = ACCELERATE[args.accelerate](loaded.model, Given.KEPT)
     load_helper, read_helper = cache(load), cache(partial(CachedPredictor))
     most = limits_of(loaded.model).context or sys.maxsize
@@ -320,6 +320,12 @@ def _chat(args: argparse.Namespace) -> int:
         return recorded
 
     return chat.talk(args, loaded, prepare, sys.stdin)
+
+
+def _target(args: argparse.Namespace) -> Loaded:
+    """The target. Where llama.cpp runs it, without its weights, unless they are asked for bigrams."""
+    asks = args.bigrams is not None and not os.path.exists(args.bigrams)
+    return named_model(args, weights=args.engine == TORCH or asks)
 
 
 def _usual(args: argparse.Namespace) -> str:
@@ -424,7 +430,7 @@ def _answer(steps: _Steps) -> int:
 
 
 def _begun(args: argparse.Namespace) -> tuple[Loaded, DecodeState]:
-    loaded = named_model(args)
+    loaded = _target(args)
     tokens = loaded.ids(args.prompt) if args.raw else loaded.chat(args.prompt)
     return loaded, _started(loaded, tokens, args.max_new_tokens)
 
@@ -517,7 +523,7 @@ def _decoding(
     steps: _Steps, rows: Sequence[Row], seeds: Mapping[Id, int | None], progress: Progress
 ) -> Callable[[Row], Answer]:
     """What decodes a row, in a batch with others."""
-    args, loaded = steps.args, named_model(steps.args)
+    args, loaded = steps.args, _target(steps.args)
     if not all(isinstance(row.asked, str) for row in rows):
         loaded.check_template()
     slots = min(args.slots or SLOTS, len(rows))

@@ -22,7 +22,7 @@ from specflow.errors import DecodeError, said, unwrap
 from specflow.guards.checks import shown
 from specflow.interop.llama_cpp import check_installed
 from specflow.loop import grow
-from specflow.models import Loaded, file_of, load
+from specflow.models import Loaded, file_of, load, load_words
 from specflow.predictors import limits_of
 from specflow.state import DecodeState, Finished, Step, Tokens
 
@@ -135,9 +135,9 @@ def check_engine(args: argparse.Namespace, options: Mapping[str, object]) -> Non
     check_installed()
 
 
-def named_model(args: argparse.Namespace) -> Loaded:
-    """The model of `--model` in `--dtype`. Stop tokens that the model can never say are told of."""
-    loaded = unwrap(load(args.model, args.dtype))
+def named_model(args: argparse.Namespace, *, weights: bool = True) -> Loaded:
+    """The model of `--model` in `--dtype`, or without its weights. Stop tokens that it can never say are told of."""
+    loaded = unwrap(load(args.model, args.dtype) if weights else load_words(args.model))
     for token in sorted(loaded.never_said):
         happened = f"the stop token {token} is outside the model's vocabulary of {vocabulary_of(loaded)}"
         print(f"specflow: {happened}, and ends no text", file=sys.stderr)

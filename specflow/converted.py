@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from hashlib import file_digest
@@ -19,7 +19,7 @@ from filelock import FileLock
 from gguf import GGUFReader
 from platformdirs import user_cache_path
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
 from specflow.errors import DecodeError, said
@@ -51,8 +51,10 @@ def is_gguf(path: Path) -> bool:
         return False
 
 
-def copy_of(path: Path) -> Path:
+def copy_of(path: Path, *, weights: bool = True) -> Path:
     """The folder with the model and the tokenizer of a GGUF file in fp32, which any dtype can be made of.
+
+    Without its `weights` it has the config and the tokenizer alone, for who lets another program run the file.
 
     It is made by transformers, with progress bars, once for a file's content, by one process at a time: the others
     wait for it. It is there whole or not at all. What is not as it was made, or was made by another version of
@@ -62,17 +64,18 @@ def copy_of(path: Path) -> Path:
     cannot read, or of which it would leave something out; and where the copy cannot be kept.
     """
     _is_path("path", path)
+    a(bool, "say True or False")("weights", weights)
     digest = _digest(path)
-    home = user_cache_path("specflow") / "gguf" / digest
+    home = user_cache_path("specflow") / "gguf" / (digest if weights else f"{digest}-words")
     if _is_whole(home):
         return home
     with _kept(home):
         home.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(home.with_name(f"{digest}.lock"))
+        lock = FileLock(home.with_name(f"{home.name}.lock"))
         lock.acquire()
     try:
         if not _is_whole(home):  # else another process was faster
-            _make(path, digest, home)
+            _make(path, digest, home, _convert if weights else _read_words)
     finally:
         lock.release()
     return home
@@ -113,8 +116,8 @@ def _kept(home: Path) -> Iterator[None]:
         raise DecodeError("model", happened, shown(str(home.parent)), remedy) from error
 
 
-def _make(path: Path, digest: str, home: Path) -> None:
-    building = home.with_name(f"{digest}.new")
+def _make(path: Path, digest: str, home: Path, convert: Callable[[Path, Path], None]) -> None:
+    building = home.with_name(f"{home.name}.new")
     rmtree(building, ignore_errors=True)  # of a process that was killed
     try:
         with _kept(home):
@@ -122,7 +125,7 @@ def _make(path: Path, digest: str, home: Path) -> None:
             # Beside a file in its own folder transformers would read whatever configs and adapters lie there.
             (building / "alone" / "model.gguf").symlink_to(path.resolve())
         try:
-            _convert(building / "alone" / "model.gguf", building / "copy")
+            convert(building / "alone" / "model.gguf", building / "copy")
         except DecodeError:
             raise
         except Exception as error:  # files of any content and any architecture: nobody lists what they may raise
@@ -135,6 +138,15 @@ def _make(path: Path, digest: str, home: Path) -> None:
             (building / "copy").rename(home)
     finally:
         rmtree(building, ignore_errors=True)
+
+
+def _read_words(file: Path, folder: Path) -> None:
+    """What a file says of its model, and its tokenizer. Nothing is refused for weights that nobody reads."""
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
+    with _kept(folder.parent):
+        config.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
 
 
 def _convert(file: Path, folder: Path) -> None:
@@ -198,7 +210,8 @@ def _refuse_left_out(
     elif other := differing(model, model.config.to_dict(), fields, is_stretched=is_stretched):
         left_out = f"transformers does not read its {other}, {shown(fields.get(other, 'which is the usual one'))}"
     if left_out:
-        happened, remedy = f"the file cannot be converted ({left_out})", "use --engine llama.cpp, or its original model"
+        happened = f"the file cannot be converted ({left_out})"
+        remedy = "use generate --engine llama.cpp, or its original model"
         raise DecodeError("model", happened, shown(file.resolve().name), remedy)
 
 
