@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from io import TextIOWrapper
 from pathlib import Path
 from time import perf_counter
@@ -44,6 +44,7 @@ from specflow.commands import (
     REMEDY,
     TORCH,
     Told,
+    can_be_written,
     check_engine,
     named_model,
     one_sentence,
@@ -58,7 +59,7 @@ from specflow.drafters import Bigrams, then
 from specflow.errors import DecodeError, said, unwrap
 from specflow.guards.checks import or_none, shown, whole
 from specflow.heads import HeadPredictor, load_head
-from specflow.interop.llama_cpp import LlamaCpp
+from specflow.interop.llama_cpp import USUAL_CONTEXT, LlamaCpp
 from specflow.loop import start
 from specflow.models import (
     SMOLLM2,
@@ -278,7 +279,7 @@ def _prepared(args: argparse.Namespace) -> _Steps:
     drafts: str = args.drafter or _usual(args)
     judges: str = args.rule or (USUAL_RULE if args.seed is None else USUAL_RULE_OF_SEEDS)
     _check(args, drafts, judges)
-    if args.model == SMOLLM2 or Path(args.model).exists():  # else it may be fetched, which takes its time
+    if args.model == SMOLLM2 or os.path.exists(args.model):  # else it may be fetched, which takes its time
         logging.disable_progress_bar()
     logging.set_verbosity_error()
     processor = _processor(args)
@@ -287,26 +288,44 @@ def _prepared(args: argparse.Namespace) -> _Steps:
 
 def _chat(args: argparse.Namespace) -> int:
     _prepared(args)
-    loaded = named_model(args)
+    loaded = _target(args)
     model = ACCELERATE[args.accelerate](loaded.model, Given.KEPT)
     load_helper, read_helper = cache(load), cache(partial(CachedPredictor))
+    most = limits_of(loaded.model).context or sys.maxsize
+    context = min(USUAL_CONTEXT, most)
+    # One predictor, whatever else is changed: what was read of the conversation stays.
+    cached, by_llama_cpp = cache(partial(_alone, model)), lru_cache(1)(partial(LlamaCpp, file_of(args.model)))
 
-    @cache
     def read(features: tuple[int, ...] | None) -> CachedPredictor | LlamaCpp:
-        """One, whatever else is changed: what was read of the conversation stays."""
-        return LlamaCpp(file_of(args.model)) if args.engine == LLAMA_CPP else CachedPredictor(model, features=features)
+        return by_llama_cpp(context) if args.engine == LLAMA_CPP else cached(features)
 
     def prepare(args: argparse.Namespace) -> Callable[[DecodeState], tuple[Step, Recorder]]:
         steps = evolve(_prepared(args), accelerate=lambda given, _: model, load_helper=load_helper)
-        step = steps.over(loaded, _grammar(args, loaded), lambda _, features: read(features), read_helper)
+        grammar = _grammar(args, loaded)
+
+        def over() -> Callable[[DecodeState, int | None, Recorder | None], Step]:
+            return steps.over(loaded, grammar, lambda _, features: read(features), read_helper)
+
+        step, made_for = over(), context
 
         def recorded(state: DecodeState) -> tuple[Step, Recorder]:
+            nonlocal context, step, made_for
+            if state.request.limit > context:  # llama.cpp's memory is made at once: it grows with the conversation
+                context = min(max(2 * context, state.request.limit), most)
+            if made_for != context and args.engine == LLAMA_CPP:
+                step, made_for = over(), context
             recorder = Recorder(loaded.tokenizer, steps.about)
             return step(state, args.seed, recorder), recorder
 
         return recorded
 
     return chat.talk(args, loaded, prepare, sys.stdin)
+
+
+def _target(args: argparse.Namespace) -> Loaded:
+    """The target. Where llama.cpp runs it, without its weights, unless they are asked for bigrams."""
+    asks = args.bigrams is not None and not os.path.exists(args.bigrams)
+    return named_model(args, weights=args.engine == TORCH or asks)
 
 
 def _usual(args: argparse.Namespace) -> str:
@@ -411,7 +430,7 @@ def _answer(steps: _Steps) -> int:
 
 
 def _begun(args: argparse.Namespace) -> tuple[Loaded, DecodeState]:
-    loaded = named_model(args)
+    loaded = _target(args)
     tokens = loaded.ids(args.prompt) if args.raw else loaded.chat(args.prompt)
     return loaded, _started(loaded, tokens, args.max_new_tokens)
 
@@ -504,7 +523,7 @@ def _decoding(
     steps: _Steps, rows: Sequence[Row], seeds: Mapping[Id, int | None], progress: Progress
 ) -> Callable[[Row], Answer]:
     """What decodes a row, in a batch with others."""
-    args, loaded = steps.args, named_model(steps.args)
+    args, loaded = steps.args, _target(steps.args)
     if not all(isinstance(row.asked, str) for row in rows):
         loaded.check_template()
     slots = min(args.slots or SLOTS, len(rows))
@@ -606,7 +625,7 @@ def _check_source(args: argparse.Namespace) -> None:
 
 
 def _can_hold(path: Path) -> bool:
-    return path.is_file() or (not path.exists() and path.parent.is_dir() and os.access(path.parent, os.W_OK))
+    return os.path.isfile(path) or (not os.path.exists(path) and can_be_written(path))
 
 
 def _randomness(seed: int | None) -> Dice | SharedNoise:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 import sys
 from codecs import BOM_UTF8
@@ -21,7 +22,7 @@ from specflow.errors import DecodeError, said, unwrap
 from specflow.guards.checks import shown
 from specflow.interop.llama_cpp import check_installed
 from specflow.loop import grow
-from specflow.models import Loaded, file_of, load
+from specflow.models import Loaded, file_of, load, load_words
 from specflow.predictors import limits_of
 from specflow.state import DecodeState, Finished, Step, Tokens
 
@@ -94,6 +95,20 @@ def prompt_of(given: str | None, stream: TextIO | None) -> str | None:
     return text
 
 
+def can_be_written(path: Path) -> bool:
+    """Whether a file can be there: it is one that may be written, or its name is possible in a folder that may be.
+
+    >>> can_be_written(Path("answers.json")), can_be_written(Path("a" * 300)), can_be_written(Path("/"))
+    (True, False, False)
+    """
+    try:
+        if path.exists():
+            return not path.is_dir() and os.access(path, os.W_OK)
+        return path.parent.is_dir() and os.access(path.parent, os.W_OK)
+    except OSError:  # the name is too long, or its folder may not be searched
+        return False
+
+
 @contextmanager
 def one_sentence(parameter: str, happened: str, remedy: str) -> Iterator[None]:
     """What somebody else's program raises, which may be anything, as a `DecodeError`; those of ours as they are."""
@@ -120,9 +135,9 @@ def check_engine(args: argparse.Namespace, options: Mapping[str, object]) -> Non
     check_installed()
 
 
-def named_model(args: argparse.Namespace) -> Loaded:
-    """The model of `--model` in `--dtype`. Stop tokens that the model can never say are told of."""
-    loaded = unwrap(load(args.model, args.dtype))
+def named_model(args: argparse.Namespace, *, weights: bool = True) -> Loaded:
+    """The model of `--model` in `--dtype`, or without its weights. Stop tokens that it can never say are told of."""
+    loaded = unwrap(load(args.model, args.dtype) if weights else load_words(args.model))
     for token in sorted(loaded.never_said):
         happened = f"the stop token {token} is outside the model's vocabulary of {vocabulary_of(loaded)}"
         print(f"specflow: {happened}, and ends no text", file=sys.stderr)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from hashlib import file_digest
@@ -17,10 +18,12 @@ import transformers
 from filelock import FileLock
 from gguf import GGUFReader
 from platformdirs import user_cache_path
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
 from specflow.errors import DecodeError, said
+from specflow.gguf_keys import differing, missing
 from specflow.guards.checks import a, shown
 
 MAGIC: Final = b"GGUF"
@@ -41,15 +44,17 @@ def is_gguf(path: Path) -> bool:
     """
     _is_path("path", path)
     if path.suffix.lower() == ".gguf":
-        return not path.is_dir()
+        return not os.path.isdir(path)  # a Path's own is_dir raises for a name that is too long
     try:
         return path.is_file() and _begins(path) == MAGIC
     except OSError:
         return False
 
 
-def copy_of(path: Path) -> Path:
+def copy_of(path: Path, *, weights: bool = True) -> Path:
     """The folder with the model and the tokenizer of a GGUF file in fp32, which any dtype can be made of.
+
+    Without its `weights` it has the config and the tokenizer alone, for who lets another program run the file.
 
     It is made by transformers, with progress bars, once for a file's content, by one process at a time: the others
     wait for it. It is there whole or not at all. What is not as it was made, or was made by another version of
@@ -59,17 +64,18 @@ def copy_of(path: Path) -> Path:
     cannot read, or of which it would leave something out; and where the copy cannot be kept.
     """
     _is_path("path", path)
+    a(bool, "say True or False")("weights", weights)
     digest = _digest(path)
-    home = user_cache_path("specflow") / "gguf" / digest
+    home = user_cache_path("specflow") / "gguf" / (digest if weights else f"{digest}-words")
     if _is_whole(home):
         return home
     with _kept(home):
         home.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(home.with_name(f"{digest}.lock"))
+        lock = FileLock(home.with_name(f"{home.name}.lock"))
         lock.acquire()
     try:
         if not _is_whole(home):  # else another process was faster
-            _make(path, digest, home)
+            _make(path, digest, home, _convert if weights else _read_words)
     finally:
         lock.release()
     return home
@@ -102,7 +108,7 @@ def _digest(path: Path) -> str:
 def _kept(home: Path) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # safetensors tells of a full disk with an error of its own
         happened, remedy = (
             f"the converted copy cannot be kept ({said(error)})",
             "make room for it, in a folder of yours",
@@ -110,8 +116,8 @@ def _kept(home: Path) -> Iterator[None]:
         raise DecodeError("model", happened, shown(str(home.parent)), remedy) from error
 
 
-def _make(path: Path, digest: str, home: Path) -> None:
-    building = home.with_name(f"{digest}.new")
+def _make(path: Path, digest: str, home: Path, convert: Callable[[Path, Path], None]) -> None:
+    building = home.with_name(f"{home.name}.new")
     rmtree(building, ignore_errors=True)  # of a process that was killed
     try:
         with _kept(home):
@@ -119,7 +125,7 @@ def _make(path: Path, digest: str, home: Path) -> None:
             # Beside a file in its own folder transformers would read whatever configs and adapters lie there.
             (building / "alone" / "model.gguf").symlink_to(path.resolve())
         try:
-            _convert(building / "alone" / "model.gguf", building / "copy")
+            convert(building / "alone" / "model.gguf", building / "copy")
         except DecodeError:
             raise
         except Exception as error:  # files of any content and any architecture: nobody lists what they may raise
@@ -134,6 +140,15 @@ def _make(path: Path, digest: str, home: Path) -> None:
         rmtree(building, ignore_errors=True)
 
 
+def _read_words(file: Path, folder: Path) -> None:
+    """What a file says of its model, and its tokenizer. Nothing is refused for weights that nobody reads."""
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
+    with _kept(folder.parent):
+        config.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
 def _convert(file: Path, folder: Path) -> None:
     shows_progress = logging.is_progress_bar_enabled()
     logging.enable_progress_bar()
@@ -146,7 +161,11 @@ def _convert(file: Path, folder: Path) -> None:
         if not shows_progress:
             logging.disable_progress_bar()
     converted, info = cast(tuple[PreTrainedModel, dict[str, object]], answer)
-    _refuse_left_out(file, converted, sorted(map(str, cast(set[object], info["missing_keys"]))))
+    reader = GGUFReader(file)
+    fields = _hyperparameters(reader)
+    for name, value in missing(converted.config.to_dict(), fields).items():
+        setattr(converted.config, name, value)
+    _refuse_left_out(file, reader, fields, converted, sorted(map(str, cast(set[object], info["missing_keys"]))))
     # transformers refuses to save what was quantized, so the copy is an ordinary model with the same weights.
     vars(converted.config).pop("quantization_config", None)
     with torch.device("meta"):
@@ -159,29 +178,40 @@ def _convert(file: Path, folder: Path) -> None:
         tokenizer.save_pretrained(folder)
 
 
-def _refuse_left_out(file: Path, model: PreTrainedModel, missing: list[str]) -> None:
+def _hyperparameters(reader: GGUFReader) -> dict[str, object]:
+    """What the file says of its architecture, by the keys behind its name."""
+    prefix = f"{reader.fields['general.architecture'].contents()}."
+    return {
+        name.removeprefix(prefix): field.contents() for name, field in reader.fields.items() if name.startswith(prefix)
+    }
+
+
+def _refuse_left_out(
+    file: Path, reader: GGUFReader, fields: Mapping[str, object], model: PreTrainedModel, made_up: list[str]
+) -> None:
     """`DecodeError` where transformers has made up weights, or has left out what the file holds."""
-    reader, left_out = GGUFReader(file), ""
+    left_out, is_stretched = "", _is_stretched(model)
     sizes = {tensor.name: int(tensor.n_elements) for tensor in reader.tensors}
-    fields = {name: field.contents() for name, field in reader.fields.items() if name.endswith("rope.scaling.type")}
     stretched = [
         tensor.name for tensor in reader.tensors if tensor.name.startswith("rope_") and (tensor.data != 1).any()
     ]
-    stretched += [name for name, kind in fields.items() if kind != "none"]
-    # Further heads draft, they are no part of the model; and a head that is tied is in the file twice.
-    tied = {"output.weight"} if model.config.tie_word_embeddings else set()
-    held = sum(
-        size for name, size in sizes.items() if not ("nextn" in name or name.startswith("rope_") or name in tied)
-    )
+    stretched += ["rope.scaling.type"] * (fields.get("rope.scaling.type", "none") != "none")
+    # Further heads draft, each a whole block; they are no part of the model. A head that is tied is there twice.
+    drafting = tuple({f"{name.partition('.nextn.')[0]}." for name in sizes if ".nextn." in name})
+    beside = (*drafting, "rope_", *(["output.weight"] if model.config.tie_word_embeddings else []))
+    held = sum(size for name, size in sizes.items() if not name.startswith(beside))
     known = sum({id(weight): weight.numel() for weight in model.state_dict(keep_vars=True).values()}.values())
-    if missing:
-        left_out = f"{len(missing)} of its weights are missing, such as {missing[0]}"
-    elif stretched and not _is_stretched(model):
+    if made_up:
+        left_out = f"{len(made_up)} of its weights are missing, such as {made_up[0]}"
+    elif stretched and not is_stretched:
         left_out = f"transformers does not read its rotary frequencies, {stretched[0]}"
     elif held > known:
         left_out = f"transformers leaves out {held - known} of its {held} numbers"
+    elif other := differing(model, model.config.to_dict(), fields, is_stretched=is_stretched):
+        left_out = f"transformers does not read its {other}, {shown(fields.get(other, 'which is the usual one'))}"
     if left_out:
-        happened, remedy = f"the file cannot be converted ({left_out})", "use --engine llama.cpp, or its original model"
+        happened = f"the file cannot be converted ({left_out})"
+        remedy = "use generate --engine llama.cpp, or its original model"
         raise DecodeError("model", happened, shown(file.resolve().name), remedy)
 
 

@@ -14,7 +14,7 @@ from attrs import field, frozen
 from returns.pipeline import is_successful
 from returns.result import safe
 from torch.nn import Module
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from specflow.converted import copy_of, is_gguf
 from specflow.drafters import Bigrams
@@ -150,6 +150,26 @@ def load(name: str | PathLike[str] = SMOLLM2, dtype: DType = "float32") -> Loade
     if missing:
         happened = f"the model cannot be loaded ({len(missing)} of its weights are missing, such as {missing[0]})"
         raise DecodeError("model", happened, shown(path), remedy)
+    return Loaded(model.eval(), tokenizer)
+
+
+@safe(exceptions=(DecodeError,))
+def load_words(name: str | PathLike[str] = SMOLLM2) -> Loaded:
+    """The tokenizer of the GGUF file `name`, and its model without weights, which knows its limits and no more.
+
+    For who lets llama.cpp run the file: it takes no memory for a second copy of the weights, and takes files whose
+    weights transformers cannot read.
+
+    A failure for what is no GGUF file, and for an architecture that transformers does not know.
+    """
+    folder = copy_of(file_of(name), weights=False)
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # files of any content and any architecture: nobody lists what they may raise
+        happened, remedy = f"the model cannot be described ({said(error)})", "delete the folder, and it is made again"
+        raise DecodeError("model", happened, shown(str(folder)), remedy) from error
     return Loaded(model.eval(), tokenizer)
 
 

@@ -471,7 +471,7 @@ def test_prompts_that_cannot_be_read(tmp_path: Path, text: str, complaint: str) 
     [
         ("sufix@5", "no decoder has this name"),
         ("llm@0", "no decoder has this name"),
-        ("llm@5", "no assistant model"),
+        ("llm@5", "no draft model"),
         ("head@cost", "there is no head: received head; name one with --head"),
         ("generate@cost", "no decoder has this name"),
         ("generate@match", "no decoder has this name"),
@@ -480,7 +480,7 @@ def test_prompts_that_cannot_be_read(tmp_path: Path, text: str, complaint: str) 
         ("suffix@5@sometimes", "no decoder has this name"),
         ("suffix@match@5", "no decoder has this name"),
         ("suffix@5@cost", "no decoder has this name"),
-        ("hf-assistant", "no assistant model"),
+        ("hf-assistant", "no draft model"),
         ("other/generate", "no such model was made"),
         ("plain/generate", "its own models only"),
         ("llama.cpp", "llama.cpp decodes its own targets only: received llama.cpp; use --engine llama.cpp"),
@@ -651,6 +651,7 @@ def test_the_command(
         (["--device", "no such"], "the model cannot be moved there"),
         (["--prompts", "."], "the prompts cannot be read"),
         (["--json", "."], "no file can be written there"),
+        (["--json", "a" * 300], "no file can be written there"),
         (["--html", "no/such/folder/page.html"], "no file can be written there"),
         (["--also", "fast"], "this declares no model"),
         (["--also", "=json:loads"], "this declares no model"),
@@ -670,7 +671,7 @@ def test_the_command_refuses(saved: str, extra: list[str], complaint: str, capsy
 def test_results_that_cannot_be_kept_after_all_are_one_sentence(
     saved: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(command, "_can_be_written", lambda path: True)
+    monkeypatch.setattr(command, "can_be_written", lambda path: True)
     prompts = str(Path(saved).parent / "prompts.jsonl")
     arguments = ["bench", "--model", saved, "--prompts", prompts, "--max-new-tokens", "4", "--limit", "1"]
     assert main([*arguments, "--decoders", "autoregressive", "--json", str(tmp_path)]) == 2

@@ -294,6 +294,9 @@ def test_a_seed_makes_sampling_repeatable(tiny: Path, capsys: pytest.CaptureFixt
         (["a", "--draft-model", ""], "the model has no name: received ''"),
         (["a", "--model", "a\nb"], "the model cannot be loaded"),
         (["a", "--model", "/dev/null"], "the model cannot be loaded"),
+        (["a", "--model", "a" * 300], "the model cannot be loaded"),
+        (["a", "--model", f"{'a' * 300}.gguf"], "the file cannot be read ([Errno 36] File name too long"),
+        (["a", "--drafter", "tree", "--bigrams", "a" * 300], "no file can be kept there: received aaa"),
     ],
 )
 def test_what_cannot_be_decoded_is_one_sentence(

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
+import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+from gguf import MODEL_ARCH
+from transformers import (
+    AutoTokenizer,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    PreTrainedModel,
+    Starcoder2Config,
+    Starcoder2ForCausalLM,
+)
 from transformers.utils import logging
 
 from specflow import DecodeError, converted, models
 from specflow.converted import copy_of
 from specflow.errors import said
 from specflow.models import DType, load
-from tests.gguf_files import END, TOKENS, llama, write_gguf
+from tests.gguf_files import END, TOKENS, llama, write_gguf, write_hybrid, write_named
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +149,23 @@ def cut(path: Path, to: int) -> None:
             "transformers leaves out 32 of its",
         ),
         (lambda path: write_gguf(path, llama(), without=("blk.1.ffn_up.weight",)), "1 of its weights are missing"),
+        (
+            lambda path: write_gguf(path, llama(), numbers={"attention.sliding_window": 4}),
+            "transformers does not read its attention.sliding_window, 4",
+        ),
+        (
+            lambda path: write_named(path, starcoder(), MODEL_ARCH.STARCODER2, {**EPSILON, "rope.dimension_count": 4}),
+            "does not read its rope.dimension_count, 4",
+        ),
+        (
+            lambda path: write_named(path, starcoder(), MODEL_ARCH.STARCODER2, {**EPSILON, "rope.scaling.factor": 4.0}),
+            "does not read its rope.scaling.factor, 4.0",
+        ),
+        (
+            lambda path: write_named(path, starcoder(), MODEL_ARCH.STARCODER2, {**EPSILON, "unheard_of": 3}),
+            "does not read its unheard_of, 3",
+        ),
+        (lambda path: write_gemma(path, gemma(), {"attn_logit_softcapping": 20.0}), "its attn_logit_softcapping, 20.0"),
     ],
 )
 def test_what_is_no_model_is_one_sentence_and_leaves_nothing(
@@ -154,11 +181,74 @@ def test_what_is_no_model_is_one_sentence_and_leaves_nothing(
     assert not cache.exists() or folders(cache) == []
 
 
+@pytest.mark.parametrize(
+    ("numbers", "changed"),
+    [
+        ({"rope.freq_base": 1e6}, {"rope_theta": 1e6}),
+        ({"attention.sliding_window": 4}, {"sliding_window": 4}),
+        ({"attention.layer_norm_epsilon": 1e-2}, {"norm_epsilon": 1e-2}),
+        ({"attention.sliding_window": 4096, "pooling_type": 1, "rope.dimension_count": 8}, {}),
+    ],
+)
+def test_what_transformers_does_not_read_of_a_file_is_in_the_copy_nevertheless(
+    numbers: Mapping[str, float], changed: Mapping[str, float], cache: Path, tmp_path: Path
+) -> None:
+    model, ids = starcoder(**changed), torch.arange(40)[None]
+    path = write_named(tmp_path / "a.gguf", model, MODEL_ARCH.STARCODER2, {**EPSILON, **numbers})
+    assert torch.equal(load(path).unwrap().model(ids).logits, model(ids).logits)
+
+
+def test_a_gemma_scales_attention_as_llama_cpp_does(cache: Path, tmp_path: Path) -> None:
+    """Its files do not say how: by the width of a head, and not by the 256 of transformers."""
+    ids = torch.arange(40)[None]
+    loaded = load(write_gemma(tmp_path / "a.gguf", gemma(), {})).unwrap()
+    assert (loaded.model(ids).logits - gemma()(ids).logits).abs().max() < 1e-4
+
+
+EPSILON: dict[str, float] = {"attention.layer_norm_epsilon": 1e-5}
+SIZES: dict[str, int] = {
+    "vocab_size": len(TOKENS),
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+}
+
+
+def starcoder(**changed: float) -> PreTrainedModel:
+    torch.manual_seed(0)
+    model = Starcoder2ForCausalLM(Starcoder2Config(**SIZES, initializer_range=0.3, **changed))
+    return model.eval()
+
+
+def gemma() -> PreTrainedModel:
+    torch.manual_seed(0)
+    scale = {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 8}
+    model = Gemma2ForCausalLM(Gemma2Config(**SIZES, **scale, initializer_range=0.3))
+    return model.eval()
+
+
+def write_gemma(path: Path, model: PreTrainedModel, numbers: Mapping[str, float]) -> Path:
+    for name, weight in model.state_dict().items():
+        if "norm" in name:
+            weight.add_(1)  # a file has them so
+    sizes = {"attention.key_length": 16, "attention.value_length": 16, "attention.sliding_window": 8}
+    return write_named(path, model, MODEL_ARCH.GEMMA2, {**sizes, "attention.layer_norm_rms_epsilon": 1e-6, **numbers})
+
+
 def test_rotary_factors_that_change_nothing_are_taken(cache: Path, tmp_path: Path) -> None:
     path = write_gguf(
         tmp_path / "a.gguf", llama(), more={"rope_freqs.weight": torch.ones(4)}, llama_rope_scaling_type="none"
     )
     load(path).unwrap()
+
+
+@pytest.mark.parametrize("heads", [0, 1])
+def test_a_block_that_drafts_is_no_part_of_the_model(heads: int, cache: Path, tmp_path: Path) -> None:
+    model = load(write_hybrid(tmp_path / "a.gguf", heads)).unwrap().model
+    assert model.config.num_hidden_layers == 2
 
 
 def test_a_file_that_grows_meanwhile_is_refused(
@@ -212,6 +302,20 @@ def test_a_full_disk_is_told_as_one(whole: Path, cache: Path, monkeypatch: pytes
 
     monkeypatch.setattr("transformers.PreTrainedModel.save_pretrained", full)
     assert "the converted copy cannot be kept ([Errno 28] No space left on device)" in str(load(whole).failure())
+    assert folders(cache) == []
+
+
+def test_a_disk_that_is_full_while_the_weights_are_written_is_told_as_one(whole: Path, cache: Path) -> None:
+    """The process may write no file of more than 20 kB, which stands for a disk without room."""
+    was, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, was[1]))
+    try:
+        error = load(whole).failure()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, was)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert "the converted copy cannot be kept" in str(error)
+    assert "File too large" in str(error)
     assert folders(cache) == []
 
 
@@ -283,4 +387,6 @@ def test_a_model_that_is_no_file_is_as_before(cache: Path, tmp_path: Path) -> No
     assert not converted.is_gguf(tmp_path / "folder.gguf")
     assert "the model cannot be loaded" in str(load(tmp_path / "folder.gguf").failure())
     assert not converted.is_gguf(tmp_path / "none")
+    assert not converted.is_gguf(tmp_path / ("a" * 300))
+    assert "the file cannot be read" in str(load("a" * 300 + ".gguf").failure())
     assert models.SMOLLM2 == "smollm2"

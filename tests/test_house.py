@@ -25,7 +25,7 @@ ROOMS = (
     ("vocabulary", "paths", "caches"),
     ("policies", "drafters", "constraints", "loop"),
     ("stages",),
-    ("steps", "predictors"),
+    ("steps", "predictors", "gguf_keys"),
     ("margins", "trace", "beam", "batch", "heads", "testing", "converted"),
     ("models", "generate", "accelerate", "interop"),
     ("catalogue", "commands", "corpus"),

@@ -36,8 +36,9 @@ from specflow import (
     start,
 )
 from specflow.interop.llama_cpp import INSTALL, LlamaCpp
-from specflow.models import Loaded, smollm2_is_installed
+from specflow.models import Loaded, load, load_words, smollm2_is_installed
 from specflow.policies import CostMeter
+from specflow.predictors import limits_of
 from specflow.state import TEXT, Predictor
 from specflow.testing import conformance, through_trees
 from specflow.trace import Trace
@@ -338,6 +339,58 @@ def test_the_command_decodes_with_it(
     monkeypatch.setattr("sys.stdin", TextIOWrapper(BytesIO(b"hi\n")))
     assert cli.main(["chat", *engine, "--max-new-tokens", "7"]) == 0
     assert "[7 tokens, " in capsys.readouterr().err
+
+
+@needs_it
+def test_the_commands_run_what_transformers_cannot_convert_and_keep_no_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("specflow.converted.user_cache_path", lambda name: tmp_path / name)
+    factors = {"rope_freqs.weight": torch.tensor([1.0, 1.0, 4.0, 8.0])}
+    stretched = write_gguf(tmp_path / "stretched.gguf", llama(), more=factors)
+    asked, rows = tmp_path / "asked.jsonl", '{"id": 1, "prompt": "hi"}\n'
+    asked.write_text(rows)
+    engine = ("--model", str(stretched), "--engine", "llama.cpp", "--max-new-tokens", "7")
+    assert cli.main(["generate", "hi", *engine]) == 0
+    text = capsys.readouterr().out
+    prompt = load_words(stretched).unwrap().chat("hi")
+    alone = decoded(autoregressive_step(gguf := LlamaCpp(stretched), GreedyProcessor(), Dice()), prompt, gguf, 7)
+    assert load_words(stretched).unwrap().text(alone) == text.removesuffix("\n")
+    assert cli.main(["generate", "--file", str(asked), "--out", str(tmp_path / "out.jsonl"), *engine]) == 0
+    assert cli.main(["trace", "hi", *engine]) == 0
+    monkeypatch.setattr("sys.stdin", TextIOWrapper(BytesIO(b"hi\n")))
+    assert cli.main(["chat", *engine]) == 0
+    assert not [*tmp_path.glob("specflow/**/*.safetensors")]
+    capsys.readouterr()
+    asking = ("--drafter", "tree", "--bigrams", str(tmp_path / "bigrams"))
+    assert cli.main(["generate", "hi", *engine, *asking]) == 2  # the weights are asked, so that they are read
+    assert "does not read its rotary frequencies" in capsys.readouterr().err
+
+
+@needs_it
+def test_without_its_weights_a_model_knows_what_it_takes(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("specflow.converted.user_cache_path", lambda name: tmp_path / name)
+    words, whole = load_words(path).unwrap(), load(path).unwrap()
+    assert (words.stop, words.chat("hé")) == (whole.stop, whole.chat("hé"))
+    assert limits_of(words.model) == limits_of(whole.model)
+    assert words.model.device.type == "meta"
+
+
+@needs_it
+def test_a_conversation_grows_beyond_the_usual_context(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("specflow.converted.user_cache_path", lambda name: tmp_path / name)
+    monkeypatch.setattr("specflow.interop.llama_cpp.USUAL_CONTEXT", 20)
+    monkeypatch.setattr(cli, "USUAL_CONTEXT", 20)
+    told = []
+    for engine in ("llama.cpp", "torch"):
+        monkeypatch.setattr("sys.stdin", TextIOWrapper(BytesIO(b"hi\nhello hello hello\n/policy fixed 2\nhi\n")))
+        assert cli.main(["chat", "--engine", engine, "--model", str(path), "--max-new-tokens", "9"]) == 0
+        told.append(capsys.readouterr().out)
+    assert told[0] == told[1] != ""
 
 
 @needs_it

@@ -2100,7 +2100,7 @@ TABLE: Final[dict[str, Entry]] = {
         accelerate.check, lambda: {"model": llama(), "lengths": (1, 4), "passes": (2, 3)}, str
     ),
     # converted
-    "converted.copy_of": Entry(converted.copy_of, lambda: {"path": Path("/nowhere/at/all.gguf")}),
+    "converted.copy_of": Entry(converted.copy_of, lambda: {"path": Path("/nowhere/at/all.gguf"), "weights": True}),
     "converted.is_gguf": Entry(converted.is_gguf, lambda: {"path": Path("/nowhere/at/all.gguf")}),
     # models
     "models.Loaded": Entry(
@@ -2116,6 +2116,7 @@ TABLE: Final[dict[str, Entry]] = {
         lambda: {"messages": [{"role": "user", "content": "hi"}]},
     ),
     "models.load": Entry(models.load, lambda: {"name": "/nowhere/at/all", "dtype": "float32"}),
+    "models.load_words": Entry(models.load_words, lambda: {"name": "/nowhere/at/all"}),
     "models.Loaded.ids": Entry(
         lambda text: models.Loaded(llama(), Words()).ids(text),  # type: ignore[arg-type]
         lambda: {"text": "hi"},

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -27,7 +26,7 @@ from specflow.bench.measure import Plan, Run, measure, warmed_up
 from specflow.bench.prompts import OWN_PROMPTS, read_prompts, spread
 from specflow.bench.report import Absent, build, facts_of, show, to_json
 from specflow.catalogue import POLICIES, RULES
-from specflow.commands import ENGINES, LLAMA_CPP, TORCH, check_engine, one_sentence, version_of
+from specflow.commands import ENGINES, LLAMA_CPP, TORCH, can_be_written, check_engine, one_sentence, version_of
 from specflow.errors import DecodeError, said, unwrap
 from specflow.guards.checks import a, or_none, shown, whole
 from specflow.heads import load_head
@@ -171,17 +170,13 @@ def _check(args: argparse.Namespace) -> None:
     _check_baseline(args.baseline, args.decoders)
     for name in ("json", "html"):
         path: Path | None = getattr(args, name)
-        if path is not None and not _can_be_written(path):
+        if path is not None and not can_be_written(path):
             raise DecodeError(name, "no file can be written there", shown(str(path)), "name a file in a folder")
 
 
 def _check_baseline(baseline: str | None, labels: Sequence[str]) -> None:
     if baseline not in {None, *labels}:
         raise DecodeError("baseline", "the baseline is not among the decoders that run", baseline, "name one")
-
-
-def _can_be_written(path: Path) -> bool:
-    return not path.is_dir() and os.access(path if path.exists() else path.parent, os.W_OK)
 
 
 def _write(path: Path, text: str) -> None:

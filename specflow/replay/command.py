@@ -27,7 +27,7 @@ from specflow.bench.prompts import OWN_PROMPTS, spread
 from specflow.bench.report import positions_text
 from specflow.bench.stopwatch import clock_for
 from specflow.catalogue import DRAFTERS, POLICIES, RULES, Drafting, Setting
-from specflow.commands import ACCELERATE, named_model, one_sentence, processor_name
+from specflow.commands import ACCELERATE, can_be_written, named_model, one_sentence, processor_name
 from specflow.drafters import Bigrams
 from specflow.errors import DecodeError, unwrap
 from specflow.guards.checks import a, or_none, shown, whole
@@ -114,7 +114,7 @@ def _record(args: argparse.Namespace) -> int:
     if args.seed is not None and args.temperature is None:
         raise DecodeError("seed", "greedy texts have no seed", args.seed, "give a --temperature, too")
     processor = GreedyProcessor() if args.temperature is None else MultinomialProcessor(args.temperature)
-    if not args.out.parent.is_dir():
+    if not can_be_written(args.out):
         raise DecodeError("out", "no file can be written there", shown(str(args.out)), "name a file in a folder")
     onto = Recording.load(args.out) if args.resume and args.out.exists() else None
     if onto is None and args.out.exists():
@@ -174,7 +174,7 @@ def _facts(args: argparse.Namespace, loaded: Loaded) -> dict[str, str]:
 def _replay(args: argparse.Namespace) -> int:
     """Replay and print the table. `DecodeError` for what cannot be replayed."""
     whole(0, "give 0 or more")("hindsight", args.hindsight)
-    if args.json is not None and not args.json.parent.is_dir():
+    if args.json is not None and not can_be_written(args.json):
         raise DecodeError("json", "no file can be written there", shown(str(args.json)), "name a file in a folder")
     recording = Recording.load(args.recording)
     bigrams = None if args.bigrams is None else Bigrams.load(args.bigrams)
