@@ -32,6 +32,9 @@ MAGIC: Final = b"GGUF"
 SEAL: Final = "specflow.json"
 """The file in a copy that says what the others hold."""
 
+WAY: Final = 2
+"""The way in which copies are made. Another number makes all of them anew: where those of before were other models."""
+
 PIECE: Final = 1 << 24
 """How many bytes of a copy are looked at in one go."""
 
@@ -57,8 +60,8 @@ def copy_of(path: Path, *, weights: bool = True) -> Path:
     Without its `weights` it has the config and the tokenizer alone, for who lets another program run the file.
 
     It is made by transformers, with progress bars, once for a file's content, by one process at a time: the others
-    wait for it. It is there whole or not at all. What is not as it was made, or was made by another version of
-    transformers, is made anew.
+    wait for it. It is there whole or not at all. What is not as it was made, or was made in another way or by
+    another version of transformers, is made anew.
 
     `DecodeError` for what is no GGUF file, is truncated or changes meanwhile; for an architecture that transformers
     cannot read, or of which it would leave something out; and where the copy cannot be kept.
@@ -245,12 +248,16 @@ def _sums(folder: Path) -> dict[str, int]:
 
 
 def _seal(folder: Path) -> None:
-    (folder / SEAL).write_text(json.dumps({"transformers": transformers.__version__, "crc32": _sums(folder)}))
+    (folder / SEAL).write_text(json.dumps(_made(folder)))
+
+
+def _made(folder: Path) -> dict[str, object]:
+    return {"way": WAY, "transformers": transformers.__version__, "crc32": _sums(folder)}
 
 
 def _is_whole(home: Path) -> bool:
     try:
         seal: object = json.loads((home / SEAL).read_text())
-        return seal == {"transformers": transformers.__version__, "crc32": _sums(home)}
+        return seal == _made(home)
     except (OSError, ValueError):
         return False
