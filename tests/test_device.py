@@ -14,15 +14,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import device
 from benchmarks.accelerate import plain
+from benchmarks.device.__main__ import main
+from benchmarks.device.attention import may_use_cudnn
+from benchmarks.device.decoders import GREEDY
+from benchmarks.device.found import ATTENTION, Found, Table, attempted, page
+from benchmarks.device.models import LLAMA_1B, MAMBA, NoFirstLayers, NotCaptured, Setup, Shape, first_layers, versions
+from benchmarks.device.parts import COPIES, attention, compared, each_step, times, where
+from benchmarks.device.processes import UNENDED, carried_out, processes_for
 from specflow import CachedPredictor, Dice, LLMDrafter, Tokens, autoregressive_step, run, start
 from specflow.batch import BatchPredictor, together
 from specflow.state import Tally
 
 
 def test_every_part_is_carried_out_and_texts_with_drafts_are_the_plain_ones(tmp_path: Path) -> None:
-    assert device.main(["--out", str(tmp_path), "--device", "cpu", "--tiny"]) == 0
+    assert main(["--out", str(tmp_path), "--device", "cpu", "--tiny"]) == 0
     found = json.loads((tmp_path / "device.json").read_text("utf-8"))
     assert [part["part"] for part in found["parts"] if part["error"] or not part["tables"]] == []
     page = (tmp_path / "device.md").read_text("utf-8")
@@ -37,29 +43,29 @@ def test_every_part_is_carried_out_and_texts_with_drafts_are_the_plain_ones(tmp_
             assert {told[name] for name in ("drafts", "tree", "first layers", "fresh")} == {"same"}, told
 
 
-def _setup() -> device.Setup:
-    return device.Setup(torch.device("cpu"), tiny=True)
+def _setup() -> Setup:
+    return Setup(torch.device("cpu"), tiny=True)
 
 
-def _failing(setup: device.Setup) -> Iterator[device.Found]:
-    yield device.Table("begun", ("a",), ((1,),))
+def _failing(setup: Setup) -> Iterator[Found]:
+    yield Table("begun", ("a",), ((1,),))
     raise ValueError("no such thing")
 
 
-def _dying(setup: device.Setup) -> Iterator[device.Found]:
-    yield device.Table("begun", ("a",), ((1,),))
+def _dying(setup: Setup) -> Iterator[Found]:
+    yield Table("begun", ("a",), ((1,),))
     os._exit(7)
 
 
-def _hanging(setup: device.Setup) -> Iterator[device.Found]:
-    yield device.Table("begun", ("a",), ((1,),))
+def _hanging(setup: Setup) -> Iterator[Found]:
+    yield Table("begun", ("a",), ((1,),))
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # as in a driver, where no signal is heard
     time.sleep(600.0)
 
 
 def test_what_ends_a_part_is_told_with_what_it_found_and_the_next_part_runs() -> None:
-    parts = (("Wrong", _failing, 0.5), ("Dead", _dying, 0.5), ("Hung", _hanging, 0.02), ("Where", device.where, 0.5))
-    told = list(device.carried_out(_setup(), 100.0, parts))
+    parts = (("Wrong", _failing, 0.5), ("Dead", _dying, 0.5), ("Hung", _hanging, 0.02), ("Where", where, 0.5))
+    told = list(carried_out(_setup(), 100.0, parts))
     ends = {result.part: result for result in told}
     assert list(ends) == ["Wrong", "Dead", "Hung", "Where"]
     assert ends["Where"].error is None
@@ -67,61 +73,61 @@ def test_what_ends_a_part_is_told_with_what_it_found_and_the_next_part_runs() ->
     for name, error in (("Wrong", "no such thing"), ("Dead", "ended with 7"), ("Hung", "it was ended after")):
         assert error in (ends[name].error or "")
         assert [table.title for table in ends[name].tables] == ["begun"]
-    assert next(result.error for result in told if result.part == "Hung") == device.UNENDED
+    assert next(result.error for result in told if result.part == "Hung") == UNENDED
 
 
-def _hooked(setup: device.Setup) -> Iterator[device.Found]:
-    model = setup.model(device.LLAMA_1B, torch.float32)
+def _hooked(setup: Setup) -> Iterator[Found]:
+    model = setup.model(LLAMA_1B, torch.float32)
     model.register_forward_hook(lambda *_: None)
-    yield device.Table("what ran", ("model",), tuple([(name,) for name in device.versions(setup, model)]))
+    yield Table("what ran", ("model",), tuple([(name,) for name in versions(setup, model)]))
 
 
-def _one_by_one(setup: device.Setup) -> Iterator[device.Found]:
-    model = setup.model(device.MAMBA, torch.float32)
+def _one_by_one(setup: Setup) -> Iterator[Found]:
+    model = setup.model(MAMBA, torch.float32)
     target = BatchPredictor(model, 2)
-    steps = [autoregressive_step(target, device.GREEDY, Dice())] * 2
+    steps = [autoregressive_step(target, GREEDY, Dice())] * 2
     prompts = [setup.prompt(model, number) for number in range(2)]
     work = [partial(run, step, start(prompt, 2).unwrap()) for step, prompt in zip(steps, prompts, strict=True)]
-    yield device.Table("ended", ("texts",), ((len(dict(together(work, 2))),),))
+    yield Table("ended", ("texts",), ((len(dict(together(work, 2))),),))
 
 
 def test_why_a_model_is_not_accelerated_is_told_and_no_row_claims_it() -> None:
     parts = (("Hooked", _hooked, 1.0), ("Batch", _one_by_one, 1.0))
-    results = {result.part: result for result in device.carried_out(_setup(), 100.0, parts)}
+    results = {result.part: result for result in carried_out(_setup(), 100.0, parts)}
     hooked, batch = results["Hooked"], results["Batch"]
     assert hooked.tables[0].rows == (("given",),)
     assert len(hooked.notes) == 1
     assert "NotAccelerated" in hooked.notes[0]
     assert "hooks" in hooked.notes[0]
     assert any("read one by one" in note for note in batch.notes), batch
-    assert hooked.notes[0] in device.page([hooked], _setup())
+    assert hooked.notes[0] in page([hooked], _setup())
 
 
 def test_on_cuda_it_is_noted_where_no_passes_are_captured() -> None:
-    model = _setup().model(device.LLAMA_1B, torch.float32)
-    with pytest.warns(device.NotCaptured, match="not captured"):
-        assert list(device.versions(device.Setup(torch.device("cuda"), tiny=True), model)) == ["given", "fast"]
+    model = _setup().model(LLAMA_1B, torch.float32)
+    with pytest.warns(NotCaptured, match="not captured"):
+        assert list(versions(Setup(torch.device("cuda"), tiny=True), model)) == ["given", "fast"]
 
 
-def _told_of_attention(setup: device.Setup) -> Iterator[device.Found]:
-    yield device.Table("by cuDNN", ("",), ((device.may_use_cudnn(),),))
-    (both,) = device.attention(setup)
+def _told_of_attention(setup: Setup) -> Iterator[Found]:
+    yield Table("by cuDNN", ("",), ((may_use_cudnn(),),))
+    (both,) = attention(setup)
     yield both
-    yield device.Table("by cuDNN", ("",), ((device.may_use_cudnn(),),))
+    yield Table("by cuDNN", ("",), ((may_use_cudnn(),),))
 
 
 def test_parts_run_without_attention_by_cudnn_and_one_table_has_both() -> None:
-    *_, told = device.carried_out(_setup(), 100.0, (("Attention", _told_of_attention, 1.0),))
+    *_, told = carried_out(_setup(), 100.0, (("Attention", _told_of_attention, 1.0),))
     before, both, after = told.tables
     assert before.rows == after.rows == ((False,),)
     assert [row[:2] for row in both.rows] == [
         (chosen, name) for chosen in (False, True) for name in ("plain", "drafts")
     ]
-    assert device.ATTENTION in device.page([told], _setup())
+    assert ATTENTION in page([told], _setup())
 
 
 def test_what_is_timed_of_a_step_is_no_prompt_and_no_trial() -> None:
-    tables = [found for found in device.times(_setup()) if isinstance(found, device.Table)]
+    tables = [found for found in times(_setup()) if isinstance(found, Table)]
     rows = [dict(zip(table.columns, row, strict=True)) for table in tables for row in table.rows]
     assert len(rows) == 6
     for told in rows:
@@ -137,7 +143,7 @@ def test_what_comes_in_a_step_is_the_difference_of_two_texts_less_often_included
         {"cudaLaunchKernelExC": 6, "cudaLaunchKernel": 14, "cuLaunchKernelEx": 4, "cudaDeviceSynchronize": 2}
     )
     many["Memcpy HtoD (Pinned -> Device)"] = 5
-    found = dict(zip(device.COPIES, device.each_step(device.COPIES, few, many, 2), strict=True))
+    found = dict(zip(COPIES, each_step(COPIES, few, many, 2), strict=True))
     assert found["cudaLaunchKernel"] == 5.0
     assert found["cuLaunchKernel"] == 2.0
     assert found["cudaDeviceSynchronize"] == 1.0
@@ -146,8 +152,8 @@ def test_what_comes_in_a_step_is_the_difference_of_two_texts_less_often_included
 
 
 def test_first_layers_draft_by_one_model_or_not_at_all() -> None:
-    model = _setup().model(device.LLAMA_1B, torch.float32)
-    make = device.first_layers(model)
+    model = _setup().model(LLAMA_1B, torch.float32)
+    make = first_layers(model)
     assert make is not None
     one, other = make(), make()
     assert isinstance(one, LLMDrafter)
@@ -157,28 +163,28 @@ def test_first_layers_draft_by_one_model_or_not_at_all() -> None:
     assert one.predictor is not other.predictor
     assert one.predictor.model is other.predictor.model
     assert one.predictor.model is not model
-    with pytest.warns(device.NoFirstLayers, match="Linear"):
-        assert device.first_layers(torch.nn.Linear(2, 2)) is None
+    with pytest.warns(NoFirstLayers, match="Linear"):
+        assert first_layers(torch.nn.Linear(2, 2)) is None
 
 
-def _without_a_shape(setup: device.Setup) -> Iterator[device.Found]:
-    unknown = device.Shape("unknown", "no such kind", {}, {"num_hidden_layers": 1})
-    for shape in (unknown, device.LLAMA_1B):
-        yield from device.attempted(shape.name, partial(_compared, setup, shape))
+def _without_a_shape(setup: Setup) -> Iterator[Found]:
+    unknown = Shape("unknown", "no such kind", {}, {"num_hidden_layers": 1})
+    for shape in (unknown, LLAMA_1B):
+        yield from attempted(shape.name, partial(_compared, setup, shape))
 
 
-def _compared(setup: device.Setup, shape: device.Shape) -> Iterator[device.Found]:
+def _compared(setup: Setup, shape: Shape) -> Iterator[Found]:
     model = setup.model(shape, torch.float32)
 
     def broken(prompt: Tokens, new: int) -> tuple[Tokens, Tally]:
         raise ValueError("a broken decoder")
 
     decoders = {"broken": broken, "plain": plain(model)}
-    yield from device.compared(setup, "decoders", model, decoders, setup.prompt(model))
+    yield from compared(setup, "decoders", model, decoders, setup.prompt(model))
 
 
 def test_what_is_measured_beside_a_failure_is_kept_and_the_failure_is_told() -> None:
-    *_, told = device.carried_out(_setup(), 100.0, (("Part", _without_a_shape, 1.0),))
+    *_, told = carried_out(_setup(), 100.0, (("Part", _without_a_shape, 1.0),))
     assert told.ended
     assert "unknown: " in (told.error or "")
     assert "decoders: broken: ValueError: a broken decoder" in (told.error or "")
@@ -187,11 +193,11 @@ def test_what_is_measured_beside_a_failure_is_kept_and_the_failure_is_told() -> 
 
 
 def test_processes_are_forked_where_a_forked_one_reaches_the_device() -> None:
-    assert device.processes_for(torch.device("cpu")).get_start_method() == "forkserver"
+    assert processes_for(torch.device("cpu")).get_start_method() == "forkserver"
     if not torch.cuda.is_available():
-        assert device.processes_for(torch.device("cuda")).get_start_method() == "spawn"
+        assert processes_for(torch.device("cuda")).get_start_method() == "spawn"
 
 
 def test_no_part_begins_once_the_budget_is_used_up() -> None:
-    (none,) = device.carried_out(_setup(), 0.0, (("Where", device.where, 1.0),))
+    (none,) = carried_out(_setup(), 0.0, (("Where", where, 1.0),))
     assert none.error == "no time was left for it"

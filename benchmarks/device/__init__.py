@@ -1,0 +1,1 @@
+"""What specflow does on a device: `python -m benchmarks.device --out DIR`."""

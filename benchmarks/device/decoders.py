@@ -1,0 +1,81 @@
+"""How texts are decoded, and drafts that are as good as one says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from random import Random
+from typing import Final, final
+
+from attrs import frozen
+from torch.nn import Module
+
+from benchmarks.accelerate import Decode, stepping
+from specflow import (
+    TEXT,
+    CachedPredictor,
+    Dice,
+    Drafter,
+    Fixed,
+    GreedyProcessor,
+    Proposal,
+    Step,
+    Tokens,
+    speculative_step,
+)
+from specflow.bench.stopwatch import clock_for
+from specflow.policies import CostAware, CostMeter
+
+
+@final
+@frozen
+class Told:
+    """Drafts that are right by construction with a probability of `right` each: what drafts cost, whoever makes them.
+
+    With two `branches` a wrong guess stands beside each draft that may be right, before or after it.
+    """
+
+    prompt: Tokens
+    truth: Tokens
+    size: int
+    right: float = 0.8
+    branches: int = 1
+
+    def __call__(self, tokens: Tokens, /) -> Iterator[Proposal]:
+        parent, made = TEXT, 0
+        for place in range(len(tokens), len(self.prompt) + len(self.truth)):
+            random, true = Random(place), self.truth[place - len(self.prompt)]
+            wrong = (true + 1 + random.randrange(self.size - 1)) % self.size
+            first = true if random.random() < self.right else wrong
+            second = wrong if first == true else true
+            guesses = (first, second)[: self.branches]
+            for guess in guesses:
+                yield Proposal(guess, parent=parent, source="told")
+            if true not in guesses:
+                return
+            parent, made = made + guesses.index(true), made + len(guesses)
+
+
+GAMMA: Final = 4
+GREEDY: Final = GreedyProcessor()
+
+
+def drafting(model: Module, drafter: Callable[[], Drafter], gamma: int = GAMMA) -> Decode:
+    """Greedy decoding with drafts, a fixed number a step."""
+
+    def step() -> Step:
+        target = CachedPredictor(model)
+        return speculative_step(drafter(), target, GREEDY, Dice(), Fixed(gamma), prune=(target,))
+
+    return stepping(step)
+
+
+def pacing(model: Module, drafter: Callable[[], Drafter], most: int = 8) -> Decode:
+    """The same, as many as pay."""
+    meter = CostMeter(clock_for(model))
+    policy = CostAware(meter, most)
+
+    def step() -> Step:
+        target = CachedPredictor(model)
+        return speculative_step(drafter(), meter.timed(target), GREEDY, Dice(), policy, prune=(target,))
+
+    return stepping(step)

@@ -1,0 +1,438 @@
+"""The parts, in the order of their worth."""
+
+from __future__ import annotations
+
+import platform
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from statistics import median
+from typing import Final, TypeAlias
+
+import torch
+import transformers
+from torch.nn import Module
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.accelerate import Decode, generating, plain, stepping
+from benchmarks.device.attention import cudnn_attention, may_use_cudnn
+from benchmarks.device.decoders import GAMMA, GREEDY, Told, drafting, pacing
+from benchmarks.device.found import Cell, Failure, Found, Table, attempted
+from benchmarks.device.models import (
+    GEMMA,
+    LLAMA_1B,
+    LLAMA_8B,
+    MAMBA,
+    QWEN,
+    Setup,
+    Shape,
+    first_layers,
+    layers_of,
+    quarter,
+    versions,
+    vocabulary_of,
+)
+from specflow import (
+    CachedPredictor,
+    Dice,
+    Drafter,
+    Finished,
+    Fixed,
+    Step,
+    Tokens,
+    autoregressive_step,
+    run,
+    speculative_step,
+    start,
+)
+from specflow.accelerate.captured import Captured
+from specflow.accelerate.check import arbitrary_text
+from specflow.batch import BatchPredictor, Failed, together
+from specflow.bench.stopwatch import Stopwatch, clock_for
+from specflow.errors import said
+from specflow.paths import last_rows
+from specflow.predictors import UncachedPredictor
+from specflow.predictors.trial import error_bound
+from specflow.state import Tally
+from specflow.testing import model_conformance
+
+
+def where(setup: Setup) -> Iterator[Found]:
+    """What runs, and on what."""
+    facts: list[tuple[Cell, ...]] = [
+        (
+            "device",
+            torch.cuda.get_device_name(setup.device)
+            if setup.device.type == "cuda"
+            else platform.processor() or platform.machine(),
+        ),
+        (
+            "python, torch, transformers",
+            f"{platform.python_version()}, {torch.__version__}, {transformers.__version__}",
+        ),
+        ("threads", torch.get_num_threads()),
+        ("products of fp32", torch.get_float32_matmul_precision()),
+        ("convolutions in TF32", torch.backends.cudnn.allow_tf32),
+    ]
+    if setup.device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(setup.device)
+        facts += [
+            ("CUDA", torch.version.cuda),
+            ("attention by cuDNN", may_use_cudnn()),
+            ("compute capability", ".".join(map(str, torch.cuda.get_device_capability(setup.device)))),
+            ("memory, GB free of all", f"{free / 1e9:.1f} of {total / 1e9:.1f}"),
+        ]
+    yield Table("Where", ("what", ""), tuple(facts))
+
+
+def conforms(setup: Setup) -> Iterator[Found]:
+    """Whether what is read over a cache is what is read afresh, and greedy text with drafts the plain text."""
+    for dtype in (torch.float32, torch.bfloat16):
+        for shape in (LLAMA_1B, QWEN, GEMMA, MAMBA):
+            name = f"{shape.name}, {str(dtype).removeprefix('torch.')}"
+            yield from attempted(name, partial(_conforms, setup, name, shape, dtype))
+
+
+def _conforms(setup: Setup, title: str, shape: Shape, dtype: torch.dtype) -> Iterator[Found]:
+    model, columns = setup.model(shape, dtype, most=4), ("drafts", "tree", "first layers", "fresh")
+    if shape is GEMMA:
+        model.config.sliding_window = min(64, int(model.config.sliding_window or 64))
+    title += ", 4 layers at most: against fresh passes, and greedy texts "
+    title += f"of {setup.new} tokens against the plain one"
+    for name, each in (versions(setup, model) if shape in (LLAMA_1B, QWEN) else {"given": model}).items():
+        row = _conformance(setup, name, each)
+        yield Table(title, ("model", "fed in", "holds", "largest difference / logit", *columns), (row,))
+
+
+def _conformance(setup: Setup, name: str, model: Module) -> tuple[Cell, ...]:
+    predictor, prompt = CachedPredictor(model), setup.prompt(model)
+    dtype = next(model.parameters()).dtype
+    largest = float(predictor(prompt, ()).abs().max())
+    report = model_conformance(
+        model, tolerance=error_bound(dtype) * largest, steps=8 if setup.tiny else 20, longest=48 if setup.tiny else 96
+    )
+    truth, _ = plain(model)(prompt, setup.new)
+    size = vocabulary_of(model)
+    fresh = stepping(lambda: autoregressive_step(UncachedPredictor(model), GREEDY, Dice()))
+    first = first_layers(model)
+    texts = [
+        drafting(model, lambda: Told(prompt, truth, size)),
+        drafting(model, lambda: Told(prompt, truth, size, branches=2), 8),
+        None if first is None else drafting(model, first),
+        fresh,
+    ]
+    alike = [None if decode is None else _alike(decode(prompt, setup.new)[0], truth) for decode in texts]
+    return name, predictor.feeding.name, report.holds, report.largest / largest, *alike
+
+
+def _alike(text: Tokens, truth: Tokens) -> str:
+    """Whether a text is another's, or where it parts from it."""
+    differing = next((i for i, (ours, theirs) in enumerate(zip(text, truth, strict=True)) if ours != theirs), None)
+    return "same" if differing is None else f"parts at {differing}"
+
+
+def captured(setup: Setup) -> Iterator[Found]:
+    """`accelerate.fast`, its passes captured on CUDA, against the same eager, the given model and `generate`."""
+    for shape in (LLAMA_1B, LLAMA_8B):
+        yield from attempted(shape.name, partial(_captured, setup, shape))
+
+
+def _captured(setup: Setup, shape: Shape) -> Iterator[Found]:
+    model = setup.model(shape, torch.bfloat16)
+    prompt, decoders = setup.prompt(model), {"generate": generating(model)}
+    for name, each in versions(setup, model).items():
+        decoders[f"plain, {name}"] = plain(each)
+        if isinstance(each, Captured):
+            decoders["plain, the same not captured"] = plain(each.eager)
+    yield from compared(setup, f"{shape.name}, {layers_of(model)} layers, bf16: one text", model, decoders, prompt)
+    if setup.device.type == "cuda":
+        used = torch.cuda.memory_allocated(setup.device) / 1e9, torch.cuda.memory_reserved(setup.device) / 1e9
+        yield Table(f"{shape.name}: memory after it", ("GB in use", "GB reserved"), (used,))
+
+
+def compiled(setup: Setup) -> Iterator[Found]:
+    """The same against `generate` with a static cache, which transformers compiles on CUDA."""
+    model = setup.model(LLAMA_1B, torch.bfloat16)
+    static = generating(model, cache_implementation="static")
+    decoders = {"generate, static cache": static}
+    decoders |= {f"plain, {name}": plain(each) for name, each in versions(setup, model).items()}
+    title = f"llama 1B, {layers_of(model)} layers, bf16: `generate` with a static cache"
+    yield from compared(setup, title, model, decoders, setup.prompt(model))
+
+
+def compared(
+    setup: Setup, title: str, model: Module, decoders: Mapping[str, Decode], prompt: Tokens
+) -> Iterator[Found]:
+    """Decoders that take turns: milliseconds a token, of all of the text. One that fails is told, and out of it."""
+    clock, new = clock_for(model), setup.new
+    took: dict[str, list[float]] = {name: [] for name in decoders}
+    texts: dict[str, tuple[Tokens, Tally]] = {}
+    for turn in range(setup.repeats + 1):
+        for name in tuple(took):
+            began = clock()
+            try:
+                texts[name] = decoders[name](prompt, new)
+            except Exception as error:  # whatever it is, the others may tell something
+                took.pop(name)
+                yield Failure(f"{title}: {name}", said(error))
+                continue
+            if turn:  # in the first one models are tried, and passes captured
+                took[name].append(1e3 * (clock() - began) / new)
+    if not took:
+        return
+    first = next(iter(took))
+    rows = [
+        (
+            name,
+            median(ms),
+            median(took[first]) / median(ms),
+            *_tallied(texts[name][1]),
+            _alike(texts[name][0], texts[first][0]),
+        )
+        for name, ms in took.items()
+    ]
+    columns = ("decoder", "ms a token", "times the first", "accepted", "tokens a pass", "text")
+    yield Table(title, columns, tuple(rows))
+
+
+def _tallied(tally: Tally) -> tuple[Cell, Cell]:
+    if not tally.steps:
+        return None, None
+    return tally.acceptance_rate if tally.drafted else None, 1 + tally.accepted / tally.steps
+
+
+COPIES: Final = (
+    "Memcpy DtoH",
+    "Memcpy HtoD",
+    "cudaDeviceSynchronize",
+    "cudaStreamSynchronize",
+    "cudaEventSynchronize",
+    "cudaLaunchKernel",
+    "cuLaunchKernel",
+    "cudaGraphLaunch",
+)
+"""How the names begin by which the profiler calls the copies, the waits, and what is launched, on CUDA.
+
+Kernels are launched by torch's API or by the driver's, whoever wrote them."""
+ON_HOST: Final = ("aten::_local_scalar_dense", "aten::copy_")
+"""What stands for copies where there is no device."""
+
+
+def copies(setup: Setup) -> Iterator[Found]:
+    """What is copied between host and device in a step, told by the profiler from a short and a longer text."""
+    model = setup.model(LLAMA_1B, torch.bfloat16, most=4)
+    prompt, size = setup.prompt(model), vocabulary_of(model)
+    truth, _ = plain(model)(prompt, setup.new)
+    names = COPIES if setup.device.type == "cuda" else ON_HOST
+    for kind, each in versions(setup, model).items():
+        rows: list[tuple[Cell, ...]] = []
+        decoders = {
+            "plain": plain(each),
+            "drafts": drafting(each, partial(Told, prompt, truth, size)),
+            "tree": drafting(each, partial(Told, prompt, truth, size, branches=2), 8),
+        }
+        first = first_layers(each)
+        if first is not None:
+            decoders["first layers"] = drafting(each, first)
+        for name, decode in decoders.items():
+            lengths = setup.new // 4, setup.new
+            # Models are tried and passes captured; and a text finds the room that the one before it has left.
+            for n in lengths * 2:
+                decode(prompt, n)
+            (few, before), (many, after) = (_counted(setup, decode, prompt, n) for n in lengths)
+            found = each_step(names, few, many, after - before)
+            rows.append((f"{kind}, {name}", *found))
+        yield Table(f"llama 1B, {layers_of(model)} layers, bf16: a step, on average", ("decoder", *names), tuple(rows))
+
+
+def each_step(names: Sequence[str], few: Counter[str], many: Counter[str], steps: int) -> list[float]:
+    """How often what has each of these names comes in a step: by how much more often in a text with so many more.
+
+    What comes less often in the longer text counts as that: a negative number says that the texts are not alike.
+    """
+    more = Counter(many)
+    more.subtract(few)
+    return [sum(count for event, count in more.items() if name in event) / max(1, steps) for name in names]
+
+
+def _counted(setup: Setup, decode: Decode, prompt: Tokens, new: int) -> tuple[Counter[str], int]:
+    """How often each event came in a text, and its steps."""
+    activities = [ProfilerActivity.CPU]
+    if setup.device.type == "cuda":
+        activities.append(ProfilerActivity.CUDA)
+    with profile(activities=activities) as record:
+        _, tally = decode(prompt, new)
+    return Counter({event.key: event.count for event in record.key_averages()}), tally.steps
+
+
+def passes(setup: Setup) -> Iterator[Found]:
+    """What a pass over k tokens takes after a text, in milliseconds."""
+    lengths = (1, 2, 4, 8) if setup.tiny else (*range(1, 9), 10, 12, 16, 20, 24, 32, 33, 40, 48, 64)
+    for shape in (LLAMA_1B, LLAMA_8B):
+        yield from attempted(shape.name, partial(_passes, setup, shape, lengths))
+
+
+def _passes(setup: Setup, shape: Shape, lengths: Sequence[int]) -> Iterator[Found]:
+    model = setup.model(shape, torch.bfloat16)
+    before = 16 if setup.tiny else 512
+    text, clock = arbitrary_text(before + max(lengths), vocabulary_of(model)), clock_for(model)
+    for name, each in versions(setup, model).items():
+        predict, rows = CachedPredictor(each), list[tuple[Cell, ...]]()
+        for k in lengths:
+            taken = []
+            for turn in range(2 + 2 * setup.repeats):
+                began = clock()
+                last_rows(predict, text[: before + k], k)
+                if turn > 1:  # the first reads what comes before, the second may capture
+                    taken.append(1e3 * (clock() - began))
+            rows.append((k, median(taken)))
+        title = f"{shape.name}, {layers_of(model)} layers, bf16: ms for a pass over k tokens after {before}"
+        yield Table(title, ("k", name), tuple(rows))
+
+
+def drafts(setup: Setup) -> Iterator[Found]:
+    """Plain, chains, trees, and drafts of the model's own first layers."""
+    for shape in (LLAMA_8B, LLAMA_1B):
+        yield from attempted(shape.name, partial(_drafts, setup, shape))
+
+
+def _drafts(setup: Setup, shape: Shape) -> Iterator[Found]:
+    model = setup.model(shape, torch.bfloat16)
+    prompt, size = setup.prompt(model), vocabulary_of(model)
+    for name, each in versions(setup, model).items():
+        truth, _ = plain(each)(prompt, setup.new)
+        told, tree = partial(Told, prompt, truth, size), partial(Told, prompt, truth, size, branches=2)
+        decoders = {
+            "plain": plain(each),
+            f"{GAMMA} drafts, 80 % right": drafting(each, told),
+            "as many as pay": pacing(each, told),
+            "tree of 8": drafting(each, tree, 8),
+        }
+        first = first_layers(each)
+        if first is not None:
+            decoders[f"{GAMMA} drafts of the first {quarter(each)} of {layers_of(each)} layers"] = drafting(each, first)
+        # So that the first that CostAware sees of a pass is not its capture, which it would long take for the rule.
+        for gamma in (1, 3, 8):
+            drafting(each, told, gamma)(prompt, setup.new)
+        title = f"{shape.name}, {layers_of(model)} layers, bf16, {name} model"
+        yield from compared(setup, title, model, decoders, prompt)
+
+
+def batches(setup: Setup) -> Iterator[Found]:
+    """Several texts at once: tokens a second of all of them."""
+    model = setup.model(LLAMA_1B, torch.bfloat16)
+    for name, each in versions(setup, model).items():
+        rows = tuple([_batch(setup, each, slots) for slots in ((1, 2) if setup.tiny else (1, 8, 32))])
+        columns = ("texts", "tokens/s, plain", f"tokens/s, {GAMMA} drafts, 80 % right", "same text")
+        yield Table(f"llama 1B, {layers_of(model)} layers, bf16, {name} model: batches", columns, rows)
+
+
+def _batch(setup: Setup, model: Module, slots: int) -> tuple[Cell, ...]:
+    target, size = BatchPredictor(model, slots), vocabulary_of(model)
+    prompts = [setup.prompt(model, number) for number in range(slots)]
+
+    def rate(steps: Sequence[Step]) -> tuple[float, list[Tokens]]:
+        work = [
+            partial(run, step, start(prompt, setup.new).unwrap()) for step, prompt in zip(steps, prompts, strict=True)
+        ]
+        clock = clock_for(model)
+        for _ in range(2):  # models are tried, and passes captured
+            dict(together(work, slots))
+        began = clock()
+        ends = dict(together(work, slots))
+        seconds = clock() - began
+        return slots * setup.new / seconds, [_ended(ends[number]).state.output for number in range(slots)]
+
+    without, truths = rate([autoregressive_step(target, GREEDY, Dice())] * slots)
+    drafters = [Told(prompt, truth, size) for prompt, truth in zip(prompts, truths, strict=True)]
+    with_drafts, found = rate([speculative_step(each, target, GREEDY, Dice(), Fixed(GAMMA)) for each in drafters])
+    same = sum(ours == theirs for ours, theirs in zip(found, truths, strict=True))
+    return slots, without, with_drafts, f"{same}/{slots}"
+
+
+def _ended(end: Finished | Failed) -> Finished:
+    if isinstance(end, Failed):
+        raise end.error
+    return end
+
+
+def times(setup: Setup) -> Iterator[Found]:
+    """Where the time of a step goes: into the target's passes, the drafter, and specflow."""
+    model = setup.model(LLAMA_1B, torch.bfloat16)
+    prompt, size = setup.prompt(model), vocabulary_of(model)
+    for kind, each in versions(setup, model).items():
+        rows: list[tuple[Cell, ...]] = []
+        truth, _ = plain(each)(prompt, setup.new)
+        drafters: dict[str, tuple[Drafter | None, int]] = {
+            "plain": (None, 0),
+            "drafts": (Told(prompt, truth, size), GAMMA),
+            "tree": (Told(prompt, truth, size, branches=2), 8),
+        }
+        for name, (drafter, gamma) in drafters.items():
+            rows.append((f"{kind}, {name}", *_split(setup, each, drafter, gamma, prompt)))
+        columns = ("decoder", "steps", "passes", "tokens read", "µs a step", "in passes", "drafting", "specflow's own")
+        yield Table(f"llama 1B, {layers_of(model)} layers, bf16: where the time goes", columns, tuple(rows))
+
+
+def _split(setup: Setup, model: Module, drafter: Drafter | None, gamma: int, prompt: Tokens) -> tuple[Cell, ...]:
+    watch = Stopwatch(clock_for(model))
+
+    def step() -> Step:
+        target = CachedPredictor(model)
+        if drafter is None:
+            return autoregressive_step(target, GREEDY, Dice())
+        return speculative_step(watch.timed(drafter), target, GREEDY, Dice(), Fixed(gamma))
+
+    # The hooks make another model of it, which is tried and read afresh: so they come before the warm-up.
+    with watch.watching(model):
+        for _ in range(2):
+            run(step(), start(prompt, setup.new).unwrap())
+        going_on = step()
+        state = run(going_on, start(prompt, 2).unwrap()).state  # the prompt is read
+        rest = start(state.tokens, setup.new - 2).unwrap()
+        watch.passes.clear()
+        watch.drafting = 0.0
+        began = watch.clock()
+        steps = run(going_on, rest).state.tally.steps
+        seconds = watch.clock() - began
+    read = sum(one.seconds for one in watch.passes)
+    fed = sum(one.fed for one in watch.passes)
+    parts = (seconds, read, watch.drafting, seconds - read - watch.drafting)
+    return steps, len(watch.passes), fed, *[1e6 * part / steps for part in parts]
+
+
+def attention(setup: Setup) -> Iterator[Found]:
+    """What cuDNN's attention costs a text whose passes have shapes that it has not met, and one where it has."""
+    model = setup.model(LLAMA_1B, torch.bfloat16)
+    prompt, size, clock = setup.prompt(model), vocabulary_of(model), clock_for(model)
+    truth, _ = plain(model)(prompt, setup.new)
+    decoders = {"plain": plain(model), "drafts": drafting(model, partial(Told, prompt, truth, size))}
+    rows: list[tuple[Cell, ...]] = []
+    for chosen in (False, True):
+        with cudnn_attention(chosen):
+            plain(model)(prompt[: len(prompt) // 2], 2)
+            for name, decode in decoders.items():
+                taken = []
+                for _ in range(2):
+                    began = clock()
+                    decode(prompt, setup.new)
+                    taken.append(1e3 * (clock() - began) / setup.new)
+                rows.append((chosen, name, *taken))
+    columns = ("attention by cuDNN", "decoder", "ms a token, first text", "ms a token, the same text again")
+    yield Table(f"llama 1B, {layers_of(model)} layers, bf16, given model", columns, tuple(rows))
+
+
+Part: TypeAlias = Callable[[Setup], Iterator[Found]]
+PARTS: Final[tuple[tuple[str, Part, float], ...]] = (
+    ("Where", where, 0.05),
+    ("Conformance and identity", conforms, 0.25),
+    ("Captured passes", captured, 0.2),
+    ("Copies a step", copies, 0.1),
+    ("What a pass takes", passes, 0.15),
+    ("Drafts and trees", drafts, 0.25),
+    ("Batches", batches, 0.2),
+    ("Where the time goes", times, 0.1),
+    ("Attention by cuDNN, and not", attention, 0.08),
+    ("A static cache, compiled", compiled, 0.5),
+)
+"""By what they are worth; and the most of the budget that each may take."""
