@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import islice
 
 import torch
 from torch.nn import Module
@@ -124,19 +125,22 @@ def speculative_generate(
     drafts("gamma_min", gamma_min)
     or_none(drafts)("gamma_max", gamma_max)
     is_coefficient("egag_ema_beta", egag_ema_beta)
-    paced, most = _paced(policy, gamma), gamma
+    paced = _paced(policy, gamma)
     if use_egag:
         if policy is not None:
             raise DecodeError("policy", "a policy and EGAG are both given", shown(policy), "give one of them")
-        most = gamma if gamma_max is None else gamma_max
-        temperature("temperature", getattr(logits_processor, "temperature", None))
-        paced = EGAG(gamma_min, most, egag_ema_beta, logits_processor.temperature)
+        heat: object = getattr(logits_processor, "temperature", 1.0)  # only our own processors have one
+        temperature("temperature", heat)
+        assert isinstance(heat, int | float)
+        paced = EGAG(gamma_min, gamma if gamma_max is None else gamma_max, egag_ema_beta, heat)
     vocab_size = unwrap(shared_vocabulary(limits_of(target), limits_of(drafter)))
     state = _started(inputs, target, max_gen_len, eos_tokens_id)
 
     rng, observe = Dice(), _observer(debug, tokenizer)
     target_predictor, drafter_predictor = _predictor(target, use_cache), _predictor(drafter, use_cache)
-    draft = _model_drafter(drafter_predictor, logits_processor, rng, vocab_size, most)
+    is_fixed = policy is None and not use_egag
+    ahead = min(gamma, max(1, state.room - 1)) if is_fixed else None
+    draft = _model_drafter(drafter_predictor, logits_processor, rng, vocab_size, ahead)
     memos = (drafter_predictor, target_predictor)
     parts = (draft, target_predictor, logits_processor, rng, paced, memos, observe)
     step = accept_loss(lossy_unadjusted_step(*parts)) if skip_sample_adjustment else speculative_step(*parts)
@@ -252,13 +256,15 @@ def _model_drafter(
     processor: LogitsProcessor,
     rng: Dice,
     vocab_size: int | None,
-    ahead: int,
+    ahead: int | None,
 ) -> Drafter:
-    """A model as drafter: by blocks on a device, where each copy to the host would wait for it, else token by token."""
+    """A model as drafter: token by token, or on a device, where each copy to the host would wait for it, by blocks of
+    `ahead` tokens, where it is known how many are taken."""
     known = limits_of(predictor.model)
     other = None if known.vocab_size == vocab_size else vocab_size
-    parameter = next(predictor.model.parameters(), None)
-    if isinstance(predictor, CachedPredictor) and parameter is not None and not is_near(parameter):
+    is_far = any(not is_near(parameter) for parameter in islice(predictor.model.parameters(), 1))
+    is_ours = isinstance(processor, LogitsProcessor)
+    if is_far and is_ours and ahead is not None and isinstance(predictor, CachedPredictor):
         if type(processor) is GreedyProcessor:
             return GreedyBlockDrafter(predictor, ahead, other)
         if type(processor).sample is MultinomialProcessor.sample:

@@ -8,6 +8,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final, TypeAlias, final
@@ -32,9 +34,12 @@ from typing_extensions import override
 from specflow import (
     CachedPredictor,
     DecodeError,
+    DecodeState,
     Dice,
+    EachPrefix,
     Fixed,
     GreedyProcessor,
+    PointMass,
     Proposal,
     SuffixDrafter,
     Tokens,
@@ -52,7 +57,7 @@ from specflow.interop import new_tokens
 from specflow.paths import last_rows
 from specflow.predictors import UncachedPredictor
 from specflow.predictors.trial import horizons_of
-from specflow.state import Finished, chain
+from specflow.state import Finished, Pace, chain
 from specflow.testing import fresh_passes
 from tests.toys import oracle, passes_of, tiny_gpt2, tiny_llama
 
@@ -664,6 +669,41 @@ def test_offloaded_models(tmp_path: Path) -> None:
             == expected
         )
         assert beam_search_generate(list(TEXT[:8]), each, 6, 1, 1, eos_tokens_id=[]) == expected
+
+
+def inner(model: Module) -> Module:
+    """The model within one that has a head: accelerate replaces the `forward` of the whole."""
+    found = model.model
+    assert isinstance(found, Module)
+    return found
+
+
+def test_a_model_that_is_not_on_the_host_drafts_as_one_that_is() -> None:
+    """By whatever policy and processor; and it reads no further than the text has room for."""
+    model = made("llama")
+    off = accelerate.cpu_offload(deepcopy(model), execution_device=torch.device("cpu"))
+    taken: list[int] = []
+    passes: list[Module] = []
+
+    def eight(stream: Iterator[Proposal], state: DecodeState) -> tuple[tuple[Proposal, ...], Pace]:
+        proposals = tuple(islice(stream, 8))
+        taken.append(len(proposals))
+        return proposals, state.pace
+
+    for drafter in (model, off):
+        decode: Any = partial(speculative_generate, list(TEXT[:8]), drafter, model, eos_tokens_id=[], use_cache=True)
+        law = EachPrefix(lambda prefix, logits: PointMass(int(logits.argmax())))
+        assert decode(logits_processor=law, max_gen_len=6)[0] == oracle(TEXT[:8], model, 6)
+        assert decode(logits_processor=law, max_gen_len=6, use_egag=True)[0] == oracle(TEXT[:8], model, 6)
+        taken.clear()
+        decode(max_gen_len=19, policy=eight)  # the first of them is not drafted
+        assert taken == [8, 8]
+        handle = inner(drafter).register_forward_pre_hook(lambda module, given: passes.append(module))
+        decode(max_gen_len=4)  # the hook made another model of it, which is tried
+        passes.clear()
+        decode(max_gen_len=4, gamma=100)
+        handle.remove()
+        assert len(passes) <= 8
 
 
 @OF_PEFT

@@ -101,7 +101,8 @@ class LengthPenalty:
         """The penalty of `length` ≥ 1 new tokens, 1 for one of them. `DecodeError` where no positive float holds it."""
         _has_length("length", length)
         try:
-            penalty = float(((self.min_length + length) / (self.min_length + 1)) ** self.alpha)
+            shortest, alpha = float(self.min_length), float(self.alpha)  # numpy's overflow to ∞
+            penalty = ((shortest + length) / (shortest + 1)) ** alpha
         except OverflowError:
             penalty = 0.0
         if penalty == 0.0:
