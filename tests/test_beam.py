@@ -8,6 +8,7 @@ from itertools import product
 from math import inf
 from types import SimpleNamespace
 
+import numpy
 import pytest
 import torch
 from attrs import evolve
@@ -350,6 +351,7 @@ def test_the_branches_that_count_are_those_in_the_beam() -> None:
         ({"alpha": float("nan")}, "alpha"),
         ({"alpha": 1e300}, "alpha"),
         ({"alpha": -1e300}, "alpha"),
+        ({"alpha": numpy.float64(1e300)}, "alpha"),
         ({"inputs": []}, "inputs"),
         ({"inputs": [64]}, "inputs"),
         ({"max_gen_len": -1}, "max_gen_len"),
