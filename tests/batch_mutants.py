@@ -151,7 +151,7 @@ MUTANTS: Final = (
         "pass",
         batch.test_one_prompt_of_many_samples_is_read_once,
     ),
-    BatchMutant("drafts that are not settled", Memo.settle, "if self.tree:", "if False:", SCRIPT),
+    BatchMutant("drafts that are not settled", Memo.settle, "if self.tree.drafted:", "if False:", SCRIPT),
     BatchMutant(
         "the first drafts kept, not those that were accepted",
         Memo.settle,
@@ -260,8 +260,8 @@ MUTANTS: Final = (
     BatchMutant(
         "an answer after the first piece of a long prompt",
         BatchPredictor._part,
-        "len(ids), False)",
-        "len(ids), True)",
+        "1), len(ids))",
+        "1), len(ids), tree)",
         batch.test_a_long_prompt_is_read_in_pieces_while_the_others_go_on,
     ),
     BatchMutant(

@@ -26,7 +26,7 @@ def test_the_program_runs(smollm2: Loaded, capsys: pytest.CaptureFixture[str]) -
 def test_the_first_page_runs(smollm2: Loaded, capsys: pytest.CaptureFixture[str]) -> None:
     exec(compile(START, "docs/start.md", "exec"), {"__name__": "start"})
     out = capsys.readouterr().out
-    assert out.count("tokens per pass") == 2
+    assert out.count("tokens a step") == 2
     assert "exact on 16 cases" in out
 
 

@@ -653,7 +653,7 @@ def test_a_models_rows_are_asked_for_and_kept(saved: Path, tmp_path: Path, capsy
         (("--decoders", "generate"), "decoders of transformers and llama.cpp are not replayed"),
         (("--decoders", "llama.cpp"), "decoders of transformers and llama.cpp are not replayed"),
         (("--decoders", "head@4"), "a head reads what the target holds"),
-        (("--decoders", "llm"), "there is no assistant model"),
+        (("--decoders", "llm"), "there is no draft model"),
         (("--decoders", "nobody"), "no decoder has this name"),
         (("--decoders", "json:dumps"), "a decoder cannot be made"),
         (("--decoders", "builtins:dict"), "decoders is not a Decoder"),

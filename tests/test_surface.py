@@ -1791,8 +1791,7 @@ TABLE: Final[dict[str, Entry]] = {
     ),
     "catalogue.Entry": Entry(
         catalogue.Entry,
-        lambda: {"make": lambda: lambda given: None, "usual": 5, "assisted": False, "bigrams": False, "headed": False},
-        lambda entry: [policy(entry.usual, 1.0, meter()) for policy in catalogue.POLICIES.values()],
+        lambda: {"make": lambda: lambda given: None, "assisted": False, "bigrams": False, "headed": False},
     ),
     "catalogue.step_of": Entry(
         catalogue.step_of,
@@ -2256,6 +2255,7 @@ ON_CACHES = "what a predictor remembers: made by the models that it reads"
 ON_BRANCHES = "randomness of the certificate's own, and the law that it found"
 ON_ANSWERS = "looks itself at what the parts of users answer, and refuses it by name"
 ABSTRACT = "a base class: its subclasses are tried"
+BY_CONVERTED = "called by converted.copy_of, with what it read of a file"
 BY_HEADS = "called by a HeadPredictor, with what the head itself made"
 COMMAND = "a part of the command line, which reads its arguments itself"
 
@@ -2427,12 +2427,16 @@ EXEMPT: Final[Mapping[str, str]] = {
             "cli.main",
             *(f"chat.{name}" for name in ("Screen", "Talk", "talk")),
             *(f"commands.{name}" for name in ("check_engine", "named_model", "one_sentence", "outcomes", "prompt_of")),
-            *(f"commands.{name}" for name in ("Told", "processor_name", "version_of", "vocabulary_of")),
+            *(
+                f"commands.{name}"
+                for name in ("Told", "can_be_written", "processor_name", "version_of", "vocabulary_of")
+            ),
             *(f"corpus.{name}" for name in ("Answer", "Answers", "Progress", "Row")),
             *(f"corpus.{name}" for name in ("answer_all", "answers_in", "rate", "read_rows", "summary")),
         ),
         COMMAND,
     ),
+    **dict.fromkeys(("gguf_keys.differing", "gguf_keys.missing"), BY_CONVERTED),
 }
 
 
