@@ -811,7 +811,10 @@ def test_texts_of_a_batch_share_a_drafter_with_another_vocabulary() -> None:
     assert len(shared.pairs) > 20
     prompts = [[3, 4, 5], [9], [30, 31, 3, 4], [60, 5], [61]]
     alone = [tuple(autoregressive_generate(each, target, 14, eos_tokens_id=[])) for each in prompts]
-    ends = generate_many(prompts, target, model, 4, GREEDY, 14, [], slots=3, shared=shared)
+    now = [0.0]  # a clock on which passes take time, and drafts none: so that some pay, however busy the machine
+    handle = target.register_forward_pre_hook(lambda module, given: now.__setitem__(0, now[0] + 1))
+    ends = generate_many(prompts, target, model, 4, GREEDY, 14, [], slots=3, shared=shared, clock=lambda: now[0])
+    handle.remove()
     assert [end.state.output for end in ends] == alone
     assert sum(end.state.tally.drafted for end in ends) > 0
     seeds = generate_many(prompts, target, model, 4, SAMPLED, 14, [], seed=3, slots=3, shared=shared)
