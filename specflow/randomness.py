@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator
 from functools import partial
 from hashlib import blake2b
 from numbers import Real
-from typing import Protocol, final
+from typing import Protocol, TypeVar, final, runtime_checkable
 
 import torch
 from attrs import field, frozen
@@ -17,6 +17,8 @@ from specflow.errors import DecodeError
 from specflow.guards.checks import a, is_id, is_whole, named, or_none, shown, valid
 from specflow.guards.finite import NOTICED, is_near
 from specflow.laws import Laws
+
+Q = TypeVar("Q", bound=Distribution)
 
 
 class Sampling(Protocol):
@@ -37,6 +39,30 @@ class Randomness(Sampling, Protocol):
     def accept(self, probability: float, /) -> bool:
         """True with the given probability, which may exceed 1."""
         ...
+
+
+@runtime_checkable
+class _Decides(Protocol):
+    """What takes decisions: only fresh randomness can."""
+
+    def accept(self, probability: float, /) -> bool: ...
+
+
+def q_of(rng: Sampling, law: Q, position: int) -> Q | BlackBox:
+    """The q of a draft that `rng` draws from the law: the law itself, or where noise is not fresh an unknown one.
+
+    Noise of a position is drawn from again in the next step, if the draft there did not stand. By then a rule may have
+    decided by what it had given, as `Block` does where it looks at later drafts first, so that it gives the law no
+    more. Siblings share it, too. A draft whose law is not known is compared with the target's own sample, which is
+    exact.
+
+    >>> law = Categorical(torch.tensor([0.2, 0.8]))
+    >>> q_of(Dice(), law, 5) is law, type(q_of(SharedNoise(1), law, 5))
+    (True, <class 'specflow.distribution.BlackBox'>)
+    """
+    if isinstance(rng, _Decides) or not isinstance(law, Categorical):
+        return law
+    return BlackBox(law.probs, lambda probs: rng.draw_there(probs[0], position))
 
 
 @final
@@ -140,7 +166,9 @@ class SharedNoise:
 
     Drafter and target that share it draw the same token whenever their laws are close, and with
     `Match` the text depends on the seed and not on the drafter: P(accept) ≥ (1 - TV) / (1 + TV).
-    It cannot `accept`, so type checkers keep it away from `Reject`, where shared noise would bend the law.
+    It cannot `accept`, so type checkers keep it away from `Reject`, where shared noise would bend the law. Drafts that
+    are drawn with it are compared with the target's own sample under every rule, as their q, once a part of the noise
+    was seen, is not known.
     argmax(log p + g) is computed as argmax(p / e), with e exponential; the same numbers on every device.
     Source: Daliri et al. 2408.07978, section 3.
 

@@ -489,6 +489,15 @@ def test_heads_are_exact_under_every_rule(kind: str, drafter: str, rule: str) ->
     assert 0 < certificate.accepted < 1
 
 
+@pytest.mark.parametrize("rule", ["block", "traverse"])
+def test_heads_that_draw_with_noise_are_exact(rule: str) -> None:
+    def compose(world: World) -> Step:
+        drafts = HeadDrafter(over_table("medusa", world), world.processor, world.noise)
+        return verified_step(drafts, world.target, world.processor, world.rng, RULES[rule](world), Fixed(2))
+
+    assert 0 < certify(compose, cases=(CASES[0], CASES[2])).accepted < 1
+
+
 @pytest.mark.parametrize("kind", ["eagle3", "medusa"])
 @pytest.mark.parametrize("drafter", ["chain", "tree", "certain tree"])
 def test_a_seed_has_one_text_whatever_a_head_drafts(kind: str, drafter: str) -> None:
