@@ -210,8 +210,8 @@ def draws(rng: Sampling, laws: Laws, start: int, span: range) -> Generator[int, 
     if far:
         ids = []
         for i, law in far:
-            ids.append(rng.draw_there(law.probs, start + i))
             marks += [rng.mark(law.probs.device)] if isinstance(rng, Dice) else []
+            ids.append(rng.draw_there(law.probs, start + i))
         good = lawful(torch.stack([law.probs for _, law in far]))
         sent = torch.where(good, torch.stack(ids), NOTICED).tolist()
     asked = 0
@@ -226,8 +226,8 @@ def draws(rng: Sampling, laws: Laws, start: int, span: range) -> Generator[int, 
                 p = laws[i]
                 yield p.token if isinstance(p, PointMass) else drawn(rng, p, start + i)
     finally:
-        if 0 < asked < len(marks):
-            marks[asked - 1]()
+        if asked < len(marks):
+            marks[asked]()
 
 
 def drawn(rng: Sampling, law: Distribution, position: int) -> int:
