@@ -75,8 +75,10 @@ class Dice:
     `DecodeError` for a law that is not one.
 
     One seed gives one text: where drafts are certain, a decoder draws once for each token that it commits, whatever is
-    drafted and however far, so the text is that of `autoregressive_step` with the same seed. Where drafts are drawn,
-    how many there are decides what is left for the next draw: there `seed_coupled_step` has one text for a seed.
+    drafted and however far, so the text is that of `autoregressive_step` with the same seed. A condition (`until`)
+    that ends it within accepted drafts leaves out tokens that were drawn: then the next text of the dice is another.
+    Where drafts are drawn, how many there are decides what is left for the next draw: there `seed_coupled_step` has one
+    text for a seed.
 
     >>> dice = Dice(torch.Generator().manual_seed(0))
     >>> dice.draw(PointMass(3), 0), dice.accept(1.0), dice.accept(0.0)
