@@ -172,6 +172,7 @@ class SharedNoise:
     are drawn with it are compared with the target's own sample under every rule, as their q, once a part of the noise
     was seen, is not known.
     argmax(log p + g) is computed as argmax(p / e), with e exponential; the same numbers on every device.
+    torch keeps 32 bits of what (seed, position) is hashed to, so two positions have one noise with probability 2^-32.
     Source: Daliri et al. 2408.07978, section 3.
 
     >>> law = Categorical(torch.tensor([0.2, 0.3, 0.5]))
