@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator
 from functools import partial
 from hashlib import blake2b
 from numbers import Real
-from typing import Protocol, final
+from typing import Protocol, TypeVar, final, runtime_checkable
 
 import torch
 from attrs import field, frozen
@@ -17,6 +17,8 @@ from specflow.errors import DecodeError
 from specflow.guards.checks import a, is_id, is_whole, named, or_none, shown, valid
 from specflow.guards.finite import NOTICED, is_near
 from specflow.laws import Laws
+
+Q = TypeVar("Q", bound=Distribution)
 
 
 class Sampling(Protocol):
@@ -39,6 +41,30 @@ class Randomness(Sampling, Protocol):
         ...
 
 
+@runtime_checkable
+class _Decides(Protocol):
+    """What takes decisions: only fresh randomness can."""
+
+    def accept(self, probability: float, /) -> bool: ...
+
+
+def q_of(rng: Sampling, law: Q, position: int) -> Q | BlackBox:
+    """The q of a draft that `rng` draws from the law: the law itself, or where noise is not fresh an unknown one.
+
+    Noise of a position is drawn from again in the next step, if the draft there did not stand. By then a rule may have
+    decided by what it had given, as `Block` does where it looks at later drafts first, so that it gives the law no
+    more. Siblings share it, too. A draft whose law is not known is compared with the target's own sample, which is
+    exact.
+
+    >>> law = Categorical(torch.tensor([0.2, 0.8]))
+    >>> q_of(Dice(), law, 5) is law, type(q_of(SharedNoise(1), law, 5))
+    (True, <class 'specflow.distribution.BlackBox'>)
+    """
+    if isinstance(rng, _Decides) or not isinstance(law, Categorical):
+        return law
+    return BlackBox(law.probs, lambda probs: rng.draw_there(probs[0], position))
+
+
 @final
 @frozen(eq=False)
 class Dice:
@@ -49,8 +75,10 @@ class Dice:
     `DecodeError` for a law that is not one.
 
     One seed gives one text: where drafts are certain, a decoder draws once for each token that it commits, whatever is
-    drafted and however far, so the text is that of `autoregressive_step` with the same seed. Where drafts are drawn,
-    how many there are decides what is left for the next draw: there `seed_coupled_step` has one text for a seed.
+    drafted and however far, so the text is that of `autoregressive_step` with the same seed. A condition (`until`)
+    that ends it within accepted drafts leaves out tokens that were drawn: then the next text of the dice is another.
+    Where drafts are drawn, how many there are decides what is left for the next draw: there `seed_coupled_step` has one
+    text for a seed.
 
     >>> dice = Dice(torch.Generator().manual_seed(0))
     >>> dice.draw(PointMass(3), 0), dice.accept(1.0), dice.accept(0.0)
@@ -140,8 +168,11 @@ class SharedNoise:
 
     Drafter and target that share it draw the same token whenever their laws are close, and with
     `Match` the text depends on the seed and not on the drafter: P(accept) ≥ (1 - TV) / (1 + TV).
-    It cannot `accept`, so type checkers keep it away from `Reject`, where shared noise would bend the law.
+    It cannot `accept`, so type checkers keep it away from `Reject`, where shared noise would bend the law. Drafts that
+    are drawn with it are compared with the target's own sample under every rule, as their q, once a part of the noise
+    was seen, is not known.
     argmax(log p + g) is computed as argmax(p / e), with e exponential; the same numbers on every device.
+    torch keeps 32 bits of what (seed, position) is hashed to, so two positions have one noise with probability 2^-32.
     Source: Daliri et al. 2408.07978, section 3.
 
     >>> law = Categorical(torch.tensor([0.2, 0.3, 0.5]))
@@ -182,8 +213,8 @@ def draws(rng: Sampling, laws: Laws, start: int, span: range) -> Generator[int, 
     if far:
         ids = []
         for i, law in far:
-            ids.append(rng.draw_there(law.probs, start + i))
             marks += [rng.mark(law.probs.device)] if isinstance(rng, Dice) else []
+            ids.append(rng.draw_there(law.probs, start + i))
         good = lawful(torch.stack([law.probs for _, law in far]))
         sent = torch.where(good, torch.stack(ids), NOTICED).tolist()
     asked = 0
@@ -198,8 +229,8 @@ def draws(rng: Sampling, laws: Laws, start: int, span: range) -> Generator[int, 
                 p = laws[i]
                 yield p.token if isinstance(p, PointMass) else drawn(rng, p, start + i)
     finally:
-        if 0 < asked < len(marks):
-            marks[asked - 1]()
+        if asked < len(marks):
+            marks[asked]()
 
 
 def drawn(rng: Sampling, law: Distribution, position: int) -> int:

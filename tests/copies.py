@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import closing
+from itertools import islice
 from typing import Final, TypeVar
 
 import torch
@@ -34,13 +36,13 @@ from specflow import (
     speculative_step,
     start,
 )
-from specflow.distribution import Distribution
+from specflow.distribution import Distribution, PointMass
 from specflow.drafters import GreedyBlockDrafter, SampledBlockDrafter
 from specflow.processors import LogitsProcessor
-from specflow.randomness import Sampling
+from specflow.randomness import Sampling, draws
 from specflow.stages import Adjust, Block, Draft, Match, Reject, Verify, advance, commit
 from specflow.state import Adjusted, Drafted
-from tests.far import COPIES, Remote
+from tests.far import COPIES, Far, Remote
 from tests.toys import disturbed, passes_of, tiny_llama
 
 S = TypeVar("S", bound=Sampling)
@@ -148,6 +150,19 @@ def of_one_seed(policy: int) -> list[int]:
     return list(run(step, start(PROMPT, NEW).unwrap()).state.output)
 
 
+def after_some(most: int, ahead: bool) -> list[int]:
+    """Up to `most` tokens of laws of which some are certain, drawn ahead or each for itself, and one more draw."""
+    dice, rows = Dice(torch.Generator().manual_seed(7)), torch.full((3, 1000), 1 / 1000)
+    a, b, c = [Categorical(Far(row)) for row in rows]
+    laws: tuple[Distribution, ...] = (PointMass(3), a, b, PointMass(4), c)
+    if ahead:
+        with closing(draws(dice, laws, 0, range(len(laws)))) as drawing:
+            tokens = [*islice(drawing, most)]
+    else:
+        tokens = [dice.draw(law, position) for position, law in enumerate(laws[:most])]
+    return [*tokens, dice.draw(laws[-1], 9)]
+
+
 def no_law() -> str:
     """What is said when a processor on the device leaves nothing that could be drawn."""
     target = CachedPredictor(TARGET)
@@ -204,6 +219,7 @@ if __name__ == "__main__":
     found: dict[str, object] = {name: decoded(name) for name in NAMES}
     found["refused"] = [refused(processor, who) for processor in (GREEDY, SAMPLING) for who in (0, 1)]
     found["one seed"] = [of_one_seed(policy) for policy in (0, 1, 3, 9)]
+    found["taken back"] = [[after_some(most, ahead) for most in range(6)] for ahead in (False, True)]
     found["no law"] = no_law()
     found["generated"] = [generated(processor) for processor in (GREEDY, SAMPLING)]
     print(json.dumps(found))

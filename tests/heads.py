@@ -276,7 +276,9 @@ def eagle3(
         config = {"speculators_model_type": "eagle3", "transformer_layer_config": sizes | {"model_type": "llama"}}
         config |= {"eagle_aux_hidden_state_layer_ids": list(reads) if reads else None}
     else:
-        config = sizes | ({"eagle_config": {"eagle_aux_hidden_state_layer_ids": list(reads)}} if reads else {})
+        config = sizes | (
+            {"eagle_config": {"eagle_aux_hidden_state_layer_ids": [i - 1 for i in reads]}} if reads else {}
+        )
     write(folder, config | {"draft_vocab_size": size} | dict(said), weights | maps)
     table = weights["embed_tokens.weight"] if embeds else model.get_parameter("model.embed_tokens.weight")
 

@@ -53,7 +53,7 @@ from specflow.distribution import Distribution, max_fn
 from specflow.drafters import INgramStorage, propose_nothing
 from specflow.heads import HeadPredictor, Jump, Vocabulary
 from specflow.lossy import accept_loss
-from specflow.randomness import Randomness
+from specflow.randomness import Randomness, Sampling
 from specflow.stages import (
     Adjust,
     Draft,
@@ -390,6 +390,26 @@ def less_or_equal(world: World) -> Step:
     return by_rule(world, rule)
 
 
+@final
+@frozen
+class Undecided:
+    """Noise that belongs to positions, taken for fresh randomness. It draws, and takes no decisions."""
+
+    noise: Sampling
+
+    def draw(self, law: Distribution, position: int, /) -> int:
+        """One token of the law."""
+        return self.noise.draw(law, position)
+
+    def draw_there(self, probs: Tensor, position: int, /) -> Tensor:
+        """`draw`, where the law is."""
+        return self.noise.draw_there(probs, position)
+
+    def accept(self, probability: float, /) -> bool:
+        """Fails the test."""
+        raise AssertionError("noise was asked for a decision")
+
+
 def reused_uniform(world: World) -> Step:
     """`noise` is one uniform for each position: the one that refused the draft also draws its replacement."""
 
@@ -409,7 +429,7 @@ def reused_uniform(world: World) -> Step:
 
 def shared_noise_under_rejection(world: World) -> Step:
     """Seed coupling with the wrong rule: the noise that made the draft also draws its replacement."""
-    draft, adjust = Draft(LLMDrafter(world.drafter, world.processor, world.noise)), Adjust(world.noise)
+    draft, adjust = Draft(LLMDrafter(world.drafter, world.processor, Undecided(world.noise))), Adjust(world.noise)
     verify = Verify(world.target, world.processor, Reject(world.rng))
     return lambda state: flow(state, draft, verify, adjust, commit, advance)  # type: ignore[arg-type] # as mypy sees
 

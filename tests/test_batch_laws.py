@@ -14,7 +14,8 @@ from specflow.batch import Asked, Failed, Reply, Shared, together
 from specflow.state import Request
 from specflow.testing import Branch, Case, Ending, ExactnessError, HiddenProcessor, Noise, World, same_law
 from specflow.testing.certificate import autoregressive
-from tests.test_certificate import CERTAIN_TREES, CHAINS, COUPLED, DECODERS, RULES, TREES, Undecided, by_rule, coupled
+from tests.mutants import Undecided
+from tests.test_certificate import CERTAIN_TREES, CHAINS, COUPLED, DECODERS, RULES, TREES, by_rule, coupled
 
 WORLDS: Final = (
     Case(2, (0,), 3, seed=15),

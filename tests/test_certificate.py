@@ -15,7 +15,6 @@ import pytest
 import torch
 from attrs import evolve, frozen
 from returns.pipeline import flow
-from torch import Tensor
 
 from specflow import (
     Block,
@@ -31,9 +30,11 @@ from specflow import (
     LLMDrafter,
     LookupTree,
     Match,
+    MultinomialProcessor,
     NGramDrafter,
     NGramStorage,
     NucleusProcessor,
+    PointMass,
     Processor,
     PromptLookup,
     Proposal,
@@ -54,7 +55,7 @@ from specflow import (
     then,
     verified_step,
 )
-from specflow.distribution import BlackBox, Distribution
+from specflow.distribution import BlackBox
 from specflow.drafters import (
     Bigrams,
     Corpus,
@@ -68,8 +69,10 @@ from specflow.drafters import (
     merged,
     propose_nothing,
 )
+from specflow.drafters.block import SampledBlockDrafter
 from specflow.loop import once
-from specflow.randomness import Randomness, Sampling
+from specflow.protocols import Choose, Limits
+from specflow.randomness import Randomness
 from specflow.stages import (
     Adjust,
     Condition,
@@ -100,6 +103,7 @@ from specflow.testing import (
 from tests.mutants import (
     MUTANTS,
     Mutant,
+    Undecided,
     apart,
     bush,
     by_siblings,
@@ -235,26 +239,6 @@ def likely_up_to_four(stream: Iterator[Proposal], state: DecodeState) -> tuple[t
     return kept_while_likely(islice(stream, 4), state)
 
 
-@final
-@frozen
-class Undecided:
-    """Noise that belongs to positions, for what draws and takes no decisions."""
-
-    noise: Sampling
-
-    def draw(self, law: Distribution, position: int, /) -> int:
-        """One token of the law."""
-        return self.noise.draw(law, position)
-
-    def draw_there(self, probs: Tensor, position: int, /) -> Tensor:
-        """`draw`, where the law is."""
-        return self.noise.draw_there(probs, position)
-
-    def accept(self, probability: float, /) -> bool:
-        """Fails the test."""
-        raise AssertionError("noise was asked for a decision")
-
-
 RULES: Final[dict[str, Callable[[Randomness], Rule]]] = {
     "token rejection": Reject,
     "sample-and-match": Match,
@@ -388,6 +372,76 @@ def test_every_rule_is_exact_on_drawn_trees(name: str, rule: str) -> None:
     assert certificate.cases == len(TREE_CASES)
     assert certificate.distance < 1e-12
     assert 0 < certificate.accepted < 1
+
+
+@final
+@frozen
+class OneByOne:
+    """A predictor that reads ahead, of one that does not."""
+
+    world: World
+    limits: Limits = Limits()
+
+    def read_ahead(self, tokens: Tokens, most: int, choose: Choose, /) -> Tokens:
+        """Each token after those before it."""
+        end = len(tokens) + most
+        while len(tokens) < end:
+            tokens = (*tokens, int(choose(self.world.drafter(tokens, ())[0], len(tokens))))
+        return tokens[-most:]
+
+
+def a_block(world: World) -> Drafter:
+    """Three samples at once, drawn with noise; hidden and greedy ones come one by one."""
+    processor = world.processor
+    if not isinstance(processor, MultinomialProcessor):
+        return sharing(world)
+    return SampledBlockDrafter(OneByOne(world), processor, world.noise, ahead=3)
+
+
+NOISY: Final[dict[str, Callable[[World], Drafter]]] = {
+    "a chain": sharing,
+    "a block": a_block,
+    "siblings": lambda w: LLMDrafter(w.drafter, w.processor, w.noise, widths=(2,)),
+    "a draft before samples": lambda w: then(at_most(1, sharing(w)), samples(w)),
+    "a draft behind samples": lambda w: then(at_most(1, samples(w)), sharing(w)),
+}
+"""What draws with noise that belongs to positions, which the next step draws with again."""
+
+NOISY_CASES: Final = (
+    Case(2, (0,), 3, seed=15),
+    Case(3, (2,), 3, seed=1),
+    Case(2, (1, 1), 3, processor=HiddenProcessor, seed=12),
+    Case(3, (0, 1), 4, processor=lambda rng: GreedyProcessor(), seed=13),
+)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", NOISY)
+def test_every_rule_is_exact_on_drafts_drawn_with_noise(name: str, rule: str) -> None:
+    certificate = certify(lambda world: by_rule(RULES[rule], world, NOISY[name](world), Fixed(2)), cases=NOISY_CASES)
+    assert certificate.distance < 1e-12
+    assert 0 < certificate.accepted < 1
+
+
+def zeros_left_out(stream: Iterator[Proposal], state: DecodeState) -> tuple[tuple[Proposal, ...], tuple[float, ...]]:
+    """A policy that looks at a draft before it takes it, where it is certain."""
+    first = tuple(islice(stream, 1))
+    return tuple(draft for draft in first if draft.q != PointMass(0)), state.pace
+
+
+def test_policies_do_not_choose_among_drafts_drawn_with_noise() -> None:
+    """They would choose where the noise decides, and where fresh randomness does."""
+
+    def step(world: World, drafter: Drafter) -> Step:
+        draft, verify = Draft(drafter, zeros_left_out), Verify(world.target, world.processor, Match(world.noise))
+        return lambda state: flow(state, draft, verify, Adjust(world.rng), commit, advance)
+
+    def as_certain(world: World) -> Drafter:
+        return lambda tokens: (Proposal(draft.token) for draft in sharing(world)(tokens))
+
+    certify(lambda world: step(world, sharing(world)), cases=NOISY_CASES)
+    with pytest.raises(ExactnessError):
+        certify(lambda world: step(world, as_certain(world)), cases=NOISY_CASES)
 
 
 @pytest.mark.parametrize("gamma", [1, 2, 3, 5])

@@ -120,6 +120,12 @@ def test_on_a_device_a_seed_has_one_text_however_far_is_drafted(copies: dict[str
     assert texts == [texts[0]] * 4
 
 
+def test_what_is_drawn_ahead_for_nothing_is_taken_back_where_some_laws_are_certain(copies: dict[str, Any]) -> None:
+    one_by_one, ahead = copies["taken back"]
+    assert len({tokens[-1] for tokens in one_by_one}) == 4  # after none, one, two and three draws
+    assert ahead == one_by_one
+
+
 def test_a_law_on_a_device_that_is_none_names_the_processor_and_the_position(copies: dict[str, Any]) -> None:
     assert "the law of masked is not valid: received probabilities that sum to 0" in copies["no law"]
     assert "after the token at position 7;" in copies["no law"]

@@ -30,7 +30,7 @@ from specflow import (
 )
 from specflow.distill import Heard, Recipe, distill, fit_jump, kept_prompts, made_up
 from specflow.distill.lesson import Lesson, Text, unrolled
-from specflow.distill.train import LIKELY, new_head
+from specflow.distill.train import LIKELY, new_head, save_head
 from specflow.heads import HeadDrafter, HeadPredictor, Jump, load_head
 from specflow.models import Loaded
 from tests.heads import FreshFeatures
@@ -277,6 +277,12 @@ def test_a_model_without_a_place_for_users_makes_up_nothing(smollm2: Loaded) -> 
         silent.chat_template = template
         with pytest.raises(DecodeError, match="template"):
             made_up(Loaded(smollm2.model, silent), 1)
+
+
+def test_a_kept_head_reads_what_it_was_trained_on(tmp_path: Path) -> None:
+    head = new_head(target(), [(1, 2, 3)], RECIPE)
+    save_head(tmp_path, head, head.caching.shape)
+    assert load_head(tmp_path, target()).reads == head.reads
 
 
 def test_an_untrained_head_speaks_as_loudly_as_the_target(tmp_path: Path) -> None:

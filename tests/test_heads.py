@@ -97,7 +97,7 @@ LAYOUTS: Final[dict[str, Callable[[Path], Published]]] = {
     "eagle3": lambda folder: heads.eagle3(folder, target()),
     "eagle3, all tokens": lambda folder: heads.eagle3(folder, target(), drafts=None),
     "eagle3, no embeddings": lambda folder: heads.eagle3(folder, target(), embeds=False, first="layers.0"),
-    "eagle3, other layers": lambda folder: heads.eagle3(folder, target(), reads=(0, 6), biases=True),
+    "eagle3, other layers": lambda folder: heads.eagle3(folder, target(), reads=(1, 6), biases=True),
     "speculators": lambda folder: SPECULATORS(
         folder, target(), reads=(1, 4, 5), said={"norm_before_residual": True, "norm_output": True}
     ),
@@ -489,6 +489,15 @@ def test_heads_are_exact_under_every_rule(kind: str, drafter: str, rule: str) ->
     assert 0 < certificate.accepted < 1
 
 
+@pytest.mark.parametrize("rule", ["block", "traverse"])
+def test_heads_that_draw_with_noise_are_exact(rule: str) -> None:
+    def compose(world: World) -> Step:
+        drafts = HeadDrafter(over_table("medusa", world), world.processor, world.noise)
+        return verified_step(drafts, world.target, world.processor, world.rng, RULES[rule](world), Fixed(2))
+
+    assert 0 < certify(compose, cases=(CASES[0], CASES[2])).accepted < 1
+
+
 @pytest.mark.parametrize("kind", ["eagle3", "medusa"])
 @pytest.mark.parametrize("drafter", ["chain", "tree", "certain tree"])
 def test_a_seed_has_one_text_whatever_a_head_drafts(kind: str, drafter: str) -> None:
@@ -617,7 +626,7 @@ WRONG: Final[dict[str, tuple[str, Wrong]]] = {
     ),
     "a layer that the target does not have": (
         "a target of 6 does not have: received 7",
-        lambda weights, config: config.update(eagle_config={"eagle_aux_hidden_state_layer_ids": [1, 2, 7]}),
+        lambda weights, config: config.update(eagle_config={"eagle_aux_hidden_state_layer_ids": [1, 2, 6]}),
     ),
     "a target of another size": (
         "layers of different sizes: received 48 numbers for 32",
@@ -625,6 +634,30 @@ WRONG: Final[dict[str, tuple[str, Wrong]]] = {
     ),
     "no layout": ("no layout that is known", lambda weights, config: [weights.pop(name) for name in [*weights][1:]]),
 }
+
+
+@pytest.mark.parametrize(
+    ("outputs", "states", "reads"),
+    [
+        ([0, 3, 5], None, (1, 4, 6)),
+        (None, [0, 3, 5], (0, 3, 5)),
+        ([0, 3, 5], [2, 3, 4], (1, 4, 6)),
+        ([], [2, 3, 4], (2, 3, 4)),
+        ([], [], (2, 3, 3)),
+        (None, None, (2, 3, 3)),
+    ],
+)
+def test_an_eagle_config_names_layers_by_their_outputs(
+    outputs: list[int] | None, states: list[int] | None, reads: tuple[int, ...], tmp_path: Path
+) -> None:
+    """As SGLang and SpecForge do; ids beside it count hidden states, as vLLM and speculators do."""
+
+    def say(weights: dict[str, Tensor], config: dict[str, object]) -> None:
+        config["eagle_config"] = {"eagle_aux_hidden_state_layer_ids": outputs}
+        config["eagle_aux_hidden_state_layer_ids"] = states
+
+    heads.eagle3(tmp_path, target())
+    assert load_head(changed(tmp_path, say), target()).reads == reads
 
 
 @pytest.mark.parametrize("wrong", WRONG)

@@ -28,6 +28,7 @@ from specflow import (
     Proposal,
     Step,
     SuffixDrafter,
+    Tokens,
     TopKProcessor,
     autoregressive_step,
     run,
@@ -39,7 +40,7 @@ from specflow.accelerate import fast
 from specflow.drafters import propose_nothing
 from specflow.policies import EGAG, Heuristic
 from specflow.stages import Adjust, Block, Draft, Verify, advance, commit
-from specflow.state import Pace
+from specflow.state import Pace, chain
 from tests.toys import disturbed, tiny_llama
 
 TARGET: Final = fast(tiny_llama(3, layers=1))
@@ -136,3 +137,25 @@ def test_the_generator_is_left_where_autoregressive_decoding_leaves_it() -> None
         assert rng.generator is not None
         states.append(rng.generator.get_state())
     assert torch.equal(states[0], states[1])
+
+
+def test_a_condition_within_drafts_ends_the_same_text_with_the_generator_further_on() -> None:
+    """Tokens that it leaves out were drawn, so the next text of the generator is another."""
+    processor = PROCESSORS["temperature"]
+    whole = PROMPT + text(autoregressive_step(CachedPredictor(TARGET), processor, dice(5)))
+
+    def is_half(state: DecodeState) -> bool:
+        return len(state.output) == NEW // 2
+
+    def foreseen(tokens: Tokens) -> Iterator[Proposal]:
+        return iter(chain(whole[len(tokens) :]))
+
+    ended, left = set(), []
+    for drafter in (propose_nothing, foreseen):
+        rng = dice(5)
+        step = speculative_step(drafter, CachedPredictor(TARGET), processor, rng, Fixed(NEW), until=is_half)
+        ended.add(run(step, start(PROMPT, NEW).unwrap()).state.output)
+        assert rng.generator is not None
+        left.append(rng.generator.get_state())
+    assert len(ended) == 1
+    assert not torch.equal(left[0], left[1])

@@ -7,6 +7,7 @@ from functools import cache
 from itertools import islice
 
 import pytest
+import torch
 from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -97,3 +98,9 @@ def test_a_real_model_has_one_text_a_seed(smollm2: Loaded) -> None:
         built = decoders(target, small, *arguments)
         some = ("no drafter", "model, gamma 5", "suffix, else model")
         assert len({run(built[name](), state).state.output for name in some}) == 1
+
+
+def test_torch_keeps_32_bits_of_a_seed() -> None:
+    """Which is all that `SharedNoise` has of its seed and a position."""
+    alike = [torch.rand(9, generator=torch.Generator().manual_seed(seed)) for seed in (1, 1 + 2**32)]
+    assert torch.equal(*alike)

@@ -2370,6 +2370,7 @@ EXEMPT: Final[Mapping[str, str]] = {
             "distribution.PointMass.taken_from",
             "randomness.drawn",
             "randomness.draws",
+            "randomness.q_of",
         ),
         ON_LAWS,
     ),

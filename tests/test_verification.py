@@ -193,6 +193,13 @@ def test_a_block_may_run_into_a_target_that_is_certain() -> None:
         assert law.distance(Law({(0, 1): 0.25, (1, 1): 0.75}, 1)) < 1e-14
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_a_draft_may_be_deeper_than_pythons_stack(rule: str) -> None:
+    p = Categorical(torch.tensor([1.0, 0.0]))
+    drafts = scored([Proposal(0, p)] * 1500, [p] * 1501)
+    assert len(RULES[rule](Dice())(drafts).path) == 1500
+
+
 def test_equal_laws_accept_everything() -> None:
     p = Categorical(torch.tensor([0.2, 0.8]))
     for make in (Reject, Block, Traverse):

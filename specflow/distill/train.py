@@ -33,6 +33,7 @@ from specflow.guards.ids import ids_of
 from specflow.heads.eagle import Eagle3
 from specflow.heads.head import Vocabulary
 from specflow.heads.layer import Shape
+from specflow.heads.load import LAYERS
 from specflow.heads.target import Target
 from specflow.predictors import CachedPredictor
 from specflow.predictors.reader import config_of, refuse_weightless
@@ -205,7 +206,7 @@ def save_head(folder: Path, head: Eagle3, shape: Shape) -> None:
         "rms_norm_eps": shape.epsilon,
         "hidden_act": "silu",
         "vocab_size": head.vocabulary.size,
-        "eagle_config": {"eagle_aux_hidden_state_layer_ids": list(head.reads)},
+        LAYERS: list(head.reads),
         **shape.rope,
     }
     ids = head.vocabulary.ids

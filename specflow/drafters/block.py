@@ -8,13 +8,13 @@ from typing import final
 from attrs import field, frozen
 from torch import Tensor
 
-from specflow.distribution import Categorical, PointMass
+from specflow.distribution import BlackBox, Categorical, PointMass
 from specflow.errors import DecodeError
 from specflow.guards.checks import MOST, a, does, or_none, shown, valid, whole
 from specflow.guards.ids import ids_of, text_of
 from specflow.processors import LogitsProcessor
 from specflow.protocols import Choose, Limits, ReadsAhead
-from specflow.randomness import Sampling
+from specflow.randomness import Sampling, q_of
 from specflow.state import Proposal, Tokens
 from specflow.vocabulary import fit
 
@@ -65,7 +65,8 @@ class SampledBlockDrafter:
     """Drafts samples of a model, `ahead` of them at once, with one copy from the device for all ids.
 
     The rest is as in `GreedyBlockDrafter`. The laws q that the drafts are drawn from, the processor's probabilities,
-    stay on the device. A processor's own `sample` is not used.
+    stay on the device; as in `LLMDrafter`, those of `SharedNoise` are for `Match`. A processor's own `sample` is not
+    used.
     """
 
     predictor: ReadsAhead = field(validator=_reads_ahead)
@@ -75,12 +76,13 @@ class SampledBlockDrafter:
     vocab_size: int | None = field(default=None, validator=_size)
     source: str = field(default="llm", validator=_name)
 
-    def __call__(self, tokens: Tokens, /) -> Iterator[Proposal[Categorical]]:
-        laws: list[Categorical] = []
+    def __call__(self, tokens: Tokens, /) -> Iterator[Proposal[Categorical | BlackBox]]:
+        laws: list[Categorical | BlackBox] = []
 
         def choose(logits: Tensor, position: int) -> Tensor:
-            laws.append(Categorical(self.processor(logits)))
-            token: object = self.rng.draw_there(laws[-1].probs, position)
+            law = Categorical(self.processor(logits))
+            laws.append(q_of(self.rng, law, position))
+            token: object = self.rng.draw_there(law.probs, position)
             if not isinstance(token, Tensor) or token.numel() != 1:
                 happened, remedy = "the source of draws gives no token", "return an id [], a tensor"
                 raise DecodeError("rng", happened, shown(token), remedy)

@@ -15,7 +15,7 @@ from specflow.guards.checks import MOST, a, calls, does, each, or_none, valid, w
 from specflow.guards.ids import ids_of, text_of
 from specflow.processors import Processor
 from specflow.protocols import Limits
-from specflow.randomness import Sampling, drawn
+from specflow.randomness import Sampling, drawn, q_of
 from specflow.state import Predictor, Proposal, Tokens
 from specflow.vocabulary import fitted, shared_vocabulary
 
@@ -24,6 +24,8 @@ from specflow.vocabulary import fitted, shared_vocabulary
 @frozen
 class LLMDrafter:
     """Drafts by sampling from a model's own processed law, and that law is the q that verification uses.
+
+    Drawn with `SharedNoise` drafts are for `Match`: no rule knows their q, and each compares them with its own sample.
 
     `context` is how many tokens the model can read and `vocab_size` how many it knows: once the text is longer, or
     holds a token that the model does not know, it just stops proposing. Without `vocab_size` it knows all, and a long
@@ -78,7 +80,7 @@ class LLMDrafter:
             logits = rows_of(self.predictor, tokens, (), "drafter")
             q = laws_of(self.processor, tokens, logits)[0]
             token = drawn(self.rng, q, len(tokens))
-            yield Proposal(token, q, source=self.source, logits=logits[0])
+            yield Proposal(token, q_of(self.rng, q, len(tokens)), source=self.source, logits=logits[0])
             tokens += (token,)
 
     def _tree(self, text: Tokens) -> Iterator[Proposal]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from specflow.asked import laws_of
 from specflow.distribution import Categorical, Distribution, PointMass
 from specflow.processors import Processor
-from specflow.randomness import Sampling, drawn
+from specflow.randomness import Sampling, drawn, q_of
 from specflow.state import TEXT, Proposal, Tokens
 
 
@@ -49,7 +49,7 @@ def drawn_tree(
 def siblings(
     law: Distribution, logits: Tensor, rng: Sampling, position: int, width: int
 ) -> Iterator[tuple[int, Distribution]]:
-    """Up to `width` different tokens of a law made of `logits` [V], each with the law that it was drawn from.
+    """Up to `width` different tokens of a law made of `logits` [V], each with the q that it is judged by.
 
     After a greedy choice they are the tokens with the next largest logits.
 
@@ -62,7 +62,7 @@ def siblings(
     taken: list[int] = []
     while q is not None and len(taken) < width:
         taken.append(drawn(rng, q, position))
-        yield taken[-1], q
+        yield taken[-1], q_of(rng, q, position)
         if len(taken) < width:  # else the law of another would be made, and waited for on a device, for nobody
             q = _without(q, taken, logits)
 

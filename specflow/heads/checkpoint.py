@@ -64,11 +64,11 @@ class Config:
         return Config(value)
 
     def ids(self, name: str) -> tuple[int, ...] | None:
-        """Whole numbers of 0 or more; None where nothing is said."""
+        """Whole numbers of 0 or more; None where nothing is said, or none are named."""
         value = self.said.get(name)
-        if value is None:
+        if value is None or value == []:
             return None
-        if not isinstance(value, list) or not value:
+        if not isinstance(value, list):
             raise DecodeError(name, f"{name} of config.json is no list", shown(value), "see config.json")
         for each in value:
             whole(0, "see config.json", MOST)(name, each)

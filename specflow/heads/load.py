@@ -31,6 +31,9 @@ ROPE: Final = ("rope_theta", "rope_scaling", "rope_parameters", "max_position_em
 KIND: Final = "specflow_head"
 """What the config of a head of our own says its kind under."""
 
+LAYERS: Final = "eagle_aux_hidden_state_layer_ids"
+"""What configs of EAGLE-3 name the layers that it reads under."""
+
 Layout: TypeAlias = Callable[[Checkpoint, Target], Head]
 """Makes the head that a checkpoint of this layout holds."""
 
@@ -71,7 +74,9 @@ def _eagle(checkpoint: Checkpoint, target: Target) -> Head:
 def _eagle3(checkpoint: Checkpoint, target: Target) -> Head:
     """EAGLE-3 of the original repository: the first layer is called `midlayer`."""
     config = checkpoint.config
-    said = (config.part("eagle_config") or config).ids("eagle_aux_hidden_state_layer_ids")
+    part = config.part("eagle_config")
+    outputs = None if part is None else part.ids(LAYERS)  # as SGLang and SpecForge: layer i gives hidden state i + 1
+    said = config.ids(LAYERS) if outputs is None else tuple([layer + 1 for layer in outputs])
     return _of_eagle3(checkpoint, config, said, target)
 
 
@@ -84,7 +89,7 @@ def _speculators(checkpoint: Checkpoint, target: Target) -> Head:
     if sizes is None:
         happened, remedy = "config.json does not tell the head's sizes", "see transformer_layer_config"
         raise DecodeError("head", happened, shown(sorted(config.said)), remedy)
-    return _of_eagle3(checkpoint, sizes, config.ids("eagle_aux_hidden_state_layer_ids"), target)
+    return _of_eagle3(checkpoint, sizes, config.ids(LAYERS), target)
 
 
 def _of_eagle3(checkpoint: Checkpoint, sizes: Config, said: tuple[int, ...] | None, target: Target) -> Head:

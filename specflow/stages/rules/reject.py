@@ -25,7 +25,7 @@ class Reject:
     the law of the correction. The text then has exactly the target's law, and on a chain P(accept) = 1 - TV(p, q).
 
     A certain draft, one whose q is a point mass, is judged by sample-and-match: s ~ p, and the draft that is s stands,
-    or s is emitted. That has the same law and P(accept) = p(x), and takes one draw for each token that is committed:
+    or s is emitted. That has the same law and P(accept) = p(x), and takes one draw for each token that it emits:
     with certain drafters a seed gives one text, that of autoregressive decoding. So is a draft where the law of p or q
     is not known (a user's sampler).
     Source: Leviathan et al. 2211.17192, algorithm 1; Chen et al. 2302.01318, algorithm 2; for siblings the recursive

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import final
 
-from attrs import field, frozen
+from attrs import define, field, frozen
 
 from specflow.asked import accepts
-from specflow.distribution import BlackBox, Categorical, Distribution
+from specflow.distribution import BlackBox, Categorical, Known
 from specflow.randomness import Randomness
 from specflow.stages.order import a_score
 from specflow.stages.rules.block import left_over, mass_of, weight_after
@@ -45,28 +45,53 @@ class Traverse:
 
     def __call__(self, scored: Scored, /) -> Verdict:
         a_score("scored", scored)
-        found = self._below(TEXT, 1.0, scored, Odds(scored))
-        assert found is not None  # the text passes with weight 1
-        leaf, correction = found
-        if correction is None:
-            return Reject(self.rng).judge_from(leaf, scored)
-        return Verdict(scored.drafted.path(leaf), correction)
+        leaf = self._passing(scored)
+        if leaf.law is None:
+            return Reject(self.rng).judge_from(leaf.draft, scored)
+        return Verdict(scored.drafted.path(leaf.draft), leaf.law)
 
-    def _below(self, here: int, weight: float, scored: Scored, odds: Odds) -> tuple[int, Distribution | None] | None:
-        """The draft at or below this one that passes, and what its drafts left of the law, if any were judged."""
+    def _passing(self, scored: Scored) -> _Node:
+        """The first leaf that passes. No recursion: a chain may be deeper than Python's stack."""
+        odds, path = Odds(scored), [_Node.of(TEXT, 1.0, scored)]
+        while True:
+            here = path[-1]
+            if here.law is not None and here.waiting:
+                child = here.waiting.pop()
+                path.append(_Node.of(child, weight_after(here.weight, *odds.of(child, here.law)), scored))
+            elif accepts(self.rng, here.weight):  # as the text does, whose weight stays 1
+                return here
+            else:
+                path.pop()
+                path[-1].goes_on_without(here.draft, scored)
+
+
+@final
+@define(eq=False)
+class _Node:
+    """A draft or the text: its weight, the drafts after it that wait to be judged, and what the others left of its law.
+
+    The law is None where no drafts after it are judged.
+    """
+
+    draft: int
+    weight: float
+    law: Known | None
+    waiting: list[int]
+
+    @classmethod
+    def of(cls, draft: int, weight: float, scored: Scored) -> _Node:
+        """A draft before those after it are judged."""
         drafted = scored.drafted
-        children = drafted.children(here) if weight > 0 else ()
+        children = drafted.children(draft) if weight > 0 else ()
         are_drawn = children and all(isinstance(drafted.proposals[i].q, Categorical) for i in children)
-        p = scored.law(here) if are_drawn else None
-        if p is None or isinstance(p, BlackBox):
-            return (here, None) if accepts(self.rng, weight) else None
-        for child in children:
-            q = drafted.proposals[child].q
-            assert isinstance(q, Categorical)
-            found = self._below(child, weight_after(weight, *odds.of(child, p)), scored, odds)
-            if found is not None:
-                return found
-            mass = float(mass_of(weight, p, q))
-            p = left_over(weight, mass, p, q)
-            weight = mass / (mass + (1.0 - weight)) if mass > 0 else float(weight >= 1)
-        return (here, p) if accepts(self.rng, weight) else None
+        law = scored.law(draft) if are_drawn else None
+        return cls(draft, weight, None if isinstance(law, BlackBox) else law, [*reversed(children)])
+
+    def goes_on_without(self, child: int, scored: Scored) -> None:
+        """Nothing passed from this draft after it on."""
+        q, law = scored.drafted.proposals[child].q, self.law
+        assert isinstance(q, Categorical)
+        assert law is not None
+        mass = float(mass_of(self.weight, law, q))
+        self.law = left_over(self.weight, mass, law, q)
+        self.weight = mass / (mass + (1.0 - self.weight)) if mass > 0 else float(self.weight >= 1)
