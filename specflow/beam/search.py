@@ -102,7 +102,7 @@ class LengthPenalty:
         _has_length("length", length)
         try:
             shortest, alpha = float(self.min_length), float(self.alpha)  # numpy's overflow to ∞
-            penalty = ((shortest + length) / (shortest + 1)) ** alpha
+            penalty: float = ((shortest + length) / (shortest + 1)) ** alpha
         except OverflowError:
             penalty = 0.0
         if penalty == 0.0:
