@@ -339,6 +339,22 @@ def test_a_strict_automaton_hears_of_no_draft_that_it_forbids(drafter: Callable[
     assert ours.tolist() == theirs.tolist()
 
 
+@pytest.mark.parametrize("drafter", [right, forked(PROMPT + TEXT)])
+def test_a_trie_that_leaves_nothing_behind_the_eos_hears_of_no_draft_behind_it(
+    drafter: Callable[[Tokens], Iterator[Proposal]],
+) -> None:
+    end, settings = 12, {**PLAIN, "eos_token_id": [TEXT[12], 10**6]}
+    assert TEXT[end] not in TEXT[:end]
+
+    def allowed(row: int, ids: Tensor) -> list[int]:
+        said = tuple(ids[len(PROMPT) :].tolist())
+        return [TEXT[len(said)]] if said == TEXT[: len(said)] and len(said) <= end else []
+
+    theirs = LLAMA.generate(IDS, prefix_allowed_tokens_fn=allowed, **settings)
+    ours = LLAMA.generate(IDS, prefix_allowed_tokens_fn=allowed, custom_generate=Generate(drafter), **settings)
+    assert ours.tolist() == theirs.tolist() == [[*PROMPT, *TEXT[: end + 1]]]
+
+
 @pytest.fixture
 def tokenized(smollm2: Loaded) -> tuple[PreTrainedModel, tf.PreTrainedTokenizerBase, Tensor]:
     model = tiny_llama(vocab_size=len(smollm2.tokenizer), dtype=torch.float32)

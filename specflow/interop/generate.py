@@ -86,8 +86,10 @@ class Generate:
             module = reads(model)
             prompts = [tuple(ids[here].tolist()) for ids, here in zip(input_ids, real, strict=True)]
             padding = [tuple(ids[~here].tolist()) for ids, here in zip(input_ids, real, strict=True)]
-            states = [unwrap(start(prompt, new, (), Limits(limits_of(model).vocab_size))) for prompt in prompts]
             rows = _rows(logits_processor, stopping_criteria, padding, input_ids.device)
+            vocab_size = limits_of(model).vocab_size
+            stop = _eos(stopping_criteria, vocab_size)
+            states = [unwrap(start(prompt, new, stop, Limits(vocab_size))) for prompt in prompts]
             if module is model:
                 refuse_other_inputs(model, prompts[0], next(filter(None, padding), ()), model_kwargs)
             target = CachedPredictor(module) if generation_config.use_cache else UncachedPredictor(module)
@@ -139,6 +141,13 @@ def _room(model: tf.PreTrainedModel, input_ids: Tensor, config: tf.GenerationCon
     if config.max_length is None:
         raise DecodeError("max_length", "no length was asked for", None, "give max_new_tokens")
     return config.max_length - input_ids.shape[1]
+
+
+def _eos(criteria: Sequence[object], vocab_size: int | None) -> frozenset[int]:
+    """The eos ids that the model can say. They are stop tokens too, so that no processor is asked what follows one."""
+    given = [criterion.eos_token_id for criterion in criteria if type(criterion) is tf.EosTokenCriteria]
+    ids = {token for each in given for token in each.flatten().tolist()}
+    return frozenset([token for token in ids if token >= 0 and (vocab_size is None or token < vocab_size)])
 
 
 @final
