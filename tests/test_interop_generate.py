@@ -278,6 +278,43 @@ def test_rows_without_an_eos_go_on_until_all_have_ended() -> None:
     assert len(theirs[0]) < 5 + NEW
 
 
+class Falling:
+    """A processor with a state: no token is likelier than twice."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
+        self.seen.append(ids.shape[1])
+        assert self.seen == list(range(self.seen[0], ids.shape[1] + 1)), "each prefix once and in order"
+        scores[:, len(self.seen) % 7] = -torch.inf
+        return scores
+
+
+@pytest.mark.parametrize("settings", [{"suppress_tokens": [0]}, {"logits_processor": True}], ids=["pure", "stateful"])
+def test_a_row_without_an_eos_that_ends_within_a_draft_goes_on(settings: dict[str, object]) -> None:
+    """Where no draft may be taken back, such a row is decoded without drafts."""
+
+    def ends(ids: Tensor, scores: None) -> Tensor:
+        return torch.tensor([len(row) >= (5 + 2 if row[1] == 3 else 5 + 9) for row in ids.tolist()])
+
+    def said(**how: object) -> Texts:
+        given = {"logits_processor": LogitsProcessorList([Falling()])} if "logits_processor" in settings else settings
+        criteria = StoppingCriteriaList([ends])
+        said: Tensor = LLAMA.generate(BATCH, **given, stopping_criteria=criteria, **PLAIN, **MASK, **how)
+        return said.tolist()
+
+    texts, drafted = said(), set[int]()
+
+    def drafter(tokens: Tokens) -> Iterator[Proposal]:
+        whole = next(row for row in ([t for t in row if t] for row in texts) if tuple(row[:3]) == tokens[:3])
+        drafted.add(len(tokens))
+        return (Proposal(token) for token in whole[len(tokens) :])
+
+    assert said(custom_generate=Generate(drafter)) == texts
+    assert bool(drafted) is ("suppress_tokens" in settings)
+
+
 def test_a_criterion_with_a_state_is_one_for_each_row() -> None:
     class AfterFive:
         def __init__(self) -> None:
