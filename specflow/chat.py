@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -205,18 +206,29 @@ def _max(talk: Talk, given: str) -> None:
     talk.change(max_new_tokens=count)
 
 
+def _file(name: str, given: str) -> Path:
+    """The file that somebody names, with their home for ~."""
+    try:
+        path = Path(given).expanduser()
+        with suppress(OSError):  # whoever opens it says so
+            os.stat(path)
+    except (RuntimeError, ValueError) as error:  # nobody has that home, or no file can have that name
+        raise DecodeError(name, f"that names no file ({said(error)})", shown(given), "name another file") from error
+    return path
+
+
 def _grammar(talk: Talk, given: str) -> None:
     kind, _, content = given.partition(" ")
     none: dict[str, object] = dict.fromkeys(("regex", "choices", "json_schema", "grammar"))
-    kinds: Mapping[str, Mapping[str, object]] = {
-        "off": {},
-        "regex": {"regex": content},
-        "choices": {"choices": [choice.strip() for choice in content.split("|")]},
-        "json": {"json_schema": Path(content)},
-        "lark": {"grammar": Path(content)},
+    kinds: Mapping[str, Callable[[], Mapping[str, object]]] = {
+        "off": dict,
+        "regex": lambda: {"regex": content},
+        "choices": lambda: {"choices": [choice.strip() for choice in content.split("|")]},
+        "json": lambda: {"json_schema": _file("grammar", content)},
+        "lark": lambda: {"grammar": _file("grammar", content)},
     }
     _one_of("kind of grammar", kind, kinds)
-    talk.change(**{**none, **kinds[kind]})
+    talk.change(**{**none, **kinds[kind]()})
 
 
 def _compare(talk: Talk, given: str) -> None:
@@ -251,7 +263,7 @@ def _save(talk: Talk, given: str) -> None:
     record = {"model": str(talk.settings.model), "system": talk.system, "messages": talk.messages}
     answers = [asdict(answer, filter=lambda _, value: value is not None) for answer in talk.answers]
     try:
-        with Path(given).expanduser().open("x", encoding="utf-8") as file:
+        with _file("save", given).open("x", encoding="utf-8") as file:
             json.dump({**record, "answers": answers}, file, indent=1, ensure_ascii=False)
     except OSError as error:
         raise DecodeError("save", f"the file cannot be written ({said(error)})", given, "name a new file") from error
@@ -259,7 +271,7 @@ def _save(talk: Talk, given: str) -> None:
 
 
 def _trace(talk: Talk, given: str) -> None:
-    path = Path(given).expanduser()
+    path = _file("trace", given)
     kinds: Mapping[str, Callable[[Trace], None]] = {
         ".html": lambda trace: trace.save_html(path),
         ".json": lambda trace: trace.save(path),

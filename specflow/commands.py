@@ -24,6 +24,7 @@ from specflow.interop.llama_cpp import check_installed
 from specflow.loop import grow
 from specflow.models import Loaded, file_of, load, load_words
 from specflow.predictors import limits_of
+from specflow.stages.stop import HALF, NO_CHARACTER
 from specflow.state import DecodeState, Finished, Step, Tokens
 
 ACCELERATE: Final[Mapping[str, Callable[[Module, Given], Module]]] = {
@@ -41,11 +42,6 @@ REMEDY: Final = "try another --dtype, or --accelerate no"
 
 STANDARD_INPUT: Final = "-"
 """The prompt that stands for what comes on the standard input."""
-
-
-NO_CHARACTER: Final = "\N{REPLACEMENT CHARACTER}"
-HALF: Final = 4
-"""A character takes at most this many tokens of a byte each; what is no character after them never becomes one."""
 
 
 def version_of(package: str) -> str | None:

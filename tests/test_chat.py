@@ -150,6 +150,12 @@ def test_commands_change_the_next_answer(
         ("/save .", "the file cannot be written"),
         ("/trace", "a trace is a page or JSON: received ''; name a file that ends in .html or .json"),
         ("/trace page.html", "nothing was answered yet: received no answer; ask something first"),
+        ("/save ~no-such-user/a", "that names no file ("),
+        ("/trace ~no-such-user/a.html", "that names no file ("),
+        ("/grammar json ~no-such-user/a", "that names no file ("),
+        ("/grammar lark a\0", "that names no file ("),
+        ("/save a\0", "that names no file ("),
+        ("/trace a\0.json", "that names no file ("),
         ("w5 " * 200, "the prompt is longer than the target's context of 128: received 200 tokens; /reset begins anew"),
     ],
 )
@@ -160,6 +166,15 @@ def test_what_cannot_be_done_is_one_sentence_and_the_talk_goes_on(
     assert code == 2
     assert f"specflow: {sentence}" in beside.splitlines()[0]
     assert answers == [" ".join(answer(tiny).split()[:9])]
+
+
+@pytest.mark.parametrize("kind", ["json", "lark"])
+def test_a_file_of_a_grammar_may_lie_in_the_home(
+    kind: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    _, beside, _ = talk(monkeypatch, capsys, tiny, f"/grammar {kind} ~/none")
+    assert f"received {tmp_path / 'none'}; give a file of text" in beside
 
 
 def test_a_trace_is_of_the_last_answer_alone(

@@ -37,6 +37,7 @@ from specflow import (
     TopKProcessor,
     Traverse,
     at_most,
+    autoregressive_step,
     chain,
     first_of,
     run,
@@ -389,6 +390,29 @@ def test_an_incomplete_text_cannot_stop_and_a_complete_one_may() -> None:
     assert (end.state.output, end.reason) == ((1, 2, 1), Reason.CONDITION)  # nothing but the end is left
     assert once.is_complete(end.state)
     assert once.is_over(end.state)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_a_text_without_stop_tokens_is_over_at_a_draft(rule: Callable[[Randomness], Rule]) -> None:
+    """Nothing can follow it, so no law is asked for behind that draft, and the text has the law of the plain loop."""
+    state, table = start((0,), 9).unwrap(), TableModel(2, seed=3)
+
+    def drafter(tokens: Tokens) -> Iterator[Proposal]:
+        yield Proposal(0, parent=TEXT)
+        yield Proposal(1, parent=TEXT)
+        yield Proposal(1, parent=0)
+        yield Proposal(0, parent=1)
+
+    def ended(branch: Branch, *, drafted: bool) -> Ending:
+        answer = Grammar.regex("ab|ba(a|ba)", (b"a", b"b"), stop=()).after((0,))
+        if not drafted:
+            law = Constrained(SAMPLED, answer)
+            return Ending.of(run(autoregressive_step(table, law, branch, until=answer.is_over), state))
+        return Ending.of(run(constrained_step(answer, drafter, table, SAMPLED, branch, rule(branch)), state))
+
+    alone, law = (exact_law(partial(ended, drafted=drafted)).probabilities for drafted in (False, True))
+    assert law == pytest.approx(alone)
+    assert len(law) == 3
 
 
 @pytest.mark.parametrize("drafts", [(1, 2, 3), (3,), (1, 3), (1, 2, 1, 2, 3, 0), (1, 2, 0, 3)])

@@ -278,6 +278,43 @@ def test_rows_without_an_eos_go_on_until_all_have_ended() -> None:
     assert len(theirs[0]) < 5 + NEW
 
 
+class Falling:
+    """A processor with a state: no token is likelier than twice."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
+        self.seen.append(ids.shape[1])
+        assert self.seen == list(range(self.seen[0], ids.shape[1] + 1)), "each prefix once and in order"
+        scores[:, len(self.seen) % 7] = -torch.inf
+        return scores
+
+
+@pytest.mark.parametrize("settings", [{"suppress_tokens": [0]}, {"logits_processor": True}], ids=["pure", "stateful"])
+def test_a_row_without_an_eos_that_ends_within_a_draft_goes_on(settings: dict[str, object]) -> None:
+    """Where no draft may be taken back, such a row is decoded without drafts."""
+
+    def ends(ids: Tensor, scores: None) -> Tensor:
+        return torch.tensor([len(row) >= (5 + 2 if row[1] == 3 else 5 + 9) for row in ids.tolist()])
+
+    def said(**how: object) -> Texts:
+        given = {"logits_processor": LogitsProcessorList([Falling()])} if "logits_processor" in settings else settings
+        criteria = StoppingCriteriaList([ends])
+        said: Tensor = LLAMA.generate(BATCH, **given, stopping_criteria=criteria, **PLAIN, **MASK, **how)
+        return said.tolist()
+
+    texts, drafted = said(), set[int]()
+
+    def drafter(tokens: Tokens) -> Iterator[Proposal]:
+        whole = next(row for row in ([t for t in row if t] for row in texts) if tuple(row[:3]) == tokens[:3])
+        drafted.add(len(tokens))
+        return (Proposal(token) for token in whole[len(tokens) :])
+
+    assert said(custom_generate=Generate(drafter)) == texts
+    assert bool(drafted) is ("suppress_tokens" in settings)
+
+
 def test_a_criterion_with_a_state_is_one_for_each_row() -> None:
     class AfterFive:
         def __init__(self) -> None:
@@ -337,6 +374,22 @@ def test_a_strict_automaton_hears_of_no_draft_that_it_forbids(drafter: Callable[
         IDS, logits_processor=LogitsProcessorList([Strict()]), custom_generate=Generate(drafter), **PLAIN
     )
     assert ours.tolist() == theirs.tolist()
+
+
+@pytest.mark.parametrize("drafter", [right, forked(PROMPT + TEXT)])
+def test_a_trie_that_leaves_nothing_behind_the_eos_hears_of_no_draft_behind_it(
+    drafter: Callable[[Tokens], Iterator[Proposal]],
+) -> None:
+    end, settings = 12, {**PLAIN, "eos_token_id": [TEXT[12], 10**6]}
+    assert TEXT[end] not in TEXT[:end]
+
+    def allowed(row: int, ids: Tensor) -> list[int]:
+        said = tuple(ids[len(PROMPT) :].tolist())
+        return [TEXT[len(said)]] if said == TEXT[: len(said)] and len(said) <= end else []
+
+    theirs = LLAMA.generate(IDS, prefix_allowed_tokens_fn=allowed, **settings)
+    ours = LLAMA.generate(IDS, prefix_allowed_tokens_fn=allowed, custom_generate=Generate(drafter), **settings)
+    assert ours.tolist() == theirs.tolist() == [[*PROMPT, *TEXT[: end + 1]]]
 
 
 @pytest.fixture

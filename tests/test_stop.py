@@ -6,8 +6,10 @@ from typing import final
 
 import pytest
 from attrs import frozen
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 
 from specflow import (
     CachedPredictor,
@@ -95,6 +97,29 @@ def test_a_string_may_be_spread_as_thinly_as_can_be(tokens: Tokens, string: str)
     assert next(end for end in range(1, len(tokens) + 1) if ended(state(tokens[:end]))) == first_end(
         PIECES, tokens, [string]
     )
+
+
+def falling_back() -> PreTrainedTokenizerFast:
+    """A tokenizer as Llama 2, Mistral and Gemma have it, of bytes alone: what is cut inside a character is no text."""
+    ids = {"<unk>": 0, **{f"<0x{byte:02X}>": byte + 1 for byte in range(256)}}
+    tokenizer = Tokenizer(models.BPE(ids, [], byte_fallback=True, unk_token="<unk>"))
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<unk>")
+
+
+BYTES = falling_back()
+SPELT = st.text(st.sampled_from("ab\né€😀🛑"), max_size=20)
+
+
+@given(SPELT, st.lists(SPELT.filter(bool), min_size=1, max_size=3))
+@example("😀\n\n", ["\n\n"])
+@example("😀🛑", ["🛑"])
+@example("\n\n😀", ["\n\n"])
+@settings(max_examples=100, deadline=None)
+def test_bytes_that_are_no_character_yet_hide_no_string_and_show_none_twice(text: str, strings: list[str]) -> None:
+    ended, output = stop_string(BYTES, *strings), tuple([byte + 1 for byte in text.encode()])
+    ends = {len(text[:end].encode()) for end in range(len(text) + 1) if text[:end].endswith(tuple(strings))}
+    assert {end for end in range(1, len(output) + 1) if ended(state(output[:end]))} == ends
 
 
 def test_the_prompt_is_not_searched() -> None:

@@ -134,3 +134,16 @@ def test_they_are_exact_under_drafts(name: str) -> None:
 def test_a_wish_around_transformers_own_list() -> None:
     inner = ProcessorList([tf.TemperatureLogitsWarper(0.5)], sampled)
     assert chances(LogitBias(inner, {0: -inf}).laws((1,), torch.zeros(1, 3)), 0, 3) == pytest.approx([0.0, 0.5, 0.5])
+
+
+@pytest.mark.parametrize("name", WISHES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_in_16_bits_a_law_does_not_depend_on_how_many_rows_are_read(name: str, dtype: torch.dtype) -> None:
+    """With drafts the rows are read together, and without them one by one; a long text has more than 16 bits count."""
+    text, wish = (1,) * 3000, WISHES[name]()
+    for most in (300, 3000):
+        logits = (torch.tensor([2.0, 0.6 * most, 1.0]) + torch.randn(8, 3, generator=torch.Generator())).to(dtype)
+        together = wish.laws(text[:most], logits)
+        for row in range(8):
+            alone = wish.laws(text[: most - 7 + row], logits[row : row + 1])
+            assert chances(alone, 0, 3) == chances(together, row, 3)

@@ -106,7 +106,12 @@ class Constraint:
     def is_over(self, state: DecodeState, /) -> bool:
         """Whether the text is complete and nothing can follow but its end: a condition to stop at (`ending(until)`)."""
         matcher = self.find(self._without_end(state))
-        if matcher is None or not may_end(matcher):
+        return matcher is not None and self.is_last(matcher)
+
+    def is_last(self, matcher: Matcher) -> bool:
+        """Whether the text is complete at a matcher and nothing can follow but its end."""
+        _is_matcher("matcher", matcher)
+        if not may_end(matcher):
             return False
         mask = _mask_of(matcher)
         mask[[token for token in self.stop if token < len(mask)]] = False

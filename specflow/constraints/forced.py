@@ -54,6 +54,9 @@ class CutForbidden:
     A certain draft that is forbidden goes, and all that follows it. A drawn one stays, because whether it is there must
     not depend on what was drawn, but nothing that follows it does. Put it between `Draft` and `Score`.
 
+    Without stop tokens there is no law after a text that is over, and the law after a draft is made before a condition
+    such as `is_over` ends the text at it. So there the certain draft that ends the text goes too: the target says it.
+
     `DecodeError` where text and grammar do not end at the same tokens: the text could end before it is complete.
 
     >>> from specflow.constraints.grammar import Grammar
@@ -80,8 +83,10 @@ class CutForbidden:
             before = places.get(parent)
             if parent not in kept or before is None:
                 continue
-            places[i] = self.constraint.following(before, draft.token)
-            is_allowed = may_end(before) if draft.token in stop else places[i] is not None
+            places[i] = place = self.constraint.following(before, draft.token)
+            is_allowed = may_end(before) if draft.token in stop else place is not None
+            if place is not None and not stop and self.constraint.is_last(place):
+                is_allowed = False
             if is_allowed or not isinstance(draft.q, PointMass):
                 kept[i] = len(proposals)
                 follows = draft.parent == BEFORE and kept[parent] == len(proposals) - 1

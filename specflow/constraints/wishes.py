@@ -218,7 +218,9 @@ class FrequencyPenalty:
     def laws(self, tokens: Tokens, logits: Tensor, /) -> Laws:
         """The law after each row of `logits` [k, V]; row k - 1 follows all of `tokens`."""
         text, scores = _asked(tokens, logits)
-        return laws_of(self.processor, text, scores - float(self.penalty) * _counts(text, scores, self.begins))
+        wide = torch.promote_types(scores.dtype, torch.float32)  # bf16 has no numbers between 256 and 258
+        punished = scores.to(wide) - float(self.penalty) * _counts(text, scores, self.begins).to(wide)
+        return laws_of(self.processor, text, punished.to(scores.dtype))
 
 
 @final
@@ -238,9 +240,8 @@ class PresencePenalty:
     def laws(self, tokens: Tokens, logits: Tensor, /) -> Laws:
         """The law after each row of `logits` [k, V]; row k - 1 follows all of `tokens`."""
         text, scores = _asked(tokens, logits)
-        return laws_of(
-            self.processor, text, scores - float(self.penalty) * _counts(text, scores, self.begins).clamp(max=1)
-        )
+        said = (_counts(text, scores, self.begins) > 0).to(scores.dtype)
+        return laws_of(self.processor, text, scores - float(self.penalty) * said)
 
 
 @final
@@ -289,7 +290,8 @@ def _counts(text: Tokens, scores: Tensor, begins: int) -> Tensor:
     """How often each token stands after position `begins` of the prefix of each row, [k, V]."""
     rows, vocab_size = scores.shape
     first = len(text) - rows + 1
-    counts = torch.zeros(rows, vocab_size, dtype=scores.dtype)
+    # Whole numbers: in 16 bits counting one by one stops at 256, and the law would depend on where counting began.
+    counts = torch.zeros(rows, vocab_size, dtype=torch.long)
     before = [token for token in text[begins:first] if 0 <= token < vocab_size]
     counts[0] = torch.bincount(torch.tensor(before, dtype=torch.long), minlength=vocab_size)
     for row in range(1, rows):

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.generation import GenerateDecoderOnlyOutput
 
 from specflow.errors import DecodeError, unwrap
-from specflow.guards.checks import a, calls, does, or_none, shown, valid
+from specflow.guards.checks import a, calls, does, or_none, valid
 from specflow.interop.arguments import (
     Asked,
     kept,
@@ -26,7 +26,17 @@ from specflow.interop.arguments import (
     refuse_settings,
 )
 from specflow.interop.copying import Common, copies_of
-from specflow.interop.processors import InOrder, Processing, Stateless, fresh, most_likely, parts_of, sampled
+from specflow.interop.processors import (
+    InOrder,
+    InRow,
+    Processing,
+    Stateless,
+    fresh,
+    is_of_the_prefix,
+    most_likely,
+    parts_of,
+    sampled,
+)
 from specflow.interop.streaming import condition, ended, put_through
 from specflow.loop import grow, run, start
 from specflow.policies import Fixed
@@ -35,7 +45,7 @@ from specflow.protocols import Limits
 from specflow.randomness import Dice, Randomness
 from specflow.stages import Adjust, Draft, Reject, Verify, draft_nothing, ending
 from specflow.stages.stop import Condition
-from specflow.state import Adjusted, DecodeState, Drafted, Drafter, Finished, GammaPolicy, Predictor, Step, Tokens
+from specflow.state import Adjusted, DecodeState, Drafted, Drafter, Finished, GammaPolicy, Step, Tokens
 
 Criterion: TypeAlias = Callable[[Tensor, None], object]
 
@@ -86,13 +96,20 @@ class Generate:
             module = reads(model)
             prompts = [tuple(ids[here].tolist()) for ids, here in zip(input_ids, real, strict=True)]
             padding = [tuple(ids[~here].tolist()) for ids, here in zip(input_ids, real, strict=True)]
-            states = [unwrap(start(prompt, new, (), Limits(limits_of(model).vocab_size))) for prompt in prompts]
             rows = _rows(logits_processor, stopping_criteria, padding, input_ids.device)
+            vocab_size = limits_of(model).vocab_size
+            stop = _eos(stopping_criteria, vocab_size)
+            states = [unwrap(start(prompt, new, stop, Limits(vocab_size))) for prompt in prompts]
             if module is model:
                 refuse_other_inputs(model, prompts[0], next(filter(None, padding), ()), model_kwargs)
             target = CachedPredictor(module) if generation_config.use_cache else UncachedPredictor(module)
             choose = sampled if generation_config.do_sample else most_likely
-            untils = [partial(self._until, target, InOrder(row.processors, choose)) for row in rows]
+            go_on = _go_on(stopping_criteria, len(rows))
+            drafts = [self._draft(row.processors, go_on=go_on) for row in rows]
+            untils = [
+                partial(self._until, draft, Verify(target, InOrder(row.processors, choose), Reject(self.rng)))
+                for draft, row in zip(drafts, rows, strict=True)
+            ]
             texts = []
             for row, until, state in zip(rows, untils, states, strict=True):
                 step = until(ending(row.condition))
@@ -100,8 +117,7 @@ class Generate:
                 texts.append(end.state)
                 for common in row.shared:
                     common.refuse_changes("a processor keeps a state that the rows of a batch would share", ONE_TEXT)
-            if not any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria):
-                # Without an eos, rows that have ended go on in `generate` until all have.
+            if go_on:
                 most = max(len(before) + len(text.tokens) for before, text in zip(padding, texts, strict=True))
                 longer = [
                     evolve(text, request=evolve(text.request, limit=most - len(before)))
@@ -116,12 +132,20 @@ class Generate:
         padded = pad_sequence(ids, batch_first=True, padding_value=0 if pad is None else int(pad))
         return GenerateDecoderOnlyOutput(sequences=padded) if generation_config.return_dict_in_generate else padded
 
-    def _until(self, target: Predictor, processor: InOrder, end: Callable[[Adjusted], DecodeState | Finished]) -> Step:
+    def _draft(self, processors: Sequence[Processing], *, go_on: bool) -> Callable[[DecodeState], Drafted]:
+        """Nothing where a row may end within its drafts and go on: processors with a state cannot be taken back."""
+        if self.drafter is None or (go_on and not all(map(is_of_the_prefix, processors))):
+            return draft_nothing
+        return Draft(self.drafter, self.gamma)
+
+    def _until(
+        self,
+        draft: Callable[[DecodeState], Drafted],
+        verify: Verify[Randomness],
+        end: Callable[[Adjusted], DecodeState | Finished],
+    ) -> Step:
         """The step of a text that ends as `end` has it."""
-        draft: Callable[[DecodeState], Drafted] = (
-            draft_nothing if self.drafter is None else Draft(self.drafter, self.gamma)
-        )
-        verify, adjust = Verify(target, processor, Reject(self.rng)), Adjust(self.rng)
+        adjust = Adjust(self.rng)
         return lambda state: state.then(draft).then(verify).then(adjust).then(end)
 
 
@@ -141,6 +165,19 @@ def _room(model: tf.PreTrainedModel, input_ids: Tensor, config: tf.GenerationCon
     return config.max_length - input_ids.shape[1]
 
 
+def _go_on(criteria: Sequence[object], batch: int) -> bool:
+    """Whether rows may end before others and go on until all have: without an eos they do in `generate`."""
+    has_eos = any(hasattr(criterion, "eos_token_id") for criterion in criteria)
+    return batch > 1 and not has_eos and any(type(criterion) is not tf.MaxLengthCriteria for criterion in criteria)
+
+
+def _eos(criteria: Sequence[object], vocab_size: int | None) -> frozenset[int]:
+    """The eos ids that the model can say. They are stop tokens too, so that no processor is asked what follows one."""
+    given = [criterion.eos_token_id for criterion in criteria if type(criterion) is tf.EosTokenCriteria]
+    ids = {token for each in given for token in each.flatten().tolist()}
+    return frozenset([token for token in ids if token >= 0 and (vocab_size is None or token < vocab_size)])
+
+
 @final
 @frozen(eq=False)
 class _Row:
@@ -157,7 +194,7 @@ def _rows(
     """One text asks the processors and criteria themselves, each row of a batch copies of its own."""
     parts, batch = parts_of(processors), len(padding)
     if batch == 1:
-        asked = tuple([_InRow(part, padding[0], device) for part in parts])
+        asked = tuple([InRow(part, padding[0], device) for part in parts])
         return [_Row(asked, condition(criteria, padding[0], device))]
     rows = []
     for row, before in enumerate(padding):
@@ -168,36 +205,17 @@ def _rows(
     return rows
 
 
-@final
-@frozen(eq=False)
-class _InRow:
-    """A processor of a batch, asked about one of its rows: that row stands in all of them, with the padding before."""
-
-    processor: Processing
-    before: Tokens
-    device: torch.device
-    batch: int = 1
-    row: int = 0
-
-    def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
-        ids, scores = ids.to(self.device), scores.to(self.device)
-        if self.before:
-            ids = torch.cat([torch.tensor([self.before], device=self.device), ids], dim=1)
-        if self.batch == 1:
-            return self.processor(ids, scores)
-        said: object = self.processor(ids.repeat(self.batch, 1), scores.repeat(self.batch, 1))
-        if not isinstance(said, Tensor):
-            happened = "a processor gave no scores"
-            raise DecodeError("processors", happened, shown(said), "return scores [batch, vocabulary]")
-        return said[self.row : self.row + 1]
-
-
-def _in_row(processor: Processing, before: Tokens, device: torch.device, batch: int, row: int) -> _InRow:
+def _in_row(processor: Processing, before: Tokens, device: torch.device, batch: int, row: int) -> InRow:
     """A constraint is a function of the row's number: it is asked about that one only, as `generate` asks it."""
     if type(processor) is tf.PrefixConstrainedLogitsProcessor:
         allowed, number = processor._prefix_allowed_tokens_fn, row // processor._num_beams
-        return _InRow(tf.PrefixConstrainedLogitsProcessor(lambda _, ids: allowed(number, ids), 1), before, device)
-    return _InRow(processor, before, device, batch, row)
+
+        def its_own(_: int, ids: Tensor) -> object:
+            return allowed(number, ids)
+
+        asked = Stateless(its_own) if is_of_the_prefix(processor) else its_own
+        return InRow(tf.PrefixConstrainedLogitsProcessor(asked, 1), before, device)
+    return InRow(processor, before, device, batch, row)
 
 
 _OF_THE_TEXT: Final = frozenset({tf.EosTokenCriteria, tf.MaxLengthCriteria, tf.MaxTimeCriteria, tf.StopStringCriteria})

@@ -108,8 +108,34 @@ def sampled(scores: Tensor) -> Categorical:
     return Categorical(F.softmax(_row(scores), dim=-1))
 
 
+@final
+@frozen(eq=False)
+class InRow:
+    """A processor of a batch, asked about one of its rows: that row stands in all of them, with the padding before."""
+
+    processor: Processing
+    before: Tokens
+    device: torch.device
+    batch: int = 1
+    row: int = 0
+
+    def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
+        ids, scores = ids.to(self.device), scores.to(self.device)
+        if self.before:
+            ids = torch.cat([torch.tensor([self.before], device=self.device), ids], dim=1)
+        if self.batch == 1:
+            return self.processor(ids, scores)
+        said: object = self.processor(ids.repeat(self.batch, 1), scores.repeat(self.batch, 1))
+        if not isinstance(said, Tensor):
+            happened = "a processor gave no scores"
+            raise DecodeError("processors", happened, shown(said), "return scores [batch, vocabulary]")
+        return said[self.row : self.row + 1]
+
+
 def is_of_the_prefix(processor: object) -> bool:
     """Whether a processor is known, or was declared, to be a function of the prefix."""
+    if isinstance(processor, InRow):
+        return is_of_the_prefix(processor.processor)
     if type(processor) is tf.PrefixConstrainedLogitsProcessor:
         allowed = processor._prefix_allowed_tokens_fn
         return isinstance(allowed, Stateless) or is_fixed(allowed)

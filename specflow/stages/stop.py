@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias, final
+from typing import Final, TypeAlias, final
 
 import numpy
 from attrs import evolve, field, frozen
@@ -18,6 +18,9 @@ from specflow.state import Adjusted, DecodeState, Reason, Tokens
 Condition: TypeAlias = Callable[[DecodeState], bool]
 """Whether the text ends here. It must depend on the text alone: it is asked about each token as it would be alone."""
 
+NO_CHARACTER: Final = "\N{REPLACEMENT CHARACTER}"
+HALF: Final = 4
+"""A character takes at most this many tokens of a byte each; what is no character after them never becomes one."""
 
 _is_condition = calls("a condition", "give a function of a state")
 
@@ -105,23 +108,33 @@ def stop_string(tokenizer: Tokenizer, *strings: str) -> Condition:
     longest = max(len(string.encode()) for string in strings)  # in bytes: no token that has a text is shorter than one
 
     def ended(state: DecodeState) -> bool:
-        before, text = _tail(tokenizer, state.output, longest)
+        befores, text = _tail(tokenizer, state.output, longest)
         # A character that was half there is not the one that it became.
-        old = common_prefix(before, text)
+        old = max(common_prefix(before, text) for before in befores)
         return any(string in text[max(0, old - len(string) + 1) :] for string in strings)
 
     return ended
 
 
-def _tail(tokenizer: Tokenizer, tokens: Tokens, enough: int) -> tuple[str, str]:
-    """The end of a text without its last token, of at least `enough` characters where there are so many, and with it.
+def _tail(tokenizer: Tokenizer, tokens: Tokens, enough: int) -> tuple[list[str], str]:
+    """The end of a text as it was before its last token, of `enough` characters where there are so many, and with it.
 
-    A token is mostly a character or more; where tokens are less, it takes more of them.
+    A token is mostly a character or more; where tokens are less, it takes more of them. What is no character yet does
+    not count, for a tokenizer may make it of whole characters too: those with byte fallback make it of every byte of a
+    run that is no UTF-8, as a run is that begins or ends inside a character. So where the text had such an end, it is
+    also given as it was up to three tokens earlier, when its characters stood.
     """
     size = enough
-    while len(before := _decoded(tokenizer, tokens[-size - 1 : -1])) < enough and size < len(tokens) - 1:
+    while _characters(before := _decoded(tokenizer, tokens[-size - 1 : -1])) < enough and size < len(tokens) - 1:
         size *= 2
-    return before, _decoded(tokenizer, tokens[-size - 1 :])
+    befores = [before]
+    if before.endswith(NO_CHARACTER):
+        befores += [_decoded(tokenizer, tokens[-size - 1 : -back]) for back in range(2, HALF + 1)]
+    return befores, _decoded(tokenizer, tokens[-size - 1 :])
+
+
+def _characters(text: str) -> int:
+    return len(text) - text.count(NO_CHARACTER)
 
 
 def _decoded(tokenizer: Tokenizer, tokens: Tokens) -> str:
