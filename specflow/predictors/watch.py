@@ -46,7 +46,8 @@ class Watch:
     Noticed: weights that were written to (an optimizer's step, `load_state_dict`), that were replaced, moved or cast;
     modules that were added or replaced; adapters that were switched, merged or scaled; hooks that were added or
     removed; another implementation of attention; autocast. Not noticed: what is written through `.data` or from
-    outside of torch, what modules keep beside their parameters and persistent buffers, weights that are offloaded.
+    outside of torch, what is written to tensors that were made in inference mode, what modules keep beside their
+    parameters and persistent buffers, weights that are offloaded.
 
     >>> model = torch.nn.Linear(2, 2)
     >>> watch = Watch(model)
@@ -65,6 +66,10 @@ class Watch:
     """Where modules keep their children and tensors: they are asked at each look, as they may hold others."""
     _held: tuple[object, ...] = field(init=False)
     _tensors: tuple[Tensor, ...] = field(init=False)
+    _counting: tuple[Tensor, ...] = field(init=False)
+    """Those that count how often they were written to: not what was made in inference mode."""
+    _placed: tuple[Tensor, ...] = field(init=False)
+    """Those that lie at one place: not all kinds of tensors do."""
     _hooks: tuple[Mapping[int, object], ...] = field(init=False)
     _tuners: tuple[Module, ...] = field(init=False)
 
@@ -113,6 +118,7 @@ class Watch:
         self._slots = [kept for kept, _ in slots], [name for _, name in slots]
         self._held = tuple(map(getitem, *self._slots))
         self._tensors = tuple([held for held in self._held[len(children) :] if isinstance(held, Tensor)])
+        self._sort()
         self._hooks = tuple([hooks for m in modules for hooks in (m._forward_hooks, m._forward_pre_hooks)])
         self._tuners = tuple([module for module in modules if "_active_adapter" in vars(module)])
 
@@ -123,11 +129,16 @@ class Watch:
             return False
 
     def _written(self) -> tuple[int, ...]:
-        """How often each tensor was written to, and where it lies."""
+        """How often each tensor was written to, and where it lies, as far as it tells."""
         try:
-            return (*map(_version, self._tensors), *map(Tensor.data_ptr, self._tensors))
-        except (RuntimeError, NotImplementedError):  # made in inference mode, or of a kind without version or place
-            return ()
+            return (*map(_version, self._counting), *map(Tensor.data_ptr, self._placed))
+        except (RuntimeError, NotImplementedError):  # a tensor became one of another kind, as by `to` in inference mode
+            self._sort()
+            return (*map(_version, self._counting), *map(Tensor.data_ptr, self._placed))
+
+    def _sort(self) -> None:
+        self._counting = tuple([tensor for tensor in self._tensors if _tells(_version, tensor)])
+        self._placed = tuple([tensor for tensor in self._tensors if _tells(Tensor.data_ptr, tensor)])
 
     def _kind(self) -> tuple[object, ...]:
         """The implementation of attention, the adapters, autocast: what other passes may be made of."""
@@ -139,6 +150,14 @@ class Watch:
             tuple([_adapted(tuner) for tuner in self._tuners]),
             *[torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) for kind in ("cpu", "cuda")],
         )
+
+
+def _tells(number: Callable[[Tensor], int], tensor: Tensor) -> bool:
+    try:
+        number(tensor)
+    except (RuntimeError, NotImplementedError):
+        return False
+    return True
 
 
 def _identical(a: tuple[object, ...], b: tuple[object, ...]) -> bool:
