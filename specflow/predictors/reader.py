@@ -309,9 +309,9 @@ def _place(model: Module) -> torch.device | None:
 @contextmanager
 def _evaluating(training: Sequence[Module]) -> Iterator[None]:
     """Modules in evaluation mode, as dropout would make a model a random function; then in training mode again."""
-    for module in training:
-        module.training = False
     try:
+        for module in training:  # within the `try`: an interrupt may come between two of them
+            module.training = False
         yield
     finally:
         for module in training:
