@@ -488,7 +488,7 @@ def partly_of_inference_mode() -> Changing:
 def swapped_in_inference_mode(model: Changing) -> None:
     with torch.inference_mode():
         other = nn.Parameter(-model.model.layers[0].self_attn.k_proj.weight, requires_grad=False)
-    torch.utils.swap_tensors(model.model.layers[0].self_attn.k_proj.weight, other)
+    torch.utils.swap_tensors(model.model.layers[0].self_attn.k_proj.weight, other)  # type: ignore[no-untyped-call]
 
 
 CHANGES: list[tuple[Callable[[], Any], Callable[[Any], object]]] = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from random import Random
+from typing import Any
 
 import pytest
 import torch
@@ -196,7 +197,7 @@ def test_a_model_in_training_mode_decodes_without_dropout_and_stays_in_training_
 def test_an_interrupt_while_a_model_is_put_into_evaluation_mode_leaves_it_in_training_mode() -> None:
     class Interrupted(torch.nn.Identity):
         @override
-        def __setattr__(self, name: str, value: object) -> None:
+        def __setattr__(self, name: str, value: Any) -> None:
             if name == "training" and value is False:
                 raise KeyboardInterrupt
             super().__setattr__(name, value)
