@@ -215,7 +215,7 @@ class Reader:
         def run(features: tuple[int, ...]) -> object:
             if features:
                 arguments["features"] = features
-            with untracked(ids.shape[-1], self.watch.has_plain_weights):
+            with untracked(ids, self.watch.has_plain_weights):
                 return self.model(ids, **arguments)
 
         with self.at_rest():
