@@ -670,6 +670,22 @@ def test_what_was_read_of_other_weights_is_forgotten() -> None:
 
 
 @pytest.mark.parametrize("kind", [BatchPredictor, CachedPredictor])
+def test_weights_that_were_replaced_are_let_go(kind: type[BatchPredictor | CachedPredictor]) -> None:
+    model = tiny_llama(7)
+    predict, text = kind(model), (3, 4, 5)
+    predict(text, ())
+    with torch.autocast("cpu", torch.bfloat16):
+        predict(text, ())
+    predict(text, ())
+    old = ref(model.lm_head.weight)
+    model.load_state_dict({name: value.clone() for name, value in model.state_dict().items()}, assign=True)
+    predict(text, ())
+    gc.collect()
+    assert old() is None
+    assert predict(text, ()).isfinite().all()
+
+
+@pytest.mark.parametrize("kind", [BatchPredictor, CachedPredictor])
 def test_of_drafts_that_were_read_nothing_is_kept_but_their_ids(kind: type[BatchPredictor | CachedPredictor]) -> None:
     """Their logits may hang on a graph, which cannot be copied, and are large."""
     model, text = tiny_llama(0), tuple(range(30))

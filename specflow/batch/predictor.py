@@ -78,7 +78,7 @@ class BatchPredictor:
     _warned: bool = field(init=False, default=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        self._alone = CachedPredictor(self.model, memos=self.slots, features=self.shown)
+        self._alone = self._who_reads_alone()
         self._reader = Reader.of(self.model, self.shown)
         self._trials = Trials(Caches(self._reader))
         self._memos = Memos(int(self.slots), self.tokens)
@@ -172,6 +172,10 @@ class BatchPredictor:
             self._memos.clear()
             self._shelves = Shelves()
             self._joins.clear()
+            self._alone = self._who_reads_alone()  # the older one may never look again, and holds the older weights
+
+    def _who_reads_alone(self) -> CachedPredictor:
+        return CachedPredictor(self.model, memos=self.slots, features=self.shown)
 
     def _looked_at(self, asked: Asked) -> tuple[Tokens, Tokens, tuple[int, ...]]:
         """The text, the ids of its drafts, and their parents. `DecodeError` for ids that the model does not have."""

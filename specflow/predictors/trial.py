@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, chain, pairwise
 from math import inf
 from random import Random
-from typing import Final, TypeAlias, final
+from typing import Final, final
 from weakref import WeakKeyDictionary
 
 import torch
@@ -29,7 +29,7 @@ from specflow.guards.finite import checked
 from specflow.paths import Rows, path_by_path
 from specflow.predictors.company import refuse_company
 from specflow.predictors.reader import Reader, config_of, context_of, embedded_of, soft_prompt_of
-from specflow.predictors.watch import Look
+from specflow.predictors.watch import Kinds, Look, still_known
 from specflow.state import TEXT, Proposal, Tokens
 
 
@@ -124,9 +124,6 @@ class Regime:
     carries: bool = True
 
 
-_Key: TypeAlias = tuple[object, ...]
-
-
 @final
 @define(eq=False)
 class _Found:
@@ -144,7 +141,7 @@ class _Found:
         return self.trees is not False and all(each.most > 0 if self.over_caches else each.together for each in fed)
 
 
-_FOUND: Final[WeakKeyDictionary[Module, dict[_Key, _Found]]] = WeakKeyDictionary()
+_FOUND: Final[WeakKeyDictionary[Module, dict[Kinds, _Found]]] = WeakKeyDictionary()
 
 
 @final
@@ -216,7 +213,7 @@ class Trials:
     horizons: tuple[int, ...] = field(init=False, default=())
     """The lengths beyond which the model is tried anew: all that the first trial does not cross by as much again."""
     _crosses: bool = field(init=False, default=False)
-    _private: dict[_Key, _Found] = field(init=False, factory=dict)
+    _private: dict[Kinds, _Found] = field(init=False, factory=dict)
     _seen: Look | None = field(init=False, default=None)
     _now: _Found = field(init=False)
 
@@ -230,10 +227,9 @@ class Trials:
         self._crosses = len(self.horizons) < len(horizons)
         kept = _FOUND.setdefault(self.reader.model, {}) if self.caches.are_own else self._private
         key = (self.reader.dtype, self.reader.device.type, len(self.feedings), *look.kind)
-        found = kept.get(key)
-        if found is None or not (found.look.same(look) or (found.holds and found.look.of_same_parts(look))):
+        found = still_known(kept, key, look)
+        if found is None:
             found = kept[key] = _Found(look, bool(self.feedings))
-        found.look = look  # the older one would hold weights that were replaced
         self._now, self._seen = found, look
         return True
 

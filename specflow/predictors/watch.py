@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from itertools import chain
 from operator import attrgetter, getitem, is_
-from typing import Final, cast, final
+from typing import Final, Protocol, TypeAlias, TypeVar, cast, final
 
 import torch
 from attrs import define, field, frozen
 from torch import Tensor
 from torch.nn import Module, Parameter
+
+Kinds: TypeAlias = tuple[object, ...]
+"""What tells apart what is found out about one model: dtypes, devices and the kind of a look, among others."""
 
 _version: Final[Callable[[Tensor], int]] = attrgetter("_version")
 
@@ -27,8 +30,11 @@ class Look:
 
     def same(self, other: Look) -> bool:
         """Whether nothing that is looked at has changed."""
-        counts_alike = self.counted == other.counted and self.kind == other.kind
-        return counts_alike and (self.held is other.held or _identical(self.held, other.held))
+        return self.kind == other.kind and self.of_same_weights(other)
+
+    def of_same_weights(self, other: Look) -> bool:
+        """Whether at most the kind has changed: adapters, autocast, the implementation of attention."""
+        return self.counted == other.counted and (self.held is other.held or _identical(self.held, other.held))
 
     def of_same_parts(self, other: Look) -> bool:
         """Whether the modules are the same ones, and each tensor is of the same kind: other weights are no other parts.
@@ -36,6 +42,32 @@ class Look:
         Quantization replaces modules, or the kind of their weights.
         """
         return self.held is other.held or _identical(_parts(self.held), _parts(other.held))
+
+
+class Known(Protocol):
+    """What was found out about a model as it was at one look."""
+
+    look: Look
+
+    @property
+    def holds(self) -> bool:
+        """Whether it is so with other weights of the same parts, too."""
+        ...
+
+
+K = TypeVar("K", bound=Known)
+
+
+def still_known(known: dict[Kinds, K], kinds: Kinds, now: Look) -> K | None:
+    """What is known of these kinds, if it is so of the model as it is now. What is so no more is dropped, of any kind.
+
+    What is kept looks at what is now: the older looks would hold weights that were replaced.
+    """
+    for each, found in [*known.items()]:
+        if not (found.look.of_same_weights(now) or (found.holds and found.look.of_same_parts(now))):
+            del known[each]
+        found.look = now
+    return known.get(kinds)
 
 
 @final
