@@ -66,10 +66,11 @@ from specflow.batch import (
 )
 from specflow.batch.ragged import Piece, new_past, read_together
 from specflow.batch.texts import Text
+from specflow.batch.trial import reads_together
 from specflow.caches import BLOCK, Pair, Shelves
 from specflow.drafters import Recycled
 from specflow.policies import CostMeter
-from specflow.predictors import UncachedPredictor
+from specflow.predictors import Resumed, UncachedPredictor, early_exit
 from specflow.predictors.reader import Reader
 from specflow.stages import Recycle, UpdateNgram
 from specflow.state import Tally
@@ -656,6 +657,17 @@ def test_ctrl_c_in_a_pass_leaves_what_was_decoded() -> None:
     assert dict(together(decodes, 4)) == expected
 
 
+def test_a_model_under_autocast_is_tried_by_what_it_rounds_to() -> None:
+    model = tiny_llama(7, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert Reader.of(model).rounding == torch.bfloat16
+        assert CachedPredictor(model).feeding.name == "any pieces"
+        assert reads_together(Reader.of(model), 0, trees=True)
+        assert Resumed(model, early_exit(model, layers=1))((3, 4, 5), ()).isfinite().all()
+        assert Reader.of(tiny_llama()).rounding == torch.float64
+    assert Reader.of(model).rounding == torch.float32
+
+
 def test_what_was_read_of_other_weights_is_forgotten() -> None:
     model = tiny_llama(7)
     batched = BatchPredictor(model, 4)
@@ -677,7 +689,7 @@ def test_weights_that_were_replaced_are_let_go(kind: type[BatchPredictor | Cache
     with torch.autocast("cpu", torch.bfloat16):
         predict(text, ())
     predict(text, ())
-    old = ref(model.lm_head.weight)
+    old = ref(model.get_parameter("lm_head.weight"))
     model.load_state_dict({name: value.clone() for name, value in model.state_dict().items()}, assign=True)
     predict(text, ())
     gc.collect()

@@ -96,7 +96,7 @@ def _try(reader: Reader, over: int, drafts: tuple[int, ...]) -> bool:
         raise
     except Exception:  # whatever a model raises here says that it cannot be read so
         return False
-    return max(apart) <= error_bound(reader.dtype)
+    return max(apart) <= error_bound(reader.rounding)
 
 
 def _apart(rows: Tensor, truth: Tensor) -> float:

@@ -195,7 +195,7 @@ class Resumed:
         with memos.of(text, 0, 0) as memo:
             if memo.past.needs_marks:
                 return "the layers above keep more than keys and values"
-        wrong = error_of(torch.cat(rows), truth) > error_bound(trials.reader.dtype)
+        wrong = error_of(torch.cat(rows), truth) > error_bound(trials.reader.rounding)
         return "what the layers above make of it is not what the model says" if wrong else ""
 
 

@@ -19,6 +19,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from specflow.caches import Past
 from specflow.errors import DecodeError
 from specflow.guards.checks import shown
+from specflow.predictors.autocast import cast_to
 from specflow.predictors.features import Features, Run, Taps, taps_of
 from specflow.predictors.untracked import untracked
 from specflow.predictors.watch import Watch
@@ -105,8 +106,16 @@ class Reader:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the model computes in."""
+        """What the model's weights are in, and what it is given."""
         return self.watch.dtype
+
+    @property
+    def rounding(self) -> torch.dtype:
+        """What the model rounds to: under autocast the coarser of what it casts to and what its weights are in."""
+        cast = cast_to(self.device.type)
+        if cast is None or self.dtype == torch.float64:  # which autocast leaves as it is
+            return self.dtype
+        return max(cast, self.dtype, key=lambda dtype: torch.finfo(dtype).eps)
 
     @property
     def device(self) -> torch.device:

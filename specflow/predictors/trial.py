@@ -316,7 +316,7 @@ class Trials:
             return Regime(over, FORGETFUL, carries=False)
         if not over:
             refuse_company(self.reader)
-        text, bound = self.text(total), error_bound(self.reader.dtype)
+        text, bound = self.text(total), error_bound(self.reader.rounding)
         beginning = text[: over + max(1, (total - over) // 4)]
         shorter = len(beginning) - over
         if over:
@@ -357,7 +357,7 @@ class Trials:
         """
         if not self.feedings or len(truth) < SHORTEST:
             return AFRESH
-        clear = max(self._rounding, min(10 * noise, error_bound(self.reader.dtype)))
+        clear = max(self._rounding, min(10 * noise, error_bound(self.reader.rounding)))
         past = Past(self.caches.tried(), 0)
         if self._wrong(past, text, truth, AT_ONCE) <= clear and not past.needs_marks:
             return ANY_PIECES
@@ -377,7 +377,7 @@ class Trials:
     def _best(self, text: Tokens, truth: Tensor, feedings: Sequence[Feeding], start: int = 0) -> Feeding | None:
         """The first feeding that is right where the trial's pieces begin after a piece of `start` tokens."""
         errors = [self._wrong(Past(self.caches.tried(), 0), text, truth, feeding, start) for feeding in feedings]
-        if min(errors) > error_bound(self.reader.dtype):
+        if min(errors) > error_bound(self.reader.rounding):
             return None
         right = max(self._rounding, 10 * min(errors))
         return next(feeding for feeding, error in zip(feedings, errors, strict=True) if error <= right)
@@ -399,7 +399,7 @@ class Trials:
 
     @property
     def _rounding(self) -> float:
-        return 8 * max(torch.finfo(self.reader.dtype).eps, torch.finfo(torch.float32).eps)
+        return 8 * max(torch.finfo(self.reader.rounding).eps, torch.finfo(torch.float32).eps)
 
     def _in_pieces(self, past: Past, text: Tokens, feeding: Feeding, start: int) -> Tensor:
         """Logits [k, V] of the last rows of `text`, a wrong piece read and taken back before the last.
@@ -444,7 +444,7 @@ class Trials:
         drafts = [Proposal(token, parent=parent) for token, parent in zip(drafted, parents, strict=True)]
         truth = path_by_path(self._fresh)(text, drafts)[1:]
         end = self._fresh(text + tuple([drafted[i] for i in kept]) + after, 1)
-        return error_of(torch.cat([rows, row]), torch.cat([truth, end])) <= error_bound(reader.dtype)
+        return error_of(torch.cat([rows, row]), torch.cat([truth, end])) <= error_bound(reader.rounding)
 
     def _fresh(self, tokens: Tokens, last: int) -> Tensor:
         """Logits [last, V] of a text in one pass. `DecodeError` where the model cannot read it."""

@@ -122,7 +122,7 @@ class Watch:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the model computes in; its logits may come in a finer dtype."""
+        """What the model computes in, but for autocast; its logits may come in a finer dtype."""
         return next((tensor.dtype for tensor in self._tensors if tensor.is_floating_point()), torch.float32)
 
     @property
