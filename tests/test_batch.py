@@ -668,6 +668,48 @@ def test_a_model_under_autocast_is_tried_by_what_it_rounds_to() -> None:
     assert Reader.of(model).rounding == torch.float32
 
 
+@pytest.mark.parametrize(("slots", "limit"), [(2, None), (2, 30), (1, None)])
+def test_long_prompts_in_different_modes_are_read_to_their_ends(slots: int, limit: int | None) -> None:
+    model, passes = tiny_llama(7, dtype=torch.float32), 0
+
+    def counted(*_: object) -> None:
+        nonlocal passes
+        passes += 1
+        assert passes < 300
+
+    batched = BatchPredictor(model, slots, piece=8, tokens=limit)
+    batched((1,), ())
+    with torch.autocast("cpu", torch.bfloat16):
+        batched((1,), ())
+    model.register_forward_pre_hook(counted)
+
+    def read(first: int, on: bool) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=on):
+            return batched(tuple(range(first, first + 25)), ())
+
+    ends = dict(together([partial(read, 1, True), partial(read, 30, False)], 2))
+    exact, rough = ends[1], ends[0]
+    assert isinstance(exact, torch.Tensor)
+    assert isinstance(rough, torch.Tensor)
+    torch.testing.assert_close(exact, rows_of(model, tuple(range(30, 55))), rtol=0, atol=1e-4)
+    assert rough.dtype == torch.bfloat16
+
+
+def test_memos_of_different_modes_are_kept_beside_each_other_and_apart() -> None:
+    model, text = tiny_llama(7, dtype=torch.float32), tuple(range(3, 20))
+    fed = passes_of(model)
+    for predict in (CachedPredictor(model), BatchPredictor(model, 4)):
+        for on in (True, False, True, False):
+            with torch.autocast("cpu", torch.bfloat16, enabled=on):
+                predict(text, ())
+        fed.clear()
+        for on in (True, False):
+            with torch.autocast("cpu", torch.bfloat16, enabled=on):
+                assert predict((*text, 30), ()).dtype == (torch.bfloat16 if on else torch.float32)
+        assert fed == [1, 1]
+        torch.testing.assert_close(predict((*text, 31), ()), rows_of(model, (*text, 31)), rtol=0, atol=1e-4)
+
+
 def test_what_was_read_of_other_weights_is_forgotten() -> None:
     model = tiny_llama(7)
     batched = BatchPredictor(model, 4)

@@ -174,7 +174,7 @@ class Resumed:
     def _fault(self, regime: Regime) -> str:
         """Why texts of a regime cannot be read in halves: found out on a random one, in pieces, with a wrong turn."""
         over, trials, memos = regime.over, self._trials, Memos(1)
-        if regime.feeding != ANY_PIECES or trials.region(over + 1):
+        if regime.feeding != ANY_PIECES or trials.region(over + 1).over:
             return f"it is fed {regime.feeding.name}"
         further = [horizon for horizon in trials.horizons if horizon > over]
         total = min([over + LENGTH, trials.room, *further])

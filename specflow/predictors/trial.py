@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, chain, pairwise
 from math import inf
 from random import Random
-from typing import Final, final
+from typing import Final, NamedTuple, final
 from weakref import WeakKeyDictionary
 
 import torch
@@ -125,6 +125,15 @@ class Regime:
 
 
 @final
+class Region(NamedTuple):
+    """Texts of which the longer ones go on with what was read of the shorter: of more than `over` tokens, read by a
+    model of one `kind`."""
+
+    over: int
+    kind: Kinds
+
+
+@final
 @define(eq=False)
 class _Found:
     """What was found out about a model as it was at one look."""
@@ -212,6 +221,10 @@ class Trials:
     reader: Reader = field(init=False, default=Factory(lambda self: self.caches.reader, takes_self=True))
     horizons: tuple[int, ...] = field(init=False, default=())
     """The lengths beyond which the model is tried anew: all that the first trial does not cross by as much again."""
+    kind: Kinds = field(init=False, default=())
+    """What of the model may change and change back while what was read of it stays: its adapters, autocast."""
+    renewed: bool = field(init=False, default=True)
+    """Whether what was met last was of other weights or modules than before, and not just of another kind."""
     _crosses: bool = field(init=False, default=False)
     _private: dict[Kinds, _Found] = field(init=False, factory=dict)
     _seen: Look | None = field(init=False, default=None)
@@ -230,7 +243,8 @@ class Trials:
         found = still_known(kept, key, look)
         if found is None:
             found = kept[key] = _Found(look, bool(self.feedings))
-        self._now, self._seen = found, look
+        self.renewed = self._seen is None or not self._seen.of_same_weights(look)
+        self._now, self._seen, self.kind = found, look, look.kind
         return True
 
     def forget(self) -> None:
@@ -241,9 +255,10 @@ class Trials:
         """How a text of `length` tokens is read."""
         return self._entered(length)[-1]
 
-    def region(self, length: int) -> int:
-        """Where the last regime began in which nothing is of use that was read of shorter texts."""
-        return max(0 if regime.carries else regime.over for regime in self._entered(length))
+    def region(self, length: int) -> Region:
+        """The region of a text: it begins with the last regime in which nothing is of use that was read of shorter
+        texts."""
+        return Region(max(0 if regime.carries else regime.over for regime in self._entered(length)), self.kind)
 
     def in_parts(self, tokens: Tokens, last: int, rows: Rows) -> Tensor:
         """Rows [last, …], of logits or features, finite where they are on the host, by one call of `rows` for each
