@@ -14,7 +14,7 @@ import torch
 from attrs import evolve
 from torch import Tensor
 from torch.nn import Module
-from transformers import LlamaConfig, PreTrainedModel
+from transformers import LlamaConfig, PreTrainedModel, StaticCache
 
 from specflow import (
     TEXT,
@@ -666,6 +666,45 @@ def test_a_model_under_autocast_is_tried_by_what_it_rounds_to() -> None:
         assert Resumed(model, early_exit(model, layers=1))((3, 4, 5), ()).isfinite().all()
         assert Reader.of(tiny_llama()).rounding == torch.float64
     assert Reader.of(model).rounding == torch.float32
+
+
+def in_static(model: PreTrainedModel) -> CachedPredictor:
+    return CachedPredictor(model, make_cache=lambda: StaticCache(model.config, max_cache_len=64))
+
+
+def seen(model: PreTrainedModel) -> CachedPredictor:
+    return CachedPredictor(model, features=(1,))
+
+
+@pytest.mark.parametrize(
+    ("reads", "kind"),
+    [
+        *[(CachedPredictor, kind) for kind in ("llama", "mistral", "mamba", "falcon_h1", "rwkv")],
+        *[(BatchPredictor, kind) for kind in ("llama", "mistral")],
+        (in_static, "llama"),
+        (seen, "llama"),
+    ],
+)
+def test_a_text_that_was_begun_in_inference_mode_goes_on_in_any(
+    reads: Callable[[PreTrainedModel], Predictor], kind: str
+) -> None:
+    model = built(kind)
+    predict, fresh, text = reads(model), UncachedPredictor(model), tuple(range(3, 40))
+    for now in (True, False, True, False):
+        for tokens in (text, text[:-2], (*text[:5], 7, 9), (*text, 40)):
+            with torch.inference_mode(now):
+                rows = predict(tokens, chain((4, 5, 6)))
+            torch.testing.assert_close(rows, fresh(tokens, chain((4, 5, 6))), rtol=0, atol=1e-4)
+
+
+def test_a_model_that_was_made_in_inference_mode_is_read_in_any() -> None:
+    with torch.inference_mode():
+        model = tiny_llama(7)
+    for predict in (CachedPredictor(model), BatchPredictor(model)):
+        for now in (False, True, False):
+            with torch.inference_mode(now):
+                rows = predict((3, 4, 5), DRAFTS["a tree"])
+            assert (rows - rows_of(model, (3, 4, 5), DRAFTS["a tree"])).abs().max() < 1e-9
 
 
 @pytest.mark.parametrize(("slots", "limit"), [(2, None), (2, 30), (1, None)])

@@ -11,7 +11,7 @@ from attrs import define, field, frozen
 from torch import Tensor
 from typing_extensions import TypeVar
 
-from specflow.caches import Past
+from specflow.caches import Past, lasting
 from specflow.prefix import NEAR, begins, common_prefix, parting
 from specflow.state import Tokens
 from specflow.trees import path_along
@@ -187,7 +187,8 @@ class Memos(Generic[P]):
         if best.owner() in (None, mine) and (best.goes_on(most) or is_dropped_next):
             self._kept.remove(best)
         else:
-            best = deepcopy(best)
+            with lasting():
+                best = deepcopy(best)
         if mine is not None:
             for memo in self._kept:  # what its owner has parted with
                 if memo.owner() is mine:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import Module
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from specflow.caches import Past
+from specflow.caches import Past, lasting
 from specflow.errors import DecodeError
 from specflow.guards.checks import shown
 from specflow.predictors.autocast import cast_to
@@ -206,9 +206,9 @@ class Reader:
 
     @contextmanager
     def at_rest(self) -> Iterator[None]:
-        """Nobody else runs the model in the block; it is in evaluation mode, and without gradients."""
+        """Nobody else runs the model in the block; it evaluates, without gradients, and what it keeps lasts."""
         training = self.watch.training
-        with self.guard, torch.no_grad(), _evaluating(training) if training else nullcontext():
+        with self.guard, lasting(), torch.no_grad(), _evaluating(training) if training else nullcontext():
             yield
 
     def _afresh(self, tokens: Tokens, last: int) -> Pass:

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import Module
 from transformers import DynamicCache, PreTrainedConfig
 
-from specflow.caches import LossyCache, Past, capacity, is_empty, offloads
+from specflow.caches import LossyCache, Past, capacity, is_empty, lasting, offloads
 from specflow.errors import DecodeError
 from specflow.guards.finite import checked
 from specflow.paths import Rows, path_by_path
@@ -192,7 +192,8 @@ class Caches:
         if self.make is None:
             config = getattr(self.reader.model, "config", None)
             return DynamicCache(config=config) if self._given and isinstance(config, PreTrainedConfig) else None
-        cache = self.make()
+        with lasting():
+            cache = self.make()
         if not is_empty(cache):
             received, remedy = type(cache).__name__, "make another cache at each call"
             raise DecodeError("make_cache", "a new cache is not empty", received, remedy)
