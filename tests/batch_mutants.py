@@ -295,8 +295,8 @@ MUTANTS: Final = (
     BatchMutant(
         "what was read of other weights is kept",
         BatchPredictor._meet,
-        "if self._trials.meet():",
-        "if self._trials.meet() and False:",
+        "if self._trials.renewed:",
+        "if False:",
         batch.test_what_was_read_of_other_weights_is_forgotten,
     ),
     BatchMutant(

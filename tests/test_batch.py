@@ -14,7 +14,7 @@ import torch
 from attrs import evolve
 from torch import Tensor
 from torch.nn import Module
-from transformers import LlamaConfig, PreTrainedModel
+from transformers import LlamaConfig, PreTrainedModel, StaticCache
 
 from specflow import (
     TEXT,
@@ -66,10 +66,11 @@ from specflow.batch import (
 )
 from specflow.batch.ragged import Piece, new_past, read_together
 from specflow.batch.texts import Text
+from specflow.batch.trial import reads_together
 from specflow.caches import BLOCK, Pair, Shelves
 from specflow.drafters import Recycled
 from specflow.policies import CostMeter
-from specflow.predictors import UncachedPredictor
+from specflow.predictors import Resumed, UncachedPredictor, early_exit
 from specflow.predictors.reader import Reader
 from specflow.stages import Recycle, UpdateNgram
 from specflow.state import Tally
@@ -656,6 +657,98 @@ def test_ctrl_c_in_a_pass_leaves_what_was_decoded() -> None:
     assert dict(together(decodes, 4)) == expected
 
 
+def test_a_model_under_autocast_is_tried_by_what_it_rounds_to() -> None:
+    model = tiny_llama(7, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert Reader.of(model).rounding == torch.bfloat16
+        assert CachedPredictor(model).feeding.name == "any pieces"
+        assert reads_together(Reader.of(model), 0, trees=True)
+        assert Resumed(model, early_exit(model, layers=1))((3, 4, 5), ()).isfinite().all()
+        assert Reader.of(tiny_llama()).rounding == torch.float64
+    assert Reader.of(model).rounding == torch.float32
+
+
+def in_static(model: PreTrainedModel) -> CachedPredictor:
+    return CachedPredictor(model, make_cache=lambda: StaticCache(model.config, max_cache_len=64))
+
+
+def seen(model: PreTrainedModel) -> CachedPredictor:
+    return CachedPredictor(model, features=(1,))
+
+
+@pytest.mark.parametrize(
+    ("reads", "kind"),
+    [
+        *[(CachedPredictor, kind) for kind in ("llama", "mistral", "mamba", "falcon_h1", "rwkv")],
+        *[(BatchPredictor, kind) for kind in ("llama", "mistral")],
+        (in_static, "llama"),
+        (seen, "llama"),
+    ],
+)
+def test_a_text_that_was_begun_in_inference_mode_goes_on_in_any(
+    reads: Callable[[PreTrainedModel], Predictor], kind: str
+) -> None:
+    model = built(kind)
+    predict, fresh, text = reads(model), UncachedPredictor(model), tuple(range(3, 40))
+    for now in (True, False, True, False):
+        for tokens in (text, text[:-2], (*text[:5], 7, 9), (*text, 40)):
+            with torch.inference_mode(now):
+                rows = predict(tokens, chain((4, 5, 6)))
+            torch.testing.assert_close(rows, fresh(tokens, chain((4, 5, 6))), rtol=0, atol=1e-4)
+
+
+def test_a_model_that_was_made_in_inference_mode_is_read_in_any() -> None:
+    with torch.inference_mode():
+        model = tiny_llama(7)
+    for predict in (CachedPredictor(model), BatchPredictor(model)):
+        for now in (False, True, False):
+            with torch.inference_mode(now):
+                rows = predict((3, 4, 5), DRAFTS["a tree"])
+            assert (rows - rows_of(model, (3, 4, 5), DRAFTS["a tree"])).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize(("slots", "limit"), [(2, None), (2, 30), (1, None)])
+def test_long_prompts_in_different_modes_are_read_to_their_ends(slots: int, limit: int | None) -> None:
+    model, passes = tiny_llama(7, dtype=torch.float32), 0
+
+    def counted(*_: object) -> None:
+        nonlocal passes
+        passes += 1
+        assert passes < 300
+
+    batched = BatchPredictor(model, slots, piece=8, tokens=limit)
+    batched((1,), ())
+    with torch.autocast("cpu", torch.bfloat16):
+        batched((1,), ())
+    model.register_forward_pre_hook(counted)
+
+    def read(first: int, on: bool) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=on):
+            return batched(tuple(range(first, first + 25)), ())
+
+    ends = dict(together([partial(read, 1, True), partial(read, 30, False)], 2))
+    exact, rough = ends[1], ends[0]
+    assert isinstance(exact, torch.Tensor)
+    assert isinstance(rough, torch.Tensor)
+    torch.testing.assert_close(exact, rows_of(model, tuple(range(30, 55))), rtol=0, atol=1e-4)
+    assert rough.dtype == torch.bfloat16
+
+
+def test_memos_of_different_modes_are_kept_beside_each_other_and_apart() -> None:
+    model, text = tiny_llama(7, dtype=torch.float32), tuple(range(3, 20))
+    fed = passes_of(model)
+    for predict in (CachedPredictor(model), BatchPredictor(model, 4)):
+        for on in (True, False, True, False):
+            with torch.autocast("cpu", torch.bfloat16, enabled=on):
+                predict(text, ())
+        fed.clear()
+        for on in (True, False):
+            with torch.autocast("cpu", torch.bfloat16, enabled=on):
+                assert predict((*text, 30), ()).dtype == (torch.bfloat16 if on else torch.float32)
+        assert fed == [1, 1]
+        torch.testing.assert_close(predict((*text, 31), ()), rows_of(model, (*text, 31)), rtol=0, atol=1e-4)
+
+
 def test_what_was_read_of_other_weights_is_forgotten() -> None:
     model = tiny_llama(7)
     batched = BatchPredictor(model, 4)
@@ -667,6 +760,22 @@ def test_what_was_read_of_other_weights_is_forgotten() -> None:
     for number, rows in together([partial(batched, text, ()) for text in texts], 2):
         assert isinstance(rows, torch.Tensor)
         assert torch.allclose(rows, rows_of(model, texts[number]))
+
+
+@pytest.mark.parametrize("kind", [BatchPredictor, CachedPredictor])
+def test_weights_that_were_replaced_are_let_go(kind: type[BatchPredictor | CachedPredictor]) -> None:
+    model = tiny_llama(7)
+    predict, text = kind(model), (3, 4, 5)
+    predict(text, ())
+    with torch.autocast("cpu", torch.bfloat16):
+        predict(text, ())
+    predict(text, ())
+    old = ref(model.get_parameter("lm_head.weight"))
+    model.load_state_dict({name: value.clone() for name, value in model.state_dict().items()}, assign=True)
+    predict(text, ())
+    gc.collect()
+    assert old() is None
+    assert predict(text, ()).isfinite().all()
 
 
 @pytest.mark.parametrize("kind", [BatchPredictor, CachedPredictor])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from typing import cast
 
 import pytest
 import torch
@@ -105,6 +106,16 @@ def test_a_past_writes_new_rows_in_place_and_computes_the_same_bits() -> None:
     assert all(type(layer) is Roomy for layer in cache.layers)
     assert len(places) == 2  # the tensor that the model made, and the buffer
     assert all(torch.equal(a, b) for a, b in zip(rows(cache), rows(plain), strict=True))
+
+
+def test_a_mark_that_was_made_in_inference_mode_can_be_written_outside_of_it() -> None:
+    past = Past([torch.zeros(2)], 1)
+    with torch.inference_mode():
+        past.mark()
+    past.extend([torch.ones(2)], 3)
+    assert past.go_back(1)
+    (state,) = cast("list[Tensor]", past.cache)
+    assert state.add_(1).tolist() == [1, 1]
 
 
 def test_a_buffer_that_is_full_doubles() -> None:

@@ -478,6 +478,19 @@ def scaled(model: Changing) -> None:
             module.scaling["default"] = 3.0
 
 
+def partly_of_inference_mode() -> Changing:
+    model: Changing = tiny_llama()
+    with torch.inference_mode():
+        model.model.norm.weight = nn.Parameter(torch.ones(32, dtype=torch.float64), requires_grad=False)
+    return model
+
+
+def swapped_in_inference_mode(model: Changing) -> None:
+    with torch.inference_mode():
+        other = nn.Parameter(-model.model.layers[0].self_attn.k_proj.weight, requires_grad=False)
+    torch.utils.swap_tensors(model.model.layers[0].self_attn.k_proj.weight, other)  # type: ignore[no-untyped-call]
+
+
 CHANGES: list[tuple[Callable[[], Any], Callable[[Any], object]]] = [
     (tiny_llama, step_of_an_optimizer),
     (tiny_llama, other_weights),
@@ -488,6 +501,8 @@ CHANGES: list[tuple[Callable[[], Any], Callable[[Any], object]]] = [
     (tiny_llama, another_layer),
     (tiny_llama, another_dtype),
     (tiny_llama, steered),
+    (partly_of_inference_mode, written),
+    (tiny_llama, swapped_in_inference_mode),
     (adapted, lambda model: model.set_adapter("b")),
     (adapted, lambda model: model.disable_adapter_layers()),
     (adapted, lambda model: model.delete_adapter("default")),

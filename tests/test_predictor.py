@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from random import Random
+from typing import Any
 
 import pytest
 import torch
@@ -190,6 +191,22 @@ def test_a_model_in_training_mode_decodes_without_dropout_and_stays_in_training_
     assert any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules())
     step = autoregressive_step(CachedPredictor(model), GreedyProcessor(), Dice())
     assert list(run(step, start([3, 4, 5], 10).unwrap()).state.output) == expected
+    assert all(module.training for module in model.modules())
+
+
+def test_an_interrupt_while_a_model_is_put_into_evaluation_mode_leaves_it_in_training_mode() -> None:
+    class Interrupted(torch.nn.Identity):
+        @override
+        def __setattr__(self, name: str, value: Any) -> None:
+            if name == "training" and value is False:
+                raise KeyboardInterrupt
+            super().__setattr__(name, value)
+
+    model = tiny_llama()
+    model.last = Interrupted()
+    model.train()
+    with pytest.raises(KeyboardInterrupt):
+        CachedPredictor(model)((3, 4, 5), ())
     assert all(module.training for module in model.modules())
 
 

@@ -164,6 +164,18 @@ def test_a_pass_over_several_tokens_copies_no_weights() -> None:
     assert (model.skips_autograd, model.skips_views, model.folds) == (True, False, True)
 
 
+@pytest.mark.parametrize("tokens", [1, 4])
+def test_what_autocast_has_cast_for_a_pass_can_be_trained_on(tokens: int) -> None:
+    model = tiny_llama(dtype=torch.float32)
+    model.requires_grad_(True)
+    predict = UncachedPredictor(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        predict((1, 2, 3, 4)[:tokens], ())
+        loss = model(torch.tensor([[1, 2, 3, 4]])).logits.float().logsumexp(-1).sum()
+    loss.backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
 class Sharded(Parameter):
     """A weight that is no plain tensor."""
 

@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from specflow.accelerate.llama import Llama, Output, Segment, Sight, Weights, embedded, hiding, logits_of, read
 from specflow.batch.texts import Text
-from specflow.caches import KVCache
+from specflow.caches import KVCache, lasting
 from specflow.trees import depths, lineage
 
 Work: TypeAlias = Callable[[], tuple[Tensor, Tensor]]
@@ -125,7 +125,7 @@ class Captured(Module):
         key = size, running, features
         if key not in self._passes:
             tracks = [self._tracks[number] for number in running]
-            with _for_later():
+            with lasting(), torch.no_grad():
                 self._passes[key] = self._capture(lambda: _pass(self.eager.weights, tracks, size, features))
         rows, seen = (torch.split(out, size) for out in self._passes[key]())
         wanted, held = [], []
@@ -176,7 +176,7 @@ class _Track:
     _angles: tuple[Tensor, Tensor] = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        with _for_later():
+        with lasting(), torch.no_grad():
             self._ids = torch.zeros(max(PASSES), dtype=torch.long, device=self.buffer.device)
             self._depths = torch.zeros_like(self._ids)
             self._hidden = torch.zeros(max(PASSES), max(PASSES), dtype=torch.bool, device=self.buffer.device)
@@ -244,13 +244,6 @@ class _Track:
             self._parents = whole
             self._depths.copy_(torch.tensor(depths(whole)))
             self._hidden.copy_(torch.from_numpy(~lineage(whole)))
-
-
-@contextmanager
-def _for_later() -> Iterator[None]:
-    """What is made in the block may be written in any mode: a tensor made in inference mode only in that."""
-    with torch.inference_mode(mode=False), torch.no_grad():
-        yield
 
 
 def _size(texts: Sequence[Text]) -> int | None:

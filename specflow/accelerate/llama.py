@@ -20,7 +20,7 @@ from typing_extensions import override
 
 from specflow.accelerate.linear import TOKENS, Linear
 from specflow.batch.texts import Text
-from specflow.caches import KVCache
+from specflow.caches import KVCache, lasting
 from specflow.errors import DecodeError
 from specflow.guards.checks import shown
 from specflow.trees import depths, lineage
@@ -443,7 +443,7 @@ class Angles:
         return cos[start:end], sin[start:end]
 
     def _grow(self, positions: int) -> None:
-        with torch.inference_mode(mode=False), torch.no_grad():
+        with lasting(), torch.no_grad():
             cos, sin = self.rotary(self.like, torch.arange(positions, device=self.like.device)[None])
             lower, upper = sin[0, :, None].chunk(2, dim=-1)
             # In one assignment: another thread may be reading.

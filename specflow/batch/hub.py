@@ -88,6 +88,8 @@ class _Hub:
     passes: int = 0
     tasks: dict[int, _Decode] = field(factory=dict)
     waiting: dict[int, _Wait] = field(factory=dict)
+    unfinished: dict[Reads, Modes] = field(factory=dict)
+    """In which modes a reader has begun what it has not read to the end."""
 
 
 @final
@@ -214,10 +216,17 @@ def _pass(hub: _Hub) -> list[tuple[int, Reply]]:
         chosen = oldest.read, oldest.modes
     else:
         chosen = max(groups, key=lambda group: len(groups[group]))
-    (read, modes), numbers = chosen, groups[chosen]
+    # Where there is no room for all, those who ask the same in other modes would take the place of what was read.
+    begun = chosen[0], hub.unfinished.get(chosen[0], chosen[1])
+    read, modes = chosen = begun if begun in groups else chosen
+    numbers = groups[chosen]
     hub.passes += 1
     with within(modes):
         replies = _replies(read, [hub.waiting[number].asked for number in numbers])
+    if any(reply is None for reply in replies):
+        hub.unfinished[read] = modes
+    else:
+        hub.unfinished.pop(read, None)
     ready: list[tuple[int, Reply]] = []
     for number, reply in zip(numbers, replies, strict=True):
         wait = hub.waiting.pop(number)

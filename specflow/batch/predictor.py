@@ -24,7 +24,8 @@ from specflow.predictors.cached import CachedPredictor, asked_for, limits_of, sh
 from specflow.predictors.features import Features
 from specflow.predictors.memo import Memo, Memos, Tree
 from specflow.predictors.reader import Reader
-from specflow.predictors.trial import ANY_PIECES, Caches, Trials
+from specflow.predictors.trial import ANY_PIECES, Caches, Region, Trials
+from specflow.predictors.watch import Kinds
 from specflow.protocols import Limits
 from specflow.state import Proposal, Tokens, parents_of
 from specflow.trees import is_chain
@@ -71,14 +72,14 @@ class BatchPredictor:
     _alone: CachedPredictor = field(init=False, repr=False)
     _reader: Reader = field(init=False, repr=False)
     _trials: Trials = field(init=False, repr=False)
-    _joins: dict[tuple[int, bool], bool] = field(init=False, factory=dict, repr=False)
     _memos: Memos = field(init=False, repr=False)
-    _shelves: Shelves = field(init=False, factory=Shelves, repr=False)
+    _kinds: dict[Kinds, _Kind] = field(init=False, factory=dict, repr=False)
+    _now: _Kind = field(init=False, repr=False)
     _waiting: Waiting = field(init=False, factory=Waiting, repr=False)
     _warned: bool = field(init=False, default=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        self._alone = CachedPredictor(self.model, memos=self.slots, features=self.shown)
+        self._alone = self._who_reads_alone()
         self._reader = Reader.of(self.model, self.shown)
         self._trials = Trials(Caches(self._reader))
         self._memos = Memos(int(self.slots), self.tokens)
@@ -164,14 +165,23 @@ class BatchPredictor:
         """The features [last, F] of a text that a row covers; None where none does."""
         with self._reader.guard:
             self._meet()
-            return self._memos.features(tokens, last, 0) if self._may_join(len(tokens), chain=True) else None
+            joins = self._may_join(len(tokens), chain=True)
+            return self._memos.features(tokens, last, self._now.region) if joins else None
 
     def _meet(self) -> None:
         """Forget what was read of another model than this now is."""
-        if self._trials.meet():
+        if not self._trials.meet():
+            return
+        if self._trials.renewed:
             self._memos.clear()
-            self._shelves = Shelves()
-            self._joins.clear()
+            self._kinds.clear()
+            self._alone = self._who_reads_alone()  # the older one may never look again, and holds the older weights
+        kind = self._trials.kind
+        # Each its own, so that decodes in different modes, which are read in turns, do not forget each other's.
+        self._now = self._kinds.setdefault(kind, _Kind(Region(0, kind)))
+
+    def _who_reads_alone(self) -> CachedPredictor:
+        return CachedPredictor(self.model, memos=self.slots, features=self.shown)
 
     def _looked_at(self, asked: Asked) -> tuple[Tokens, Tokens, tuple[int, ...]]:
         """The text, the ids of its drafts, and their parents. `DecodeError` for ids that the model does not have."""
@@ -183,17 +193,18 @@ class BatchPredictor:
     def _may_join(self, length: int, chain: bool) -> bool:
         """Whether a text of this length is read rightly beside others."""
         trials = self._trials
-        if trials.regime(length).feeding is not ANY_PIECES or trials.region(length):
+        if trials.regime(length).feeding is not ANY_PIECES or trials.region(length).over:
             return False
         return all(self._joined(over, chain) for over in (0, *trials.horizons) if over < length)
 
     def _joined(self, over: int, chain: bool) -> bool:
         """The same of texts of more than `over` tokens. Who reads trees reads chains, too."""
-        if (over, True) not in self._joins:
-            self._joins[over, True] = reads_together(self._reader, over, trees=True)
-        if chain and not self._joins[over, True] and (over, False) not in self._joins:
-            self._joins[over, False] = reads_together(self._reader, over, trees=False)
-        return self._joins[over, True] or (chain and self._joins[over, False])
+        joins = self._now.joins
+        if (over, True) not in joins:
+            joins[over, True] = reads_together(self._reader, over, trees=True)
+        if chain and not joins[over, True] and (over, False) not in joins:
+            joins[over, False] = reads_together(self._reader, over, trees=False)
+        return joins[over, True] or (chain and joins[over, False])
 
     def _warn(self) -> None:
         if not self._warned:
@@ -203,13 +214,14 @@ class BatchPredictor:
 
     def _is_being_read(self, asked: Asked, tokens: Tokens, parts: Iterable[_Part]) -> bool:
         """Whether it is worth a pass of waiting: another text of this one reads what this begins with."""
-        known, reading = self._memos.covered(tokens, 0), [(part.asked.tokens, part.finishes) for part in parts]
-        return self._waiting.waits(asked, tokens, known, reading)
+        known = self._memos.covered(tokens, self._now.region)
+        return self._waiting.waits(asked, tokens, known, [(part.asked.tokens, part.finishes) for part in parts])
 
     def _part(self, asked: Asked, tokens: Tokens, tree: Tree) -> _Part:
         """What of a text is read in this pass: the next piece of it, or all that is new, and the drafts."""
-        memo = self._memos.take(tokens, 0, owner=asked.by)
-        memo = memo or Memo(new_past(self._reader, self._shelves), 0, owner=asked.by)
+        region = self._now.region
+        memo = self._memos.take(tokens, region, owner=asked.by)
+        memo = memo or Memo(new_past(self._reader, self._now.shelves), region, owner=asked.by)
         past = memo.past
         piece = tokens[past.length :]
         if len(piece) > self.piece:
@@ -241,6 +253,16 @@ class BatchPredictor:
 def _is_finite(rows: Tensor) -> bool:
     """Whether rows are finite, where they are on the host: else that is seen where a token of theirs arrives."""
     return not is_near(rows) or NOTICED not in argmax(rows)
+
+
+@final
+@frozen(eq=False)
+class _Kind:
+    """What there is for the texts of one kind of model: their region, their shelves, and which of them are joined."""
+
+    region: Region
+    shelves: Shelves = field(factory=Shelves)
+    joins: dict[tuple[int, bool], bool] = field(factory=dict)
 
 
 @final

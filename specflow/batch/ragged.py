@@ -19,7 +19,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from typing_extensions import override
 
 from specflow.batch.texts import ReadsTexts, Text
-from specflow.caches import KVCache, Pair, Past, Row, Shelf, Shelves
+from specflow.caches import KVCache, Pair, Past, Row, Shelf, Shelves, lasting
 from specflow.predictors.reader import Reader
 from specflow.state import Tokens
 from specflow.trees import depths, is_chain, lineage
@@ -114,7 +114,7 @@ def _of_texts(reader: Reader, model: ReadsTexts, pieces: Sequence[Piece]) -> lis
         Text(own, cast(KVCache, piece.past.cache), piece.tree, piece.last)
         for own, piece in zip(ids, pieces, strict=True)
     ]
-    with reader.guard, torch.no_grad():
+    with reader.guard, lasting(), torch.no_grad():
         output, features = reader.tapped(
             lambda numbers: model(texts=texts, features=numbers), torch.Size((1, sum(sizes)))
         )

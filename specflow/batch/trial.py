@@ -8,7 +8,7 @@ from typing import Final, final
 from weakref import WeakKeyDictionary
 
 import torch
-from attrs import frozen
+from attrs import define
 from torch import Tensor
 from torch.nn import Module
 
@@ -16,7 +16,7 @@ from specflow.batch.ragged import Piece, joins, new_past, read_together
 from specflow.caches import Shelves
 from specflow.predictors.reader import Reader, context_of
 from specflow.predictors.trial import error_bound
-from specflow.predictors.watch import Look
+from specflow.predictors.watch import Kinds, Look, still_known
 from specflow.state import TEXT
 from specflow.trees import path_to
 
@@ -28,13 +28,14 @@ CHAIN: Final = (TEXT, 0, 1, 2, 3)
 
 
 @final
-@frozen
+@define(eq=False)
 class _Found:
     look: Look
-    right: bool
+    holds: bool
+    """Whether texts are read together rightly."""
 
 
-_FOUND: Final[WeakKeyDictionary[Module, dict[tuple[object, ...], _Found]]] = WeakKeyDictionary()
+_FOUND: Final[WeakKeyDictionary[Module, dict[Kinds, _Found]]] = WeakKeyDictionary()
 
 
 def reads_together(reader: Reader, over: int, *, trees: bool) -> bool:
@@ -48,10 +49,10 @@ def reads_together(reader: Reader, over: int, *, trees: bool) -> bool:
         return False
     found, look = _FOUND.setdefault(reader.model, {}), reader.watch.look()
     key = (over, trees, reader.dtype, reader.device.type, *look.kind)
-    known = found.get(key)
-    if known is None or not (known.look.same(look) or (known.right and known.look.of_same_parts(look))):
+    known = still_known(found, key, look)
+    if known is None:
         known = found[key] = _Found(look, _try(reader, over, TREE if trees else CHAIN))
-    return known.right
+    return known.holds
 
 
 def _try(reader: Reader, over: int, drafts: tuple[int, ...]) -> bool:
@@ -95,7 +96,7 @@ def _try(reader: Reader, over: int, drafts: tuple[int, ...]) -> bool:
         raise
     except Exception:  # whatever a model raises here says that it cannot be read so
         return False
-    return max(apart) <= error_bound(reader.dtype)
+    return max(apart) <= error_bound(reader.rounding)
 
 
 def _apart(rows: Tensor, truth: Tensor) -> float:

@@ -2,6 +2,7 @@
 
 from specflow.caches.buffer import BLOCK as BLOCK
 from specflow.caches.buffer import KVCache as KVCache
+from specflow.caches.lasting import lasting as lasting
 from specflow.caches.layers import RECORD as RECORD
 from specflow.caches.made import LossyCache as LossyCache
 from specflow.caches.made import capacity as capacity

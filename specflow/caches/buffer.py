@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from attrs import define, field
 from torch import Tensor
 
+from specflow.caches.lasting import lasting
 from specflow.errors import DecodeError
 from specflow.guards.checks import is_id, shown, valid, whole
 from specflow.guards.ids import ids_of
@@ -95,5 +96,5 @@ def move_up(held: Sequence[Tensor], start: int, rows: Sequence[int]) -> None:
 def wider(held: Tensor, length: int) -> Tensor:
     """A tensor with the same rows [..., n, size], then zeros: room for at least `length` rows and for twice as many."""
     room = -(-max(length, 2 * held.shape[-2]) // BLOCK) * BLOCK
-    with torch.inference_mode(mode=False), torch.no_grad():  # what is made in that mode is written in no other
+    with lasting(), torch.no_grad():
         return F.pad(held, (0, 0, 0, room - held.shape[-2]))

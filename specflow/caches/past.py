@@ -9,6 +9,7 @@ from attrs import define, field, setters
 from torch import Tensor
 
 from specflow.caches.buffer import KVCache, move_up, wider
+from specflow.caches.lasting import lasting
 from specflow.caches.layers import Part, layers_of, parts_of
 from specflow.caches.shelf import Row
 
@@ -65,7 +66,8 @@ class Past:
 
     def mark(self) -> None:
         """Make a way back to here. It costs a copy of the parts that cannot be cropped, and nothing else."""
-        self._marks[self.length] = tuple([part.mark() for part in self._parts])
+        with lasting():
+            self._marks[self.length] = tuple([part.mark() for part in self._parts])
         for length in [*self._marks][1 : 1 - MARKS]:
             del self._marks[length]
 

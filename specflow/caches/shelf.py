@@ -12,6 +12,7 @@ from attrs import define, field
 from torch import Tensor
 
 from specflow.caches.buffer import BLOCK, move_up
+from specflow.caches.lasting import lasting
 
 Pair: TypeAlias = tuple[Tensor, Tensor]
 """Keys and values."""
@@ -36,7 +37,7 @@ class Shelf:
             more = max(1, self._rows)
             self._free += range(self._rows, self._rows + more)
             self._rows += more
-            with torch.inference_mode(mode=False), torch.no_grad():
+            with lasting(), torch.no_grad():
                 for i, (keys, values) in self._layers.items():
                     self._layers[i] = _longer(keys, more), _longer(values, more)
         number = min(self._free)
@@ -53,7 +54,7 @@ class Shelf:
     def layer(self, i: int, like: Pair) -> Pair:
         """Layer i of all rows; where it is new, it is made of heads [_, heads, _, size] as `like` has them."""
         if i not in self._layers:
-            with torch.inference_mode(mode=False):  # texts in this mode and texts in others are read in turns
+            with lasting():  # texts in inference mode and texts in others are read in turns
                 keys, values = (new.new_zeros(self._rows, new.shape[1], self.capacity, new.shape[3]) for new in like)
             self._layers[i] = keys, values
         return self._layers[i]

@@ -251,7 +251,7 @@ class CachedPredictor:
 
     def _meet(self) -> None:
         """Forget what was read of another model than this now is."""
-        if self._trials.meet():
+        if self._trials.meet() and self._trials.renewed:  # memos of another kind are in another region
             self._memos.clear()
 
     def _rows(self, tokens: Tokens, last: int) -> Tensor:

@@ -174,7 +174,7 @@ class Resumed:
     def _fault(self, regime: Regime) -> str:
         """Why texts of a regime cannot be read in halves: found out on a random one, in pieces, with a wrong turn."""
         over, trials, memos = regime.over, self._trials, Memos(1)
-        if regime.feeding != ANY_PIECES or trials.region(over + 1):
+        if regime.feeding != ANY_PIECES or trials.region(over + 1).over:
             return f"it is fed {regime.feeding.name}"
         further = [horizon for horizon in trials.horizons if horizon > over]
         total = min([over + LENGTH, trials.room, *further])
@@ -195,7 +195,7 @@ class Resumed:
         with memos.of(text, 0, 0) as memo:
             if memo.past.needs_marks:
                 return "the layers above keep more than keys and values"
-        wrong = error_of(torch.cat(rows), truth) > error_bound(trials.reader.dtype)
+        wrong = error_of(torch.cat(rows), truth) > error_bound(trials.reader.rounding)
         return "what the layers above make of it is not what the model says" if wrong else ""
 
 

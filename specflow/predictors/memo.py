@@ -11,7 +11,7 @@ from attrs import define, field, frozen
 from torch import Tensor
 from typing_extensions import TypeVar
 
-from specflow.caches import Past
+from specflow.caches import Past, lasting
 from specflow.prefix import NEAR, begins, common_prefix, parting
 from specflow.state import Tokens
 from specflow.trees import path_along
@@ -71,7 +71,7 @@ class Memo(Generic[P]):
     """
 
     past: P
-    region: int
+    region: object
     tokens: list[int] = field(factory=list)
     ahead: int = 0
     tree: Tree = NO_TREE
@@ -121,8 +121,8 @@ class Memo(Generic[P]):
 class Memos(Generic[P]):
     """The memos of up to `most` texts, the newest first; of up to `tokens` tokens together, where that is given.
 
-    A memo belongs to a `region` of lengths (`predictors.trial`). `goes_back` tells whether a memo was ever taken back
-    that can only go back to a mark: from then on marks are made.
+    A memo belongs to a `region` of texts (`predictors.trial`), and serves no others. `goes_back` tells whether a memo
+    was ever taken back that can only go back to a mark: from then on marks are made.
     """
 
     most: int
@@ -144,7 +144,7 @@ class Memos(Generic[P]):
         self._kept.clear()
 
     @contextmanager
-    def of(self: Memos[Past], tokens: Tokens, region: int, new: int = 1) -> Iterator[Memo[Past]]:
+    def of(self: Memos[Past], tokens: Tokens, region: object, new: int = 1) -> Iterator[Memo[Past]]:
         """What covers most of a text, but not its last `new` tokens; a memo of nothing where there is none.
 
         It is put back when the block ends, and lost when the block raises: an exception or Ctrl-C inside the model must
@@ -155,16 +155,18 @@ class Memos(Generic[P]):
         if memo.tokens:
             self.put(memo)
 
-    def covered(self, tokens: Tokens, region: int) -> int:
+    def covered(self, tokens: Tokens, region: object) -> int:
         """How many of the first of `tokens` some memo covers."""
         return max([memo.covers(tokens) for memo in self._kept if memo.region == region], default=0)
 
-    def features(self: Memos[Past], tokens: Tokens, last: int, region: int) -> Tensor | None:
+    def features(self: Memos[Past], tokens: Tokens, last: int, region: object) -> Tensor | None:
         """The features [last, F] of the last `last` tokens of a text; None where no memo covers all of it."""
         found = (memo.features(tokens, last) for memo in self._kept if memo.region == region)
         return next((features for features in found if features is not None), None)
 
-    def take(self, tokens: Tokens, region: int, new: int = 1, owner: Callable[[], object] = nobody) -> Memo[P] | None:
+    def take(
+        self, tokens: Tokens, region: object, new: int = 1, owner: Callable[[], object] = nobody
+    ) -> Memo[P] | None:
         """The memo that covers most of a text, but not its last `new` tokens, out of those that are kept.
 
         None where nothing is covered. A memo of somebody else goes on as it is, and so does one of which more than the
@@ -185,7 +187,8 @@ class Memos(Generic[P]):
         if best.owner() in (None, mine) and (best.goes_on(most) or is_dropped_next):
             self._kept.remove(best)
         else:
-            best = deepcopy(best)
+            with lasting():
+                best = deepcopy(best)
         if mine is not None:
             for memo in self._kept:  # what its owner has parted with
                 if memo.owner() is mine:

@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.nn import Module
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from specflow.caches import Past
+from specflow.caches import Past, lasting
 from specflow.errors import DecodeError
 from specflow.guards.checks import shown
+from specflow.predictors.autocast import cast_to
 from specflow.predictors.features import Features, Run, Taps, taps_of
 from specflow.predictors.untracked import untracked
 from specflow.predictors.watch import Watch
@@ -105,8 +106,16 @@ class Reader:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the model computes in."""
+        """What the model's weights are in, and what it is given."""
         return self.watch.dtype
+
+    @property
+    def rounding(self) -> torch.dtype:
+        """What the model rounds to: under autocast the coarser of what it casts to and what its weights are in."""
+        cast = cast_to(self.device.type)
+        if cast is None or self.dtype == torch.float64:  # which autocast leaves as it is
+            return self.dtype
+        return max(cast, self.dtype, key=lambda dtype: torch.finfo(dtype).eps)
 
     @property
     def device(self) -> torch.device:
@@ -197,9 +206,9 @@ class Reader:
 
     @contextmanager
     def at_rest(self) -> Iterator[None]:
-        """Nobody else runs the model in the block; it is in evaluation mode, and without gradients."""
+        """Nobody else runs the model in the block; it evaluates, without gradients, and what it keeps lasts."""
         training = self.watch.training
-        with self.guard, torch.no_grad(), _evaluating(training) if training else nullcontext():
+        with self.guard, lasting(), torch.no_grad(), _evaluating(training) if training else nullcontext():
             yield
 
     def _afresh(self, tokens: Tokens, last: int) -> Pass:
@@ -215,7 +224,7 @@ class Reader:
         def run(features: tuple[int, ...]) -> object:
             if features:
                 arguments["features"] = features
-            with untracked(ids.shape[-1], self.watch.has_plain_weights):
+            with untracked(ids, self.watch.has_plain_weights):
                 return self.model(ids, **arguments)
 
         with self.at_rest():
@@ -309,9 +318,9 @@ def _place(model: Module) -> torch.device | None:
 @contextmanager
 def _evaluating(training: Sequence[Module]) -> Iterator[None]:
     """Modules in evaluation mode, as dropout would make a model a random function; then in training mode again."""
-    for module in training:
-        module.training = False
     try:
+        for module in training:  # within the `try`: an interrupt may come between two of them
+            module.training = False
         yield
     finally:
         for module in training:

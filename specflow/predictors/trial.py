@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, chain, pairwise
 from math import inf
 from random import Random
-from typing import Final, TypeAlias, final
+from typing import Final, NamedTuple, final
 from weakref import WeakKeyDictionary
 
 import torch
@@ -23,13 +23,13 @@ from torch import Tensor
 from torch.nn import Module
 from transformers import DynamicCache, PreTrainedConfig
 
-from specflow.caches import LossyCache, Past, capacity, is_empty, offloads
+from specflow.caches import LossyCache, Past, capacity, is_empty, lasting, offloads
 from specflow.errors import DecodeError
 from specflow.guards.finite import checked
 from specflow.paths import Rows, path_by_path
 from specflow.predictors.company import refuse_company
 from specflow.predictors.reader import Reader, config_of, context_of, embedded_of, soft_prompt_of
-from specflow.predictors.watch import Look
+from specflow.predictors.watch import Kinds, Look, still_known
 from specflow.state import TEXT, Proposal, Tokens
 
 
@@ -124,7 +124,13 @@ class Regime:
     carries: bool = True
 
 
-_Key: TypeAlias = tuple[object, ...]
+@final
+class Region(NamedTuple):
+    """Texts of which the longer ones go on with what was read of the shorter: of more than `over` tokens, read by a
+    model of one `kind`."""
+
+    over: int
+    kind: Kinds
 
 
 @final
@@ -144,7 +150,7 @@ class _Found:
         return self.trees is not False and all(each.most > 0 if self.over_caches else each.together for each in fed)
 
 
-_FOUND: Final[WeakKeyDictionary[Module, dict[_Key, _Found]]] = WeakKeyDictionary()
+_FOUND: Final[WeakKeyDictionary[Module, dict[Kinds, _Found]]] = WeakKeyDictionary()
 
 
 @final
@@ -186,7 +192,8 @@ class Caches:
         if self.make is None:
             config = getattr(self.reader.model, "config", None)
             return DynamicCache(config=config) if self._given and isinstance(config, PreTrainedConfig) else None
-        cache = self.make()
+        with lasting():
+            cache = self.make()
         if not is_empty(cache):
             received, remedy = type(cache).__name__, "make another cache at each call"
             raise DecodeError("make_cache", "a new cache is not empty", received, remedy)
@@ -215,8 +222,12 @@ class Trials:
     reader: Reader = field(init=False, default=Factory(lambda self: self.caches.reader, takes_self=True))
     horizons: tuple[int, ...] = field(init=False, default=())
     """The lengths beyond which the model is tried anew: all that the first trial does not cross by as much again."""
+    kind: Kinds = field(init=False, default=())
+    """What of the model may change and change back while what was read of it stays: its adapters, autocast."""
+    renewed: bool = field(init=False, default=True)
+    """Whether what was met last was of other weights or modules than before, and not just of another kind."""
     _crosses: bool = field(init=False, default=False)
-    _private: dict[_Key, _Found] = field(init=False, factory=dict)
+    _private: dict[Kinds, _Found] = field(init=False, factory=dict)
     _seen: Look | None = field(init=False, default=None)
     _now: _Found = field(init=False)
 
@@ -230,11 +241,11 @@ class Trials:
         self._crosses = len(self.horizons) < len(horizons)
         kept = _FOUND.setdefault(self.reader.model, {}) if self.caches.are_own else self._private
         key = (self.reader.dtype, self.reader.device.type, len(self.feedings), *look.kind)
-        found = kept.get(key)
-        if found is None or not (found.look.same(look) or (found.holds and found.look.of_same_parts(look))):
+        found = still_known(kept, key, look)
+        if found is None:
             found = kept[key] = _Found(look, bool(self.feedings))
-        found.look = look  # the older one would hold weights that were replaced
-        self._now, self._seen = found, look
+        self.renewed = self._seen is None or not self._seen.of_same_weights(look)
+        self._now, self._seen, self.kind = found, look, look.kind
         return True
 
     def forget(self) -> None:
@@ -245,9 +256,10 @@ class Trials:
         """How a text of `length` tokens is read."""
         return self._entered(length)[-1]
 
-    def region(self, length: int) -> int:
-        """Where the last regime began in which nothing is of use that was read of shorter texts."""
-        return max(0 if regime.carries else regime.over for regime in self._entered(length))
+    def region(self, length: int) -> Region:
+        """The region of a text: it begins with the last regime in which nothing is of use that was read of shorter
+        texts."""
+        return Region(max(0 if regime.carries else regime.over for regime in self._entered(length)), self.kind)
 
     def in_parts(self, tokens: Tokens, last: int, rows: Rows) -> Tensor:
         """Rows [last, …], of logits or features, finite where they are on the host, by one call of `rows` for each
@@ -320,7 +332,7 @@ class Trials:
             return Regime(over, FORGETFUL, carries=False)
         if not over:
             refuse_company(self.reader)
-        text, bound = self.text(total), error_bound(self.reader.dtype)
+        text, bound = self.text(total), error_bound(self.reader.rounding)
         beginning = text[: over + max(1, (total - over) // 4)]
         shorter = len(beginning) - over
         if over:
@@ -361,7 +373,7 @@ class Trials:
         """
         if not self.feedings or len(truth) < SHORTEST:
             return AFRESH
-        clear = max(self._rounding, min(10 * noise, error_bound(self.reader.dtype)))
+        clear = max(self._rounding, min(10 * noise, error_bound(self.reader.rounding)))
         past = Past(self.caches.tried(), 0)
         if self._wrong(past, text, truth, AT_ONCE) <= clear and not past.needs_marks:
             return ANY_PIECES
@@ -381,7 +393,7 @@ class Trials:
     def _best(self, text: Tokens, truth: Tensor, feedings: Sequence[Feeding], start: int = 0) -> Feeding | None:
         """The first feeding that is right where the trial's pieces begin after a piece of `start` tokens."""
         errors = [self._wrong(Past(self.caches.tried(), 0), text, truth, feeding, start) for feeding in feedings]
-        if min(errors) > error_bound(self.reader.dtype):
+        if min(errors) > error_bound(self.reader.rounding):
             return None
         right = max(self._rounding, 10 * min(errors))
         return next(feeding for feeding, error in zip(feedings, errors, strict=True) if error <= right)
@@ -403,7 +415,7 @@ class Trials:
 
     @property
     def _rounding(self) -> float:
-        return 8 * max(torch.finfo(self.reader.dtype).eps, torch.finfo(torch.float32).eps)
+        return 8 * max(torch.finfo(self.reader.rounding).eps, torch.finfo(torch.float32).eps)
 
     def _in_pieces(self, past: Past, text: Tokens, feeding: Feeding, start: int) -> Tensor:
         """Logits [k, V] of the last rows of `text`, a wrong piece read and taken back before the last.
@@ -448,7 +460,7 @@ class Trials:
         drafts = [Proposal(token, parent=parent) for token, parent in zip(drafted, parents, strict=True)]
         truth = path_by_path(self._fresh)(text, drafts)[1:]
         end = self._fresh(text + tuple([drafted[i] for i in kept]) + after, 1)
-        return error_of(torch.cat([rows, row]), torch.cat([truth, end])) <= error_bound(reader.dtype)
+        return error_of(torch.cat([rows, row]), torch.cat([truth, end])) <= error_bound(reader.rounding)
 
     def _fresh(self, tokens: Tokens, last: int) -> Tensor:
         """Logits [last, V] of a text in one pass. `DecodeError` where the model cannot read it."""

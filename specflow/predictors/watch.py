@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from itertools import chain
 from operator import attrgetter, getitem, is_
-from typing import Final, cast, final
+from typing import Final, Protocol, TypeAlias, TypeVar, cast, final
 
 import torch
 from attrs import define, field, frozen
 from torch import Tensor
 from torch.nn import Module, Parameter
+
+Kinds: TypeAlias = tuple[object, ...]
+"""What tells apart what is found out about one model: dtypes, devices and the kind of a look, among others."""
 
 _version: Final[Callable[[Tensor], int]] = attrgetter("_version")
 
@@ -27,8 +30,11 @@ class Look:
 
     def same(self, other: Look) -> bool:
         """Whether nothing that is looked at has changed."""
-        counts_alike = self.counted == other.counted and self.kind == other.kind
-        return counts_alike and (self.held is other.held or _identical(self.held, other.held))
+        return self.kind == other.kind and self.of_same_weights(other)
+
+    def of_same_weights(self, other: Look) -> bool:
+        """Whether at most the kind has changed: adapters, autocast, the implementation of attention."""
+        return self.counted == other.counted and (self.held is other.held or _identical(self.held, other.held))
 
     def of_same_parts(self, other: Look) -> bool:
         """Whether the modules are the same ones, and each tensor is of the same kind: other weights are no other parts.
@@ -36,6 +42,32 @@ class Look:
         Quantization replaces modules, or the kind of their weights.
         """
         return self.held is other.held or _identical(_parts(self.held), _parts(other.held))
+
+
+class Known(Protocol):
+    """What was found out about a model as it was at one look."""
+
+    look: Look
+
+    @property
+    def holds(self) -> bool:
+        """Whether it is so with other weights of the same parts, too."""
+        ...
+
+
+K = TypeVar("K", bound=Known)
+
+
+def still_known(known: dict[Kinds, K], kinds: Kinds, now: Look) -> K | None:
+    """What is known of these kinds, if it is so of the model as it is now. What is so no more is dropped, of any kind.
+
+    What is kept looks at what is now: the older looks would hold weights that were replaced.
+    """
+    for each, found in [*known.items()]:
+        if not (found.look.of_same_weights(now) or (found.holds and found.look.of_same_parts(now))):
+            del known[each]
+        found.look = now
+    return known.get(kinds)
 
 
 @final
@@ -46,7 +78,8 @@ class Watch:
     Noticed: weights that were written to (an optimizer's step, `load_state_dict`), that were replaced, moved or cast;
     modules that were added or replaced; adapters that were switched, merged or scaled; hooks that were added or
     removed; another implementation of attention; autocast. Not noticed: what is written through `.data` or from
-    outside of torch, what modules keep beside their parameters and persistent buffers, weights that are offloaded.
+    outside of torch, what is written to tensors that were made in inference mode, what modules keep beside their
+    parameters and persistent buffers, weights that are offloaded.
 
     >>> model = torch.nn.Linear(2, 2)
     >>> watch = Watch(model)
@@ -65,6 +98,10 @@ class Watch:
     """Where modules keep their children and tensors: they are asked at each look, as they may hold others."""
     _held: tuple[object, ...] = field(init=False)
     _tensors: tuple[Tensor, ...] = field(init=False)
+    _counting: tuple[Tensor, ...] = field(init=False)
+    """Those that count how often they were written to: not what was made in inference mode."""
+    _placed: tuple[Tensor, ...] = field(init=False)
+    """Those that lie at one place: not all kinds of tensors do."""
     _hooks: tuple[Mapping[int, object], ...] = field(init=False)
     _tuners: tuple[Module, ...] = field(init=False)
 
@@ -85,7 +122,7 @@ class Watch:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the model computes in; its logits may come in a finer dtype."""
+        """What the model computes in, but for autocast; its logits may come in a finer dtype."""
         return next((tensor.dtype for tensor in self._tensors if tensor.is_floating_point()), torch.float32)
 
     @property
@@ -113,6 +150,7 @@ class Watch:
         self._slots = [kept for kept, _ in slots], [name for _, name in slots]
         self._held = tuple(map(getitem, *self._slots))
         self._tensors = tuple([held for held in self._held[len(children) :] if isinstance(held, Tensor)])
+        self._sort()
         self._hooks = tuple([hooks for m in modules for hooks in (m._forward_hooks, m._forward_pre_hooks)])
         self._tuners = tuple([module for module in modules if "_active_adapter" in vars(module)])
 
@@ -123,11 +161,16 @@ class Watch:
             return False
 
     def _written(self) -> tuple[int, ...]:
-        """How often each tensor was written to, and where it lies."""
+        """How often each tensor was written to, and where it lies, as far as it tells."""
         try:
-            return (*map(_version, self._tensors), *map(Tensor.data_ptr, self._tensors))
-        except (RuntimeError, NotImplementedError):  # made in inference mode, or of a kind without version or place
-            return ()
+            return (*map(_version, self._counting), *map(Tensor.data_ptr, self._placed))
+        except (RuntimeError, NotImplementedError):  # a tensor became one of another kind, as by `to` in inference mode
+            self._sort()
+            return (*map(_version, self._counting), *map(Tensor.data_ptr, self._placed))
+
+    def _sort(self) -> None:
+        self._counting = tuple([tensor for tensor in self._tensors if _tells(_version, tensor)])
+        self._placed = tuple([tensor for tensor in self._tensors if _tells(Tensor.data_ptr, tensor)])
 
     def _kind(self) -> tuple[object, ...]:
         """The implementation of attention, the adapters, autocast: what other passes may be made of."""
@@ -139,6 +182,14 @@ class Watch:
             tuple([_adapted(tuner) for tuner in self._tuners]),
             *[torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) for kind in ("cpu", "cuda")],
         )
+
+
+def _tells(number: Callable[[Tensor], int], tensor: Tensor) -> bool:
+    try:
+        number(tensor)
+    except (RuntimeError, NotImplementedError):
+        return False
+    return True
 
 
 def _identical(a: tuple[object, ...], b: tuple[object, ...]) -> bool:

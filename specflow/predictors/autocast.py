@@ -1,0 +1,21 @@
+"""What `torch.autocast` makes of a pass."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+
+KINDS: Final = frozenset([kind for kind in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(kind)])
+"""The kinds of devices that there is autocast for: torch raises where it is asked about others."""
+
+
+def cast_to(kind: str) -> torch.dtype | None:
+    """What autocast casts to on a kind of device; None where it is off.
+
+    >>> cast_to("cpu")
+    >>> with torch.autocast("cpu", torch.bfloat16):
+    ...     cast_to("cpu")
+    torch.bfloat16
+    """
+    return torch.get_autocast_dtype(kind) if kind in KINDS and torch.is_autocast_enabled(kind) else None
