@@ -289,9 +289,9 @@ def _counts(text: Tokens, scores: Tensor, begins: int) -> Tensor:
     """How often each token stands after position `begins` of the prefix of each row, [k, V]."""
     rows, vocab_size = scores.shape
     first = len(text) - rows + 1
-    counts = torch.zeros(rows, vocab_size, dtype=scores.dtype)
+    counts = torch.zeros(rows, vocab_size, dtype=scores.dtype, device="cpu")
     before = [token for token in text[begins:first] if 0 <= token < vocab_size]
-    counts[0] = torch.bincount(torch.tensor(before, dtype=torch.long), minlength=vocab_size)
+    counts[0] = torch.bincount(torch.tensor(before, dtype=torch.long, device="cpu"), minlength=vocab_size)
     for row in range(1, rows):
         counts[row] = counts[row - 1]
         at = first + row - 1
@@ -304,7 +304,8 @@ def _without_end(text: Tokens, scores: Tensor, stop: frozenset[int], ready: floa
     """Without the tokens of `stop` in the rows whose prefixes are shorter than `ready`."""
     ends = [token for token in stop if token < scores.shape[1]]
     early = [row for row, end in _ends(text, scores) if end < ready]
-    scores[torch.tensor(early, dtype=torch.long)[:, None], torch.tensor(ends, dtype=torch.long)[None, :]] = -inf
+    rows, columns = (torch.tensor(each, dtype=torch.long, device="cpu") for each in (early, ends))
+    scores[rows[:, None], columns[None, :]] = -inf
     return scores
 
 
