@@ -206,7 +206,7 @@ def ngram_assisted_speculative_generate(
     rng, observe, predictor = Dice(), _observer(debug, tokenizer), _predictor(target, use_cache)
     drafter = (NGramDrafter if stop_if_unknown else GuessingNGramDrafter)(ngramstorage, vocab_size)
 
-    ngramstorage.initialize(torch.tensor([state.tokens]))
+    ngramstorage.initialize(torch.tensor([state.tokens], device="cpu"))
     step = ngram_step(drafter, predictor, logits_processor, rng, update, paced, (predictor,), observe)
     if first_target:
         step = once(ngram_step(propose_nothing, predictor, logits_processor, rng, update, observe=observe), step)

@@ -12,7 +12,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Final, TypeAlias, final
+from typing import Any, Final, TypeAlias, cast, final
 
 import accelerate  # type: ignore[import-untyped]
 import peft
@@ -39,8 +39,11 @@ from specflow import (
     EachPrefix,
     Fixed,
     GreedyProcessor,
+    LLMDrafter,
+    MultinomialProcessor,
     PointMass,
     Proposal,
+    SharedNoise,
     SuffixDrafter,
     Tokens,
     autoregressive_generate,
@@ -48,11 +51,14 @@ from specflow import (
     beam_search_generate,
     limits_of,
     run,
+    seed_coupled_step,
     speculative_generate,
     speculative_step,
     start,
 )
-from specflow.batch import BatchPredictor
+from specflow.accelerate import bit_for_bit, fast
+from specflow.accelerate.linear import can_halve, is_right, steady_parts, steady_rows
+from specflow.batch import BatchPredictor, together
 from specflow.interop import new_tokens
 from specflow.paths import last_rows
 from specflow.predictors import UncachedPredictor
@@ -489,6 +495,53 @@ def swapped_in_inference_mode(model: Changing) -> None:
     with torch.inference_mode():
         other = nn.Parameter(-model.model.layers[0].self_attn.k_proj.weight, requires_grad=False)
     torch.utils.swap_tensors(model.model.layers[0].self_attn.k_proj.weight, other)  # type: ignore[no-untyped-call]
+
+
+class Likewise(nn.Linear):
+    """A linear layer that is not known to be one."""
+
+
+@contextmanager
+def elsewhere() -> Iterator[None]:
+    """torch makes tensors by default where nothing can be computed."""
+    torch.set_default_device("meta")
+    try:
+        yield
+    finally:
+        torch.set_default_device(None)
+
+
+def everything(model: PreTrainedModel, helper: PreTrainedModel) -> list[object]:
+    """What steps, batches, beams and accelerated models say."""
+    for found in (is_right, steady_rows, steady_parts, can_halve):
+        found.cache_clear()
+    text, drafts = [3, 4, 5, 3, 4, 5, 3], (Proposal(5), Proposal(6, parent=-1), Proposal(7, parent=0))
+    target, law, dice = CachedPredictor(model), MultinomialProcessor(1.0), Dice(torch.Generator().manual_seed(0))
+    steps = (
+        autoregressive_step(target, GreedyProcessor(), dice),
+        speculative_step(SuffixDrafter(), target, law, dice),
+        speculative_step(LLMDrafter(CachedPredictor(helper), law, dice), target, law, dice),
+        seed_coupled_step(SuffixDrafter(), target, law, SharedNoise(3)),
+    )
+    batched = BatchPredictor(helper)
+    asked = [partial(batched, (1, 2, 3), drafts), partial(batched, (7, 8), ()), partial(batched, (9,), drafts[:1])]
+    rows = dict(together(asked, 3))
+    accelerated = [CachedPredictor(make(helper)) for make in (fast, bit_for_bit)]
+    return [
+        *[run(step, start(text, 12).unwrap()).state.output for step in steps],
+        beam_search_generate(text, helper, max_gen_len=4),
+        *[cast("Tensor", rows[number]).argmax(-1).tolist() for number in sorted(rows)],
+        *[last_rows(predict, tuple(text), 3).argmax(-1).tolist() for predict in accelerated],
+    ]
+
+
+def test_where_torch_makes_tensors_by_default_does_not_matter() -> None:
+    first, second = ((tiny_llama(dtype=torch.float32), tiny_llama(3, dtype=torch.float32)) for _ in range(2))
+    for model, _ in (first, second):
+        model.get_submodule("model.layers.0.mlp.up_proj").__class__ = Likewise
+    expected = everything(*first)
+    with elsewhere():
+        assert everything(*second) == expected
 
 
 CHANGES: list[tuple[Callable[[], Any], Callable[[Any], object]]] = [

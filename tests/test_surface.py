@@ -941,6 +941,7 @@ TABLE: Final[dict[str, Entry]] = {
     "constraints.constraint.Constraint.following": Entry(
         answer().following, lambda: {"matcher": answer().at(TEXT), "token": 1}
     ),
+    "constraints.constraint.Constraint.is_last": Entry(answer().is_last, lambda: {"matcher": answer().at(TEXT)}),
     **{
         f"constraints.constraint.Constraint.{name}": Entry(getattr(answer(), name), lambda: {"state": begun()})
         for name in ("is_complete", "is_over")
@@ -2438,6 +2439,7 @@ EXEMPT: Final[Mapping[str, str]] = {
         COMMAND,
     ),
     **dict.fromkeys(("gguf_keys.differing", "gguf_keys.missing"), BY_CONVERTED),
+    "caches.lasting.lasting": ON_CACHES,
 }
 
 

@@ -242,7 +242,7 @@ class _Track:
         whole = [*parents, *range(len(parents) - 1, max(PASSES) - 1)]
         if whole != self._parents:
             self._parents = whole
-            self._depths.copy_(torch.tensor(depths(whole)))
+            self._depths.copy_(torch.tensor(depths(whole), device="cpu"))
             self._hidden.copy_(torch.from_numpy(~lineage(whole)))
 
 

@@ -283,10 +283,10 @@ def _is_steady(out: int, inner: int, dtype: torch.dtype, make: MakeLinear) -> bo
     additions shows in nearly every element; with ordinary numbers bf16 would round it away in all but a few.
     """
     generator = torch.Generator().manual_seed(0)
-    left, right = torch.randperm(inner - inner % 2, generator=generator).chunk(2)
-    weight = torch.randn(min(out, 256), inner, generator=generator)
+    left, right = torch.randperm(inner - inner % 2, generator=generator, device="cpu").chunk(2)
+    weight = torch.randn(min(out, 256), inner, generator=generator, device="cpu")
     weight[:, right] = -weight[:, left]
-    rows = torch.randn(32, inner, generator=generator)
+    rows = torch.randn(32, inner, generator=generator, device="cpu")
     rows[:, right] = rows[:, left]
     if inner % 2:
         rows[:, -1] = 0
@@ -338,7 +338,8 @@ def has_layers(dtype: torch.dtype) -> bool:
 def is_right(make: MakeLinear, dtype: torch.dtype, tolerance: float) -> bool:
     """Whether layers that `make` makes are within the tolerance, relative to the largest output, on a small example."""
     generator = torch.Generator().manual_seed(0)
-    weight, x, bias = (torch.randn(shape, generator=generator).to(dtype) for shape in ((48, 32), (3, 32), (48,)))
+    shapes = (48, 32), (3, 32), (48,)
+    weight, x, bias = (torch.randn(shape, generator=generator, device="cpu").to(dtype) for shape in shapes)
     expected = F.linear(x.double(), weight.double(), bias.double())
     try:
         got = make(weight, bias)(x)

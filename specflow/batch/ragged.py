@@ -52,7 +52,7 @@ class Piece:
     @property
     def positions(self) -> Tensor:
         """Where the ids stand in the text."""
-        return self.past.length + torch.tensor(depths(self.parents))
+        return self.past.length + torch.tensor(depths(self.parents), device="cpu")
 
     @property
     def tree(self) -> tuple[int, ...] | None:
@@ -135,10 +135,10 @@ def _of_rows(reader: Reader, pieces: Sequence[Piece]) -> list[_Read]:
         (piece,) = pieces  # as a text alone is read, which is quicker
         read = reader.read(reader.ids([piece.ids]), joined, piece.row.length, piece.last, piece.tree)
     else:
-        ids = torch.zeros(layout.rows, layout.k, dtype=torch.long)
+        ids = torch.zeros(layout.rows, layout.k, dtype=torch.long, device="cpu")
         positions = torch.zeros_like(ids)
         for spot in layout.spots:
-            ids[spot.row, spot.tokens] = torch.tensor(spot.piece.ids)
+            ids[spot.row, spot.tokens] = torch.tensor(spot.piece.ids, device="cpu")
             positions[spot.row, spot.tokens] = spot.piece.positions
         device = reader.device
         last = max(layout.k - spot.tokens.stop + spot.piece.last for spot in layout.spots)
@@ -245,17 +245,18 @@ def _masks(reader: Reader, windows: Mapping[str, int | None], layout: Layout) ->
     """What no token of a row may see: the keys of others, and of its own those that do not come before it."""
     masks = {}
     for kind, window in windows.items():
-        hidden = torch.ones(layout.rows, 1, layout.k, layout.n, dtype=torch.bool)
+        hidden = torch.ones(layout.rows, 1, layout.k, layout.n, dtype=torch.bool, device="cpu")
         for spot in layout.spots:
             piece, own = spot.piece, hidden[spot.row, 0, spot.tokens, spot.keys]
             covered = piece.row.length
             own[:, :covered] = False
             own[:, covered:] = torch.from_numpy(~lineage(piece.parents))
             if window is not None:
-                seen = torch.cat((torch.arange(covered), piece.positions))
+                seen = torch.cat((torch.arange(covered, device="cpu"), piece.positions))
                 own |= seen <= piece.positions[:, None] - window
         least = torch.finfo(reader.dtype).min
-        masks[kind] = torch.zeros(hidden.shape, dtype=reader.dtype).masked_fill_(hidden, least).to(reader.device)
+        mask = torch.zeros(hidden.shape, dtype=reader.dtype, device="cpu")
+        masks[kind] = mask.masked_fill_(hidden, least).to(reader.device)
     return masks.get("", masks)
 
 

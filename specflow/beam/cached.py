@@ -68,7 +68,7 @@ class CachedBeamPredictor:
         told, follows = feeding.told, feeding.most > 0 and feeding.least == 1
         carries = length > 1 and trials.region(length) == trials.region(length - 1)
         if cache is not None and follows and carries and len(parents) == len(texts):
-            cache.reorder_cache(torch.tensor(parents))
+            cache.reorder_cache(torch.tensor(parents, device="cpu"))
             logits, after, _ = reader.read(reader.ids([text[-1:] for text in texts]), cache, length - 1, 1, told=told)
             return self._kept(texts, logits[:, 0], after)
         if len(texts) == 1 and follows:

@@ -87,7 +87,7 @@ class Constraint:
         """Which tokens may follow a text, as bools [V] on the host; `DecodeError` where none may."""
         whole(1, "give the size of the vocabulary")("vocab_size", vocab_size)
         matcher = self.at(tokens)
-        mask, allowed = _mask_of(matcher), torch.zeros(vocab_size, dtype=torch.bool)
+        mask, allowed = _mask_of(matcher), torch.zeros(vocab_size, dtype=torch.bool, device="cpu")
         shared = min(len(mask), vocab_size)
         allowed[:shared] = mask[:shared]
         ends = [token for token in self.stop if token < vocab_size]

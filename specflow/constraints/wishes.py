@@ -291,9 +291,9 @@ def _counts(text: Tokens, scores: Tensor, begins: int) -> Tensor:
     rows, vocab_size = scores.shape
     first = len(text) - rows + 1
     # Whole numbers: in 16 bits counting one by one stops at 256, and the law would depend on where counting began.
-    counts = torch.zeros(rows, vocab_size, dtype=torch.long)
+    counts = torch.zeros(rows, vocab_size, dtype=torch.long, device="cpu")
     before = [token for token in text[begins:first] if 0 <= token < vocab_size]
-    counts[0] = torch.bincount(torch.tensor(before, dtype=torch.long), minlength=vocab_size)
+    counts[0] = torch.bincount(torch.tensor(before, dtype=torch.long, device="cpu"), minlength=vocab_size)
     for row in range(1, rows):
         counts[row] = counts[row - 1]
         at = first + row - 1
@@ -306,7 +306,8 @@ def _without_end(text: Tokens, scores: Tensor, stop: frozenset[int], ready: floa
     """Without the tokens of `stop` in the rows whose prefixes are shorter than `ready`."""
     ends = [token for token in stop if token < scores.shape[1]]
     early = [row for row, end in _ends(text, scores) if end < ready]
-    scores[torch.tensor(early, dtype=torch.long)[:, None], torch.tensor(ends, dtype=torch.long)[None, :]] = -inf
+    rows, columns = (torch.tensor(each, dtype=torch.long, device="cpu") for each in (early, ends))
+    scores[rows[:, None], columns[None, :]] = -inf
     return scores
 
 

@@ -90,9 +90,9 @@ class _Matching:
     spell: Callable[[str], Sequence[int]]
 
     def mask(self) -> Tensor:
-        bits = torch.full((1, (self.vocab_size + 31) // 32), -1, dtype=torch.int32)
+        bits = torch.full((1, (self.vocab_size + 31) // 32), -1, dtype=torch.int32, device="cpu")
         self.matcher.fill_next_token_bitmask(bits)
-        places = torch.arange(32, dtype=torch.int32)
+        places = torch.arange(32, dtype=torch.int32, device="cpu")
         mask = ((bits[0, :, None] >> places) & 1).bool().flatten()[: self.vocab_size].clone()
         mask[[token for token in self.ends if token < self.vocab_size]] = False
         return mask

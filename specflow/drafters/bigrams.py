@@ -80,7 +80,8 @@ class Bigrams:
         # Tables of their own from the start: what is kept between two passes would lie between the rows of one and the
         # next, and hold the room of them all.
         every = range(int(vocab_size))
-        tokens, chances = torch.empty(len(every), k, dtype=torch.long), torch.empty(len(every), k)
+        tokens = torch.empty(len(every), k, dtype=torch.long, device="cpu")
+        chances = torch.empty(len(every), k, device="cpu")
         for first in every[::TOGETHER]:
             some = every[first : first + TOGETHER]
             logits = rows_of(target, context, [Proposal(token, parent=TEXT) for token in some])[1:]

@@ -190,7 +190,7 @@ def _drafted(tensors: dict[str, Tensor], target: Target, size: int) -> Tensor | 
     if offsets.dim() != 1 or offsets.is_floating_point() or len(offsets) != size:
         received = f"{list(offsets.shape)} of {offsets.dtype} for [{size}]"
         raise DecodeError("head", "the tensor d2t has another shape", received, "see draft_vocab_size in config.json")
-    ids = torch.arange(size) + offsets.long()
+    ids = torch.arange(size, device=offsets.device) + offsets.long()
     if int(ids.min()) < 0 or int(ids.max()) >= target.vocab_size:
         received = f"ids from {int(ids.min())} to {int(ids.max())} in a vocabulary of {target.vocab_size}"
         remedy = "give the target that the head was made for"

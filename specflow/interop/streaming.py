@@ -44,7 +44,7 @@ def stream(step: Step, state: DecodeState, streamer: Streamer) -> Finished:
     growing = grow(step, state)
     does("a streamer", "give a TextStreamer, or anything with put and end", "put", "end")("streamer", streamer)
     with ended(streamer):
-        streamer.put(torch.tensor([state.tokens]))
+        streamer.put(torch.tensor([state.tokens], device="cpu"))
         return put_through(growing, streamer)
 
 
@@ -62,7 +62,7 @@ def put_through(growing: Growing, streamer: Streamer) -> Finished:
     """The end of a text that grows, with each new token put into `streamer`."""
     for new, outcome in growing:
         for token in new:
-            streamer.put(torch.tensor([token]))
+            streamer.put(torch.tensor([token], device="cpu"))
         if isinstance(outcome, Finished):
             return outcome
     raise AssertionError("a text ends")

@@ -64,7 +64,7 @@ class TableModel:
         """
         tokens = reading_of(tokens, last)
         ends = range(len(tokens) - last + 1, len(tokens) + 1)
-        return torch.tensor([self._held(tokens[:end]) for end in ends], dtype=torch.float64)
+        return torch.tensor([self._held(tokens[:end]) for end in ends], dtype=torch.float64, device="cpu")
 
     def _held(self, tokens: Tokens) -> list[float]:
         random = Random(f"{self.seed}/held/{tokens}")
@@ -78,7 +78,7 @@ class TableModel:
                 weights[random.randrange(self.vocab_size)] = 0.0
             total = sum(weights)
             logits = [log(weight / total) if weight else -inf for weight in weights]
-            self._rows[tokens] = torch.tensor(logits, dtype=torch.float64)
+            self._rows[tokens] = torch.tensor(logits, dtype=torch.float64, device="cpu")
         return self._rows[tokens]
 
 
@@ -110,4 +110,4 @@ class HiddenProcessor(LogitsProcessor):
         if max(drawn_ids, default=0) >= probs.shape[1]:
             happened, remedy = "what is drawn is outside the vocabulary", "return an id of the law"
             raise DecodeError("rng", happened, shown(max(drawn_ids)), remedy)
-        return torch.tensor(drawn_ids).reshape(-1, 1)
+        return torch.tensor(drawn_ids, device="cpu").reshape(-1, 1)

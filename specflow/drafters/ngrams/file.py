@@ -77,7 +77,7 @@ def packed(header: Header, rows: Iterable[Row]) -> bytes:
         columns["widths"].append(len(counted))
         columns["tokens"].extend(counted)
         columns["counts"].extend(counted.values())
-    tensors = {name: torch.tensor(columns[name], dtype=dtype) for name, dtype in header.arrays.items()}
+    tensors = {name: torch.tensor(columns[name], dtype=dtype, device="cpu") for name, dtype in header.arrays.items()}
     return save(tensors, header.metadata | {"sha256": checksum(header.metadata, tensors)})
 
 

@@ -76,7 +76,7 @@ class INgramStorage(ABC):
             text.append(token)
 
     def _next(self, text: list[int]) -> tuple[int, bool]:
-        answer: object = self.next_token(torch.tensor([text], dtype=torch.long))
+        answer: object = self.next_token(torch.tensor([text], dtype=torch.long, device="cpu"))
         match answer:
             case (token, known):
                 ids = ids_of("next_token", token if isinstance(token, Tensor) else [token])
@@ -102,9 +102,9 @@ class INgramStorage(ABC):
         lessons = [ids_of("followers", following) for following in followers]
         _check_reach(len(text), start, len(lessons))
         for end, following in enumerate(lessons, start):
-            context = torch.tensor([text[:end]], dtype=torch.long)
+            context = torch.tensor([text[:end]], dtype=torch.long, device="cpu")
             for token in following:
-                self.update(context, torch.tensor([[token]]))
+                self.update(context, torch.tensor([[token]], device="cpu"))
 
 
 def pairs_of(storage: INgramStorage, said: object) -> Iterator[tuple[int, bool]]:
@@ -288,7 +288,7 @@ class _CountingStorage(INgramStorage):
     @override
     def _next(self, text: list[int]) -> tuple[int, bool]:
         token = self._best(text)
-        return (int(torch.randint(self.vocab_size, ())), False) if token is None else (token, True)
+        return (int(torch.randint(self.vocab_size, (), device="cpu")), False) if token is None else (token, True)
 
     def _best(self, text: Sequence[int]) -> int | None:
         """What followed the longest known context; None where none is known."""

@@ -123,7 +123,7 @@ def mass_of(weight: float, p: Known, q: Known) -> Tensor:
     """The mass of max(0, w·p - q), on the device of p."""
     match p:
         case PointMass(token):
-            return torch.tensor(max(0.0, weight - q.of(token)), dtype=torch.float64)
+            return torch.tensor(max(0.0, weight - q.of(token)), dtype=torch.float64, device="cpu")
         case Categorical(probs):
             return _rest(weight, probs, q).sum()
 
