@@ -184,7 +184,7 @@ class Argmax:
 
 
 def greedy_by_softmax(world: World) -> Step:
-    draft, adjust = Draft(LLMDrafter(world.drafter, SoftmaxLaws(), Argmax())), Adjust(Argmax())
+    draft, adjust = Draft(LLMDrafter(world.drafter, SoftmaxLaws(), Undecided(Argmax()))), Adjust(Argmax())
     verify = Verify(world.target, SoftmaxLaws(), Reject(world.rng))
     return lambda state: flow(state, draft, verify, adjust, commit, advance)  # type: ignore[arg-type] # as mypy sees
 
@@ -393,7 +393,7 @@ def less_or_equal(world: World) -> Step:
 @final
 @frozen
 class Undecided:
-    """Noise that belongs to positions, taken for fresh randomness. It draws, and takes no decisions."""
+    """What is no fresh randomness, taken for it. It draws, and takes no decisions."""
 
     noise: Sampling
 

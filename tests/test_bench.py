@@ -313,7 +313,7 @@ def test_a_label_names_the_drafter_the_policy_and_the_rule(monkeypatch: pytest.M
     model = tiny_llama(3)
     for label, expected, judge in (
         ("suffix", ("cost", 16, 0.7), "reject"),
-        ("tree", ("cost", 8, 0.7), "reject"),
+        ("tree", ("cost", 16, 0.7), "reject"),
         ("tree@5", ("fixed", 5, 0.7), "reject"),
         ("tree@5@traverse", ("fixed", 5, 0.7), "traverse"),
         ("tree@cost", ("cost", 16, 0.7), "reject"),

@@ -391,11 +391,11 @@ class OneByOne:
 
 
 def a_block(world: World) -> Drafter:
-    """Three samples at once, drawn with noise; hidden and greedy ones come one by one."""
+    """Two samples at once, drawn with noise; hidden and greedy ones come one by one."""
     processor = world.processor
     if not isinstance(processor, MultinomialProcessor):
         return sharing(world)
-    return SampledBlockDrafter(OneByOne(world), processor, world.noise, ahead=3)
+    return SampledBlockDrafter(OneByOne(world), processor, world.noise, ahead=2)
 
 
 NOISY: Final[dict[str, Callable[[World], Drafter]]] = {
