@@ -15,10 +15,11 @@ from specflow.guards.checks import a, calls, drafts, valid
 from specflow.policies.acceptance import Acceptance, Certain, Pulled, Watched
 from specflow.policies.chances import ByChances
 from specflow.policies.choice import DOUBT, Choice, are_numbers, credit
-from specflow.policies.meter import CLOSE, CostMeter, Costs, Durations
+from specflow.policies.meter import CostMeter, Costs, Durations
 from specflow.prefix import TEXTS
 from specflow.state import DecodeState, Pace, Proposal
 
+CLOSE: Final = 1.1  # how many times the tokens per second of no draft a draft must promise to be taken nevertheless
 LOOK: Final = 0.01  # certain drafts that take less than this share of a pass are looked at before it is decided
 
 

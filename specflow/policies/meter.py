@@ -30,7 +30,7 @@ AGES: Final = 1e9  # nothing takes longer: about thirty years
 WINDOW: Final = 9  # how many recent durations an estimate looks at
 HORIZON: Final = 256  # how many passes a length is remembered that is not timed again: what was slow is tried again
 FRESH: Final = 16  # how many passes the duration of one over one token is taken for granted where little depends on it
-CLOSE: Final = 1.1  # how many times as quick as it a longer pass must be to tell that it has changed
+CHANGED: Final = 1.1  # how many times as quick as it a longer pass must be to tell that it has changed
 RISK: Final = 0.5  # what a token may add to such a pass, in passes over one, as far as is known
 SLOPE: Final = 0.01  # what a token is thought to add to a pass that was never timed: little, so that it soon is timed
 
@@ -147,7 +147,7 @@ class CostMeter:
         if self._passes - single.newest < FRESH:
             return single
         since = [each.estimate for each in self._noted.values() if each.count > 1 and each.newest > single.newest]
-        return None if min(since, default=AGES) * CLOSE < single.estimate else single
+        return None if min(since, default=AGES) * CHANGED < single.estimate else single
 
     def seconds(self, most: int) -> list[float] | None:
         """What passes over 1 … `most` ≥ 1 tokens are expected to take, up to twice the longest that was timed.
