@@ -642,6 +642,33 @@ def test_token_types_that_a_model_embeds_are_refused() -> None:
     assert ours == theirs
 
 
+def test_padding_that_a_model_sees_is_refused_whatever_it_was_given_before() -> None:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 64, "hidden_size": 8, "attention_hidden_size": 8, "num_hidden_layers": 1}
+    model = tf.RwkvForCausalLM(tf.RwkvConfig(**sizes, context_length=64))
+    model.eval()
+    theirs, ours = both(model, BATCH, attention_mask=torch.ones_like(BATCH))
+    assert ours == theirs
+    with pytest.raises(DecodeError, match="over the attention_mask of `generate` is not the model over its ids"):
+        model.generate(BATCH, custom_generate=Generate(), **PLAIN, **MASK)
+    theirs, ours = both(model, BATCH, attention_mask=torch.ones_like(BATCH))
+    assert ours == theirs
+
+
+def test_what_a_model_makes_of_its_arguments_is_found_out_anew_when_its_weights_have_changed() -> None:
+    model, types = tiny_gpt2(), {"token_type_ids": torch.zeros_like(IDS)}
+    table = model.get_parameter("transformer.wte.weight")
+    was = table[0].detach().clone()
+    with torch.no_grad():
+        table[0] = 0
+    theirs, ours = both(model, **types)
+    assert ours == theirs
+    with torch.no_grad():
+        table[0] = was
+    with pytest.raises(DecodeError, match="token_type_ids"):
+        both(model, **types)
+
+
 def test_an_encoder_decoder_model_is_refused() -> None:
     config = tf.T5Config(
         vocab_size=64, d_model=32, d_ff=48, num_layers=1, num_heads=2, d_kv=8, decoder_start_token_id=0

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from math import inf, isnan
 from random import Random
-from typing import Final, final
-from weakref import WeakKeyDictionary
+from typing import Final
 
 import torch
-from attrs import define
 from torch import Tensor
-from torch.nn import Module
 
 from specflow.batch.ragged import Piece, joins, new_past, read_together
 from specflow.caches import Shelves
 from specflow.predictors.reader import Reader, context_of
 from specflow.predictors.trial import error_bound
-from specflow.predictors.watch import Kinds, Look, still_known
+from specflow.predictors.watch import Findings
 from specflow.state import TEXT
 from specflow.trees import path_to
 
@@ -27,15 +24,7 @@ CHAIN: Final = (TEXT, 0, 1, 2, 3)
 """The same for a model that cannot read trees."""
 
 
-@final
-@define(eq=False)
-class _Found:
-    look: Look
-    holds: bool
-    """Whether texts are read together rightly."""
-
-
-_FOUND: Final[WeakKeyDictionary[Module, dict[Kinds, _Found]]] = WeakKeyDictionary()
+_JOINS: Final = Findings[bool](bool)
 
 
 def reads_together(reader: Reader, over: int, *, trees: bool) -> bool:
@@ -47,12 +36,9 @@ def reads_together(reader: Reader, over: int, *, trees: bool) -> bool:
     """
     if not joins(reader):
         return False
-    found, look = _FOUND.setdefault(reader.model, {}), reader.watch.look()
+    look = reader.watch.look()
     key = (over, trees, reader.dtype, reader.device.type, *look.kind)
-    known = still_known(found, key, look)
-    if known is None:
-        known = found[key] = _Found(look, _try(reader, over, TREE if trees else CHAIN))
-    return known.holds
+    return _JOINS.of(reader.model, key, look, lambda: _try(reader, over, TREE if trees else CHAIN))
 
 
 def _try(reader: Reader, over: int, drafts: tuple[int, ...]) -> bool:

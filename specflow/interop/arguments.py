@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sized
 from functools import partial
 from types import CodeType, FrameType, MappingProxyType
 from typing import Final, final
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -21,6 +20,7 @@ from specflow.errors import DecodeError
 from specflow.guards.checks import does, or_none, shown
 from specflow.interop.streaming import Streamer
 from specflow.predictors.reader import Reader
+from specflow.predictors.watch import Findings
 from specflow.state import Tokens
 
 HONOURED: Final = frozenset(
@@ -166,7 +166,7 @@ def reads(model: PreTrainedModel) -> Module:
     raise DecodeError("prepare_inputs_for_generation", happened, shown(prepare), "leave the model's own in its place")
 
 
-_TRIED: Final[WeakKeyDictionary[Module, dict[frozenset[str], bool]]] = WeakKeyDictionary()
+_FITS: Final = Findings[bool](lambda _: False)  # numbers decide: token types of zeros fit until they are trained
 
 SHORT: Final = 8
 """How many tokens the trial of `refuse_other_inputs` reads."""
@@ -178,34 +178,41 @@ def refuse_other_inputs(
     """`DecodeError` if the model, fed as `generate` feeds it, says something else than over the tokens alone.
 
     Positions that a model counts from elsewhere, token types that it embeds and padding that it sees are such inputs.
-    Two short passes, once for each model object and set of arguments.
+    Two short passes, once for each model object, set of arguments and beginning of the padding, and again when the
+    model has changed.
     """
     given = {
         name: value
         for name, value in model_kwargs.items()
         if name.endswith(("token_type_ids", "position_ids", "attention_mask")) and isinstance(value, Tensor)
     }
-    found, names = _TRIED.setdefault(model, {}), frozenset(given)
-    if names not in found:
-        short = tokens[:SHORT]
-        before = padding[:2] if "attention_mask" in given else ()
-        real = torch.tensor([[False] * len(before) + [True] * len(short)], device=model.device)
-        counted = (real.cumsum(dim=1) - 1).clamp(min=0)
-        inputs: dict[str, object] = {
-            name: real.long()
-            if name == "attention_mask"
-            else torch.zeros_like(counted)
-            if name.endswith("token_type_ids")
-            else counted.expand(*value.shape[:-2], 1, -1)
-            for name, value in given.items()
-        }
-        fed, alone = Reader.of(_Fed(model, inputs)), Reader.of(model)
-        rows = [reader.read_afresh(ids, 1) for reader, ids in ((fed, before + short), (alone, short))]
-        found[names] = not given or _is_near(*rows)
-    if not found[names]:
-        happened = f"the model over the {' and '.join(sorted(names))} of `generate` is not the model over its ids alone"
+    if not given:
+        return
+    before, reader = padding[:2] if "attention_mask" in given else (), Reader.of(model)
+    look = reader.watch.look()
+    shapes = frozenset([(name, value.shape[:-2]) for name, value in given.items()])
+    key = (shapes, before, reader.dtype, reader.device.type, *look.kind)
+    if not _FITS.of(model, key, look, lambda: _fits(reader, model, given, before, tokens[:SHORT])):
+        names = " and ".join(sorted(given))
+        happened = f"the model over the {names} of `generate` is not the model over its ids alone"
         remedy = "leave them out; where you gave none, its text in `generate` is not that of its own passes"
-        raise DecodeError(min(names), happened, type(model).__name__, remedy)
+        raise DecodeError(min(given), happened, type(model).__name__, remedy)
+
+
+def _fits(reader: Reader, model: PreTrainedModel, given: Mapping[str, Tensor], before: Tokens, short: Tokens) -> bool:
+    """Whether what is said after a short text is said, too, with such arguments, and padding before it."""
+    real = torch.tensor([[False] * len(before) + [True] * len(short)], device=model.device)
+    counted = (real.cumsum(dim=1) - 1).clamp(min=0)
+    inputs: dict[str, object] = {
+        name: real.long()
+        if name == "attention_mask"
+        else torch.zeros_like(counted)
+        if name.endswith("token_type_ids")
+        else counted.expand(*value.shape[:-2], 1, -1)
+        for name, value in given.items()
+    }
+    fed = Reader.of(_Fed(model, inputs)).read_afresh(before + short, 1)
+    return _is_near(fed, reader.read_afresh(short, 1))
 
 
 class _Fed(Module):

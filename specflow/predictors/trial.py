@@ -15,7 +15,6 @@ from itertools import accumulate, chain, pairwise
 from math import inf
 from random import Random
 from typing import Final, NamedTuple, final
-from weakref import WeakKeyDictionary
 
 import torch
 from attrs import Factory, define, field, frozen
@@ -29,7 +28,7 @@ from specflow.guards.finite import checked
 from specflow.paths import Rows, path_by_path
 from specflow.predictors.company import refuse_company
 from specflow.predictors.reader import Reader, config_of, context_of, embedded_of, soft_prompt_of
-from specflow.predictors.watch import Kinds, Look, still_known
+from specflow.predictors.watch import Findings, Kinds, Look
 from specflow.state import TEXT, Proposal, Tokens
 
 
@@ -136,21 +135,19 @@ class Region(NamedTuple):
 @final
 @define(eq=False)
 class _Found:
-    """What was found out about a model as it was at one look."""
+    """What was found out about a model, as far as it was asked for."""
 
-    look: Look
     over_caches: bool
     regimes: dict[int, Regime] = field(factory=dict)
     trees: bool | None = None
 
-    @property
     def holds(self) -> bool:
         """Whether nothing went wrong, so that other weights of the same parts need no other trial."""
         fed = [regime.feeding for regime in self.regimes.values()]
         return self.trees is not False and all(each.most > 0 if self.over_caches else each.together for each in fed)
 
 
-_FOUND: Final[WeakKeyDictionary[Module, dict[Kinds, _Found]]] = WeakKeyDictionary()
+_FOUND: Final = Findings(_Found.holds)
 
 
 @final
@@ -227,7 +224,10 @@ class Trials:
     renewed: bool = field(init=False, default=True)
     """Whether what was met last was of other weights or modules than before, and not just of another kind."""
     _crosses: bool = field(init=False, default=False)
-    _private: dict[Kinds, _Found] = field(init=False, factory=dict)
+    _findings: Findings[_Found] = field(
+        init=False,
+        default=Factory(lambda self: _FOUND if self.caches.are_own else Findings(_Found.holds), takes_self=True),
+    )
     _seen: Look | None = field(init=False, default=None)
     _now: _Found = field(init=False)
 
@@ -239,13 +239,10 @@ class Trials:
         horizons, crossed = horizons_of(self.reader.model), min(LENGTH, self.room) // 2
         self.horizons = tuple([horizon for horizon in horizons if horizon > crossed])
         self._crosses = len(self.horizons) < len(horizons)
-        kept = _FOUND.setdefault(self.reader.model, {}) if self.caches.are_own else self._private
         key = (self.reader.dtype, self.reader.device.type, len(self.feedings), *look.kind)
-        found = still_known(kept, key, look)
-        if found is None:
-            found = kept[key] = _Found(look, bool(self.feedings))
         self.renewed = self._seen is None or not self._seen.of_same_weights(look)
-        self._now, self._seen, self.kind = found, look, look.kind
+        self._now = self._findings.of(self.reader.model, key, look, lambda: _Found(bool(self.feedings)))
+        self._seen, self.kind = look, look.kind
         return True
 
     def forget(self) -> None:

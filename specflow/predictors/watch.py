@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from itertools import chain
 from operator import attrgetter, getitem, is_
-from typing import Final, Protocol, TypeAlias, TypeVar, cast, final
+from typing import Final, Generic, TypeAlias, TypeVar, cast, final
+from weakref import WeakKeyDictionary
 
 import torch
 from attrs import define, field, frozen
@@ -44,30 +45,40 @@ class Look:
         return self.held is other.held or _identical(_parts(self.held), _parts(other.held))
 
 
-class Known(Protocol):
-    """What was found out about a model as it was at one look."""
+T = TypeVar("T")
+
+
+@final
+@define(eq=False)
+class _Known(Generic[T]):
+    """What was found out about a model as it was at its last look."""
 
     look: Look
-
-    @property
-    def holds(self) -> bool:
-        """Whether it is so with other weights of the same parts, too."""
-        ...
+    found: dict[Kinds, T] = field(factory=dict)
 
 
-K = TypeVar("K", bound=Known)
+@final
+@define(eq=False)
+class Findings(Generic[T]):
+    """What is found out about models by trying them: once for each model object and kind.
 
-
-def still_known(known: dict[Kinds, K], kinds: Kinds, now: Look) -> K | None:
-    """What is known of these kinds, if it is so of the model as it is now. What is so no more is dropped, of any kind.
-
-    What is kept looks at what is now: the older looks would hold weights that were replaced.
+    It is forgotten when modules were replaced, or weights by some of another kind; when only their numbers have
+    changed, what `holds` with any numbers stays.
     """
-    for each, found in [*known.items()]:
-        if not (found.look.of_same_weights(now) or (found.holds and found.look.of_same_parts(now))):
-            del known[each]
-        found.look = now
-    return known.get(kinds)
+
+    holds: Callable[[T], bool]
+    _known: WeakKeyDictionary[Module, _Known[T]] = field(init=False, factory=WeakKeyDictionary)
+
+    def of(self, model: Module, kinds: Kinds, now: Look, find: Callable[[], T]) -> T:
+        """What is known of these kinds of the model, which looks as it does `now`, or else what `find` finds."""
+        known = self._known.setdefault(model, _Known(now))
+        if not known.look.of_same_weights(now):
+            is_same = known.look.of_same_parts(now)
+            known.found = {each: one for each, one in known.found.items() if is_same and self.holds(one)}
+        known.look = now  # an older one would hold weights that were replaced
+        if kinds not in known.found:
+            known.found[kinds] = find()
+        return known.found[kinds]
 
 
 @final
