@@ -305,6 +305,17 @@ def test_a_head_that_looks_at_one_place_asks_for_one_row(tmp_path: Path) -> None
         assert features.rows == [1, 1]
 
 
+@pytest.mark.parametrize("layout", ["eagle", "eagle3"])
+def test_a_text_that_was_parted_in_inference_mode_goes_on_outside_of_it(layout: str, tmp_path: Path) -> None:
+    published = LAYOUTS[layout](tmp_path)
+    predict, text = reading(published), (0, 1, 2, 3, 31, 30)
+    with torch.inference_mode():
+        predict(tuple(range(30)), ())
+        predict(text, ())
+    rows = predict((*text, 7), DRAFTS)
+    torch.testing.assert_close(rows, reading(published)((*text, 7), DRAFTS), rtol=1e-9, atol=1e-9)
+
+
 def test_what_is_interrupted_leaves_no_wrong_memo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     published = LAYOUTS["eagle3"](tmp_path)
     predict, features = asked(published)

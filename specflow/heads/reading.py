@@ -14,11 +14,12 @@ from torch import Tensor
 from torch.nn import Module
 
 from specflow.asked import features_of
-from specflow.caches import Past
+from specflow.caches import Past, lasting
 from specflow.errors import DecodeError
 from specflow.guards.checks import described, does, is_whole, named, valid, whole
 from specflow.guards.ids import ids_of, text_of
 from specflow.heads.head import Head, Vocabulary
+from specflow.predictors.memo import DRAFTS
 from specflow.prefix import TEXTS, common_prefix
 from specflow.protocols import Limits, ReadsFeatures, checked_limits
 from specflow.state import Proposal, Tokens, parents_of
@@ -26,9 +27,6 @@ from specflow.trees import depths, lineage
 
 TOGETHER: Final = 512
 """How many tokens of a text a head reads in one pass."""
-
-DRAFTS: Final = 16
-"""How many tokens of a text may turn out to be others before it is taken for another text, whose memo is its own."""
 
 Tree: TypeAlias = tuple[tuple[int, int], ...]
 """Drafts as (token, parent)."""
@@ -135,7 +133,7 @@ class HeadPredictor:
                 missing = self._missing(tokens)
             # Not under the lock: where texts are decoded together, another one goes on while this one waits.
             features = self._features(tokens[:-1], missing) if missing else None
-            with self._lock, torch.no_grad():
+            with self._lock, lasting(), torch.no_grad():
                 memo = self._read(tokens, features)
                 if memo is not None:
                     states = self._drafted(memo, tuple(zip(drafted, parents, strict=True)))
