@@ -62,7 +62,9 @@ from specflow.batch import BatchPredictor, together
 from specflow.interop import new_tokens
 from specflow.paths import last_rows
 from specflow.predictors import UncachedPredictor
+from specflow.predictors.autocast import KINDS
 from specflow.predictors.trial import horizons_of
+from specflow.predictors.watch import Watch
 from specflow.state import Finished, Pace, chain
 from specflow.testing import fresh_passes
 from tests.toys import oracle, passes_of, tiny_gpt2, tiny_llama
@@ -577,6 +579,18 @@ def test_what_changes_under_a_predictor_is_noticed(build: Callable[[], Any], cha
     torch.testing.assert_close(tree, expected(TEXT[:15], PAIR), rtol=0, atol=1e-4)
     other = last_rows(UncachedPredictor(model), TEXT[:12], 2)
     assert before.dtype != other.dtype or not torch.allclose(before, other, atol=1e-2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_autocast_is_noticed_on_every_kind_of_device(kind: str) -> None:
+    watch, was = Watch(tiny_llama()), torch.is_autocast_enabled(kind)
+    before = watch.look()
+    torch.set_autocast_enabled(kind, not was)
+    try:
+        assert not watch.look().same(before)
+    finally:
+        torch.set_autocast_enabled(kind, was)
+    assert watch.look().same(before)
 
 
 def test_what_cannot_be_noticed_is_forgotten_on_demand() -> None:

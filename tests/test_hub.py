@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from functools import partial
 from itertools import combinations, count
@@ -239,13 +239,25 @@ def modes() -> tuple[object, ...]:
     return (
         torch.is_grad_enabled(),
         torch.is_inference_mode_enabled(),
-        torch.is_autocast_enabled("cpu"),
-        torch.get_autocast_dtype("cpu"),
+        *[(torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda", "mps", "xpu")],
         torch.is_autocast_cache_enabled(),
     )
 
 
 MODES: dict[str, Callable[[], ExitStack]] = {}
+
+
+@contextmanager
+def casting(kind: str, dtype: torch.dtype) -> Iterator[None]:
+    """`torch.autocast` on a kind of device, which may be none of this machine: there torch's own leaves it off."""
+    was = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
+    torch.set_autocast_enabled(kind, True)
+    torch.set_autocast_dtype(kind, dtype)
+    try:
+        yield
+    finally:
+        torch.set_autocast_enabled(kind, was[0])
+        torch.set_autocast_dtype(kind, was[1])
 
 
 def entered(*contexts: Callable[[], object]) -> Callable[[], ExitStack]:
@@ -266,6 +278,8 @@ MODES = {
     "autocast": entered(lambda: torch.autocast("cpu", torch.bfloat16)),
     "autocast to half": entered(lambda: torch.autocast("cpu", torch.float16, cache_enabled=False)),
     "inference, autocast": entered(torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)),
+    "autocast on Intel's": entered(lambda: casting("xpu", torch.float16)),
+    "autocast on Apple's": entered(lambda: casting("mps", torch.bfloat16)),
 }
 
 

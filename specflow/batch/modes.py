@@ -8,6 +8,8 @@ from typing import NamedTuple, final
 
 import torch
 
+from specflow.predictors.autocast import KINDS
+
 
 @final
 class Modes(NamedTuple):
@@ -15,8 +17,8 @@ class Modes(NamedTuple):
 
     gradients: bool
     inference: bool
-    cpu: tuple[bool, torch.dtype]
-    cuda: tuple[bool, torch.dtype]
+    casts: tuple[tuple[bool, torch.dtype], ...]
+    """For each of `KINDS` whether autocast is on, and what it casts to, or would."""
     cached: bool
     """Whether autocast keeps the weights that it has cast."""
 
@@ -26,8 +28,7 @@ def modes_now() -> Modes:
     return Modes(
         torch.is_grad_enabled(),
         torch.is_inference_mode_enabled(),
-        (torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")),
-        (torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")),
+        tuple([(torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in KINDS]),
         torch.is_autocast_cache_enabled(),
     )
 
@@ -56,7 +57,7 @@ def _changed(modes: Modes) -> Iterator[None]:
 def _set(modes: Modes) -> None:
     """All but inference mode. Not by `torch.autocast`, which counts blocks and drops cast weights at the last end."""
     torch.set_grad_enabled(modes.gradients)
-    for kind, (enabled, dtype) in (("cpu", modes.cpu), ("cuda", modes.cuda)):
+    for kind, (enabled, dtype) in zip(KINDS, modes.casts, strict=True):
         torch.set_autocast_enabled(kind, enabled)
         torch.set_autocast_dtype(kind, dtype)
     torch.set_autocast_cache_enabled(modes.cached)

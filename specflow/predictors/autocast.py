@@ -6,7 +6,7 @@ from typing import Final
 
 import torch
 
-KINDS: Final = frozenset([kind for kind in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(kind)])
+KINDS: Final = tuple([kind for kind in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(kind)])
 """The kinds of devices that there is autocast for: torch raises where it is asked about others."""
 
 

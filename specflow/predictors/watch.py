@@ -13,6 +13,8 @@ from attrs import define, field, frozen
 from torch import Tensor
 from torch.nn import Module, Parameter
 
+from specflow.predictors.autocast import KINDS, cast_to
+
 Kinds: TypeAlias = tuple[object, ...]
 """What tells apart what is found out about one model: dtypes, devices and the kind of a look, among others."""
 
@@ -191,7 +193,7 @@ class Watch:
             own.get("forward"),  # what PEFT replaces while an adapter of prompts is disabled
             str(own.get("active_adapter")),
             tuple([_adapted(tuner) for tuner in self._tuners]),
-            *[torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) for kind in ("cpu", "cuda")],
+            *map(cast_to, KINDS),
         )
 
 
