@@ -668,6 +668,22 @@ def test_a_model_under_autocast_is_tried_by_what_it_rounds_to() -> None:
     assert Reader.of(model).rounding == torch.float32
 
 
+def test_a_model_that_says_never_of_some_ids_is_read_beside_others() -> None:
+    model = tiny_llama(7)
+
+    def masked(head: object, given: object, logits: Tensor) -> Tensor:
+        return logits.index_fill(-1, torch.tensor([0, 5]), -torch.inf)
+
+    model.get_submodule("lm_head").register_forward_hook(masked)
+    assert reads_together(Reader.of(model), 0, trees=True)
+
+
+def test_a_model_that_says_no_number_is_not_read_beside_others() -> None:
+    model = tiny_llama(7)
+    model.get_submodule("lm_head").register_forward_hook(lambda head, given, logits: logits * torch.nan)
+    assert not reads_together(Reader.of(model), 0, trees=True)
+
+
 def in_static(model: PreTrainedModel) -> CachedPredictor:
     return CachedPredictor(model, make_cache=lambda: StaticCache(model.config, max_cache_len=64))
 

@@ -655,6 +655,21 @@ def test_padding_that_a_model_sees_is_refused_whatever_it_was_given_before() -> 
     assert ours == theirs
 
 
+@pytest.mark.parametrize("kind", ["llama", "mamba"])
+def test_padding_is_tried_by_what_the_model_rounds_to_whatever_its_logits_come_in(kind: str) -> None:
+    torch.manual_seed(0)
+    model = built(kind).to(torch.bfloat16)
+    model.get_submodule("lm_head").register_forward_hook(lambda head, given, logits: logits.float())
+    assert model.generate(BATCH, custom_generate=Generate(), **PLAIN, **MASK).shape == (3, 5 + NEW)
+
+
+def test_a_model_whose_logits_are_not_finite_is_told_so() -> None:
+    model = tiny_llama()
+    model.get_submodule("lm_head").register_forward_hook(lambda head, given, logits: logits * torch.nan)
+    with pytest.raises(DecodeError, match="the model's logits are not finite"):
+        both(model, BATCH, **MASK)
+
+
 def test_what_a_model_makes_of_its_arguments_is_found_out_anew_when_its_weights_have_changed() -> None:
     model, types = tiny_gpt2(), {"token_type_ids": torch.zeros_like(IDS)}
     table = model.get_parameter("transformer.wte.weight")

@@ -38,6 +38,7 @@ from specflow.guards.checks import a
 from specflow.paths import last_rows
 from specflow.predictors import CachedPredictor, UncachedPredictor, limits_of
 from specflow.predictors.reader import vocabulary_of
+from specflow.predictors.trial import error_of
 
 FREE: Final = Shapes(rows=1, keys=1)
 """Nothing is padded: the last bits of what a pass computes depend on how many tokens it reads."""
@@ -235,7 +236,7 @@ def _disagreement(model: Module, made: Module, tolerances: Mapping[torch.dtype, 
     given = deepcopy(model, {id(weight): weight for weight in model.parameters()})
     expected, predict = last_rows(UncachedPredictor(given), text, length).double(), CachedPredictor(made)
     got = torch.cat([last_rows(predict, text[:end], end - start) for start, end in pairwise((0, *cuts))]).double()
-    off = float((got - expected).abs().max() / expected.abs().max())
+    off = error_of(got, expected)
     return None if off <= tolerances[_dtype(model)] else f"its logits would differ by {off:.2g} of the largest"
 
 

@@ -18,8 +18,10 @@ from typing_extensions import override
 from specflow.caches import is_empty
 from specflow.errors import DecodeError
 from specflow.guards.checks import does, or_none, shown
+from specflow.guards.finite import checked
 from specflow.interop.streaming import Streamer
 from specflow.predictors.reader import Reader
+from specflow.predictors.trial import error_bound, error_of
 from specflow.predictors.watch import Findings
 from specflow.state import Tokens
 
@@ -212,7 +214,8 @@ def _fits(reader: Reader, model: PreTrainedModel, given: Mapping[str, Tensor], b
         for name, value in given.items()
     }
     fed = Reader.of(_Fed(model, inputs)).read_afresh(before + short, 1)
-    return _is_near(fed, reader.read_afresh(short, 1))
+    alone = checked(reader.read_afresh(short, 1), len(short))
+    return error_of(fed, alone) <= error_bound(reader.rounding)
 
 
 class _Fed(Module):
@@ -228,13 +231,6 @@ class _Fed(Module):
             input_ids, is_first_iteration=True, use_cache=False, **self.inputs
         )
         return self.model(inputs.pop("input_ids"), **inputs)
-
-
-def _is_near(logits: Tensor, truth: Tensor) -> bool:
-    """Whether two rows of logits differ by rounding only."""
-    bound = {torch.float16: 0.03, torch.bfloat16: 0.1}.get(truth.dtype, 1e-3)
-    apart = torch.where(logits == truth, 0.0, (logits - truth).abs())
-    return bool(apart.max() <= bound * truth[truth.isfinite()].abs().max())
 
 
 def kept() -> tuple[Streamer | None, object, object]:

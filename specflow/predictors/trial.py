@@ -550,4 +550,4 @@ def error_of(logits: Tensor, truth: Tensor) -> float:
     apart = torch.where(logits == truth, 0.0, (logits - truth).abs()).nan_to_num(nan=inf, posinf=inf)
     rows = apart.amax(dim=-1).double().sort().values
     typical = rows[len(rows) * 3 // 4 - 1] if truth.dtype in (torch.float16, torch.bfloat16) else rows[-1]
-    return float(typical / truth[truth.isfinite()].abs().max()) if typical else 0.0
+    return float(typical / truth[truth.isfinite()].abs().max()) if 0 < typical < inf else float(typical)
