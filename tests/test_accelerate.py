@@ -85,6 +85,9 @@ FAMILY: Final = {
     "llama, one key head": variant("llama", num_key_value_heads=1),
     "llama, wide heads": variant("llama", head_dim=24),
     "llama, linear rope": variant("llama", rope_parameters=scaled(rope_type="linear", factor=4.0)),
+    "llama, rope of a part": variant(
+        "llama", rope_parameters=scaled(rope_type="proportional", partial_rotary_factor=0.5)
+    ),
     "llama, llama 3 rope": variant(
         "llama",
         rope_parameters=scaled(

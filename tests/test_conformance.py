@@ -234,10 +234,14 @@ def test_the_texts_go_past_what_the_config_names_and_hold_its_ids() -> None:
     assert longest(max_position_embeddings=4096) == 64
     assert longest(max_position_embeddings=4096, sliding_window=200) > 200
     assert longest(max_position_embeddings=4096, sliding_window=FARTHEST + 1) == 64
+    assert longest(max_position_embeddings=4096, attention_windows=[30, 200]) > 200
     rope = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4, "original_max_position_embeddings": 77}
     assert longest(max_position_embeddings=308, rope_parameters=rope) > 308
     assert _longest(tiny_gpt2(context=48), VOCABULARY) == 48  # it has no positions behind that
-    assert _special(tiny_gpt2(), VOCABULARY) == (1, 1)
+    assert _special(tiny_gpt2(), VOCABULARY) == (1,)
+    ends = tiny_gpt2()
+    ends.config.eos_token_id = (7, VOCABULARY)  # type: ignore[assignment] # as some configs have it
+    assert _special(ends, VOCABULARY) == (7, 1)
 
     seen: list[Tokens] = []
 

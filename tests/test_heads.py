@@ -741,6 +741,11 @@ def test_norms_of_the_wrong_kind_are_refused() -> None:
         Norms(before_fc="yes")  # type: ignore[arg-type]
 
 
+def test_rotary_positions_of_a_part_do_not_depend_on_the_length() -> None:
+    rope = {"rope_type": "proportional", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
+    assert Shape(8, 8, 2, 1, 4, rope={"rope_parameters": rope}).rotary().rope_type == "proportional"
+
+
 def test_rotary_positions_stay_where_the_head_is() -> None:
     """They are not copied to its device in every pass."""
     caching = Caching(Shape(8, 8, 2, 1, 4), 1)

@@ -16,6 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from specflow.accelerate.any_model import weight_and_bias
 from specflow.accelerate.linear import Linear, MakeLinear
 from specflow.accelerate.llama import Layer, Rotary, Weights
+from specflow.predictors.reader import STATIC_ROTARY
 
 Windows: TypeAlias = Callable[[PreTrainedConfig], list[int | None]]
 """A config → how many tokens each layer's queries see; None is all."""
@@ -58,9 +59,6 @@ NORMS: Final = frozenset({"input_layernorm", "post_attention_layernorm"})
 QK_NORMS: Final = frozenset({"self_attn.q_norm", "self_attn.k_norm"})
 
 SOME: Final = torch.linspace(-4, 4, 9, device="cpu")
-
-STATIC_ROTARY: Final = frozenset({"default", "linear", "llama3", "yarn"})
-"""Rotary embeddings that turn a position alike however long the text is."""
 
 ATTENTIONS: Final = frozenset({"eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"})
 """transformers' own ways to compute softmax(q · kᵀ / √size) · v. Users register others, which may be anything."""

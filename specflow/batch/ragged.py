@@ -20,7 +20,7 @@ from typing_extensions import override
 
 from specflow.batch.texts import ReadsTexts, Text
 from specflow.caches import KVCache, Pair, Past, Row, Shelf, Shelves, lasting
-from specflow.predictors.reader import Reader
+from specflow.predictors.reader import Reader, config_of
 from specflow.state import Tokens
 from specflow.trees import depths, is_chain, lineage
 
@@ -83,10 +83,9 @@ def _own_layers(reader: Reader) -> Sequence[object]:
 
 def windows_of(reader: Reader) -> dict[str, int | None]:
     """How far each kind of layer sees, by its name in the config; one kind "" where all layers are alike."""
-    config = getattr(reader.model, "config", None)
-    text = config.get_text_config(decoder=True) if isinstance(config, PreTrainedConfig) else None
-    window = getattr(text, "sliding_window", None)
-    kinds = getattr(text, "layer_types", None)
+    config = config_of(reader.model)
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
     if isinstance(kinds, list | tuple) and len({*kinds}) > 1:
         return {str(kind): window if kind == "sliding_attention" else None for kind in {*kinds}}
     sees_all = isinstance(kinds, list | tuple) and {*kinds} == {"full_attention"}

@@ -12,7 +12,7 @@ from typing import Final, final
 import torch
 from torch import Tensor
 from torch.nn import Module
-from transformers import GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from typing_extensions import override
 
 from specflow.caches import is_empty
@@ -20,7 +20,7 @@ from specflow.errors import DecodeError
 from specflow.guards.checks import does, or_none, shown
 from specflow.guards.finite import checked
 from specflow.interop.streaming import Streamer
-from specflow.predictors.reader import Reader
+from specflow.predictors.reader import Reader, config_of, ropes_of
 from specflow.predictors.trial import error_bound, error_of
 from specflow.predictors.watch import Findings
 from specflow.state import Tokens
@@ -134,7 +134,7 @@ def _is_nothing(value: object) -> bool:
 
 def refuse_model(model: PreTrainedModel, length: int) -> None:
     """`DecodeError` for a model whose text is not that of its passes over the ids; `length` is the longest text."""
-    edge = _dynamic_edge(model.config)
+    edge = _dynamic_edge(model)
     if edge is not None and length > edge:
         happened = f'with a rope of type "dynamic", `generate` makes no function of the text beyond {edge} tokens'
         raise DecodeError("max_length", happened, length, f"generate up to {edge} tokens, or scale the rope otherwise")
@@ -145,15 +145,13 @@ def refuse_model(model: PreTrainedModel, length: int) -> None:
                     raise _refusal(name, hook.keywords[name])
 
 
-def _dynamic_edge(config: PreTrainedConfig) -> int | None:
+def _dynamic_edge(model: PreTrainedModel) -> int | None:
     """The longest text that is read with the frequencies of the training; beyond, they depend on the longest yet."""
-    text = config.get_text_config(decoder=True)
-    rope = getattr(text, "rope_parameters", None) or {}
-    parts = [part for part in (rope, *rope.values()) if isinstance(part, dict) and part.get("rope_type") == "dynamic"]
-    edges = [part.get("original_max_position_embeddings") for part in parts]
-    if parts:
-        edges.append(getattr(text, "max_position_embeddings", None))
-    return min([edge for edge in edges if edge is not None], default=None)
+    ropes = [rope for rope in ropes_of(model) if rope.get("rope_type") == "dynamic"]
+    edges = [rope.get("original_max_position_embeddings") for rope in ropes]
+    if ropes:
+        edges.append(getattr(config_of(model), "max_position_embeddings", None))
+    return min([edge for edge in edges if isinstance(edge, int)], default=None)
 
 
 def reads(model: PreTrainedModel) -> Module:

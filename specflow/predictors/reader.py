@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from threading import Lock, RLock
 from typing import Final, NamedTuple, TypeAlias, TypeVar, cast, final
@@ -249,6 +249,20 @@ def config_of(model: Module) -> object:
     """The config of a model, or of the part of it that reads text; None where it has none."""
     config = getattr(model, "config", None)
     return config.get_text_config(decoder=True) if isinstance(config, PreTrainedConfig) else config
+
+
+STATIC_ROTARY: Final = frozenset({"default", "linear", "yarn", "llama3", "proportional"})
+"""The kinds of rotary embeddings that turn a position alike however long the text is."""
+
+
+def ropes_of(model: Module) -> list[Mapping[str, object]]:
+    """What a config says of rotary positions: of all layers together, and of each kind of layer by itself.
+
+    >>> ropes_of(torch.nn.Linear(2, 2))
+    []
+    """
+    said = getattr(config_of(model), "rope_parameters", None)
+    return [said, *[part for part in said.values() if isinstance(part, dict)]] if isinstance(said, dict) else []
 
 
 def layers_of(model: Module) -> int | None:

@@ -27,7 +27,15 @@ from specflow.errors import DecodeError
 from specflow.guards.finite import checked
 from specflow.paths import Rows, path_by_path
 from specflow.predictors.company import refuse_company
-from specflow.predictors.reader import Reader, config_of, context_of, embedded_of, soft_prompt_of
+from specflow.predictors.reader import (
+    STATIC_ROTARY,
+    Reader,
+    config_of,
+    context_of,
+    embedded_of,
+    ropes_of,
+    soft_prompt_of,
+)
 from specflow.predictors.watch import Findings, Kinds, Look
 from specflow.state import TEXT, Proposal, Tokens
 
@@ -511,10 +519,9 @@ def horizons_of(model: Module) -> tuple[int, ...]:
     settings = vars(config)
     sizes = [size for name, size in settings.items() if any(word in name for word in WINDOWS) and "layers" not in name]
     sizes += [each for size in sizes if isinstance(size, list | tuple) for each in size]
-    rope = settings.get("rope_parameters") or {}
-    for part in (rope, *[part for part in rope.values() if isinstance(part, dict)]):
-        if part.get("rope_type", "default") not in STEADY:
-            made_for = part.get("original_max_position_embeddings"), getattr(config, "max_position_embeddings", None)
+    for rope in ropes_of(model):
+        if rope.get("rope_type", "default") not in STATIC_ROTARY:
+            made_for = rope.get("original_max_position_embeddings"), getattr(config, "max_position_embeddings", None)
             # "dynamic" frequencies that grew are put back by texts that are shorter than this, not by one as long.
             sizes += [size - less for size in made_for if isinstance(size, int) for less in (0, 1)]
     before = soft_prompt_of(model)
@@ -524,9 +531,6 @@ def horizons_of(model: Module) -> tuple[int, ...]:
 
 WINDOWS: Final = ("window", "chunk", "local_attention")
 """What the names of settings hold that limit how far attention sees."""
-
-STEADY: Final = frozenset({"default", "linear", "yarn", "llama3", "proportional"})
-"""The kinds of rotary frequencies that do not depend on the length of the text."""
 
 
 def specials_of(model: Module) -> tuple[int, ...]:

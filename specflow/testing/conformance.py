@@ -15,7 +15,6 @@ import torch
 from attrs import frozen
 from torch import Tensor
 from torch.nn import Module
-from transformers import PreTrainedConfig
 from typing_extensions import override
 
 from specflow.asked import features_of, rows_of
@@ -26,6 +25,7 @@ from specflow.paths import last_rows, path_by_path
 from specflow.predictors import CachedPredictor, UncachedPredictor, limits_of
 from specflow.predictors.features import Features
 from specflow.predictors.reader import refuse_weightless, vocabulary_of
+from specflow.predictors.trial import horizons_of, specials_of
 from specflow.protocols import ReadsFeatures
 from specflow.state import TEXT, Predictor, Proposal, Tokens, parents_of
 from specflow.trees import path_to
@@ -91,7 +91,7 @@ Reading: TypeAlias = tuple[Move, Tokens, int]
 """Why, which text, and how many of its last rows."""
 
 BEYOND: Final = 24
-"""How many tokens a script goes past the last edge that a config names: a window, a chunk, an original context."""
+"""How many tokens a script goes past the last edge that a config names: a window, a chunk, a context."""
 
 FARTHEST: Final = 512
 """Edges beyond this many tokens are not gone past unless `longest` asks for it: a script reads some hundred texts."""
@@ -162,7 +162,7 @@ def model_conformance(
 
     `predictor` is a `CachedPredictor(model)` unless given. The tolerance is absolute, on logits: 1e-9 for an fp64
     model, 1e-4 for others. Models that compute parts of themselves in fp32 need fp32's in fp64 too. `longest` is what
-    goes past the windows, chunks and original contexts in the model's config (up to `FARTHEST`) by `BEYOND` tokens, and
+    goes past the windows, chunks and contexts in the model's config (up to `FARTHEST`) by `BEYOND` tokens, and
     at least 64, or as many as the model reads at all. Ids of padding, begin and end of the config are often in the
     texts. `DecodeError` where the predictor refuses the model, or the model cannot be copied.
 
@@ -340,23 +340,16 @@ def _vocabulary(model: Module) -> int:
     return _pass(_copied(model).eval(), (0,)).shape[-1] if stated is None else stated
 
 
-def _config(model: Module) -> PreTrainedConfig:
-    config = getattr(model, "config", None)
-    return config.get_text_config(decoder=True) if isinstance(config, PreTrainedConfig) else PreTrainedConfig()
-
-
 def _special(model: Module, vocab_size: int) -> Tokens:
     """The ids of padding, begin and end in the model's config."""
-    config = _config(model)
-    found = [getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos")]
-    flat = [token for ids in found for token in (ids if isinstance(ids, list) else [ids])]
-    return tuple([token for token in flat if isinstance(token, int) and 0 <= token < vocab_size])
+    return tuple([token for token in specials_of(model) if token < vocab_size])
 
 
 def _longest(model: Module, vocab_size: int) -> int:
     """A length that goes past the edges in the config, as far as the model reads."""
-    edges = [edge for edge in _edges(model) if edge <= FARTHEST]
-    most, context = max([64, *[edge + BEYOND for edge in edges]]), limits_of(model).context
+    context = limits_of(model).context
+    edges = [*horizons_of(model), *[] if context is None else [context]]
+    most = max([64, *[edge + BEYOND for edge in edges if edge <= FARTHEST]])
     if context is None or most <= context:
         return most
     try:
@@ -364,19 +357,6 @@ def _longest(model: Module, vocab_size: int) -> int:
     except Exception:  # learned positions end; what a model raises past them is its own affair
         return context
     return most
-
-
-def _edges(model: Module) -> Iterator[int]:
-    """The lengths in a config after which a model may read otherwise: windows, chunks, contexts, original ones too."""
-    values = _config(model).to_dict()
-    said = values.get("rope_parameters")
-    rope = said if isinstance(said, dict) else {}
-    windows = [value for name, value in values.items() if "window" in name or "chunk" in name or "local" in name]
-    parts = [rope, *[part for part in rope.values() if isinstance(part, dict)]]
-    originals = [part.get("original_max_position_embeddings") for part in parts]
-    for edge in (*windows, *originals, values.get("max_position_embeddings")):
-        if isinstance(edge, int) and edge > 1:
-            yield edge
 
 
 def _script(
