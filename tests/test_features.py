@@ -323,3 +323,10 @@ def test_models_whose_layers_are_not_found() -> None:
         with pytest.raises(DecodeError) as raised:
             layer_skip(model, (0,))
         assert raised.value.parameter == "model"
+
+
+def test_a_model_that_cannot_be_copied_cannot_skip_layers() -> None:
+    model = tiny_llama()
+    vars(model)["lines"] = (line for line in ("", ""))  # a generator cannot be copied
+    with pytest.raises(DecodeError, match="the model cannot be copied"):
+        layer_skip(model, (0,))

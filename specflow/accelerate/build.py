@@ -37,6 +37,7 @@ from specflow.errors import DecodeError
 from specflow.guards.checks import a
 from specflow.paths import last_rows
 from specflow.predictors import CachedPredictor, UncachedPredictor, limits_of
+from specflow.predictors.copying import copy_sharing_weights
 from specflow.predictors.reader import vocabulary_of
 from specflow.predictors.trial import error_of
 
@@ -233,7 +234,7 @@ def _disagreement(model: Module, made: Module, tolerances: Mapping[torch.dtype, 
     length = min(max([24, *further]), limits.context or sys.maxsize)
     text = arbitrary_text(length, vocabulary_of(model))
     cuts = sorted({cut for cut in (length // 2, length - 4, length - 1, length) if cut > 0})
-    given = deepcopy(model, {id(weight): weight for weight in model.parameters()})
+    given = copy_sharing_weights(model)
     expected, predict = last_rows(UncachedPredictor(given), text, length).double(), CachedPredictor(made)
     got = torch.cat([last_rows(predict, text[:end], end - start) for start, end in pairwise((0, *cuts))]).double()
     off = error_of(got, expected)

@@ -15,6 +15,7 @@ from torch.nn import Module
 from transformers import GenerationConfig, PreTrainedModel
 
 from specflow.bench.context import Context, Emit, Prepare, Session
+from specflow.predictors.copying import copy_sharing_weights
 from specflow.processors import GreedyProcessor, LogitsProcessor
 from specflow.state import DecodeState, Tokens
 
@@ -78,8 +79,7 @@ def _copied(helper: PreTrainedModel) -> PreTrainedModel:
     The weights are shared.
     """
     if helper not in _COPIES:
-        weights = [*helper.parameters(), *helper.buffers()]
-        _COPIES[helper] = deepcopy(helper, {id(weight): weight for weight in weights})
+        _COPIES[helper] = copy_sharing_weights(helper)
     return _COPIES[helper]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from copy import deepcopy
 from typing import Final, Protocol, runtime_checkable
 
 from torch.nn import Module, ModuleList
@@ -11,6 +10,7 @@ from torch.nn import Module, ModuleList
 from specflow.errors import DecodeError
 from specflow.guards.checks import a
 from specflow.guards.ids import ids_of
+from specflow.predictors.copying import copy_sharing_weights
 from specflow.predictors.features import stack_of
 from specflow.predictors.reader import config_of, layers_of, refuse_weightless
 
@@ -35,7 +35,8 @@ def layer_skip(model: Module, skip: Iterable[int]) -> Module:
     missed depends on the model: try some, and look at the acceptance rate. The target reads the drafts from its first
     layer on; where the first layers draft, `early_exit` spares it those.
 
-    `DecodeError` for numbers that are no layers', for all of them, and for a model whose layers are not found.
+    `DecodeError` for numbers that are no layers', for all of them, for a model whose layers are not found, and for one
+    that cannot be copied.
     Source: Zhang et al. 2309.08168 (Draft & Verify).
 
     >>> from transformers import LlamaConfig, LlamaForCausalLM
@@ -59,7 +60,7 @@ def layer_skip(model: Module, skip: Iterable[int]) -> Module:
     if isinstance(model, SkipsLayers):
         return model.without_layers(skipped)
     stack_of(model, layers, "model", remedy)
-    copy = deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+    copy = copy_sharing_weights(model)
     owner, stack = stack_of(copy, layers, "model", remedy)
     kept = ModuleList([layer for i, layer in enumerate(stack) if i not in skipped])
     for name, child in owner.named_children():

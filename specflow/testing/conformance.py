@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from copy import deepcopy
 from enum import Enum
 from itertools import islice
 from math import inf
@@ -23,6 +21,7 @@ from specflow.guards.checks import MOST, a, calls, does, number, or_none, whole
 from specflow.guards.ids import ids_of
 from specflow.paths import last_rows, path_by_path
 from specflow.predictors import CachedPredictor, UncachedPredictor, limits_of
+from specflow.predictors.copying import copy_sharing_weights
 from specflow.predictors.features import Features
 from specflow.predictors.reader import refuse_weightless, vocabulary_of
 from specflow.predictors.trial import horizons_of, specials_of
@@ -183,7 +182,7 @@ def model_conformance(
     often = _special(model, vocab_size)
     target: Predictor = memo
     if features is not None:
-        alone = UncachedPredictor(_copied(model), features=features)
+        alone = UncachedPredictor(copy_sharing_weights(model), features=features)
         target, fresh = with_features(memo, memo), with_features(fresh, alone)
     return conformance(
         target,
@@ -219,23 +218,23 @@ def fresh_passes(model: Module, vocab_size: int, *, longest: int = 64, tolerance
     if known is not None and vocab_size > known:
         happened = f"the model reads only {known} ids"
         raise DecodeError("vocab_size", happened, vocab_size, "give a vocabulary that it reads")
-    copy = _copied(model).eval()
+    copy = copy_sharing_weights(model).eval()
     text = Random(0).choices(range(vocab_size), k=longest)
     often = _special(model, vocab_size)
     for place in range(1, longest if often else 0, 5):  # what a model hides for padding it hides by how much there is
         text[place] = often[place // 5 % len(often)]
     # The longest ones follow one another: a model that remembers a length may forget it at a shorter text.
     lengths = sorted({*range(1, min(8, longest)), *range(8, longest, 5), *range(max(1, longest - 2), longest + 1)})
-    apart = torch.cat([_pass(_copied(copy), text[:length])[-1:] for length in lengths])
+    apart = torch.cat([_pass(copy_sharing_weights(copy), text[:length])[-1:] for length in lengths])
     again = torch.cat([_pass(copy, text[:length])[-1:] for length in reversed(lengths)]).flip(0)
     keeps_nothing = max(_differences(again, apart)) <= tolerance
-    pristine = copy if keeps_nothing else _copied(model).eval()
-    whole = _pass(_copied(pristine), text)[[length - longest - 1 for length in lengths]]
+    pristine = copy if keeps_nothing else copy_sharing_weights(model).eval()
+    whole = _pass(copy_sharing_weights(pristine), text)[[length - longest - 1 for length in lengths]]
     in_one_pass = max(_differences(whole, apart)) <= tolerance
 
     def fresh(tokens: Tokens, last: int) -> Tensor:
         ends = [len(tokens)] if in_one_pass else range(len(tokens) - last + 1, len(tokens) + 1)
-        rows = [_pass(pristine if keeps_nothing else _copied(pristine), tokens[:end]) for end in ends]
+        rows = [_pass(pristine if keeps_nothing else copy_sharing_weights(pristine), tokens[:end]) for end in ends]
         return rows[0][-last:] if in_one_pass else torch.cat([row[-1:] for row in rows])
 
     return path_by_path(fresh)
@@ -313,18 +312,6 @@ def _check_model(model: Module) -> None:
     refuse_weightless("model", model)
 
 
-def _copied(model: Module) -> Module:
-    """The model with all its state, its weights shared."""
-    known: dict[int, object] = {id(parameter): parameter for parameter in model.parameters()}
-    for module in model.modules():  # each has a dozen that hold no hook: to copy those takes most of the time
-        known |= {id(each): type(each)() for each in vars(module).values() if type(each) is OrderedDict and not each}
-    try:
-        return deepcopy(model, known)
-    except Exception as error:  # of a part that we do not know, anything
-        remedy = "give `conformance` fresh passes of your own"
-        raise DecodeError("model", "the model cannot be copied", f"{type(error).__name__}: {error}", remedy) from error
-
-
 @torch.no_grad()
 def _pass(model: Module, tokens: Sequence[int]) -> Tensor:
     """Logits [n, V] of one call; models that return no dict return logits first."""
@@ -337,7 +324,7 @@ def _pass(model: Module, tokens: Sequence[int]) -> Tensor:
 def _vocabulary(model: Module) -> int:
     """How many ids the model reads: its embedding says, whatever its config or its head do."""
     stated = vocabulary_of(model)
-    return _pass(_copied(model).eval(), (0,)).shape[-1] if stated is None else stated
+    return _pass(copy_sharing_weights(model).eval(), (0,)).shape[-1] if stated is None else stated
 
 
 def _special(model: Module, vocab_size: int) -> Tokens:
@@ -353,7 +340,7 @@ def _longest(model: Module, vocab_size: int) -> int:
     if context is None or most <= context:
         return most
     try:
-        _pass(_copied(model).eval(), (vocab_size - 1,) * most)
+        _pass(copy_sharing_weights(model).eval(), (vocab_size - 1,) * most)
     except Exception:  # learned positions end; what a model raises past them is its own affair
         return context
     return most
