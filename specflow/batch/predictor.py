@@ -17,7 +17,7 @@ from specflow.batch.trial import reads_together
 from specflow.caches import Shelves
 from specflow.guards.checks import a, each, or_none, valid, whole
 from specflow.guards.finite import NOTICED, argmax, is_near
-from specflow.guards.ids import ids_of, reading_of, text_of
+from specflow.guards.ids import reading_of, text_of
 from specflow.policies import CostMeter
 from specflow.policies.meter import wait_for
 from specflow.predictors.cached import CachedPredictor, asked_for, limits_of, shared_meter
@@ -27,7 +27,7 @@ from specflow.predictors.reader import Reader
 from specflow.predictors.trial import ANY_PIECES, Caches, Region, Trials
 from specflow.predictors.watch import Kinds
 from specflow.protocols import Limits
-from specflow.state import Proposal, Tokens, parents_of
+from specflow.state import Proposal, Tokens
 from specflow.trees import is_chain
 
 
@@ -134,12 +134,12 @@ class BatchPredictor:
             self._meet()
             for i, one in enumerate(asked):
                 try:
-                    tokens, drafted, parents = self._looked_at(one)
-                    if not self._may_join(len(tokens) + len(drafted), is_chain(parents)):
+                    tokens, tree = self._looked_at(one)
+                    if not self._may_join(len(tokens) + len(tree.drafted), is_chain(tree.parents)):
                         self._warn()
                         replies[i] = self._alone(tokens, one.drafts)
                     elif not self._is_being_read(one, tokens, parts.values()):
-                        parts[i] = self._part(one, tokens, Tree(drafted, parents))
+                        parts[i] = self._part(one, tokens, tree)
                 except Exception as error:  # whatever it is, it is this text's
                     replies[i] = error
             self._memos.make_room(len(parts))
@@ -183,12 +183,11 @@ class BatchPredictor:
     def _who_reads_alone(self) -> CachedPredictor:
         return CachedPredictor(self.model, memos=self.slots, features=self.shown)
 
-    def _looked_at(self, asked: Asked) -> tuple[Tokens, Tokens, tuple[int, ...]]:
-        """The text, the ids of its drafts, and their parents. `DecodeError` for ids that the model does not have."""
-        tokens, parents = text_of(asked.tokens), parents_of(asked.drafts)
-        drafted = ids_of("drafts", [draft.token for draft in asked.drafts])
-        self._reader.refuse_strange(tokens + drafted)
-        return tokens, drafted, parents
+    def _looked_at(self, asked: Asked) -> tuple[Tokens, Tree]:
+        """The text and its drafts. `DecodeError` for ids that the model does not have."""
+        tokens, tree = text_of(asked.tokens), Tree.of(asked.drafts)
+        self._reader.refuse_strange(tokens + tree.drafted)
+        return tokens, tree
 
     def _may_join(self, length: int, chain: bool) -> bool:
         """Whether a text of this length is read rightly beside others."""

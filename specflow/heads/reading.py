@@ -19,7 +19,7 @@ from specflow.errors import DecodeError
 from specflow.guards.checks import described, does, is_whole, named, valid, whole
 from specflow.guards.ids import ids_of, text_of
 from specflow.heads.head import Head, Vocabulary
-from specflow.predictors.memo import DRAFTS
+from specflow.predictors.memo import DRAFTS, Tree
 from specflow.prefix import TEXTS, common_prefix
 from specflow.protocols import Limits, ReadsFeatures, checked_limits
 from specflow.state import Proposal, Tokens, parents_of
@@ -28,8 +28,8 @@ from specflow.trees import depths, lineage
 TOGETHER: Final = 512
 """How many tokens of a text a head reads in one pass."""
 
-Tree: TypeAlias = tuple[tuple[int, int], ...]
-"""Drafts as (token, parent)."""
+Drafts: TypeAlias = tuple[tuple[int, int], ...]
+"""Drafts that were read, as (token, parent)."""
 
 
 @final
@@ -43,7 +43,7 @@ class Memo:
     past: Past
     tokens: list[int]
     states: Tensor
-    drafts: Tree = ()
+    drafts: Drafts = ()
 
     def keep(self, places: int) -> None:
         """Cover only the first places of the text, and no draft."""
@@ -120,8 +120,7 @@ class HeadPredictor:
 
     def rows(self, tokens: Tokens, drafts: Sequence[Proposal], last: int) -> Tensor:
         """Logits [last, D] over the head's own vocabulary, after the last `last` of the text and its drafts."""
-        tokens, parents = text_of(tokens), parents_of(drafts)
-        drafted = ids_of("drafts", [draft.token for draft in drafts])
+        tokens, (drafted, parents) = text_of(tokens), Tree.of(drafts)
         whole(1, "ask for one row at least", len(drafts) + 1)("last", last)
         if len(tokens) == 1:
             remedy = "give a text of two tokens at least"
@@ -208,7 +207,7 @@ class HeadPredictor:
             memo.tokens = [*tokens]
         return memo
 
-    def _drafted(self, memo: Memo, tree: Tree) -> Tensor:
+    def _drafted(self, memo: Memo, tree: Drafts) -> Tensor:
         """The states [n + 1, H] after a text and each draft, those that are not known yet made now."""
         places, known = len(memo.tokens) - 1, common_prefix(memo.drafts, tree)
         if known < len(memo.drafts) and known < len(tree):

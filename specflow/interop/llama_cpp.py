@@ -25,7 +25,7 @@ from specflow.paths import path_by_path
 from specflow.policies import CostMeter
 from specflow.predictors.memo import DRAFTS, NO_TREE, Memo, Memos, Tree
 from specflow.protocols import Limits
-from specflow.state import Proposal, Tokens, chain, parents_of
+from specflow.state import Proposal, Tokens, chain
 from specflow.trees import depths, leaves
 
 if TYPE_CHECKING:
@@ -176,29 +176,28 @@ class LlamaCpp:
         self._unread, began = 0, self.meter.now()
         replies = answer(texts)
         if self._unread <= DRAFTS and all(isinstance(reply, Tensor) for reply in replies):
-            note_pass(self.meter, self.slots, [len(text.drafted) + 1 for text in texts], began)
+            note_pass(self.meter, self.slots, [len(text.tree.drafted) + 1 for text in texts], began)
         return replies
 
     def _looked_at(self, asked: Asked) -> _Text:
         """What is asked. `DecodeError` for what the model cannot read."""
-        tokens, parents = text_of(asked.tokens), parents_of(asked.drafts)
-        drafted = ids_of("drafts", [draft.token for draft in asked.drafts])
+        tokens, tree = text_of(asked.tokens), Tree.of(asked.drafts)
         vocab_size, context = cast(int, self._limits.vocab_size), cast(int, self._limits.context)
-        strange = next((i for i in (*ids_of("tokens", tokens), *drafted) if not 0 <= i < vocab_size), None)
+        strange = next((i for i in (*ids_of("tokens", tokens), *tree.drafted) if not 0 <= i < vocab_size), None)
         if strange is not None:
             remedy = "use the tokenizer that belongs to the model"
             raise DecodeError("tokens", f"the model has {vocab_size} tokens", strange, remedy)
-        longest = len(tokens) + max(depths(parents), default=-1) + 1
+        longest = len(tokens) + max(depths(tree.parents), default=-1) + 1
         if longest > context:
             happened, remedy = f"the text outgrows a context of {context} tokens", "give a larger context"
             raise DecodeError("context", happened, longest, remedy)
-        return _Text(asked, tokens, drafted, parents)
+        return _Text(asked, tokens, tree)
 
     def _may_join(self, text: _Text) -> bool:
         """Whether a text and its drafts are read in one pass: a batch, the context and the sequences have room."""
-        paths, room = len(leaves(text.parents)), cast(int, self._limits.context) - len(text.tokens)
-        fits = paths <= 1 or (paths <= self._widest and len(text.drafted) <= room)
-        return fits and len(text.drafted) < self._most
+        paths, room = len(leaves(text.tree.parents)), cast(int, self._limits.context) - len(text.tokens)
+        fits = paths <= 1 or (paths <= self._widest and len(text.tree.drafted) <= room)
+        return fits and len(text.tree.drafted) < self._most
 
     def _path_by_path(self, texts: Sequence[_Text]) -> list[Reply]:
         """The same of texts that are read by themselves, each path of drafts after the other."""
@@ -324,8 +323,7 @@ class _Text:
 
     asked: Asked
     tokens: Tokens
-    drafted: Tokens
-    parents: tuple[int, ...]
+    tree: Tree
 
 
 _Row: TypeAlias = tuple[int, int, Sequence[int], bool]
@@ -348,12 +346,12 @@ class _Part:
     @property
     def last(self) -> int:
         """After how many tokens logits are wanted."""
-        return len(self.text.drafted) + 1
+        return len(self.text.tree.drafted) + 1
 
     @property
     def length(self) -> int:
         """How long the text is with its drafts."""
-        return len(self.text.tokens) + len(self.text.drafted)
+        return len(self.text.tokens) + len(self.text.tree.drafted)
 
     def is_read_by(self, count: int) -> bool:
         """Whether so many tokens are all of it."""
@@ -361,7 +359,7 @@ class _Part:
 
     def rows(self, count: int) -> list[_Row]:
         """The first `count` tokens. Where these are all, drafts get their sequences."""
-        start, parents = len(self.memo.tokens), self.text.parents
+        start, parents = len(self.memo.tokens), self.text.tree.parents
         if not self.is_read_by(count):
             piece = self.text.tokens[start : start + count]
             return [(token, start + i, [self.memo.past.number], False) for i, token in enumerate(piece)]
@@ -369,11 +367,11 @@ class _Part:
         piece, last = self.text.tokens[start:], len(self.text.tokens) - 1
         found: list[_Row] = [(token, i, all_of_them, i == last) for i, token in enumerate(piece, start)]
         depth = depths(parents)
-        return found + [(token, last + 1 + depth[i], below[i], True) for i, token in enumerate(self.text.drafted)]
+        return found + [(token, last + 1 + depth[i], below[i], True) for i, token in enumerate(self.text.tree.drafted)]
 
     def extend(self, count: int) -> None:
         """They were read."""
-        tree = Tree(self.text.drafted, self.text.parents) if self.is_read_by(count) else NO_TREE
+        tree = self.text.tree if self.is_read_by(count) else NO_TREE
         tokens = count - len(tree.drafted)
         self.memo.past.extend(tokens, len(tree.drafted))
         self.memo.tokens += self.text.tokens[len(self.memo.tokens) :][:tokens]

@@ -14,7 +14,7 @@ from specflow.caches import LossyCache, Past
 from specflow.errors import DecodeError
 from specflow.guards.checks import MOST, a, calls, or_none, shown, valid, whole
 from specflow.guards.finite import arrived, checked, on_arrival
-from specflow.guards.ids import ids_of, reading_of, text_of
+from specflow.guards.ids import reading_of, text_of
 from specflow.paths import path_by_path
 from specflow.policies import CostMeter, meter_of
 from specflow.policies.meter import wait_for
@@ -23,7 +23,7 @@ from specflow.predictors.memo import DRAFTS, Memo, Memos, Tree
 from specflow.predictors.reader import Reader, context_of, vocabulary_of
 from specflow.predictors.trial import ANY_PIECES, FEEDINGS, Caches, Feeding, Trials
 from specflow.protocols import Choose, Limits
-from specflow.state import Proposal, Tokens, parents_of
+from specflow.state import Proposal, Tokens
 from specflow.trees import is_chain
 
 REREAD: Final = 32
@@ -139,17 +139,16 @@ class CachedPredictor:
 
     def __call__(self, tokens: Tokens, drafts: Sequence[Proposal], /) -> Tensor:
         """Logits [n + 1, V] after `tokens`, and after them and the path down to each of the n drafts."""
-        tokens, parents = text_of(tokens), parents_of(drafts)
-        drafted = ids_of("drafts", [draft.token for draft in drafts])
+        tokens, tree = text_of(tokens), Tree.of(drafts)
         with self._reader.guard:
             self._unread, began = 0, self.meter.now()
-            if is_chain(parents):
-                rows = self._last(tokens + drafted, len(drafted) + 1)
+            if is_chain(tree.parents):
+                rows = self._last(tokens + tree.drafted, len(tree.drafted) + 1)
             else:
-                rows = self._tree(tokens, tuple(drafts), drafted, parents)
+                rows = self._tree(tokens, tuple(drafts), tree)
             if self._unread <= DRAFTS:
                 wait_for(rows)
-                self.meter.note(len(drafted) + 1, self.meter.since(began))
+                self.meter.note(len(tree.drafted) + 1, self.meter.since(began))
             return rows
 
     def features(self, tokens: Tokens, last: int, /) -> Tensor:
@@ -202,42 +201,42 @@ class CachedPredictor:
             self._meet()
             return self._trials.in_parts(tokens, last, self._rows)
 
-    def _tree(self, tokens: Tokens, drafts: tuple[Proposal, ...], drafted: Tokens, parents: tuple[int, ...]) -> Tensor:
+    def _tree(self, tokens: Tokens, drafts: tuple[Proposal, ...], tree: Tree) -> Tensor:
         """Logits [n + 1, V] after `tokens` and after each draft of a tree."""
         with self._reader.guard:
             self._meet()
             if len(tokens) > 1 and self._may_read_trees(len(tokens) + len(drafts)):
-                rows = self._tree_at_once(tokens, drafted, parents)
+                rows = self._tree_at_once(tokens, tree)
                 if rows is not None:
                     return checked(rows, len(tokens))
             rows = path_by_path(self._last)(tokens, drafts)
             self._may_read_trees(len(tokens) + 1)  # tried now, with the prompt, and not in a pass that is timed
             return rows
 
-    def _tree_at_once(self, tokens: Tokens, drafted: Tokens, parents: tuple[int, ...]) -> Tensor | None:
+    def _tree_at_once(self, tokens: Tokens, tree: Tree) -> Tensor | None:
         """The same in one pass; None over a cache whose rows cannot be kept one by one."""
-        self._reader.refuse_strange(drafted)
+        self._reader.refuse_strange(tree.drafted)
         region = self._trials.region(len(tokens))
         with self._memos.of(tokens, region) as memo:
             missing = len(tokens) - len(memo.tokens)
             self._unread = max(self._unread, missing - 1)
             if missing <= 1 + REREAD:
-                return self._tree_over(memo, tokens, drafted, parents)
+                return self._tree_over(memo, tokens, tree)
         self._rows(tokens[:-1], 1)
         with self._memos.of(tokens, region) as memo:
-            return self._tree_over(memo, tokens, drafted, parents)
+            return self._tree_over(memo, tokens, tree)
 
-    def _tree_over(self, memo: Memo, tokens: Tokens, drafted: Tokens, parents: tuple[int, ...]) -> Tensor | None:
+    def _tree_over(self, memo: Memo, tokens: Tokens, tree: Tree) -> Tensor | None:
         """The same over a memo that covers most of the text."""
         if not (memo.tokens and memo.past.holds_rows):
             return None
         piece = tokens[memo.past.length :]
         self._reader.refuse_strange(piece)
-        ids = self._reader.ids([piece + drafted])
-        whole = [*range(-1, len(piece) - 1), *[len(piece) + parent for parent in parents]]
-        logits = self._reader.extend(memo.past, ids, len(drafted) + 1, whole)
+        ids = self._reader.ids([piece + tree.drafted])
+        whole = [*range(-1, len(piece) - 1), *[len(piece) + parent for parent in tree.parents]]
+        logits = self._reader.extend(memo.past, ids, len(tree.drafted) + 1, whole)
         memo.tokens += piece
-        memo.ahead, memo.tree = 0, Tree(drafted, parents)
+        memo.ahead, memo.tree = 0, tree
         return logits
 
     def prune(self, tokens: Tokens, /) -> None:

@@ -14,16 +14,16 @@ from torch.nn import Module, ModuleList
 from specflow.caches import Past
 from specflow.errors import DecodeError
 from specflow.guards.checks import a, valid, whole
-from specflow.guards.ids import ids_of, text_of
+from specflow.guards.ids import text_of
 from specflow.paths import last_rows
 from specflow.predictors.cached import CachedPredictor, asked_for, limits_of
 from specflow.predictors.features import stack_of
-from specflow.predictors.memo import Memos
+from specflow.predictors.memo import Memos, Tree
 from specflow.predictors.reader import Guard, Reader, layers_of
 from specflow.predictors.skip import layer_skip
 from specflow.predictors.trial import ANY_PIECES, FEEDINGS, LENGTH, Caches, Regime, Trials, error_bound, error_of
 from specflow.protocols import Limits
-from specflow.state import Proposal, Tokens, parents_of
+from specflow.state import Proposal, Tokens
 from specflow.trees import is_chain
 
 REMEDY: Final = "let CachedPredictor(layer_skip(model, …)) draft for CachedPredictor(model)"
@@ -119,8 +119,7 @@ class Resumed:
 
     def __call__(self, tokens: Tokens, drafts: Sequence[Proposal], /) -> Tensor:
         """Logits [n + 1, V] after `tokens`, and after them and the path down to each of the n drafts."""
-        tokens, parents = text_of(tokens), parents_of(drafts)
-        drafted = ids_of("drafts", [draft.token for draft in drafts])
+        tokens, (drafted, parents) = text_of(tokens), Tree.of(drafts)
         if not is_chain(parents):
             return self._whole(tokens, drafts)
         with self._guard:

@@ -9,14 +9,15 @@ from attrs import Factory, field, frozen
 from torch import Tensor
 from torch.nn import Module
 
-from specflow.guards.ids import ids_of, reading_of, text_of
+from specflow.guards.ids import reading_of, text_of
 from specflow.paths import Rows, path_by_path
 from specflow.predictors.cached import asked_for, limits_of
 from specflow.predictors.features import Features
+from specflow.predictors.memo import Tree
 from specflow.predictors.reader import Reader
 from specflow.predictors.trial import Caches, Trials
 from specflow.protocols import Limits
-from specflow.state import Proposal, Tokens, parents_of
+from specflow.state import Proposal, Tokens
 
 
 @final
@@ -43,8 +44,7 @@ class UncachedPredictor:
     def __call__(self, tokens: Tokens, drafts: Sequence[Proposal], /) -> Tensor:
         """Logits [n + 1, V] after `tokens`, and after them and the path down to each draft; a tree path by path."""
         tokens = text_of(tokens)
-        parents_of(drafts)
-        ids_of("drafts", [draft.token for draft in drafts])
+        Tree.of(drafts)
         return path_by_path(self._last)(tokens, drafts)
 
     def features(self, tokens: Tokens, last: int, /) -> Tensor:

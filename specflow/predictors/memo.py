@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from typing import Final, Generic, Protocol, final
+from typing import Final, Generic, NamedTuple, Protocol, final
 
-from attrs import define, field, frozen
+from attrs import define, field
 from torch import Tensor
 from typing_extensions import TypeVar
 
 from specflow.caches import Past, lasting
+from specflow.guards.ids import ids_of
 from specflow.prefix import NEAR, begins, common_prefix, parting
-from specflow.state import Tokens
+from specflow.state import Proposal, Tokens, parents_of
 from specflow.trees import path_along
 
 DRAFTS: Final = 16
@@ -47,15 +48,20 @@ def nobody() -> None:
 
 
 @final
-@frozen
-class Tree:
-    """Drafts that were read: their ids, and what each follows.
+class Tree(NamedTuple):
+    """Drafts that are read: their ids, and what each follows.
 
     A memo keeps nothing else of them: laws and logits are the caller's, and large, and may hang on a graph.
     """
 
     drafted: Tokens = ()
     parents: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, drafts: Sequence[Proposal]) -> Tree:
+        """Those of drafts. `DecodeError` for what are none, for ids that are none, and for a draft before its parent."""
+        parents = parents_of(drafts)
+        return cls(ids_of("drafts", [draft.token for draft in drafts]), parents)
 
 
 NO_TREE: Final = Tree()
