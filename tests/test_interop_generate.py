@@ -33,6 +33,7 @@ from specflow.drafters import SuffixDrafter, propose_nothing
 from specflow.interop import Generate, Stateless, new_tokens, stops, stream
 from specflow.interop.arguments import HARMLESS, HINTS, HONOURED, OUTPUTS, REFUSED
 from specflow.models import Loaded
+from tests.architectures import built
 from tests.test_interop import forked
 from tests.toys import oracle, passes_of, tiny_gpt2, tiny_llama
 
@@ -643,10 +644,7 @@ def test_token_types_that_a_model_embeds_are_refused() -> None:
 
 
 def test_padding_that_a_model_sees_is_refused_whatever_it_was_given_before() -> None:
-    torch.manual_seed(0)
-    sizes = {"vocab_size": 64, "hidden_size": 8, "attention_hidden_size": 8, "num_hidden_layers": 1}
-    model = tf.RwkvForCausalLM(tf.RwkvConfig(**sizes, context_length=64))
-    model.eval()
+    model = built("rwkv")
     theirs, ours = both(model, BATCH, attention_mask=torch.ones_like(BATCH))
     assert ours == theirs
     with pytest.raises(DecodeError, match="over the attention_mask of `generate` is not the model over its ids"):

@@ -6,7 +6,7 @@ Source: Touvron et al. 2302.13971; grouped queries: Ainslie et al. 2305.13245; r
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Final, final
+from typing import final
 
 import torch
 import torch.nn.functional as F

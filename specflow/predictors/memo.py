@@ -59,7 +59,7 @@ class Tree(NamedTuple):
 
     @classmethod
     def of(cls, drafts: Sequence[Proposal]) -> Tree:
-        """Those of drafts. `DecodeError` for what are none, for ids that are none, and for a draft before its parent."""
+        """Those of drafts. `DecodeError` for what are none, and for one that does not come after its parent."""
         parents = parents_of(drafts)
         return cls(ids_of("drafts", [draft.token for draft in drafts]), parents)
 

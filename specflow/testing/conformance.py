@@ -335,8 +335,8 @@ def _special(model: Module, vocab_size: int) -> Tokens:
 def _longest(model: Module, vocab_size: int) -> int:
     """A length that goes past the edges in the config, as far as the model reads."""
     context = limits_of(model).context
-    edges = [*horizons_of(model), *[] if context is None else [context]]
-    most = max([64, *[edge + BEYOND for edge in edges if edge <= FARTHEST]])
+    edges = [*horizons_of(model), context]
+    most = max([64, *[edge + BEYOND for edge in edges if edge is not None and edge <= FARTHEST]])
     if context is None or most <= context:
         return most
     try:
