@@ -58,7 +58,7 @@ from specflow.replay import Costs, Decoder, RecordedText, Recording, Replay, rec
 from specflow.replay.command import decoder_of
 from specflow.replay.recording import checksum_of
 from specflow.stages import Block, Recycle, Traverse, UpdateNgram, stop_string
-from specflow.state import DecodeState, Finished, Pace, Rule, Scored, Verdict
+from specflow.state import DecodeState, Finished, Pace, Rule, Scored, Tally, Verdict
 from specflow.steps import ngram_step, verified_step
 from specflow.testing import TableModel
 from tests.toys import disturbed, once, tiny_llama
@@ -85,11 +85,11 @@ def seeded() -> Recording:
 @final
 @define(eq=False)
 class Told:
-    """What a live decode did: how many drafts each pass had, and (drafted, accepted, tokens) of each step."""
+    """What a live decode did: how many drafts each pass had, and what each step counted and wrote."""
 
     target: Predictor
     drafts: list[int] = field(factory=list)
-    steps: list[tuple[int, int, int]] = field(factory=list)
+    steps: list[tuple[Tally, int]] = field(factory=list)
 
     def __call__(self, tokens: Tokens, drafts: Sequence[Proposal], /) -> Tensor:
         self.drafts.append(len(drafts))
@@ -98,13 +98,7 @@ class Told:
     def decode(self, step: Step, state: DecodeState) -> Tokens:
         for outcome in unfold(step, state):
             after = outcome.state if isinstance(outcome, Finished) else outcome
-            self.steps.append(
-                (
-                    after.tally.drafted - state.tally.drafted,
-                    after.tally.accepted - state.tally.accepted,
-                    len(after.tokens) - len(state.tokens),
-                )
-            )
+            self.steps.append((after.tally - state.tally, len(after.tokens) - len(state.tokens)))
             state = after
         return state.tokens
 
@@ -113,7 +107,7 @@ def same(live: Sequence[Told], played: Replay) -> None:
     """Pass by pass and step by step."""
     for told, text in zip(live, played.texts, strict=True):
         assert [one.fed - 1 for step in text.rounds for one in step.passes] == told.drafts
-        assert [(one.drafted, one.accepted, one.tokens) for one in text.rounds] == told.steps
+        assert [(one.tally, one.tokens) for one in text.rounds] == told.steps
 
 
 def begun(text: RecordedText) -> DecodeState:
@@ -231,7 +225,7 @@ def test_what_learns_from_the_text_is_replayed(greedy: Recording) -> None:
     again = [storage.counts() for storage in taught]  # and those that hindsight asked for, and left alone
     assert [counts for counts in learnt if counts not in again] == []
     assert played.regret is None
-    assert played.accepted
+    assert played.tally.accepted
 
 
 def test_rows_that_are_missing_are_asked_for_once(greedy: Recording, tmp_path: Path) -> None:

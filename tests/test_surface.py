@@ -700,7 +700,7 @@ def show(trace: Trace) -> object:
     trace.save(FOLDER / "shown.json")
     assert Trace.load(FOLDER / "shown.json") == trace
     quiet().print(trace)
-    return trace.html(), str(trace), trace.tally, trace.positions
+    return trace.html(), str(trace), trace.tally
 
 
 def record(recorder: Recorder) -> object:
@@ -1892,7 +1892,7 @@ TABLE: Final[dict[str, Entry]] = {
             "most": 2,
             "clock": perf_counter,
         },
-        lambda played: (played.regret, played.positions),
+        lambda played: (played.regret, played.tally),
         effort("most"),
     ),
     # records that users make

@@ -59,7 +59,7 @@ def _shown(trace: Trace, hues: Mapping[str, str], number: int, apart: int | None
         "prompt": visible("".join([piece.text for piece in everything[:start]])),
         "prompt_tokens": start,
         "text": _text(trace, everything[start:], hues, apart),
-        "acceptance": acceptance(trace.positions),
+        "acceptance": acceptance(trace.tally),
         "progress": progress([len(step.tokens) for step in trace.steps]),
         "budget": budget_of(trace.steps),
         "data": _embedded(_data(trace, hues)),
