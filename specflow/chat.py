@@ -43,10 +43,10 @@ ACCEPTED, CORRECTED, OWN, DIM = SOURCES[0], ORIGINS[Origin.CORRECTED], "", "dim"
 
 def _styles(before: DecodeState, after: DecodeState) -> Iterator[str]:
     """The colour of each token of a step."""
-    accepted = after.tally.accepted - before.tally.accepted
-    refused = sum(after.tally.judged_at) - sum(before.tally.judged_at) > accepted
+    step = after.tally - before.tally
+    refused = sum(step.judged_at) > step.accepted
     for i in range(len(after.tokens) - len(before.tokens)):
-        yield ACCEPTED if i < accepted else CORRECTED if refused else OWN
+        yield ACCEPTED if i < step.accepted else CORRECTED if refused else OWN
 
 
 @final

@@ -2324,7 +2324,7 @@ EXEMPT: Final[Mapping[str, str]] = {
             "randomness.Randomness",
             "randomness.Sampling",
             "state.Reason",
-            "trace.parts.Fate",
+            "stages.fates.Fate",
             "vocabulary.spelling.Tokenizer",
             "testing.certificate.ExactnessError",
             "testing.conformance.Move",

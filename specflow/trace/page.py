@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Final
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from specflow.stages.fates import Fate
 from specflow.trace.charts import acceptance, budget_of, progress
 from specflow.trace.kinds import FORCED, Kind, kinds_of, legend_of, sources_of
-from specflow.trace.parts import Fate, Origin, StepTrace
+from specflow.trace.parts import Origin, StepTrace
 from specflow.trace.words import Piece, label, pieces, visible
 
 if TYPE_CHECKING:

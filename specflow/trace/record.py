@@ -17,10 +17,11 @@ from specflow.errors import DecodeError
 from specflow.guards.checks import calls, does, named, or_none, valid
 from specflow.policies.meter import Clock, CostMeter
 from specflow.predictors.rescore import margins_of
+from specflow.stages.fates import fates
 from specflow.stages.observe import Tokenizer
 from specflow.stages.order import a_commitment
-from specflow.state import TEXT, Committed, Drafter, Predictor, Proposal, Reason, Tokens
-from specflow.trace.parts import DraftTrace, Fate, StepTrace
+from specflow.state import Committed, Drafter, Predictor, Proposal, Reason, Tokens
+from specflow.trace.parts import DraftTrace, StepTrace
 from specflow.trace.trace import Trace, are_facts
 from specflow.trace.words import words_of
 
@@ -138,32 +139,21 @@ class Recorder:
 
 def _step(committed: Committed, seconds: float | None, drafting: float | None, reading: float | None) -> StepTrace:
     verified, new = committed.adjusted.verified, tuple(map(int, committed.tokens))
-    drafted, kept = verified.drafted, len(new)
-    taken, open_to = {*verified.path[:kept]}, {*(TEXT, *verified.path)[:kept]}
+    drafted = verified.drafted
     laws = [verified.scored.made(parent) for parent in drafted.parents]
     tokens = [int(proposal.token) for proposal in drafted.proposals]
-    drafts = [
-        DraftTrace(
-            token,
-            parent,
-            q,
-            p,
-            Fate.ACCEPTED if i in taken else Fate.REFUSED if parent in open_to else Fate.NOT_REACHED,
-            f"{proposal.source}",
-        )
-        for i, (proposal, token, parent, q, p) in enumerate(
-            zip(
-                drafted.proposals,
-                tokens,
-                drafted.parents,
-                _probabilities([proposal.q for proposal in drafted.proposals], tokens),
-                _probabilities(laws, tokens),
-                strict=True,
-            )
-        )
-    ]
-    margins = [margin if isfinite(margin) else None for margin in margins_of(verified.logits[:kept])]
-    return StepTrace(new, tuple(drafts), tuple(margins), seconds, drafting, reading)
+    rows = zip(
+        tokens,
+        drafted.parents,
+        _probabilities([proposal.q for proposal in drafted.proposals], tokens),
+        _probabilities(laws, tokens),
+        fates(committed),
+        [f"{proposal.source}" for proposal in drafted.proposals],
+        strict=True,
+    )
+    drafts = tuple([DraftTrace(*row) for row in rows])
+    margins = [margin if isfinite(margin) else None for margin in margins_of(verified.logits[: len(new)])]
+    return StepTrace(new, drafts, tuple(margins), seconds, drafting, reading)
 
 
 def _probabilities(laws: Sequence[Distribution | None], tokens: Sequence[int]) -> list[float | None]:
