@@ -25,6 +25,7 @@ from specflow import (
     CachedPredictor,
     CostMeter,
     DecodeError,
+    Dice,
     Fixed,
     GreedyProcessor,
     MultinomialProcessor,
@@ -34,6 +35,7 @@ from specflow import (
     Tokens,
     autoregressive_step,
     speculative_step,
+    start,
 )
 from specflow.batch import Asked, BatchPredictor, Reply
 from specflow.bench import command, read_prompts
@@ -43,7 +45,7 @@ from specflow.bench.decoders import Decoder, Models, decoder
 from specflow.bench.measure import UNMEASURED, Plan, Round, Run, measure, run_one, warmed_up
 from specflow.bench.prompts import Prompt, spread
 from specflow.bench.report import Report, accepted_text, build, positions_text, show, to_json
-from specflow.bench.stopwatch import Pass
+from specflow.bench.stopwatch import Pass, Stopwatch
 from specflow.bench.summary import bootstrap, compare, pass_costs, summarise
 from specflow.catalogue import POLICIES, RULES, Policy
 from specflow.cli import main
@@ -416,6 +418,26 @@ def test_the_bootstrap_on_known_data() -> None:
     assert many.low == pytest.approx(50 - 1.96 * 101 / (2 * 101**0.5), abs=1.0)
     assert many.high == pytest.approx(50 + 1.96 * 101 / (2 * 101**0.5), abs=1.0)
     assert (many.worst, many.worst_prompt, many.prompts) == (0.0, 0, 101)
+
+
+@pytest.mark.parametrize("drafts", [list, tuple, iter])
+def test_a_drafter_may_return_what_it_may_in_a_decode(drafts: Callable[[list[Proposal]], Iterator[Proposal]]) -> None:
+    def propose(tokens: Tokens) -> Iterator[Proposal]:
+        return drafts([Proposal((tokens[-1] + 1) % VOCABULARY), Proposal((tokens[-1] + 2) % VOCABULARY)])
+
+    watch = Stopwatch()
+    assert [each.token for each in watch.timed(propose)((5,))] == [6, 7]
+    assert watch.drafting > 0
+
+
+def test_a_drafter_that_yields_none_is_refused_by_its_name() -> None:
+    def lost(tokens: Tokens) -> Iterator[Proposal]:
+        yield None  # type: ignore[misc]
+
+    target = Slow(Hand())
+    step = speculative_step(Stopwatch().timed(lost), CachedPredictor(target), GreedyProcessor(), Dice())
+    with pytest.raises(DecodeError, match="lost proposes what is not a Proposal"):
+        step(start((5,), 9).unwrap())
 
 
 def after_the_last(tokens: Tokens) -> Iterator[Proposal]:

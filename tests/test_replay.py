@@ -298,6 +298,16 @@ def ticking(drafter: Drafter, clock: Ticking, seconds: float) -> Drafter:
     return stream
 
 
+def at_once(drafter: Drafter, clock: Ticking, seconds: float) -> Drafter:
+    """A drafter that takes so many seconds before it returns anything."""
+
+    def propose(tokens: Tokens) -> Iterator[Proposal]:
+        clock.now += seconds
+        return iter([*islice(drafter(tokens), 20)])
+
+    return propose
+
+
 def taking(target: Predictor, clock: Ticking, prompt: int) -> Predictor:
     """A target whose passes take what `COSTS` says."""
 
@@ -308,14 +318,15 @@ def taking(target: Predictor, clock: Ticking, prompt: int) -> Predictor:
     return predict
 
 
+@pytest.mark.parametrize("slow", [ticking, at_once])
 @pytest.mark.parametrize("tree", [False, True])
 def test_a_policy_that_looks_at_the_clock_chooses_as_it_did_and_time_is_what_the_clock_says(
-    tree: bool, greedy: Recording
+    tree: bool, slow: Callable[[Drafter, Ticking, float], Drafter], greedy: Recording
 ) -> None:
     recording, base = costing(greedy), LookupTree() if tree else SuffixDrafter(shortest=0)
     clock, live = Ticking(), []
     meter = CostMeter(clock)
-    policy, drafter = CostAware(meter, 12), ticking(base, clock, 0.03125)
+    policy, drafter = CostAware(meter, 12), slow(base, clock, 0.03125)
     for text in recording.texts:
         told = Told(taking(once(MODEL), clock, len(text.prompt)))
         told.decode(speculative_step(drafter, meter.timed(told), GreedyProcessor(), Dice(), policy), begun(text))
@@ -324,7 +335,7 @@ def test_a_policy_that_looks_at_the_clock_chooses_as_it_did_and_time_is_what_the
     assert len({drafts for told in live for drafts in told.drafts}) > 1  # it has chosen
 
     watch = Ticking()
-    drafted = ticking(base, watch, 0.03125)
+    drafted = slow(base, watch, 0.03125)
     played = replay(
         recording,
         Decoder(lambda setting: Drafting(drafted), lambda meter: POLICIES["cost"](12, 1.0, meter)),
@@ -336,11 +347,14 @@ def test_a_policy_that_looks_at_the_clock_chooses_as_it_did_and_time_is_what_the
     assert played.drafting == watch.now
 
 
-def test_hindsight_is_what_each_gamma_takes(greedy: Recording) -> None:
+@pytest.mark.parametrize("slow", [ticking, at_once])
+def test_hindsight_is_what_each_gamma_takes(
+    slow: Callable[[Drafter, Ticking, float], Drafter], greedy: Recording
+) -> None:
     recording, most = costing(greedy), 6
     for base in (SuffixDrafter(shortest=0), LookupTree()):
         clock = Ticking()
-        drafter = ticking(base, clock, 0.125)
+        drafter = slow(base, clock, 0.125)
         played = replay(recording, Decoder.of(drafter, Fixed(2)), most=most, clock=clock)
         alone = [replay(recording, Decoder.of(propose_nothing), most=None, clock=clock)]
         alone += [replay(recording, Decoder.of(drafter, Fixed(g)), most=None, clock=clock) for g in range(1, most + 1)]

@@ -2309,6 +2309,7 @@ EXEMPT: Final[Mapping[str, str]] = {
     ),
     **dict.fromkeys(
         (
+            "asked.Doing",
             "accelerate.build.Given",
             "accelerate.build.NotAccelerated",
             "batch.hub.Reads",
@@ -2395,7 +2396,7 @@ EXEMPT: Final[Mapping[str, str]] = {
         ("testing.enumeration.Branch", "testing.enumeration.Law", "testing.enumeration.Noise"), ON_BRANCHES
     ),
     **{f"asked.{name}": ON_ANSWERS for name in ("rows_of", "features_of", "looked_at", "laws_of", "laws_when_asked")},
-    **{f"asked.{name}": ON_ANSWERS for name in ("accepts", "stream_of", "proposal_of", "fits")},
+    **{f"asked.{name}": ON_ANSWERS for name in ("accepts", "stream_of", "done_by", "proposal_of", "fits")},
     "state.rows_along": ON_ANSWERS,
     "trees.no_draft": ON_ANSWERS,
     **dict.fromkeys(

@@ -240,13 +240,16 @@ def _made(decoder: Decoder, setting: Setting, recording: Recording) -> Drafting:
     assert isinstance(drafting, Drafting)
     drafter, by_chance = drafting.drafter, recording.temperature is not None and not isinstance(decoder.rule, Match)
 
-    def checked(tokens: Tokens) -> Iterator[Proposal]:
-        for value in stream_of(drafter, drafter(tokens)):
+    def looked_at(stream: Iterator[object]) -> Iterator[Proposal]:
+        for value in stream:
             said = proposal_of(drafter, value, recording.vocab_size)
             if by_chance and not isinstance(said.q, PointMass):
                 happened = "chance decides which drawn drafts of a sampled text stand"
                 raise DecodeError("rule", happened, named(decoder.rule), "replay with the rule Match")
             yield said
+
+    def checked(tokens: Tokens) -> Iterator[Proposal]:
+        return looked_at(stream_of(drafter, drafter(tokens)))
 
     return evolve(drafting, drafter=checked)
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
 from time import perf_counter
-from typing import TypeVar, cast, final
+from typing import TypeVar, final
 
 import torch
 from attrs import Factory, define, field
 from torch import Tensor
 
-from specflow.asked import stream_of
+from specflow.asked import done_by
 from specflow.distribution import Categorical, Distribution, PointMass
 from specflow.errors import DecodeError
 from specflow.guards.checks import calls, does, named, or_none, valid
@@ -86,12 +86,7 @@ class Recorder:
     def drafting(self, drafter: Drafter) -> Drafter:
         """The same drafter; the time inside it is recorded."""
         calls("a drafter", "give a function of the tokens so far")("drafter", drafter)
-
-        def stream(tokens: Tokens, /) -> Iterator[Proposal]:
-            return self._timed(self._drafting(lambda: stream_of(drafter, drafter(tokens))))
-
-        stream.__qualname__ = named(drafter)  # errors name the drafter
-        return stream
+        return done_by(self._drafting, drafter)
 
     def reading(self, target: Predictor) -> Predictor:
         """The same predictor; the time inside it is recorded."""
@@ -105,14 +100,6 @@ class Recorder:
 
         predict.__qualname__ = named(target)
         return predict
-
-    def _timed(self, proposals: Iterator[object]) -> Iterator[Proposal]:
-        while True:
-            try:
-                proposal = self._drafting(lambda: next(proposals))
-            except StopIteration:
-                return
-            yield cast(Proposal, proposal)  # whoever drafts looks at it
 
     def _drafting(self, work: Callable[[], T]) -> T:
         began = self._begin()
