@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from hashlib import sha256
 from typing import Protocol, TypeAlias
@@ -121,11 +121,12 @@ def generate_many(
     calls("a listener", "give a function of a number and a Finished")("progress", progress)
     or_none(a(Grammar, "give a Grammar, or None"))("grammar", grammar)
     or_none(a(SharedTokens, "give SharedTokens(…), or None for one vocabulary"))("shared", shared)
-    rows = _rows(prompts)
+    rows = rows_of(prompts)
     slots = max(1, min(slots, len(rows)))  # what a pass over so many texts takes is what is measured
     predictor = _reading(target, slots, clock)
-    states = _started(rows, predictor.limits, max_gen_len, eos_tokens_id)
-    if grammar is not None and grammar.stop != stops_of("eos_tokens_id", eos_tokens_id):
+    stop = stops_of("eos_tokens_id", eos_tokens_id)
+    states = states_of(rows, max_gen_len, stop, predictor.limits, SPEC_NAMES)
+    if grammar is not None and grammar.stop != stop:
         happened, received = "the grammar ends at other tokens than the text", shown(sorted(grammar.stop))
         raise DecodeError("grammar", happened, received, "give both the same: the grammar's `stop` and eos_tokens_id")
     assistant = None if drafter is None else BatchPredictor(drafter, slots)
@@ -180,20 +181,24 @@ def _reading(target: Module | Metered, slots: int, clock: Clock | None) -> Meter
     return target
 
 
-def _rows(prompts: Iterable[Prompt]) -> list[Prompt]:
+def rows_of(prompts: Iterable[Prompt]) -> list[Prompt]:
+    """The prompts in a list. `DecodeError` for one text, and for what holds none."""
     given: object = prompts
     if isinstance(given, str | bytes | Tensor) or not isinstance(given, Iterable):
         raise DecodeError("prompts", "prompts are no rows of ids", shown(given), "give a list of rows of ids")
     return list(prompts)
 
 
-def _started(prompts: Sequence[Prompt], limits: Limits, max_gen_len: int, eos_tokens_id: object) -> list[DecodeState]:
-    """A state for each prompt. `DecodeError` with the number of the first that is none."""
-    stop, states = stops_of("eos_tokens_id", eos_tokens_id), list[DecodeState]()
-    for number, prompt in enumerate(prompts):
-        started = start(prompt, max_gen_len, stop, limits)
+def states_of(
+    prompts: Iterable[Prompt], max_new_tokens: int, stop: Iterable[int], limits: Limits, names: Mapping[str, str] = {}
+) -> list[DecodeState]:
+    """A state for each prompt. `DecodeError` with the number of the first that is none, and of a caller's `names`."""
+    stop = list(stop) if isinstance(stop, Iterator) else stop  # it is read for each prompt
+    states = []
+    for number, prompt in enumerate(rows_of(prompts)):
+        started = start(prompt, max_new_tokens, stop, limits)
         try:
-            states.append(unwrap(started.alt(lambda error: error.renamed({**SPEC_NAMES, "prompt": "prompts"}))))
+            states.append(unwrap(started.alt(lambda error: error.renamed({**names, "prompt": "prompts"}))))
         except DecodeError as error:
             error.add_note(f"in prompt {number}")
             raise
