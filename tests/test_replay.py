@@ -479,6 +479,21 @@ def test_recording_goes_on_where_it_stopped() -> None:
         record(TableModel(6), [(1, 2)], 5, onto=first)
 
 
+def test_stop_tokens_that_can_be_read_once_end_every_text() -> None:
+    prompts = [(1, 2), (3,), (4, 4)]
+    texts = [record(TableModel(5), prompts, 9, stop, clock=Ticking()).texts for stop in ((2,), iter((2,)))]
+    assert texts[0] == texts[1]
+    assert all(text.stop == {2} for text in texts[1])
+
+
+def test_a_prompt_that_is_none_is_told_by_its_number() -> None:
+    with pytest.raises(DecodeError, match="the prompt is empty") as caught:
+        record(TableModel(5), [(1,), ()], 4)
+    assert (caught.value.parameter, caught.value.__notes__) == ("prompts", ["in prompt 1"])
+    with pytest.raises(DecodeError, match="there is no room for a token after prompt 0: received 1 tokens of 1"):
+        record(TableModel(5), [(1,), (2,)], 0)
+
+
 def test_a_file_holds_all_of_it(seeded: Recording, tmp_path: Path) -> None:
     several = evolve(seeded, texts=(*costing(seeded).texts, *seeded.texts), facts={"model": "tiny"})
     several.save(tmp_path / "file")

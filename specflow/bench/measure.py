@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from hashlib import blake2b
 from typing import Final, final
 
 import torch
 from attrs import define, evolve, field, frozen
 from returns.result import safe
 
+from specflow.batch import seed_of
 from specflow.bench.context import Context
 from specflow.bench.decoders import Decoder, Models
 from specflow.bench.prompts import Prompt
@@ -107,9 +107,7 @@ class Plan:
 
     def seed_of(self, prompt: Prompt, repeat: int) -> int:
         """The seed of a text, the same for all decoders."""
-        # torch keeps 32 bits of a seed, so all of this one is in them.
-        key = blake2b(f"{self.seed}/{prompt.question_id}/{repeat}".encode(), digest_size=4).digest()
-        return int.from_bytes(key, "big")
+        return seed_of(self.seed, f"{prompt.question_id}/{repeat}")
 
 
 WARM_UP: Final = 16

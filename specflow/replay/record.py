@@ -14,14 +14,14 @@ from torch import Tensor
 
 from specflow.batch.many import Prompt, seed_of, states_of
 from specflow.errors import DecodeError
-from specflow.guards.checks import MOST, a, calls, each, or_none, shown, whole
+from specflow.guards.checks import MOST, a, are_facts, calls, each, or_none, shown, whole
 from specflow.loop import unfold
 from specflow.policies import CostMeter
 from specflow.policies.meter import Clock
 from specflow.processors import GreedyProcessor, LogitsProcessor
 from specflow.protocols import Limits, checked_limits
 from specflow.randomness import Dice, SharedNoise
-from specflow.replay.recording import Costs, RecordedText, Recording, are_facts
+from specflow.replay.recording import Costs, RecordedText, Recording
 from specflow.replay.rows import Row, names_of, rows_kept
 from specflow.state import TEXT, Committed, DecodeState, Finished, Predictor, Proposal, Tokens, chain
 from specflow.steps import autoregressive_step

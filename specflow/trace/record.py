@@ -14,7 +14,7 @@ from torch import Tensor
 from specflow.asked import done_by
 from specflow.distribution import Categorical, Distribution, PointMass
 from specflow.errors import DecodeError
-from specflow.guards.checks import calls, does, named, or_none, valid
+from specflow.guards.checks import are_facts, calls, does, named, or_none, valid
 from specflow.policies.meter import Clock, CostMeter
 from specflow.predictors.rescore import margins_of
 from specflow.stages.fates import fates
@@ -22,7 +22,7 @@ from specflow.stages.observe import Tokenizer
 from specflow.stages.order import a_commitment
 from specflow.state import Committed, Drafter, Predictor, Proposal, Reason, Tokens
 from specflow.trace.parts import DraftTrace, StepTrace
-from specflow.trace.trace import Trace, are_facts
+from specflow.trace.trace import Trace
 from specflow.trace.words import words_of
 
 T = TypeVar("T")

@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from specflow.drafters.ngrams.file import write
 from specflow.errors import DecodeError
-from specflow.guards.checks import a, is_id, or_none, shown, valid
+from specflow.guards.checks import a, are_facts, is_id, or_none, shown, valid
 from specflow.stages.commit import tally_of
 from specflow.state import Reason, Tally, Tokens
 from specflow.trace import file
@@ -32,15 +32,6 @@ def _are_words(name: str, words: object) -> None:
     for pair in words.items():
         if not is_id(pair[0]) or type(pair[1]) is not bytes:
             raise DecodeError(name, "a word is not the bytes of a token", shown(pair), 'give some such as {7: b" the"}')
-
-
-def are_facts(name: str, facts: object) -> None:
-    """Refuses what is not a mapping of texts to texts."""
-    a(Mapping, 'give one such as {"drafter": "suffix"}')(name, facts)
-    assert isinstance(facts, Mapping)
-    for pair in facts.items():
-        if not all(isinstance(text, str) for text in pair):
-            raise DecodeError(name, "a fact is not a text", shown(pair), 'give some such as {"drafter": "suffix"}')
 
 
 @final
