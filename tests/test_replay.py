@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import final
@@ -41,6 +42,7 @@ from specflow import (
     Step,
     SuffixDrafter,
     Tokens,
+    run,
     seed_coupled_step,
     speculative_step,
     start,
@@ -57,8 +59,9 @@ from specflow.policies import EGAG, Heuristic
 from specflow.replay import Costs, Decoder, RecordedText, Recording, Replay, record, replay
 from specflow.replay.command import decoder_of
 from specflow.replay.recording import checksum_of
-from specflow.stages import Block, Recycle, Traverse, UpdateNgram, stop_string
-from specflow.state import DecodeState, Finished, Pace, Rule, Scored, Tally, Verdict
+from specflow.stages import Block, Looks, Recycle, Rows, Traverse, UpdateNgram, stop_string
+from specflow.stages.ngram import top_tokens
+from specflow.state import Committed, DecodeState, Finished, Pace, Rule, Scored, Tally, Verdict
 from specflow.steps import ngram_step, verified_step
 from specflow.testing import TableModel
 from tests.toys import disturbed, once, tiny_llama
@@ -264,6 +267,47 @@ def test_a_stage_that_looks_further_than_was_kept_is_refused(stage: UpdateNgram 
 
     with pytest.raises(DecodeError, match="a stage looks at 3 tokens of a row: received 2 that were kept"):
         replay(recording, Decoder(make))
+
+
+def seeing(seen: list[list[list[int]]]) -> Callable[[Committed], Committed]:
+    """A stage of a user's own that looks at three tokens of each row along the text."""
+
+    def stage(committed: Committed) -> Committed:
+        seen.append(top_tokens(committed.adjusted.verified.logits, 3))
+        return committed
+
+    return stage
+
+
+def taught(stage: Callable[[Committed], Committed]) -> Decoder:
+    return Decoder(lambda setting: Drafting(propose_nothing, (stage,)))
+
+
+def test_a_stage_that_does_not_say_how_much_it_looks_at_is_refused_unless_all_was_kept() -> None:
+    """Of a row the tokens that were not kept have one level, which no target said."""
+    seen: list[list[list[int]]] = []
+    short, whole = (record(TableModel(5), [(1, 2)], 4, kept=kept) for kept in (1, 5))
+    storage = NGramStorage(2, 5)
+    hidden = partial(UpdateNgram(storage, 3)), lambda committed: UpdateNgram(storage, 3)(committed)
+    for stage in (seeing(seen), *hidden):
+        with pytest.raises(DecodeError, match="does not say how many tokens of a row it looks at: received 1 that were"):
+            replay(short, taught(stage))
+    assert seen == []
+    live: list[list[list[int]]] = []
+    run(ngram_step(propose_nothing, TableModel(5), GreedyProcessor(), Dice(), seeing(live)), start((1, 2), 4).unwrap())
+    replay(whole, taught(seeing(seen)))
+    assert seen == live
+
+
+def test_a_stage_that_says_how_much_it_looks_at_is_given_that() -> None:
+    short, enough = (record(TableModel(5), [(1, 2)], 4, kept=kept) for kept in (2, 3))
+    seen: list[list[list[int]]] = []
+    for rows in (Rows(3), Rows(3, along=True)):
+        with pytest.raises(DecodeError, match="a stage looks at 3 tokens of a row: received 2 that were kept"):
+            replay(short, taught(Looks(seeing(seen), rows)))
+        assert replay(enough, taught(Looks(seeing(seen), rows))).tokens == 4
+    assert seen[:4] == seen[4:]
+    assert replay(short, taught(Looks(lambda committed: committed, Rows(0)))).tokens == 4
 
 
 # Time.

@@ -2003,6 +2003,13 @@ TABLE: Final[dict[str, Entry]] = {
     "stages.ngram.UpdateNgram.__call__": Entry(stages.UpdateNgram(storage()), lambda: {"committed": committed()}),
     "stages.recycle.Recycle": Entry(stages.Recycle, lambda: {"table": recycled()}, lambda stage: stage(committed())),
     "stages.recycle.Recycle.__call__": Entry(stages.Recycle(recycled()), lambda: {"committed": committed()}),
+    "stages.rows.Rows": Entry(stages.Rows, lambda: {"most": 2, "along": True}),
+    "stages.rows.Looks": Entry(
+        stages.Looks, lambda: {"stage": nothing_new, "rows": stages.Rows(2)}, lambda stage: stage(committed())
+    ),
+    "stages.rows.Looks.__call__": Entry(
+        stages.Looks(nothing_new, stages.Rows(2)), lambda: {"committed": committed()}
+    ),
     "stages.observe.Show": Entry(stages.Show, lambda: {"tokenizer": Words(), "console": quiet()}, watch),
     "stages.observe.Show.__call__": Entry(stages.Show(Words(), quiet()), lambda: {"committed": committed()}),
     "stages.observe.unobserved": Entry(stages.unobserved, lambda: {"committed": committed()}),
@@ -2326,6 +2333,7 @@ EXEMPT: Final[Mapping[str, str]] = {
             "randomness.Sampling",
             "state.Reason",
             "stages.fates.Fate",
+            "stages.rows.ReadsRows",
             "vocabulary.spelling.Tokenizer",
             "testing.certificate.ExactnessError",
             "testing.conformance.Move",
