@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from hashlib import sha256
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, TypeVar
 
 import numpy
 from numpy.typing import NDArray
@@ -25,11 +25,13 @@ from specflow.policies import CostAware, CostMeter, meter_of
 from specflow.policies.meter import Clock
 from specflow.processors import GreedyProcessor, Processor
 from specflow.protocols import Limits, checked_limits
-from specflow.randomness import Dice, SharedNoise
+from specflow.randomness import Dice, Sampling, SharedNoise
 from specflow.stages import Match, Reject
-from specflow.state import DecodeState, Drafter, Finished, Proposal, Step, Tokens
-from specflow.steps import constrained_step, seed_coupled_step, speculative_step
+from specflow.state import DecodeState, Drafter, Finished, Proposal, Rule, Step, Tokens
+from specflow.steps import constrained_step, verified_step
 from specflow.vocabulary import SharedTokens, shared_vocabulary
+
+S = TypeVar("S", bound=Sampling)
 
 Prompt: TypeAlias = Sequence[int] | Tensor | NDArray[numpy.integer]
 
@@ -133,22 +135,24 @@ def generate_many(
     if assistant is not None and shared is None:
         unwrap(shared_vocabulary(predictor.limits, assistant.limits))
 
-    def step(number: int, state: DecodeState) -> Step:
+    def judged(state: DecodeState, rng: S, rule: Rule[S]) -> Step:
         policy, answer = CostAware(predictor.meter, gamma), None if grammar is None else grammar.after(state.tokens)
-        rng = Dice() if seed is None else SharedNoise(seed_of(seed, number))
         draft: Drafter = SuffixDrafter()
         law = logits_processor if answer is None else Constrained(logits_processor, answer)
         if assistant is not None and shared is not None:
             draft = IntersectionDrafter(assistant, shared, law, rng, assistant.limits.context)
         elif assistant is not None:
             draft = LLMDrafter.fitting(assistant, assistant.limits, predictor.limits, law, rng)
-        if isinstance(rng, SharedNoise):
-            if answer is None:
-                return seed_coupled_step(draft, predictor, logits_processor, rng, policy)
-            return constrained_step(answer, draft, predictor, logits_processor, rng, Match(rng), policy)
         if answer is None:
-            return speculative_step(draft, predictor, logits_processor, rng, policy)
-        return constrained_step(answer, draft, predictor, logits_processor, rng, Reject(rng), policy)
+            return verified_step(draft, predictor, logits_processor, rng, rule, policy)
+        return constrained_step(answer, draft, predictor, logits_processor, rng, rule, policy)
+
+    def step(number: int, state: DecodeState) -> Step:
+        if seed is None:
+            dice = Dice()
+            return judged(state, dice, Reject(dice))
+        noise = SharedNoise(seed_of(seed, number))
+        return judged(state, noise, Match(noise))
 
     def decode(number: int, state: DecodeState) -> Finished:
         return run(step(number, state), state)
