@@ -53,7 +53,7 @@ from specflow.bench.decoders import Models, decoder
 from specflow.catalogue import POLICIES, Drafting, Setting
 from specflow.cli import main
 from specflow.drafters import Recycled, RecyclingTree, propose_nothing
-from specflow.drafters.ngrams.file import content_of
+from specflow.files import content_of
 from specflow.errors import DecodeError
 from specflow.policies import EGAG, Heuristic
 from specflow.replay import Costs, Decoder, RecordedText, Recording, Replay, record, replay

@@ -2264,6 +2264,7 @@ ON_BRANCHES = "randomness of the certificate's own, and the law that it found"
 ON_ANSWERS = "looks itself at what the parts of users answer, and refuses it by name"
 ABSTRACT = "a base class: its subclasses are tried"
 BY_CONVERTED = "called by converted.copy_of, with what it read of a file"
+BY_SAVERS = "called by what saves and loads, which is tried with any path"
 BY_HEADS = "called by a HeadPredictor, with what the head itself made"
 COMMAND = "a part of the command line, which reads its arguments itself"
 
@@ -2440,13 +2441,14 @@ EXEMPT: Final[Mapping[str, str]] = {
             *(f"commands.{name}" for name in ("check_engine", "named_model", "one_sentence", "outcomes", "prompt_of")),
             *(
                 f"commands.{name}"
-                for name in ("Told", "can_be_written", "processor_name", "version_of", "vocabulary_of")
+                for name in ("Told", "can_be_written", "processor_name", "save_text", "version_of", "vocabulary_of")
             ),
             *(f"corpus.{name}" for name in ("Answer", "Answers", "Progress", "Row")),
             *(f"corpus.{name}" for name in ("answer_all", "answers_in", "rate", "read_rows", "summary")),
         ),
         COMMAND,
     ),
+    **{f"files.{name}": BY_SAVERS for name in ("checked_path", "checksum", "content_of", "no_file", "write")},
     **dict.fromkeys(("gguf_keys.differing", "gguf_keys.missing"), BY_CONVERTED),
     "caches.lasting.lasting": ON_CACHES,
 }

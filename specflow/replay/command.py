@@ -27,7 +27,7 @@ from specflow.bench.prompts import OWN_PROMPTS, spread
 from specflow.bench.report import accepted_text, positions_text
 from specflow.bench.stopwatch import clock_for
 from specflow.catalogue import DRAFTERS, POLICIES, RULES, Drafting, Setting
-from specflow.commands import ACCELERATE, can_be_written, named_model, one_sentence, processor_name
+from specflow.commands import ACCELERATE, can_be_written, named_model, one_sentence, processor_name, save_text
 from specflow.drafters import Bigrams
 from specflow.errors import DecodeError, unwrap
 from specflow.guards.checks import a, or_none, shown, whole
@@ -199,7 +199,7 @@ def _replay(args: argparse.Namespace) -> int:
         console.print(_table(found, recording))
     print(table.get(), end="", flush=True)
     if args.json is not None:
-        args.json.write_text(json.dumps(_figures(found, recording), indent=1), encoding="utf-8")
+        save_text(args.json, json.dumps(_figures(found, recording), indent=1))
     return 0
 
 

@@ -16,8 +16,8 @@ from attrs import evolve, field, frozen
 from safetensors.torch import save
 from torch import Tensor
 
-from specflow.drafters.ngrams.file import content_of, no_file, write
 from specflow.errors import DecodeError
+from specflow.files import content_of, no_file, write
 from specflow.guards.checks import MOST, a, are_facts, each, is_id, number, or_none, shown, temperature, valid, whole
 from specflow.guards.ids import ids_of
 from specflow.replay.rows import NAMED, Row

@@ -11,8 +11,8 @@ from attrs import field, frozen
 from rich.console import Console, ConsoleOptions, RenderResult
 from typing_extensions import override
 
-from specflow.drafters.ngrams.file import write
 from specflow.errors import DecodeError
+from specflow.files import write
 from specflow.guards.checks import a, are_facts, is_id, or_none, shown, valid
 from specflow.stages.commit import tally_of
 from specflow.state import Reason, Tally, Tokens
