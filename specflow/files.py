@@ -94,8 +94,11 @@ def checked_path(path: object) -> Path:
 
 
 def checksum(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
-    """What a file says of its own content: sha256 of the lines `name value` of its metadata, then, for each array, of
-    the line `name shape` and its little-endian bytes, both in the order of the names."""
+    """What a file says of its own content.
+
+    SHA-256 of the lines `name value` of its metadata, then, for each array, of the line `name shape` and its
+    little-endian bytes, both in the order of the names.
+    """
     digest = sha256()
     for name, value in sorted(metadata.items()):
         digest.update(f"{name} {value}\n".encode())
