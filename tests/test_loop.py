@@ -11,6 +11,7 @@ import pytest
 
 from specflow import (
     CachedPredictor,
+    DecodeError,
     DecodeState,
     Dice,
     Finished,

@@ -53,8 +53,8 @@ from specflow.bench.decoders import Models, decoder
 from specflow.catalogue import POLICIES, Drafting, Setting
 from specflow.cli import main
 from specflow.drafters import Recycled, RecyclingTree, propose_nothing
-from specflow.files import content_of
 from specflow.errors import DecodeError
+from specflow.files import content_of
 from specflow.policies import EGAG, Heuristic
 from specflow.replay import Costs, Decoder, RecordedText, Recording, Replay, record, replay
 from specflow.replay.command import decoder_of
@@ -288,8 +288,7 @@ def test_a_stage_that_does_not_say_how_much_it_looks_at_is_refused_unless_all_wa
     seen: list[list[list[int]]] = []
     short, whole = (record(TableModel(5), [(1, 2)], 4, kept=kept) for kept in (1, 5))
     storage = NGramStorage(2, 5)
-    hidden = partial(UpdateNgram(storage, 3)), lambda committed: UpdateNgram(storage, 3)(committed)
-    for stage in (seeing(seen), *hidden):
+    for stage in (seeing(seen), partial(UpdateNgram(storage, 3))):
         with pytest.raises(DecodeError, match="does not say how many tokens of a row it looks at: received 1 "):
             replay(short, taught(stage))
     assert seen == []

@@ -2007,9 +2007,7 @@ TABLE: Final[dict[str, Entry]] = {
     "stages.rows.Looks": Entry(
         stages.Looks, lambda: {"stage": nothing_new, "rows": stages.Rows(2)}, lambda stage: stage(committed())
     ),
-    "stages.rows.Looks.__call__": Entry(
-        stages.Looks(nothing_new, stages.Rows(2)), lambda: {"committed": committed()}
-    ),
+    "stages.rows.Looks.__call__": Entry(stages.Looks(nothing_new, stages.Rows(2)), lambda: {"committed": committed()}),
     "stages.observe.Show": Entry(stages.Show, lambda: {"tokenizer": Words(), "console": quiet()}, watch),
     "stages.observe.Show.__call__": Entry(stages.Show(Words(), quiet()), lambda: {"committed": committed()}),
     "stages.observe.unobserved": Entry(stages.unobserved, lambda: {"committed": committed()}),

@@ -26,7 +26,16 @@ from specflow.bench.measure import Plan, Run, measure, warmed_up
 from specflow.bench.prompts import OWN_PROMPTS, read_prompts, spread
 from specflow.bench.report import Absent, build, facts_of, show, to_json
 from specflow.catalogue import POLICIES, RULES
-from specflow.commands import ENGINES, LLAMA_CPP, TORCH, can_be_written, check_engine, one_sentence, save_text, version_of
+from specflow.commands import (
+    ENGINES,
+    LLAMA_CPP,
+    TORCH,
+    can_be_written,
+    check_engine,
+    one_sentence,
+    save_text,
+    version_of,
+)
 from specflow.errors import DecodeError, said, unwrap
 from specflow.guards.checks import a, or_none, shown, whole
 from specflow.heads import load_head

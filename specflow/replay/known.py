@@ -112,10 +112,10 @@ class Memory:
 
     def _read_by(self, stage: Callable[[Committed], Committed]) -> Rows:
         """What a stage says that it reads; of whole rows it may read what it likes."""
-        if isinstance(stage, ReadsRows):
-            rows: object = stage.rows
-            a(Rows, "return Rows(k)")("rows", rows)
-            return stage.rows
+        given: object = stage
+        if isinstance(given, ReadsRows):
+            a(Rows, "return Rows(k)")("rows", given.rows)
+            return given.rows
         if self.kept == self.vocab_size:
             return Rows(self.vocab_size)
         happened = f"the stage {named(stage)} does not say how many tokens of a row it looks at"

@@ -39,8 +39,8 @@ def unobserved(committed: Committed) -> None:
 class Show:
     """Prints a step: position, γ, how many were accepted, and each draft with its text, q, p/q and fate.
 
-    Accepted drafts are green, refused ones red, those that were not reached dim (`trace.Fate` says which are which), and
-    the token that the target adds (bonus, corrected, or drawn without a draft) is cyan; colours only on a terminal.
+    Accepted drafts are green, refused ones red, those that were not reached dim (`trace.Fate` says which), and the
+    token that the target adds (bonus, corrected, or drawn without a draft) is cyan; colours only on a terminal.
     It is an `Observer`: give it to a prebuilt step, or to `ending` in a step of your own.
     Law: observing is the identity, so a decode with and without it emits the same tokens.
 
