@@ -291,7 +291,7 @@ def test_every_step_over_trees_is_shown_and_adds_up(
     tally = ends[1].state.tally
     assert verdicts.count("position") == tally.steps
     assert verdicts.count("accepted") == tally.accepted > 0
-    assert verdicts.count("refused") >= verdicts.count("corrected") > 0
+    assert verdicts.count("refused") >= max(1, verdicts.count("corrected"))
     assert sum(verdicts.count(kind) for kind in ("accepted", "refused", "not")) >= tally.drafted
     assert sum(verdicts.count(kind) for kind in ("accepted", "bonus", "corrected", "drawn")) == 30
 
