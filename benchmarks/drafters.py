@@ -284,7 +284,7 @@ def show(
         for name in names:
             chosen = [each for each, group in zip(played.texts, groups, strict=True) if name in ("all", group)]
             row.append(sum(len(each.text.output) for each in chosen) / sum(len(each.rounds) for each in chosen))
-        drafts = played.drafted / played.passes
+        drafts = played.tally.drafted / played.passes
         print(f"{label:30}", *(f"{value:9.3f}" for value in row), f"{drafts:9.1f}", flush=True)
     return recording
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from math import isnan
+from typing import Protocol, TypeVar, cast
 
 import numpy
 from attrs import evolve
@@ -19,6 +21,8 @@ from specflow.protocols import ReadsFeatures
 from specflow.randomness import Randomness
 from specflow.state import Predictor, Proposal, Tokens
 from specflow.trees import no_draft
+
+T = TypeVar("T")
 
 
 def rows_of(predictor: Predictor, tokens: Tokens, drafts: Sequence[Proposal] = (), parameter: str = "target") -> Tensor:
@@ -128,6 +132,32 @@ def stream_of(drafter: object, stream: object) -> Iterator[object]:
         return iter(stream)
     happened = f"the drafter {named(drafter)} gives no stream"
     raise DecodeError("drafter", happened, shown(stream), "yield proposals, or return an iterator over them")
+
+
+class Doing(Protocol):
+    """Does some work, and hands on what it returns: `lambda work: work()`, with a clock read before and after."""
+
+    def __call__(self, work: Callable[[], T], /) -> T: ...
+
+
+def done_by(doing: Doing, drafter: Callable[[Tokens], Iterator[T]]) -> Callable[[Tokens], Iterator[T]]:
+    """The same drafter, of chains or of trees; its call and each of its proposals are work that `doing` does."""
+
+    def stream(tokens: Tokens, /) -> Iterator[T]:
+        return cast(Iterator[T], _done(doing, doing(lambda: stream_of(drafter, drafter(tokens)))))
+
+    stream.__qualname__ = named(drafter)  # errors name the drafter
+    return stream
+
+
+def _done(doing: Doing, stream: Iterator[object]) -> Iterator[object]:
+    following = partial(next, stream)
+    while True:
+        try:
+            value = doing(following)
+        except StopIteration:
+            return
+        yield value
 
 
 def proposal_of(drafter: object, value: object, vocab_size: int | None) -> Proposal:

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.text import Text
 
 from specflow.catalogue import DRAFTERS, POLICIES, RULES
-from specflow.commands import Told, outcomes
+from specflow.commands import Told, outcomes, save_text
 from specflow.corpus import Answer, summary
 from specflow.errors import DecodeError, said, unwrap
 from specflow.guards.checks import shown
@@ -43,10 +43,10 @@ ACCEPTED, CORRECTED, OWN, DIM = SOURCES[0], ORIGINS[Origin.CORRECTED], "", "dim"
 
 def _styles(before: DecodeState, after: DecodeState) -> Iterator[str]:
     """The colour of each token of a step."""
-    accepted = after.tally.accepted - before.tally.accepted
-    refused = sum(after.tally.judged_at) - sum(before.tally.judged_at) > accepted
+    step = after.tally - before.tally
+    refused = sum(step.judged_at) > step.accepted
     for i in range(len(after.tokens) - len(before.tokens)):
-        yield ACCEPTED if i < accepted else CORRECTED if refused else OWN
+        yield ACCEPTED if i < step.accepted else CORRECTED if refused else OWN
 
 
 @final
@@ -262,11 +262,10 @@ def _stats(talk: Talk, given: str) -> None:
 def _save(talk: Talk, given: str) -> None:
     record = {"model": str(talk.settings.model), "system": talk.system, "messages": talk.messages}
     answers = [asdict(answer, filter=lambda _, value: value is not None) for answer in talk.answers]
-    try:
-        with _file("save", given).open("x", encoding="utf-8") as file:
-            json.dump({**record, "answers": answers}, file, indent=1, ensure_ascii=False)
-    except OSError as error:
-        raise DecodeError("save", f"the file cannot be written ({said(error)})", given, "name a new file") from error
+    path, content = _file("save", given), json.dumps({**record, "answers": answers}, indent=1, ensure_ascii=False)
+    if os.path.lexists(path):
+        raise DecodeError("save", "the file cannot be written (there is one already)", given, "name a new file")
+    save_text(path, content)
     talk.screen.line(f"[saved in {given}]")
 
 

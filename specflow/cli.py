@@ -12,7 +12,7 @@ from functools import cache, lru_cache, partial
 from io import TextIOWrapper
 from pathlib import Path
 from time import perf_counter
-from typing import Final, TextIO, TypeAlias, final, get_args
+from typing import Final, TextIO, TypeAlias, TypeVar, final, get_args
 
 import torch
 from attrs import evolve, frozen
@@ -83,11 +83,13 @@ from specflow.processors import (
 )
 from specflow.randomness import Dice, Sampling, SharedNoise
 from specflow.stages import Condition, Observer, any_of, never, stop_string, unobserved
-from specflow.state import DecodeState, Drafted, Finished, Predictor, Reason, Step, Tokens
+from specflow.state import DecodeState, Drafted, Finished, Predictor, Reason, Rule, Step, Tokens
 from specflow.trace import Recorder, Trace
 from specflow.trace import command as tracing
 from specflow.trace.words import visible
 from specflow.vocabulary import SharedTokens
+
+S = TypeVar("S", bound=Sampling)
 
 USUAL, USUAL_OF_MODELS, USUAL_OF_HEADS = "suffix", "llm", "head"
 """What drafts unless another drafter is named: alone, where there is a draft model, and where there is a head."""
@@ -367,7 +369,10 @@ class _Steps:
     def over(
         self, loaded: Loaded, grammar: Grammar | None, read: ReadTarget, read_assistant: Read
     ) -> Callable[[DecodeState, int | None, Recorder | None], Step]:
-        """(the state before the first step, the seed, what records it) → a text's step, over one predictor for all."""
+        """(the state before the first step, the seed, what records it) → a text's step, over one predictor for all.
+
+        With a seed the text depends on the model, the prompt and the seed alone: not on the drafter or draft length.
+        """
         args, vocab_size, assistant = self.args, vocabulary_of(loaded), None
         shared: SharedTokens | None = None
         until = stop_string(loaded.tokenizer, *args.stop) if args.stop else never
@@ -395,9 +400,9 @@ class _Steps:
                 drafts,
             )
 
-        def step(state: DecodeState, seed: int | None, recorder: Recorder | None) -> Step:
+        def judged(state: DecodeState, rng: S, rule: Rule[S], recorder: Recorder | None) -> Step:
             gamma = POLICIES[args.policy](args.gamma, self.processor.temperature, target.meter)
-            answer, rng = None if grammar is None else grammar.after(state.tokens), _randomness(seed)
+            answer = None if grammar is None else grammar.after(state.tokens)
             processor: Processor = self.processor if answer is None else Constrained(self.processor, answer)
             drafting = self.make(setting(state, processor, rng))
             over: Condition = until
@@ -410,10 +415,14 @@ class _Steps:
             if recorder is not None:
                 drafting = evolve(drafting, drafter=recorder.drafting(drafting.drafter))
                 reading, observe = recorder.reading(target), recorder
-            ends = (target,), over, cut, observe
-            if isinstance(rng, SharedNoise):
-                return step_of(drafting, gamma, reading, processor, rng, COUPLED[self.judges](rng), *ends)
-            return step_of(drafting, gamma, reading, processor, rng, RULES[self.judges](rng), *ends)
+            return step_of(drafting, gamma, reading, processor, rng, rule, (target,), over, cut, observe)
+
+        def step(state: DecodeState, seed: int | None, recorder: Recorder | None) -> Step:
+            if seed is None:
+                dice = _dice()
+                return judged(state, dice, RULES[self.judges](dice), recorder)
+            noise = SharedNoise(seed)
+            return judged(state, noise, COUPLED[self.judges](noise), recorder)
 
         return step
 
@@ -628,10 +637,8 @@ def _can_hold(path: Path) -> bool:
     return os.path.isfile(path) or (not os.path.exists(path) and can_be_written(path))
 
 
-def _randomness(seed: int | None) -> Dice | SharedNoise:
-    """With a seed, the text depends on the model, the prompt and the seed alone: not on the drafter or draft length."""
-    if seed is not None:
-        return SharedNoise(seed)
+def _dice() -> Dice:
+    """Dice of their own, whatever torch's default generator is seeded with."""
     generator = torch.Generator()
     generator.seed()
     return Dice(generator)

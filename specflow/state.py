@@ -86,6 +86,9 @@ class Count:
     def __add__(self, more: Count) -> Count:
         return Count(self.drafted + more.drafted, self.accepted + more.accepted)
 
+    def __sub__(self, before: Count) -> Count:
+        return Count(self.drafted - before.drafted, self.accepted - before.accepted)
+
 
 def _is_source(pair: object) -> bool:
     return isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str) and isinstance(pair[1], Count)
@@ -107,13 +110,16 @@ class Tally:
     """Steps taken, what each source of drafts did, and how far drafts stood. A monoid under +, with `Tally()` its unit.
 
     `judged_at` and `accepted_at` count by position in a step, the first draft's first: a position is judged where all
-    drafts before it stand and something was drafted there, of a tree at that depth.
+    drafts before it stand and something was drafted there, of a tree at that depth. `after.tally - before.tally` is
+    what the steps between two states did; `DecodeError` where the second has counted what the first has not.
 
     >>> both = Tally(1, (("llm", Count(5, 3)),)) + Tally(1, (("llm", Count(5, 0)), ("ngram", Count(2, 2))))
     >>> both.steps, both.drafted, both.accepted, round(both.acceptance_rate, 3)
     (2, 12, 5, 0.417)
     >>> (Tally(1, judged_at=(1, 1), accepted_at=(1,)) + Tally(1, judged_at=(1,))).acceptance_by_position
     (0.5, 0.0)
+    >>> (both - Tally(1, (("llm", Count(5, 3)),))).sources
+    (('llm', Count(drafted=5, accepted=0)), ('ngram', Count(drafted=2, accepted=2)))
     """
 
     steps: int = field(default=0, validator=_is_count)
@@ -128,6 +134,13 @@ class Tally:
         judged = _added(self.judged_at, more.judged_at)
         accepted = _added(self.accepted_at, more.accepted_at)
         return Tally(self.steps + more.steps, tuple(sorted(merged.items())), judged, accepted)
+
+    def __sub__(self, before: Tally) -> Tally:
+        mine, earlier = dict(self.sources), dict(before.sources)
+        since = [(name, mine.get(name, Count()) - earlier.get(name, Count())) for name in sorted(mine | earlier)]
+        counted = tuple([(name, count) for name, count in since if count != Count()])
+        judged, accepted = _since(self.judged_at, before.judged_at), _since(self.accepted_at, before.accepted_at)
+        return Tally(self.steps - before.steps, counted, judged, accepted)
 
     @property
     def drafted(self) -> int:
@@ -153,6 +166,13 @@ class Tally:
 
 def _added(some: tuple[int, ...], more: tuple[int, ...]) -> tuple[int, ...]:
     return tuple([a + b for a, b in zip_longest(some, more, fillvalue=0)]) if some and more else some or more
+
+
+def _since(some: tuple[int, ...], before: tuple[int, ...]) -> tuple[int, ...]:
+    left = [a - b for a, b in zip_longest(some, before, fillvalue=0)]
+    while left and left[-1] == 0:
+        left.pop()
+    return tuple(left)
 
 
 @final

@@ -66,8 +66,8 @@ def verified_step(
     drafter: Drafter,
     target: Predictor,
     processor: Processor,
-    rng: Randomness,
-    rule: Rule[Randomness],
+    rng: S,
+    rule: Rule[S],
     gamma: GammaPolicy = Fixed(),
     prune: Iterable[Prunable] = (),
     observe: Observer = unobserved,
@@ -75,7 +75,8 @@ def verified_step(
 ) -> Step:
     """Draft, score, judge by `rule`, adjust, commit, prune. Lossless where the rule is.
 
-    `rng` draws the token after the drafts. Drafts may be chains or trees.
+    `rng` draws the token after the drafts: fresh randomness, or under a rule that knows noise, such as `Match`, that.
+    Drafts may be chains or trees.
 
     >>> from specflow import Block, Dice, GreedyProcessor, SuffixDrafter, run, start
     >>> from specflow.testing import TableModel
@@ -202,9 +203,7 @@ def seed_coupled_step(
     >>> text(SuffixDrafter()) == text(propose_nothing) == (1, 1, 0, 4, 3, 3, 2, 2)
     True
     """
-    draft, verify, adjust = Draft(drafter, gamma), Verify(target, processor, Match(noise)), Adjust(noise)
-    end = ending(until, observe, PruneCache(_several(prune)))
-    return lambda state: state.then(draft).then(verify).then(adjust).then(end)
+    return verified_step(drafter, target, processor, noise, Match(noise), gamma, prune, observe, until)
 
 
 def lossy_unadjusted_step(

@@ -25,6 +25,7 @@ from specflow import (
     CachedPredictor,
     CostMeter,
     DecodeError,
+    Dice,
     Fixed,
     GreedyProcessor,
     MultinomialProcessor,
@@ -34,6 +35,7 @@ from specflow import (
     Tokens,
     autoregressive_step,
     speculative_step,
+    start,
 )
 from specflow.batch import Asked, BatchPredictor, Reply
 from specflow.bench import command, read_prompts
@@ -42,14 +44,14 @@ from specflow.bench.context import Context, composed
 from specflow.bench.decoders import Decoder, Models, decoder
 from specflow.bench.measure import UNMEASURED, Plan, Round, Run, measure, run_one, warmed_up
 from specflow.bench.prompts import Prompt, spread
-from specflow.bench.report import Report, build, show, to_json
-from specflow.bench.stopwatch import Pass
-from specflow.bench.summary import Position, bootstrap, compare, pass_costs, positions, summarise
+from specflow.bench.report import Report, accepted_text, build, positions_text, show, to_json
+from specflow.bench.stopwatch import Pass, Stopwatch
+from specflow.bench.summary import bootstrap, compare, pass_costs, summarise
 from specflow.catalogue import POLICIES, RULES, Policy
 from specflow.cli import main
 from specflow.models import Loaded
 from specflow.randomness import Randomness
-from specflow.state import GammaPolicy, Rule
+from specflow.state import Count, GammaPolicy, Rule, Tally
 from tests.toys import VOCABULARY, disturbed, oracle, tiny_llama
 
 PROMPTS = (
@@ -157,7 +159,8 @@ def test_the_time_of_a_text_is_split_exactly() -> None:
     assert run.output == tuple(range(7, 31))
     first, *rest = run.rounds
     # Without a cache the whole text is fed: 2 tokens and 3 drafts.
-    assert first == Round(3, 3, 2, (Pass(5, 1.625),), 0.75, 1.625 + 0.75 + 0.0625)
+    counted = Tally(1, (("draft", Count(3, 2)),), (1, 1, 1), (1, 1))
+    assert first == Round(3, counted, (Pass(5, 1.625),), 0.75, 1.625 + 0.75 + 0.0625)
     for i, one in enumerate(rest[:-1], 1):
         assert one.passes == (Pass(5 + 3 * i, 1 + 0.125 * (5 + 3 * i)),)
         assert one.own == pytest.approx(0.0625)
@@ -217,20 +220,20 @@ def test_every_decoder_writes_the_oracles_text_and_its_counts_fit() -> None:
         assert list(run.output) == expected[run.question_id - 1]
         assert run.prompt_tokens == len(prompt_ids(prompt))
         assert sum(one.tokens for one in run.rounds) == len(run.output)
-        assert all(one.accepted <= one.drafted for one in run.rounds)
-        assert all(one.tokens == one.accepted + 1 for one in run.rounds[:-1])
+        assert all(one.tally.accepted <= one.tally.drafted for one in run.rounds)
+        assert all(one.tokens == one.tally.accepted + 1 for one in run.rounds[:-1])
         first, *others = run.rounds
         if not run.decoder.startswith("tree"):  # for which the text is read, and the model tried, before the first tree
-            assert [one.fed for one in first.passes] == [first.drafted + run.prompt_tokens]
-        assert [[one.fed for one in each.passes] for each in others] == [[each.drafted + 1] for each in others]
+            assert [one.fed for one in first.passes] == [first.tally.drafted + run.prompt_tokens]
+        assert [[one.fed for one in each.passes] for each in others] == [[each.tally.drafted + 1] for each in others]
     by_label = {label: [run for run in runs if run.decoder == label] for label in labels}
-    drafts = {label: [[one.drafted for one in run.rounds] for run in by_label[label]] for label in labels}
+    drafts = {label: [[one.tally.drafted for one in run.rounds] for run in by_label[label]] for label in labels}
     assert drafts["tree@8"] == drafts["tree@8@match"] != drafts["tree@4"]
     assert max(max(each) for each in drafts["tree"]) <= 8
     assert max(max(each) for each in drafts["tree@8"]) == 8
     assert all(max(each) <= 16 for label in labels if "@cost" in label or "@egag" in label for each in drafts[label])
     for label in ("autoregressive", "none", "generate"):
-        assert all(one.drafted == 0 for run in by_label[label] for one in run.rounds)
+        assert all(one.tally.drafted == 0 for run in by_label[label] for one in run.rounds)
         assert all(len(run.rounds) == len(run.output) for run in by_label[label])
     for label in ("llm@3", "hf-assistant@3"):  # a good drafter: fewer passes than tokens, the drafting is seen
         assert sum(len(run.rounds) for run in by_label[label]) < 0.7 * sum(len(run.output) for run in by_label[label])
@@ -249,7 +252,7 @@ def test_a_memory_is_kept_from_text_to_text_and_each_decoder_has_its_own() -> No
     prompts = (PROMPTS[1], evolve(PROMPTS[1], question_id=99))
     plan = evolve(plan_of(model, "memory@20", "ngram@5", repeats=2), prompts=prompts)
     runs = {(run.decoder, run.question_id, run.repeat): run for run in measure(plan)}
-    accepted = {key: [one.accepted for one in run.rounds] for key, run in runs.items()}
+    accepted = {key: [one.tally.accepted for one in run.rounds] for key, run in runs.items()}
     first, again = prompts[0].question_id, 99
     for repeat in (0, 1):
         # It has said this before.
@@ -258,7 +261,7 @@ def test_a_memory_is_kept_from_text_to_text_and_each_decoder_has_its_own() -> No
         # Not in another repeat, though, and not in a decoder that is made anew.
         assert accepted["memory@20", first, repeat] == accepted["memory@20", first, 0]
     fresh = list(measure(evolve(plan_of(model, "memory@20"), prompts=PROMPTS[1:2])))
-    assert [one.accepted for one in fresh[0].rounds] == accepted["memory@20", first, 0]
+    assert [one.tally.accepted for one in fresh[0].rounds] == accepted["memory@20", first, 0]
 
 
 def test_every_text_knows_its_repeat_and_a_warm_up_is_none_of_them() -> None:
@@ -283,7 +286,7 @@ def test_the_longer_draft_is_taken() -> None:
     """In a text that repeats itself the suffix goes on for 20 tokens, a lookup for 10."""
     model = tiny_llama(3)
     runs = list(measure(plan_of(model, "suffix@20", "lookup@10", "suffix+lookup@20")))
-    drafted = {run.decoder: run.rounds[0].drafted for run in runs if run.question_id == 1}
+    drafted = {run.decoder: run.rounds[0].tally.drafted for run in runs if run.question_id == 1}
     assert drafted["suffix+lookup@20"] == max(drafted["suffix@20"], drafted["lookup@10"]) > min(drafted.values())
 
 
@@ -370,7 +373,8 @@ def test_a_text_that_differs_is_found_with_its_margin() -> None:
 
 
 def synthetic(label: str, question_id: int, seconds: list[float], tokens: int = 1, category: str = "chat") -> Run:
-    rounds = tuple([Round(tokens, tokens, tokens - 1, (Pass(tokens, each / 2),), each / 4, each) for each in seconds])
+    counted = Tally(1, (("", Count(tokens, tokens - 1)),))
+    rounds = tuple([Round(tokens, counted, (Pass(tokens, each / 2),), each / 4, each) for each in seconds])
     return Run(label, question_id, category, 0, 5, (0,) * (tokens * len(rounds)), rounds, sum(seconds))
 
 
@@ -416,10 +420,61 @@ def test_the_bootstrap_on_known_data() -> None:
     assert (many.worst, many.worst_prompt, many.prompts) == (0.0, 0, 101)
 
 
-def test_acceptance_by_position() -> None:
-    assert positions([]) == ()
-    assert positions([(0, 0), (2, 2), (3, 0)]) == (Position(2, 1), Position(1, 1))
-    assert positions([(4, 2)]) == (Position(1, 1), Position(1, 1), Position(1, 0))
+@pytest.mark.parametrize("drafts", [list, tuple, iter])
+def test_a_drafter_may_return_what_it_may_in_a_decode(drafts: Callable[[list[Proposal]], Iterator[Proposal]]) -> None:
+    def propose(tokens: Tokens) -> Iterator[Proposal]:
+        return drafts([Proposal((tokens[-1] + 1) % VOCABULARY), Proposal((tokens[-1] + 2) % VOCABULARY)])
+
+    watch = Stopwatch()
+    assert [each.token for each in watch.timed(propose)((5,))] == [6, 7]
+    assert watch.drafting > 0
+
+
+def test_a_drafter_that_yields_none_is_refused_by_its_name() -> None:
+    def lost(tokens: Tokens) -> Iterator[Proposal]:
+        yield None  # type: ignore[misc]
+
+    target = Slow(Hand())
+    step = speculative_step(Stopwatch().timed(lost), CachedPredictor(target), GreedyProcessor(), Dice())
+    with pytest.raises(DecodeError, match="lost proposes what is not a Proposal"):
+        step(start((5,), 9).unwrap())
+
+
+def after_the_last(tokens: Tokens) -> Iterator[Proposal]:
+    """A tree: what comes after the last token, which stands and has no children, and a token that never comes."""
+    yield Proposal((tokens[-1] + 1) % VOCABULARY, parent=TEXT)
+    yield Proposal((tokens[-1] + 7) % VOCABULARY, parent=TEXT)
+
+
+def test_a_position_where_a_tree_has_no_draft_is_not_counted() -> None:
+    """Nothing was drafted after the leaf, so that nothing was refused there."""
+
+    def compose(context: Context) -> Step:
+        return speculative_step(after_the_last, context.target, context.processor, context.rng, Fixed(2))
+
+    mine = Decoder("mine", "", composed(compose))
+    plan = evolve(plan_of(tiny_llama()), models=Models({"": Slow(Hand())}), decoders=(mine,), prompts=PROMPTS[1:2])
+    runs = list(measure(plan))
+    tally = summarise(runs, "mine", "", pass_costs(runs, {"mine": ""})).tally
+    assert tally.drafted == 2 * tally.accepted == 2 * tally.steps == 24
+    assert tally.judged_at == tally.accepted_at == (12,)
+    assert positions_text(tally) == "100"
+
+
+def test_what_somebody_elses_decoder_drafted_is_a_chain() -> None:
+    (run,) = measure(evolve(plan_of(tiny_llama(3), "hf-lookup@4"), prompts=PROMPTS[:1]))
+    for one in run.rounds[:-1]:
+        tally = one.tally
+        assert tally.accepted == one.tokens - 1
+        assert tally.accepted_at == (1,) * tally.accepted
+        assert tally.judged_at == (1,) * min(tally.drafted, one.tokens)
+    assert any(one.tally.accepted < one.tally.drafted for one in run.rounds)
+
+
+def test_shares_are_shown_of_the_first_positions() -> None:
+    tally = Tally(4, (("a", Count(9, 4)),), (4, 3, 2), (3, 1))
+    assert (accepted_text(tally), positions_text(tally), positions_text(tally, 2)) == ("4/9", "75 33 0", "75 33")
+    assert (accepted_text(Tally(3)), positions_text(Tally(3))) == ("", "")
 
 
 def test_pass_costs_pool_the_decoders_of_one_model() -> None:
@@ -625,7 +680,7 @@ def test_the_command(
     written = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
     assert len(written["runs"]) == 2 * 4
     mine = next(one for one in written["summaries"] if one["decoder"] == "my_decoders:step")
-    assert mine["drafted"] > 0
+    assert mine["usage"]["completion_tokens_details"]["rejected_prediction_tokens"] > 0
     assert written["identities"]["my_decoders:step"]["equal"] == 2
 
 
@@ -677,7 +732,7 @@ def test_results_that_cannot_be_kept_after_all_are_one_sentence(
     assert main([*arguments, "--decoders", "autoregressive", "--json", str(tmp_path)]) == 2
     captured = capsys.readouterr()
     assert "autoregressive" in captured.out
-    assert "specflow: the file cannot be written ([Errno 21]" in captured.err
+    assert "specflow: the path is that of a folder, not of a file" in captured.err
 
 
 def test_ctrl_c_reports_what_is_complete(

@@ -7,6 +7,7 @@ import os
 import pty
 import sys
 import tomllib
+from errno import ENOSPC
 from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
@@ -14,9 +15,9 @@ import pytest
 import torch
 
 from specflow import cli, doctor
-from specflow.commands import version_of
+from specflow.commands import can_be_written, save_text, version_of
 from specflow.doctor import EXTRAS
-from specflow.errors import said
+from specflow.errors import DecodeError, said
 from specflow.models import INSTALL
 from tests.test_cli import PROMPT, answer, refusal, tiny, words
 
@@ -177,3 +178,49 @@ def test_each_extra_that_the_project_has_is_looked_for() -> None:
     declared = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
     named = {each.removesuffix("]'").partition("[")[2] for each in (extra.remedy for extra in EXTRAS.values())} - {""}
     assert named == set(declared["optional-dependencies"]) - {"dev"}
+
+
+def test_a_text_that_cannot_be_written_whole_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "figures.json"
+    save_text(path, "old, and longer than the new one\ud800")
+    assert path.read_text() == "old, and longer than the new one\\ud800"
+
+    def full(descriptor: int) -> None:
+        raise OSError(ENOSPC, os.strerror(ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(DecodeError, match="the file cannot be written"):
+            save_text(path, "new")
+    assert path.read_text().startswith("old")
+    assert [each.name for each in tmp_path.iterdir()] == ["figures.json"]
+
+
+def test_a_pipe_takes_a_text_as_it_comes(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    out = Path(f"/dev/fd/{writing}")
+    if not out.exists():
+        pytest.skip("there is no such device")
+    assert can_be_written(out)
+    save_text(out, "figures")
+    assert os.read(reading, 100) == b"figures"
+    os.close(reading)
+    os.close(writing)
+    for nowhere in (tmp_path, tmp_path / "no" / "file"):
+        assert not can_be_written(nowhere)
+        with pytest.raises(DecodeError):
+            save_text(nowhere, "figures")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_no_file_can_be_put_in_a_folder_that_may_not_be_written(tmp_path: Path) -> None:
+    folder = tmp_path / "kept"
+    folder.mkdir()
+    (folder / "file").write_text("old")
+    folder.chmod(0o555)
+    assert not can_be_written(folder / "file")
+    assert not can_be_written(folder / "new")
+    folder.chmod(0o755)
+    assert can_be_written(folder / "file")

@@ -17,7 +17,7 @@ ROOT = Path(specflow.__file__).parent
 ROOMS = (
     ("errors",),
     ("guards",),
-    ("distribution", "prefix"),
+    ("distribution", "prefix", "files"),
     ("laws", "trees"),
     ("state",),
     ("randomness", "processors", "protocols", "lossy", "usage"),

@@ -418,18 +418,20 @@ def test_the_benchmark_measures_it_beside_llama_cpps_own_decoders(
     assert "llama-cpp-python" in found["facts"]["engine"]
     assert [same["equal"] for same in found["identities"].values()] == [3] * 6
     for text in found["runs"]:
-        first, *others = [(one, [each["fed"] for each in one["passes"]]) for one in text["rounds"]]
+        counts = [[count for _, count in one["tally"]["sources"]] for one in text["rounds"]]
+        drafted, accepted = ([sum(each[kind] for each in one) for one in counts] for kind in ("drafted", "accepted"))
+        fed = [[each["fed"] for each in one["passes"]] for one in text["rounds"]]
         assert sum(one["tokens"] for one in text["rounds"]) == len(text["output"])
         if "tree" not in text["decoder"]:  # for which torch is asked for bigrams, in the warm-up
-            assert sum(first[1]) == text["prompt_tokens"] + first[0]["drafted"]
-        for one, fed in others:
-            assert fed == [one["drafted"] + 1]
-            assert one["accepted"] <= one["drafted"]
-        assert all(one["tokens"] == one["accepted"] + 1 for one in text["rounds"][:-1])
-    drafted = {one["decoder"]: (one["drafted"], one["accepted"]) for one in found["summaries"]}
-    assert drafted["llama.cpp"] == drafted["autoregressive"] == (0, 0)
-    assert min(drafted["llama.cpp-lookup@4"]) > 0
-    assert min(drafted["suffix@4"]) > 0
+            assert sum(fed[0]) == text["prompt_tokens"] + drafted[0]
+        assert fed[1:] == [[count + 1] for count in drafted[1:]]
+        assert all(stood <= count for stood, count in zip(accepted, drafted, strict=True))
+        assert [one["tokens"] for one in text["rounds"]][:-1] == [stood + 1 for stood in accepted][:-1]
+    details = {one["decoder"]: one["usage"]["completion_tokens_details"] for one in found["summaries"]}
+    counted = {label: [*each.values()] for label, each in details.items()}
+    assert counted["llama.cpp"] == counted["autoregressive"] == [0, 0]
+    assert counted["llama.cpp-lookup@4"][0] > 0
+    assert counted["suffix@4"][0] > 0
     assert cli.main([*arguments, "--temperature", "1", "--decoders", "autoregressive", *own]) == 0
     assert capsys.readouterr().out.count("llama.cpp's own loops are compared greedily") == 2
 

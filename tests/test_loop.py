@@ -11,6 +11,7 @@ import pytest
 
 from specflow import (
     CachedPredictor,
+    DecodeError,
     DecodeState,
     Dice,
     Finished,
@@ -149,6 +150,12 @@ def test_a_tally_is_a_monoid() -> None:
     )
     assert (a + b) + c == a + (b + c) == Tally(3, (("x", Count(3, 1)), ("y", Count(3, 3))), (3, 2, 1), (2, 1, 1))
     assert a + Tally() == a == Tally() + a
+    assert (a + b) - a == b
+    assert (a + b + c) - (a + b) == c
+    assert a - a == Tally()
+    for less, more in ((Tally(), a), (a, a + c), (a, b), (Tally(1, judged_at=(1,)), Tally(1, judged_at=(1, 1)))):
+        with pytest.raises(DecodeError):
+            _ = less - more
     assert Tally().acceptance_rate == 0.0
 
 

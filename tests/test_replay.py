@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import final
@@ -41,6 +42,7 @@ from specflow import (
     Step,
     SuffixDrafter,
     Tokens,
+    run,
     seed_coupled_step,
     speculative_step,
     start,
@@ -51,14 +53,15 @@ from specflow.bench.decoders import Models, decoder
 from specflow.catalogue import POLICIES, Drafting, Setting
 from specflow.cli import main
 from specflow.drafters import Recycled, RecyclingTree, propose_nothing
-from specflow.drafters.ngrams.file import content_of
 from specflow.errors import DecodeError
+from specflow.files import content_of
 from specflow.policies import EGAG, Heuristic
 from specflow.replay import Costs, Decoder, RecordedText, Recording, Replay, record, replay
 from specflow.replay.command import decoder_of
 from specflow.replay.recording import checksum_of
-from specflow.stages import Block, Recycle, Traverse, UpdateNgram, stop_string
-from specflow.state import DecodeState, Finished, Pace, Rule, Scored, Verdict
+from specflow.stages import Block, Looks, Recycle, Rows, Traverse, UpdateNgram, stop_string
+from specflow.stages.ngram import top_tokens
+from specflow.state import Committed, DecodeState, Finished, Pace, Rule, Scored, Tally, Verdict
 from specflow.steps import ngram_step, verified_step
 from specflow.testing import TableModel
 from tests.toys import disturbed, once, tiny_llama
@@ -85,11 +88,11 @@ def seeded() -> Recording:
 @final
 @define(eq=False)
 class Told:
-    """What a live decode did: how many drafts each pass had, and (drafted, accepted, tokens) of each step."""
+    """What a live decode did: how many drafts each pass had, and what each step counted and wrote."""
 
     target: Predictor
     drafts: list[int] = field(factory=list)
-    steps: list[tuple[int, int, int]] = field(factory=list)
+    steps: list[tuple[Tally, int]] = field(factory=list)
 
     def __call__(self, tokens: Tokens, drafts: Sequence[Proposal], /) -> Tensor:
         self.drafts.append(len(drafts))
@@ -98,13 +101,7 @@ class Told:
     def decode(self, step: Step, state: DecodeState) -> Tokens:
         for outcome in unfold(step, state):
             after = outcome.state if isinstance(outcome, Finished) else outcome
-            self.steps.append(
-                (
-                    after.tally.drafted - state.tally.drafted,
-                    after.tally.accepted - state.tally.accepted,
-                    len(after.tokens) - len(state.tokens),
-                )
-            )
+            self.steps.append((after.tally - state.tally, len(after.tokens) - len(state.tokens)))
             state = after
         return state.tokens
 
@@ -113,7 +110,7 @@ def same(live: Sequence[Told], played: Replay) -> None:
     """Pass by pass and step by step."""
     for told, text in zip(live, played.texts, strict=True):
         assert [one.fed - 1 for step in text.rounds for one in step.passes] == told.drafts
-        assert [(one.drafted, one.accepted, one.tokens) for one in text.rounds] == told.steps
+        assert [(one.tally, one.tokens) for one in text.rounds] == told.steps
 
 
 def begun(text: RecordedText) -> DecodeState:
@@ -231,7 +228,7 @@ def test_what_learns_from_the_text_is_replayed(greedy: Recording) -> None:
     again = [storage.counts() for storage in taught]  # and those that hindsight asked for, and left alone
     assert [counts for counts in learnt if counts not in again] == []
     assert played.regret is None
-    assert played.accepted
+    assert played.tally.accepted
 
 
 def test_rows_that_are_missing_are_asked_for_once(greedy: Recording, tmp_path: Path) -> None:
@@ -272,6 +269,46 @@ def test_a_stage_that_looks_further_than_was_kept_is_refused(stage: UpdateNgram 
         replay(recording, Decoder(make))
 
 
+def seeing(seen: list[list[list[int]]]) -> Callable[[Committed], Committed]:
+    """A stage of a user's own that looks at three tokens of each row along the text."""
+
+    def stage(committed: Committed) -> Committed:
+        seen.append(top_tokens(committed.adjusted.verified.logits, 3))
+        return committed
+
+    return stage
+
+
+def taught(stage: Callable[[Committed], Committed]) -> Decoder:
+    return Decoder(lambda setting: Drafting(propose_nothing, (stage,)))
+
+
+def test_a_stage_that_does_not_say_how_much_it_looks_at_is_refused_unless_all_was_kept() -> None:
+    """Of a row the tokens that were not kept have one level, which no target said."""
+    seen: list[list[list[int]]] = []
+    short, whole = (record(TableModel(5), [(1, 2)], 4, kept=kept) for kept in (1, 5))
+    storage = NGramStorage(2, 5)
+    for stage in (seeing(seen), partial(UpdateNgram(storage, 3))):
+        with pytest.raises(DecodeError, match="does not say how many tokens of a row it looks at: received 1 "):
+            replay(short, taught(stage))
+    assert seen == []
+    live: list[list[list[int]]] = []
+    run(ngram_step(propose_nothing, TableModel(5), GreedyProcessor(), Dice(), seeing(live)), start((1, 2), 4).unwrap())
+    replay(whole, taught(seeing(seen)))
+    assert seen == live
+
+
+def test_a_stage_that_says_how_much_it_looks_at_is_given_that() -> None:
+    short, enough = (record(TableModel(5), [(1, 2)], 4, kept=kept) for kept in (2, 3))
+    seen: list[list[list[int]]] = []
+    for rows in (Rows(3), Rows(3, along=True)):
+        with pytest.raises(DecodeError, match="a stage looks at 3 tokens of a row: received 2 that were kept"):
+            replay(short, taught(Looks(seeing(seen), rows)))
+        assert replay(enough, taught(Looks(seeing(seen), rows))).tokens == 4
+    assert seen[:4] == seen[4:]
+    assert replay(short, taught(Looks(lambda committed: committed, Rows(0)))).tokens == 4
+
+
 # Time.
 
 
@@ -304,6 +341,16 @@ def ticking(drafter: Drafter, clock: Ticking, seconds: float) -> Drafter:
     return stream
 
 
+def at_once(drafter: Drafter, clock: Ticking, seconds: float) -> Drafter:
+    """A drafter that takes so many seconds before it returns anything."""
+
+    def propose(tokens: Tokens) -> Iterator[Proposal]:
+        clock.now += seconds
+        return iter([*islice(drafter(tokens), 20)])
+
+    return propose
+
+
 def taking(target: Predictor, clock: Ticking, prompt: int) -> Predictor:
     """A target whose passes take what `COSTS` says."""
 
@@ -314,14 +361,15 @@ def taking(target: Predictor, clock: Ticking, prompt: int) -> Predictor:
     return predict
 
 
+@pytest.mark.parametrize("slow", [ticking, at_once])
 @pytest.mark.parametrize("tree", [False, True])
 def test_a_policy_that_looks_at_the_clock_chooses_as_it_did_and_time_is_what_the_clock_says(
-    tree: bool, greedy: Recording
+    tree: bool, slow: Callable[[Drafter, Ticking, float], Drafter], greedy: Recording
 ) -> None:
     recording, base = costing(greedy), LookupTree() if tree else SuffixDrafter(shortest=0)
     clock, live = Ticking(), []
     meter = CostMeter(clock)
-    policy, drafter = CostAware(meter, 12), ticking(base, clock, 0.03125)
+    policy, drafter = CostAware(meter, 12), slow(base, clock, 0.03125)
     for text in recording.texts:
         told = Told(taking(once(MODEL), clock, len(text.prompt)))
         told.decode(speculative_step(drafter, meter.timed(told), GreedyProcessor(), Dice(), policy), begun(text))
@@ -330,7 +378,7 @@ def test_a_policy_that_looks_at_the_clock_chooses_as_it_did_and_time_is_what_the
     assert len({drafts for told in live for drafts in told.drafts}) > 1  # it has chosen
 
     watch = Ticking()
-    drafted = ticking(base, watch, 0.03125)
+    drafted = slow(base, watch, 0.03125)
     played = replay(
         recording,
         Decoder(lambda setting: Drafting(drafted), lambda meter: POLICIES["cost"](12, 1.0, meter)),
@@ -342,11 +390,14 @@ def test_a_policy_that_looks_at_the_clock_chooses_as_it_did_and_time_is_what_the
     assert played.drafting == watch.now
 
 
-def test_hindsight_is_what_each_gamma_takes(greedy: Recording) -> None:
+@pytest.mark.parametrize("slow", [ticking, at_once])
+def test_hindsight_is_what_each_gamma_takes(
+    slow: Callable[[Drafter, Ticking, float], Drafter], greedy: Recording
+) -> None:
     recording, most = costing(greedy), 6
     for base in (SuffixDrafter(shortest=0), LookupTree()):
         clock = Ticking()
-        drafter = ticking(base, clock, 0.125)
+        drafter = slow(base, clock, 0.125)
         played = replay(recording, Decoder.of(drafter, Fixed(2)), most=most, clock=clock)
         alone = [replay(recording, Decoder.of(propose_nothing), most=None, clock=clock)]
         alone += [replay(recording, Decoder.of(drafter, Fixed(g)), most=None, clock=clock) for g in range(1, most + 1)]
@@ -469,6 +520,21 @@ def test_recording_goes_on_where_it_stopped() -> None:
     assert [text.output for text in both.texts] == [text.output for text in anew.texts]
     with pytest.raises(DecodeError, match="of another law"):
         record(TableModel(6), [(1, 2)], 5, onto=first)
+
+
+def test_stop_tokens_that_can_be_read_once_end_every_text() -> None:
+    prompts = [(1, 2), (3,), (4, 4)]
+    texts = [record(TableModel(5), prompts, 9, stop, clock=Ticking()).texts for stop in ((2,), iter((2,)))]
+    assert texts[0] == texts[1]
+    assert all(text.stop == {2} for text in texts[1])
+
+
+def test_a_prompt_that_is_none_is_told_by_its_number() -> None:
+    with pytest.raises(DecodeError, match="the prompt is empty") as caught:
+        record(TableModel(5), [(1,), ()], 4)
+    assert (caught.value.parameter, caught.value.__notes__) == ("prompts", ["in prompt 1"])
+    with pytest.raises(DecodeError, match="there is no room for a token after prompt 0: received 1 tokens of 1"):
+        record(TableModel(5), [(1,), (2,)], 0)
 
 
 def test_a_file_holds_all_of_it(seeded: Recording, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 from typing_extensions import override
 
-from specflow import DecodeError, NGramStorage
+from specflow import DecodeError, NGramStorage, files
 from specflow.drafters import Bigrams, Corpus, INgramStorage, OneLevelNGramStorage, Recycled
 from specflow.drafters.ngrams import counts
 from specflow.drafters.ngrams import file as storage_file
@@ -587,14 +587,14 @@ def test_a_file_that_shrinks_while_it_is_read_does_not_end_the_process(
     """A mapped file would: its pages go away."""
     storage, path = learned(NGramStorage), tmp_path / "a"
     storage.save(path)
-    load = vars(storage_file)["load"]
+    load = vars(files)["load"]
 
     def shrinking(content: bytes) -> dict[str, Tensor]:
         os.truncate(path, 10)
         arrays: dict[str, Tensor] = load(content)
         return arrays
 
-    monkeypatch.setattr(storage_file, "load", shrinking)
+    monkeypatch.setattr(files, "load", shrinking)
     other = NGramStorage(3, 100)
     other.load(path)
     assert other.counts() == storage.counts()
@@ -775,7 +775,7 @@ def test_saving_waits_for_a_lesson_and_not_the_other_way_round(tmp_path: Path, m
     """While the file is written, others learn; what is in it is one moment's."""
     storage = learned(NGramStorage)
     before, learning = storage.counts(), Event()
-    write = storage_file._write
+    write = files._write
 
     def teach() -> None:
         storage.update([8], 9)
@@ -786,7 +786,7 @@ def test_saving_waits_for_a_lesson_and_not_the_other_way_round(tmp_path: Path, m
         assert learning.wait(10)
         write(target, content)
 
-    monkeypatch.setattr(storage_file, "_write", slow)
+    monkeypatch.setattr(files, "_write", slow)
     storage.save(tmp_path / "a")
     again = NGramStorage(3, 100)
     again.load(tmp_path / "a")

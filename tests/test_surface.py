@@ -700,7 +700,7 @@ def show(trace: Trace) -> object:
     trace.save(FOLDER / "shown.json")
     assert Trace.load(FOLDER / "shown.json") == trace
     quiet().print(trace)
-    return trace.html(), str(trace), trace.tally, trace.positions
+    return trace.html(), str(trace), trace.tally
 
 
 def record(recorder: Recorder) -> object:
@@ -1892,7 +1892,7 @@ TABLE: Final[dict[str, Entry]] = {
             "most": 2,
             "clock": perf_counter,
         },
-        lambda played: (played.regret, played.positions),
+        lambda played: (played.regret, played.tally),
         effort("most"),
     ),
     # records that users make
@@ -2003,6 +2003,11 @@ TABLE: Final[dict[str, Entry]] = {
     "stages.ngram.UpdateNgram.__call__": Entry(stages.UpdateNgram(storage()), lambda: {"committed": committed()}),
     "stages.recycle.Recycle": Entry(stages.Recycle, lambda: {"table": recycled()}, lambda stage: stage(committed())),
     "stages.recycle.Recycle.__call__": Entry(stages.Recycle(recycled()), lambda: {"committed": committed()}),
+    "stages.rows.Rows": Entry(stages.Rows, lambda: {"most": 2, "along": True}),
+    "stages.rows.Looks": Entry(
+        stages.Looks, lambda: {"stage": nothing_new, "rows": stages.Rows(2)}, lambda stage: stage(committed())
+    ),
+    "stages.rows.Looks.__call__": Entry(stages.Looks(nothing_new, stages.Rows(2)), lambda: {"committed": committed()}),
     "stages.observe.Show": Entry(stages.Show, lambda: {"tokenizer": Words(), "console": quiet()}, watch),
     "stages.observe.Show.__call__": Entry(stages.Show(Words(), quiet()), lambda: {"committed": committed()}),
     "stages.observe.unobserved": Entry(stages.unobserved, lambda: {"committed": committed()}),
@@ -2257,6 +2262,7 @@ ON_BRANCHES = "randomness of the certificate's own, and the law that it found"
 ON_ANSWERS = "looks itself at what the parts of users answer, and refuses it by name"
 ABSTRACT = "a base class: its subclasses are tried"
 BY_CONVERTED = "called by converted.copy_of, with what it read of a file"
+BY_SAVERS = "called by what saves and loads, which is tried with any path"
 BY_HEADS = "called by a HeadPredictor, with what the head itself made"
 COMMAND = "a part of the command line, which reads its arguments itself"
 
@@ -2309,6 +2315,7 @@ EXEMPT: Final[Mapping[str, str]] = {
     ),
     **dict.fromkeys(
         (
+            "asked.Doing",
             "accelerate.build.Given",
             "accelerate.build.NotAccelerated",
             "batch.hub.Reads",
@@ -2324,7 +2331,8 @@ EXEMPT: Final[Mapping[str, str]] = {
             "randomness.Randomness",
             "randomness.Sampling",
             "state.Reason",
-            "trace.parts.Fate",
+            "stages.fates.Fate",
+            "stages.rows.ReadsRows",
             "vocabulary.spelling.Tokenizer",
             "testing.certificate.ExactnessError",
             "testing.conformance.Move",
@@ -2395,7 +2403,7 @@ EXEMPT: Final[Mapping[str, str]] = {
         ("testing.enumeration.Branch", "testing.enumeration.Law", "testing.enumeration.Noise"), ON_BRANCHES
     ),
     **{f"asked.{name}": ON_ANSWERS for name in ("rows_of", "features_of", "looked_at", "laws_of", "laws_when_asked")},
-    **{f"asked.{name}": ON_ANSWERS for name in ("accepts", "stream_of", "proposal_of", "fits")},
+    **{f"asked.{name}": ON_ANSWERS for name in ("accepts", "stream_of", "done_by", "proposal_of", "fits")},
     "state.rows_along": ON_ANSWERS,
     "trees.no_draft": ON_ANSWERS,
     **dict.fromkeys(
@@ -2431,13 +2439,14 @@ EXEMPT: Final[Mapping[str, str]] = {
             *(f"commands.{name}" for name in ("check_engine", "named_model", "one_sentence", "outcomes", "prompt_of")),
             *(
                 f"commands.{name}"
-                for name in ("Told", "can_be_written", "processor_name", "version_of", "vocabulary_of")
+                for name in ("Told", "can_be_written", "processor_name", "save_text", "version_of", "vocabulary_of")
             ),
             *(f"corpus.{name}" for name in ("Answer", "Answers", "Progress", "Row")),
             *(f"corpus.{name}" for name in ("answer_all", "answers_in", "rate", "read_rows", "summary")),
         ),
         COMMAND,
     ),
+    **{f"files.{name}": BY_SAVERS for name in ("checked_path", "checksum", "content_of", "no_file", "write")},
     **dict.fromkeys(("gguf_keys.differing", "gguf_keys.missing"), BY_CONVERTED),
     "caches.lasting.lasting": ON_CACHES,
 }

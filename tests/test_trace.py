@@ -47,7 +47,7 @@ from specflow import (
 )
 from specflow.distribution import BlackBox
 from specflow.margins import Margins
-from specflow.state import Count, Reason
+from specflow.state import Count, Reason, Tally
 from specflow.testing import TableModel, World, certify
 from specflow.trace import DraftTrace, Fate, Recorder, StepTrace, Trace
 from specflow.trace.parts import Origin
@@ -327,7 +327,7 @@ def test_acceptance_by_position() -> None:
     one = StepTrace((1, 2, 9), drafts)
     two = StepTrace((7,), (DraftTrace(1, TEXT, 1.0, 0.0, wrong, "x"), DraftTrace(2, TEXT, 1.0, 0.0, wrong, "x")))
     trace = Trace((0,), (one, two, StepTrace((5,))))
-    assert trace.positions == (Count(2, 1), Count(1, 1), Count(1, 0))
+    assert trace.tally == Tally(3, (("x", Count(6, 2)),), (2, 1, 1), (1, 1))
     assert trace.output == (1, 2, 9, 7, 5)
     assert str(trace) == "5 tokens in 3 passes (1.67 a pass), 2 of 6 drafts accepted"
     assert Trace((0,), ()).mean_accepted_length == 0.0

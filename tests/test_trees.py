@@ -808,6 +808,16 @@ def test_tables_that_cannot_be_are_refused(make: Callable[[], Bigrams], said: st
         make()
 
 
+def test_a_table_with_a_flipped_bit_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "bigrams.safetensors"
+    TABLE.save(path)
+    content = path.read_bytes()
+    for at in range(len(content)):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        with pytest.raises(DecodeError, match=r"the file (is|holds|does not hold)"):
+            Bigrams.load(path)
+
+
 @pytest.mark.parametrize("content", [b"", b"not safetensors at all", None])
 def test_files_that_hold_no_table_are_refused(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "file"

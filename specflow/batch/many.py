@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from hashlib import sha256
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, TypeVar
 
 import numpy
 from numpy.typing import NDArray
@@ -25,11 +25,13 @@ from specflow.policies import CostAware, CostMeter, meter_of
 from specflow.policies.meter import Clock
 from specflow.processors import GreedyProcessor, Processor
 from specflow.protocols import Limits, checked_limits
-from specflow.randomness import Dice, SharedNoise
+from specflow.randomness import Dice, Sampling, SharedNoise
 from specflow.stages import Match, Reject
-from specflow.state import DecodeState, Drafter, Finished, Proposal, Step, Tokens
-from specflow.steps import constrained_step, seed_coupled_step, speculative_step
+from specflow.state import DecodeState, Drafter, Finished, Proposal, Rule, Step, Tokens
+from specflow.steps import constrained_step, verified_step
 from specflow.vocabulary import SharedTokens, shared_vocabulary
+
+S = TypeVar("S", bound=Sampling)
 
 Prompt: TypeAlias = Sequence[int] | Tensor | NDArray[numpy.integer]
 
@@ -121,33 +123,36 @@ def generate_many(
     calls("a listener", "give a function of a number and a Finished")("progress", progress)
     or_none(a(Grammar, "give a Grammar, or None"))("grammar", grammar)
     or_none(a(SharedTokens, "give SharedTokens(…), or None for one vocabulary"))("shared", shared)
-    rows = _rows(prompts)
+    rows = rows_of(prompts)
     slots = max(1, min(slots, len(rows)))  # what a pass over so many texts takes is what is measured
     predictor = _reading(target, slots, clock)
-    states = _started(rows, predictor.limits, max_gen_len, eos_tokens_id)
-    if grammar is not None and grammar.stop != stops_of("eos_tokens_id", eos_tokens_id):
+    stop = stops_of("eos_tokens_id", eos_tokens_id)
+    states = states_of(rows, max_gen_len, stop, predictor.limits, SPEC_NAMES)
+    if grammar is not None and grammar.stop != stop:
         happened, received = "the grammar ends at other tokens than the text", shown(sorted(grammar.stop))
         raise DecodeError("grammar", happened, received, "give both the same: the grammar's `stop` and eos_tokens_id")
     assistant = None if drafter is None else BatchPredictor(drafter, slots)
     if assistant is not None and shared is None:
         unwrap(shared_vocabulary(predictor.limits, assistant.limits))
 
-    def step(number: int, state: DecodeState) -> Step:
+    def judged(state: DecodeState, rng: S, rule: Rule[S]) -> Step:
         policy, answer = CostAware(predictor.meter, gamma), None if grammar is None else grammar.after(state.tokens)
-        rng = Dice() if seed is None else SharedNoise(seed_of(seed, number))
         draft: Drafter = SuffixDrafter()
         law = logits_processor if answer is None else Constrained(logits_processor, answer)
         if assistant is not None and shared is not None:
             draft = IntersectionDrafter(assistant, shared, law, rng, assistant.limits.context)
         elif assistant is not None:
             draft = LLMDrafter.fitting(assistant, assistant.limits, predictor.limits, law, rng)
-        if isinstance(rng, SharedNoise):
-            if answer is None:
-                return seed_coupled_step(draft, predictor, logits_processor, rng, policy)
-            return constrained_step(answer, draft, predictor, logits_processor, rng, Match(rng), policy)
         if answer is None:
-            return speculative_step(draft, predictor, logits_processor, rng, policy)
-        return constrained_step(answer, draft, predictor, logits_processor, rng, Reject(rng), policy)
+            return verified_step(draft, predictor, logits_processor, rng, rule, policy)
+        return constrained_step(answer, draft, predictor, logits_processor, rng, rule, policy)
+
+    def step(number: int, state: DecodeState) -> Step:
+        if seed is None:
+            dice = Dice()
+            return judged(state, dice, Reject(dice))
+        noise = SharedNoise(seed_of(seed, number))
+        return judged(state, noise, Match(noise))
 
     def decode(number: int, state: DecodeState) -> Finished:
         return run(step(number, state), state)
@@ -180,20 +185,24 @@ def _reading(target: Module | Metered, slots: int, clock: Clock | None) -> Meter
     return target
 
 
-def _rows(prompts: Iterable[Prompt]) -> list[Prompt]:
+def rows_of(prompts: Iterable[Prompt]) -> list[Prompt]:
+    """The prompts in a list. `DecodeError` for one text, and for what holds none."""
     given: object = prompts
     if isinstance(given, str | bytes | Tensor) or not isinstance(given, Iterable):
         raise DecodeError("prompts", "prompts are no rows of ids", shown(given), "give a list of rows of ids")
     return list(prompts)
 
 
-def _started(prompts: Sequence[Prompt], limits: Limits, max_gen_len: int, eos_tokens_id: object) -> list[DecodeState]:
-    """A state for each prompt. `DecodeError` with the number of the first that is none."""
-    stop, states = stops_of("eos_tokens_id", eos_tokens_id), list[DecodeState]()
-    for number, prompt in enumerate(prompts):
-        started = start(prompt, max_gen_len, stop, limits)
+def states_of(
+    prompts: Iterable[Prompt], max_new_tokens: int, stop: Iterable[int], limits: Limits, names: Mapping[str, str] = {}
+) -> list[DecodeState]:
+    """A state for each prompt. `DecodeError` with the number of the first that is none, and of a caller's `names`."""
+    stop = list(stop) if isinstance(stop, Iterator) else stop  # it is read for each prompt
+    states = []
+    for number, prompt in enumerate(rows_of(prompts)):
+        started = start(prompt, max_new_tokens, stop, limits)
         try:
-            states.append(unwrap(started.alt(lambda error: error.renamed({**SPEC_NAMES, "prompt": "prompts"}))))
+            states.append(unwrap(started.alt(lambda error: error.renamed({**names, "prompt": "prompts"}))))
         except DecodeError as error:
             error.add_note(f"in prompt {number}")
             raise

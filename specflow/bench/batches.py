@@ -28,7 +28,7 @@ from specflow.interop.llama_cpp import LlamaCpp
 from specflow.predictors import CachedPredictor
 from specflow.processors import GreedyProcessor
 from specflow.randomness import Dice
-from specflow.state import Count, Tokens
+from specflow.state import Tally, Tokens
 
 All: TypeAlias = Callable[[int], list[Tokens]]
 """Decodes all prompts, by the number of the repeat: the new tokens of each."""
@@ -156,7 +156,7 @@ def _text(plan: Plan, decoder: Decoder, shared: Context, prompt: Prompt, repeat:
     state, rng = unwrap(plan.state(prompt)), Dice(torch.Generator().manual_seed(plan.seed_of(prompt, repeat)))
     output: list[int] = []
 
-    def emit(tokens: Tokens, drafts: Count | None, /) -> None:
+    def emit(tokens: Tokens, tally: Tally | None, /) -> None:
         output.extend(tokens)
 
     decoder.prepare(evolve(shared, prompt=state.tokens, rng=rng, repeat=repeat))(state, emit)

@@ -26,7 +26,16 @@ from specflow.bench.measure import Plan, Run, measure, warmed_up
 from specflow.bench.prompts import OWN_PROMPTS, read_prompts, spread
 from specflow.bench.report import Absent, build, facts_of, show, to_json
 from specflow.catalogue import POLICIES, RULES
-from specflow.commands import ENGINES, LLAMA_CPP, TORCH, can_be_written, check_engine, one_sentence, version_of
+from specflow.commands import (
+    ENGINES,
+    LLAMA_CPP,
+    TORCH,
+    can_be_written,
+    check_engine,
+    one_sentence,
+    save_text,
+    version_of,
+)
 from specflow.errors import DecodeError, said, unwrap
 from specflow.guards.checks import a, or_none, shown, whole
 from specflow.heads import load_head
@@ -99,11 +108,11 @@ def main(args: argparse.Namespace) -> int:
     report = build(plan, runs, args.baseline or plan.decoders[0].label, absent, facts)
     _print(partial(show, report))
     if args.json is not None:
-        _write(args.json, to_json(report))
+        save_text(args.json, to_json(report))
     if args.html is not None and _can_draw():
         from specflow.bench.page import to_html  # noqa: PLC0415 - its imports are an optional extra
 
-        _write(args.html, to_html(report))
+        save_text(args.html, to_html(report))
     elif args.html is not None:
         missing = f"absent: {args.html}: matplotlib or jinja2 is not installed; run `{INSTALL}`"
         errors.print(missing, style="yellow", markup=False)
@@ -145,7 +154,7 @@ def _compare_batches(
     if found:
         _print(lambda console: show_batches(plan, found, absent, args.slots, console))
         if args.json is not None:
-            _write(args.json, batches_to_json(found, args.slots, facts))
+            save_text(args.json, batches_to_json(found, args.slots, facts))
     return code
 
 
@@ -177,14 +186,6 @@ def _check(args: argparse.Namespace) -> None:
 def _check_baseline(baseline: str | None, labels: Sequence[str]) -> None:
     if baseline not in {None, *labels}:
         raise DecodeError("baseline", "the baseline is not among the decoders that run", baseline, "name one")
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8", errors="backslashreplace")
-    except OSError as error:
-        happened = f"the file cannot be written ({said(error)})"
-        raise DecodeError("path", happened, shown(str(path)), "name a file in a folder that can be written") from error
 
 
 def _moved(model: Module, device: str) -> None:

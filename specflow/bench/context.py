@@ -17,7 +17,7 @@ from specflow.loop import unfold
 from specflow.predictors import CachedPredictor
 from specflow.processors import LogitsProcessor
 from specflow.randomness import Randomness
-from specflow.state import Count, DecodeState, Finished, Step, Tokens
+from specflow.state import DecodeState, Finished, Step, Tally, Tokens
 from specflow.vocabulary import SharedTokens
 
 T = TypeVar("T")
@@ -53,9 +53,9 @@ class Context:
 
 
 class Emit(Protocol):
-    """Is told the tokens of a step as soon as they stand, and what was drafted for them, where the decoder knows."""
+    """Is told the tokens of a step as soon as they stand, and the tally of the text so far, where somebody counts."""
 
-    def __call__(self, tokens: Tokens, drafts: Count | None, /) -> None: ...
+    def __call__(self, tokens: Tokens, tally: Tally | None, /) -> None: ...
 
 
 Session: TypeAlias = Callable[[DecodeState, Emit], object]
@@ -77,9 +77,7 @@ def composed(compose: Compose) -> Prepare:
         def session(state: DecodeState, emit: Emit) -> None:
             for outcome in unfold(step, state):
                 after = outcome.state if isinstance(outcome, Finished) else outcome
-                drafted = after.tally.drafted - state.tally.drafted
-                accepted = after.tally.accepted - state.tally.accepted
-                emit(after.tokens[len(state.tokens) :], Count(drafted, accepted))
+                emit(after.tokens[len(state.tokens) :], after.tally)
                 state = after
 
         return session

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from hashlib import blake2b
 from typing import Final, final
 
 import torch
 from attrs import define, evolve, field, frozen
 from returns.result import safe
 
+from specflow.batch import seed_of
 from specflow.bench.context import Context
 from specflow.bench.decoders import Decoder, Models
 from specflow.bench.prompts import Prompt
@@ -22,17 +22,17 @@ from specflow.policies.meter import Clock
 from specflow.predictors import limits_of
 from specflow.processors import LogitsProcessor
 from specflow.randomness import Dice
-from specflow.state import Count, DecodeState, Tokens
+from specflow.stages.commit import tally_of
+from specflow.state import DecodeState, Tally, Tokens
 
 
 @final
 @frozen
 class Round:
-    """One step of a text: the tokens it added, what was drafted for them, and where its time went."""
+    """One step of a text: the tokens it added, what it counted, and where its time went."""
 
     tokens: int
-    drafted: int
-    accepted: int
+    tally: Tally
     passes: tuple[Pass, ...]
     drafting: float
     seconds: float
@@ -107,9 +107,7 @@ class Plan:
 
     def seed_of(self, prompt: Prompt, repeat: int) -> int:
         """The seed of a text, the same for all decoders."""
-        # torch keeps 32 bits of a seed, so all of this one is in them.
-        key = blake2b(f"{self.seed}/{prompt.question_id}/{repeat}".encode(), digest_size=4).digest()
-        return int.from_bytes(key, "big")
+        return seed_of(self.seed, f"{prompt.question_id}/{repeat}")
 
 
 WARM_UP: Final = 16
@@ -177,7 +175,7 @@ def run_one(plan: Plan, decoder: Decoder, prompt: Prompt, state: DecodeState, re
     session = decoder.prepare(context)
     with engine.watching(stopwatch):
         began = stopwatch.clock()
-        recorder = _Recorder(stopwatch, len(state.tokens), began)
+        recorder = _Recorder(stopwatch, len(state.tokens), state.tally, began)
         session(state, recorder)
         seconds = stopwatch.clock() - began
     text = tuple(recorder.output), tuple(recorder.rounds)
@@ -191,21 +189,31 @@ class _Recorder:
 
     stopwatch: Stopwatch
     uncovered: int
+    counted: Tally
     since: float
     output: list[int] = field(init=False, factory=list)
     rounds: list[Round] = field(init=False, factory=list)
     _passes: int = field(init=False, default=0)
     _drafting: float = field(init=False, default=0.0)
 
-    def __call__(self, tokens: Tokens, drafts: Count | None, /) -> None:
+    def __call__(self, tokens: Tokens, tally: Tally | None, /) -> None:
         now = self.stopwatch.clock()
         passes = tuple(self.stopwatch.passes[self._passes :])
-        if drafts is None:  # of what the passes were fed, all but the new text were drafts; one token came of none
-            drafted = sum(one.fed for one in passes) - self.uncovered
-            drafts = Count(drafted, min(drafted, len(tokens) - 1))
+        if tally is None:
+            tally = self.counted + _chain(passes, self.uncovered, len(tokens))
         drafting = self.stopwatch.drafting - self._drafting
-        self.rounds.append(Round(len(tokens), drafts.drafted, drafts.accepted, passes, drafting, now - self.since))
+        self.rounds.append(Round(len(tokens), tally - self.counted, passes, drafting, now - self.since))
         self.output += tokens
-        self.uncovered = 1
+        self.uncovered, self.counted = 1, tally
         self._passes, self._drafting = len(self.stopwatch.passes), self.stopwatch.drafting
         self.since = self.stopwatch.clock()
+
+
+def _chain(passes: Sequence[Pass], uncovered: int, tokens: int) -> Tally:
+    """The tally of a step of somebody else's decoder, which drafts chains and counts nothing.
+
+    Of what its passes were fed, all but the `uncovered` text were drafts; one of the new tokens came of none.
+    """
+    drafted = sum(one.fed for one in passes) - uncovered
+    accepted = min(drafted, tokens - 1)
+    return tally_of([""] * drafted, range(accepted), tokens, drafted > accepted)

@@ -13,7 +13,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from specflow.bench.report import Report, interval_text, positions_text
+from specflow.bench.report import Report, accepted_text, interval_text, positions_text
 from specflow.bench.summary import Split
 
 TEMPLATE: Final = Path(__file__).with_name("page.html")
@@ -22,7 +22,7 @@ TEMPLATE: Final = Path(__file__).with_name("page.html")
 def to_html(report: Report) -> str:
     """The page."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"interval": interval_text, "positions": positions_text}
+    environment.filters |= {"interval": interval_text, "accepted": accepted_text, "positions": positions_text}
     plots = {
         "How much faster, prompt by prompt": _plot(report, _ratios),
         "Where the decoding time goes": _plot(report, _split),
@@ -77,10 +77,10 @@ def _split(report: Report, axes: Axes) -> None:
 
 def _acceptance(report: Report, axes: Axes) -> None:
     for one in report.summaries:
-        seen = [(i, each) for i, each in enumerate(one.positions, 1) if each.reached]
-        if seen:
-            shares = [100 * each.accepted / each.reached for _, each in seen]
-            axes.plot([i for i, _ in seen], shares, marker="o", label=one.decoder)
+        shares = one.tally.acceptance_by_position
+        if shares:
+            places = range(1, len(shares) + 1)
+            axes.plot(places, [100 * share for share in shares], marker="o", label=one.decoder)
             axes.legend()
     axes.set_ylim(0, 105)
     axes.set_xlabel("position in the draft")

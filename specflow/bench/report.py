@@ -18,7 +18,6 @@ from specflow.bench.summary import (
     Comparison,
     Identity,
     Interval,
-    Position,
     Summary,
     compare,
     costs_by_size,
@@ -28,7 +27,7 @@ from specflow.bench.summary import (
 )
 from specflow.commands import processor_name, version_of
 from specflow.processors import GreedyProcessor
-from specflow.state import Tokens
+from specflow.state import Tally, Tokens
 
 SHOWN_POSITIONS: Final = 8
 
@@ -151,8 +150,8 @@ def _effort(report: Report) -> Table:
             *([f"{100 * share:.1f} %" for share in (split.target, split.drafting, split.own)] if split else [""] * 3),
             f"{split.own_microseconds:.0f}" if split else "",
             "" if one.achieved is None else f"{one.achieved:.2f}",
-            f"{one.accepted}/{one.drafted}" if one.drafted else "",
-            positions_text(one.positions[:SHOWN_POSITIONS]),
+            accepted_text(one.tally),
+            positions_text(one.tally, SHOWN_POSITIONS),
         )
     return table
 
@@ -167,9 +166,14 @@ def interval_text(interval: Interval) -> str:
     return f"{interval.median:.2f} ({interval.low:.2f}-{interval.high:.2f})"
 
 
-def positions_text(some: Iterable[Position]) -> str:
-    """The acceptance at each position, in percent: `62 80 91`."""
-    return " ".join(f"{100 * one.accepted / one.reached:.0f}" for one in some if one.reached)
+def accepted_text(tally: Tally) -> str:
+    """Accepted drafts of those that were judged, `35/70`; nothing where none was."""
+    return f"{tally.accepted}/{tally.drafted}" if tally.drafted else ""
+
+
+def positions_text(tally: Tally, shown: int | None = None) -> str:
+    """The acceptance at each of the first positions, in percent: `62 80 91`."""
+    return " ".join([f"{100 * share:.0f}" for share in tally.acceptance_by_position[:shown]])
 
 
 def facts_of(plan: Plan, name: str) -> dict[str, str]:

@@ -12,6 +12,7 @@ from attrs import define, field, frozen
 from torch import Tensor
 from torch.nn import Module
 
+from specflow.asked import done_by
 from specflow.policies.meter import Clock, place_of
 from specflow.state import Tokens
 
@@ -64,12 +65,7 @@ class Stopwatch:
 
     def timed(self, drafter: Callable[[Tokens], Iterator[T]]) -> Callable[[Tokens], Iterator[T]]:
         """The same drafter, of chains or of trees; the time inside it is added to `drafting`."""
-
-        def stream(tokens: Tokens) -> Iterator[T]:
-            proposals = self.while_drafting(lambda: drafter(tokens))
-            yield from iter(lambda: self.while_drafting(lambda: next(proposals, None)), None)
-
-        return stream
+        return done_by(self.while_drafting, drafter)
 
     def passed(self, fed: int, seconds: float) -> None:
         """A pass of the target, unless a drafter has asked for it."""

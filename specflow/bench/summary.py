@@ -12,7 +12,7 @@ from attrs import frozen
 
 from specflow.bench.measure import Round, Run
 from specflow.prefix import common_prefix
-from specflow.state import Tokens
+from specflow.state import Tally, Tokens
 from specflow.usage import Details, Usage
 
 K = TypeVar("K")
@@ -45,15 +45,6 @@ class Comparison:
     total: Interval
     ratios: Mapping[int, float]
     """Prompt → how much faster it decodes."""
-
-
-@final
-@frozen
-class Position:
-    """The drafts at one position of their draft, counted from 1: how many were judged, and how many accepted."""
-
-    reached: int
-    accepted: int
 
 
 @final
@@ -101,10 +92,8 @@ class Summary:
     total_rate: float
     first_round_seconds: float
     tokens_per_pass: float
-    drafted: int
-    accepted: int
+    tally: Tally
     usage: Usage
-    positions: tuple[Position, ...]
     split: Split | None
     achieved: float | None
     categories: tuple[tuple[str, float], ...]
@@ -143,6 +132,7 @@ def summarise(runs: Sequence[Run], decoder: str, model: str, costs: Costs) -> Su
     mine = [run for run in runs if run.decoder == decoder]
     later = [one for run in mine for one in run.rounds[1:]]
     every = [one for run in mine for one in run.rounds]
+    tally = sum([one.tally for one in every], Tally())
     decode_rates = _by_prompt(mine, decoder, Run.decode_rate).values()
     return Summary(
         decoder,
@@ -150,37 +140,18 @@ def summarise(runs: Sequence[Run], decoder: str, model: str, costs: Costs) -> Su
         median(_by_prompt(mine, decoder, Run.rate).values()),
         median(run.rounds[0].seconds for run in mine),
         sum(len(run.output) for run in mine) / max(1, sum(len(one.passes) for one in every)),
-        sum(one.drafted for one in every),
-        sum(one.accepted for one in every),
-        _usage(mine),
-        positions([(one.drafted, one.accepted) for one in every]),
+        tally,
+        _usage(mine, tally),
         _split(later),
         _achieved(mine, model, costs),
         tuple(sorted(_tokens_per_pass_by_category(mine).items())),
     )
 
 
-def _usage(runs: Sequence[Run]) -> Usage:
+def _usage(runs: Sequence[Run], tally: Tally) -> Usage:
     """Of all texts together; what a decoder of someone else drafted is known by what its passes were fed."""
     prompt, new = sum(run.prompt_tokens for run in runs), sum(len(run.output) for run in runs)
-    rounds = [one for run in runs for one in run.rounds]
-    drafted, accepted = sum(one.drafted for one in rounds), sum(one.accepted for one in rounds)
-    return Usage(prompt, new, prompt + new, Details(accepted, max(0, drafted - accepted)))
-
-
-def positions(drafts: Iterable[tuple[int, int]]) -> tuple[Position, ...]:
-    """What became of the drafts at each position, from (drafted, accepted) of each round.
-
-    A draft is reached when all before it stand. Acceptance at a position is accepted / reached.
-
-    >>> positions([(3, 3), (3, 1), (2, 0)])
-    (Position(reached=3, accepted=2), Position(reached=2, accepted=1), Position(reached=1, accepted=1))
-    """
-    pairs = [(min(drafted, stood + 1), min(drafted, stood)) for drafted, stood in drafts]
-    longest = max([judged for judged, _ in pairs], default=0)
-    return tuple(
-        [Position(sum(i < judged for judged, _ in pairs), sum(i < stood for _, stood in pairs)) for i in range(longest)]
-    )
+    return Usage(prompt, new, prompt + new, Details(tally.accepted, tally.drafted - tally.accepted))
 
 
 def pass_costs(runs: Sequence[Run], models: Mapping[str, str]) -> Costs:

@@ -12,8 +12,8 @@ from torch.nn import Module
 from specflow.batch import generate_many
 from specflow.distill.folder import ANSWERS, damaged
 from specflow.distill.lesson import Text
-from specflow.drafters.ngrams.file import write
 from specflow.errors import DecodeError
+from specflow.files import write
 from specflow.guards.checks import shown
 from specflow.guards.ids import ids_of
 from specflow.state import Finished, Tokens

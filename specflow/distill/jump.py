@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from specflow.distill.folder import CONFIG, WEIGHTS, made_folder, refuse_filled
-from specflow.drafters.ngrams.file import write
 from specflow.errors import DecodeError
+from specflow.files import write
 from specflow.guards.checks import MOST, a, each, number, shown, whole
 from specflow.guards.ids import ids_of
 from specflow.heads.load import KIND

@@ -13,8 +13,8 @@ from torch.nn import Module
 from specflow.batch import generate_many
 from specflow.distill.answers import SLOTS
 from specflow.distill.folder import PROMPTS, made_folder
-from specflow.drafters.ngrams.file import write
 from specflow.errors import DecodeError, said
+from specflow.files import write
 from specflow.guards.checks import MOST, a, calls, shown, whole
 from specflow.guards.ids import ids_of
 from specflow.models import Loaded

@@ -26,8 +26,8 @@ from transformers import PreTrainedModel
 from specflow.distill.answers import answers_of
 from specflow.distill.folder import CONFIG, STATE, WEIGHTS, damaged, made_folder, refuse_filled
 from specflow.distill.lesson import Lesson, Text, unrolled
-from specflow.drafters.ngrams.file import write
 from specflow.errors import DecodeError
+from specflow.files import write
 from specflow.guards.checks import MOST, a, calls, number, shown, valid, whole
 from specflow.guards.ids import ids_of
 from specflow.heads.eagle import Eagle3

@@ -14,15 +14,15 @@ from safetensors.numpy import save
 from torch.nn.functional import softmax
 
 from specflow.asked import rows_of
-from specflow.drafters.ngrams.file import content_of, no_file, write
 from specflow.errors import DecodeError
+from specflow.files import checksum, content_of, no_file, write
 from specflow.guards.checks import calls, shown, whole
 from specflow.guards.ids import ids_of
 from specflow.prefix import tokens_of
 from specflow.state import TEXT, Predictor, Proposal, Tokens
 
 TOGETHER: Final = 127  # tokens asked about in one pass; with the one before them they fill an accelerated model's pass
-FORMAT: Final = "specflow bigrams 1"
+FORMAT: Final = "specflow bigrams 2"
 ARRAYS: Final = {"tokens": torch.int32, "chances": torch.float32}
 REMEDY: Final = "make the table again, and `save` it"
 
@@ -105,14 +105,19 @@ class Bigrams:
     def save(self, path: str | PathLike[str]) -> None:
         """Write the tables to a safetensors file, whole or not at all, as `NGramStorage.save` does."""
         arrays = {"tokens": self.tokens.astype(numpy.int32), "chances": self.chances.astype(numpy.float32)}
-        write(path, save(arrays, {"format": FORMAT}))
+        tensors, metadata = {name: torch.from_numpy(each) for name, each in arrays.items()}, {"format": FORMAT}
+        write(path, save(arrays, metadata | {"sha256": checksum(metadata, tensors)}))
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Bigrams:
-        """Read what `save` wrote. `DecodeError` for any other file."""
+        """Read what `save` wrote. `DecodeError` for any other file, and for one that is damaged."""
         metadata, arrays = content_of(path, REMEDY)
+        sha = metadata.pop("sha256", None)
         if metadata.get("format") != FORMAT:
-            raise no_file(path, "holds no table of bigrams", REMEDY)
-        if {name: tensor.dtype for name, tensor in arrays.items()} != ARRAYS:
+            raise no_file(path, "holds no table of bigrams, or one of another version", REMEDY)
+        kinds = {name: each.dtype for name, each in arrays.items()}
+        if kinds != ARRAYS or {each.dim() for each in arrays.values()} != {2}:
             raise no_file(path, "does not hold the arrays of a table", REMEDY)
+        if sha != checksum(metadata, arrays):
+            raise no_file(path, "is damaged, its checksum does not match", REMEDY)
         return cls(arrays["tokens"].numpy(), arrays["chances"].numpy())

@@ -18,8 +18,8 @@ from safetensors.numpy import save
 from specflow.distribution import PointMass
 from specflow.drafters.followers import REACH, Followers, are_shares, followers_of, is_follower, is_followers
 from specflow.drafters.likeliest import Candidate, likeliest_first
-from specflow.drafters.ngrams.file import checksum, content_of, no_file, write
 from specflow.errors import DecodeError
+from specflow.files import checksum, content_of, no_file, write
 from specflow.guards.checks import a, or_none, shown, valid, whole
 from specflow.guards.ids import ids_of, text_of
 from specflow.prefix import tokens_of

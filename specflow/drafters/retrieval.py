@@ -18,8 +18,8 @@ from torch import Tensor
 from specflow.distribution import PointMass
 from specflow.drafters.followers import trust
 from specflow.drafters.likeliest import Candidate, likeliest_first
-from specflow.drafters.ngrams.file import checked_path, checksum, no_file, write
 from specflow.errors import DecodeError, said
+from specflow.files import checked_path, checksum, no_file, write
 from specflow.guards.checks import a, shown, valid, whole
 from specflow.guards.ids import ids_of
 from specflow.prefix import tokens_of

@@ -5,7 +5,7 @@ Values of numpy's number types are taken for what they plainly mean; bools and t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import inf, isfinite
 from numbers import Integral, Real
 from typing import Final, TypeAlias, TypeGuard, TypeVar
@@ -205,3 +205,13 @@ def or_none(check: Check) -> Check:
             check(name, value)
 
     return check_some
+
+
+def are_facts(name: str, facts: object) -> None:
+    """What a reader is told of a decode, by name: a mapping of texts to texts."""
+    remedy = 'give some such as {"drafter": "suffix"}'
+    a(Mapping, remedy)(name, facts)
+    assert isinstance(facts, Mapping)
+    for pair in facts.items():
+        if not all(isinstance(text, str) for text in pair):
+            raise DecodeError(name, "a fact is not a text", shown(pair), remedy)

@@ -6,7 +6,7 @@ import argparse
 import json
 import platform
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from time import perf_counter
 from typing import Final, get_args
 
 import torch
-from attrs import evolve
+from attrs import asdict, evolve
 from rich.console import Console
 from rich.table import Table
 from torch.nn import Module
@@ -24,10 +24,10 @@ from specflow.accelerate import Given
 from specflow.bench import read_prompts
 from specflow.bench.decoders import PEERS, Parts, imported
 from specflow.bench.prompts import OWN_PROMPTS, spread
-from specflow.bench.report import positions_text
+from specflow.bench.report import accepted_text, positions_text
 from specflow.bench.stopwatch import clock_for
 from specflow.catalogue import DRAFTERS, POLICIES, RULES, Drafting, Setting
-from specflow.commands import ACCELERATE, can_be_written, named_model, one_sentence, processor_name
+from specflow.commands import ACCELERATE, can_be_written, named_model, one_sentence, processor_name, save_text
 from specflow.drafters import Bigrams
 from specflow.errors import DecodeError, unwrap
 from specflow.guards.checks import a, or_none, shown, whole
@@ -199,7 +199,7 @@ def _replay(args: argparse.Namespace) -> int:
         console.print(_table(found, recording))
     print(table.get(), end="", flush=True)
     if args.json is not None:
-        args.json.write_text(json.dumps(_figures(found, recording), indent=1), encoding="utf-8")
+        save_text(args.json, json.dumps(_figures(found, recording), indent=1))
     return 0
 
 
@@ -259,11 +259,12 @@ def _table(found: Mapping[str, Replay], recording: Recording) -> Table:
         table.add_column(heading, justify="left" if heading in ("decoder", "by position, %") else "right")
     table.add_row("", "/pass", "", "", "predicted", "", "gamma", "fixed", "each step", style="dim")
     for label, played in found.items():
+        tally = played.tally
         table.add_row(
             label,
             f"{played.tokens_per_pass:.3f}",
-            f"{played.accepted}/{played.drafted}" if played.drafted else "",
-            positions_text(played.positions[:SHOWN]),
+            accepted_text(tally),
+            positions_text(tally, SHOWN),
             f"{played.tokens / played.seconds:.1f}" if played.seconds else "",
             _share(played.drafting / played.seconds if played.seconds else None),
             "" if played.best_gamma is None else str(played.best_gamma),
@@ -277,11 +278,10 @@ def _figures(found: Mapping[str, Replay], recording: Recording) -> dict[str, obj
     """What `--json` writes."""
 
     def of(played: Replay) -> dict[str, object]:
-        positions: Sequence[tuple[int, int]] = [(one.reached, one.accepted) for one in played.positions]
-        names = ("tokens", "passes", "drafted", "accepted", "tokens_per_pass", "seconds", "drafting", "best_gamma")
+        names = ("tokens", "passes", "tokens_per_pass", "seconds", "drafting", "best_gamma")
         figures: dict[str, object] = {name: getattr(played, name) for name in names}
         texts = [{"passes": len(text.rounds), "seconds": text.seconds} for text in played.texts]
         regrets = {"regret": played.regret, "regret_of_steps": played.regret_of_steps}
-        return figures | regrets | {"positions": positions, "texts": texts}
+        return figures | regrets | {"tally": asdict(played.tally), "texts": texts}
 
     return {"facts": dict(recording.facts), "decoders": {label: of(played) for label, played in found.items()}}

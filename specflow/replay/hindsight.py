@@ -26,20 +26,21 @@ class Hindsight:
 @final
 @define(eq=False)
 class _Look:
-    """A policy that takes up to `most` drafts and notes when each was there."""
+    """A policy that takes up to `most` drafts and notes when each was there, from `began` on."""
 
     most: int
     watch: Stopwatch
+    began: float = 0.0
     taken: tuple[Proposal, ...] = ()
     seconds: list[float] = field(factory=list)
 
     def __call__(self, stream: Iterator[Proposal], state: DecodeState, /) -> tuple[tuple[Proposal, ...], Pace]:
-        began, taken = self.watch.drafting, []
-        self.seconds = [0.0]
+        taken = []
+        self.seconds = [0.0]  # nobody asks a drafter for no drafts
         for proposal in islice(stream, self.most):
             taken.append(proposal)
-            self.seconds.append(self.watch.drafting - began)
-        self.seconds.append(self.watch.drafting - began)  # and when it was known that there are no more
+            self.seconds.append(self.watch.drafting - self.began)
+        self.seconds.append(self.watch.drafting - self.began)  # and when it was known that there are no more
         self.taken = tuple(taken)
         return self.taken, state.pace
 
@@ -54,6 +55,7 @@ def hindsight(drafter: Drafter, text: RecordedText, vocab_size: int, most: int, 
     begin, end = len(text.prompt), len(text.tokens)
     steps: dict[int, list[tuple[int, float]]] = {}
     for here in range(begin, end):
+        look.began = watch.drafting
         draft(evolve(begun, tokens=text.tokens[:here]))
         accepted = _accepted(look.taken, text.tokens[here:])
         steps[here] = []

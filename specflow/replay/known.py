@@ -13,10 +13,11 @@ from torch import Tensor
 from specflow.asked import rows_of
 from specflow.distribution import PointMass
 from specflow.errors import DecodeError
+from specflow.guards.checks import a, named
 from specflow.laws import Lazily
 from specflow.prefix import common_prefix
 from specflow.replay.rows import Row, names_of, rows_kept, whole
-from specflow.stages import Recycle, UpdateNgram
+from specflow.stages import ReadsRows, Rows
 from specflow.state import Committed, Predictor, Proposal, Tokens, chain
 
 AFTER: Final = 0
@@ -96,25 +97,27 @@ class Memory:
         return self.new[name] if row is None else row
 
     def for_stages(self, stages: Sequence[Callable[[Committed], Committed]], text: Tokens) -> Predictor:
-        """The target of a decoder that teaches with these stages: with as many rows as they may read.
+        """The target of a decoder that teaches with these stages: with as many rows as they read.
 
-        `UpdateNgram` reads rows along the text, and none if it learns only what was emitted. Any other stage may read
-        all. `DecodeError` for a stage that looks at more tokens of a row than were kept.
+        `DecodeError` for a stage that looks at more tokens of a row than were kept, or does not say at how many.
         """
-        looks = max(map(_looks, stages), default=1)
-        if min(looks, self.vocab_size) > self.kept:
-            happened = f"a stage looks at {looks} tokens of a row"
+        read = [self._read_by(stage) for stage in stages]
+        most = max([rows.most for rows in read], default=0)
+        if min(most, self.vocab_size) > self.kept:
+            happened = f"a stage looks at {most} tokens of a row"
             raise DecodeError("recording", happened, f"{self.kept} that were kept", "record with more")
-        if not all(isinstance(stage, UpdateNgram) for stage in stages):
+        if any(rows.most and not rows.along for rows in read):
             return self.all
-        return self.along(text) if looks > 1 else self.blank
+        return self.along(text) if most else self.blank
 
-
-def _looks(stage: Callable[[Committed], Committed]) -> int:
-    """How many tokens of a row a stage looks at, as far as is known."""
-    match stage:
-        case UpdateNgram():
-            return stage.filler_top_k
-        case Recycle():
-            return stage.table.k
-    return 1
+    def _read_by(self, stage: Callable[[Committed], Committed]) -> Rows:
+        """What a stage says that it reads; of whole rows it may read what it likes."""
+        given: object = stage
+        if isinstance(given, ReadsRows):
+            a(Rows, "return Rows(k)")("rows", given.rows)
+            return given.rows
+        if self.kept == self.vocab_size:
+            return Rows(self.vocab_size)
+        happened = f"the stage {named(stage)} does not say how many tokens of a row it looks at"
+        received = f"{self.kept} that were kept of {self.vocab_size}"
+        raise DecodeError("make", happened, received, "wrap it in Looks(stage, Rows(k)), or record with all kept")

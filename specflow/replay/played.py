@@ -14,7 +14,6 @@ from torch.nn import Module
 from specflow.asked import proposal_of, stream_of
 from specflow.bench.measure import Round
 from specflow.bench.stopwatch import Pass, Stopwatch
-from specflow.bench.summary import Position, positions
 from specflow.catalogue import Drafting, Make, Setting, step_of
 from specflow.distribution import PointMass
 from specflow.errors import DecodeError
@@ -28,7 +27,7 @@ from specflow.replay.hindsight import Hindsight, hindsight
 from specflow.replay.known import Known, Memory
 from specflow.replay.recording import RecordedText, Recording
 from specflow.stages import Match, Reject, never
-from specflow.state import DecodeState, Drafter, Finished, GammaPolicy, Predictor, Proposal, Rule, Tokens
+from specflow.state import DecodeState, Drafter, Finished, GammaPolicy, Predictor, Proposal, Rule, Tally, Tokens
 
 MOST_LOOKED: Final = 16
 """How many drafts of a step hindsight looks at."""
@@ -108,24 +107,14 @@ class Replay:
         return sum(len(one.passes) for one in self.rounds)
 
     @property
-    def drafted(self) -> int:
-        """Drafts that were judged, as in a `Tally`."""
-        return sum(one.drafted for one in self.rounds)
-
-    @property
-    def accepted(self) -> int:
-        """Drafts that became text."""
-        return sum(one.accepted for one in self.rounds)
+    def tally(self) -> Tally:
+        """What all steps counted: what was drafted, what became text, and how far drafts stood."""
+        return sum([one.tally for one in self.rounds], Tally())
 
     @property
     def tokens_per_pass(self) -> float:
         """Tokens by passes of the target; 0.0 without any."""
         return self.tokens / self.passes if self.passes else 0.0
-
-    @property
-    def positions(self) -> tuple[Position, ...]:
-        """What became of the drafts at each position of their draft."""
-        return positions([(one.drafted, one.accepted) for one in self.rounds])
 
     @property
     def seconds(self) -> float:
@@ -194,7 +183,7 @@ def replay(
     >>> from specflow import SuffixDrafter
     >>> recording = Recording((RecordedText((1, 2, 1), (2, 1, 2, 1), limit=7),), vocab_size=5)
     >>> played = replay(recording, Decoder.of(SuffixDrafter()))
-    >>> played.passes, played.accepted, played.drafted
+    >>> played.passes, played.tally.accepted, played.tally.drafted
     (1, 3, 3)
     """
     a(Recording, "give what `record` made")("recording", recording)
@@ -251,13 +240,16 @@ def _made(decoder: Decoder, setting: Setting, recording: Recording) -> Drafting:
     assert isinstance(drafting, Drafting)
     drafter, by_chance = drafting.drafter, recording.temperature is not None and not isinstance(decoder.rule, Match)
 
-    def checked(tokens: Tokens) -> Iterator[Proposal]:
-        for value in stream_of(drafter, drafter(tokens)):
+    def looked_at(stream: Iterator[object]) -> Iterator[Proposal]:
+        for value in stream:
             said = proposal_of(drafter, value, recording.vocab_size)
             if by_chance and not isinstance(said.q, PointMass):
                 happened = "chance decides which drawn drafts of a sampled text stand"
                 raise DecodeError("rule", happened, named(decoder.rule), "replay with the rule Match")
             yield said
+
+    def checked(tokens: Tokens) -> Iterator[Proposal]:
+        return looked_at(stream_of(drafter, drafter(tokens)))
 
     return evolve(drafting, drafter=checked)
 
@@ -291,9 +283,9 @@ def _rounds(
     for outcome in unfold(step, state):
         after = outcome.state if isinstance(outcome, Finished) else outcome
         new, drafting_now = tuple(passes[counted:]), clock.watch.drafting
-        counts = after.tally.drafted - state.tally.drafted, after.tally.accepted - state.tally.accepted
         seconds = sum(one.seconds for one in new) + drafting_now - drafted + text.costs.own
-        rounds.append(Round(len(after.tokens) - len(state.tokens), *counts, new, drafting_now - drafted, seconds))
+        written, counts = len(after.tokens) - len(state.tokens), after.tally - state.tally
+        rounds.append(Round(written, counts, new, drafting_now - drafted, seconds))
         state, counted, drafted = after, len(passes), drafting_now
         if state.tokens != text.tokens[: len(state.tokens)]:
             received = f"another token at position {len(state.tokens) - 1} or before"

@@ -9,21 +9,19 @@ from statistics import fmean, median_low
 from time import perf_counter
 from typing import Final, final
 
-import numpy
 from attrs import define, evolve, field
-from numpy.typing import NDArray
 from torch import Tensor
 
-from specflow.batch import seed_of
-from specflow.errors import DecodeError, unwrap
-from specflow.guards.checks import MOST, a, calls, each, or_none, shown, whole
-from specflow.loop import start, unfold
+from specflow.batch.many import Prompt, seed_of, states_of
+from specflow.errors import DecodeError
+from specflow.guards.checks import MOST, a, are_facts, calls, each, or_none, shown, whole
+from specflow.loop import unfold
 from specflow.policies import CostMeter
 from specflow.policies.meter import Clock
 from specflow.processors import GreedyProcessor, LogitsProcessor
 from specflow.protocols import Limits, checked_limits
 from specflow.randomness import Dice, SharedNoise
-from specflow.replay.recording import Costs, RecordedText, Recording, are_facts
+from specflow.replay.recording import Costs, RecordedText, Recording
 from specflow.replay.rows import Row, names_of, rows_kept
 from specflow.state import TEXT, Committed, DecodeState, Finished, Predictor, Proposal, Tokens, chain
 from specflow.steps import autoregressive_step
@@ -44,7 +42,7 @@ def _unheard(recording: Recording) -> None:
 
 def record(
     target: Predictor,
-    prompts: Iterable[Sequence[int] | Tensor | NDArray[numpy.integer]],
+    prompts: Iterable[Prompt],
     max_new_tokens: int = 128,
     stop: Iterable[int] = (),
     limits: Limits = Limits(),
@@ -81,7 +79,12 @@ def record(
     calls("a listener", "give a function of a Recording")("progress", progress)
     now = CostMeter(clock).now
     limits = checked_limits(limits, "limits")
-    states = _states(prompts, max_new_tokens, stop, limits)
+    states = states_of(prompts, max_new_tokens, stop, limits)
+    for number, state in enumerate(states):
+        if state.room == 0:
+            happened = f"there is no room for a token after prompt {number}"
+            received = f"{len(state.tokens)} tokens of {state.request.limit}"
+            raise DecodeError("max_new_tokens", happened, received, "give a shorter prompt, or allow new tokens")
     temperature = None if isinstance(processor, GreedyProcessor) else processor.temperature
     if onto is not None and (onto.temperature != temperature or onto.kept != min(kept, onto.vocab_size)):
         received = f"temperature {onto.temperature} and {onto.kept} tokens of a row"
@@ -110,28 +113,6 @@ def record(
     if recording is None:
         raise DecodeError("prompts", "there is nothing to record", "no prompts", "give one at least")
     return recording
-
-
-def _states(prompts: object, max_new_tokens: int, stop: Iterable[int], limits: Limits) -> list[DecodeState]:
-    """A state for each prompt. `DecodeError` with the number of the first that is none."""
-    if isinstance(prompts, str | bytes | Tensor) or not isinstance(prompts, Iterable):
-        raise DecodeError("prompts", "prompts are no rows of ids", shown(prompts), "give a list of rows of ids")
-    states = []
-    for number, prompt in enumerate(prompts):
-        try:
-            states.append(_with_room(unwrap(start(prompt, max_new_tokens, stop, limits))))
-        except DecodeError as error:
-            error.add_note(f"in prompt {number}")
-            raise
-    return states
-
-
-def _with_room(state: DecodeState) -> DecodeState:
-    if state.room == 0:
-        received = f"a prompt of {len(state.tokens)} tokens of {state.request.limit}"
-        remedy = "give a shorter prompt, or allow new tokens"
-        raise DecodeError("max_new_tokens", "there is no room for a token", received, remedy)
-    return state
 
 
 @final

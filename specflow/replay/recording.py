@@ -16,9 +16,9 @@ from attrs import evolve, field, frozen
 from safetensors.torch import save
 from torch import Tensor
 
-from specflow.drafters.ngrams.file import content_of, no_file, write
 from specflow.errors import DecodeError
-from specflow.guards.checks import MOST, a, each, is_id, number, or_none, shown, temperature, valid, whole
+from specflow.files import content_of, no_file, write
+from specflow.guards.checks import MOST, a, are_facts, each, is_id, number, or_none, shown, temperature, valid, whole
 from specflow.guards.ids import ids_of
 from specflow.replay.rows import NAMED, Row
 from specflow.state import DecodeState, Request, Tokens
@@ -125,12 +125,6 @@ class RecordedText:
 def _are_rows(name: str, rows: object) -> None:
     if not isinstance(rows, Mapping) or not all(isinstance(row, Row) for row in rows.values()):
         raise DecodeError(name, "these are no rows of a target", shown(rows), "take them from `record`")
-
-
-def are_facts(name: str, facts: object) -> None:
-    """`DecodeError` for what is no mapping of texts to texts."""
-    if not isinstance(facts, Mapping) or not all(isinstance(each, str) for pair in facts.items() for each in pair):
-        raise DecodeError(name, f"{name} are not texts by name", shown(facts), 'give {"model": "…"}')
 
 
 @final

@@ -17,6 +17,9 @@ from specflow.stages.observe import Observer as Observer
 from specflow.stages.observe import Show as Show
 from specflow.stages.observe import unobserved as unobserved
 from specflow.stages.recycle import Recycle as Recycle
+from specflow.stages.rows import Looks as Looks
+from specflow.stages.rows import ReadsRows as ReadsRows
+from specflow.stages.rows import Rows as Rows
 from specflow.stages.rules import Block as Block
 from specflow.stages.rules import LossyTypical as LossyTypical
 from specflow.stages.rules import Match as Match

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from specflow.stages.order import a_commitment, an_adjustment
@@ -41,9 +42,18 @@ UNDRAFTED: Final = Tally(1)
 def _tally(drafted: Drafted, path: tuple[int, ...], kept: int) -> Tally:
     if not drafted.proposals:
         return UNDRAFTED
-    judged = path[:kept] if kept <= len(path) else range(len(drafted.proposals))
-    sources = [drafted.proposals[i].source for i in judged]
-    taken = [drafted.proposals[i].source for i in path[:kept]]
-    counts = tuple([(name, Count(sources.count(name), taken.count(name))) for name in sorted(set(sources))])
-    refused = kept > len(path) and bool(drafted.children(path[-1] if path else TEXT))
-    return Tally(1, counts, (1,) * (len(taken) + refused), (1,) * len(taken))
+    sources = [proposal.source for proposal in drafted.proposals]
+    return tally_of(sources, path, kept, bool(drafted.children((TEXT, *path)[-1])))
+
+
+def tally_of(sources: Sequence[str], path: Sequence[int], kept: int, more: bool) -> Tally:
+    """The tally of one step, whose drafts have these `sources`, and which added `kept` tokens to the text.
+
+    The drafts on `path` stand, and `more` says whether something was drafted after the last of them.
+    """
+    taken, cut = path[:kept], kept <= len(path)
+    judged = [sources[i] for i in (taken if cut else range(len(sources)))]
+    stood = [sources[i] for i in taken]
+    counts = [(name, Count(judged.count(name), stood.count(name))) for name in sorted({*judged})]
+    refused = more and not cut
+    return Tally(1, tuple(counts), (1,) * (len(taken) + refused), (1,) * len(taken))

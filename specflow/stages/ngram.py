@@ -12,6 +12,7 @@ from torch import Tensor
 from specflow.drafters.ngrams.storage import INgramStorage
 from specflow.guards.checks import does, valid, whole
 from specflow.stages.order import a_commitment
+from specflow.stages.rows import Rows
 from specflow.state import Committed
 
 BLOCK: Final = 256
@@ -42,6 +43,11 @@ class UpdateNgram:
 
     storage: INgramStorage = field(validator=valid(does("an n-gram storage", "give an NGramStorage", "learn")))
     filler_top_k: int = field(default=3, validator=valid(whole(1, "use 1 to learn only what was emitted")))
+
+    @property
+    def rows(self) -> Rows:
+        """Those along the text, and none where it learns only what was emitted."""
+        return Rows(self.filler_top_k if self.filler_top_k > 1 else 0, along=True)
 
     def __call__(self, committed: Committed, /) -> Committed:
         a_commitment("committed", committed)

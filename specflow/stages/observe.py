@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Never, Protocol, TypeAlias, final
+from typing import Final, Protocol, TypeAlias, final
 
 from attrs import field, frozen
 from rich.console import Console
@@ -11,8 +11,9 @@ from rich.text import Text
 
 from specflow.distribution import BlackBox, Distribution
 from specflow.guards.checks import a, does, or_none, valid
+from specflow.stages.fates import Fate, fates
 from specflow.stages.order import a_commitment
-from specflow.state import TEXT, Committed, Tokens, Verified
+from specflow.state import TEXT, Committed, Tokens
 
 Observer: TypeAlias = Callable[[Committed], object]
 """Looks at a step that is about to stand. If it raises, the step has not happened: no text, nothing learned."""
@@ -26,6 +27,9 @@ class Tokenizer(Protocol):
         ...
 
 
+STYLES: Final = {Fate.ACCEPTED: "green", Fate.REFUSED: "red", Fate.NOT_REACHED: "dim"}
+
+
 def unobserved(committed: Committed) -> None:
     """The observer that does not look."""
 
@@ -33,10 +37,10 @@ def unobserved(committed: Committed) -> None:
 @final
 @frozen
 class Show:
-    """Prints a step: position, γ, how many were accepted, and each draft with its text, q, p/q and verdict.
+    """Prints a step: position, γ, how many were accepted, and each draft with its text, q, p/q and fate.
 
-    Accepted drafts are green, the refused one red, those after it or after a stop or in other branches of a tree dim,
-    and the token that the target adds (bonus, corrected, or drawn without a draft) is cyan; colours only on a terminal.
+    Accepted drafts are green, refused ones red, those that were not reached dim (`trace.Fate` says which), and the
+    token that the target adds (bonus, corrected, or drawn without a draft) is cyan; colours only on a terminal.
     It is an `Observer`: give it to a prebuilt step, or to `ending` in a step of your own.
     Law: observing is the identity, so a decode with and without it emits the same tokens.
 
@@ -46,7 +50,7 @@ class Show:
     >>> step = autoregressive_step(always_one, GreedyProcessor(), Dice(), observe=Show())
     >>> outcome = step(start([0], max_new_tokens=1).unwrap())
     position 1  gamma 0  accepted 0/0  ends: length limit
-      drawn     1
+      drawn       1
     """
 
     tokenizer: Tokenizer | None = field(
@@ -67,35 +71,26 @@ class Show:
         position, accepted = len(committed.before.tokens), min(verified.accepted, kept)
         ending = f"  ends: {committed.reason.value}" if committed.reason else ""
         yield Text(f"position {position}  gamma {gamma}  accepted {accepted}/{gamma}{ending}", "bold")
-        yield from self._drafts(verified, kept)
+        yield from self._drafts(committed)
         if kept > verified.accepted:
             refused = bool(verified.drafted.children(verified.path[-1] if verified.path else TEXT))
             kind = "corrected" if refused else "bonus" if gamma else "drawn"
-            yield Text(f"  {kind:<10}{self._named(committed.tokens[-1:])}", "cyan")
+            yield Text(f"  {kind:<12}{self._named(committed.tokens[-1:])}", "cyan")
 
-    def _drafts(self, verified: Verified[Never], kept: int) -> Iterator[Text]:
-        for i, proposal in enumerate(verified.drafted.proposals):
-            verdict, style = _verdict(i, verified, kept)
-            law = verified.scored.made(verified.drafted.parents[i])
+    def _drafts(self, committed: Committed) -> Iterator[Text]:
+        scored = committed.adjusted.verified.scored
+        rows = zip(scored.drafted.proposals, scored.drafted.parents, fates(committed), strict=True)
+        for proposal, parent, fate in rows:
+            law = scored.made(parent)
             q, p = _probability(proposal.q, proposal.token), _probability(law, proposal.token)
             ratio = "?" if q is None or p is None else f"{p / q:.3g}" if q > 0 else "∞"
             odds = f"q {'?' if q is None else f'{q:.3g}'}  p/q {ratio}"
             named = self._named((proposal.token,))
-            yield Text(f"  {verdict:<10}{named}  {odds}  {proposal.source}", style=style)
+            yield Text(f"  {fate.value:<12}{named}  {odds}  {proposal.source}", STYLES[fate])
 
     def _named(self, tokens: Tokens) -> str:
         text = "" if self.tokenizer is None else f" {self.tokenizer.decode(list(tokens))!r}"
         return " ".join(map(str, tokens)) + text
-
-
-def _verdict(i: int, verified: Verified[Never], kept: int) -> tuple[str, str]:
-    """Accepted; rejected, where the text went another way after what stands; dropped after an end; else beside."""
-    path, parent = verified.path, verified.drafted.parents[i]
-    if i in path:
-        return ("accepted", "green") if path.index(i) < kept else ("dropped", "dim")
-    if len(verified.drafted.path(i)) > kept:
-        return "dropped", "dim"
-    return ("rejected", "red") if parent == (path[-1] if path else TEXT) else ("beside", "dim")
 
 
 def _probability(law: Distribution | None, token: int) -> float | None:

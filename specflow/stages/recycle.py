@@ -12,6 +12,7 @@ from specflow.drafters.recycling import Recycled
 from specflow.guards.checks import a, valid
 from specflow.stages.ngram import top_logits
 from specflow.stages.order import a_commitment
+from specflow.stages.rows import Rows
 from specflow.state import TEXT, Committed, Tokens
 
 
@@ -34,6 +35,11 @@ class Recycle:
     """
 
     table: Recycled = field(validator=valid(a(Recycled, "give Recycled(vocab_size)")))
+
+    @property
+    def rows(self) -> Rows:
+        """Those after refused drafts, too."""
+        return Rows(self.table.k)
 
     def __call__(self, committed: Committed, /) -> Committed:
         a_commitment("committed", committed)

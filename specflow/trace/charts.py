@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from statistics import fmean
 from typing import Final, final
 
 from attrs import frozen
 
-from specflow.state import Count
+from specflow.state import Tally
 from specflow.trace.parts import StepTrace
 
 WIDTH: Final = 400.0
@@ -29,14 +30,14 @@ class Bar:
     about: str
 
 
-def acceptance(positions: Sequence[Count]) -> list[Bar]:
+def acceptance(tally: Tally) -> list[Bar]:
     """For each position in the draft: how often a draft there was accepted, of the times that it was reached."""
-    shown = positions[:MOST_BARS]
-    wide = WIDTH / max(len(shown), 5)
+    pairs = [*zip_longest(tally.judged_at, tally.accepted_at, fillvalue=0)][:MOST_BARS]
+    wide = WIDTH / max(len(pairs), 5)
     bars = []
-    for i, count in enumerate(shown):
-        share = count.accepted / count.drafted
-        about = f"position {i + 1}: {count.accepted} accepted of {count.drafted} reached"
+    for i, (judged, accepted) in enumerate(pairs):
+        share = accepted / judged
+        about = f"position {i + 1}: {accepted} accepted of {judged} reached"
         bars.append(Bar(i * wide + 0.12 * wide, 0.76 * wide, share * HEIGHT, f"{i + 1}", f"{100 * share:.0f}", about))
     return bars
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from specflow.drafters.ngrams.file import checked_path, no_file
 from specflow.errors import DecodeError
+from specflow.files import checked_path, no_file
 from specflow.guards.checks import shown
 from specflow.trace.trace import Trace
 

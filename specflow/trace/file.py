@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Final, Never, TypeVar, cast
 
 from attrs import asdict
 
-from specflow.drafters.ngrams.file import checked_path, no_file
 from specflow.errors import DecodeError, said
+from specflow.files import checked_path, no_file
+from specflow.stages.fates import Fate
 from specflow.state import Reason
-from specflow.trace.parts import DraftTrace, Fate, StepTrace
+from specflow.trace.parts import DraftTrace, StepTrace
 
 if TYPE_CHECKING:
     from specflow.trace.trace import Trace

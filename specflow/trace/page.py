@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Final
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from specflow.stages.fates import Fate
 from specflow.trace.charts import acceptance, budget_of, progress
 from specflow.trace.kinds import FORCED, Kind, kinds_of, legend_of, sources_of
-from specflow.trace.parts import Fate, Origin, StepTrace
+from specflow.trace.parts import Origin, StepTrace
 from specflow.trace.words import Piece, label, pieces, visible
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def _shown(trace: Trace, hues: Mapping[str, str], number: int, apart: int | None
         "prompt": visible("".join([piece.text for piece in everything[:start]])),
         "prompt_tokens": start,
         "text": _text(trace, everything[start:], hues, apart),
-        "acceptance": acceptance(trace.positions),
+        "acceptance": acceptance(trace.tally),
         "progress": progress([len(step.tokens) for step in trace.steps]),
         "budget": budget_of(trace.steps),
         "data": _embedded(_data(trace, hues)),

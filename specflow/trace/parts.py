@@ -11,6 +11,7 @@ from attrs import field, frozen
 from specflow.errors import DecodeError
 from specflow.guards.checks import a, each, number, or_none, shown, valid, whole
 from specflow.guards.ids import ids_of
+from specflow.stages.fates import Fate
 from specflow.state import TEXT, Tokens
 from specflow.trees import depths
 
@@ -31,19 +32,6 @@ def tuple_of(name: str, values: object, kind: type) -> None:
     """Refuses what is not a tuple of values of this kind."""
     a(tuple, "give them in a tuple")(name, values)
     each(a(kind, f"give values of {kind.__name__}"))(name, values)
-
-
-class Fate(Enum):
-    """What became of a draft."""
-
-    ACCEPTED = "accepted"
-    """It became text."""
-
-    REFUSED = "refused"
-    """It could have come next, and the text went another way."""
-
-    NOT_REACHED = "not reached"
-    """It follows a refused draft, or comes after the end of the text."""
 
 
 class Origin(Enum):

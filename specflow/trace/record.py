@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
 from time import perf_counter
-from typing import TypeVar, cast, final
+from typing import TypeVar, final
 
 import torch
 from attrs import Factory, define, field
 from torch import Tensor
 
-from specflow.asked import stream_of
+from specflow.asked import done_by
 from specflow.distribution import Categorical, Distribution, PointMass
 from specflow.errors import DecodeError
-from specflow.guards.checks import calls, does, named, or_none, valid
+from specflow.guards.checks import are_facts, calls, does, named, or_none, valid
 from specflow.policies.meter import Clock, CostMeter
 from specflow.predictors.rescore import margins_of
+from specflow.stages.fates import fates
 from specflow.stages.observe import Tokenizer
 from specflow.stages.order import a_commitment
-from specflow.state import TEXT, Committed, Drafter, Predictor, Proposal, Reason, Tokens
-from specflow.trace.parts import DraftTrace, Fate, StepTrace
-from specflow.trace.trace import Trace, are_facts
+from specflow.state import Committed, Drafter, Predictor, Proposal, Reason, Tokens
+from specflow.trace.parts import DraftTrace, StepTrace
+from specflow.trace.trace import Trace
 from specflow.trace.words import words_of
 
 T = TypeVar("T")
@@ -85,12 +86,7 @@ class Recorder:
     def drafting(self, drafter: Drafter) -> Drafter:
         """The same drafter; the time inside it is recorded."""
         calls("a drafter", "give a function of the tokens so far")("drafter", drafter)
-
-        def stream(tokens: Tokens, /) -> Iterator[Proposal]:
-            return self._timed(self._drafting(lambda: stream_of(drafter, drafter(tokens))))
-
-        stream.__qualname__ = named(drafter)  # errors name the drafter
-        return stream
+        return done_by(self._drafting, drafter)
 
     def reading(self, target: Predictor) -> Predictor:
         """The same predictor; the time inside it is recorded."""
@@ -104,14 +100,6 @@ class Recorder:
 
         predict.__qualname__ = named(target)
         return predict
-
-    def _timed(self, proposals: Iterator[object]) -> Iterator[Proposal]:
-        while True:
-            try:
-                proposal = self._drafting(lambda: next(proposals))
-            except StopIteration:
-                return
-            yield cast(Proposal, proposal)  # whoever drafts looks at it
 
     def _drafting(self, work: Callable[[], T]) -> T:
         began = self._begin()
@@ -138,32 +126,21 @@ class Recorder:
 
 def _step(committed: Committed, seconds: float | None, drafting: float | None, reading: float | None) -> StepTrace:
     verified, new = committed.adjusted.verified, tuple(map(int, committed.tokens))
-    drafted, kept = verified.drafted, len(new)
-    taken, open_to = {*verified.path[:kept]}, {*(TEXT, *verified.path)[:kept]}
+    drafted = verified.drafted
     laws = [verified.scored.made(parent) for parent in drafted.parents]
     tokens = [int(proposal.token) for proposal in drafted.proposals]
-    drafts = [
-        DraftTrace(
-            token,
-            parent,
-            q,
-            p,
-            Fate.ACCEPTED if i in taken else Fate.REFUSED if parent in open_to else Fate.NOT_REACHED,
-            f"{proposal.source}",
-        )
-        for i, (proposal, token, parent, q, p) in enumerate(
-            zip(
-                drafted.proposals,
-                tokens,
-                drafted.parents,
-                _probabilities([proposal.q for proposal in drafted.proposals], tokens),
-                _probabilities(laws, tokens),
-                strict=True,
-            )
-        )
-    ]
-    margins = [margin if isfinite(margin) else None for margin in margins_of(verified.logits[:kept])]
-    return StepTrace(new, tuple(drafts), tuple(margins), seconds, drafting, reading)
+    rows = zip(
+        tokens,
+        drafted.parents,
+        _probabilities([proposal.q for proposal in drafted.proposals], tokens),
+        _probabilities(laws, tokens),
+        fates(committed),
+        [f"{proposal.source}" for proposal in drafted.proposals],
+        strict=True,
+    )
+    drafts = tuple([DraftTrace(*row) for row in rows])
+    margins = [margin if isfinite(margin) else None for margin in margins_of(verified.logits[: len(new)])]
+    return StepTrace(new, drafts, tuple(margins), seconds, drafting, reading)
 
 
 def _probabilities(laws: Sequence[Distribution | None], tokens: Sequence[int]) -> list[float | None]:

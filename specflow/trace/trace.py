@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from html import escape
-from itertools import zip_longest
 from os import PathLike
 from typing import Self, final
 
@@ -12,13 +11,14 @@ from attrs import field, frozen
 from rich.console import Console, ConsoleOptions, RenderResult
 from typing_extensions import override
 
-from specflow.drafters.ngrams.file import write
 from specflow.errors import DecodeError
-from specflow.guards.checks import a, is_id, or_none, shown, valid
-from specflow.state import Count, Reason, Tally, Tokens
+from specflow.files import write
+from specflow.guards.checks import a, are_facts, is_id, or_none, shown, valid
+from specflow.stages.commit import tally_of
+from specflow.state import Reason, Tally, Tokens
 from specflow.trace import file
 from specflow.trace.page import page
-from specflow.trace.parts import Fate, Origin, StepTrace, plain_ids, tuple_of
+from specflow.trace.parts import Origin, StepTrace, plain_ids, tuple_of
 from specflow.trace.terminal import rendered
 
 
@@ -32,15 +32,6 @@ def _are_words(name: str, words: object) -> None:
     for pair in words.items():
         if not is_id(pair[0]) or type(pair[1]) is not bytes:
             raise DecodeError(name, "a word is not the bytes of a token", shown(pair), 'give some such as {7: b" the"}')
-
-
-def are_facts(name: str, facts: object) -> None:
-    """Refuses what is not a mapping of texts to texts."""
-    a(Mapping, 'give one such as {"drafter": "suffix"}')(name, facts)
-    assert isinstance(facts, Mapping)
-    for pair in facts.items():
-        if not all(isinstance(text, str) for text in pair):
-            raise DecodeError(name, "a fact is not a text", shown(pair), 'give some such as {"drafter": "suffix"}')
 
 
 @final
@@ -92,13 +83,6 @@ class Trace:
         """The time of all steps; None where one was not measured."""
         return _sum([step.seconds for step in self.steps])
 
-    @property
-    def positions(self) -> tuple[Count, ...]:
-        """Acceptance by position in the draft, from the first: in how many steps it was reached, and accepted."""
-        tally = self.tally
-        pairs = zip_longest(tally.judged_at, tally.accepted_at, fillvalue=0)
-        return tuple([Count(judged, accepted) for judged, accepted in pairs])
-
     def save(self, path: str | PathLike[str]) -> None:
         """Write it to a JSON file, whole or not at all. `DecodeError` where nothing can be written."""
         write(path, file.to_json(self).encode(errors="backslashreplace"))
@@ -135,13 +119,9 @@ class Trace:
 
 
 def _tally(step: StepTrace) -> Tally:
-    """What `commit` counts: where the text ends within the drafts, only those that became text."""
-    judged = step.drafts if len(step.tokens) > len(step.path) else [step.drafts[i] for i in step.path]
-    counts: dict[str, Count] = {}
-    for draft in judged:
-        counts[draft.source] = counts.get(draft.source, Count()) + Count(1, int(draft.fate is Fate.ACCEPTED))
-    taken, corrected = len(step.path), step.origins[-1:] == (Origin.CORRECTED,)
-    return Tally(1, tuple(sorted(counts.items())), (1,) * (taken + corrected), (1,) * taken)
+    """What `commit` counts."""
+    corrected = step.origins[-1:] == (Origin.CORRECTED,)
+    return tally_of([draft.source for draft in step.drafts], step.path, len(step.tokens), corrected)
 
 
 def _sum(times: list[float | None]) -> float | None:

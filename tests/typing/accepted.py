@@ -149,7 +149,8 @@ def trees_go_through_the_same_stages(target: CachedPredictor, state: DecodeState
     Draft(LookupTree(), CostAware(CostMeter()))
     speculative_step(LLMDrafter(target, GreedyProcessor(), Dice(), widths=(2, 2)), target, GreedyProcessor(), Dice())
     step: Step = verified_step(bush, target, GreedyProcessor(), Dice(), Traverse(Dice()))
-    print(step)
+    noisy: Step = verified_step(bush, target, GreedyProcessor(), SharedNoise(3), Match(SharedNoise(3)))
+    print(step, noisy)
 
 
 def rows(tokens: Tokens, last: int) -> Tensor:

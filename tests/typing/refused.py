@@ -158,7 +158,7 @@ def noise_where_dice_belong(target: Predictor, drafter: Drafter, drafted: Drafte
     Traverse(noise)  # type: ignore[arg-type]
     of_any: Rule[Sampling] = Reject(Dice())  # type: ignore[assignment]
     speculative_step(drafter, target, greedy, noise)  # type: ignore[arg-type]
-    verified_step(drafter, target, greedy, noise, Match(noise))  # type: ignore[arg-type]
+    verified_step(drafter, target, greedy, noise, Reject(Dice()))  # type: ignore[arg-type]
     print(of_any)
 
 

@@ -16,8 +16,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from specflow.drafters.ngrams.counts import Counts
-from specflow.drafters.ngrams.file import Header, contradiction, packed, read, write
+from specflow.drafters.ngrams.file import Header, contradiction, packed, read
 from specflow.errors import DecodeError
+from specflow.files import write
 from specflow.guards.checks import a, named, or_none, shown, whole
 from specflow.guards.ids import id_rows, ids_of, plain
 from specflow.state import Tokens
