@@ -103,7 +103,7 @@ class BatchPredictor:
 
         What was not read yet is read in a pass that is shared, as in a call.
         """
-        tokens = reading_of(tokens, last)
+        tokens, last = reading_of(tokens, last)
         asked_for(self.shown)
         found = self._kept(tokens, last)
         if found is None:

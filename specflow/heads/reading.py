@@ -141,7 +141,7 @@ class HeadPredictor:
                     states = self._drafted(memo, tuple(zip(drafted, parents, strict=True)))
                     self._kept.insert(0, memo)
                     del self._kept[int(self.memos) :]
-                    return self.head.say(states[-last:], below[-last:])
+                    return self.head.say(states[-int(last) :], below[-int(last) :])
 
     def forget(self) -> None:
         """Forget all that was read, after a change of the head's weights."""

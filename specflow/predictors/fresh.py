@@ -49,7 +49,7 @@ class UncachedPredictor:
 
     def features(self, tokens: Tokens, last: int, /) -> Tensor:
         """What the chosen layers held at each of the last `last` tokens of a text: [last, F]."""
-        tokens = reading_of(tokens, last)
+        tokens, last = reading_of(tokens, last)
         asked_for(self.shown)
         return self._in_parts(tokens, last, self._trials.features_afresh)
 
