@@ -14,7 +14,7 @@ from specflow.drafters.llm import LLMDrafter
 from specflow.drafters.ngrams.drafter import GuessingNGramDrafter, NGramDrafter
 from specflow.drafters.ngrams.storage import INgramStorage
 from specflow.errors import DecodeError, unwrap
-from specflow.guards.checks import a, calls, does, drafts, or_none, shown, temperature
+from specflow.guards.checks import a, calls, does, drafts, flag, or_none, shown, temperature
 from specflow.guards.finite import is_near
 from specflow.guards.ids import ids_of, stops_of
 from specflow.loop import SPEC_NAMES, once, run, start
@@ -129,9 +129,7 @@ def speculative_generate(
     if use_egag:
         if policy is not None:
             raise DecodeError("policy", "a policy and EGAG are both given", shown(policy), "give one of them")
-        heat: object = getattr(logits_processor, "temperature", 1.0)  # only our own processors have one
-        temperature("temperature", heat)
-        assert isinstance(heat, int | float)
+        heat = logits_processor.temperature if isinstance(logits_processor, LogitsProcessor) else 1.0
         paced = EGAG(gamma_min, gamma if gamma_max is None else gamma_max, egag_ema_beta, heat)
     vocab_size = unwrap(shared_vocabulary(limits_of(target), limits_of(drafter)))
     state = _started(inputs, target, max_gen_len, eos_tokens_id)
@@ -219,8 +217,8 @@ def _check(models: Mapping[str, Module], processor: object, tokenizer: object, *
 
     The spec's processors divide by their temperature.
     """
-    for name, flag in flags.items():
-        a(bool, "say True or False")(name, flag)
+    for name, value in flags.items():
+        flag(name, value)
     remedy = "give a LogitsProcessor such as GreedyProcessor(), or transformers' in an interop.ProcessorList"
     does("a logits processor", remedy, "laws")("logits_processor", processor)
     if isinstance(processor, LogitsProcessor):

@@ -92,7 +92,7 @@ class LogitsProcessor(ABC):
             raise DecodeError("processor", happened, f"{list(scores.shape)} for {list(logits.shape)}", remedy)
         if scores.dtype in (torch.float16, torch.bfloat16):
             scores = scores.float()
-        return F.softmax(scores / self.temperature, dim=-1)
+        return F.softmax(scores / float(self.temperature), dim=-1)
 
     @abstractmethod
     def _process(self, logits: Tensor) -> Tensor:
@@ -239,7 +239,7 @@ def _keep_nucleus(logits: Tensor, temperature: float, top_p: float) -> Tensor:
     if top_p == 1.0:
         return logits  # a rounded cumulative sum reaches 1 before the last token does
     ordered = logits.sort(dim=-1, descending=True)
-    probs = F.softmax(ordered.values.to(torch.promote_types(logits.dtype, torch.float32)) / temperature, dim=-1)
+    probs = F.softmax(ordered.values.to(torch.promote_types(logits.dtype, torch.float32)) / float(temperature), dim=-1)
     # A token stays while the mass before it falls short of top_p; the first always does.
     outside = probs.cumsum(dim=-1) - probs >= top_p
     return logits.masked_fill(outside.scatter(-1, ordered.indices, outside), -torch.inf)
