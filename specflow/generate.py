@@ -129,7 +129,8 @@ def speculative_generate(
     if use_egag:
         if policy is not None:
             raise DecodeError("policy", "a policy and EGAG are both given", shown(policy), "give one of them")
-        heat = logits_processor.temperature if isinstance(logits_processor, LogitsProcessor) else 1.0
+        processor: object = logits_processor  # who knows no more than the protocol has no temperature
+        heat = processor.temperature if isinstance(processor, LogitsProcessor) else 1.0
         paced = EGAG(gamma_min, gamma if gamma_max is None else gamma_max, egag_ema_beta, heat)
     vocab_size = unwrap(shared_vocabulary(limits_of(target), limits_of(drafter)))
     state = _started(inputs, target, max_gen_len, eos_tokens_id)

@@ -119,10 +119,10 @@ def test_top_k_and_top_p() -> None:
 @pytest.mark.parametrize(
     ("make", "held"),
     [
-        (lambda: Fixed(numpy.uint8(3)).gamma, 3),
-        (lambda: SuffixDrafter(shortest=numpy.int8(2)).shortest, 2),
-        (lambda: SVIP(h=numpy.float32(0.5)).h, 0.5),
-        (lambda: SVIP(temperature=numpy.float16(2)).temperature, 2.0),
+        (lambda: Fixed(numpy.uint8(3)).gamma, 3),  # type: ignore[arg-type]
+        (lambda: SuffixDrafter(shortest=numpy.int8(2)).shortest, 2),  # type: ignore[arg-type]
+        (lambda: SVIP(h=numpy.float32(0.5)).h, 0.5),  # type: ignore[arg-type]
+        (lambda: SVIP(temperature=numpy.float16(2)).temperature, 2.0),  # type: ignore[arg-type]
         (lambda: Norms(each=numpy.True_).each, True),  # type: ignore[arg-type]
     ],
 )
