@@ -113,9 +113,9 @@ def test_wide_beams_find_the_best_of_all_texts(alpha: float, min_length: float, 
 
 def test_beams_as_wide_as_all_texts_are_more_than_there_are_tokens() -> None:
     for seed in range(6):
-        model = Table(seed, size=4, possible=3)
-        best = optimum(model, range(3), 4, [1], 5.0, 1.2)
-        assert tuple(beam_search_generate([3], model, 4, num_beams=81, eos_tokens_id=1)) == best
+        model = tiny_llama(seed, vocab_size=4)
+        best = optimum(model, range(4), 3, [1], 5.0, 1.2)
+        assert tuple(beam_search_generate([3], model, 3, num_beams=64, top_k=4, eos_tokens_id=1)) == best
 
 
 def test_top_k_is_all_tokens_where_there_are_fewer_than_its_default() -> None:
