@@ -59,6 +59,12 @@ def autoregressive_generate(
 
     `DecodeError` (a `ValueError`) for anything else, before the model runs: ids that are not whole numbers or outside
     the vocabulary, a prompt longer than the context, a model without a decoder or without weights (meta).
+
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> sizes = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
+    >>> model = LlamaForCausalLM(LlamaConfig(vocab_size=16, **sizes))
+    >>> len(autoregressive_generate([3, 4], model, max_gen_len=6, eos_tokens_id=[]))
+    6
     """
     _check({"model": model}, logits_processor, None, use_cache=use_cache, debug=debug)
     state = _started(inputs, model, max_gen_len, eos_tokens_id)
@@ -111,6 +117,13 @@ def speculative_generate(
 
     `DecodeError` (a `ValueError`) for anything else, before a model runs.
     Source: Leviathan et al. 2211.17192; Chen et al. 2302.01318.
+
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> sizes = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
+    >>> drafter, target = (LlamaForCausalLM(LlamaConfig(vocab_size=16, **sizes)).double() for _ in range(2))
+    >>> text, rate = speculative_generate([3, 4], drafter, target, max_gen_len=6, eos_tokens_id=[])
+    >>> text == autoregressive_generate([3, 4], target, max_gen_len=6, eos_tokens_id=[])
+    True
     """
     _check(
         {"target": target, "drafter": drafter},
@@ -190,6 +203,15 @@ def ngram_assisted_speculative_generate(
     policy: how many tokens to draft, instead of `gamma`, as in `speculative_generate`.
 
     `DecodeError` (a `ValueError`) for anything else, before the model runs and anything is learned.
+
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> sizes = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
+    >>> target = LlamaForCausalLM(LlamaConfig(vocab_size=16, **sizes)).double()
+    >>> from specflow import NGramStorage
+    >>> storage = NGramStorage(n=3, vocab_size=16)
+    >>> text, rate = ngram_assisted_speculative_generate([3, 4], storage, target, max_gen_len=6, eos_tokens_id=[])
+    >>> text == autoregressive_generate([3, 4], target, max_gen_len=6, eos_tokens_id=[])
+    True
     """
     flags = {"use_cache": use_cache, "debug": debug, "first_target": first_target, "stop_if_unknown": stop_if_unknown}
     _check({"target": target}, logits_processor, tokenizer, **flags)

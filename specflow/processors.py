@@ -26,7 +26,16 @@ _TOP_P: Final = number("top_p is outside (0, 1]", "use 1.0 to keep every token",
 
 
 class Processor(Protocol):
-    """Turns a model's logits into the laws that tokens are drawn from."""
+    """Turns a model's logits into the laws that tokens are drawn from.
+
+    >>> class Coldest:
+    ...     def laws(self, tokens, logits, /):
+    ...         return tuple([PointMass(token) for token in logits.argmax(-1).tolist()])
+    >>> from specflow import Dice, autoregressive_step, run, start
+    >>> from specflow.testing import TableModel
+    >>> run(autoregressive_step(TableModel(5, seed=1), Coldest(), Dice()), start((0,), 3).unwrap()).state.output
+    (4, 2, 4)
+    """
 
     def laws(self, tokens: Tokens, logits: Tensor, /) -> Laws:
         """The law after each row of `logits` [k, V]; row k - 1 follows all of `tokens`, row k - 2 all but the last.
@@ -144,7 +153,13 @@ class GreedyProcessor(LogitsProcessor):
 
 
 class MultinomialProcessor(LogitsProcessor):
-    """Sampling from the full law."""
+    """Sampling from the full law.
+
+    p = softmax(logits / temperature). 1e-30 ≤ temperature ≤ 1e30, else `DecodeError`.
+
+    >>> MultinomialProcessor(temperature=0.5)(torch.tensor([0.5, 0.3, 0.2]).log())
+    tensor([0.6579, 0.2368, 0.1053])
+    """
 
     def __init__(self, temperature: float) -> None:
         super().__init__(temperature)
@@ -203,7 +218,14 @@ class NucleusProcessor(MultinomialProcessor):
 
 
 class TopKNucleusProcessor(MultinomialProcessor):
-    """Sampling from the nucleus of the k most probable tokens."""
+    """Sampling from the nucleus of the k most probable tokens.
+
+    The top k come first: the nucleus is the smallest set of those k tokens whose probabilities among themselves, at this
+    temperature, reach top_p. top_k ≥ 1 and 0 < top_p ≤ 1, else `DecodeError`.
+
+    >>> TopKNucleusProcessor(temperature=1.0, top_k=2, top_p=0.6)(torch.tensor([0.5, 0.3, 0.2]).log())
+    tensor([1., 0., 0.])
+    """
 
     def __init__(self, temperature: float, top_k: int, top_p: float) -> None:
         super().__init__(temperature)

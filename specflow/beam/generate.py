@@ -99,6 +99,14 @@ def beam_search_generate(
 
     `DecodeError` (a `ValueError`) for anything else, before the model runs.
     Source: Wu et al. 1609.08144, section 7.
+
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> sizes = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
+    >>> model = LlamaForCausalLM(LlamaConfig(vocab_size=16, **sizes)).double()
+    >>> from specflow import autoregressive_generate
+    >>> greedy = autoregressive_generate([3, 4], model, max_gen_len=6, eos_tokens_id=[])
+    >>> beam_search_generate([3, 4], model, max_gen_len=6, num_beams=1, top_k=1, eos_tokens_id=[]) == greedy
+    True
     """
     flag("debug", debug)
     _is_tokenizer("tokenizer", tokenizer)

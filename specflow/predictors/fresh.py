@@ -25,6 +25,11 @@ class UncachedPredictor:
     """A model without a memo: it reads the whole text each time. The same function as `CachedPredictor`, slower.
 
     It remembers nothing, so that threads may share it, one pass at a time. `DecodeError` as in `CachedPredictor`.
+
+    >>> from transformers import GPT2Config, GPT2LMHeadModel
+    >>> model = GPT2LMHeadModel(GPT2Config(vocab_size=32, n_positions=64, n_embd=8, n_layer=1, n_head=2))
+    >>> UncachedPredictor(model)((5, 6), ()).shape
+    torch.Size([1, 32])
     """
 
     model: Module

@@ -13,6 +13,15 @@ def commit(adjusted: Adjusted) -> Committed:
 
     A stop beats the limit where both fall on one token. Drafts after the cut, or in other branches than the
     one that is cut, are neither drafted nor accepted: the statistics are those of a decode that ended there.
+
+    >>> from specflow import Dice, GreedyProcessor, Match, chain, start
+    >>> from specflow.stages import Verify
+    >>> from specflow.testing import TableModel
+    >>> verify = Verify(TableModel(5, seed=1), GreedyProcessor(), Match(Dice()))
+    >>> verified = verify(Drafted(start((0,), 9, stop=(4,)).unwrap(), chain((4, 2))))
+    >>> committed = commit(Adjusted(verified, bonus=None))
+    >>> committed.tokens, committed.reason.value
+    ((4,), 'stop token')
     """
     an_adjustment("adjusted", adjusted)
     drafted = adjusted.verified.drafted
