@@ -39,7 +39,16 @@ def commit(adjusted: Adjusted) -> Committed:
 
 
 def advance(committed: Committed) -> DecodeState | Finished:
-    """The next state, or the end of the text."""
+    """The next state, or the end of the text.
+
+    >>> from specflow import Dice, GreedyProcessor, Match, chain, start
+    >>> from specflow.stages import Verify
+    >>> from specflow.testing import TableModel
+    >>> verify = Verify(TableModel(5, seed=1), GreedyProcessor(), Match(Dice()))
+    >>> verified = verify(Drafted(start((0,), 9).unwrap(), chain((4, 3))))
+    >>> advance(commit(Adjusted(verified, bonus=2))).tokens
+    (0, 4, 2)
+    """
     a_commitment("committed", committed)
     return committed.state if committed.reason is None else Finished(committed.state, committed.reason)
 
