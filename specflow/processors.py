@@ -220,8 +220,8 @@ class NucleusProcessor(MultinomialProcessor):
 class TopKNucleusProcessor(MultinomialProcessor):
     """Sampling from the nucleus of the k most probable tokens.
 
-    The top k come first: the nucleus is the smallest set of those k tokens whose probabilities among themselves, at this
-    temperature, reach top_p. top_k ≥ 1 and 0 < top_p ≤ 1, else `DecodeError`.
+    The top k come first; the nucleus is the smallest set of those k tokens whose probabilities among themselves, at
+    this temperature, reach top_p. top_k ≥ 1 and 0 < top_p ≤ 1, else `DecodeError`.
 
     >>> TopKNucleusProcessor(temperature=1.0, top_k=2, top_p=0.6)(torch.tensor([0.5, 0.3, 0.2]).log())
     tensor([1., 0., 0.])
