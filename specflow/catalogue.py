@@ -36,7 +36,7 @@ from specflow.drafters import (
     propose_nothing,
 )
 from specflow.errors import DecodeError
-from specflow.guards.checks import MOST, a, calls, does, each, or_none, valid, whole
+from specflow.guards.checks import MOST, a, calls, does, each, flag, or_none, valid, whole
 from specflow.heads import HeadDrafter, HeadPredictor, HeadTree
 from specflow.policies import EGAG, SVIP, AdaEDL, CostAware, CostMeter, Fixed, Heuristic, StopAfter, Unsure
 from specflow.predictors import CachedPredictor, limits_of
@@ -134,9 +134,9 @@ class Entry:
     """
 
     make: Callable[[], Make] = field(validator=valid(calls("a maker", "give a function that returns a Make")))
-    assisted: bool = field(default=False, validator=valid(a(bool, "say True or False")))
-    bigrams: bool = field(default=False, validator=valid(a(bool, "say True or False")))
-    headed: bool = field(default=False, validator=valid(a(bool, "say True or False")))
+    assisted: bool = field(default=False, validator=valid(flag))
+    bigrams: bool = field(default=False, validator=valid(flag))
+    headed: bool = field(default=False, validator=valid(flag))
 
 
 def _each(drafter: Callable[[], Drafter]) -> Callable[[], Make]:

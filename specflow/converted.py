@@ -24,7 +24,7 @@ from transformers.utils import logging
 
 from specflow.errors import DecodeError, said
 from specflow.gguf_keys import differing, missing
-from specflow.guards.checks import a, shown
+from specflow.guards.checks import a, flag, shown
 
 MAGIC: Final = b"GGUF"
 """What a GGUF file begins with."""
@@ -67,7 +67,7 @@ def copy_of(path: Path, *, weights: bool = True) -> Path:
     cannot read, or of which it would leave something out; and where the copy cannot be kept.
     """
     _is_path("path", path)
-    a(bool, "say True or False")("weights", weights)
+    flag("weights", weights)
     digest = _digest(path)
     home = user_cache_path("specflow") / "gguf" / (digest if weights else f"{digest}-words")
     if _is_whole(home):

@@ -14,7 +14,7 @@ from specflow.drafters.llm import LLMDrafter
 from specflow.drafters.ngrams.drafter import GuessingNGramDrafter, NGramDrafter
 from specflow.drafters.ngrams.storage import INgramStorage
 from specflow.errors import DecodeError, unwrap
-from specflow.guards.checks import a, calls, does, drafts, or_none, shown, temperature
+from specflow.guards.checks import a, calls, does, drafts, flag, or_none, shown, temperature
 from specflow.guards.finite import is_near
 from specflow.guards.ids import ids_of, stops_of
 from specflow.loop import SPEC_NAMES, once, run, start
@@ -59,6 +59,12 @@ def autoregressive_generate(
 
     `DecodeError` (a `ValueError`) for anything else, before the model runs: ids that are not whole numbers or outside
     the vocabulary, a prompt longer than the context, a model without a decoder or without weights (meta).
+
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> sizes = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
+    >>> model = LlamaForCausalLM(LlamaConfig(vocab_size=16, **sizes))
+    >>> len(autoregressive_generate([3, 4], model, max_gen_len=6, eos_tokens_id=[]))
+    6
     """
     _check({"model": model}, logits_processor, None, use_cache=use_cache, debug=debug)
     state = _started(inputs, model, max_gen_len, eos_tokens_id)
@@ -111,6 +117,13 @@ def speculative_generate(
 
     `DecodeError` (a `ValueError`) for anything else, before a model runs.
     Source: Leviathan et al. 2211.17192; Chen et al. 2302.01318.
+
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> sizes = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
+    >>> drafter, target = (LlamaForCausalLM(LlamaConfig(vocab_size=16, **sizes)).double() for _ in range(2))
+    >>> text, rate = speculative_generate([3, 4], drafter, target, max_gen_len=6, eos_tokens_id=[])
+    >>> text == autoregressive_generate([3, 4], target, max_gen_len=6, eos_tokens_id=[])
+    True
     """
     _check(
         {"target": target, "drafter": drafter},
@@ -129,9 +142,8 @@ def speculative_generate(
     if use_egag:
         if policy is not None:
             raise DecodeError("policy", "a policy and EGAG are both given", shown(policy), "give one of them")
-        heat: object = getattr(logits_processor, "temperature", 1.0)  # only our own processors have one
-        temperature("temperature", heat)
-        assert isinstance(heat, int | float)
+        processor: object = logits_processor  # who knows no more than the protocol has no temperature
+        heat = processor.temperature if isinstance(processor, LogitsProcessor) else 1.0
         paced = EGAG(gamma_min, gamma if gamma_max is None else gamma_max, egag_ema_beta, heat)
     vocab_size = unwrap(shared_vocabulary(limits_of(target), limits_of(drafter)))
     state = _started(inputs, target, max_gen_len, eos_tokens_id)
@@ -191,6 +203,15 @@ def ngram_assisted_speculative_generate(
     policy: how many tokens to draft, instead of `gamma`, as in `speculative_generate`.
 
     `DecodeError` (a `ValueError`) for anything else, before the model runs and anything is learned.
+
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> sizes = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
+    >>> target = LlamaForCausalLM(LlamaConfig(vocab_size=16, **sizes)).double()
+    >>> from specflow import NGramStorage
+    >>> storage = NGramStorage(n=3, vocab_size=16)
+    >>> text, rate = ngram_assisted_speculative_generate([3, 4], storage, target, max_gen_len=6, eos_tokens_id=[])
+    >>> text == autoregressive_generate([3, 4], target, max_gen_len=6, eos_tokens_id=[])
+    True
     """
     flags = {"use_cache": use_cache, "debug": debug, "first_target": first_target, "stop_if_unknown": stop_if_unknown}
     _check({"target": target}, logits_processor, tokenizer, **flags)
@@ -219,8 +240,8 @@ def _check(models: Mapping[str, Module], processor: object, tokenizer: object, *
 
     The spec's processors divide by their temperature.
     """
-    for name, flag in flags.items():
-        a(bool, "say True or False")(name, flag)
+    for name, value in flags.items():
+        flag(name, value)
     remedy = "give a LogitsProcessor such as GreedyProcessor(), or transformers' in an interop.ProcessorList"
     does("a logits processor", remedy, "laws")("logits_processor", processor)
     if isinstance(processor, LogitsProcessor):

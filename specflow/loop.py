@@ -23,6 +23,8 @@ SPEC_NAMES: Final = {"prompt": "inputs", "max_new_tokens": "max_gen_len", "stop"
 LARGEST: Final = 2**63
 """No id and no length is this large: models read ids of 64 bits, one of them for the sign."""
 
+REMEDY: Final = "use the tokenizer that belongs to the target"
+
 
 def start(
     prompt: Sequence[int] | Tensor | NDArray[numpy.integer],
@@ -49,8 +51,8 @@ def start(
 
 def _started(prompt: object, max_new_tokens: object, stop: object, limits: object) -> DecodeState:
     limits = checked_limits(limits, "limits")
-    tokens = _ids("prompt", prompt, limits.vocab_size)
-    stops = frozenset(_ids("stop", stop, limits.vocab_size))
+    tokens = _ids("prompt", prompt, limits.vocab_size, REMEDY)
+    stops = frozenset(_ids("stop", stop, limits.vocab_size, f"{REMEDY}, or give [] for a text that no token ends"))
     if not tokens:
         remedy = "give at least one token, such as the model's bos"
         raise DecodeError("prompt", "the prompt is empty", "no tokens", remedy)
@@ -68,18 +70,17 @@ def _started(prompt: object, max_new_tokens: object, stop: object, limits: objec
     return DecodeState(Request(tokens, limit, stops, limits.vocab_size), tokens)
 
 
-def _ids(name: str, given: object, vocab_size: int | None) -> Tokens:
+def _ids(name: str, given: object, vocab_size: int | None, remedy: str) -> Tokens:
     """Ids of the vocabulary as plain ints, whatever they came in."""
     if isinstance(given, Tensor | numpy.ndarray) and given.ndim != 1:
-        received, remedy = f"shape {list(given.shape)}", "give whole numbers of shape [n], one text"
-        raise DecodeError(name, f"{name} is not a row of ids", received, remedy)
+        received, flat = f"shape {list(given.shape)}", "give whole numbers of shape [n], one text"
+        raise DecodeError(name, f"{name} is not a row of ids", received, flat)
     if isinstance(given, Iterable) and not isinstance(given, Sequence | Mapping | Tensor | numpy.ndarray):
         given = list(given)
     tokens = ids_of(name, given)
     for token in tokens:
         if not 0 <= token < (LARGEST if vocab_size is None else vocab_size):
             size = "the vocabulary" if vocab_size is None else f"the vocabulary of {vocab_size}"
-            remedy = "use the tokenizer that belongs to the target"
             raise DecodeError(name, f"a token id is outside {size}", token, remedy)
     return tokens
 

@@ -80,6 +80,6 @@ def last_rows(predictor: Predictor, tokens: Tokens, last: int, name: str = "pred
     [[2.0], [7.0]]
     """
     calls("a predictor", "give a function of (text, drafts)")(name, predictor)
-    tokens = reading_of(tokens, last)
+    tokens, last = reading_of(tokens, last)
     end = len(tokens) - last + 1
     return rows_of(predictor, tokens[:end], chain(tokens[end:]), name)

@@ -26,7 +26,16 @@ _TOP_P: Final = number("top_p is outside (0, 1]", "use 1.0 to keep every token",
 
 
 class Processor(Protocol):
-    """Turns a model's logits into the laws that tokens are drawn from."""
+    """Turns a model's logits into the laws that tokens are drawn from.
+
+    >>> class Coldest:
+    ...     def laws(self, tokens, logits, /):
+    ...         return tuple([PointMass(token) for token in logits.argmax(-1).tolist()])
+    >>> from specflow import Dice, autoregressive_step, run, start
+    >>> from specflow.testing import TableModel
+    >>> run(autoregressive_step(TableModel(5, seed=1), Coldest(), Dice()), start((0,), 3).unwrap()).state.output
+    (4, 2, 4)
+    """
 
     def laws(self, tokens: Tokens, logits: Tensor, /) -> Laws:
         """The law after each row of `logits` [k, V]; row k - 1 follows all of `tokens`, row k - 2 all but the last.
@@ -92,7 +101,7 @@ class LogitsProcessor(ABC):
             raise DecodeError("processor", happened, f"{list(scores.shape)} for {list(logits.shape)}", remedy)
         if scores.dtype in (torch.float16, torch.bfloat16):
             scores = scores.float()
-        return F.softmax(scores / self.temperature, dim=-1)
+        return F.softmax(scores / float(self.temperature), dim=-1)
 
     @abstractmethod
     def _process(self, logits: Tensor) -> Tensor:
@@ -144,7 +153,13 @@ class GreedyProcessor(LogitsProcessor):
 
 
 class MultinomialProcessor(LogitsProcessor):
-    """Sampling from the full law."""
+    """Sampling from the full law.
+
+    p = softmax(logits / temperature). 1e-30 ≤ temperature ≤ 1e30, else `DecodeError`.
+
+    >>> MultinomialProcessor(temperature=0.5)(torch.tensor([0.5, 0.3, 0.2]).log())
+    tensor([0.6579, 0.2368, 0.1053])
+    """
 
     def __init__(self, temperature: float) -> None:
         super().__init__(temperature)
@@ -203,7 +218,14 @@ class NucleusProcessor(MultinomialProcessor):
 
 
 class TopKNucleusProcessor(MultinomialProcessor):
-    """Sampling from the nucleus of the k most probable tokens."""
+    """Sampling from the nucleus of the k most probable tokens.
+
+    The top k come first; the nucleus is the smallest set of those k tokens whose probabilities among themselves, at
+    this temperature, reach top_p. top_k ≥ 1 and 0 < top_p ≤ 1, else `DecodeError`.
+
+    >>> TopKNucleusProcessor(temperature=1.0, top_k=2, top_p=0.6)(torch.tensor([0.5, 0.3, 0.2]).log())
+    tensor([1., 0., 0.])
+    """
 
     def __init__(self, temperature: float, top_k: int, top_p: float) -> None:
         super().__init__(temperature)
@@ -239,7 +261,7 @@ def _keep_nucleus(logits: Tensor, temperature: float, top_p: float) -> Tensor:
     if top_p == 1.0:
         return logits  # a rounded cumulative sum reaches 1 before the last token does
     ordered = logits.sort(dim=-1, descending=True)
-    probs = F.softmax(ordered.values.to(torch.promote_types(logits.dtype, torch.float32)) / temperature, dim=-1)
+    probs = F.softmax(ordered.values.to(torch.promote_types(logits.dtype, torch.float32)) / float(temperature), dim=-1)
     # A token stays while the mass before it falls short of top_p; the first always does.
     outside = probs.cumsum(dim=-1) - probs >= top_p
     return logits.masked_fill(outside.scatter(-1, ordered.indices, outside), -torch.inf)

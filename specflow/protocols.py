@@ -8,7 +8,7 @@ from typing import Protocol, TypeAlias, final
 from attrs import frozen
 from torch import Tensor
 
-from specflow.guards.checks import a, or_none, whole
+from specflow.guards.checks import a, or_none, own, whole
 from specflow.state import Tokens
 
 Choose: TypeAlias = Callable[[Tensor, int], Tensor]
@@ -64,4 +64,4 @@ def checked_limits(limits: object, name: str) -> Limits:
     assert isinstance(limits, Limits)
     or_none(whole(1, "give how many tokens the model knows"))("vocab_size", limits.vocab_size)
     or_none(whole(1, "give how many tokens the model can read"))("context", limits.context)
-    return limits
+    return Limits(own(limits.vocab_size), own(limits.context))

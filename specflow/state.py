@@ -290,6 +290,14 @@ class Scored(Record):
 
     The target's law after a draft is made when a rule asks for it, so that no processor hears of a draft that cannot
     stand; `make` makes those along a stretch of drafts.
+
+    >>> from specflow import GreedyProcessor, start
+    >>> from specflow.stages import Score
+    >>> from specflow.testing import TableModel
+    >>> drafted = Drafted(start((0,), 9).unwrap(), chain((4, 3)))
+    >>> scored = Score(TableModel(5, seed=1), GreedyProcessor())(drafted)
+    >>> scored.law(TEXT), scored.law(0)
+    (PointMass(token=4), PointMass(token=2))
     """
 
     drafted: Drafted
@@ -344,6 +352,9 @@ class Verdict(Generic[S]):
 
     `correction` is None where that is the target's own law there. S is what the token may be drawn with: fresh
     `Randomness`, unless a rule says that any `Sampling` keeps the text's law.
+
+    >>> Verdict((0, 1)).path, Verdict((), PointMass(3)).correction
+    ((0, 1), PointMass(token=3))
     """
 
     path: tuple[int, ...]
@@ -361,6 +372,14 @@ class Verified(Record, Generic[S]):
 
     `correction` is the law of the token after them: the bonus token's p when the path cannot go on, else whatever
     keeps the text's law exact. It is None where the text ends with an accepted stop token.
+
+    >>> from specflow import Dice, GreedyProcessor, Match, start
+    >>> from specflow.stages import Verify
+    >>> from specflow.testing import TableModel
+    >>> verify = Verify(TableModel(5, seed=1), GreedyProcessor(), Match(Dice()))
+    >>> verified = verify(Drafted(start((0,), 9).unwrap(), chain((4, 3))))
+    >>> verified.path, verified.tokens, verified.correction
+    ((0,), (4,), PointMass(token=2))
     """
 
     scored: Scored
@@ -403,6 +422,14 @@ class Adjusted(Record):
 
     A stage that ends the text says how many tokens to `keep` and names the `reason`; it can add nothing. `commit` cuts
     at stop tokens and the limit. `DecodeError` for a bonus that is not a token id, and for values of other kinds.
+
+    >>> from specflow import Dice, GreedyProcessor, Match, start
+    >>> from specflow.stages import Verify
+    >>> from specflow.testing import TableModel
+    >>> verify = Verify(TableModel(5, seed=1), GreedyProcessor(), Match(Dice()))
+    >>> verified = verify(Drafted(start((0,), 9).unwrap(), chain((4, 3))))
+    >>> Adjusted(verified, bonus=2).tokens, Adjusted(verified, bonus=2, keep=1).tokens
+    ((4, 2), (4,))
     """
 
     verified: Verified[Never] = field(validator=valid(a(Verified, "give what Judge returns")))
@@ -444,7 +471,12 @@ class Committed(Record):
 @final
 @frozen
 class Finished:
-    """A text that ended, and why. To go on from it, give `state.request` a new limit and step `state` again."""
+    """A text that ended, and why. To go on from it, give `state.request` a new limit and step `state` again.
+
+    >>> end = Finished(DecodeState(Request((1,), 3), (1, 5, 6)), Reason.LIMIT)
+    >>> end.state.output, end.reason.value
+    ((5, 6), 'length limit')
+    """
 
     state: DecodeState
     reason: Reason

@@ -111,6 +111,21 @@ def test_wide_beams_find_the_best_of_all_texts(alpha: float, min_length: float, 
     assert len(found) > 1
 
 
+def test_beams_as_wide_as_all_texts_are_more_than_there_are_tokens() -> None:
+    for seed in range(6):
+        model = tiny_llama(seed, vocab_size=4)
+        best = optimum(model, range(4), 3, [1], 5.0, 1.2)
+        assert tuple(beam_search_generate([3], model, 3, num_beams=64, top_k=4, eos_tokens_id=1)) == best
+
+
+def test_top_k_is_all_tokens_where_there_are_fewer_than_its_default() -> None:
+    for model in (tiny_llama(0, vocab_size=2), Table(0, 2, 2)):
+        ours = beam_search_generate([1], model, 4, eos_tokens_id=[])
+        assert ours == beam_search_generate([1], model, 4, top_k=2, eos_tokens_id=[])
+        with pytest.raises(DecodeError, match="top_k is larger than the vocabulary of 2"):
+            beam_search_generate([1], model, 4, top_k=4, eos_tokens_id=[])
+
+
 def test_the_penalty_decides_how_long_the_best_text_is() -> None:
     """So the test above sees texts that end early and texts that do not."""
     lengths = {
@@ -341,7 +356,6 @@ def test_the_branches_that_count_are_those_in_the_beam() -> None:
     ("arguments", "parameter"),
     [
         ({"num_beams": 0}, "num_beams"),
-        ({"num_beams": 65}, "num_beams"),
         ({"top_k": 0}, "top_k"),
         ({"top_k": 65}, "top_k"),
         ({"min_length": inf}, "min_length"),
@@ -406,6 +420,17 @@ def test_debug_shows_every_branch_and_changes_nothing(capsys: pytest.CaptureFixt
     assert repr(Words().decode(quiet)) in out
     headings = [line for line in out.splitlines() if line.startswith("position")]
     assert ["search over" in line for line in headings] == [False] * (len(headings) - 1) + [True]
+
+
+def test_a_tokenizer_that_does_not_know_a_text_ends_no_search(capsys: pytest.CaptureFixture[str]) -> None:
+    class Deaf:
+        def decode(self, token_ids: list[int], /) -> str:
+            raise KeyError(token_ids[-1])
+
+    model = Table(1, 9, 9)
+    quiet = beam_search_generate([3], model, 6, eos_tokens_id=EOS)
+    assert beam_search_generate([3], model, 6, eos_tokens_id=EOS, debug=True, tokenizer=Deaf()) == quiet
+    assert "log P" in capsys.readouterr().out
 
 
 def test_the_colours_tell_what_becomes_of_a_branch() -> None:

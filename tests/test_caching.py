@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
 from typing import cast
 
+import numpy
 import pytest
 import torch
 from torch import Tensor
-from transformers import DynamicCache, StaticCache
-from transformers.cache_utils import DynamicLayer
+from transformers import AutoConfig, Cache, DynamicCache, StaticCache
+from transformers.cache_utils import DynamicLayer, EncoderDecoderCache
 
 from specflow import DecodeError
 from specflow.caches import BLOCK, Past, Roomy, Row, Shelves, prune_cache
+from tests.architectures import ARCHITECTURES
 from tests.toys import tiny_llama
 
 MODEL = tiny_llama()
@@ -83,6 +86,111 @@ def test_a_cache_that_cannot_go_back_is_refused() -> None:
         DecodeError, match="cannot go back and stay as it was: received StaticCache; read the text again"
     ):
         prune_cache(cache, 2)  # type: ignore[call-overload]
+
+
+def roomy() -> DynamicCache:
+    """One that a memo has grown: its next rows are written in place."""
+    cache = DynamicCache(config=MODEL.config)
+    MODEL(TEXT[:, :5], cache=cache, use_cache=True)
+    Past(cache, 0).extend(cache, 5)
+    MODEL(TEXT[:, 5:], cache=cache, use_cache=True)
+    return cache
+
+
+def static() -> StaticCache:
+    cache = StaticCache(MODEL.config, max_cache_len=16)
+    MODEL(TEXT, cache=cache, use_cache=True)
+    return cache
+
+
+@pytest.mark.parametrize("make", [filled, roomy, static])
+def test_caches_that_part_where_nothing_is_discarded_are_each_its_own(make: Callable[[], DynamicCache]) -> None:
+    cache = make()
+    pruned = prune_cache(cache, 0)
+    for ours, theirs in (((9,), (10,)), ((9, 11), (10, 12))):
+        for held, text in ((cache, ours), (pruned, theirs)):
+            logits = MODEL(torch.tensor([text[-1:]]), cache=held, use_cache=True).logits
+            plain = MODEL(torch.cat([TEXT, torch.tensor([text])], dim=1)).logits
+            torch.testing.assert_close(logits[0, -1], plain[0, -1])
+
+
+def recurrent() -> DynamicCache:
+    model = next(architecture for architecture in ARCHITECTURES if architecture.kind == "mamba").build()
+    cache = DynamicCache(config=model.config)
+    model(TEXT, cache=cache, use_cache=True)
+    return cache
+
+
+def test_a_recurrent_state_is_copied_where_nothing_is_discarded() -> None:
+    cache = recurrent()
+    pruned = prune_cache(cache, 0)
+    for layer, other in zip(cache.layers, pruned.layers, strict=True):
+        states, others = layer.recurrent_states, other.recurrent_states  # type: ignore[union-attr]
+        assert torch.equal(states[0], others[0])
+        assert states[0].data_ptr() != others[0].data_ptr()
+
+
+def test_what_hangs_on_a_graph_cannot_be_copied() -> None:
+    cache = static()
+    for layer in cache.layers:
+        layer.keys = layer.keys.clone().requires_grad_() * 2  # type: ignore[union-attr]
+    with pytest.raises(DecodeError, match=r"cannot be copied .* read the text under torch.no_grad()"):
+        prune_cache(cache, 0)  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        (recurrent, "LinearAttentionLayer"),
+        (lambda: EncoderDecoderCache(filled(), DynamicCache()), "EncoderDecoderCache"),
+    ],
+)
+def test_what_cannot_go_back_is_refused_whatever_it_does_not_know(make: Callable[[], Cache], kind: str) -> None:
+    with pytest.raises(DecodeError, match=f"cannot go back and stay as it was: received {kind}"):
+        prune_cache(make(), 1)  # type: ignore[call-overload]
+    assert type(prune_cache(make(), 0)) is type(make())  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("used", [0, 1])
+def test_layers_that_are_never_used_have_nothing_to_forget(used: int) -> None:
+    """One of two does not attend, or reads the keys of the other."""
+    kinds = ["sliding_attention", "full_attention"]
+    config = AutoConfig.for_model("mistral", num_hidden_layers=2, sliding_window=9, layer_types=kinds)
+    cache = DynamicCache(config=config)
+    keys = torch.arange(12.0).reshape(1, 1, 6, 2)
+    layer = cache.layers[used]
+    assert isinstance(layer, DynamicLayer)
+    layer.update(keys, keys)
+    assert torch.equal(rows(prune_cache(cache, 2))[0], keys[:, :, :4])
+    with pytest.raises(DecodeError, match="holds only 6 tokens"):
+        prune_cache(cache, 7)
+
+
+def test_a_cache_that_holds_nothing_can_forget_nothing() -> None:
+    assert prune_cache((), 0) == ()
+    for cache in ((), DynamicCache(), DynamicCache(config=MODEL.config)):
+        with pytest.raises(DecodeError, match="holds only 0 tokens"):
+            prune_cache(cache, 1)
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        [(1, 2, 6, 4), (1, 2, 6, 4), (1, 2, 9, 4), (1, 2, 9, 4)],  # of an encoder, too
+        [(2, 4, 6), (2, 6, 4)],  # keys on their side
+    ],
+)
+def test_tensors_of_several_lengths_are_no_keys_and_values(shapes: list[tuple[int, ...]]) -> None:
+    layer = tuple([torch.ones(shape) for shape in shapes])
+    for cache in ((layer,), tuple([(part, part) for part in layer])):
+        with pytest.raises(DecodeError, match="several lengths"):
+            prune_cache(cache, 1)
+
+
+def test_a_small_number_of_numpy_is_that_number() -> None:
+    assert prune_cache(filled(), numpy.uint8(2)).get_seq_length() == 4  # type: ignore[call-overload]
+    keys = torch.ones(1, 2, 300, 2)
+    assert prune_cache(((keys, keys),), numpy.uint8(2))[0][0].shape[-2] == 298  # type: ignore[call-overload]
 
 
 def over(cache: DynamicCache, length: int, *, read: int) -> Tensor:

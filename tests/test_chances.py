@@ -5,9 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from math import isfinite
 from random import Random
 
+import numpy
 import pytest
 import torch
 from attrs import evolve
@@ -47,7 +49,7 @@ from specflow.policies.cost import CostAwarePace
 from specflow.predictors import path_by_path
 from specflow.state import Pace, Request
 from specflow.testing import CASES, Case, TableModel, World, certify
-from tests.test_cost_aware import CLIFF, FLAT, STEEP, Hand, curve
+from tests.test_cost_aware import CLIFF, FLAT, STEEP, Hand, curve, timed_meter
 
 MACHINES = {"flat": FLAT, "cliff": CLIFF, "steep": STEEP}
 VOCABULARY = 12
@@ -619,3 +621,17 @@ def test_a_length_that_is_forgotten_while_a_tree_is_drafted_does_no_harm() -> No
 
     drafts, _ = CostAware(meter)(stream(), DecodeState(Request((1,), 99), (1, 2)))
     assert len(drafts) <= 4
+
+
+@pytest.mark.parametrize("kind", [float, numpy.float16, numpy.float32, Fraction])
+def test_a_pace_goes_on_from_chances_of_any_kind_of_number(kind: Callable[[float], float]) -> None:
+    """One that is no float of Python's would be a fresh start: what the text lost before would not count."""
+    policy = CostAware(timed_meter(Hand()), 8)
+    state = LATER
+    for step in range(3):
+        drafts, pace = policy(iter([Proposal(5, chance=kind(0.5)), Proposal(6, chance=kind(0.25))]), state)
+        assert len(drafts) == 2
+        assert isinstance(pace, ChancesPace)
+        assert pace.text_promised == 0.75 * step
+        assert {*map(type, pace)} <= {int, float}
+        state = DecodeState(state.request, (*state.tokens, 5), pace)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
+from fractions import Fraction
 from functools import partial
 from itertools import count, cycle, islice
 from math import isfinite
@@ -15,6 +16,7 @@ from time import perf_counter
 from typing import final
 from weakref import ref
 
+import numpy
 import pytest
 import torch
 from attrs import define, frozen
@@ -655,11 +657,17 @@ def test_a_step_that_fails_is_not_learnt_twice() -> None:
     assert max(faded) < 0.1  # what was seen fades with each try; learnt thrice it would count three times
 
 
-@pytest.mark.parametrize("wrong", [None, "a", float("nan"), float("inf"), torch.tensor(1.0)])
+@pytest.mark.parametrize("wrong", [None, "a", float("nan"), float("inf"), torch.tensor(1.0), 10**400])
 def test_a_clock_that_tells_no_time_is_refused(wrong: object) -> None:
     meter = CostMeter(lambda: wrong)  # type: ignore[arg-type, return-value]
     with pytest.raises(DecodeError, match="the clock tells no finite number"):
         meter.timed(lambda tokens, drafts: torch.zeros(1, 3))((1, 2), ())
+
+
+def test_a_clock_may_tell_a_number_of_any_kind() -> None:
+    for moment in (3, numpy.float32(3), Fraction(3)):
+        told = CostMeter(lambda moment=moment: moment).now()  # type: ignore[misc]
+        assert (type(told), told) == (float, 3.0)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final, TypeAlias, cast, final
+from unittest.mock import Mock
 
 import accelerate  # type: ignore[import-untyped]
 import peft
@@ -390,6 +391,12 @@ def test_texts_and_drafts_that_are_none_are_refused(
     predict = predictor(tiny_llama())
     with pytest.raises(DecodeError):
         predict(tokens, drafts)  # type: ignore[arg-type]
+
+
+def test_a_config_that_answers_anything_is_no_encoder_decoder() -> None:
+    model = Own()
+    model.config = Mock()
+    assert autoregressive_generate([3, 4], model, 4, eos_tokens_id=[]) == oracle([3, 4], Own(), 4)
 
 
 def test_the_vocabulary_is_what_the_model_reads_and_writes() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy
 import pytest
 from returns.result import Failure
 
@@ -11,12 +14,15 @@ from specflow import (
     GreedyProcessor,
     MultinomialProcessor,
     NucleusProcessor,
+    SuffixDrafter,
     TopKNucleusProcessor,
     TopKProcessor,
     autoregressive_generate,
     speculative_generate,
     start,
 )
+from specflow.heads.eagle import Norms
+from specflow.policies import SVIP
 from specflow.protocols import Limits
 from specflow.vocabulary import shared_vocabulary
 from tests.toys import Unrunnable, tiny_llama
@@ -33,7 +39,11 @@ REFUSED: list[tuple[dict[str, object], str]] = [
     ({"inputs": ["a"]}, "a token id is not an int: received 'a';"),
     ({"inputs": [3] * 33}, "the prompt is longer than the target's context of 32: received 33 tokens; shorten"),
     ({"max_gen_len": -1}, "the number of new tokens is negative: received -1; give 0 or more"),
-    ({"eos_tokens_id": 64}, "a token id is outside the vocabulary of 64: received 64;"),
+    (
+        {"eos_tokens_id": 64},
+        "a token id is outside the vocabulary of 64: received 64; use the tokenizer that belongs to the target, "
+        "or give [] for a text that no token ends.",
+    ),
     ({"eos_tokens_id": [1, -2]}, "a token id is outside the vocabulary of 64: received -2;"),
 ]
 
@@ -104,6 +114,21 @@ def test_top_k_and_top_p() -> None:
             NucleusProcessor(1.0, top_p)
         with pytest.raises(DecodeError, match=r"top_p is outside \(0, 1\]"):
             TopKNucleusProcessor(1.0, 3, top_p)
+
+
+@pytest.mark.parametrize(
+    ("make", "held"),
+    [
+        (lambda: Fixed(numpy.uint8(3)).gamma, 3),  # type: ignore[arg-type]
+        (lambda: SuffixDrafter(shortest=numpy.int8(2)).shortest, 2),  # type: ignore[arg-type]
+        (lambda: SVIP(h=numpy.float32(0.5)).h, 0.5),  # type: ignore[arg-type]
+        (lambda: SVIP(temperature=numpy.float16(2)).temperature, 2.0),  # type: ignore[arg-type]
+        (lambda: Norms(each=numpy.True_).each, True),  # type: ignore[arg-type]
+    ],
+)
+def test_numbers_of_numpy_are_held_as_pythons_own(make: Callable[[], object], held: object) -> None:
+    """Theirs wrap around: 200 + 100 is 44 in 8 bits."""
+    assert (type(make()), make()) == (type(held), held)
 
 
 def test_an_error_is_a_value_where_a_decode_is_started() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
 from functools import partial
 from itertools import count
 from math import exp, floor, inf, isfinite, log, nan
@@ -48,7 +49,7 @@ from specflow import (
     speculative_step,
     start,
 )
-from specflow.distribution import BlackBox
+from specflow.distribution import BlackBox, Distribution
 from specflow.policies import EGAG, SVIP, AdaEDL, Heuristic, StopAfter, Unsure, drafter_law
 from specflow.policies.chances import ChancesPace
 from specflow.policies.cost import CostAwarePace
@@ -120,6 +121,17 @@ def test_egag_smooths_gamma_and_carries_it_in_the_pace() -> None:
         state = evolve(state, pace=pace)
         seen.append((len(took), pace))
     assert seen == [(8, (8.0,)), (4, (4.5,)), (3, (2.75,)), (5, (5.375,))], "4.5 rounds to the even 4"
+
+
+@pytest.mark.parametrize("beta", [numpy.float16(0.5), numpy.float32(0.5), Fraction(1, 2)])
+def test_egag_smooths_by_a_number_of_any_kind(beta: float) -> None:
+    states = [STATE, STATE]
+    for fraction in (0.05, 0.95, 0.95, 0.05):
+        for i, each in enumerate((0.5, beta)):
+            _, pace = EGAG(1, 9, ema_beta=each)(proposals(*[with_entropy(fraction)] * 20), states[i])
+            states[i] = evolve(states[i], pace=pace)
+        assert states[0].pace == states[1].pace
+        assert [*map(type, states[1].pace)] == [float]
 
 
 @pytest.mark.parametrize(
@@ -699,6 +711,33 @@ def test_the_flags_choose_the_policy() -> None:
     assert drafter_passes(drafter, target, flat, gamma=6, use_egag=True) == least
     assert drafter_passes(drafter, target, sharp, gamma=6, use_egag=True) == most, "gamma is the default gamma_max"
     assert least != most
+
+
+@pytest.mark.parametrize("temperature", [numpy.float32(0.5), Fraction(1, 2)])
+def test_egag_takes_a_temperature_of_any_kind_of_number(temperature: float) -> None:
+    model, processor = tiny_llama(0), MultinomialProcessor(1.0)
+    processor.temperature = temperature
+    decode = partial(speculative_generate, [1, 2], model, model, use_egag=True, max_gen_len=6, eos_tokens_id=[])
+    texts = []
+    for law in (MultinomialProcessor(0.5), processor):
+        torch.manual_seed(0)
+        texts.append(decode(logits_processor=law))
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("temperature", [0, None, "warm"])
+def test_egag_asks_nobody_elses_processor_for_a_temperature(temperature: object) -> None:
+    class Greedy:
+        def __init__(self) -> None:
+            self.temperature = temperature
+
+        def laws(self, tokens: Tokens, logits: Tensor, /) -> tuple[Distribution, ...]:
+            return GreedyProcessor().laws(tokens, logits)
+
+    model = tiny_llama(0)
+    decode = partial(speculative_generate, [1, 2], model, model, max_gen_len=6, eos_tokens_id=[])
+    ours = decode(logits_processor=Greedy(), use_egag=True)  # type: ignore[arg-type]
+    assert ours == decode(use_egag=True)
 
 
 @pytest.mark.parametrize("use_cache", [True, False])

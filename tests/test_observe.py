@@ -109,6 +109,18 @@ def test_a_refusal_is_shown_with_everything_about_it() -> None:
     assert "corrected   4 'e'" in token
 
 
+def test_what_a_tokenizer_does_not_know_is_shown_by_its_id() -> None:
+    class Few:
+        def decode(self, token_ids: list[int], /) -> str:
+            return {4: "e"}[token_ids[0]]
+
+    console = Console(file=StringIO(), record=True, width=40)
+    Show(Few(), console)(a_step(1, 4, HALF, QUARTER))
+    _, accepted, *_, token = console.export_text().splitlines()
+    assert "accepted  3  q 0.5" in accepted
+    assert "corrected 4 'e'" in token
+
+
 def test_a_bonus_and_a_token_without_a_draft() -> None:
     *_, token = shown(a_step(3, 5, PointMass(3), PointMass(3)))
     assert "bonus       5 'f'" in token

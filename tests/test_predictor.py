@@ -5,6 +5,7 @@ from __future__ import annotations
 from random import Random
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ from specflow import (
 from specflow.predictors import UncachedPredictor, last_rows, path_by_path
 from specflow.prefix import NEAR
 from specflow.protocols import Limits
+from specflow.testing import TableModel
 from specflow.vocabulary import fitted
 from tests.toys import Unrunnable, disturbed, oracle, passes_of, tiny_gpt2, tiny_llama
 
@@ -271,6 +273,14 @@ def test_masked_logits_are_fine() -> None:
     predict = fitted(path_by_path(lambda tokens, last: torch.zeros(last, 5)), 7)
     assert predict((1,), ()).tolist() == [[0.0] * 5 + [-torch.inf] * 2]
     assert fitted(predict, 3)((1,), chain((2,))).tolist() == [[0.0] * 3] * 2
+
+
+def test_rows_may_be_asked_for_by_a_small_number_of_numpy() -> None:
+    predict, text = TableModel(5, seed=1), (1,) * 300
+    assert torch.equal(last_rows(predict, text, numpy.uint8(2)), last_rows(predict, text, 2))  # type: ignore[arg-type]
+    model, many = tiny_llama(), tuple([3 + i % 9 for i in range(100)])
+    rows = CachedPredictor(model, features=(1,)).features(many, numpy.int8(2))  # type: ignore[arg-type]
+    assert torch.equal(rows, CachedPredictor(model, features=(1,)).features(many, 2))
 
 
 def test_limits_are_read_without_running() -> None:

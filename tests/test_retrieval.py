@@ -245,3 +245,8 @@ def test_the_text_is_the_targets_and_a_corpus_of_it_makes_it_short() -> None:
             state = run(step, start(prompt, 24).unwrap()).state
             assert list(state.output) == greedy
             assert state.tally.steps <= most
+
+
+def test_a_small_number_of_numpy_does_not_wrap_around() -> None:
+    corpus, text = Corpus.of([tuple(range(9)) * 40], vocab_size=9), tuple(range(9)) * 30
+    assert corpus.find(text, numpy.uint8(3)).length == corpus.find(text, 3).length == 3  # type: ignore[arg-type]

@@ -376,6 +376,7 @@ GENERATE: Mapping[str, Callable[[], Names]] = {
         "target": tiny_llama(),
         "ngramstorage": specflow.NGramStorage(3, 64),
     },
+    "beam_search_generate": lambda: {"model": tiny_llama()},
 }
 PARAMETERS = [
     (name, parameter) for name in GENERATE for parameter in inspect.signature(getattr(specflow, name)).parameters
@@ -384,6 +385,8 @@ PARAMETERS = [
 
 FLAGS = {"use_cache", "debug", "use_egag", "skip_sample_adjustment", "first_target", "stop_if_unknown"}
 TAKES_NONE = {"tokenizer", "gamma_max", "pad_token_id", "policy"}
+NUMBERS = {"min_length", "alpha"}
+"""Parameters that may be fractions, and below 0."""
 
 
 def arguments(name: str) -> dict[str, Any]:
@@ -409,7 +412,9 @@ def test_a_value_of_any_kind_works_or_is_refused_before_a_model_runs(name: str, 
 @pytest.mark.parametrize(("name", "parameter"), [pair for pair in PARAMETERS if pair[1] != "pad_token_id"])
 def test_what_is_plainly_wrong_is_refused(name: str, parameter: str) -> None:
     generate, given = getattr(specflow, name), arguments(name)
-    wrong = ["x", 1.5, object(), int, [None], -1] + [None] * (parameter not in TAKES_NONE)
+    wrong = (
+        ["x", object(), int, [None]] + [1.5, -1] * (parameter not in NUMBERS) + [None] * (parameter not in TAKES_NONE)
+    )
     wrong += [True] * (parameter not in FLAGS) + [
         LogitsProcessorList([lambda *a: a[1]]),
         specflow.GreedyProcessor,
@@ -442,6 +447,15 @@ def test_what_is_plainly_wrong_is_refused(name: str, parameter: str) -> None:
         ("gamma", 10**9, 128),
         ("filler_top_k", numpy.int64(2), 2),
         ("pad_token_id", None, 0),
+        ("gamma", numpy.uint8(2), 2),
+        ("filler_top_k", numpy.uint8(3), 3),
+        ("max_gen_len", numpy.uint8(3), 3),
+        ("num_beams", numpy.uint8(2), 2),
+        ("top_k", numpy.int8(2), 2),
+        ("alpha", numpy.float32(0.5), 0.5),
+        ("use_cache", numpy.True_, True),
+        ("first_target", numpy.False_, False),
+        ("stop_if_unknown", numpy.bool_(1), True),
     ],
 )
 def test_what_plainly_means_a_value_is_that_value(name: str, parameter: str, value: object, plain: object) -> None:

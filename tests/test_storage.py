@@ -891,3 +891,11 @@ def test_what_is_not_a_file_is_not_called_corrupted(path: object, tmp_path: Path
         NGramStorage(3, 10).load(tmp_path if path == "a folder" else cast(str, path))
     assert "corrupted" not in str(raised.value)
     assert "name a file" in str(raised.value)
+
+
+@pytest.mark.parametrize("start", [0, 1, 3])
+def test_lessons_may_start_at_a_small_number_of_numpy(start: int) -> None:
+    ours, theirs = NGramStorage(4, 9), NGramStorage(4, 9)
+    ours.learn((1, 2, 3), start, [[4]])
+    theirs.learn((1, 2, 3), numpy.uint8(start), [[4]])  # type: ignore[arg-type]
+    assert ours.counts() == theirs.counts()

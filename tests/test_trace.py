@@ -439,11 +439,16 @@ def test_words_come_from_the_tokenizer() -> None:
         def decode(self, token_ids: list[int], /) -> str:
             return " ".join([f"w{i}" for i in token_ids])
 
+    class Narrow:
+        def decode(self, token_ids: list[int], /) -> str:
+            return "".join(["abc"[i] for i in token_ids])
+
     class Broken:
         def decode(self, token_ids: list[int], /) -> str:
             raise RuntimeError("no")
 
     assert decoded(Recorder(Lines()), 9).words[3] == b" w3"
+    assert decoded(Recorder(Narrow()), 9).words == {0: b"a", 1: b"b", 2: b"c"}, "what it does not know has no word"
     with pytest.raises(DecodeError, match="does not decode token"):
         decoded(Recorder(Broken()), 9)
 

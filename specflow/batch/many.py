@@ -124,7 +124,7 @@ def generate_many(
     or_none(a(Grammar, "give a Grammar, or None"))("grammar", grammar)
     or_none(a(SharedTokens, "give SharedTokens(…), or None for one vocabulary"))("shared", shared)
     rows = rows_of(prompts)
-    slots = max(1, min(slots, len(rows)))  # what a pass over so many texts takes is what is measured
+    slots = max(1, min(int(slots), len(rows)))  # what a pass over so many texts takes is what is measured
     predictor = _reading(target, slots, clock)
     stop = stops_of("eos_tokens_id", eos_tokens_id)
     states = states_of(rows, max_gen_len, stop, predictor.limits, SPEC_NAMES)

@@ -55,6 +55,14 @@ class BatchPredictor:
     shows, too.
 
     `DecodeError` as in `CachedPredictor`; in `together` what is wrong with one text is raised in its decode alone.
+
+    >>> from transformers import GPT2Config, GPT2LMHeadModel
+    >>> model = GPT2LMHeadModel(GPT2Config(vocab_size=32, n_positions=64, n_embd=8, n_layer=1, n_head=2))
+    >>> from specflow.batch import together
+    >>> predict = BatchPredictor(model.double(), slots=2)
+    >>> reads = [lambda text=text: predict(text, ()).shape for text in ((5, 6), (7, 8, 9))]
+    >>> sorted(together(reads, slots=2))
+    [(0, torch.Size([1, 32])), (1, torch.Size([1, 32]))]
     """
 
     model: Module
@@ -103,7 +111,7 @@ class BatchPredictor:
 
         What was not read yet is read in a pass that is shared, as in a call.
         """
-        tokens = reading_of(tokens, last)
+        tokens, last = reading_of(tokens, last)
         asked_for(self.shown)
         found = self._kept(tokens, last)
         if found is None:

@@ -22,12 +22,12 @@ from specflow.beam.search import (
     unobserved_beams,
 )
 from specflow.errors import unwrap
-from specflow.guards.checks import a, does, or_none, valid
+from specflow.guards.checks import a, does, flag, or_none, valid
 from specflow.guards.ids import ids_of, stops_of
 from specflow.loop import SPEC_NAMES, start
 from specflow.predictors import limits_of
 from specflow.predictors.reader import refuse_weightless
-from specflow.stages.observe import Tokenizer
+from specflow.stages.observe import Tokenizer, decoded
 from specflow.state import Finished
 
 _is_tokenizer = or_none(does("a tokenizer", "give something that can `decode` ids, or None", "decode"))
@@ -55,8 +55,9 @@ class ShowBeams:
         self.console.print(Text(heading, style="bold"), soft_wrap=True)
         for branch in branches:
             verdict, style = _verdict(branch, beams)
-            text = "" if self.tokenizer is None else f"  {self.tokenizer.decode(list(branch.output))!r}"
-            line = f"  {verdict:<8}{branch.output[-1]}  log P {branch.log_prob:.4g}{text}"
+            text = decoded(self.tokenizer, branch.output)
+            said = "" if text is None else f"  {text!r}"
+            line = f"  {verdict:<8}{branch.output[-1]}  log P {branch.log_prob:.4g}{said}"
             self.console.print(Text(line, style=style), soft_wrap=True)
 
 
@@ -86,19 +87,35 @@ def beam_search_generate(
 
     The score is `LengthPenalty`'s, log P(Y) / ((min_length + |Y|) / (min_length + 1))^alpha; `Select` says which
     branches count and when the search is over. With `num_beams=1` and `top_k=1` it is greedy decoding.
-    A KV cache is used where the model has one. Nothing is padded, so `pad_token_id` has no effect.
-    1 ≤ num_beams, top_k ≤ V; `DecodeError` (a `ValueError`) for input that cannot be decoded, before the model runs.
+    A KV cache is used where the model has one.
+
+    inputs, model, max_gen_len, eos_tokens_id, pad_token_id: as in `autoregressive_generate`.
+    num_beams: how many texts are kept at each length, 1 or more.
+    top_k: how many tokens may follow each of them, the most probable ones, 1 ≤ top_k ≤ V; 3 are all where V is less.
+    min_length: above -1 and finite. The larger, the less the length of a text counts.
+    alpha: finite. How much longer texts are favoured; 0 ranks by log P(Y) alone, less than 0 favours shorter ones.
+    debug: print each round, and what becomes of each branch.
+    tokenizer: what `debug` decodes texts with, by its `decode`; None prints ids alone.
+
+    `DecodeError` (a `ValueError`) for anything else, before the model runs.
     Source: Wu et al. 1609.08144, section 7.
+
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> sizes = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
+    >>> model = LlamaForCausalLM(LlamaConfig(vocab_size=16, **sizes)).double()
+    >>> from specflow import autoregressive_generate
+    >>> greedy = autoregressive_generate([3, 4], model, max_gen_len=6, eos_tokens_id=[])
+    >>> beam_search_generate([3, 4], model, max_gen_len=6, num_beams=1, top_k=1, eos_tokens_id=[]) == greedy
+    True
     """
-    a(bool, "say True or False")("debug", debug)
+    flag("debug", debug)
     _is_tokenizer("tokenizer", tokenizer)
     a(Module, "give a model, such as AutoModelForCausalLM.from_pretrained makes")("model", model)
     refuse_weightless("model", model)
     penalty, observe, limits = LengthPenalty(min_length, alpha), unobserved_beams, limits_of(model)
     step = beam_step(CachedBeamPredictor(model), num_beams, top_k, penalty, ShowBeams(tokenizer) if debug else observe)
     if limits.vocab_size is not None:
-        refuse_beyond("num_beams", num_beams, limits.vocab_size)
-        refuse_beyond("top_k", top_k, limits.vocab_size)
+        refuse_beyond(top_k, limits.vocab_size)
     started = start(ids_of("inputs", inputs), max_gen_len, stops_of("eos_tokens_id", eos_tokens_id), limits)
     state = unwrap(started.alt(lambda error: error.renamed(SPEC_NAMES)))
     if state.room == 0:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import inf, isfinite
-from typing import TypeAlias, final
+from typing import Final, TypeAlias, final
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,9 @@ from specflow.asked import looked_at
 from specflow.errors import DecodeError
 from specflow.guards.checks import a, calls, each, number, or_none, valid, whole
 from specflow.state import DecodeState, Finished, Reason, Record, Request, Tally, Tokens
+
+TOP_K: Final = 3
+"""How many tokens may follow a beam unless that is asked for: all of them where there are fewer."""
 
 BeamPredictor: TypeAlias = Callable[[tuple[Tokens, ...]], Tensor]
 """B texts of one length → logits [B, V] of what follows each. A pure function of tokens."""
@@ -133,7 +136,7 @@ class Expand:
     """Each live beam with each of its `top_k` most probable next tokens: log P(Y·x) = log P(Y) + log p(x | Y).
 
     Ties go to the better beam, then to the lower token id, as in greedy decoding. Impossible tokens make no branch.
-    `DecodeError` where `top_k` is more than the vocabulary.
+    `DecodeError` where `top_k` is more than the vocabulary and more than 3.
     """
 
     predict: BeamPredictor = field(
@@ -146,7 +149,7 @@ class Expand:
             raise DecodeError("live", "there is no live beam", "no beams", "begin with Beams(request)")
         texts = tuple([beams.request.prompt + beam.output for beam in beams.live])
         logits = looked_at(self.predict(texts), len(texts), self.predict, len(texts[0]), "model")
-        refuse_beyond("top_k", self.top_k, logits.shape[-1])
+        refuse_beyond(self.top_k, logits.shape[-1])
         branches = [
             Beam((*beam.output, token), beam.log_prob + log_prob)
             for beam, row in zip(beams.live, logits, strict=True)
@@ -208,7 +211,7 @@ def unobserved_beams(selected: Selected) -> None:
 def beam_step(
     predict: BeamPredictor,
     num_beams: int = 4,
-    top_k: int = 3,
+    top_k: int = TOP_K,
     penalty: LengthPenalty = LengthPenalty(),
     observe: BeamObserver = unobserved_beams,
 ) -> BeamStep:
@@ -223,14 +226,15 @@ def _most_probable(logits: Tensor, top_k: int) -> list[tuple[int, float]]:
 
     `torch.topk` alone may take any of several equals, and a log-softmax may make equals of different logits.
     """
-    candidates = (logits >= logits.topk(top_k).values[-1]).nonzero().squeeze(-1)
+    candidates = (logits >= logits.topk(min(top_k, len(logits))).values[-1]).nonzero().squeeze(-1)
     tokens = candidates[logits[candidates].sort(descending=True, stable=True).indices[:top_k]]
     log_probs = F.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)[tokens]
     pairs = zip(tokens.tolist(), log_probs.tolist(), strict=True)
     return [(token, log_prob) for token, log_prob in pairs if log_prob > -inf]
 
 
-def refuse_beyond(name: str, value: int, vocab_size: int) -> None:
-    """Refuses more branches or beams than there are tokens."""
-    if value > vocab_size:
-        raise DecodeError(name, f"{name} is larger than the vocabulary of {vocab_size}", value, "give a smaller number")
+def refuse_beyond(top_k: int, vocab_size: int) -> None:
+    """Refuses more branches of a beam than there are tokens, but for `TOP_K`, which nobody need have asked for."""
+    if top_k > max(TOP_K, vocab_size):
+        happened = f"top_k is larger than the vocabulary of {vocab_size}"
+        raise DecodeError("top_k", happened, top_k, "give a smaller number")

@@ -53,7 +53,7 @@ class KVCache:
         if not is_id(length) or length > self.length:
             remedy = f"give a number from 0 to {self.length}"
             raise DecodeError("length", f"the cache holds {self.length} tokens", shown(length), remedy)
-        self.length = length
+        self.length = int(length)
 
     def keep(self, start: int, rows: Sequence[int]) -> None:
         """Keep the first `start` tokens and, of those after them, only the `rows`, counted from there, in order.
@@ -67,7 +67,7 @@ class KVCache:
         (4, [0.0, 1.0, 2.0, 4.0])
         """
         _tokens("start", start)
-        rows = ids_of("rows", rows)
+        start, rows = int(start), ids_of("rows", rows)
         held = self.length - start
         if held < 0 or not all(0 <= row < held for row in rows):
             happened = f"the cache holds {self.length} tokens, {held} of them after the first {start}"
@@ -79,7 +79,7 @@ class KVCache:
         """Make room for `length` tokens."""
         _tokens("length", length)
         if length > self.buffer.shape[3]:
-            self.buffer = wider(self.buffer, length)
+            self.buffer = wider(self.buffer, int(length))
 
 
 def move_up(held: Sequence[Tensor], start: int, rows: Sequence[int]) -> None:

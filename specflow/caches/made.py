@@ -28,6 +28,11 @@ class LossyCache:
 
     What is read over such a cache differs from a fresh pass, and may depend on how the text was fed: a speculative
     text is near the autoregressive one and need not equal it. Without this name a predictor refuses the cache.
+
+    >>> from transformers import LlamaConfig, QuantizedCache
+    >>> make = LossyCache(lambda: QuantizedCache("fp8", LlamaConfig(num_hidden_layers=1)))
+    >>> type(make()).__name__
+    'QuantizedCache'
     """
 
     make: Callable[[], object] = field(validator=valid(_makes_caches))

@@ -86,6 +86,7 @@ class Constraint:
     def allowed(self, tokens: Tokens, vocab_size: int) -> Tensor:
         """Which tokens may follow a text, as bools [V] on the host; `DecodeError` where none may."""
         whole(1, "give the size of the vocabulary")("vocab_size", vocab_size)
+        vocab_size = int(vocab_size)
         matcher = self.at(tokens)
         mask, allowed = _mask_of(matcher), torch.zeros(vocab_size, dtype=torch.bool, device="cpu")
         shared = min(len(mask), vocab_size)

@@ -57,6 +57,7 @@ def _grammar(
 ) -> Grammar:
     ends = ends_of(stop)
     whole(1, "give the number of tokens that the model knows")("vocab_size", vocab_size)
+    vocab_size = int(vocab_size)
     if not ends:
         raise DecodeError("stop", "xgrammar needs a token that ends the text", "none", "give the model's stop tokens")
     try:

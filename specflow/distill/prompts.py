@@ -56,7 +56,7 @@ def made_up(
         told(len(done))
 
     texts = generate_many(
-        [before] * count,
+        [before] * int(count),
         loaded.model if reading is None else reading,
         logits_processor=MultinomialProcessor(1.0),
         max_gen_len=most,

@@ -28,7 +28,7 @@ from specflow.distill.folder import CONFIG, STATE, WEIGHTS, damaged, made_folder
 from specflow.distill.lesson import Lesson, Text, unrolled
 from specflow.errors import DecodeError
 from specflow.files import write
-from specflow.guards.checks import MOST, a, calls, number, shown, valid, whole
+from specflow.guards.checks import MOST, a, calls, flag, number, shown, valid, whole
 from specflow.guards.ids import ids_of
 from specflow.heads.eagle import Eagle3
 from specflow.heads.head import Vocabulary
@@ -116,7 +116,7 @@ def distill(
     for name, listener in (("tell", tell), ("answered", answered), ("learnt", learnt)):
         calls("a listener", "give a function")(name, listener)
     rows, stops = _rows(prompts), ids_of("stop", stop)
-    a(bool, "say True or False")("resume", resume)
+    flag("resume", resume)
     reader: Module = model if reading is None else reading
     a(Module, "give a module, such as accelerate.fast(model)")("reading", reader)
     for name, module in (("model", model), ("reading", reader)):

@@ -74,12 +74,13 @@ class Bigrams:
         calls("a predictor", "give a CachedPredictor")("target", target)
         whole(1, "give the target's vocab_size")("vocab_size", vocab_size)
         whole(1, "ask for as many followers as there are", most=int(vocab_size))("k", k)
+        vocab_size, k = int(vocab_size), int(k)
         context = ids_of("before", before)
         if not context:
             raise DecodeError("before", "there is no token to begin with", "no tokens", "give one that tells nothing")
         # Tables of their own from the start: what is kept between two passes would lie between the rows of one and the
         # next, and hold the room of them all.
-        every = range(int(vocab_size))
+        every = range(vocab_size)
         tokens = torch.empty(len(every), k, dtype=torch.long, device="cpu")
         chances = torch.empty(len(every), k, device="cpu")
         for first in every[::TOGETHER]:

@@ -67,6 +67,16 @@ class SampledBlockDrafter:
     The rest is as in `GreedyBlockDrafter`. The laws q that the drafts are drawn from, the processor's probabilities,
     stay on the device; as in `LLMDrafter`, those of `SharedNoise` are for `Match`. A processor's own `sample` is not
     used.
+
+    >>> import torch
+    >>> from specflow import Dice, MultinomialProcessor
+    >>> class Counting:  # in real life a CachedPredictor
+    ...     limits = Limits(vocab_size=16, context=9)
+    ...     def read_ahead(self, tokens, most, choose, /):
+    ...         return tuple([int(choose(torch.eye(16)[len(tokens) + i], len(tokens) + i)) for i in range(most)])
+    >>> drafter = SampledBlockDrafter(Counting(), MultinomialProcessor(0.01), Dice(), ahead=3)
+    >>> [(draft.token, draft.q.of(draft.token)) for draft in drafter(range(5))]
+    [(5, 1.0), (6, 1.0), (7, 1.0)]
     """
 
     predictor: ReadsAhead = field(validator=_reads_ahead)

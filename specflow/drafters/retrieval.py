@@ -115,7 +115,7 @@ class Corpus:
         """
         whole(1, "match one token at least")("longest", longest)
         text = tokens_of(tokens)
-        ending = ids_of("tokens", text[-min(longest, DEPTH) :])
+        ending = ids_of("tokens", text[-min(int(longest), DEPTH) :])
         length, top, found = 0, len(ending), self.suffixes[:0]
         while length < top:  # what ends in an ending that does not occur does not occur
             middle = (length + top + 1) // 2

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from math import inf, isfinite
 from numbers import Integral, Real
-from typing import Final, TypeAlias, TypeGuard, TypeVar
+from typing import Final, TypeAlias, TypeGuard, TypeVar, cast
 
+import numpy
 from attrs import Attribute
 from torch import Tensor
 from torch.nn import Module
@@ -76,8 +77,17 @@ def is_floats(value: object) -> TypeGuard[Tensor]:
     return isinstance(value, Tensor) and value.is_floating_point() and not value.is_meta
 
 
+def own(value: T) -> T:
+    """A number or a flag of numpy's as Python's own, which does not wrap around; anything else as it is.
+
+    >>> own(numpy.uint8(200)) + 100, own(numpy.float32(0.5)), own("a")
+    (300, 0.5, 'a')
+    """
+    return cast(T, value.item()) if isinstance(value, numpy.generic) else value
+
+
 def valid(check: Check) -> Callable[[object, Attribute[T], T], None]:
-    """A check as a validator of attrs.
+    """A check as a validator of attrs. A number or a flag of numpy's is then held as Python's own.
 
     >>> from attrs import field, frozen
     >>> @frozen
@@ -90,6 +100,8 @@ def valid(check: Check) -> Callable[[object, Attribute[T], T], None]:
 
     def validate(instance: object, attribute: Attribute[T], value: T) -> None:
         check(attribute.alias or attribute.name, value)
+        if isinstance(value, numpy.generic):
+            object.__setattr__(instance, attribute.name, own(value))
 
     return validate
 
@@ -168,6 +180,17 @@ def does(what: str, remedy: str, *methods: str) -> Check:
             raise DecodeError(name, f"{name} is not {what}", f"a {type(value).__name__}", remedy)
 
     return check
+
+
+def flag(name: str, value: object) -> None:
+    """True or False, numpy's too.
+
+    >>> flag("debug", 1)
+    Traceback (most recent call last):
+    specflow.errors.DecodeError: debug is not a bool: received 1; say True or False.
+    """
+    if not isinstance(value, bool | numpy.bool_):
+        raise DecodeError(name, f"{name} is not a bool", shown(value), "say True or False")
 
 
 def a(kind: type, remedy: str) -> Check:

@@ -51,12 +51,12 @@ def text_of(tokens: object) -> Tokens:
     return text
 
 
-def reading_of(tokens: object, last: object) -> Tokens:
-    """The text of a reading, after whose `last` prefixes logits are asked for: 1 ≤ last ≤ its length."""
+def reading_of(tokens: object, last: int) -> tuple[Tokens, int]:
+    """The text of a reading, and after how many of its last prefixes rows are asked for: 1 ≤ last ≤ its length."""
     text = text_of(tokens)
     if type(last) is not int or not 1 <= last <= len(text):
         whole(1, "ask for at least one row", len(text))("last", last)
-    return text
+    return text, int(last)
 
 
 def stops_of(name: str, ids: object) -> frozenset[int]:

@@ -35,6 +35,15 @@ class HeadDrafter:
     same with a model.
 
     It ends where the head or the target can go no further, and says nothing of a text of one token.
+
+    >>> from specflow.heads import Jump, Vocabulary
+    >>> from specflow.testing import TableModel
+    >>> from torch.nn import Embedding, Linear
+    >>> head = Jump(4, Vocabulary(5, 5), (0,), Embedding(5, 4), Linear(4, 5, bias=False)).double()
+    >>> from specflow import Dice, Fixed, GreedyProcessor, start
+    >>> drafter = HeadDrafter(HeadPredictor(head, TableModel(5, width=4)), GreedyProcessor(), Dice())
+    >>> len(Fixed(3)(drafter((0, 4)), start((0, 4), 9).unwrap())[0])
+    3
     """
 
     predictor: HeadPredictor = field(validator=_is_predictor)
@@ -76,6 +85,14 @@ class HeadTree:
     Of heads that do not look at drafts (`Medusa`) the tree is that part of the cartesian product of their guesses.
     The drafts are certain: they are exact under every law of the target.
     Source: Li et al. 2406.16858, section 4 (expansion and reranking); Cai et al. 2401.10774, section 2.1.2.
+
+    >>> from specflow.heads import Jump, Vocabulary
+    >>> from specflow.testing import TableModel
+    >>> from torch.nn import Embedding, Linear
+    >>> head = Jump(4, Vocabulary(5, 5), (0,), Embedding(5, 4), Linear(4, 5, bias=False)).double()
+    >>> drafts = [*HeadTree(HeadPredictor(head, TableModel(5, width=4)), beam=2, depth=2)((0, 4))]
+    >>> len(drafts), max(drafts, key=lambda draft: draft.chance) is drafts[0]
+    (6, True)
     """
 
     predictor: HeadPredictor = field(validator=_is_predictor)

@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.nn import Embedding, Linear, Module, ModuleList
 
 from specflow.caches import KVCache, Past
-from specflow.guards.checks import MOST, a, valid, whole
+from specflow.guards.checks import MOST, a, flag, valid, whole
 from specflow.heads.head import Vocabulary, check_parts
 from specflow.heads.layer import Caching, Layer, Norm, Shape
 
-_flag = valid(a(bool, "say True or False"))
+_flag = valid(flag)
 
 
 @final
@@ -108,6 +108,7 @@ class Eagle3(Module):
         check_parts(vocabulary, reads, embed_tokens=embed_tokens, lm_head=lm_head)
         _check_layers(shape, depth, bias)
         whole(1, "give how many numbers it reads at a token", MOST)("width", width)
+        depth, width = int(depth), int(width)
         a(Norms, "give Norms()")("norms", norms)
         super().__init__()
         self.vocabulary, self.reads, self.width = vocabulary, reads, width
@@ -158,7 +159,7 @@ class Eagle3(Module):
 def _check_layers(shape: object, depth: object, bias: object) -> None:
     a(Shape, "give Shape(hidden, inner, heads, kv_heads, size)")("shape", shape)
     whole(1, "give one layer at least", MOST)("depth", depth)
-    a(bool, "say True or False")("bias", bias)
+    flag("bias", bias)
 
 
 def _own(layers: ModuleList) -> list[Layer]:

@@ -36,6 +36,7 @@ class Jump(Module):
     ) -> None:
         check_parts(vocabulary, reads, embed_tokens=embed_tokens, lm_head=lm_head)
         whole(1, "give how many numbers the target holds", MOST)("hidden", hidden)
+        hidden = int(hidden)
         a(Embedding, "give a table of tokens")("embed_tokens", embed_tokens)
         super().__init__()
         self.vocabulary, self.reads, self.width = vocabulary, reads, len(reads) * hidden

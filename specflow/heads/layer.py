@@ -19,12 +19,12 @@ from typing_extensions import override
 
 from specflow.caches import KVCache, Past
 from specflow.errors import DecodeError
-from specflow.guards.checks import MOST, a, number, shown, valid, whole
+from specflow.guards.checks import MOST, a, flag, number, shown, valid, whole
 from specflow.predictors.reader import STATIC_ROTARY
 
 _size = valid(whole(1, "give a size", MOST))
 _small = number("epsilon is not between 0 and 1", "give 1e-6", lambda epsilon: 0 < epsilon < 1)
-_flag = valid(a(bool, "say True or False"))
+_flag = valid(flag)
 
 
 @final

@@ -48,6 +48,7 @@ class Medusa(Module):
         for name, size in (("hidden", hidden), ("heads", heads), ("says", says)):
             whole(1, "give 1 or more", MOST)(name, size)
         whole(0, "give 0 or more", MOST)("blocks", blocks)
+        hidden, heads, blocks, says = map(int, (hidden, heads, blocks, says))
         super().__init__()
         self.vocabulary, self.reads, self.width = vocabulary, reads, hidden
         self.looks_back, self.ahead = False, heads

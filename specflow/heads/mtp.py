@@ -16,7 +16,7 @@ from torch.nn import Embedding, Linear, Module
 from transformers import DynamicCache
 
 from specflow.caches import Past
-from specflow.guards.checks import MOST, a, calls, whole
+from specflow.guards.checks import MOST, a, calls, flag, whole
 from specflow.heads.head import Vocabulary, check_parts
 
 
@@ -43,8 +43,9 @@ class MTP(Module):
     ) -> None:
         check_parts(vocabulary, reads, embed_tokens=embed_tokens, lm_head=lm_head, layer=layer, rotary=rotary)
         whole(1, "give how many numbers the target holds", MOST)("hidden", hidden)
+        hidden = int(hidden)
         calls("what makes norms", "give a function of nothing")("norm", norm)
-        a(bool, "say True or False")("recycles_normed", recycles_normed)
+        flag("recycles_normed", recycles_normed)
         norms = [norm(), norm(), norm()]
         for made in norms:
             a(Module, "return a module from it")("norm", made)

@@ -79,6 +79,13 @@ class HeadPredictor:
 
     `DecodeError` for a text of one token, where there is nothing to read, for ids that the head has no embedding for,
     for more drafts in a row than it can make, and for a target whose features are not rows [last, width].
+
+    >>> from specflow.heads import Jump, Vocabulary
+    >>> from specflow.testing import TableModel
+    >>> from torch.nn import Embedding, Linear
+    >>> head = Jump(4, Vocabulary(5, 5), (0,), Embedding(5, 4), Linear(4, 5, bias=False)).double()
+    >>> HeadPredictor(head, TableModel(5, width=4))((0, 4), ()).shape
+    torch.Size([1, 5])
     """
 
     head: Head = field(validator=valid(_is_head))
@@ -138,7 +145,7 @@ class HeadPredictor:
                     states = self._drafted(memo, tuple(zip(drafted, parents, strict=True)))
                     self._kept.insert(0, memo)
                     del self._kept[int(self.memos) :]
-                    return self.head.say(states[-last:], below[-last:])
+                    return self.head.say(states[-int(last) :], below[-int(last) :])
 
     def forget(self) -> None:
         """Forget all that was read, after a change of the head's weights."""

@@ -66,6 +66,15 @@ class Generate:
     `DecodeError`, before a token, for what cannot be honoured, by name: beams, scores and states in the output,
     guidance by a model, assistants, inputs other than ids, caches of the caller's, in a batch also processors and
     criteria of which there is no sound copy.
+
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> sizes = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
+    >>> model = LlamaForCausalLM(LlamaConfig(vocab_size=16, **sizes)).double().eval()
+    >>> from specflow import SuffixDrafter
+    >>> ids, asked = torch.tensor([[3, 4]]), dict(max_new_tokens=6, do_sample=False)
+    >>> ours = model.generate(ids, custom_generate=Generate(SuffixDrafter()), **asked)
+    >>> torch.equal(ours, model.generate(ids, **asked))
+    True
     """
 
     drafter: Drafter | None = field(

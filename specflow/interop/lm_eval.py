@@ -99,7 +99,7 @@ class SpecflowLM(TemplateLM):
         super().__init__()
         self.tokenizer, self.max_length = tokenizer, limits.context or USUAL_CONTEXT
         self._eos = tokenizer.eos_token_id
-        self._target, self._compose, self._slots = target, compose, slots
+        self._target, self._compose, self._slots = target, compose, int(slots)
         self._stop = stops_of("stop", stop) | {self._eos}
 
     @property

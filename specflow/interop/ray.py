@@ -52,7 +52,7 @@ class Decode:
         whole(1, "decode one row at a time at least")("slots", slots)
         a(str, "give the name of a column")("prompt", prompt)
         a(str, "give the name of a column")("name", name)
-        self._slots, self._prompt, self._name = slots, prompt, name
+        self._slots, self._prompt, self._name = int(slots), prompt, name
         self._decode = build()
         calls("a decoder", "return a function of (id, prompt)")("build", self._decode)
 

@@ -40,6 +40,18 @@ def stream(step: Step, state: DecodeState, streamer: Streamer) -> Finished:
 
     Whatever happens, an error or Ctrl-C, the streamer is ended once. With an asynchronous streamer, run it in a thread:
     `asyncio.to_thread(stream, step, state, streamer)`.
+
+    >>> from specflow import start
+    >>> class Printing:  # in real life a TextStreamer
+    ...     def put(self, value): print(value.tolist())
+    ...     def end(self): print("the end")
+    >>> counting = lambda state: DecodeState(state.request, (*state.tokens, len(state.tokens)))
+    >>> stream(counting, start([0], 2).unwrap(), Printing()).state.tokens
+    [[0]]
+    [1]
+    [2]
+    the end
+    (0, 1, 2)
     """
     growing = grow(step, state)
     does("a streamer", "give a TextStreamer, or anything with put and end", "put", "end")("streamer", streamer)
@@ -111,6 +123,12 @@ def stops(criteria: Sequence[Callable[..., object]]) -> Callable[[DecodeState], 
 
     Criteria see the ids [1, n] after each committed token, in order, and no scores (None, as in `generate`); so a
     criterion with a state sees exactly the committed prefixes, each once. They are for one text.
+
+    >>> from transformers import MaxLengthCriteria
+    >>> from specflow import start
+    >>> is_over = stops([MaxLengthCriteria(3)])
+    >>> [is_over(start(ids, 9).unwrap()) for ids in ([1, 2], [1, 2, 3])]
+    [False, True]
     """
     return condition(criteria, (), torch.device("cpu"))
 

@@ -73,7 +73,7 @@ class _Weighed:
             chance = PRIOR * max(0.0, self._left[parent])
         else:
             _is_chance("chance", draft.chance)
-            chance = min(max(draft.chance, 0.0), 1.0)
+            chance = min(max(float(draft.chance), 0.0), 1.0)  # numpy's in a pace would be no number of ours
         self._left[parent] -= chance
         self._left[n - 1] = chance
         self.drafts.append(draft)

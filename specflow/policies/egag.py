@@ -68,7 +68,8 @@ class EGAG:
         gamma = self._within(floor((1 - doubt) * self.gamma_max))
         match state.pace:
             case EGAGPace(before) if are_numbers(state.pace):
-                mean = self.ema_beta * self._within(before) + (1 - self.ema_beta) * gamma
+                beta = float(self.ema_beta)  # numpy's would make a mean that the next step takes for no number
+                mean = beta * self._within(before) + (1 - beta) * gamma
             case _:
                 mean = float(gamma)
         return (first, *islice(stream, round(mean) - 1)), EGAGPace(mean)

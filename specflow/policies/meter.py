@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from math import isfinite
 from statistics import median_low
 from threading import Lock
 from time import perf_counter
@@ -17,8 +16,7 @@ from numpy import interp
 from torch import Tensor
 from torch.nn import Module
 
-from specflow.errors import DecodeError
-from specflow.guards.checks import MOST, a, calls, number, shown, valid, whole
+from specflow.guards.checks import MOST, a, calls, number, valid, whole
 from specflow.prefix import TEXTS, common_prefix
 from specflow.state import Predictor, Proposal, Tokens
 
@@ -53,6 +51,7 @@ class Durations:
         return len(self._seconds)
 
 
+_tells_time = number("the clock tells no finite number", "give a function of seconds, such as time.perf_counter")
 _is_moment = number("the moment is not a finite number", "give what `now` returned")
 _is_length = whole(1, "give the number of tokens that were read", MOST)
 _is_duration = number("the duration is not a finite number", "give seconds")
@@ -108,11 +107,9 @@ class CostMeter:
 
     def now(self) -> float:
         """What the clock says."""
-        seconds: object = self.clock()
-        if not isinstance(seconds, int | float) or not isfinite(seconds):
-            remedy = "give a function that returns seconds, such as time.perf_counter"
-            raise DecodeError("clock", "the clock tells no finite number", shown(seconds), remedy)
-        return seconds
+        seconds = self.clock()
+        _tells_time("clock", seconds)
+        return float(seconds)
 
     def since(self, began: float) -> float:
         """The seconds since then, from `TICK` to `AGES`."""

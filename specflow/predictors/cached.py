@@ -158,7 +158,7 @@ class CachedPredictor:
         again: after a step all but the step's last token. `DecodeError` where no `features` were asked for, and as in a
         call.
         """
-        tokens = reading_of(tokens, last)
+        tokens, last = reading_of(tokens, last)
         asked_for(self.shown)
         with self._reader.guard:
             self._meet()
@@ -178,6 +178,7 @@ class CachedPredictor:
         """
         tokens = text_of(tokens)
         whole(1, "read one token ahead at least", most=2**31)("most", most)
+        most = int(most)
         calls("a choice of a token", "give a function of logits and a position")("choose", choose)
         with self._reader.guard:
             self._meet()

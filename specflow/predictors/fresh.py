@@ -26,6 +26,11 @@ class UncachedPredictor:
     """A model without a memo: it reads the whole text each time. The same function as `CachedPredictor`, slower.
 
     It remembers nothing, so that threads may share it, one pass at a time. `DecodeError` as in `CachedPredictor`.
+
+    >>> from transformers import GPT2Config, GPT2LMHeadModel
+    >>> model = GPT2LMHeadModel(GPT2Config(vocab_size=32, n_positions=64, n_embd=8, n_layer=1, n_head=2))
+    >>> UncachedPredictor(model)((5, 6), ()).shape
+    torch.Size([1, 32])
     """
 
     model: Module
@@ -49,7 +54,7 @@ class UncachedPredictor:
 
     def features(self, tokens: Tokens, last: int, /) -> Tensor:
         """What the chosen layers held at each of the last `last` tokens of a text: [last, F]."""
-        tokens = reading_of(tokens, last)
+        tokens, last = reading_of(tokens, last)
         asked_for(self.shown)
         return self._in_parts(tokens, last, self._trials.features_afresh)
 

@@ -83,7 +83,7 @@ class Reader:
         whole = getattr(model, "_orig_mod", model)
         inner = cast(Module, getattr(whole, "get_base_model", lambda: whole)())
         names = inspect.signature(inner.forward).parameters
-        if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        if getattr(getattr(model, "config", None), "is_encoder_decoder", None) is True:
             happened, remedy = "the model is an encoder-decoder", "give a decoder-only model"
             raise DecodeError("model", happened, type(inner).__name__, remedy)
         with _GUARDING:

@@ -72,6 +72,7 @@ def record(
     or_none(whole(-sys.maxsize, "give a whole number, or None"))("seed", seed)
     whole(1, "keep one token of a row at least", MOST)("kept", kept)
     each(whole(1, "give numbers of tokens", MOST))("lengths", lengths)
+    kept, lengths = int(kept), tuple(map(int, lengths))
     if 1 not in lengths:
         raise DecodeError("lengths", "passes over one token are not timed", shown(lengths), "time them, too")
     or_none(a(Recording, "give what was recorded, or None"))("onto", onto)

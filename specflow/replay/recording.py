@@ -72,6 +72,7 @@ class Costs:
     def of(self, k: int) -> float:
         """The seconds of a pass over k ≥ 1 tokens: on the line between its neighbours, or through the last two."""
         whole(1, "ask for one token or more", MOST)("k", k)
+        k = int(k)
         if k > self.lengths[-1] and len(self.lengths) > 1:
             (a, b), (from_a, from_b) = self.lengths[-2:], self.seconds[-2:]
             return max(from_b, from_b + (from_b - from_a) / (b - a) * (k - b))

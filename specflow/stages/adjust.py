@@ -49,6 +49,15 @@ class LossySkipAdjustment:
 
     Lossy: with p in place of the residual the text no longer has the target's law; a token that was refused once gets
     a second chance. Greedy decoding is not affected, since p is a point mass there.
+
+    >>> from specflow import Dice, GreedyProcessor, chain, start
+    >>> from specflow.stages import Reject, Verify
+    >>> from specflow.state import Drafted
+    >>> from specflow.testing import TableModel
+    >>> drafted = Drafted(start((0,), 9).unwrap(), chain((4, 3)))
+    >>> verified = Verify(TableModel(5, seed=1), GreedyProcessor(), Reject(Dice()))(drafted)
+    >>> LossySkipAdjustment(Dice())(verified).value.tokens
+    (4, 2)
     """
 
     rng: Sampling = field(validator=is_sampling)

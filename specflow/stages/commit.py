@@ -14,6 +14,15 @@ def commit(adjusted: Adjusted) -> Committed:
 
     A stop beats the limit where both fall on one token. Drafts after the cut, or in other branches than the
     one that is cut, are neither drafted nor accepted: the statistics are those of a decode that ended there.
+
+    >>> from specflow import Dice, GreedyProcessor, Match, chain, start
+    >>> from specflow.stages import Verify
+    >>> from specflow.testing import TableModel
+    >>> verify = Verify(TableModel(5, seed=1), GreedyProcessor(), Match(Dice()))
+    >>> verified = verify(Drafted(start((0,), 9, stop=(4,)).unwrap(), chain((4, 2))))
+    >>> committed = commit(Adjusted(verified, bonus=None))
+    >>> committed.tokens, committed.reason.value
+    ((4,), 'stop token')
     """
     an_adjustment("adjusted", adjusted)
     drafted = adjusted.verified.drafted
@@ -31,7 +40,16 @@ def commit(adjusted: Adjusted) -> Committed:
 
 
 def advance(committed: Committed) -> DecodeState | Finished:
-    """The next state, or the end of the text."""
+    """The next state, or the end of the text.
+
+    >>> from specflow import Dice, GreedyProcessor, Match, chain, start
+    >>> from specflow.stages import Verify
+    >>> from specflow.testing import TableModel
+    >>> verify = Verify(TableModel(5, seed=1), GreedyProcessor(), Match(Dice()))
+    >>> verified = verify(Drafted(start((0,), 9).unwrap(), chain((4, 3))))
+    >>> advance(commit(Adjusted(verified, bonus=2))).tokens
+    (0, 4, 2)
+    """
     a_commitment("committed", committed)
     return committed.state if committed.reason is None else Finished(committed.state, committed.reason)
 

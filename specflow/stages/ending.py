@@ -56,6 +56,16 @@ def ending(
 
     `after` are stages that learn from what was committed or forget what was not, in order. If `observe` raises, the
     step has not happened: no text, nothing learned. `DecodeError` for what is not a condition, observer or stage.
+
+    >>> from specflow import Dice, GreedyProcessor, Match, chain, start
+    >>> from specflow.stages import Adjust, Verify
+    >>> from specflow.testing import TableModel
+    >>> from specflow.state import Drafted
+    >>> verify = Verify(TableModel(5, seed=1), GreedyProcessor(), Match(Dice()))
+    >>> verified = verify(Drafted(start((0,), 9).unwrap(), chain((4, 3))))
+    >>> end = ending(until=lambda state: state.tokens[-1] == 4)
+    >>> verified.then(Adjust(Dice())).then(end).reason.value
+    'stop condition'
     """
     _is_observer("observe", observe)
     for stage in after:

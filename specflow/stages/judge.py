@@ -47,7 +47,17 @@ class Judge(Generic[S]):
 @final
 @frozen
 class LossyJudge(Generic[S]):
-    """`Judge` by a rule under which the text does not have the target's law."""
+    """`Judge` by a rule under which the text does not have the target's law.
+
+    >>> from specflow import Dice, GreedyProcessor, chain, start
+    >>> from specflow.stages import LossyTypical, Score
+    >>> from specflow.state import Drafted
+    >>> from specflow.testing import TableModel
+    >>> drafted = Drafted(start((0,), 9).unwrap(), chain((4, 3)))
+    >>> scored = Score(TableModel(5, seed=1), GreedyProcessor())(drafted)
+    >>> LossyJudge(LossyTypical(Dice()))(scored).value.tokens
+    (4,)
+    """
 
     rule: LossyRule[S] = field(validator=_is_rule)
 

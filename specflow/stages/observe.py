@@ -75,7 +75,7 @@ class Show:
         if kept > verified.accepted:
             refused = bool(verified.drafted.children(verified.path[-1] if verified.path else TEXT))
             kind = "corrected" if refused else "bonus" if gamma else "drawn"
-            yield Text(f"  {kind:<12}{self._named(committed.tokens[-1:])}", "cyan")
+            yield Text(f"  {kind:<12}{self._named(committed.tokens[-1])}", "cyan")
 
     def _drafts(self, committed: Committed) -> Iterator[Text]:
         scored = committed.adjusted.verified.scored
@@ -85,12 +85,20 @@ class Show:
             q, p = _probability(proposal.q, proposal.token), _probability(law, proposal.token)
             ratio = "?" if q is None or p is None else f"{p / q:.3g}" if q > 0 else "∞"
             odds = f"q {'?' if q is None else f'{q:.3g}'}  p/q {ratio}"
-            named = self._named((proposal.token,))
+            named = self._named(proposal.token)
             yield Text(f"  {fate.value:<12}{named}  {odds}  {proposal.source}", STYLES[fate])
 
-    def _named(self, tokens: Tokens) -> str:
-        text = "" if self.tokenizer is None else f" {self.tokenizer.decode(list(tokens))!r}"
-        return " ".join(map(str, tokens)) + text
+    def _named(self, token: int) -> str:
+        text = decoded(self.tokenizer, (token,))
+        return str(token) if text is None else f"{token} {text!r}"
+
+
+def decoded(tokenizer: Tokenizer | None, tokens: Tokens) -> str | list[str] | None:
+    """The text of ids that are shown; None without a tokenizer, and for ids that it does not know, as drafts may be."""
+    try:
+        return None if tokenizer is None else tokenizer.decode(list(tokens))
+    except Exception:  # somebody else's: it may raise anything, and a text that is shown is no reason to end one
+        return None
 
 
 def _probability(law: Distribution | None, token: int) -> float | None:

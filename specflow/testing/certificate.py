@@ -256,6 +256,12 @@ def certify_seed(compose: Callable[[World], Step], *, cases: Iterable[Case] = SE
     is here, and the stages know nothing else about it. And noise at different positions is independent, so the target's
     draws have the target's law: argmax(log p + g) has the law p. How often drafts are accepted does differ between the
     two kinds of noise.
+
+    >>> from specflow import Fixed, LLMDrafter, seed_coupled_step
+    >>> def coupled(world: World) -> Step:
+    ...     drafter = LLMDrafter(world.drafter, world.processor, world.noise)
+    ...     return seed_coupled_step(drafter, world.target, world.processor, world.noise, Fixed(2))
+    >>> certify_seed(coupled, cases=SEEDED_CASES[1:2])
     """
     for case in cases_of(cases, compose):
 
@@ -276,6 +282,11 @@ def same_law(
 
     `certify` compares texts. Use this for anything else that a decode leaves behind: what a storage has learned, how
     many drafts were accepted, the text after an interruption.
+
+    >>> from specflow import autoregressive_step
+    >>> def decoded(world: World) -> Ending:
+    ...     return Ending.of(run(autoregressive_step(world.target, world.processor, world.rng), world.start))
+    >>> same_law(decoded, lambda world: autoregressive(world, world.rng), CASES[:1])
     """
     for case in cases_of(cases, program, "program"):
         compared(case, case.law(program), case.law(reference))

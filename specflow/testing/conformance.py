@@ -127,6 +127,7 @@ def conformance(
     for name, one in (("predictor", predictor), ("fresh", fresh)):
         calls("a predictor", "give a function of (text, drafts)")(name, one)
     _check(vocab_size, tolerance, seed, steps, longest)
+    vocab_size, longest = int(vocab_size), int(longest)
     often = ids_of("often", often)
     or_none(calls("a pruner", "give a function of tokens, or None"))("prune", prune)
     rows, largest, divergences = 0, 0.0, []
@@ -214,6 +215,7 @@ def fresh_passes(model: Module, vocab_size: int, *, longest: int = 64, tolerance
     """
     _check_model(model)
     _check(vocab_size, tolerance, longest=longest)
+    vocab_size, longest = int(vocab_size), int(longest)
     known = vocabulary_of(model)
     if known is not None and vocab_size > known:
         happened = f"the model reads only {known} ids"

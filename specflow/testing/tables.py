@@ -62,7 +62,7 @@ class TableModel:
         >>> torch.equal(model.features((0, 2), 2)[0], model.features((0,), 1)[0])
         True
         """
-        tokens = reading_of(tokens, last)
+        tokens, last = reading_of(tokens, last)
         ends = range(len(tokens) - last + 1, len(tokens) + 1)
         return torch.tensor([self._held(tokens[:end]) for end in ends], dtype=torch.float64, device="cpu")
 

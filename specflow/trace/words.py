@@ -18,14 +18,27 @@ from specflow.vocabulary.spelling import Tokenizer as Spelled
 def words_of(tokenizer: Tokenizer, ids: Iterable[int]) -> dict[int, bytes]:
     """The bytes that each of the tokens stands for, b"" for one outside the vocabulary.
 
-    Where a tokenizer's tokens do not spell what it reads, they are what it decodes them to, one by one. `DecodeError`
-    where it cannot.
+    Where a tokenizer's tokens do not spell what it reads, they are what it decodes them to, one by one. What it does
+    not know, as drafts may be, has no word; `DecodeError` where nothing has one.
     """
     try:
         spelling = Spelling.of(cast(Spelled, tokenizer))
     except DecodeError:
-        return {i: _decoded(tokenizer, i) for i in sorted(ids)}
+        return _one_by_one(tokenizer, sorted(ids))
     return {i: spelling.bytes_of((i,)) for i in sorted(ids)}
+
+
+def _one_by_one(tokenizer: Tokenizer, ids: Sequence[int]) -> dict[int, bytes]:
+    words: dict[int, bytes] = {}
+    refused: DecodeError | None = None
+    for i in ids:
+        try:
+            words[i] = _decoded(tokenizer, i)
+        except DecodeError as error:
+            refused = error
+    if refused is not None and not words:
+        raise refused
+    return words
 
 
 def _decoded(tokenizer: Tokenizer, token: int) -> bytes:

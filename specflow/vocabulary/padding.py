@@ -68,4 +68,5 @@ def fit(logits: Tensor, vocab_size: int) -> Tensor:
     if not is_floats(logits) or logits.ndim == 0:
         raise DecodeError("logits", "logits are not floats", described(logits), "give logits [..., V]")
     _is_size("vocab_size", vocab_size)
-    return F.pad(logits[..., :vocab_size], (0, max(0, vocab_size - logits.shape[-1])), value=-inf)
+    missing = max(0, int(vocab_size) - logits.shape[-1])
+    return F.pad(logits[..., :vocab_size], (0, missing), value=-inf)

@@ -9,7 +9,7 @@ from typing import Final, Protocol, final
 from attrs import field, frozen
 
 from specflow.errors import DecodeError, said
-from specflow.guards.checks import a, calls, does, or_none, shown, valid, whole
+from specflow.guards.checks import a, calls, does, or_none, own, shown, valid, whole
 from specflow.guards.ids import Tokens, ids_of
 
 SAMPLE: Final = 32
@@ -83,6 +83,7 @@ class Spelling:
         remedy = "give a tokenizer of transformers, or Spelling(tokens, encode)"
         does("a tokenizer", remedy, "__len__", "convert_ids_to_tokens", "encode")("tokenizer", tokenizer)
         or_none(whole(1, "give the number of tokens that the model knows", 2**24))("vocab_size", vocab_size)
+        vocab_size = own(vocab_size)
         try:
             size = len(tokenizer)
             names: list[object] = [tokenizer.convert_ids_to_tokens(i) for i in range(min(size, vocab_size or size))]

@@ -56,6 +56,9 @@ class DynamicCache(Cache):
 class StaticCache(Cache):
     def __init__(self, config: PreTrainedConfig, max_cache_len: int, offloading: bool = False) -> None: ...
 
+class EncoderDecoderCache(Cache):
+    def __init__(self, *caches: Cache) -> None: ...
+
 class QuantizedCache(Cache):
     def __init__(
         self,

@@ -51,6 +51,13 @@ class GuessingNGramDrafter:
     """`NGramDrafter` that never ends: where the storage knows nothing it proposes the storage's random token.
 
     The spec's default. A guess is right once in a vocabulary and costs the target a position, so prefer `NGramDrafter`.
+
+    >>> from itertools import islice
+    >>> from specflow.drafters import NGramStorage
+    >>> storage = NGramStorage(2, vocab_size=9)
+    >>> storage.initialize([5, 6])
+    >>> [len([*islice(drafter(storage)((5,)), 4)]) for drafter in (NGramDrafter, GuessingNGramDrafter)]
+    [1, 4]
     """
 
     storage: INgramStorage = field(validator=_is_storage)

@@ -245,6 +245,7 @@ class _CountingStorage(INgramStorage):
         ]
         whole_text = _text("tokens", tokens)
         _check_reach(len(whole_text), start, len(lessons))
+        start = int(start)
         skipped = max(0, start - self.n + 1)  # the last n - 1 tokens before each follower are all that is looked at
         text = plain("tokens", whole_text[skipped : start + len(lessons)])
         with self._writing:

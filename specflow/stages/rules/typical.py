@@ -28,6 +28,15 @@ class LossyTypical:
     user's sampler is judged by sample-and-match.
     Source: Cai et al. 2401.10774, section 2.3.1; ε and α are those of its code. They choose the token in front of the
     drafts greedily; here it is drawn from p.
+
+    >>> from specflow import Dice, GreedyProcessor, chain, start
+    >>> from specflow.stages import Score
+    >>> from specflow.state import Drafted
+    >>> from specflow.testing import TableModel
+    >>> drafted = Drafted(start((0,), 9).unwrap(), chain((4, 3)))
+    >>> scored = Score(TableModel(5, seed=1), GreedyProcessor())(drafted)
+    >>> LossyTypical(Dice())(scored).value.path
+    (0,)
     """
 
     rng: Sampling = field(validator=is_sampling)
