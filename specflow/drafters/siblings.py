@@ -14,7 +14,7 @@ from specflow.distribution import Categorical, Distribution, PointMass
 from specflow.errors import DecodeError
 from specflow.processors import Processor
 from specflow.randomness import Sampling, drawn, q_of
-from specflow.state import TEXT, Proposal, Tokens
+from specflow.state import BEFORE, TEXT, Proposal, Tokens
 
 
 def drawn_tree(
@@ -30,8 +30,8 @@ def drawn_tree(
     so on; deeper, one after each. At most so many `levels`; None for no end.
 
     `rows(drafts, last)` are the logits [last, V] after the last of some drafts, or after the text where there are none;
-    each law is made of them by the processor, and is the q of its drafts. Where it says that nothing can follow, nothing
-    is drafted.
+    each law is made of them by the processor, and is the q of its drafts. Where it says that nothing can follow,
+    nothing does. The only draft that can follow the one before it says so, as those of a chain do: it may end a stream.
     """
     drafted: list[Proposal] = []
     level: Sequence[int] = (TEXT,)
@@ -40,11 +40,12 @@ def drawn_tree(
         if not level or (levels is not None and depth >= levels):
             return
         first = len(drafted)
+        is_chain = len(level) == width == 1
         for here, row in zip(level, rows(tuple(drafted), len(level)), strict=True):
             before = texts[here]
             for token, q in siblings(processor, before, row, rng, width):
                 texts[len(drafted)] = (*before, token)
-                drafted.append(Proposal(token, q, here, source, logits=row))
+                drafted.append(Proposal(token, q, BEFORE if is_chain else here, source, logits=row))
                 yield drafted[-1]
         level = range(first, len(drafted))
 
