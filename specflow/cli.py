@@ -690,9 +690,7 @@ def _stream(step: Step, state: DecodeState, loaded: Loaded) -> tuple[int, Decode
     return code, end
 
 
-def _tell(
-    step: Step, state: DecodeState, loaded: Loaded, seed: int | None
-) -> tuple[int, DecodeState | Finished]:
+def _tell(step: Step, state: DecodeState, loaded: Loaded, seed: int | None) -> tuple[int, DecodeState | Finished]:
     """Print the text and its accounting as one JSON object once it is whole, also when interrupted."""
     end: DecodeState | Finished = state
     with suppress(KeyboardInterrupt):

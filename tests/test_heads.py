@@ -56,6 +56,7 @@ from specflow import (
 )
 from specflow.batch import BatchPredictor, together
 from specflow.caches import Past
+from specflow.catalogue import Drafting, step_of
 from specflow.constraints import Constrained, CutForbidden, Forced, Grammar
 from specflow.distribution import Distribution
 from specflow.drafters import propose_nothing
@@ -63,7 +64,7 @@ from specflow.heads import Eagle3, HeadDrafter, HeadPredictor, HeadTree, Medusa,
 from specflow.heads.layer import Caching, Shape
 from specflow.prefix import common_prefix
 from specflow.processors import Processor
-from specflow.stages import Adjust, Block, Draft, Verify, ending
+from specflow.stages import Block, Draft
 from specflow.state import Rule, parents_of
 from specflow.steps import constrained_step
 from specflow.testing import CASES, SEEDED_CASES, Branch, Ending, World, certify, certify_seed, exact_law
@@ -517,9 +518,7 @@ def test_a_seed_has_one_text_whatever_a_head_drafts(kind: str, drafter: str) -> 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("widths", [(), (2, 1)], ids=["chain", "tree"])
 @pytest.mark.parametrize("processor", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
-def test_a_head_drafts_under_a_grammar_up_to_its_end(
-    kind: str, widths: tuple[int, ...], processor: Processor
-) -> None:
+def test_a_head_drafts_under_a_grammar_up_to_its_end(kind: str, widths: tuple[int, ...], processor: Processor) -> None:
     """Some heads do not know all tokens, and none knows where the text ends."""
     grammar = Grammar.regex("(a|bc){1,2}", (b"a", b"b", b"c", b""), stop=(3,))
     table = TableModel(4, seed=6)
@@ -556,10 +555,11 @@ def test_forced_tokens_before_a_heads_drafts_are_not_read_for_it(tmp_path: Path)
         fed.clear()
         answer, dice, cached = grammar.after(TEXTS[0]), Dice(), CachedPredictor(model, features=head.reads)
         drafter = combined(Forced(answer), HeadDrafter(HeadPredictor(head, cached), Constrained(GREEDY, answer), dice))
-        draft, cut, adjust, end = Draft(drafter, Fixed(6)), CutForbidden(answer), Adjust(dice), ending(answer.is_over)
-        verify = Verify(cached, Constrained(GREEDY, answer), Reject(dice))
-        state = start(TEXTS[0], 30).unwrap()
-        finished = run(lambda state: state.then(draft).then(cut).then(verify).then(adjust).then(end), state)
+        step = step_of(
+            Drafting(drafter), Fixed(6), cached, Constrained(GREEDY, answer), dice, Reject(dice),
+            until=answer.is_over, cut=CutForbidden(answer),
+        )  # fmt: skip
+        finished = run(step, start(TEXTS[0], 30).unwrap())
         passes.append(len(fed) - finished.state.tally.steps)
         texts.append(finished.state.output)
     assert texts[0] == texts[1]
