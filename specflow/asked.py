@@ -55,7 +55,7 @@ def laws_of(processor: Processor, tokens: Tokens, logits: Tensor) -> Laws:
 
 
 def law_after(processor: Processor, tokens: Tokens, row: Tensor) -> Distribution | None:
-    """The law of the token after a text, made of logits `row` [V]; None where the processor says that none can follow."""
+    """The law of the token after a text, made of logits `row` [V]; None where the processor lets none follow."""
     try:
         return laws_of(processor, tokens, row[None])[0]
     except DeadEndError:
