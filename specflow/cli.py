@@ -426,8 +426,12 @@ def _answer(steps: _Steps) -> int:
     grammar = _grammar(args, loaded)
     step = steps.over(loaded, grammar, _reading(args, state), partial(CachedPredictor))(state, args.seed, None)
     code, end = _stream(step, state, loaded) if not args.json else _tell(step, state, loaded, args.seed)
-    is_cut = isinstance(end, Finished) and end.reason is Reason.LIMIT
-    if grammar is not None and is_cut and not grammar.after(state.tokens).is_complete(end.state):
+    if (
+        grammar is not None
+        and isinstance(end, Finished)
+        and end.reason is Reason.LIMIT
+        and not grammar.after(state.tokens).is_complete(end.state)
+    ):
         print("specflow: the answer is the beginning of one; give it more with --max-new-tokens", file=sys.stderr)
     return code
 
