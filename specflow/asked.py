@@ -12,7 +12,7 @@ from attrs import evolve
 from torch import Tensor
 
 from specflow.distribution import BlackBox, Categorical, Distribution, Origin, PointMass, flaw, no_law
-from specflow.errors import DecodeError
+from specflow.errors import DeadEndError, DecodeError
 from specflow.guards.checks import described, is_floats, is_id, named, shown
 from specflow.guards.finite import is_near
 from specflow.laws import Laws, Lazily
@@ -56,6 +56,14 @@ def laws_of(processor: Processor, tokens: Tokens, logits: Tensor) -> Laws:
     once.
     """
     return _seen(processor.laws(tokens, logits), processor, len(tokens), logits)
+
+
+def law_after(processor: Processor, tokens: Tokens, row: Tensor) -> Distribution | None:
+    """The law of the token after a text, made of logits `row` [V]; None where the processor lets none follow."""
+    try:
+        return laws_of(processor, tokens, row[None])[0]
+    except DeadEndError:
+        return None
 
 
 def _seen(laws: Laws, processor: Processor, end: int, logits: Tensor) -> Laws:

@@ -55,7 +55,7 @@ from specflow.commands import (
 )
 from specflow.constraints import Constrained, CutForbidden, Forced, Grammar
 from specflow.corpus import Answer, Id, Progress, Row, answer_all, answers_in, read_rows, summary
-from specflow.drafters import Bigrams, then
+from specflow.drafters import Bigrams, first_of, then
 from specflow.errors import DecodeError, said, unwrap
 from specflow.guards.checks import or_none, shown, whole
 from specflow.heads import HeadPredictor, load_head
@@ -408,7 +408,9 @@ class _Steps:
             over: Condition = until
             cut: Callable[[Drafted], Drafted] = all_drafts
             if answer is not None:
-                drafting = evolve(drafting, drafter=then(Forced(answer), drafting.drafter))
+                # A head reads what the target holds, of forced drafts too: that would be a pass of its own.
+                before = first_of if DRAFTERS[self.drafts].headed else then
+                drafting = evolve(drafting, drafter=before(Forced(answer), drafting.drafter))
                 over, cut = any_of(until, answer.is_over), CutForbidden(answer)
             observe: Observer = unobserved
             reading: Predictor = target
@@ -433,7 +435,12 @@ def _answer(steps: _Steps) -> int:
     grammar = _grammar(args, loaded)
     step = steps.over(loaded, grammar, _reading(args, state), partial(CachedPredictor))(state, args.seed, None)
     code, end = _stream(step, state, loaded) if not args.json else _tell(step, state, loaded, args.seed)
-    if grammar is not None and not grammar.after(state.tokens).is_complete(end):
+    if (
+        grammar is not None
+        and isinstance(end, Finished)
+        and end.reason is Reason.LIMIT
+        and not grammar.after(state.tokens).is_complete(end.state)
+    ):
         print("specflow: the answer is the beginning of one; give it more with --max-new-tokens", file=sys.stderr)
     return code
 
@@ -678,29 +685,28 @@ def _bigrams(path: Path | None, loaded: Loaded) -> Bigrams | None:
     return bigrams
 
 
-def _stream(step: Step, state: DecodeState, loaded: Loaded) -> tuple[int, DecodeState]:
+def _stream(step: Step, state: DecodeState, loaded: Loaded) -> tuple[int, DecodeState | Finished]:
     """Print the text as it comes and one line about it at the end, also when interrupted."""
     seen = visible if sys.stdout.isatty() else str  # a model shall not command a terminal; a file gets what it said
     told, began, code = Told(loaded), perf_counter(), 0
+    end: DecodeState | Finished = state
     try:
-        for new, outcome in outcomes(step, state, loaded):
-            state = outcome if isinstance(outcome, DecodeState) else outcome.state
+        for new, end in outcomes(step, state, loaded):
+            state = end if isinstance(end, DecodeState) else end.state
             print(seen("".join([told.more(token) for token in new])), end="", flush=True)
     except KeyboardInterrupt:
         code = INTERRUPTED
     print(seen(told.rest()), flush=True)
     print(f"[{summary(len(state.output), perf_counter() - began, state.tally)}]", file=sys.stderr)
-    return code, state
+    return code, end
 
 
-def _tell(step: Step, state: DecodeState, loaded: Loaded, seed: int | None) -> tuple[int, DecodeState]:
+def _tell(step: Step, state: DecodeState, loaded: Loaded, seed: int | None) -> tuple[int, DecodeState | Finished]:
     """Print the text and its accounting as one JSON object once it is whole, also when interrupted."""
-    reason: Reason | None = None
+    end: DecodeState | Finished = state
     with suppress(KeyboardInterrupt):
-        for _, outcome in outcomes(step, state, loaded):
-            if isinstance(outcome, DecodeState):
-                state = outcome
-            else:
-                state, reason = outcome.state, outcome.reason
+        for _, end in outcomes(step, state, loaded):  # noqa: B007 - the last
+            pass
+    state, reason = (end.state, end.reason) if isinstance(end, Finished) else (end, None)
     print(Answer.of(None, loaded.text(state.output), state, reason, seed).line)
-    return INTERRUPTED if reason is None else 0, state
+    return INTERRUPTED if reason is None else 0, end

@@ -1,4 +1,4 @@
-"""The one error of specflow: what happened, what was received, and the remedy, in one sentence."""
+"""The error of specflow, and one kind of it: what happened, what was received, and the remedy, in one sentence."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing_extensions import override
 T = TypeVar("T")
 
 
-@final
 class DecodeError(ValueError):
     """A request that cannot be decoded, or a model that broke its promise.
 
@@ -45,6 +44,18 @@ class DecodeError(ValueError):
     @override
     def __str__(self) -> str:
         return f"{self.happened}: received {self.received}; {self.remedy}."
+
+
+@final
+class DeadEndError(DecodeError):
+    """No token can follow a text: it is over, it is none that could be, or nothing that may follow has a chance.
+
+    A processor that has no law there raises it. The draft of a drafter that asked ends; the target's text fails by it,
+    unless a condition ends the text there.
+
+    >>> issubclass(DeadEndError, DecodeError)
+    True
+    """
 
 
 def unwrap(result: Result[T, DecodeError]) -> T:

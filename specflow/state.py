@@ -371,7 +371,7 @@ class Verified(Record, Generic[S]):
     """The target's judgement of a draft: the drafts on `path` stand, from the text down.
 
     `correction` is the law of the token after them: the bonus token's p when the path cannot go on, else whatever
-    keeps the text's law exact. It is None where the text ends with an accepted stop token.
+    keeps the text's law exact. It is None where nothing can follow the accepted drafts, such as after a stop token.
 
     >>> from specflow import Dice, GreedyProcessor, Match, start
     >>> from specflow.stages import Verify

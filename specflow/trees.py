@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final, Generic, final
 
 import numpy
@@ -180,6 +180,24 @@ def preorder(drafts: Sequence[Proposal]) -> tuple[Proposal, ...]:
         waiting += children.get(order[-1], ())[::-1]
     number = {i: new for new, i in enumerate(order, TEXT)}
     return tuple([_after(drafts[i], number[parents[i]]) for i in order[1:]])
+
+
+def without(drafts: Sequence[Proposal], gone: Collection[int]) -> tuple[Proposal, ...]:
+    """The same drafts but for those whose numbers are `gone`; with a draft it has to hold all that is below it.
+
+    >>> drafts = Proposal(5), Proposal(6, parent=TEXT), Proposal(7)
+    >>> [(draft.token, draft.parent) for draft in without(drafts, {0})]
+    [(6, -1), (7, 0)]
+    """
+    if not gone:
+        return tuple(drafts)
+    kept: list[Proposal] = []
+    number = {TEXT: TEXT}
+    for i, parent in enumerate(parents_of(drafts)):
+        if i not in gone:
+            number[i] = len(kept)
+            kept.append(_after(drafts[i], number[parent]))
+    return tuple(kept)
 
 
 def _after(draft: Proposal, parent: int) -> Proposal:

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from functools import cache, partial
 from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from shutil import copytree
@@ -36,13 +36,15 @@ from specflow import (
 )
 from specflow.accelerate.llama import Llama
 from specflow.catalogue import COUPLED, DRAFTERS, POLICIES, RULES, Drafting, Entry, Setting
+from specflow.constraints import Grammar
 from specflow.drafters import Bigrams
-from specflow.loop import grow
+from specflow.loop import grow, run
 from specflow.models import Loaded, load
 from specflow.randomness import Randomness
 from specflow.state import GammaPolicy, Rule, Scored, Verdict
 from tests.gguf_files import llama, write_gguf
-from tests.toys import VOCABULARY, disturbed, tiny_llama
+from tests.heads import medusa
+from tests.toys import VOCABULARY, disturbed, passes_of, tiny_llama
 
 
 def words(size: int = VOCABULARY) -> PreTrainedTokenizerFast:
@@ -137,6 +139,25 @@ def test_a_head_drafts(arguments: list[str], tiny: Path, tmp_path: Path, capsys:
     captured = capsys.readouterr()
     assert captured.out.strip() == answer(tiny)
     assert "acceptance 0/0" not in captured.err
+
+
+@pytest.mark.parametrize("drafter", ["head", "head-chain", "head+tree"])
+def test_what_a_grammar_forces_takes_no_pass_of_its_own_before_a_heads_drafts(
+    drafter: str, tiny: Path, tmp_path: Path
+) -> None:
+    """A head would go on from what the target holds of the forced tokens, which it has not read."""
+    medusa(tmp_path, tiny_llama())
+    given = ["--model", str(tiny), "--dtype", "float64", "--head", str(tmp_path), "--drafter", drafter]
+    args = cli._parser().parse_args(["generate", PROMPT, *given, "--policy", "fixed"])
+    steps, (loaded, state) = cli._prepared(args), cli._begun(args)
+    fed = passes_of(loaded.model)
+    grammar = Grammar.regex("((a|b)ccc){4}", (b"a", b"", b"b", b"c"), stop=loaded.stop)
+    step = steps.over(loaded, grammar, cli._reading(args, state), partial(CachedPredictor))(state, None, None)
+    fed.clear()
+    end = run(step, state)
+    assert len(end.state.output) == 16
+    assert dict(end.state.tally.sources)["forced"].accepted >= 6
+    assert len(fed) <= end.state.tally.steps + 1  # the head reads the prompt before the first step
 
 
 @pytest.mark.usefixtures("_loads_once")

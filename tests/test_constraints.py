@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import islice
 from typing import Final
 
 import pytest
@@ -55,6 +56,7 @@ from specflow.steps import constrained_step
 from specflow.testing import Case, Ending, ExactnessError, TableModel, World, certify, exact_law
 from specflow.testing.certificate import autoregressive
 from specflow.testing.enumeration import Branch
+from specflow.vocabulary import fitted
 from tests.automata import (
     BRACKETS,
     END,
@@ -129,6 +131,16 @@ def aware(world: World, answer: Constraint) -> Drafter:
     return then(Forced(answer), LLMDrafter(world.drafter, Constrained(SAMPLED, answer), world.rng))
 
 
+def aware_trees(world: World, answer: Constraint) -> Drafter:
+    """Trees drawn under the grammar, level by level: where a draft ends the text, nothing comes after it."""
+    return LLMDrafter(world.drafter, Constrained(SAMPLED, answer), world.rng, widths=(2, 1))
+
+
+def aware_choices(world: World, answer: Constraint) -> Drafter:
+    """Trees of what is best and next best under the grammar."""
+    return LLMDrafter(world.drafter, Constrained(GreedyProcessor(), answer), world.rng, widths=(2, 2))
+
+
 def certain(world: World, answer: Constraint) -> Drafter:
     """Certain trees, legal, illegal and ended, with forced tokens behind them."""
 
@@ -162,7 +174,7 @@ def half_full(state: DecodeState) -> bool:
     return state.output[-2:] == (0, 0)
 
 
-DRAFTERS: Final = (unaware, bushes, aware, certain, forced_in_trees, forced)
+DRAFTERS: Final = (unaware, bushes, aware, aware_trees, aware_choices, certain, forced_in_trees, forced)
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
@@ -173,7 +185,7 @@ def test_obeying_text_is_exact(
 ) -> None:
     """Against a reference that shares no code with the room of constraints."""
     shorter = [evolve(each, new_tokens=min(each.new_tokens, 2 if rule is Match else 3)) for each in CASES]
-    cases = CASES if draft in (certain, forced) else shorter
+    cases = CASES if draft in (aware_choices, certain, forced) else shorter
     certify(lambda world: obeying(world, draft, rule, cut), cases=cases)
 
 
@@ -349,6 +361,23 @@ def test_texts_of_a_batch_obey_and_are_those_of_the_prebuilt_step() -> None:
         assert re.fullmatch(pattern, "".join("abc"[token] for token in end.state.output))
 
 
+@pytest.mark.parametrize("stop", [(63,), ()])
+@pytest.mark.parametrize(("processor", "seed"), [(GreedyProcessor(), None), (SAMPLED, 5), (SAMPLED, None)])
+def test_a_model_drafts_under_a_grammar_up_to_its_end(stop: Tokens, processor: Processor, seed: int | None) -> None:
+    """Where nothing can follow, and where the drafter's smaller vocabulary has no stop token."""
+    spelled = (b"a", b"b", b"c", *[b""] * 61)
+    pattern, prompts = "((a|b)cc){2}", ([5, 6], [7], [8, 3, 4])
+    grammar = Grammar.regex(pattern, spelled, stop)
+    ends = [
+        generate_many(prompts, tiny_llama(3), each, 4, processor, 20, list(stop), seed, grammar=grammar)
+        for each in (tiny_llama(3, vocab_size=60), None)
+    ]
+    for end in (*ends[0], *ends[1]):
+        assert re.fullmatch(pattern, "".join("abc"[token] for token in end.state.output if token not in stop))
+    if processor is not SAMPLED or seed is not None:
+        assert [end.state.output for end in ends[0]] == [end.state.output for end in ends[1]]
+
+
 def test_a_batch_refuses_a_grammar_that_ends_elsewhere() -> None:
     with pytest.raises(DecodeError, match="the grammar ends at other tokens") as refused:
         generate_many([[5]], tiny_llama(3), eos_tokens_id=[3], grammar=BRACKETS)
@@ -392,27 +421,84 @@ def test_an_incomplete_text_cannot_stop_and_a_complete_one_may() -> None:
     assert once.is_over(end.state)
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
-def test_a_text_without_stop_tokens_is_over_at_a_draft(rule: Callable[[Randomness], Rule]) -> None:
-    """Nothing can follow it, so no law is asked for behind that draft, and the text has the law of the plain loop."""
-    state, table = start((0,), 9).unwrap(), TableModel(2, seed=3)
+def pairs(rng: Randomness, answer: Constraint) -> Drafter:
+    """A certain tree, of which some paths end the text and some go on behind it."""
+    tree = (Proposal(0, parent=TEXT), Proposal(1, parent=TEXT), Proposal(1, parent=0), Proposal(0, parent=1))
+    return lambda tokens: iter((*tree, Proposal(0, parent=2), Proposal(0, parent=3)))
 
-    def drafter(tokens: Tokens) -> Iterator[Proposal]:
-        yield Proposal(0, parent=TEXT)
-        yield Proposal(1, parent=TEXT)
-        yield Proposal(1, parent=0)
-        yield Proposal(0, parent=1)
+
+ENDLESS: Final[dict[str, Callable[[Randomness, Constraint], Drafter]]] = {
+    "certain": pairs,
+    "drawn": lambda rng, answer: LLMDrafter(TableModel(2, seed=4), SAMPLED, rng),
+    "a drawn tree": lambda rng, answer: LLMDrafter(TableModel(2, seed=4), SAMPLED, rng, widths=(2,)),
+    "knowing": lambda rng, answer: LLMDrafter(TableModel(2, seed=4), Constrained(SAMPLED, answer), rng),
+    "a knowing tree": lambda rng, answer: LLMDrafter(
+        TableModel(2, seed=4), Constrained(SAMPLED, answer), rng, widths=(2,)
+    ),
+}
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+@pytest.mark.parametrize("drafter", ENDLESS)
+def test_a_text_without_stop_tokens_is_over_at_a_draft(rule: Callable[[Randomness], Rule], drafter: str) -> None:
+    """Nothing can follow it, so it stands without a token behind it, and the text has the law of the plain loop."""
+    state, table = start((0,), 9).unwrap(), TableModel(2, seed=3)
 
     def ended(branch: Branch, *, drafted: bool) -> Ending:
         answer = Grammar.regex("ab|ba(a|ba)", (b"a", b"b"), stop=()).after((0,))
         if not drafted:
             law = Constrained(SAMPLED, answer)
             return Ending.of(run(autoregressive_step(table, law, branch, until=answer.is_over), state))
-        return Ending.of(run(constrained_step(answer, drafter, table, SAMPLED, branch, rule(branch)), state))
+        drafts = ENDLESS[drafter](branch, answer)
+        step = constrained_step(answer, drafts, table, SAMPLED, branch, rule(branch), Fixed(4))
+        return Ending.of(run(step, state))
 
     alone, law = (exact_law(partial(ended, drafted=drafted)).probabilities for drafted in (False, True))
     assert law == pytest.approx(alone)
     assert len(law) == 3
+
+
+def test_a_draft_that_completes_an_answer_is_kept_and_none_behind_it() -> None:
+    answer = Grammar.regex("ab|ba(a|ba)", (b"a", b"b"), stop=()).after((0,))
+    law = Constrained(SAMPLED, answer).laws((0,), torch.zeros(1, 2))[0]
+    drawn = (Proposal(0, law), Proposal(1, law), Proposal(0, law))
+    for drafts in (drawn, chain((0, 1, 0))):
+        assert CutForbidden(answer)(Drafted(start((0,), 9).unwrap(), drafts)).tokens == (0, 1)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("widths", [(), (1,), (2, 2), (3, 2, 2)])
+@pytest.mark.parametrize("stop", [(LETTERS_END,), ()])
+def test_a_drafter_that_knows_the_grammar_ends_with_the_answer(
+    widths: tuple[int, ...], seed: int, stop: Tokens
+) -> None:
+    """And all that it drafts is allowed: also beside the best token and behind it."""
+    answer, dice, greedy = Grammar.regex("(a|b){3}", LETTERS, stop).after((2,)), Dice(), GreedyProcessor()
+    state, target = start((2,), 9, stop).unwrap(), TableModel(4, 4)
+    drafter = LLMDrafter(TableModel(4, seed), Constrained(greedy, answer), dice, widths=widths)
+    texts = [
+        run(constrained_step(answer, each, target, greedy, dice, Reject(dice), Fixed(6)), state).state.output
+        for each in (drafter, propose_nothing)
+    ]
+    assert texts[0] == texts[1]
+    drafted = Drafted(state, tuple(islice(drafter((2,)), 40)))
+    assert len(drafted.proposals) >= 3
+    for i in range(len(drafted.proposals)):
+        text = drafted.text(i)
+        assert (answer.find(text[:-1] if text[-1] in stop else text)) is not None
+
+
+def test_a_drafter_that_cannot_say_what_is_allowed_ends_its_draft() -> None:
+    """A model of fewer tokens than the target, which does not know the one that ends the text."""
+    answer, dice, greedy = Grammar.regex("(a|b){3}", LETTERS, (3,)).after((2,)), Dice(), GreedyProcessor()
+    for widths in ((), (2, 1)):
+        drafter = LLMDrafter(fitted(TableModel(3, 7), 4), Constrained(greedy, answer), dice, widths=widths)
+        texts = [
+            run(constrained_step(answer, each, TableModel(4, 4), greedy, dice, Reject(dice)), letters((2,))[1]).state
+            for each in (drafter, propose_nothing)
+        ]
+        assert texts[0].tokens == texts[1].tokens
+        assert texts[0].tally.drafted > 0
 
 
 @pytest.mark.parametrize("drafts", [(1, 2, 3), (3,), (1, 3), (1, 2, 1, 2, 3, 0), (1, 2, 0, 3)])
@@ -488,6 +574,14 @@ def test_what_cannot_be_obeyed_is_refused_by_name() -> None:
     with pytest.raises(DecodeError, match="no token that could follow"):
         endless.allowed((1, 0, 1), 4)
     assert endless.is_over(evolve(state, tokens=(1, 0, 1)))
+    step = autoregressive_step(likes(0, 1, 2, 3), Constrained(GreedyProcessor(), endless), Dice())
+    with pytest.raises(DecodeError, match="no token that could follow"):
+        run(step, start((1,), 9).unwrap())
+    told = speculative_step(
+        lambda tokens: iter(chain((0, 1))), likes(0, 1, 2, 3), Constrained(GreedyProcessor(), endless), Dice()
+    )
+    with pytest.raises(DecodeError, match="no token that could follow"):  # nothing ends the text at its end
+        run(told, start((1,), 9).unwrap())
 
 
 @pytest.mark.parametrize(

@@ -221,6 +221,10 @@ def test_the_command_prints_the_answer_and_nothing_else(
     printed = capsys.readouterr()
     assert re.fullmatch("[0-9-]{1,7}\n", printed.out) is not None
     assert "beginning of one" in printed.err
+    assert main(["generate", "When?", "--regex", "in [0-9]{4}", "--stop", "in"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out.startswith("in")
+    assert "beginning of one" not in printed.err  # more room would not make it longer
     lark = tmp_path / "grammar.lark"
     lark.write_text('start: "red" | "green"')
     prompts, out = tmp_path / "prompts.jsonl", tmp_path / "answers.jsonl"

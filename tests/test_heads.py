@@ -56,19 +56,23 @@ from specflow import (
 )
 from specflow.batch import BatchPredictor, together
 from specflow.caches import Past
+from specflow.catalogue import Drafting, step_of
+from specflow.constraints import Constrained, CutForbidden, Forced, Grammar
 from specflow.distribution import Distribution
+from specflow.drafters import propose_nothing
 from specflow.heads import Eagle3, HeadDrafter, HeadPredictor, HeadTree, Medusa, Norms, Vocabulary, load_head
 from specflow.heads.layer import Caching, Shape
 from specflow.prefix import common_prefix
 from specflow.processors import Processor
-from specflow.stages import Block
+from specflow.stages import Block, Draft
 from specflow.state import Rule, parents_of
-from specflow.testing import CASES, SEEDED_CASES, World, certify, certify_seed
+from specflow.steps import constrained_step
+from specflow.testing import CASES, SEEDED_CASES, Branch, Ending, World, certify, certify_seed, exact_law
 from specflow.testing.tables import TableModel
 from specflow.trees import path_to
 from tests import heads
 from tests.heads import FreshFeatures, Published
-from tests.toys import VOCABULARY, oracle, tiny_llama
+from tests.toys import VOCABULARY, oracle, passes_of, tiny_llama
 
 TEXTS: Final = ((3, 17, 40, 8, 22), (3, 17), (9, 9, 9, 1, 60, 33, 2, 2, 11))
 
@@ -520,6 +524,58 @@ def test_a_seed_has_one_text_whatever_a_head_drafts(kind: str, drafter: str) -> 
         return seed_coupled_step(drafts, world.target, world.processor, world.noise, Fixed(2))
 
     certify_seed(compose, cases=(SEEDED_CASES[0], SEEDED_CASES[6]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("widths", [(), (2, 1)], ids=["chain", "tree"])
+@pytest.mark.parametrize("processor", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+def test_a_head_drafts_under_a_grammar_up_to_its_end(kind: str, widths: tuple[int, ...], processor: Processor) -> None:
+    """Some heads do not know all tokens, and none knows where the text ends."""
+    grammar = Grammar.regex("(a|bc){1,2}", (b"a", b"b", b"c", b""), stop=(3,))
+    table = TableModel(4, seed=3)
+    for prompt in ((2, 0), (1, 1), (0, 2)):
+
+        def ended(branch: Branch, *, drafted: bool, prompt: Tokens = prompt) -> Ending:
+            answer = grammar.after(prompt)
+            head = HeadPredictor(heads.table_head(kind, 4, table.width, 1), table)
+            drafts = HeadDrafter(head, Constrained(processor, answer), branch, widths) if drafted else propose_nothing
+            step = constrained_step(answer, drafts, table, processor, branch, Reject(branch), Fixed(3))
+            return Ending.of(run(step, start(prompt, 4, (3,)).unwrap()))
+
+        laws = [exact_law(partial(ended, drafted=drafted)).probabilities for drafted in (True, False)]
+        assert laws[0] == pytest.approx(laws[1])
+
+
+def test_behind_a_stop_token_a_head_drafts_nothing(tmp_path: Path) -> None:
+    drafter = HeadDrafter(reading(LAYOUTS["eagle3"](tmp_path)), GREEDY, Dice())
+    text = TEXTS[0]
+    first, second = (draft.token for draft in islice(drafter(text), 2))
+    state = start(text, 20, (second,)).unwrap()
+    assert Draft(drafter, Fixed(6))(state).tokens == (first, second)
+
+
+def test_forced_tokens_before_a_heads_drafts_are_not_read_for_it(tmp_path: Path) -> None:
+    """A head drafts from what the target holds, so to go on behind forced tokens would be a pass of the target's."""
+    published = LAYOUTS["eagle3"](tmp_path)
+    model = tiny_llama(3, layers=6)
+    fed = passes_of(model)
+    head = load_head(published.folder, model)
+    grammar = Grammar.regex("((a|b)ccc){4}", (b"a", b"b", b"c", b""), stop=())
+    passes, texts = [], []
+    for combined in (first_of, then):
+        fed.clear()
+        answer, dice, cached = grammar.after(TEXTS[0]), Dice(), CachedPredictor(model, features=head.reads)
+        drafter = combined(Forced(answer), HeadDrafter(HeadPredictor(head, cached), Constrained(GREEDY, answer), dice))
+        step = step_of(
+            Drafting(drafter), Fixed(6), cached, Constrained(GREEDY, answer), dice, Reject(dice),
+            until=answer.is_over, cut=CutForbidden(answer),
+        )  # fmt: skip
+        finished = run(step, start(TEXTS[0], 30).unwrap())
+        passes.append(len(fed) - finished.state.tally.steps)
+        texts.append(finished.state.output)
+    assert texts[0] == texts[1]
+    assert len(texts[0]) == 16
+    assert passes[0] <= 1 < passes[1]  # the prompt may be read for the head, once
 
 
 def decoders(predict: HeadPredictor) -> dict[str, Drafter]:

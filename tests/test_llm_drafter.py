@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import islice, permutations
-from math import prod
+from math import inf, prod
 from typing import final
 
 import pytest
@@ -17,6 +17,7 @@ from specflow import (
     Categorical,
     DecodeError,
     Dice,
+    EachPrefix,
     Fixed,
     GreedyProcessor,
     LLMDrafter,
@@ -34,6 +35,8 @@ from specflow import (
     seed_coupled_step,
     start,
 )
+from specflow.constraints import LogitBias, RepetitionPenalty
+from specflow.errors import DeadEndError
 from specflow.state import parents_of
 from specflow.testing import Branch, TableModel, exact_law
 
@@ -200,6 +203,38 @@ def test_beside_a_greedy_choice_stand_the_next_best_tokens_each_of_them_certain(
         assert [row[draft.token] for draft in drafts] == sorted(row, reverse=True)
         assert all(draft.q == PointMass(draft.token) for draft in drafts)
         assert drafts[0].token == max(range(5), key=row.__getitem__)
+
+
+def test_beside_a_processors_choice_stands_what_it_would_choose_next() -> None:
+    """Not what the raw logits say: of what it forbids nothing is drafted, and no more than there is."""
+    row = [0.3, 2.0, 1.0, 1.5, -1.0]
+    forbids = LogitBias(GreedyProcessor(), {1: -inf, 3: -inf})
+    drafts = list(islice(LLMDrafter(always(row), forbids, Dice(), widths=(5,))((0,)), 4))
+    assert [(draft.token, parent) for draft, parent in zip(drafts, parents_of(drafts), strict=True)] == [
+        (2, TEXT), (0, TEXT), (4, TEXT), (2, 0)
+    ]  # fmt: skip
+    punishes = RepetitionPenalty(GreedyProcessor(), 4.0)
+    drafts = list(islice(LLMDrafter(always(row), punishes, Dice(), widths=(3,))((1,)), 3))
+    assert [draft.token for draft in drafts] == [3, 2, 1]
+
+
+def test_a_draft_ends_where_its_processor_says_that_nothing_can_follow() -> None:
+    def two(prefix: Tokens, logits: Tensor) -> PointMass:
+        if len(prefix) > 2 or prefix[-1] == 3:
+            raise DeadEndError("tokens", "the text is over", len(prefix), "end it")
+        return PointMass(int(logits.argmax()))
+
+    model = always([0.3, 2.0, 1.0, 1.5, -1.0])
+    for widths, parents in (((), (TEXT, 0)), ((1,), (TEXT, 0)), ((3, 2), (TEXT, TEXT, TEXT, 0, 0, 2, 2))):
+        assert parents_of(list(LLMDrafter(model, EachPrefix(two), Dice(), widths=widths)((0,)))) == parents
+    assert list(LLMDrafter(model, EachPrefix(two), Dice(), widths=(2,))((3,))) == []
+
+    def fails(prefix: Tokens, logits: Tensor) -> PointMass:
+        raise DecodeError("processor", "it does not work", "nothing", "mend it")
+
+    for widths in ((), (2,)):
+        with pytest.raises(DecodeError, match="it does not work"):
+            next(LLMDrafter(model, EachPrefix(fails), Dice(), widths=widths)((0,)))
 
 
 @pytest.mark.parametrize("widths", [0, 2, "ab", None, (0,), (2, 0), (-1,), (1.5,), (True,), ("2",), torch.tensor(2)])

@@ -12,6 +12,7 @@ from attrs import define, field
 from torch import Tensor
 
 from specflow import (
+    TEXT,
     CachedPredictor,
     DecodeError,
     Dice,
@@ -28,6 +29,8 @@ from specflow import (
     speculative_step,
     start,
 )
+from specflow.constraints import Constrained, Grammar, LogitBias
+from specflow.drafters import propose_nothing
 from specflow.margins import Margins, audit
 from specflow.paths import last_rows
 from specflow.predictors import OneByOne, RescoreNearTies, UncachedPredictor, margins_of
@@ -44,7 +47,7 @@ def text_of(step_target: Predictor, new: int = NEW) -> Tokens:
     return run(step, start(PROMPT, new).unwrap()).state.output
 
 
-def test_margins_of_rows() -> None:
+def test_margins_always() -> None:
     assert margins_of(torch.tensor([[1.0, 4.0, 3.5], [2.0, 2.0, 0.0], [0.0, -inf, -inf]])) == [0.5, 0.0, inf]
     assert margins_of(torch.zeros(2, 1)) == [inf, inf]
     assert margins_of(torch.tensor([[20.0, 20.125]], dtype=torch.bfloat16)) == [0.125]
@@ -199,3 +202,48 @@ def test_sampling_through_near_ties_runs() -> None:
         SuffixDrafter(), RescoreNearTies(flat, flat, BELOW), MultinomialProcessor(1.0), Dice(torch.Generator())
     )
     assert len(run(step, start(PROMPT, NEW).unwrap()).state.output) == NEW
+
+
+def always(row: list[float]) -> Predictor:
+    """A model that says the same after any text."""
+    return lambda tokens, drafts: torch.tensor([row] * (len(drafts) + 1))
+
+
+def test_margins_are_those_of_what_the_processor_chooses_among() -> None:
+    """The raw logits have a clear favourite, which it forbids."""
+    law = LogitBias(GreedyProcessor(), {2: -inf})
+    wide, single = always([1.0, 1.0625, 9.0]), always([1.0625, 1.0, 9.0])
+    for below, expected in ((0.5, (0, 0)), (0.01, (1, 1))):
+        for drafter in (propose_nothing, lambda tokens: iter(chain((0,)))):
+            target = RescoreNearTies(wide, single, below, law)
+            step = speculative_step(drafter, target, law, Dice(), Fixed(1))
+            assert run(step, start((0,), 2).unwrap()).state.output == expected
+    likes = LogitBias(GreedyProcessor(), {1: 3.0})  # two that lie near each other, until it has its say
+    counted = Counted(single)
+    RescoreNearTies(wide, counted, 0.5, LogitBias(likes, {2: -inf}))((0,), ())
+    assert counted.asked == []
+
+
+def test_what_can_be_reached_is_what_the_processor_chooses() -> None:
+    """Behind a draft of the best raw token, which it forbids, nothing is looked at."""
+    law = LogitBias(GreedyProcessor(), {2: -inf})
+    single = Counted(always([5.0, 0.0, 9.0]))
+    near = RescoreNearTies(always([1.0, 3.0, 9.0]), single, 0.5, law)
+    near((0,), (Proposal(2, parent=TEXT), Proposal(0)))
+    assert single.asked == []
+    tied = RescoreNearTies(lambda tokens, drafts: torch.tensor([[1.0, 3.0, 9.0], [1.0, 1.1, 9.0]]), single, 0.5, law)
+    assert tied((0,), chain((1,))).tolist() == [[1.0, 3.0, 9.0], [5.0, 0.0, 9.0]]
+
+
+def test_behind_the_end_of_an_answer_nothing_is_looked_at() -> None:
+    answer = Grammar.choice(["ab"], (b"a", b"b", b""), stop=(2,)).after((0,))
+    single = Counted(always([0.0, 0.0, 0.0]))
+    near = RescoreNearTies(always([0.0, 0.0, 0.0]), single, 0.5, Constrained(GreedyProcessor(), answer))
+    assert near((0,), chain((0, 1, 2, 1))).tolist() == [[0.0, 0.0, 0.0]] * 5
+    assert single.asked == []  # where one token is allowed there is no tie
+
+
+def test_a_processor_that_draws_has_no_near_ties() -> None:
+    near = RescoreNearTies(flat, flat, BELOW, MultinomialProcessor(1.0))
+    with pytest.raises(DecodeError, match="MultinomialProcessor is not certain of a token"):
+        near(PROMPT, ())

@@ -98,7 +98,7 @@ from specflow.drafters import (
     propose_nothing,
     translated,
 )
-from specflow.errors import unwrap
+from specflow.errors import DeadEndError, unwrap
 from specflow.heads import (
     MTP,
     Eagle,
@@ -1171,7 +1171,9 @@ TABLE: Final[dict[str, Entry]] = {
     "predictors.rescore.OneByOne": Entry(OneByOne, lambda: {"predictor": TARGET, "prompt": 3}, predict),
     "predictors.rescore.OneByOne.__call__": Entry(OneByOne(TARGET, 2), reading),
     "predictors.rescore.RescoreNearTies": Entry(
-        RescoreNearTies, lambda: {"target": TARGET, "single": TARGET, "below": 0.1}, predict
+        RescoreNearTies,
+        lambda: {"target": TARGET, "single": TARGET, "below": 0.1, "processor": s.GreedyProcessor()},
+        predict,
     ),
     "predictors.rescore.RescoreNearTies.__call__": Entry(RescoreNearTies(TARGET, TARGET, 0.1), reading),
     "predictors.rescore.margins_of": Entry(margins_of, lambda: {"logits": torch.zeros(2, V)}),
@@ -1675,6 +1677,9 @@ TABLE: Final[dict[str, Entry]] = {
         lambda names: s.DecodeError("gamma", "it is", 0, "give 1").renamed(names),
         lambda: {"names": {"gamma": "k"}},
         str,
+    ),
+    "errors.DeadEndError": Entry(
+        DeadEndError, lambda: {"parameter": "text", "happened": "it is over", "received": 0, "remedy": "end it"}, str
     ),
     "errors.unwrap": Entry(unwrap, lambda: {"result": Success(3)}),
     "generate.autoregressive_generate": Entry(
@@ -2393,6 +2398,7 @@ EXEMPT: Final[Mapping[str, str]] = {
             "trees.parent_of",
             "trees.path_along",
             "trees.path_to",
+            "trees.without",
         ),
         ON_TREES,
     ),
@@ -2403,7 +2409,7 @@ EXEMPT: Final[Mapping[str, str]] = {
         ("testing.enumeration.Branch", "testing.enumeration.Law", "testing.enumeration.Noise"), ON_BRANCHES
     ),
     **{f"asked.{name}": ON_ANSWERS for name in ("rows_of", "features_of", "looked_at", "laws_of", "laws_when_asked")},
-    **{f"asked.{name}": ON_ANSWERS for name in ("accepts", "stream_of", "done_by", "proposal_of", "fits")},
+    **{f"asked.{name}": ON_ANSWERS for name in ("accepts", "stream_of", "done_by", "proposal_of", "fits", "law_after")},
     "state.rows_along": ON_ANSWERS,
     "trees.no_draft": ON_ANSWERS,
     **dict.fromkeys(

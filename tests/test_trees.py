@@ -33,6 +33,7 @@ from specflow import (
     Dice,
     Drafted,
     Drafter,
+    EachPrefix,
     Fixed,
     GreedyProcessor,
     LLMDrafter,
@@ -536,9 +537,22 @@ def test_no_path_is_longer_than_the_room() -> None:
 def test_a_chain_ends_at_a_stop_token_and_a_tree_goes_on_beside_it() -> None:
     stop = frozenset({8})
     assert shape(drafted(lambda tokens: iter(chain((7, 8, 9))), 9, stop=stop)) == [(7, TEXT), (8, 0)]
-    tree = [(7, TEXT), (9, 0), (8, TEXT), (10, 2), (11, 3), (12, 2)]
     explicit = [evolve(draft, parent=parent) for draft, parent in zip(TREE, PARENTS, strict=True)]
-    assert shape(drafted(lambda tokens: iter(explicit), 9, stop=stop)) == tree
+    assert shape(drafted(lambda tokens: iter(explicit), 9, stop=stop)) == [(7, TEXT), (9, 0), (8, TEXT)]
+
+
+@pytest.mark.parametrize("widths", [(), (1,), (1, 1)])
+def test_a_drawn_chain_ends_at_a_stop_token_too(widths: tuple[int, ...]) -> None:
+    """However it is asked for, nothing is drafted behind it."""
+    asked: list[Tokens] = []
+
+    def row(tokens: Tokens) -> Tensor:
+        asked.append(tokens)
+        return torch.eye(16)[len(tokens) + 3]
+
+    drafter = LLMDrafter(along_paths(row), GreedyProcessor(), Dice(), widths=widths)
+    assert shape(drafted(drafter, 9, stop=frozenset({7}))) == [(6, TEXT), (7, 0)]
+    assert max(map(len, asked)) == 4
 
 
 def test_what_is_taken_of_a_tree_is_put_in_depth_first_order() -> None:
@@ -830,6 +844,15 @@ def test_files_that_hold_no_table_are_refused(tmp_path: Path, content: bytes | N
 
 
 def test_no_law_is_made_of_a_sibling_that_nobody_asks_for() -> None:
-    """On a device it would be waited for: here it could not be."""
-    logits = torch.empty(3, device="meta")
-    assert [*siblings(PointMass(1), logits, Dice(), 0, 1)] == [(1, PointMass(1))]
+    """On a device it would be waited for."""
+    asked: list[Tensor] = []
+
+    def certain(prefix: Tokens, logits: Tensor) -> PointMass:
+        asked.append(logits)
+        return PointMass(int(logits.argmax()))
+
+    logits = torch.tensor([0.0, 2.0, 1.0])
+    assert [*siblings(EachPrefix(certain), (0,), logits, Dice(), 1)] == [(1, PointMass(1))]
+    assert len(asked) == 1
+    assert [token for token, _ in siblings(EachPrefix(certain), (0,), logits, Dice(), 3)] == [1, 2, 0]
+    assert logits.tolist() == [0.0, 2.0, 1.0]

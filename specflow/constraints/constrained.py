@@ -11,9 +11,8 @@ from torch import Tensor
 from specflow.asked import laws_of
 from specflow.constraints.constraint import Constraint
 from specflow.distribution import Distribution
-from specflow.errors import DecodeError
+from specflow.errors import DeadEndError
 from specflow.guards.checks import a, does, valid
-from specflow.guards.finite import is_near
 from specflow.laws import Lazily
 from specflow.processors import EachPrefix, Processor
 from specflow.state import Tokens
@@ -28,8 +27,8 @@ class Constrained:
     plain sampling has the target's own law, masked and renormalised. A text obeys step by step, p(x | text, x allowed),
     which is not the law of the target's texts among those that obey.
 
-    Laws are made `Lazily`: the grammar hears of no draft that it forbids. `DecodeError` where it, or the model, leaves
-    no token a chance, and for a text that does not obey.
+    Laws are made `Lazily`: the grammar hears of no draft that it forbids. `DeadEndError` where it, or the model,
+    leaves no token a chance, and for a text that does not obey.
 
     >>> from specflow import Dice, MultinomialProcessor, autoregressive_step, run, start
     >>> from specflow.constraints.grammar import Grammar
@@ -50,8 +49,8 @@ class Constrained:
     def _law(self, prefix: Tokens, logits: Tensor) -> Distribution:
         allowed = self.constraint.allowed(prefix, len(logits))
         masked = logits.masked_fill(~allowed.to(logits.device), -inf)
-        if is_near(masked) and float(masked.max()) == -inf:
+        if float(masked.max()) == -inf:
             happened = "the model gives no chance to any token that the grammar allows"
             received = f"{int(allowed.sum())} allowed after position {len(prefix) - 1}, each with a logit of -∞"
-            raise DecodeError("processor", happened, received, "allow another token, or do not forbid them elsewhere")
+            raise DeadEndError("processor", happened, received, "allow another token, or do not forbid them elsewhere")
         return laws_of(self.processor, prefix, masked[None])[0]

@@ -11,7 +11,7 @@ from attrs import define, field
 from torch import Tensor
 
 from specflow.constraints.matcher import Matcher
-from specflow.errors import DecodeError
+from specflow.errors import DeadEndError, DecodeError
 from specflow.guards.checks import described, does, is_id, named, shown, valid, whole
 from specflow.guards.ids import ids_of, stops_of
 from specflow.prefix import begins, common_prefix
@@ -41,7 +41,8 @@ class Constraint:
     A pure function of the text; what it remembers is the matchers along the text that it was asked about last. The
     tokens of `stop` may come where the text is complete, and nowhere else. Threads may share it.
 
-    `DecodeError` for a text that does not begin with the prompt, goes on behind a stop token, or does not obey.
+    `DecodeError` for a text that does not begin with the prompt, and a `DeadEndError` after one that goes on behind a
+    stop token, does not obey, or cannot go on.
     """
 
     start: Matcher = field(validator=valid(_is_matcher))
@@ -79,12 +80,12 @@ class Constraint:
         where = f"token {output[wrong]} at position {len(self.prompt) + wrong}"
         if output[wrong] in self.stop:
             remedy = "give `start` the stop tokens of the grammar"
-            raise DecodeError("tokens", "the text goes on behind its end, or ends incomplete", where, remedy)
+            raise DeadEndError("tokens", "the text goes on behind its end, or ends incomplete", where, remedy)
         remedy = "begin the grammar after the whole prompt: grammar.after(prompt)"
-        raise DecodeError("tokens", "the text does not obey its grammar", where, remedy)
+        raise DeadEndError("tokens", "the text does not obey its grammar", where, remedy)
 
     def allowed(self, tokens: Tokens, vocab_size: int) -> Tensor:
-        """Which tokens may follow a text, as bools [V] on the host; `DecodeError` where none may."""
+        """Which tokens may follow a text, as bools [V] on the host; `DeadEndError` where none may."""
         whole(1, "give the size of the vocabulary")("vocab_size", vocab_size)
         vocab_size = int(vocab_size)
         matcher = self.at(tokens)
@@ -96,7 +97,7 @@ class Constraint:
         if not allowed.any():
             happened = "the grammar leaves no token that could follow"
             remedy = "use a grammar that the tokenizer can write, and give it the model's stop tokens"
-            raise DecodeError("grammar", happened, f"nothing after position {len(tokens) - 1}", remedy)
+            raise DeadEndError("grammar", happened, f"nothing after position {len(tokens) - 1}", remedy)
         return allowed
 
     def is_complete(self, state: DecodeState, /) -> bool:

@@ -13,7 +13,8 @@ from specflow.distribution import PointMass
 from specflow.errors import DecodeError
 from specflow.guards.checks import a, shown, valid
 from specflow.guards.ids import ids_of, text_of
-from specflow.state import BEFORE, TEXT, Drafted, Proposal, Tokens
+from specflow.state import TEXT, Drafted, Proposal, Tokens
+from specflow.trees import without
 
 _is_constraint = valid(a(Constraint, "give grammar.after(prompt)"))
 
@@ -54,8 +55,8 @@ class CutForbidden:
     A certain draft that is forbidden goes, and all that follows it. A drawn one stays, because whether it is there must
     not depend on what was drawn, but nothing that follows it does. Put it between `Draft` and `Score`.
 
-    Without stop tokens there is no law after a text that is over, and the law after a draft is made before a condition
-    such as `is_over` ends the text at it. So there the certain draft that ends the text goes too: the target says it.
+    Behind the end of a text nothing is read: behind a stop token, and where the grammar has none, behind a text after
+    which nothing can follow.
 
     `DecodeError` where text and grammar do not end at the same tokens: the text could end before it is complete.
 
@@ -76,19 +77,17 @@ class CutForbidden:
             happened = f"the grammar ends at {shown(sorted(self.constraint.stop))}, and the text at other tokens"
             raise DecodeError("stop", happened, shown(sorted(stop)), "give both the same: `start` and the grammar")
         places: dict[int, Matcher | None] = {TEXT: self.constraint.at(drafted.state.tokens)}
-        kept: dict[int, int] = {TEXT: TEXT}
-        proposals: list[Proposal] = []
-        for i, draft in enumerate(drafted.proposals):
-            parent = drafted.parents[i]
-            before = places.get(parent)
-            if parent not in kept or before is None:
+        gone: set[int] = set()
+        for i, (draft, parent) in enumerate(zip(drafted.proposals, drafted.parents, strict=True)):
+            before = places[parent]
+            if before is None:
+                places[i] = None
+                gone.add(i)
                 continue
-            places[i] = place = self.constraint.following(before, draft.token)
+            place = self.constraint.following(before, draft.token)
             is_allowed = may_end(before) if draft.token in stop else place is not None
-            if place is not None and not stop and self.constraint.is_last(place):
-                is_allowed = False
-            if is_allowed or not isinstance(draft.q, PointMass):
-                kept[i] = len(proposals)
-                follows = draft.parent == BEFORE and kept[parent] == len(proposals) - 1
-                proposals.append(draft if follows else evolve(draft, parent=kept[parent]))
-        return drafted if len(proposals) == len(drafted.proposals) else evolve(drafted, proposals=tuple(proposals))
+            if not is_allowed and isinstance(draft.q, PointMass):
+                gone.add(i)
+            is_over = place is not None and not stop and self.constraint.is_last(place)
+            places[i] = None if is_over else place
+        return evolve(drafted, proposals=without(drafted.proposals, gone)) if gone else drafted

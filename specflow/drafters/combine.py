@@ -67,7 +67,7 @@ def then(*drafters: DrafterOf[Q]) -> DrafterOf[Q]:
 
     After a tree it goes on at the end of the path of first drafts, which should be the likeliest.
     A drafter without an end, such as a language model, lets nobody speak after it: give it an end with `at_most`. A
-    language model after another drafter needs a processor that has a law after any text (`LLMDrafter`).
+    language model after another drafter needs a processor that has a law after any text, or says so (`LLMDrafter`).
     Laws: associative; `propose_nothing` is its unit on both sides, and `then()` is it.
 
     >>> from specflow.drafters import PromptLookup

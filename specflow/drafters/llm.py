@@ -8,7 +8,7 @@ from typing import final
 from attrs import field, frozen
 from torch import Tensor
 
-from specflow.asked import laws_of, rows_of
+from specflow.asked import law_after, rows_of
 from specflow.drafters.siblings import drawn_tree
 from specflow.errors import unwrap
 from specflow.guards.checks import MOST, a, calls, does, each, or_none, valid, whole
@@ -33,11 +33,11 @@ class LLMDrafter:
 
     With `widths` it drafts a tree, level by level, each in one pass: `widths[0]` different tokens after the text,
     `widths[1]` after each of them, and so on; deeper, one after each. Siblings are drawn one after the other
-    without replacement; the siblings of a greedy choice are the tokens with the next largest logits.
+    without replacement; those of a greedy choice are what the processor would choose next.
 
-    Its processor is asked about the text it reads and what it drafted itself. After another drafter (`then`) that
-    text holds the other's drafts, which a strict automaton may refuse: there give a processor with a law after any
-    text.
+    Its processor is asked about the text it reads and what it drafted itself; where that says that nothing can follow
+    (`DeadEndError`, as `Constrained` does at the end of an answer) it just stops proposing. After another drafter
+    (`then`) the text holds the other's drafts, which a strict automaton may refuse: let it do so by that error.
 
     >>> from itertools import islice
     >>> from specflow import Dice, GreedyProcessor
@@ -78,7 +78,9 @@ class LLMDrafter:
             return
         while self.context is None or len(tokens) <= self.context:
             logits = rows_of(self.predictor, tokens, (), "drafter")
-            q = laws_of(self.processor, tokens, logits)[0]
+            q = law_after(self.processor, tokens, logits[0])
+            if q is None:
+                return
             token = drawn(self.rng, q, len(tokens))
             yield Proposal(token, q_of(self.rng, q, len(tokens)), source=self.source, logits=logits[0])
             tokens += (token,)

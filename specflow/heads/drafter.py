@@ -31,10 +31,11 @@ class HeadDrafter:
 
     A chain; with `widths` a tree, level by level, each in one pass of the head: `widths[0]` different tokens after the
     text, `widths[1]` after each of them, and so on; deeper, one after each. Siblings are drawn one after the other
-    without replacement; those of a greedy choice are the tokens with the next largest logits. `LLMDrafter` does the
-    same with a model.
+    without replacement; those of a greedy choice are what the processor would choose next. `LLMDrafter` does the same
+    with a model.
 
-    It ends where the head or the target can go no further, and says nothing of a text of one token.
+    It ends where the head or the target can go no further, or the processor says that nothing can follow, and says
+    nothing of a text of one token.
 
     >>> from specflow.heads import Jump, Vocabulary
     >>> from specflow.testing import TableModel

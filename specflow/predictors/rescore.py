@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import inf
-from typing import final
+from typing import Final, final
 
 import torch
 from attrs import define, field, frozen
 from torch import Tensor
 
-from specflow.asked import rows_of
+from specflow.asked import law_after, rows_of
 from specflow.distribution import PointMass
 from specflow.errors import DecodeError
-from specflow.guards.checks import calls, number, shown, valid, whole
+from specflow.guards.checks import calls, does, named, number, shown, valid, whole
 from specflow.guards.ids import text_of
 from specflow.paths import path_by_path
 from specflow.prefix import common_prefix
-from specflow.processors import GreedyProcessor
+from specflow.processors import GreedyProcessor, Processor
 from specflow.state import TEXT, Predictor, Proposal, Tokens, parents_of
 from specflow.trees import path_to
+
+HUGE: Final = 1e30  # no margin is larger, and fp32 holds it
 
 
 def margins_of(logits: Tensor) -> list[float]:
@@ -47,10 +49,13 @@ _is_predictor = valid(calls("a predictor", "give a function of (text, drafts), s
 class RescoreNearTies:
     """A target whose rows with a margin below `below` are replaced by those of `single`, a pass over one token each.
 
-    It makes any step one that re-scores near-ties: `Score(RescoreNearTies(target, …), …)`. Rows after a draft that is
-    not the best token are left alone, since greedy decoding does not look at them. In exact arithmetic nothing changes.
-    In bf16 a pass over k tokens rounds otherwise than k passes over one, and near-ties are where that shows in a greedy
-    text.
+    It makes any greedy step one that re-scores near-ties: `Score(RescoreNearTies(target, …), …)`. The margin is that of
+    what `processor` chooses among: give it the step's, where a grammar, a bias or a penalty has a say. It is below
+    `below` where another token would be chosen if the best logit were half of that lower and all others half of it
+    higher. Rows after a draft that is not the best token are left alone, since greedy decoding does not look at them.
+
+    In exact arithmetic nothing changes. In bf16 a pass over k tokens rounds otherwise than k passes over one, and
+    near-ties are where that shows in a greedy text.
 
     `single` decides what it costs and what it gives:
 
@@ -60,7 +65,8 @@ class RescoreNearTies:
     - The target itself takes one pass more at each near-tie, over a cache that passes over several tokens have
       written. Its roundings are in there, so that some texts still differ.
 
-    docs/margins.md has the numbers. A model from `accelerate.bit_for_bit` needs none of this.
+    docs/margins.md has the numbers. A model from `accelerate.bit_for_bit` needs none of this. `DecodeError` for a
+    processor that is not certain of a token.
 
     >>> from specflow import Proposal
     >>> def target(tokens, drafts):
@@ -75,27 +81,48 @@ class RescoreNearTies:
     target: Predictor = field(validator=_is_predictor)
     single: Predictor = field(validator=_is_predictor)
     below: float = field(validator=valid(number("below is no margin", "give a number of 0 or more", lambda x: x >= 0)))
+    processor: Processor = field(
+        default=GreedyProcessor(),
+        validator=valid(does("a processor", "give the step's, such as GreedyProcessor()", "laws")),
+    )
 
     def __call__(self, tokens: Tokens, drafts: Sequence[Proposal], /) -> Tensor:
         """Logits [n + 1, V] after `tokens`, and after them and the path down to each draft."""
         tokens, parents = text_of(tokens), parents_of(drafts)
-        logits, greedy = rows_of(self.target, tokens, drafts), GreedyProcessor()
-        rows, margins = list(logits.unbind()), margins_of(logits)
+        logits = rows_of(self.target, tokens, drafts)
+        rows = list(logits.unbind())
         reached = {TEXT}
         for i in range(TEXT, len(drafts)):
             if i not in reached:
                 continue
             text = tokens + tuple([drafts[k].token for k in path_to(parents, i)])
-            if margins[i + 1] < self.below:
+            best = self._best(text, rows[i + 1])
+            if best is None:
+                continue
+            if self._best(text, self._at_worst(rows[i + 1], best)) != best:
                 rows[i + 1] = rows_of(self.single, text, (), "single")[0]
                 if rows[i + 1].shape != logits[0].shape:
                     happened, received = "single and target have different vocabularies", f"{len(rows[i + 1])} logits"
                     raise DecodeError("single", happened, received, f"give {logits.shape[1]}, as the target does")
+                best = self._best(text, rows[i + 1])
             following = [k for k, parent in enumerate(parents) if parent == i]
-            if following:
-                (best,) = greedy.laws(text, rows[i + 1][None])
-                reached |= {k for k in following if best == PointMass(drafts[k].token)}
+            reached |= {k for k in following if best == PointMass(drafts[k].token)}
         return torch.stack(rows)
+
+    def _at_worst(self, row: Tensor, best: PointMass) -> Tensor:
+        """Logits [V] moved by half of `below` each, against the best of them."""
+        off = min(self.below, HUGE) / 2
+        moved = row.to(torch.promote_types(row.dtype, torch.float32)) + off
+        moved[best.token] -= 2 * off
+        return moved
+
+    def _best(self, text: Tokens, row: Tensor) -> PointMass | None:
+        """What is chosen after a text, of logits [V]; None where nothing can follow."""
+        law = law_after(self.processor, text, row)
+        if law is None or isinstance(law, PointMass):
+            return law
+        remedy = "give the processor of greedy decoding, such as GreedyProcessor()"
+        raise DecodeError("processor", f"{named(self.processor)} is not certain of a token", shown(law), remedy)
 
 
 @final

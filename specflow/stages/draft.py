@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import final
 
 from attrs import field, frozen
@@ -12,7 +12,7 @@ from specflow.errors import DecodeError
 from specflow.guards.checks import a, calls, each, named, shown, valid
 from specflow.policies.fixed import Fixed
 from specflow.state import BEFORE, TEXT, DecodeState, Drafted, Drafter, GammaPolicy, Proposal, a_state
-from specflow.trees import parent_of, preorder
+from specflow.trees import parent_of, parents_of, preorder, without
 
 _are_proposals = each(a(Proposal, "return what was taken from the stream"))
 
@@ -22,7 +22,7 @@ _are_proposals = each(a(Proposal, "return what was taken from the stream"))
 class Draft:
     """Takes as many proposals from the drafter as the gamma policy wants and as there is room for.
 
-    No path is longer than room - 1, so that the bonus token fits, and a chain ends at a stop token, which is kept. The
+    No path is longer than room - 1, so that the bonus token fits, and each ends at a stop token, which is kept. The
     drafts of a tree are put in depth-first order, so that the likeliest path lies together. A drafter with nothing to
     say makes γ = 0, and the step is one of autoregressive decoding. `DecodeError`, naming the source, for what is not a
     proposal, for one that does not come after its parent, and for a token that is not in the vocabulary.
@@ -47,7 +47,7 @@ class Draft:
                 _are_proposals("gamma", proposals)
                 if pace is not state.pace:
                     state = DecodeState(state.request, state.tokens, pace, state.tally)
-                return Drafted(state, preorder(proposals))
+                return Drafted(state, preorder(_up_to_the_end(proposals, state.request.stop)))
         happened = f"the policy {named(self.gamma)} returns no proposals and pace"
         raise DecodeError("gamma", happened, shown(took), "return (the proposals taken, state.pace)")
 
@@ -66,6 +66,17 @@ class Draft:
             yield proposal
             if proposal.parent == BEFORE and (depths[-1] == room or proposal.token in stop):
                 return
+
+
+def _up_to_the_end(drafts: Sequence[Proposal], stop: frozenset[int]) -> Sequence[Proposal]:
+    """Drafts without those behind a stop token: a policy takes them where it takes a tree."""
+    if not any(draft.token in stop for draft in drafts):
+        return drafts
+    behind: set[int] = set()
+    for i, parent in enumerate(parents_of(drafts)):
+        if parent != TEXT and (parent in behind or drafts[parent].token in stop):
+            behind.add(i)
+    return without(drafts, behind)
 
 
 def draft_nothing(state: DecodeState) -> Drafted:

@@ -8,7 +8,7 @@ from typing import Generic, TypeAlias, final
 from attrs import Factory, field, frozen
 
 from specflow.distribution import Distribution
-from specflow.errors import DecodeError
+from specflow.errors import DeadEndError, DecodeError
 from specflow.guards.checks import calls, is_id, named, shown, valid
 from specflow.lossy import Lossy
 from specflow.processors import Processor
@@ -27,7 +27,8 @@ _is_rule = valid(calls("a rule", "give one, such as Reject(Dice())"))
 class Judge(Generic[S]):
     """Lets a rule say which of the drafts stand. `DecodeError` for what is not a verdict.
 
-    After an accepted stop token there is no correction: the text is over.
+    After an accepted stop token there is no correction: the text is over. Nor is there after accepted drafts that the
+    processor lets nothing follow (`DeadEndError`): a condition ends the text there, or the next step fails.
 
     >>> from specflow import Dice, GreedyProcessor, Proposal, Reject, start
     >>> from specflow.testing import TableModel
@@ -110,8 +111,18 @@ def _verified(scored: Scored, verdict: Verdict[S], rule: object) -> Verified[S]:
     if path and scored.drafted.proposals[path[-1]].token in scored.drafted.state.request.stop:
         law = None
     elif law is None:
-        law = scored.law((TEXT, *path)[-1])
+        law = _law_after(path, scored)
     return Verified(scored, path, law)
+
+
+def _law_after(path: tuple[int, ...], scored: Scored) -> Distribution | None:
+    """The target's own law after the drafts that stand; None where nothing can follow them."""
+    try:
+        return scored.law((TEXT, *path)[-1])
+    except DeadEndError:
+        if not path:
+            raise
+        return None
 
 
 def _is_path(drafted: Drafted, path: object) -> bool:
