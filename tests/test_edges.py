@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
+    LlamaForCausalLM,
     PreTrainedModel,
     T5Config,
     T5ForConditionalGeneration,
@@ -739,6 +741,32 @@ def test_offloaded_models(tmp_path: Path) -> None:
         assert beam_search_generate(list(TEXT[:8]), each, 6, 1, 1, eos_tokens_id=[]) == expected
 
 
+class Counted(LlamaForCausalLM):
+    """A model whose objects are counted."""
+
+
+def living() -> int:
+    gc.collect()
+    return sum(type(each) is Counted for each in gc.get_objects())
+
+
+@pytest.mark.parametrize("predictor", [CachedPredictor, BatchPredictor])
+def test_a_forward_of_the_models_own_is_neither_copied_nor_keeps_it(
+    predictor: Callable[..., CachedPredictor | BatchPredictor],
+) -> None:
+    model: Changing = tiny_llama()
+    model.__class__ = Counted
+    predict = predictor(accelerate.cpu_offload(model, execution_device=torch.device("cpu")), features=(1,))
+    first, second = TEXT[:30], (*TEXT[:2], *TEXT[40:55])
+    predict(first, ())
+    rows = predict(second, ())  # goes on with a copy of what was read of the first
+    assert living() == 1
+    assert predict.features(second, 2).shape == (2, 32)
+    torch.testing.assert_close(rows, UncachedPredictor(tiny_llama())(second, ()), rtol=0, atol=1e-9)
+    del predict, model
+    assert living() == 0
+
+
 def inner(model: Module) -> Module:
     """The model within one that has a head: accelerate replaces the `forward` of the whole."""
     found = model.model
@@ -834,6 +862,21 @@ def test_frequencies_that_a_soft_prompt_lets_no_text_put_back_are_refused(virtua
     model = soft(base, peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=virtual))
     with pytest.raises(DecodeError, match="logits depend on what it read before"):
         CachedPredictor(model)(TEXT[:9], ())
+
+
+@OF_PEFT
+def test_what_was_read_without_a_soft_prompt_is_not_read_again() -> None:
+    """Each time that it is disabled the model has another bound method for its forward, which is the same one."""
+    model = soft(tiny_llama(), peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    predict, fed = CachedPredictor(model), list[int]()
+    layer = model.base_model.get_submodule("model.layers.0")
+    layer.register_forward_pre_hook(lambda module, given: fed.append(given[0].shape[1]))
+    for end in (12, 13, 14):
+        predict(TEXT[:end], ())
+        fed.clear()
+        with model.disable_adapter():
+            predict(TEXT[:end], ())
+    assert fed == [1]
 
 
 def test_a_text_longer_than_the_table_of_positions_is_an_error_of_one_sentence() -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from itertools import chain
 from operator import attrgetter, getitem, is_
+from types import MethodType
 from typing import Final, Protocol, TypeAlias, TypeVar, cast, final
+from weakref import WeakMethod, ref
 
 import torch
 from attrs import define, field, frozen
@@ -177,11 +179,19 @@ class Watch:
         own = vars(self.model)
         return (
             getattr(own.get("config"), "_attn_implementation", None),
-            own.get("forward"),  # what PEFT replaces while an adapter of prompts is disabled
+            _stands_for(own.get("forward")),  # what PEFT replaces where it disables prompts, and accelerate
             str(own.get("active_adapter")),
             tuple([_adapted(tuner) for tuner in self._tuners]),
             *[torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) for kind in ("cpu", "cuda")],
         )
+
+
+def _stands_for(forward: object) -> object:
+    """What is the same of the same callable, as long as there is one, and keeps neither it nor the model behind it."""
+    try:
+        return WeakMethod(forward) if isinstance(forward, MethodType) else ref(forward)
+    except TypeError:  # there is none, or none that can be held so
+        return forward
 
 
 def _tells(number: Callable[[Tensor], int], tensor: Tensor) -> bool:
