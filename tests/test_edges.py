@@ -499,6 +499,37 @@ def swapped_in_inference_mode(model: Changing) -> None:
     torch.utils.swap_tensors(model.model.layers[0].self_attn.k_proj.weight, other)  # type: ignore[no-untyped-call]
 
 
+class Growing(nn.SiLU):
+    """An activation that makes use of whatever is put into it."""
+
+    @override
+    def forward(self, input: Tensor) -> Tensor:
+        output = super().forward(input)
+        for child in self.children():
+            output = child(output)
+        for shift in (*self.parameters(recurse=False), *self.buffers(recurse=False)):
+            output = output + shift
+        return output
+
+
+def growing() -> Changing:
+    model: Changing = tiny_llama()
+    model.model.layers[0].mlp.act_fn = Growing()
+    return model
+
+
+def a_module_more(model: Changing) -> None:
+    model.model.layers[0].mlp.act_fn.add_module("more", nn.Tanh())
+
+
+def a_parameter_more(model: Changing) -> None:
+    model.model.layers[0].mlp.act_fn.register_parameter("more", nn.Parameter(torch.ones(48)))
+
+
+def a_buffer_more(model: Changing) -> None:
+    model.model.layers[0].mlp.act_fn.register_buffer("more", torch.ones(48))
+
+
 class Likewise(nn.Linear):
     """A linear layer that is not known to be one."""
 
@@ -556,6 +587,9 @@ CHANGES: list[tuple[Callable[[], Any], Callable[[Any], object]]] = [
     (tiny_llama, another_layer),
     (tiny_llama, another_dtype),
     (tiny_llama, steered),
+    (growing, a_module_more),
+    (growing, a_parameter_more),
+    (growing, a_buffer_more),
     (partly_of_inference_mode, written),
     (tiny_llama, swapped_in_inference_mode),
     (adapted, lambda model: model.set_adapter("b")),
@@ -579,6 +613,25 @@ def test_what_changes_under_a_predictor_is_noticed(build: Callable[[], Any], cha
     torch.testing.assert_close(tree, expected(TEXT[:15], PAIR), rtol=0, atol=1e-4)
     other = last_rows(UncachedPredictor(model), TEXT[:12], 2)
     assert before.dtype != other.dtype or not torch.allclose(before, other, atol=1e-2)
+
+
+@OF_PEFT
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_adapters_that_come_and_go_by_one_name_are_others(dropout: float) -> None:
+    """Added to where others are, and in training mode."""
+    model = adapted()
+    predictors = CachedPredictor(model), UncachedPredictor(model)
+    for seed in (1, 2):
+        for predict in predictors:
+            predict(TEXT[:12], ())
+        torch.manual_seed(seed)
+        model.add_adapter("user", lora(dropout))
+        model.double().set_adapter("user")
+        expected = fresh(deepcopy(model).eval(), TEXT[:12], 1)
+        for predict in predictors:
+            torch.testing.assert_close(predict(TEXT[:12], ()), expected, rtol=0, atol=1e-9)
+        model.set_adapter("default")
+        model.delete_adapter("user")
 
 
 def test_what_cannot_be_noticed_is_forgotten_on_demand() -> None:

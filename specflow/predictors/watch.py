@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from itertools import chain
 from operator import attrgetter, getitem, is_
 from types import MethodType
-from typing import Final, Protocol, TypeAlias, TypeVar, cast, final
+from typing import Final, Protocol, TypeAlias, TypeVar, final
 from weakref import WeakMethod, ref
 
 import torch
@@ -78,9 +78,9 @@ class Watch:
     """Looks at a model between its passes, for some 100 µs where there are 400 modules and 270 tensors.
 
     Noticed: weights that were written to (an optimizer's step, `load_state_dict`), that were replaced, moved or cast;
-    modules that were added or replaced; adapters that were switched, merged or scaled; hooks that were added or
-    removed; another implementation of attention; autocast. Not noticed: what is written through `.data` or from
-    outside of torch, what is written to tensors that were made in inference mode, what modules keep beside their
+    modules and weights that were added or replaced; adapters that were switched, merged or scaled; hooks that were
+    added or removed; another implementation of attention; autocast. Not noticed: what is written through `.data` or
+    from outside of torch, what is written to tensors that were made in inference mode, what modules keep beside their
     parameters and persistent buffers, weights that are offloaded.
 
     >>> model = torch.nn.Linear(2, 2)
@@ -96,8 +96,14 @@ class Watch:
     modules: tuple[Module, ...] = field(init=False)
     has_plain_weights: bool = field(init=False)
     """Whether no parameter is sharded, quantized or of another kind of its own."""
-    _slots: tuple[list[dict[str, object]], list[str]] = field(init=False)
-    """Where modules keep their children and tensors: they are asked at each look, as they may hold others."""
+    _families: tuple[list[dict[str, Module | None]], list[dict[str, Module | None]]] = field(init=False)
+    """The children of each module, where it keeps them, and what they were: a module equals itself alone."""
+    _stores: list[Mapping[str, Tensor | None]] = field(init=False)
+    """Where modules keep their tensors: they are asked at each look, as they may hold others."""
+    _sizes: list[int] = field(init=False)
+    _slots: tuple[list[Mapping[str, Tensor | None]], list[str]] = field(init=False)
+    _kept: tuple[Tensor | None, ...] = field(init=False)
+    """What the slots held."""
     _held: tuple[object, ...] = field(init=False)
     _tensors: tuple[Tensor, ...] = field(init=False)
     _counting: tuple[Tensor, ...] = field(init=False)
@@ -134,7 +140,10 @@ class Watch:
 
     def _walk(self) -> None:
         modules = self.modules = tuple(self.model.modules())
-        children = [(module._modules, name) for module in modules for name in module._modules]
+        families = [module._modules for module in modules]
+        self._families = families, [dict(family) for family in families]
+        self._stores = [store for module in modules for store in (module._parameters, module._buffers)]
+        self._sizes = [*map(len, self._stores)]
         weights: list[tuple[Mapping[str, Tensor | None], str]] = [
             (module._parameters, name) for module in modules for name in module._parameters
         ]
@@ -147,19 +156,24 @@ class Watch:
         kinds = {type(weight) for module in modules for weight in module._parameters.values() if weight is not None}
         self.has_plain_weights = kinds <= {Parameter}
         # What is offloaded comes and goes with each pass.
-        tensors = [(kept, name) for kept, name in weights if not getattr(kept[name], "is_meta", False)]
-        slots = cast(list[tuple[dict[str, object], str]], [*children, *tensors])
-        self._slots = [kept for kept, _ in slots], [name for _, name in slots]
-        self._held = tuple(map(getitem, *self._slots))
-        self._tensors = tuple([held for held in self._held[len(children) :] if isinstance(held, Tensor)])
+        slots = [(store, name) for store, name in weights if not getattr(store[name], "is_meta", False)]
+        self._slots = [store for store, _ in slots], [name for _, name in slots]
+        self._kept = tuple(map(getitem, *self._slots))
+        self._held = (*chain.from_iterable(family.values() for family in families), *self._kept)
+        self._tensors = tuple([held for held in self._kept if isinstance(held, Tensor)])
         self._sort()
         self._hooks = tuple([hooks for m in modules for hooks in (m._forward_hooks, m._forward_pre_hooks)])
         self._tuners = tuple([module for module in modules if "_active_adapter" in vars(module)])
 
     def _holds_the_same(self) -> bool:
+        children, known = self._families
         try:
-            return all(map(is_, map(getitem, *self._slots), self._held))
-        except KeyError:  # something is gone
+            return (
+                children == known
+                and [*map(len, self._stores)] == self._sizes
+                and all(map(is_, map(getitem, *self._slots), self._kept))
+            )
+        except KeyError:  # something is gone, and something else there
             return False
 
     def _written(self) -> tuple[int, ...]:
