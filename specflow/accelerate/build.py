@@ -37,6 +37,7 @@ from specflow.errors import DecodeError
 from specflow.guards.checks import a
 from specflow.paths import last_rows
 from specflow.predictors import CachedPredictor, UncachedPredictor, limits_of
+from specflow.predictors.autocast import uncast
 from specflow.predictors.reader import vocabulary_of
 
 FREE: Final = Shapes(rows=1, keys=1)
@@ -181,8 +182,9 @@ def _made(
     if reason is not None:
         return reason
     try:
-        made = make()
-        return made if isinstance(made, str) else _disagreement(model, made, tolerances) or made
+        with uncast(device):  # of which an accelerated model makes nothing
+            made = make()
+            return made if isinstance(made, str) else _disagreement(model, made, tolerances) or made
     except DecodeError as error:
         return str(error).removesuffix(".")
     except Exception as error:  # of a model we do not know, anything; the given one still works
@@ -254,19 +256,35 @@ def _settled(model: Module, made: Module, given: Given) -> Module:
 def _refusing_changes_of(model: Module) -> Callable[[Module, object], None]:
     """A hook that raises `DecodeError` where the weights of a model, which is not kept alive, are not what they were.
 
-    It tells by their versions, which everything counts but writing through `.data`, and by where they lie. Those made
-    in inference mode have no versions; what is gone has not changed.
+    It tells by whether the modules that live hold the same ones, by the versions of these, which everything counts but
+    writing through `.data`, and by where they lie. Those made in inference mode have no versions; what is gone has not
+    changed.
     """
-    weights = [(ref(each), each._version, each.data_ptr()) for each in model.parameters() if not each.is_inference()]
+    weights = [
+        (ref(owner), name, _weakly(held), held if held is None else _written(held))
+        for owner in model.modules()
+        for name, held in owner._parameters.items()
+    ]
 
     def refuse(module: Module, arguments: object, /) -> None:
-        for weight, version, place in weights:
-            now = weight()
-            if now is not None and (now._version != version or now.data_ptr() != place):
+        for place, name, weight, written in weights:
+            owner, now = place(), weight()
+            replaced = owner is not None and owner._parameters.get(name) is not now
+            if replaced or (now is not None and _written(now) != written):
                 happened = "the given model's weights have changed since it was accelerated"
-                raise DecodeError("model", happened, f"weights of shape {list(now.shape)}", "accelerate it again")
+                received = f"another {name}" if now is None else f"weights of shape {list(now.shape)}"
+                raise DecodeError("model", happened, received, "accelerate it again")
 
     return refuse
+
+
+def _weakly(held: Tensor | None) -> Callable[[], Tensor | None]:
+    return (lambda: None) if held is None else ref(held)
+
+
+def _written(weight: Tensor) -> tuple[int, int]:
+    """How often a weight was written to, and where it lies."""
+    return -1 if weight.is_inference() else weight._version, weight.data_ptr()
 
 
 def _checked(model: object, given: object) -> None:
