@@ -48,6 +48,7 @@ from specflow import (
 from specflow.accelerate import build, family, linear
 from specflow.accelerate.any_model import Replaced, is_linear
 from specflow.accelerate.llama import Llama
+from specflow.batch import BatchPredictor
 from specflow.caches import KVCache
 from specflow.models import Loaded, load
 from specflow.predictors import UncachedPredictor, last_rows

@@ -405,6 +405,23 @@ def test_the_vocabulary_is_what_the_model_reads_and_writes() -> None:
     assert limits_of(model).vocab_size == 64
 
 
+@pytest.mark.parametrize("predictor", [CachedPredictor, UncachedPredictor, BatchPredictor])
+def test_a_vocabulary_that_was_resized_is_the_one_that_there_is(
+    predictor: Callable[[Module], CachedPredictor | UncachedPredictor | BatchPredictor],
+) -> None:
+    model = tiny_llama()
+    predict = predictor(model)
+    predict(TEXT[:9], ())
+    model.resize_token_embeddings(80, mean_resizing=False)
+    assert predict.limits.vocab_size == 80
+    text = (*TEXT[:9], 70)
+    torch.testing.assert_close(predict(text, chain((75,))), fresh(model, (*text, 75), 2), rtol=0, atol=1e-9)
+    model.resize_token_embeddings(60, mean_resizing=False)
+    with pytest.raises(DecodeError, match="outside the vocabulary of 60: received 70"):
+        predict(text, ())
+    assert predict.limits.vocab_size == 60
+
+
 def test_a_trial_of_trees_that_failed_does_not_stick() -> None:
     model: Any = tiny_llama()
     spoiled = deepcopy(model)
@@ -906,6 +923,12 @@ def test_a_soft_prompt_takes_room_in_the_context(config: type[SoftPrompt]) -> No
     torch.testing.assert_close(last_rows(CachedPredictor(model), TEXT[:13], 2), fresh(model, TEXT[:13], 2))
     with pytest.raises(DecodeError, match="no embedding for one of 14 tokens or their positions"):
         CachedPredictor(model)(TEXT[:14], ())
+    predict = CachedPredictor(model)
+    assert predict.limits.context == 13
+    with model.disable_adapter():
+        assert predict.limits.context == 16
+        torch.testing.assert_close(predict(TEXT[:16], ()), fresh(tiny_gpt2(context=16), TEXT[:16], 1))
+    assert predict.limits.context == 13
 
 
 @OF_PEFT

@@ -81,8 +81,8 @@ def fast(model: Module, given: Given = Given.KEPT) -> Module:
     yet measured). Other models get faster linear layers, on a CPU.
 
     Logits differ by rounding (docs/acceleration.md has the numbers). It is a copy of `model` as it is now, in
-    evaluation mode, and computes in its own dtype under `torch.autocast` too. Where the weights of `model` are updated,
-    replaced, moved or converted afterwards, the next call is a `DecodeError`.
+    evaluation mode; a llama computes in its own dtype, under `torch.autocast` too. Where the weights of `model` are
+    updated, replaced, moved or converted afterwards, the next call is a `DecodeError`.
 
     Made once and compared with `model` on a text that goes past its windows. Where that fails or differs, or on another
     device, the answer is `model` itself, untouched, and a `NotAccelerated` warning that says why: nothing is left to
