@@ -820,6 +820,7 @@ def living() -> int:
     return sum(type(each) is Counted for each in gc.get_objects())
 
 
+@pytest.mark.filterwarnings("ignore:some texts")
 @pytest.mark.parametrize("predictor", [CachedPredictor, BatchPredictor])
 def test_a_forward_of_the_models_own_is_neither_copied_nor_keeps_it(
     predictor: Callable[..., CachedPredictor | BatchPredictor],

@@ -98,8 +98,10 @@ class Watch:
     """Whether no parameter is sharded, quantized or of another kind of its own."""
     _families: tuple[list[dict[str, Module | None]], list[dict[str, Module | None]]] = field(init=False)
     """The children of each module, where it keeps them, and what they were: a module equals itself alone."""
+    _bare: list[Mapping[str, Tensor | None]] = field(init=False)
+    """Where modules would keep tensors, and have none."""
     _stores: list[Mapping[str, Tensor | None]] = field(init=False)
-    """Where modules keep their tensors: they are asked at each look, as they may hold others."""
+    """Where they keep some: they are asked at each look, as they may hold others."""
     _sizes: list[int] = field(init=False)
     _slots: tuple[list[Mapping[str, Tensor | None]], list[str]] = field(init=False)
     _kept: tuple[Tensor | None, ...] = field(init=False)
@@ -142,7 +144,8 @@ class Watch:
         modules = self.modules = tuple(self.model.modules())
         families = [module._modules for module in modules]
         self._families = families, [dict(family) for family in families]
-        self._stores = [store for module in modules for store in (module._parameters, module._buffers)]
+        stores = [store for module in modules for store in (module._parameters, module._buffers)]
+        self._bare, self._stores = [store for store in stores if not store], [store for store in stores if store]
         self._sizes = [*map(len, self._stores)]
         weights: list[tuple[Mapping[str, Tensor | None], str]] = [
             (module._parameters, name) for module in modules for name in module._parameters
@@ -170,6 +173,7 @@ class Watch:
         try:
             return (
                 children == known
+                and not any(self._bare)
                 and [*map(len, self._stores)] == self._sizes
                 and all(map(is_, map(getitem, *self._slots), self._kept))
             )
