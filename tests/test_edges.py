@@ -409,7 +409,7 @@ def test_the_vocabulary_is_what_the_model_reads_and_writes() -> None:
 def test_a_vocabulary_that_was_resized_is_the_one_that_there_is(
     predictor: Callable[[Module], CachedPredictor | UncachedPredictor | BatchPredictor],
 ) -> None:
-    model = tiny_llama()
+    model: Changing = tiny_llama()
     predict = predictor(model)
     predict(TEXT[:9], ())
     model.resize_token_embeddings(80, mean_resizing=False)

@@ -11,7 +11,7 @@ from pathlib import Path
 from random import Random
 from threading import Thread
 from time import sleep
-from typing import Final, TypeAlias, cast, final
+from typing import Any, Final, TypeAlias, cast, final
 
 import pytest
 import torch
@@ -718,7 +718,7 @@ def test_what_a_head_cannot_read_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_target_whose_vocabulary_was_resized_is_another(tmp_path: Path) -> None:
-    model = tiny_llama(3, layers=6)
+    model: Any = tiny_llama(3, layers=6)
     head = load_head(LAYOUTS["medusa"](tmp_path).folder, model)
     cached = CachedPredictor(model, features=head.reads)
     predict = HeadPredictor(head, cached)

@@ -7,7 +7,7 @@ from copy import deepcopy
 from functools import cache, partial
 from itertools import islice
 from random import Random
-from typing import Final
+from typing import Any, Final
 
 import pytest
 import torch
@@ -237,7 +237,7 @@ def words(model: WordPiece | WordLevel) -> PreTrainedTokenizerFast:
 def test_a_letter_that_marks_spaces_elsewhere_is_a_letter() -> None:
     """Maltese has a Ġ, and in byte-level tokens a token that was added by its text may begin with a metaspace."""
     for kind, letter in (("metaspace", "Ġ"), ("byte-level", "▁")):
-        tokenizer = deepcopy(trained(kind))
+        tokenizer: Any = deepcopy(trained(kind))
         tokenizer.add_tokens([letter])
         spelling = Spelling.of(tokenizer)
         assert spelling.tokens[-1] == letter.encode()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from enum import Enum
 from functools import partial
 from itertools import pairwise
+from operator import is_
 from typing import Final, cast, final
 from warnings import warn
 from weakref import ref
@@ -256,35 +257,34 @@ def _settled(model: Module, made: Module, given: Given) -> Module:
 def _refusing_changes_of(model: Module) -> Callable[[Module, object], None]:
     """A hook that raises `DecodeError` where the weights of a model, which is not kept alive, are not what they were.
 
-    It tells by whether the modules that live hold the same ones, by the versions of these, which everything counts but
-    writing through `.data`, and by where they lie. Those made in inference mode have no versions; what is gone has not
-    changed.
+    It tells by their versions, which everything counts but writing through `.data`, by where they lie, and, while its
+    modules live, by whether these hold the same ones. Those made in inference mode have no versions; what is gone has
+    not changed.
     """
-    weights = [
-        (ref(owner), name, _weakly(held), held if held is None else _written(held))
-        for owner in model.modules()
-        for name, held in owner._parameters.items()
-    ]
+    modules = [module for module in model.modules() if module._parameters]
+    places, held = [*map(ref, modules)], [*map(ref, _held_by(modules))]
+    weights = [(ref(each), each._version, each.data_ptr()) for each in model.parameters() if not each.is_inference()]
 
     def refuse(module: Module, arguments: object, /) -> None:
-        for place, name, weight, written in weights:
-            owner, now = place(), weight()
-            replaced = owner is not None and owner._parameters.get(name) is not now
-            if replaced or (now is not None and _written(now) != written):
-                happened = "the given model's weights have changed since it was accelerated"
-                received = f"another {name}" if now is None else f"weights of shape {list(now.shape)}"
-                raise DecodeError("model", happened, received, "accelerate it again")
+        received = None
+        living = [owner for place in places if (owner := place()) is not None]
+        if len(living) == len(places):
+            now = _held_by(living)
+            if len(now) != len(held) or not all(map(is_, now, [weight() for weight in held])):
+                received = "other tensors"
+        for weight, version, place in weights:
+            each = weight()
+            if each is not None and (each._version != version or each.data_ptr() != place):
+                received = f"weights of shape {list(each.shape)}"
+        if received is not None:
+            happened = "the given model's weights have changed since it was accelerated"
+            raise DecodeError("model", happened, received, "accelerate it again")
 
     return refuse
 
 
-def _weakly(held: Tensor | None) -> Callable[[], Tensor | None]:
-    return (lambda: None) if held is None else ref(held)
-
-
-def _written(weight: Tensor) -> tuple[int, int]:
-    """How often a weight was written to, and where it lies."""
-    return -1 if weight.is_inference() else weight._version, weight.data_ptr()
+def _held_by(modules: Sequence[Module]) -> list[Parameter]:
+    return [weight for module in modules for weight in module._parameters.values() if weight is not None]
 
 
 def _checked(model: object, given: object) -> None:

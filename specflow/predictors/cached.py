@@ -124,7 +124,7 @@ class CachedPredictor:
 
     @property
     def limits(self) -> Limits:
-        """What a text over this memo can take: what the model can as it is now, and the room in a cache of fixed size."""
+        """What a text over this memo can take: the limits of the model as it is now, and the room in a fixed cache."""
         with self._reader.guard:
             self._meet()
             return self._limits
