@@ -48,6 +48,7 @@ from specflow import (
 from specflow.accelerate import build, family, linear
 from specflow.accelerate.any_model import Replaced, is_linear
 from specflow.accelerate.llama import Llama
+from specflow.batch import BatchPredictor
 from specflow.caches import KVCache
 from specflow.models import Loaded, load
 from specflow.predictors import UncachedPredictor, last_rows
@@ -317,7 +318,17 @@ def test_an_accelerated_model_is_a_copy_and_notices_that_its_original_has_change
     def cast(model: PreTrainedModel) -> None:
         model.bfloat16()
 
-    for change in (step, load, cast):
+    def assign(model: PreTrainedModel) -> None:
+        model.load_state_dict(build(seed=1).float().state_dict(), assign=True)
+
+    def replace(model: PreTrainedModel) -> None:
+        head = model.get_submodule("lm_head")
+        head.weight = torch.nn.Parameter(head.get_parameter("weight").detach() * 2)
+
+    def add(model: PreTrainedModel) -> None:
+        model.get_submodule("lm_head").bias = torch.nn.Parameter(torch.ones(64))
+
+    for change in (step, load, cast, assign, replace, add):
         model, fast, _ = fresh()
         change(model)
         with pytest.raises(DecodeError, match="changed since it was accelerated"):
@@ -692,6 +703,23 @@ def test_without_products_in_half_precision_a_model_is_computed_in_fp32(
     other = accelerate.fast(tiny_gpt2().to(dtype))
     assert isinstance(other.get_submodule("transformer.h.0.mlp.c_fc"), Replaced)
     assert CachedPredictor(other)(text, ()).dtype == dtype
+
+
+@pytest.mark.parametrize("held", [torch.float32, torch.float16])
+@pytest.mark.parametrize("make", [accelerate.fast, accelerate.bit_for_bit])
+def test_autocast_makes_no_difference_to_an_accelerated_model(
+    make: Callable[[Module], Module], held: torch.dtype
+) -> None:
+    """Whatever its weights are kept in; made within its block, too."""
+    model, text = tiny_llama(dtype=held).float(), tuple(range(1, 20))
+    made = make(model)
+    expected = last_rows(UncachedPredictor(made), text, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        for each in (made, make(model)):
+            assert isinstance(each, Llama)
+            for predict in (CachedPredictor(each), UncachedPredictor(each), BatchPredictor(each)):
+                torch.testing.assert_close(last_rows(predict, text, 4), expected, rtol=0, atol=1e-4)
+        assert torch.is_autocast_enabled("cpu")
 
 
 def test_weights_that_fp16_holds_are_kept_in_it() -> None:

@@ -253,6 +253,16 @@ def test_a_text_begun_in_inference_mode_goes_on_in_any() -> None:
             assert (predict(tokens, drafts) - fresh(tokens, drafts)).abs().max() < 1e-9
 
 
+def test_autocast_makes_no_difference_to_captured_passes() -> None:
+    model, text = tiny_llama(dtype=torch.float32), tuple(range(1, 20))
+    expected = last_rows(UncachedPredictor(model), text, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        predict = CachedPredictor(captured(model))
+        predict(text[:-4], ())
+        rows = torch.cat([predict(text[:end], ()) for end in range(16, 20)])
+    torch.testing.assert_close(rows, expected, rtol=0, atol=1e-4)
+
+
 def test_another_models_cache_is_refused() -> None:
     made = captured(tiny_llama())
     with pytest.raises(DecodeError, match="not one of this model's"):

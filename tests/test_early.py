@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from random import Random
 from threading import Thread
 from typing import Final
+from weakref import ref
 
 import pytest
 import torch
@@ -35,10 +38,11 @@ from specflow import (
     speculative_step,
     start,
 )
-from specflow.accelerate import bit_for_bit, fast
+from specflow.accelerate import Given, bit_for_bit, build, fast
 from specflow.predictors import Resumed, UncachedPredictor, early_exit, last_rows, layer_skip
 from specflow.testing import conformance
 from tests.architectures import NAMED, WINDOW
+from tests.test_captured import captured
 from tests.test_edges import DYNAMIC, made
 from tests.toys import VOCABULARY, oracle, tiny_gpt2, tiny_llama
 
@@ -235,9 +239,51 @@ def test_weights_that_change_are_noticed() -> None:
         torch.testing.assert_close(after, UncachedPredictor(model)(PROMPT, ()))
     # The first layers keep their weight, and the model has another.
     model.get_submodule("model.layers.0.mlp").up_proj = torch.nn.Linear(32, 48, bias=False).double()
-    with pytest.raises(DecodeError, match="not what the model says") as raised:
+    with pytest.raises(DecodeError, match="not over the weights that it has now") as raised:
         target(PROMPT, ())
     assert raised.value.parameter == "early"
+
+
+def test_weights_that_change_by_little_are_noticed() -> None:
+    """In half precision what the layers say of them is within rounding of what they said."""
+    model = tiny_llama(dtype=torch.bfloat16)
+    target = Resumed(model, early_exit(model, 1))
+    target(PROMPT, ())
+    model.load_state_dict({name: weight * 1.01 for name, weight in model.state_dict().items()}, assign=True)
+    for _ in range(2):
+        with pytest.raises(DecodeError, match="first layers are not over the weights that it has now") as raised:
+            target(PROMPT, ())
+        assert raised.value.parameter == "early"
+    torch.testing.assert_close(Resumed(model, early_exit(model, 1))(PROMPT, ()), CachedPredictor(model)(PROMPT, ()))
+
+
+def test_weights_that_the_model_held_before_are_let_go() -> None:
+    model = tiny_llama()
+    target, layer = Resumed(model, early_exit(model, 1)), model.get_submodule("model.layers.1.mlp.up_proj")
+    for drafts in ((), (Proposal(4), Proposal(5, parent=TEXT))):
+        target(PROMPT, drafts)
+    before = ref(layer.weight)
+    layer.weight = torch.nn.Parameter(layer.get_parameter("weight").detach() * 2)
+    torch.testing.assert_close(target(PROMPT, ()), UncachedPredictor(model)(PROMPT, ()))
+    gc.collect()
+    assert before() is None
+
+
+@pytest.mark.parametrize(
+    "make", [fast, lambda model: build._settled(model, captured(model), Given.KEPT)], ids=["fast", "tape"]
+)
+def test_weights_of_an_accelerated_model_that_have_changed_are_refused(
+    make: Callable[[PreTrainedModel], Module],
+) -> None:
+    model = tiny_llama(dtype=torch.float32)
+    accelerated = make(model)
+    target = Resumed(accelerated, early_exit(accelerated, 1))
+    target(PROMPT, ())
+    with torch.no_grad():
+        model.get_parameter("lm_head.weight").mul_(2)
+    for predict in (target, target.early, CachedPredictor(deepcopy(accelerated))):
+        with pytest.raises(DecodeError, match="weights have changed since it was accelerated"):
+            predict(PROMPT, ())
 
 
 @pytest.mark.parametrize(

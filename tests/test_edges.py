@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -26,6 +27,7 @@ from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
+    LlamaForCausalLM,
     PreTrainedModel,
     T5Config,
     T5ForConditionalGeneration,
@@ -412,6 +414,23 @@ def test_the_vocabulary_is_what_the_model_reads_and_writes() -> None:
     assert limits_of(model).vocab_size == 64
 
 
+@pytest.mark.parametrize("predictor", [CachedPredictor, UncachedPredictor, BatchPredictor])
+def test_a_vocabulary_that_was_resized_is_the_one_that_there_is(
+    predictor: Callable[[Module], CachedPredictor | UncachedPredictor | BatchPredictor],
+) -> None:
+    model: Changing = tiny_llama()
+    predict = predictor(model)
+    predict(TEXT[:9], ())
+    model.resize_token_embeddings(80, mean_resizing=False)
+    assert predict.limits.vocab_size == 80
+    text = (*TEXT[:9], 70)
+    torch.testing.assert_close(predict(text, chain((75,))), fresh(model, (*text, 75), 2), rtol=0, atol=1e-9)
+    model.resize_token_embeddings(60, mean_resizing=False)
+    with pytest.raises(DecodeError, match="outside the vocabulary of 60: received 70"):
+        predict(text, ())
+    assert predict.limits.vocab_size == 60
+
+
 def test_a_trial_of_trees_that_failed_does_not_stick() -> None:
     model: Any = tiny_llama()
     spoiled = deepcopy(model)
@@ -506,6 +525,37 @@ def swapped_in_inference_mode(model: Changing) -> None:
     torch.utils.swap_tensors(model.model.layers[0].self_attn.k_proj.weight, other)  # type: ignore[no-untyped-call]
 
 
+class Growing(nn.SiLU):
+    """An activation that makes use of whatever is put into it."""
+
+    @override
+    def forward(self, input: Tensor) -> Tensor:
+        output = super().forward(input)
+        for child in self.children():
+            output = child(output)
+        for shift in (*self.parameters(recurse=False), *self.buffers(recurse=False)):
+            output = output + shift
+        return output
+
+
+def growing() -> Changing:
+    model: Changing = tiny_llama()
+    model.model.layers[0].mlp.act_fn = Growing()
+    return model
+
+
+def a_module_more(model: Changing) -> None:
+    model.model.layers[0].mlp.act_fn.add_module("more", nn.Tanh())
+
+
+def a_parameter_more(model: Changing) -> None:
+    model.model.layers[0].mlp.act_fn.register_parameter("more", nn.Parameter(torch.ones(48)))
+
+
+def a_buffer_more(model: Changing) -> None:
+    model.model.layers[0].mlp.act_fn.register_buffer("more", torch.ones(48))
+
+
 class Likewise(nn.Linear):
     """A linear layer that is not known to be one."""
 
@@ -563,6 +613,9 @@ CHANGES: list[tuple[Callable[[], Any], Callable[[Any], object]]] = [
     (tiny_llama, another_layer),
     (tiny_llama, another_dtype),
     (tiny_llama, steered),
+    (growing, a_module_more),
+    (growing, a_parameter_more),
+    (growing, a_buffer_more),
     (partly_of_inference_mode, written),
     (tiny_llama, swapped_in_inference_mode),
     (adapted, lambda model: model.set_adapter("b")),
@@ -598,6 +651,25 @@ def test_autocast_is_noticed_on_every_kind_of_device(kind: str) -> None:
     finally:
         torch.set_autocast_enabled(kind, was)
     assert watch.look().same(before)
+
+
+@OF_PEFT
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_adapters_that_come_and_go_by_one_name_are_others(dropout: float) -> None:
+    """Added to where others are, and in training mode."""
+    model = adapted()
+    predictors = CachedPredictor(model), UncachedPredictor(model)
+    for seed in (1, 2):
+        for predict in predictors:
+            predict(TEXT[:12], ())
+        torch.manual_seed(seed)
+        model.add_adapter("user", lora(dropout))
+        model.double().set_adapter("user")
+        expected = fresh(deepcopy(model).eval(), TEXT[:12], 1)
+        for predict in predictors:
+            torch.testing.assert_close(predict(TEXT[:12], ()), expected, rtol=0, atol=1e-9)
+        model.set_adapter("default")
+        model.delete_adapter("user")
 
 
 def test_what_cannot_be_noticed_is_forgotten_on_demand() -> None:
@@ -760,6 +832,33 @@ def test_offloaded_models(tmp_path: Path) -> None:
         assert beam_search_generate(list(TEXT[:8]), each, 6, 1, 1, eos_tokens_id=[]) == expected
 
 
+class Counted(LlamaForCausalLM):
+    """A model whose objects are counted."""
+
+
+def living() -> int:
+    gc.collect()
+    return sum(type(each) is Counted for each in gc.get_objects())
+
+
+@pytest.mark.filterwarnings("ignore:some texts")
+@pytest.mark.parametrize("predictor", [CachedPredictor, BatchPredictor])
+def test_a_forward_of_the_models_own_is_neither_copied_nor_keeps_it(
+    predictor: Callable[..., CachedPredictor | BatchPredictor],
+) -> None:
+    model: Changing = tiny_llama()
+    model.__class__ = Counted
+    predict = predictor(accelerate.cpu_offload(model, execution_device=torch.device("cpu")), features=(1,))
+    first, second = TEXT[:30], (*TEXT[:2], *TEXT[40:55])
+    predict(first, ())
+    rows = predict(second, ())  # goes on with a copy of what was read of the first
+    assert living() == 1
+    assert predict.features(second, 2).shape == (2, 32)
+    torch.testing.assert_close(rows, UncachedPredictor(tiny_llama())(second, ()), rtol=0, atol=1e-9)
+    del predict, model
+    assert living() == 0
+
+
 def inner(model: Module) -> Module:
     """The model within one that has a head: accelerate replaces the `forward` of the whole."""
     found = model.model
@@ -846,6 +945,12 @@ def test_a_soft_prompt_takes_room_in_the_context(config: type[SoftPrompt]) -> No
     torch.testing.assert_close(last_rows(CachedPredictor(model), TEXT[:13], 2), fresh(model, TEXT[:13], 2))
     with pytest.raises(DecodeError, match="no embedding for one of 14 tokens or their positions"):
         CachedPredictor(model)(TEXT[:14], ())
+    predict = CachedPredictor(model)
+    assert predict.limits.context == 13
+    with model.disable_adapter():
+        assert predict.limits.context == 16
+        torch.testing.assert_close(predict(TEXT[:16], ()), fresh(tiny_gpt2(context=16), TEXT[:16], 1))
+    assert predict.limits.context == 13
 
 
 @OF_PEFT
@@ -855,6 +960,21 @@ def test_frequencies_that_a_soft_prompt_lets_no_text_put_back_are_refused(virtua
     model = soft(base, peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=virtual))
     with pytest.raises(DecodeError, match="logits depend on what it read before"):
         CachedPredictor(model)(TEXT[:9], ())
+
+
+@OF_PEFT
+def test_what_was_read_without_a_soft_prompt_is_not_read_again() -> None:
+    """Each time that it is disabled the model has another bound method for its forward, which is the same one."""
+    model = soft(tiny_llama(), peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    predict, fed = CachedPredictor(model), list[int]()
+    layer = model.base_model.get_submodule("model.layers.0")
+    layer.register_forward_pre_hook(lambda module, given: fed.append(given[0].shape[1]))
+    for end in (12, 13, 14):
+        predict(TEXT[:end], ())
+        fed.clear()
+        with model.disable_adapter():
+            predict(TEXT[:end], ())
+    assert fed == [1]
 
 
 def test_a_text_longer_than_the_table_of_positions_is_an_error_of_one_sentence() -> None:

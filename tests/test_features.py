@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from functools import partial
 from threading import Thread
@@ -312,10 +312,23 @@ def test_skipping_follows_the_weights_of_the_model() -> None:
     assert not drafts((1, 2, 3), ()).allclose(before)
 
 
-@pytest.mark.parametrize("skip", [(2,), (-1,), (0, 1), ("a",), 1, None, (0.5,)])
+@pytest.mark.parametrize("skip", [(2,), (-1,), ("a",), 1, None, (0.5,), "0", b"\0", {2}])
 def test_layers_that_cannot_be_skipped(skip: object) -> None:
-    with pytest.raises(DecodeError):
+    with pytest.raises(DecodeError, match="; give numbers from 0 to 1") as raised:
         layer_skip(tiny_llama(), skip)  # type: ignore[arg-type]
+    assert raised.value.parameter == "skip"
+
+
+def test_a_model_without_layers_is_none() -> None:
+    with pytest.raises(DecodeError, match="no layer is left"):
+        layer_skip(tiny_llama(), (0, 1))
+
+
+@pytest.mark.parametrize("skip", [{1}, frozenset({1}), (i for i in [1, 1]), range(1, 2), {1: ""}, torch.tensor([1])])
+def test_the_layers_that_are_skipped_come_in_whatever_holds_them(skip: Iterable[int]) -> None:
+    model = tiny_llama()
+    expected = CachedPredictor(layer_skip(model, (1,)))((1, 2), ())
+    assert CachedPredictor(layer_skip(model, skip))((1, 2), ()).equal(expected)
 
 
 def test_models_whose_layers_are_not_found() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from random import Random
 from threading import Thread
 from time import sleep
-from typing import Final, TypeAlias, cast, final
+from typing import Any, Final, TypeAlias, cast, final
 
 import pytest
 import torch
@@ -782,6 +782,19 @@ def test_what_a_head_cannot_read_is_refused(tmp_path: Path) -> None:
         narrow((3, 4), ())
     with pytest.raises(DecodeError, match="different vocabularies"):
         HeadPredictor(three.head, FreshFeatures(tiny_llama(0, vocab_size=65), (2,)))
+
+
+def test_a_target_whose_vocabulary_was_resized_is_another(tmp_path: Path) -> None:
+    model: Any = tiny_llama(3, layers=6)
+    head = load_head(LAYOUTS["medusa"](tmp_path).folder, model)
+    cached = CachedPredictor(model, features=head.reads)
+    predict = HeadPredictor(head, cached)
+    step = speculative_step(HeadTree(predict, 3, 2), cached, GREEDY, Dice(), Fixed(4))
+    run(step, start((3, 4), 4).unwrap())
+    model.resize_token_embeddings(VOCABULARY + 16, mean_resizing=False)
+    for ask in (lambda: run(step, start((3, 4), 4).unwrap()), lambda: predict.limits, lambda: predict.reach((3, 4))):
+        with pytest.raises(DecodeError, match="different vocabularies: received 64 and 80; load the head"):
+            ask()
 
 
 @pytest.mark.parametrize("missing", ["vocabulary", "reads", "width", "looks_back", "ahead"])

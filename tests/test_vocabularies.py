@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from functools import cache, partial
 from itertools import islice
 from random import Random
-from typing import Final
+from typing import Any, Final
 
 import pytest
 import torch
@@ -231,6 +232,17 @@ def words(model: WordPiece | WordLevel) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="[end]")
+
+
+def test_a_letter_that_marks_spaces_elsewhere_is_a_letter() -> None:
+    """Maltese has a Ġ, and in byte-level tokens a token that was added by its text may begin with a metaspace."""
+    for kind, letter in (("metaspace", "Ġ"), ("byte-level", "▁")):
+        tokenizer: Any = deepcopy(trained(kind))
+        tokenizer.add_tokens([letter])
+        spelling = Spelling.of(tokenizer)
+        assert spelling.tokens[-1] == letter.encode()
+        for text in (*TEXTS, *SENTENCES):
+            assert spelling.bytes_of(spelling.spell(text)).decode().strip() == text.strip()
 
 
 def test_tokenizers_that_leave_out_spaces_are_refused_by_name() -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from enum import Enum
 from functools import partial
 from itertools import pairwise
+from operator import is_
 from typing import Final, cast, final
 from warnings import warn
 from weakref import ref
@@ -37,6 +38,7 @@ from specflow.errors import DecodeError
 from specflow.guards.checks import a
 from specflow.paths import last_rows
 from specflow.predictors import CachedPredictor, UncachedPredictor, limits_of
+from specflow.predictors.autocast import uncast
 from specflow.predictors.copying import copy_sharing_weights
 from specflow.predictors.reader import vocabulary_of
 from specflow.predictors.trial import error_of
@@ -82,8 +84,8 @@ def fast(model: Module, given: Given = Given.KEPT) -> Module:
     yet measured). Other models get faster linear layers, on a CPU.
 
     Logits differ by rounding (docs/acceleration.md has the numbers). It is a copy of `model` as it is now, in
-    evaluation mode. Where the weights of `model` are updated, moved or converted afterwards, the next call is a
-    `DecodeError`.
+    evaluation mode; a llama computes in its own dtype, under `torch.autocast` too. Where the weights of `model` are
+    updated, replaced, moved or converted afterwards, the next call is a `DecodeError`.
 
     Made once and compared with `model` on a text that goes past its windows. Where that fails or differs, or on another
     device, the answer is `model` itself, untouched, and a `NotAccelerated` warning that says why: nothing is left to
@@ -183,8 +185,9 @@ def _made(
     if reason is not None:
         return reason
     try:
-        made = make()
-        return made if isinstance(made, str) else _disagreement(model, made, tolerances) or made
+        with uncast(device):  # of which an accelerated model makes nothing
+            made = make()
+            return made if isinstance(made, str) else _disagreement(model, made, tolerances) or made
     except DecodeError as error:
         return str(error).removesuffix(".")
     except Exception as error:  # of a model we do not know, anything; the given one still works
@@ -256,19 +259,34 @@ def _settled(model: Module, made: Module, given: Given) -> Module:
 def _refusing_changes_of(model: Module) -> Callable[[Module, object], None]:
     """A hook that raises `DecodeError` where the weights of a model, which is not kept alive, are not what they were.
 
-    It tells by their versions, which everything counts but writing through `.data`, and by where they lie. Those made
-    in inference mode have no versions; what is gone has not changed.
+    It tells by their versions, which everything counts but writing through `.data`, by where they lie, and, while its
+    modules live, by whether these hold the same ones. Those made in inference mode have no versions; what is gone has
+    not changed.
     """
+    modules = [module for module in model.modules() if module._parameters]
+    places, held = [*map(ref, modules)], [*map(ref, _held_by(modules))]
     weights = [(ref(each), each._version, each.data_ptr()) for each in model.parameters() if not each.is_inference()]
 
     def refuse(module: Module, arguments: object, /) -> None:
+        received = None
+        living = [owner for place in places if (owner := place()) is not None]
+        if len(living) == len(places):
+            now = _held_by(living)
+            if len(now) != len(held) or not all(map(is_, now, [weight() for weight in held])):
+                received = "other tensors"
         for weight, version, place in weights:
-            now = weight()
-            if now is not None and (now._version != version or now.data_ptr() != place):
-                happened = "the given model's weights have changed since it was accelerated"
-                raise DecodeError("model", happened, f"weights of shape {list(now.shape)}", "accelerate it again")
+            each = weight()
+            if each is not None and (each._version != version or each.data_ptr() != place):
+                received = f"weights of shape {list(each.shape)}"
+        if received is not None:
+            happened = "the given model's weights have changed since it was accelerated"
+            raise DecodeError("model", happened, received, "accelerate it again")
 
     return refuse
+
+
+def _held_by(modules: Sequence[Module]) -> list[Parameter]:
+    return [weight for module in modules for weight in module._parameters.values() if weight is not None]
 
 
 def _checked(model: object, given: object) -> None:

@@ -16,9 +16,21 @@ from torch import Tensor
 from torch.nn import Embedding, Module
 from typing_extensions import override
 
-from specflow.accelerate.llama import Llama, Output, Segment, Sight, Weights, embedded, hiding, logits_of, read
+from specflow.accelerate.llama import (
+    Llama,
+    Output,
+    Segment,
+    Sight,
+    Weights,
+    embedded,
+    hiding,
+    logits_of,
+    read,
+    refusing_as,
+)
 from specflow.batch.texts import Text
 from specflow.caches import KVCache, lasting
+from specflow.predictors.autocast import uncast
 from specflow.trees import depths, lineage
 
 Work: TypeAlias = Callable[[], tuple[Tensor, Tensor]]
@@ -84,7 +96,7 @@ class Captured(Module):
         if not texts and input_ids is not None and cache is not None and len(input_ids) == 1:
             texts = (Text(input_ids[0], cache, parents, logits_to_keep),)
         size = None if self._is_watched else _size(texts)
-        with torch.no_grad(), self._turn:
+        with torch.no_grad(), self._turn, uncast(self.eager.weights.before_head.device.type):
             if size is not None:
                 logits, held = self._read(texts, size, tuple(features))
                 return Output(logits[None], texts[0].cache if use_cache else None, held[None] if features else None)
@@ -101,10 +113,11 @@ class Captured(Module):
 
     def without_layers(self, skip: frozenset[int], /) -> Captured:
         """As `Llama`."""
-        return Captured(self.eager.without_layers(skip), self._capturing)
+        return refusing_as(self, Captured(self.eager.without_layers(skip), self._capturing))
 
     def __deepcopy__(self, memo: dict[int, object]) -> Captured:
-        return Captured(deepcopy(self.eager, memo), self._capturing)  # graphs cannot be copied: captured anew
+        # Graphs cannot be copied: captured anew.
+        return refusing_as(self, Captured(deepcopy(self.eager, memo), self._capturing))
 
     @property
     def _is_watched(self) -> bool:

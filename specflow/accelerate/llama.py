@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from math import inf
-from typing import Final, Protocol, final
+from typing import Final, Protocol, TypeVar, final
 
 import torch
 import torch.nn.functional as F
@@ -23,10 +23,13 @@ from specflow.batch.texts import Text
 from specflow.caches import KVCache, lasting
 from specflow.errors import DecodeError
 from specflow.guards.checks import shown
+from specflow.predictors.autocast import uncast
 from specflow.trees import depths, lineage
 
 ELEMENTS: Final = 32768
 """A CPU cuts an elementwise operation over more elements than this among its threads, in the middle of a row too."""
+
+M = TypeVar("M", bound=Module)
 
 
 class Rotary(Protocol):
@@ -112,7 +115,8 @@ class Llama(Module):
     """A model of the llama family, called as transformers' own is for one text, or with several `texts`.
 
     What goes into its layers, and what leaves them, passes through `entering` and `leaving`, [1, k, H] of each text:
-    hooks there can look at it, or hand in something else.
+    hooks there can look at it, or hand in something else. It computes in its own dtype, under `torch.autocast` too, as
+    its kernels take no other.
     """
 
     def __init__(self, config: PreTrainedConfig, weights: Weights, shapes: Shapes) -> None:
@@ -167,7 +171,7 @@ class Llama(Module):
         for text in texts:
             self.own(text.cache).reserve(text.cache.length + len(text.ids))
         # What outlives the pass, the caches, the angles and the logits, is made outside of this mode.
-        with torch.inference_mode():
+        with torch.inference_mode(), uncast(self.weights.before_head.device.type):
             hidden: list[list[Tensor]] = [[] for _ in texts]
             held: list[Tensor] = []
             states = [self.entering(embedded(self.weights, text.ids)[None])[0] for text in texts]
@@ -197,7 +201,7 @@ class Llama(Module):
         config = deepcopy(self.config)
         config.num_hidden_layers = len(kept)
         weights = evolve(self.weights, layers=tuple([self.weights.layers[i] for i in kept]))
-        return Llama(config, weights, self.shapes)
+        return refusing_as(self, Llama(config, weights, self.shapes))
 
     @override
     def _apply(self, *arguments: object, **named: object) -> Llama:
@@ -241,6 +245,13 @@ class Llama(Module):
         room = cache.buffer.flatten(1, 2)[:, :, start:end].transpose(1, 2).unbind()
         cache.length = end
         return Segment(k, angles, lambda i, new: room[i].copy_(new), sights)
+
+
+def refusing_as(given: Module, made: M) -> M:
+    """A model made of another, which refuses to be called where that does: once the weights of both are out of date."""
+    made._forward_pre_hooks.update(given._forward_pre_hooks)
+    made._forward_pre_hooks_with_kwargs.update(given._forward_pre_hooks_with_kwargs)
+    return made
 
 
 def _chunks(texts: Sequence[Text], states: Sequence[Tensor], most: int) -> list[list[tuple[int, Tensor]]]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from specflow.batch.ragged import Piece, joins, new_past, read_together
 from specflow.caches import Shelves
-from specflow.predictors.reader import Reader, context_of
+from specflow.predictors.reader import Reader
 from specflow.predictors.trial import error_bound, error_of
 from specflow.predictors.watch import Findings
 from specflow.state import TEXT
@@ -43,12 +43,12 @@ def reads_together(reader: Reader, over: int, *, trees: bool) -> bool:
 def _try(reader: Reader, over: int, drafts: tuple[int, ...]) -> bool:
     """Three texts, one of them short, read together from their beginnings and then on, with drafts after two of
     them, and on after a path of the first's: all rows are compared with those of fresh passes."""
-    context = context_of(reader.model)
+    vocab_size, context = reader.limits.vocab_size, reader.limits.context
     lengths = [over + 6, 4, over + 4]
-    if reader.vocab_size is None or (context is not None and max(lengths) + 6 > context):
+    if vocab_size is None or (context is not None and max(lengths) + 6 > context):
         return False
     random = Random(over)
-    texts = [random.choices(range(reader.vocab_size), k=length + 6) for length in lengths]
+    texts = [random.choices(range(vocab_size), k=length + 6) for length in lengths]
     shelves = Shelves()
     pasts = [new_past(reader, shelves) for _ in texts]
 
@@ -82,5 +82,5 @@ def _try(reader: Reader, over: int, drafts: tuple[int, ...]) -> bool:
     except Exception:  # whatever a model raises here says that it cannot be read so
         return False
     # Row by row: of several, `error_of` passes over the worst in half precision.
-    together, alone = (torch.cat(rows).split(1) for rows in zip(*pairs, strict=True))
+    together, alone = (torch.cat(rows)[:, None].unbind() for rows in zip(*pairs, strict=True))
     return max(map(error_of, together, alone)) <= error_bound(reader.rounding)

@@ -97,12 +97,17 @@ class HeadPredictor:
     _lock: RLock = field(init=False, factory=RLock, repr=False)
 
     def __attrs_post_init__(self) -> None:
+        self._target_limits()
+
+    def _target_limits(self) -> Limits:
+        """What the target can take now. `DecodeError` where it is of another vocabulary than the head."""
         limits = checked_limits(self.target.limits, "target")
         size = self.head.vocabulary.size
         if limits.vocab_size not in (None, size):
             remedy = "load the head with load_head(folder, model)"
             received = f"{size} and {limits.vocab_size}"
             raise DecodeError("head", "head and target have different vocabularies", received, remedy)
+        return limits
 
     def __call__(self, tokens: Tokens, drafts: Sequence[Proposal], /) -> Tensor:
         """Logits [n + 1, V] after `tokens`, and after them and the path down to each of the n drafts."""
@@ -111,17 +116,16 @@ class HeadPredictor:
     @property
     def limits(self) -> Limits:
         """What a text can take: the target's limits, over the head's vocabulary."""
-        return Limits(self.head.vocabulary.size, self.target.limits.context)
+        return Limits(self.head.vocabulary.size, self._target_limits().context)
 
     def reach(self, tokens: Tokens) -> int | None:
         """How many tokens in a row the head can draft after a text; None for any number.
 
         0 after a text that it cannot read: of one token, or with ids that it has no embedding for.
         """
-        tokens = ids_of("tokens", text_of(tokens))
+        tokens, context = ids_of("tokens", text_of(tokens)), self._target_limits().context
         if len(tokens) == 1 or min(tokens) < 0 or max(tokens) >= self.head.vocabulary.known:
             return 0
-        context = self.target.limits.context
         ends = self.head.ahead, None if context is None else max(0, context - len(tokens) + 1)
         return min((end for end in ends if end is not None), default=None)
 

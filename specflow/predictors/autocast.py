@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import torch
@@ -19,3 +21,21 @@ def cast_to(kind: str) -> torch.dtype | None:
     torch.bfloat16
     """
     return torch.get_autocast_dtype(kind) if kind in KINDS and torch.is_autocast_enabled(kind) else None
+
+
+@contextmanager
+def uncast(kind: str) -> Iterator[None]:
+    """A block in which nothing is cast on a kind of device. Not by `torch.autocast`: see `batch.modes`.
+
+    >>> with torch.autocast("cpu", torch.bfloat16), uncast("cpu"):
+    ...     torch.ones(1, 1).matmul(torch.ones(1, 1)).dtype
+    torch.float32
+    """
+    if cast_to(kind) is None:
+        yield
+        return
+    torch.set_autocast_enabled(kind, False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_enabled(kind, True)

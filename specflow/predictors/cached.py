@@ -106,7 +106,6 @@ class CachedPredictor:
         repr=False,
     )
     _reader: Reader = field(init=False, repr=False)
-    _model: Limits = field(init=False, repr=False)
     _caches: Caches = field(init=False, repr=False)
     _trials: Trials = field(init=False, repr=False)
     _memos: Memos = field(init=False, repr=False)
@@ -119,16 +118,22 @@ class CachedPredictor:
         if takes_none and self.make_cache is not None:
             name, remedy = type(self.model).__name__, "leave make_cache out"
             raise DecodeError("make_cache", "the model takes no cache", name, remedy)
-        self._model = limits_of(self.model)
         self._memos = Memos(int(self.memos))
         self._caches = Caches(self._reader, self.make_cache)
         self._trials = Trials(self._caches, () if takes_none else FEEDINGS)
 
     @property
     def limits(self) -> Limits:
-        """What a text over this memo can take: the model's own limits, and the room in a cache of fixed size."""
-        sizes = [self._model.context, self._caches.room]
-        return Limits(self._model.vocab_size, min((size for size in sizes if size is not None), default=None))
+        """What a text over this memo can take: the limits of the model as it is now, and the room in a fixed cache."""
+        with self._reader.guard:
+            self._meet()
+            return self._limits
+
+    @property
+    def _limits(self) -> Limits:
+        known = self._reader.limits
+        sizes = [known.context, self._caches.room]
+        return Limits(known.vocab_size, min((size for size in sizes if size is not None), default=None))
 
     @property
     def feeding(self) -> Feeding:
@@ -310,7 +315,7 @@ class CachedPredictor:
 
     def _furthest(self, tokens: Tokens, most: int) -> int:
         """How long a text may become that is read on by itself from `tokens`."""
-        ends = (self.limits.context, *self._trials.horizons)
+        ends = (self._limits.context, *self._trials.horizons)
         further = [end for end in ends if end is not None and end >= len(tokens)]
         return min([len(tokens) + most - 1, *further])
 

@@ -9,7 +9,7 @@ from typing import Final, Protocol, final, runtime_checkable
 import torch
 from attrs import define, field, frozen
 from torch import Tensor
-from torch.nn import Module, ModuleList
+from torch.nn import Module, ModuleList, Parameter
 
 from specflow.caches import Past
 from specflow.errors import DecodeError
@@ -127,6 +127,8 @@ class Resumed:
                 self._rest = Rest.of(self.model, self._layers)
                 self._memos.clear()
                 self._faults.clear()
+                if self._trials.renewed:  # it may never look again, and holds the older weights
+                    self._whole = CachedPredictor(self.model, memos=self.memos)
             return self._trials.in_parts(tokens + drafted, len(drafted) + 1, self._rows)
 
     def prune(self, tokens: Tokens, /) -> None:
@@ -175,6 +177,9 @@ class Resumed:
         over, trials, memos = regime.over, self._trials, Memos(1)
         if regime.feeding != ANY_PIECES or trials.region(over + 1).over:
             return f"it is fed {regime.feeding.name}"
+        early, rest, whole = map(_weights_in, (self.early.model, self._rest.reader.model, self.model))
+        if not early <= whole <= early | rest:
+            return "its first layers are not over the weights that it has now"
         further = [horizon for horizon in trials.horizons if horizon > over]
         total = min([over + LENGTH, trials.room, *further])
         text, rows = trials.text(total), []
@@ -240,6 +245,11 @@ class Hands:
         if given:
             return (self.states, *given[1:]), named
         return given, {**named, "hidden_states": self.states}
+
+
+def _weights_in(model: Module) -> set[int]:
+    """What tells weights apart: where they lie, as accelerated models show theirs in parameters of their own."""
+    return {weight.data_ptr() if type(weight) is Parameter else id(weight) for weight in model.parameters()}
 
 
 def _leaving(model: Module) -> Sequence[Module]:

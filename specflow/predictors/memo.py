@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from typing import Final, Generic, NamedTuple, Protocol, final
 
-from attrs import define, field
+from attrs import define, evolve, field
 from torch import Tensor
 from typing_extensions import TypeVar
 
@@ -194,7 +194,7 @@ class Memos(Generic[P]):
             self._kept.remove(best)
         else:
             with lasting():
-                best = deepcopy(best)
+                best = evolve(best, past=deepcopy(best.past), tokens=[*best.tokens])  # the region is the same
         if mine is not None:
             for memo in self._kept:  # what its owner has parted with
                 if memo.owner() is mine:

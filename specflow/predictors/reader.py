@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 
 import numpy
 import torch
-from attrs import field, frozen
+from attrs import define, field
 from torch import Tensor
 from torch.nn import Module
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -23,6 +23,7 @@ from specflow.predictors.autocast import cast_to
 from specflow.predictors.features import Features, Run, Taps, taps_of
 from specflow.predictors.untracked import untracked
 from specflow.predictors.watch import Watch
+from specflow.protocols import Limits
 from specflow.state import Tokens
 from specflow.trees import depths, lineage
 
@@ -49,7 +50,7 @@ class Pass(NamedTuple):
 
 
 @final
-@frozen(eq=False)
+@define(eq=False)
 class Reader:
     """How one model is called: the name of its cache argument, and what else it can be told.
 
@@ -64,13 +65,21 @@ class Reader:
     """Whether it is one of transformers' models that are told so what each token sees, and where it stands."""
     takes_parents: bool
     keeps_logits: bool
-    vocab_size: int | None
-    """How many ids the model both reads and writes; None where it does not tell."""
     watch: Watch = field(repr=False)
     guard: Guard = field(repr=False)
-    _place: torch.device | None = field(repr=False)
     taps: Taps | None = field(default=None, repr=False)
     """What takes the features of each pass, where they are wanted."""
+    limits: Limits = field(init=False)
+    """How many ids the model both reads and writes, and the most tokens that it reads."""
+    _place: torch.device | None = field(init=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.ask_again()
+
+    def ask_again(self) -> None:
+        """Ask for what may change with the weights or the adapters: the limits, and where accelerate runs the model."""
+        self.limits = Limits(vocabulary_of(self.model), context_of(self.model))
+        self._place = _place(self.model)
 
     @classmethod
     def of(cls, model: Module, features: Features | None = None) -> Reader:
@@ -95,10 +104,8 @@ class Reader:
             isinstance(whole, PreTrainedModel) and {"position_ids", "attention_mask"} <= set(names),
             "parents" in names,
             "logits_to_keep" in names,
-            vocabulary_of(model),
             Watch(model),
             guard,
-            _place(model),
             None
             if features is None
             else taps_of(model if whole is not model else inner, features, layers_of(model), takes="features" in names),
@@ -131,9 +138,10 @@ class Reader:
         if not {*map(type, tokens)} <= {int}:
             strange = next(token for token in tokens if type(token) is not int)
             raise DecodeError("tokens", "a token id is not an int", shown(strange), "give plain ints")
+        known = self.limits.vocab_size
         for token in (min(tokens, default=0), max(tokens, default=0)):
-            if token < 0 or (self.vocab_size is not None and token >= self.vocab_size):
-                size = "the vocabulary" if self.vocab_size is None else f"the vocabulary of {self.vocab_size}"
+            if token < 0 or (known is not None and token >= known):
+                size = "the vocabulary" if known is None else f"the vocabulary of {known}"
                 remedy = "use the tokenizer that belongs to the model"
                 raise DecodeError("tokens", f"a token id is outside {size}", token, remedy)
 

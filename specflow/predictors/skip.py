@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final, Protocol, runtime_checkable
 
+import numpy
+from torch import Tensor
 from torch.nn import Module, ModuleList
 
 from specflow.errors import DecodeError
-from specflow.guards.checks import a
+from specflow.guards.checks import a, is_whole, shown
 from specflow.guards.ids import ids_of
 from specflow.predictors.copying import copy_sharing_weights
 from specflow.predictors.features import stack_of
@@ -47,14 +49,11 @@ def layer_skip(model: Module, skip: Iterable[int]) -> Module:
     """
     a(Module, "give a model, such as specflow.models.load gives")("model", model)
     refuse_weightless("model", model)
-    skipped = frozenset(ids_of("skip", skip))
     remedy = "give a model of transformers, or of specflow.accelerate"
     layers = layers_of(model)
     if layers is None:
         raise DecodeError("model", "its config does not tell how many layers it has", type(model).__name__, remedy)
-    strange = [i for i in skipped if not 0 <= i < layers]
-    if strange:
-        raise DecodeError("skip", f"the model has {layers} layers", strange[0], f"give numbers from 0 to {layers - 1}")
+    skipped = _numbers(skip, layers)
     if len(skipped) == layers:
         raise DecodeError("skip", "no layer is left", f"all {layers} layers", "keep one at least")
     if isinstance(model, SkipsLayers):
@@ -76,3 +75,16 @@ def layer_skip(model: Module, skip: Iterable[int]) -> Module:
             setattr(config, name, type(value)(each for i, each in enumerate(value) if i not in skipped))
     setattr(config, "num_hidden_layers", len(kept))  # noqa: B010 - whatever class a config is of
     return copy
+
+
+def _numbers(skip: object, layers: int) -> frozenset[int]:
+    """Numbers of some of a model's layers, in whatever holds them."""
+    remedy, numbers = f"give numbers from 0 to {layers - 1}", set[int]()
+    given = ids_of("skip", skip) if isinstance(skip, Tensor | numpy.ndarray) else skip
+    if not isinstance(given, Iterable) or isinstance(given, str | bytes | bytearray):
+        raise DecodeError("skip", "skip does not hold numbers of layers", shown(skip), remedy)
+    for number in given:
+        if not is_whole(number) or not 0 <= number < layers:
+            raise DecodeError("skip", f"the model has {layers} layers", shown(number), remedy)
+        numbers.add(int(number))
+    return frozenset(numbers)

@@ -31,7 +31,6 @@ from specflow.predictors.reader import (
     STATIC_ROTARY,
     Reader,
     config_of,
-    context_of,
     embedded_of,
     ropes_of,
     soft_prompt_of,
@@ -244,6 +243,7 @@ class Trials:
         look = self.reader.watch.look()
         if self._seen is not None and self._seen.same(look):
             return False
+        self.reader.ask_again()
         horizons, crossed = horizons_of(self.reader.model), min(LENGTH, self.room) // 2
         self.horizons = tuple([horizon for horizon in horizons if horizon > crossed])
         self._crosses = len(self.horizons) < len(horizons)
@@ -484,7 +484,7 @@ class Trials:
         size = embedded_of(self.reader.model)
         if size is None:  # a config may say anything
             width = self._fresh((0,), 1).shape[-1]
-            size = min(width, self.reader.vocab_size or width)
+            size = min(width, self.reader.limits.vocab_size or width)
         text = Random(length).choices(range(size), k=length)
         special = [token for token in specials_of(self.reader.model) if token < size]
         # Among the last, where texts are compared, and none at their end. And among the first: where padding hides
@@ -497,7 +497,7 @@ class Trials:
     @property
     def room(self) -> int:
         """How long a text may be that the model is tried on."""
-        sizes = context_of(self.reader.model), self.caches.room
+        sizes = self.reader.limits.context, self.caches.room
         return min([size for size in sizes if size is not None], default=sys.maxsize)
 
 

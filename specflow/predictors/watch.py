@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from itertools import chain
 from operator import attrgetter, getitem, is_
-from typing import Final, Generic, TypeAlias, TypeVar, cast, final
-from weakref import WeakKeyDictionary
+from types import MethodType
+from typing import Final, Generic, TypeAlias, TypeVar, final
+from weakref import WeakKeyDictionary, WeakMethod, ref
 
 import torch
 from attrs import define, field, frozen
@@ -89,9 +90,9 @@ class Watch:
     """Looks at a model between its passes, for some 100 µs where there are 400 modules and 270 tensors.
 
     Noticed: weights that were written to (an optimizer's step, `load_state_dict`), that were replaced, moved or cast;
-    modules that were added or replaced; adapters that were switched, merged or scaled; hooks that were added or
-    removed; another implementation of attention; autocast. Not noticed: what is written through `.data` or from
-    outside of torch, what is written to tensors that were made in inference mode, what modules keep beside their
+    modules and weights that were added or replaced; adapters that were switched, merged or scaled; hooks that were
+    added or removed; another implementation of attention; autocast. Not noticed: what is written through `.data` or
+    from outside of torch, what is written to tensors that were made in inference mode, what modules keep beside their
     parameters and persistent buffers, weights that are offloaded.
 
     >>> model = torch.nn.Linear(2, 2)
@@ -107,8 +108,16 @@ class Watch:
     modules: tuple[Module, ...] = field(init=False)
     has_plain_weights: bool = field(init=False)
     """Whether no parameter is sharded, quantized or of another kind of its own."""
-    _slots: tuple[list[dict[str, object]], list[str]] = field(init=False)
-    """Where modules keep their children and tensors: they are asked at each look, as they may hold others."""
+    _families: tuple[list[dict[str, Module | None]], list[dict[str, Module | None]]] = field(init=False)
+    """The children of each module, where it keeps them, and what they were: a module equals itself alone."""
+    _bare: list[Mapping[str, Tensor | None]] = field(init=False)
+    """Where modules would keep tensors, and have none."""
+    _stores: list[Mapping[str, Tensor | None]] = field(init=False)
+    """Where they keep some: they are asked at each look, as they may hold others."""
+    _sizes: list[int] = field(init=False)
+    _slots: tuple[list[Mapping[str, Tensor | None]], list[str]] = field(init=False)
+    _kept: tuple[Tensor | None, ...] = field(init=False)
+    """What the slots held."""
     _held: tuple[object, ...] = field(init=False)
     _tensors: tuple[Tensor, ...] = field(init=False)
     _counting: tuple[Tensor, ...] = field(init=False)
@@ -145,7 +154,11 @@ class Watch:
 
     def _walk(self) -> None:
         modules = self.modules = tuple(self.model.modules())
-        children = [(module._modules, name) for module in modules for name in module._modules]
+        families = [module._modules for module in modules]
+        self._families = families, [dict(family) for family in families]
+        stores = [store for module in modules for store in (module._parameters, module._buffers)]
+        self._bare, self._stores = [store for store in stores if not store], [store for store in stores if store]
+        self._sizes = [*map(len, self._stores)]
         weights: list[tuple[Mapping[str, Tensor | None], str]] = [
             (module._parameters, name) for module in modules for name in module._parameters
         ]
@@ -158,19 +171,25 @@ class Watch:
         kinds = {type(weight) for module in modules for weight in module._parameters.values() if weight is not None}
         self.has_plain_weights = kinds <= {Parameter}
         # What is offloaded comes and goes with each pass.
-        tensors = [(kept, name) for kept, name in weights if not getattr(kept[name], "is_meta", False)]
-        slots = cast(list[tuple[dict[str, object], str]], [*children, *tensors])
-        self._slots = [kept for kept, _ in slots], [name for _, name in slots]
-        self._held = tuple(map(getitem, *self._slots))
-        self._tensors = tuple([held for held in self._held[len(children) :] if isinstance(held, Tensor)])
+        slots = [(store, name) for store, name in weights if not getattr(store[name], "is_meta", False)]
+        self._slots = [store for store, _ in slots], [name for _, name in slots]
+        self._kept = tuple(map(getitem, *self._slots))
+        self._held = (*chain.from_iterable(family.values() for family in families), *self._kept)
+        self._tensors = tuple([held for held in self._kept if isinstance(held, Tensor)])
         self._sort()
         self._hooks = tuple([hooks for m in modules for hooks in (m._forward_hooks, m._forward_pre_hooks)])
         self._tuners = tuple([module for module in modules if "_active_adapter" in vars(module)])
 
     def _holds_the_same(self) -> bool:
+        children, known = self._families
         try:
-            return all(map(is_, map(getitem, *self._slots), self._held))
-        except KeyError:  # something is gone
+            return (
+                children == known
+                and not any(self._bare)
+                and [*map(len, self._stores)] == self._sizes
+                and all(map(is_, map(getitem, *self._slots), self._kept))
+            )
+        except KeyError:  # something is gone, and something else there
             return False
 
     def _written(self) -> tuple[int, ...]:
@@ -190,11 +209,19 @@ class Watch:
         own = vars(self.model)
         return (
             getattr(own.get("config"), "_attn_implementation", None),
-            own.get("forward"),  # what PEFT replaces while an adapter of prompts is disabled
+            _stands_for(own.get("forward")),  # what PEFT replaces where it disables prompts, and accelerate
             str(own.get("active_adapter")),
             tuple([_adapted(tuner) for tuner in self._tuners]),
             *map(cast_to, KINDS),
         )
+
+
+def _stands_for(forward: object) -> object:
+    """What is the same of the same callable, as long as there is one, and keeps neither it nor the model behind it."""
+    try:
+        return WeakMethod(forward) if isinstance(forward, MethodType) else ref(forward)
+    except TypeError:  # there is none, or none that can be held so
+        return forward
 
 
 def _tells(number: Callable[[Tensor], int], tensor: Tensor) -> bool:

@@ -196,10 +196,12 @@ _SPACE, _METASPACE = "Ġ", "▁"
 def _bytes_of_names(names: Sequence[object], special: frozenset[int]) -> list[bytes]:
     texts = [name if isinstance(name, str) else "" for name in names]
     ordinary = [text for i, text in enumerate(texts) if i not in special]
+    # Either mark may be a letter of the other kind's, too: Maltese has a Ġ.
+    spaces, metaspaces = (sum(text.startswith(mark) for text in ordinary) for mark in (_SPACE, _METASPACE))
     spell: Callable[[str], bytes] = _plain
-    if any(_SPACE in text for text in ordinary):
+    if spaces > metaspaces:
         spell = _byte_level
-    elif any(text.startswith(_METASPACE) for text in ordinary):
+    elif metaspaces:
         spell = _metaspaced
     return [(_plain if i in special else spell)(text) for i, text in enumerate(texts)]
 
