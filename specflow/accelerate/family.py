@@ -57,7 +57,7 @@ NORMS: Final = frozenset({"input_layernorm", "post_attention_layernorm"})
 
 QK_NORMS: Final = frozenset({"self_attn.q_norm", "self_attn.k_norm"})
 
-SOME: Final = torch.linspace(-4, 4, 9, device="cpu")
+SOME: Final = torch.linspace(-4, 4, 9, dtype=torch.float32, device="cpu")
 
 STATIC_ROTARY: Final = frozenset({"default", "linear", "llama3", "yarn"})
 """Rotary embeddings that turn a position alike however long the text is."""
