@@ -74,9 +74,9 @@ def _without(q: Distribution, taken: list[int], logits: Tensor) -> Distribution 
             best: list[int] = logits.topk(min(len(taken) + 1, len(logits))).indices.tolist()
             other = next((token for token in best if token not in taken), None)
             return None if other is None else PointMass(other)
-        case Categorical(probs):
+        case Categorical(probs, by):
             rest = probs.clone()
             rest[taken[-1]] = 0.0
             total = rest.sum()
-            return Categorical(rest / total) if total > 0 else None
+            return Categorical(rest / total, by) if total > 0 else None
     return None
