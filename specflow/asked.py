@@ -11,7 +11,7 @@ import numpy
 from attrs import evolve
 from torch import Tensor
 
-from specflow.distribution import BlackBox, Categorical, Distribution, Origin, PointMass, flaw, no_law
+from specflow.distribution import BlackBox, Categorical, Distribution, Origin, PointMass, flaw, no_law, normalised
 from specflow.errors import DeadEndError, DecodeError
 from specflow.guards.checks import described, is_floats, is_id, named, shown
 from specflow.guards.finite import is_near
@@ -50,7 +50,7 @@ def features_of(showing: ReadsFeatures, tokens: Tokens, last: int, parameter: st
 
 
 def laws_of(processor: Processor, tokens: Tokens, logits: Tensor) -> Laws:
-    """What the processor answers, each law looked at when it is asked for.
+    """What the processor answers, each law looked at, and one that is not ours `normalised`, when it is asked for.
 
     Laws on a device are looked at where a number of theirs arrives. A tuple of those stays one, to be drawn from at
     once.
@@ -87,7 +87,9 @@ def _seen(laws: Laws, processor: Processor, end: int, logits: Tensor) -> Laws:
         law = laws[row]
         if not (_is_softmax(law) if quick else _is_law(law, logits.shape[1])):
             raise no_law(law, origin.start + row, origin)
-        return Categorical(law.probs, origin) if isinstance(law, Categorical) else law
+        if not isinstance(law, Categorical):
+            return law
+        return Categorical(law.probs if quick else normalised(law.probs), origin)
 
     if isinstance(laws, tuple) and any(isinstance(law, Categorical) and not is_near(law.probs) for law in laws):
         return tuple([checked(row) for row in range(rows)])
@@ -169,7 +171,10 @@ def _done(doing: Doing, stream: Iterator[object]) -> Iterator[object]:
 
 
 def proposal_of(drafter: object, value: object, vocab_size: int | None) -> Proposal:
-    """A proposal of a stream: a token that can be one, with a law that it may have. Its parent is not looked at."""
+    """A proposal of a stream: a token that can be one, with a law that it may have. Its parent is not looked at.
+
+    A q that nobody has looked at is `normalised`.
+    """
     if not isinstance(value, Proposal):
         happened = f"the drafter {named(drafter)} proposes what is not a Proposal"
         raise DecodeError("drafter", happened, shown(value), "yield Proposal(token, q, source)")
@@ -187,7 +192,10 @@ def proposal_of(drafter: object, value: object, vocab_size: int | None) -> Propo
     if isinstance(q, PointMass):
         if q.token != value.token:
             raise no_draft(value, f"certainty of token {shown(q.token)}")
-    elif not isinstance(q, Categorical | BlackBox):
+    elif isinstance(q, Categorical):
+        if q.by is None:
+            value = evolve(value, q=Categorical(normalised(q.probs)))
+    elif not isinstance(q, BlackBox):
         raise no_draft(value, shown(q))
     return value
 

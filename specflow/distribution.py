@@ -14,8 +14,11 @@ from specflow.errors import DecodeError
 from specflow.guards.checks import a, calls, described, is_floats, is_id, named, shown, valid
 from specflow.guards.finite import not_finite
 
-TOLERANCE: Final = 0.01
-"""How far from 1 a law's probabilities may sum to: what rounding them to 8 bits makes of a long row."""
+TOLERANCE: Final = 1e-4
+"""How far from 1 a law's probabilities may sum to: more than rounding to 24 bits makes of the longest row."""
+
+COARSE: Final = 0.01
+"""The same in 16 bits: what rounding to 8 bits makes of a long row."""
 
 
 def max_fn(x: Tensor) -> Tensor:
@@ -174,24 +177,42 @@ def flaw(law: object, vocab_size: int | None = None) -> str | None:
         case Categorical(probs) | BlackBox(probs) if vocab_size not in (None, len(probs)):
             return f"{len(probs)} probabilities for a vocabulary of {vocab_size}"
         case Categorical(probs):
-            return flaw_of_sums(float(probs.sum()), float(probs.amin()))
+            return flaw_of_sums(float(probs.sum()), float(probs.amin()), probs.dtype)
         case BlackBox(probs):
             return "NaN" if isnan(float(probs.sum())) else None  # what its sampler makes of the rest is its own affair
     return shown(law)
 
 
-def flaw_of_sums(total: float, least: float) -> str | None:
-    """The same of a law whose probabilities have this sum, and this least among them."""
+def flaw_of_sums(total: float, least: float, dtype: torch.dtype) -> str | None:
+    """The same of a law of this dtype whose probabilities have this sum, and this least among them."""
     if isnan(total) or isnan(least):
         return "NaN"
     if least < 0:
         return f"a probability of {least:.3g}"
-    return None if abs(total - 1) <= TOLERANCE else f"probabilities that sum to {total:.3g}"
+    return None if abs(total - 1) <= _tolerance(dtype) else f"probabilities that sum to {total:.6g}"
 
 
 def lawful(rows: Tensor) -> Tensor:
     """Which of `rows` [..., V] are laws, as bools [...] on their device; nothing waits for them."""
-    return ((rows.sum(dim=-1) - 1).abs() <= TOLERANCE) & (rows.amin(dim=-1) >= 0)
+    return ((rows.sum(dim=-1) - 1).abs() <= _tolerance(rows.dtype)) & (rows.amin(dim=-1) >= 0)
+
+
+def normalised(probs: Tensor) -> Tensor:
+    """Probabilities [V] that sum to nearly 1 divided by their sum, in at least fp32. What is no law stays none.
+
+    Whoever draws from a law divides by its sum, and whoever weighs a draft by it does not: else the text's law would
+    depend on what is drafted. Nothing waits for a device.
+
+    >>> normalised(torch.tensor([0.25, 0.746], dtype=torch.bfloat16)).sum()
+    tensor(1.)
+    """
+    exact = probs.to(torch.promote_types(probs.dtype, torch.float32))
+    total = exact.sum()
+    return torch.where((total - 1).abs() <= _tolerance(probs.dtype), exact / total, exact)
+
+
+def _tolerance(dtype: torch.dtype) -> float:
+    return TOLERANCE if dtype.itemsize >= 4 else COARSE
 
 
 def no_law(law: object, position: int, by: Origin | None = None) -> DecodeError:

@@ -95,17 +95,16 @@ class LogitsProcessor(ABC):
 
     def __call__(self, logits: Tensor) -> Tensor:
         """Probabilities of the shape of `logits` [..., V], in at least fp32. The input is never written to."""
-        scores = _floats(type(self).__name__, self._process(_floats("logits", logits).clone()))
+        exact = torch.promote_types(_floats("logits", logits).dtype, torch.float32)  # 16 bits would round what is added
+        scores = _floats(type(self).__name__, self._process(logits.to(exact, copy=True)))
         if scores.shape != logits.shape:
             happened, remedy = f"{type(self).__name__} changes the shape of its logits", "return as many as came"
             raise DecodeError("processor", happened, f"{list(scores.shape)} for {list(logits.shape)}", remedy)
-        if scores.dtype in (torch.float16, torch.bfloat16):
-            scores = scores.float()
-        return F.softmax(scores / float(self.temperature), dim=-1)
+        return F.softmax(scores.to(torch.promote_types(scores.dtype, torch.float32)) / float(self.temperature), dim=-1)
 
     @abstractmethod
     def _process(self, logits: Tensor) -> Tensor:
-        """The logits that the softmax is taken of."""
+        """The logits that the softmax is taken of, made of a copy of the model's in at least fp32."""
 
     @abstractmethod
     def sample(self, probs: Tensor) -> Tensor:
@@ -264,4 +263,5 @@ def _keep_nucleus(logits: Tensor, temperature: float, top_p: float) -> Tensor:
     probs = F.softmax(ordered.values.to(torch.promote_types(logits.dtype, torch.float32)) / float(temperature), dim=-1)
     # A token stays while the mass before it falls short of top_p; the first always does.
     outside = probs.cumsum(dim=-1) - probs >= top_p
+    outside[..., 0] = False  # in fp32 a top_p below 7e-46 is 0
     return logits.masked_fill(outside.scatter(-1, ordered.indices, outside), -torch.inf)

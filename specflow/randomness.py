@@ -193,7 +193,7 @@ class SharedNoise:
         vector(probs)
         key = blake2b(f"{self.seed}/{position}".encode(), digest_size=8).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(key[:7], "big"))
-        noise = torch.empty(probs.shape[-1], device="cpu").exponential_(generator=generator)
+        noise = torch.empty(probs.shape[-1], dtype=torch.float32, device="cpu").exponential_(generator=generator)
         return (probs / noise.to(probs.device)).argmax()
 
 

@@ -53,6 +53,18 @@ def weights(folder: Path) -> bytes:
     return (folder / "model.safetensors").read_bytes()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+def test_a_new_head_is_the_same_whatever_dtype_torch_makes_tensors_of(dtype: torch.dtype) -> None:
+    expected, before = new_head(target(), [(1, 2, 3)], RECIPE).state_dict(), torch.get_rng_state()
+    torch.set_default_dtype(dtype)
+    try:
+        made = new_head(target(), [(1, 2, 3)], RECIPE).state_dict()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in made.items())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_lesson_is_what_the_head_does_when_it_drafts() -> None:
     """From each place: the drafts in a row that were right, counted by drafting."""
     head = new_head(target(), [(1, 2, 3, 40, 50)], RECIPE)

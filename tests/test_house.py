@@ -84,6 +84,23 @@ def test_only_those_who_read_models_know_transformers() -> None:
     assert {room for room in knowing if FLOOR[room] <= FLOOR["predictors"]} == {"caches", "predictors"}
 
 
+MAKERS = frozenset({"empty", "eye", "full", "linspace", "logspace", "normal", "ones", "rand", "randn", "zeros"})
+"""What of torch makes numbers, of torch's default dtype where it is told none."""
+
+
+def test_no_tensor_is_of_a_dtype_that_somebody_else_chose() -> None:
+    """torch's default is one for the whole process, and a thread that loads a model changes it for a while."""
+    wrong = [
+        f"{name}:{node.lineno}"
+        for name, tree in modules()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in {f"torch.{maker}" for maker in MAKERS}
+        if all(keyword.arg != "dtype" for keyword in node.keywords)
+        if ast.unparse(node) != "torch.empty(0)"  # it holds no number
+    ]
+    assert wrong == []
+
+
 def test_at_most_sixty_names_stand_at_the_door() -> None:
     tree = ast.parse((ROOT / "__init__.py").read_text())
     names = [

@@ -157,6 +157,7 @@ def test_a_draft_that_cannot_be_is_refused_before_the_target_runs(name: str) -> 
 SPREAD: dict[str, tuple[Categorical, str]] = {
     "without the token": (half, "drafts token 3 with a q that it was not drawn from: received q(3) = 0"),
     "not normalised": (Categorical(torch.ones(V)), "received probabilities that sum to 8"),
+    "nearly normalised": (Categorical(torch.full((V,), 0.9955 / V)), "received probabilities that sum to 0.9955"),
     "NaN": (Categorical(torch.full((V,), NAN)), "received NaN at position 2"),
     "negative": (Categorical(torch.tensor([-1.0, 0, 0, 2, 0, 0, 0, 0])), "received a probability of -1"),
     "of another vocabulary": (Categorical(torch.ones(4) / 4), "from another vocabulary than the target's: received 4"),
@@ -262,6 +263,8 @@ LAWS: dict[str, tuple[object, str]] = {
     "all masked": (Categorical(torch.full((V,), -INF).softmax(-1)), "NaN"),
     "negative": (Categorical(torch.tensor([1.5, -0.5, 0, 0, 0, 0, 0, 0])), "a probability of -0.5"),
     "too much": (Categorical(torch.full((V,), 0.25)), "probabilities that sum to 2"),
+    "not renormalised": (Categorical(torch.full((V,), 0.9955 / V)), "probabilities that sum to 0.9955"),
+    "too far off in 16 bits": (Categorical(torch.full((V,), 0.12, dtype=torch.bfloat16)), "sum to 0.9"),
     "infinite": (Categorical(torch.tensor([INF, 0, 0, 0, 0, 0, 0, 0])), "probabilities that sum to inf"),
     "too short": (Categorical(torch.ones(4) / 4), "4 probabilities for a vocabulary of 8"),
     "a token outside": (PointMass(V), "certainty of token 8 in a vocabulary of 8"),

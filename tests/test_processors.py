@@ -79,6 +79,12 @@ def test_nucleus_is_the_smallest_set_that_reaches_p(temperature: float) -> None:
         assert plain[kept].min() >= plain[~kept].max() if (~kept).any() else top_p > 0.99
 
 
+def test_the_nucleus_is_never_empty() -> None:
+    for top_p in (1e-45, 1e-46, 5e-324):
+        for processor in (NucleusProcessor(1.0, top_p), TopKNucleusProcessor(1.0, 2, top_p)):
+            assert processor(LOGITS).tolist() == [[1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]]
+
+
 def test_top_k_and_nucleus_together() -> None:
     both = TopKNucleusProcessor(1.0, 3, 0.6)
     logits = torch.tensor([0.4, 0.3, 0.2, 0.1]).log()
@@ -106,6 +112,21 @@ class Banned(MultinomialProcessor):
     def _process(self, logits: Tensor) -> Tensor:
         logits[..., 0] = -torch.inf
         return logits
+
+
+class Nudged(MultinomialProcessor):
+    """A user's: what it adds is less than what is between two numbers of 16 bits."""
+
+    @override
+    def _process(self, logits: Tensor) -> Tensor:
+        logits[..., 1] += 0.06
+        return logits
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_nothing_is_computed_in_16_bits(dtype: torch.dtype) -> None:
+    logits = torch.tensor([20.0, 20.0])
+    assert torch.equal(Nudged(1.0)(logits.to(dtype)), Nudged(1.0)(logits))
 
 
 class SecondBest(LogitsProcessor):

@@ -2375,6 +2375,7 @@ EXEMPT: Final[Mapping[str, str]] = {
             "distribution.flaw_of_sums",
             "distribution.lawful",
             "distribution.no_law",
+            "distribution.normalised",
             "distribution.vector",
             "distribution.Categorical.of",
             "distribution.Categorical.residual",

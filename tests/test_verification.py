@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Generator, Sequence
-from itertools import islice
+from collections.abc import Callable, Generator, Iterator, Sequence
+from functools import partial
+from itertools import count, islice
 from math import exp
 from typing import Final, TypeAlias
 from weakref import ref
@@ -23,6 +24,7 @@ from specflow import (
     Dice,
     Drafted,
     EachPrefix,
+    Fixed,
     GreedyProcessor,
     LLMDrafter,
     Match,
@@ -38,8 +40,10 @@ from specflow import (
     Verdict,
     along_paths,
     chain,
+    run,
     speculative_step,
     start,
+    verified_step,
 )
 from specflow.distribution import BlackBox, Distribution
 from specflow.laws import Laws
@@ -198,6 +202,32 @@ def test_a_draft_may_be_deeper_than_pythons_stack(rule: str) -> None:
     p = Categorical(torch.tensor([1.0, 0.0]))
     drafts = scored([Proposal(0, p)] * 1500, [p] * 1501)
     assert len(RULES[rule](Dice())(drafts).path) == 1500
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize(("dtype", "total", "within"), [(torch.bfloat16, 0.992, 1e-6), (torch.float64, 0.99995, 1e-12)])
+def test_what_sums_to_nearly_1_is_one_law_whatever_is_drafted(
+    name: str, dtype: torch.dtype, total: float, within: float
+) -> None:
+    """Drawing divides by the sum, and so must accepting."""
+    p = Categorical(torch.tensor([total / 2, total / 2], dtype=dtype))
+
+    def text(drafted: Categorical, branch: Branch) -> Tokens:
+        def drafter(tokens: Tokens) -> Iterator[Proposal]:
+            for position in count(len(tokens)):
+                yield Proposal(branch.draw(drafted, position), drafted)
+
+        def target(tokens: Tokens, drafts: Sequence[Proposal]) -> Tensor:
+            return torch.zeros(len(drafts) + 1, 2)
+
+        step = verified_step(drafter, target, EachPrefix(lambda *_: p), branch, RULES[name](branch), Fixed(2))
+        return run(step, start((0,), 2).unwrap()).state.output
+
+    for unlikely in (0, 1):
+        weights = torch.tensor([0.01, 0.99], dtype=dtype)
+        q = Categorical(weights if unlikely == 0 else weights.flip(0))
+        law = exact_law(partial(text, q)).probabilities
+        assert [law[first, second] for first in (0, 1) for second in (0, 1)] == pytest.approx([0.25] * 4, abs=within)
 
 
 def test_equal_laws_accept_everything() -> None:

@@ -11,7 +11,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from specflow import Fixed, LLMDrafter, MultinomialProcessor, Processor, Step, speculative_step
+from specflow import DecodeError, Fixed, LLMDrafter, MultinomialProcessor, Processor, Step, speculative_step
 from specflow.constraints import (
     BannedWords,
     FrequencyPenalty,
@@ -75,18 +75,20 @@ THEIRS: Final[dict[str, tuple[Processor, list[Callable[[Tensor, Tensor], Tensor]
 
 @pytest.mark.parametrize("name", THEIRS)
 @pytest.mark.parametrize("rows", [1, 3, 8])
-def test_they_are_transformers_own(name: str, rows: int) -> None:
-    """All rows at once say what transformers' class says of each prefix."""
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_they_are_transformers_own(name: str, rows: int, dtype: torch.dtype) -> None:
+    """All rows at once say what transformers' class says of each prefix, which `generate` gives logits in fp32."""
     ours, theirs = THEIRS[name]
     dice = torch.Generator().manual_seed(rows)
     for _ in range(30):
         text = tuple(torch.randint(V - 1, (8,), generator=dice).tolist())
-        logits = torch.randn(rows, V, generator=dice)
+        logits = torch.randn(rows, V, generator=dice).to(dtype)
         before = logits.clone()
         laws = ours.laws(text, logits)
         assert torch.equal(logits, before)
         for row in range(rows):
-            ids, scores = torch.tensor([text[: len(text) - rows + 1 + row]]), logits[row : row + 1].clone()
+            ids = torch.tensor([text[: len(text) - rows + 1 + row]])
+            scores = logits[row : row + 1].to(torch.float32, copy=True)
             for part in theirs:
                 scores = part(ids, scores)
             if float(scores.max()) > -inf:
@@ -147,3 +149,23 @@ def test_in_16_bits_a_law_does_not_depend_on_how_many_rows_are_read(name: str, d
         for row in range(8):
             alone = wish.laws(text[: most - 7 + row], logits[row : row + 1])
             assert chances(alone, 0, 3) == chances(together, row, 3)
+
+
+BEYOND: Final[dict[str, Callable[[float], Processor]]] = {
+    "bias": lambda number: LogitBias(SAMPLED, {0: number}),
+    "repetition": lambda number: RepetitionPenalty(SAMPLED, number),
+    "frequency": lambda number: FrequencyPenalty(SAMPLED, number),
+    "presence": lambda number: PresencePenalty(SAMPLED, number),
+}
+
+
+@pytest.mark.parametrize("name", BEYOND)
+def test_what_logits_cannot_hold_is_refused_and_the_model_is_not_blamed(name: str) -> None:
+    logits = torch.tensor([[20.0, -20.0, 0.0]])
+    for number in (1e39, inf, float("nan")) + ((1e-46, 0.0, -1.0) if name == "repetition" else ()):
+        with pytest.raises(DecodeError, match=r"(penalty|bias) is not a number (between|up to) "):
+            BEYOND[name](number)
+    for number in (1e30, 1e-30, *[-1e30] * (name != "repetition")):
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            laws = BEYOND[name](number).laws((0, 1, 1), logits.to(dtype))
+            assert sum(chances(laws, 0, 3)) == pytest.approx(1.0)

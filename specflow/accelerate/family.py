@@ -58,7 +58,7 @@ NORMS: Final = frozenset({"input_layernorm", "post_attention_layernorm"})
 
 QK_NORMS: Final = frozenset({"self_attn.q_norm", "self_attn.k_norm"})
 
-SOME: Final = torch.linspace(-4, 4, 9, device="cpu")
+SOME: Final = torch.linspace(-4, 4, 9, dtype=torch.float32, device="cpu")
 
 ATTENTIONS: Final = frozenset({"eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"})
 """transformers' own ways to compute softmax(q · kᵀ / √size) · v. Users register others, which may be anything."""

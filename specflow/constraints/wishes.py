@@ -1,14 +1,14 @@
 """Plain wishes about a text, each a processor around another: biases, words, lengths, and penalties for repeating.
 
-Each changes the logits and hands them on: law = processor(changed logits). All rows are made at once, nothing is
-remembered, and each has a law after any text that leaves one, so they are exact under drafts. The outermost comes
-first: `LogitBias(RepetitionPenalty(greedy, 1.2), …)` adds its bias before repeats are punished.
+Each changes the logits, in fp32 at least, and hands them on: law = processor(changed logits). All rows are made at
+once, nothing is remembered, and each has a law after any text that leaves one, so they are exact under drafts. The
+outermost comes first: `LogitBias(RepetitionPenalty(greedy, 1.2), …)` adds its bias before repeats are punished.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from math import inf, isfinite, log
+from math import inf, log
 from types import MappingProxyType
 from typing import Final, final
 
@@ -28,7 +28,16 @@ from specflow.state import Tokens
 
 _is_processor = valid(does("a processor", "give one, such as GreedyProcessor()", "laws"))
 _is_begin = valid(whole(0, "give the length of the prompt, or 0 to count it too", MOST))
-_is_penalty = valid(number("a penalty is no finite number", "give a number such as 0.5; 0 changes nothing", isfinite))
+LARGEST: Final = 1e30
+"""What is added to logits is no larger: in fp32 there is nothing beyond 3.4e38, and the model would be blamed."""
+
+_is_penalty = valid(
+    number(
+        "a penalty is not a number between -1e30 and 1e30",
+        "give a number such as 0.5; 0 changes nothing",
+        lambda penalty: abs(penalty) <= LARGEST,
+    )
+)
 
 
 def _biases(given: object) -> Mapping[int, float]:
@@ -38,7 +47,7 @@ def _biases(given: object) -> Mapping[int, float]:
     for token, bias in given.items():
         if not is_id(token):
             raise DecodeError("bias", "a bias is of what is no token id", shown(token), remedy)
-        number("a bias is not a number below ∞", remedy, lambda value: value < inf)("bias", bias)
+        number("a bias is not a number up to 1e30", remedy, lambda value: value <= LARGEST)("bias", bias)
     return MappingProxyType({int(token): float(bias) for token, bias in given.items()})
 
 
@@ -55,7 +64,7 @@ def _words(given: object) -> tuple[Tokens, ...]:
 @final
 @frozen(eq=False)
 class LogitBias:
-    """Adds a number to the logits of some tokens: -∞ forbids one, and +∞ is refused.
+    """Adds a number to the logits of some tokens: -∞ forbids one, and more than 1e30 is refused.
 
     >>> from specflow import GreedyProcessor
     >>> LogitBias(GreedyProcessor(), {1: -2.0}).laws((0,), torch.tensor([[0.0, 1.0]]))
@@ -167,9 +176,8 @@ class MinPProcessor(MultinomialProcessor):
     def _process(self, logits: Tensor) -> Tensor:
         if self.min_p == 0.0:
             return logits
-        scores = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        least = scores.amax(dim=-1, keepdim=True) + log(self.min_p) * self.temperature
-        return logits.masked_fill(scores < least, -inf)
+        least = logits.amax(dim=-1, keepdim=True) + log(self.min_p) * self.temperature
+        return logits.masked_fill(logits < least, -inf)
 
 
 _MIN_P: Final = number("min_p is outside [0, 1]", "use 0.0 to keep every token", lambda min_p: 0 <= min_p <= 1)
@@ -180,8 +188,8 @@ _MIN_P: Final = number("min_p is outside [0, 1]", "use 0.0 to keep every token",
 class RepetitionPenalty:
     """Makes what stands after position `begins` less likely: its logits are divided by `penalty`, multiplied if < 0.
 
-    penalty > 0; above 1 it punishes. As transformers' `RepetitionPenaltyLogitsProcessor` has it, which begins at 0.
-    Source: Keskar et al. 1909.05858.
+    1e-30 ≤ penalty ≤ 1e30; above 1 it punishes. As transformers' `RepetitionPenaltyLogitsProcessor` has it, which
+    begins at 0. Source: Keskar et al. 1909.05858.
 
     >>> from specflow import GreedyProcessor
     >>> RepetitionPenalty(GreedyProcessor(), 2.0).laws((1,), torch.tensor([[2.0, 3.0]]))
@@ -190,7 +198,13 @@ class RepetitionPenalty:
 
     processor: Processor = field(validator=_is_processor)
     penalty: float = field(
-        validator=valid(number("penalty is not a positive number", "use 1.0 for none", lambda x: 0 < x < inf))
+        validator=valid(
+            number(
+                "penalty is not a number between 1e-30 and 1e30",
+                "use 1.0 for none",
+                lambda penalty: 1e-30 <= penalty <= LARGEST,
+            )
+        )
     )
     begins: int = field(default=0, validator=_is_begin)
 
@@ -218,9 +232,8 @@ class FrequencyPenalty:
     def laws(self, tokens: Tokens, logits: Tensor, /) -> Laws:
         """The law after each row of `logits` [k, V]; row k - 1 follows all of `tokens`."""
         text, scores = _asked(tokens, logits)
-        wide = torch.promote_types(scores.dtype, torch.float32)  # bf16 has no numbers between 256 and 258
-        punished = scores.to(wide) - float(self.penalty) * _counts(text, scores, self.begins).to(wide)
-        return laws_of(self.processor, text, punished.to(scores.dtype))
+        said = _counts(text, scores, self.begins).to(scores.dtype)
+        return laws_of(self.processor, text, scores - float(self.penalty) * said)
 
 
 @final
@@ -272,13 +285,16 @@ class NoRepeatNGram:
 
 
 def _asked(tokens: object, logits: object) -> tuple[Tokens, Tensor]:
-    """The text, and a copy of the rows of logits that can be changed."""
+    """The text, and a copy of the rows of logits that can be changed.
+
+    In fp32 at least, as transformers has it: 16 bits would round what is added to them, or it would be beyond them.
+    """
     text = ids_of("tokens", text_of(tokens))
     if not is_floats(logits) or logits.ndim != 2 or not 0 < len(logits) <= len(text) or logits.shape[1] == 0:
         received = f"shape {list(logits.shape)}" if isinstance(logits, Tensor) else shown(logits)
         happened = f"logits are not rows after the prefixes of a text of {len(text)} tokens"
         raise DecodeError("logits", happened, received, "give logits [k, V], a row for each of the last k prefixes")
-    return text, logits.clone()
+    return text, logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True)
 
 
 def _ends(text: Tokens, scores: Tensor) -> Iterable[tuple[int, int]]:

@@ -165,18 +165,23 @@ def new_head(model: Module, answers: Sequence[Tokens], recipe: Recipe) -> Eagle3
     vocabulary = Vocabulary(target.vocab_size, target.embeddings.num_embeddings, ids)
     reads = target.reads(tuple(sorted({target.layers // 3, 2 * target.layers // 3, target.layers})))
     with torch.random.fork_rng():
-        torch.manual_seed(recipe.seed)
         lm_head = Linear(hidden, len(ids), bias=False)
         head = Eagle3(shape, vocabulary, reads, len(reads) * hidden, target.embeddings, lm_head)
+        own = [module for name, module in head.named_children() if name != "embed_tokens"]
+        for module in own:
+            module.float()  # before a weight is drawn or copied: torch's default dtype may be of 16 bits
+        torch.manual_seed(recipe.seed)
+        for module in head.modules():
+            if isinstance(module, Linear):
+                module.reset_parameters()
     with torch.no_grad():
         weight: object = getattr(target.says, "weight", None)
         if isinstance(weight, Tensor):
             lm_head.weight.copy_(weight[ids])
         head.fc.weight.mul_(0.1)
-        head.fc.weight[:, -hidden:].add_(torch.eye(hidden))
-    for name, module in head.named_children():
-        if name != "embed_tokens":
-            module.to(like.device, torch.float32)
+        head.fc.weight[:, -hidden:].add_(torch.eye(hidden, dtype=torch.float32))
+    for module in own:
+        module.to(like.device)
     return head
 
 

@@ -82,7 +82,7 @@ class Bigrams:
         # next, and hold the room of them all.
         every = range(vocab_size)
         tokens = torch.empty(len(every), k, dtype=torch.long, device="cpu")
-        chances = torch.empty(len(every), k, device="cpu")
+        chances = torch.empty(len(every), k, dtype=torch.float32, device="cpu")
         for first in every[::TOGETHER]:
             some = every[first : first + TOGETHER]
             logits = rows_of(target, context, [Proposal(token, parent=TEXT) for token in some])[1:]

@@ -44,7 +44,7 @@ def translated(predictor: Predictor, shared: SharedTokens) -> Predictor:
     def row(tokens: Tokens) -> Tensor:
         ids = shared.read(tokens)
         # What the drafter knows before it has read a token.
-        nothing = torch.zeros(1, len(shared.drafter.tokens), device="cpu")
+        nothing = torch.zeros(1, len(shared.drafter.tokens), dtype=torch.float32, device="cpu")
         return shared.rows(rows_of(predictor, ids, (), "drafter") if ids else nothing)[0]
 
     one_by_one = along_paths(row)

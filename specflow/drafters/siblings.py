@@ -82,9 +82,9 @@ def _without(
             except DecodeError:  # a law was made of these logits before: nothing else has a chance
                 return None
             return other if isinstance(other, PointMass) and other.token not in taken else None
-        case Categorical(probs):
+        case Categorical(probs, by):
             rest = probs.clone()
             rest[taken[-1]] = 0.0
             total = rest.sum()
-            return Categorical(rest / total) if total > 0 else None
+            return Categorical(rest / total, by) if total > 0 else None
     return None

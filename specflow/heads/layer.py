@@ -78,7 +78,7 @@ class Norm(Module):
 
     def __init__(self, size: int, epsilon: float) -> None:
         super().__init__()
-        self.weight = Parameter(torch.ones(size))
+        self.weight = Parameter(torch.ones(size, dtype=torch.get_default_dtype()))  # as torch's own layers are made
         self.epsilon = epsilon
 
     @override

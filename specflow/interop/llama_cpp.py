@@ -302,7 +302,7 @@ class LlamaCpp:
         from llama_cpp import llama_cpp  # noqa: PLC0415
 
         width = cast(int, self._limits.vocab_size)
-        found = torch.empty(len(rows), width, device="cpu")
+        found = torch.empty(len(rows), width, dtype=torch.float32, device="cpu")
         for k, i in enumerate(rows):
             row = llama_cpp.llama_get_logits_ith(self._context.ctx, i)
             if not row:

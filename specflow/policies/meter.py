@@ -225,7 +225,7 @@ def meter_of(model: Module, slots: int = 1) -> CostMeter:
 
 def place_of(model: Module) -> tuple[torch.device, torch.dtype]:
     """Where the first of a model's parameters is, and what it is."""
-    parameter = next(model.parameters(), torch.empty(0))
+    parameter = next(model.parameters(), torch.empty(0, dtype=torch.float32))
     return parameter.device, parameter.dtype
 
 

@@ -44,7 +44,8 @@ def _is_plain(layer: Module) -> bool:
 
 def _keeps_apart(layer: Module, width: int, reader: Reader) -> bool:
     """Whether the first of several rows is the same, bit for bit, whatever the others hold."""
-    rows = torch.randn(1, ROWS, width, generator=torch.Generator().manual_seed(0), device="cpu")
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(1, ROWS, width, generator=generator, dtype=torch.float32, device="cpu")
     quiet, loud = rows[:, :1].expand_as(rows), torch.cat([rows[:, :1], LOUD * rows[:, 1:]], dim=1)
     quiet, loud = (rows.to(reader.device, reader.dtype) for rows in (quiet, loud))
 

@@ -62,7 +62,7 @@ class Memory:
 
     def blank(self, tokens: Tokens, drafts: Sequence[Proposal], /) -> Tensor:
         """Rows that nobody reads."""
-        return torch.full((1, 1), nan, device="cpu").expand(len(drafts) + 1, self.vocab_size)
+        return torch.full((1, 1), nan, dtype=torch.float32, device="cpu").expand(len(drafts) + 1, self.vocab_size)
 
     def along(self, text: Tokens) -> Predictor:
         """The rows along a text; others, after drafts that are refused, are NaN."""
@@ -86,7 +86,7 @@ class Memory:
                 remedy = "give the live target, which is asked for it once, or replay without that stage"
                 raise DecodeError("live", happened, received, remedy)
             self.new.update(zip(names, rows_kept(rows_of(self.live, tokens, drafts, "live"), self.kept), strict=True))
-        nothing = torch.full((self.vocab_size,), nan, device="cpu")
+        nothing = torch.full((self.vocab_size,), nan, dtype=torch.float32, device="cpu")
         return torch.stack([whole(self._row(name), self.vocab_size) if wanted(name) else nothing for name in names])
 
     def _has(self, name: bytes) -> bool:

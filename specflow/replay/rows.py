@@ -49,7 +49,8 @@ def whole(row: Row, vocab_size: int) -> Tensor:
     """
     others = vocab_size - len(row.tokens)
     level = log(row.rest / others) if others and row.rest > 0 else -inf
-    logits = torch.full((vocab_size,), min(level, float(row.logs.min())), device="cpu")
+    lowest = min(level, float(row.logs.min()))
+    logits = torch.full((vocab_size,), lowest, dtype=torch.float32, device="cpu")
     logits[torch.from_numpy(row.tokens).long()] = torch.from_numpy(row.logs).float()
     return logits
 

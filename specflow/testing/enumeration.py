@@ -127,7 +127,7 @@ def _drawn(law: Distribution, position: int, choose: Callable[[list[float]], int
             return token
         case Categorical():
             probs: list[float] = law.probs.tolist()
-            if flaw_of_sums(sum(probs), min(probs)) is None:
+            if flaw_of_sums(sum(probs), min(probs), law.probs.dtype) is None:
                 return choose(probs)
         case BlackBox():
             return law.draw()

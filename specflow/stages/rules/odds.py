@@ -44,11 +44,11 @@ class Odds:
             self._seen.add(stretch.way[0])
             self._sent |= _sent(self.scored, stretch)
         whole = p is stretch.laws[at]
-        likely, *sums = (self._sent.get((i, False)) if whole else None) or _read(p, draft.token)
-        if flaw_of_sums(*sums) or isnan(likely):
+        likely, total, least = (self._sent.get((i, False)) if whole else None) or _read(p, draft.token)
+        if (isinstance(p, Categorical) and flaw_of_sums(total, least, p.probs.dtype)) or isnan(likely):
             raise no_law(p, stretch.start + at)
-        drafted, *sums = self._sent.get((i, True)) or _read(q, draft.token)
-        what = flaw_of_sums(*sums)
+        drafted, total, least = self._sent.get((i, True)) or _read(q, draft.token)
+        what = flaw_of_sums(total, least, q.probs.dtype)
         if what is None and not drafted > 0:
             what = f"q({draft.token}) = {drafted:.3g}"
         if what is not None:
