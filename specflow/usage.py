@@ -15,7 +15,7 @@ _is_count = valid(whole(0, "give how many there were"))
 @final
 @frozen
 class Details:
-    """Drafts that became text, and drafts that were judged and did not."""
+    """Drafts that became text, and drafts that did not."""
 
     accepted_prediction_tokens: int = field(validator=_is_count)
     rejected_prediction_tokens: int = field(validator=_is_count)

@@ -109,7 +109,7 @@ class Replay:
 
     @property
     def drafted(self) -> int:
-        """Drafts that were judged, as in a `Tally`."""
+        """All drafts, as in a `Tally`."""
         return sum(one.drafted for one in self.rounds)
 
     @property
