@@ -22,7 +22,7 @@ class Details:
 
     @property
     def judged(self) -> int:
-        """Both."""
+        """All drafts, accepted or not."""
         return self.accepted_prediction_tokens + self.rejected_prediction_tokens
 
 
