@@ -11,8 +11,19 @@ from __future__ import annotations
 from time import perf_counter
 from typing import Final
 
-from specflow import CachedPredictor, CostAware, Dice, GreedyProcessor, LLMDrafter, accelerate, limits_of, run, start
-from specflow import autoregressive_step, speculative_step
+from specflow import (
+    CachedPredictor,
+    CostAware,
+    Dice,
+    GreedyProcessor,
+    LLMDrafter,
+    accelerate,
+    autoregressive_step,
+    limits_of,
+    run,
+    speculative_step,
+    start,
+)
 from specflow.models import load
 
 LARGE: Final = "smollm2"

@@ -131,7 +131,7 @@ class Tally:
 
     @property
     def drafted(self) -> int:
-        """All drafts of the steps, also those that no rule reached; where a text ends inside a step, those up to there."""
+        """All drafts, also those that no rule reached; where a text ends inside a step, those up to its end."""
         return sum(count.drafted for _, count in self.sources)
 
     @property

@@ -51,7 +51,11 @@ def test_nothing_is_loaded_from_elsewhere(site: Path) -> None:
     assert [page.name for page in site.rglob("*.html") if loads.search(page.read_text("utf-8"))] == []
 
 
-OUTSIDE: Final = {"README.md": "index.html", "CONTRIBUTING.md": "contributing.html", "benchmarks/journal.md": "journal.html"}
+OUTSIDE: Final = {
+    "README.md": "index.html",
+    "CONTRIBUTING.md": "contributing.html",
+    "benchmarks/journal.md": "journal.html",
+}
 """Pages of the site that are written outside of docs/."""
 
 WRITTEN: Final = [*OUTSIDE, *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))]
