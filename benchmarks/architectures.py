@@ -44,7 +44,8 @@ def row(architecture: Architecture) -> str:
     predictor = CachedPredictor(model)
     report = model_conformance(model, predictor=predictor, steps=40, longest=5 * WINDOW)
     assert report.holds, f"{architecture.kind}: {report}"
-    back = "" if not predictor._memos._kept else "marks" if predictor._memos._kept[0].past.needs_marks else "cropping"
+    kept = predictor._memos._kept
+    back = "" if not kept else "checkpoints" if kept[0].past.needs_marks else "cropping"
     fed = predictor.feeding.name + (f": {architecture.why}" if architecture.why else "")
     precision = "fp64" if architecture.dtype == torch.float64 else "fp32"
     return f"| {architecture.kind} | {fed} | {holds(predictor)} | {back} | {precision} | {report.largest:.0e} |\n"
@@ -52,7 +53,7 @@ def row(architecture: Architecture) -> str:
 
 def table() -> Iterator[str]:
     """The lines of the table."""
-    yield "| model type | fed in | its cache holds | goes back by | compared in | differs by |\n"
+    yield "| model type | fed | its cache holds | rolls back by | compared in | differs by |\n"
     yield "|---|---|---|---|---|---|\n"
     yield from map(row, sorted(ARCHITECTURES, key=lambda architecture: architecture.kind))
 

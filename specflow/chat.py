@@ -300,9 +300,9 @@ def _reset(talk: Talk, given: str) -> None:
 
 def _help(talk: Talk, given: str) -> None:
     for name, (usage, about, _) in COMMANDS.items():
-        talk.screen.line(f"/{name} {usage}".ljust(46) + about)
+        talk.screen.line(f"/{name} {usage}".ljust(60) + about)
     talk.screen.line("an accepted draft", ACCEPTED)
-    talk.screen.line("a token in place of a refused draft", CORRECTED)
+    talk.screen.line("a token in place of a rejected draft", CORRECTED)
 
 
 def _quit(talk: Talk, given: str) -> None:
@@ -317,12 +317,12 @@ COMMANDS: Final[Mapping[str, tuple[str, str, Ask]]] = {
     "temperature": ("T", "sample at this temperature", _temperature),
     "seed": ("S | off", "one text for a seed, whatever drafts it", _seed),
     "max": ("N", "the most tokens of an answer", _max),
-    "grammar": ("regex R | choices A|B | json FILE | off", "what an answer has to obey", _grammar),
+    "grammar": ("regex R | choices A|B | json FILE | lark FILE | off", "what an answer has to obey", _grammar),
     "compare": ("", "the last answer again without drafts: how fast, and whether the text is the same", _compare),
     "stats": ("", "what each answer took, and the settings", _stats),
     "save": ("FILE", "the conversation and what it took, as JSON", _save),
     "trace": ("FILE", "how each token of the last answer came to be, as a page (.html) or JSON", _trace),
-    "system": ("TEXT", "how the model shall be, in a new conversation", _system),
+    "system": ("TEXT", "a system message, in a new conversation", _system),
     "reset": ("", "a new conversation", _reset),
     "help": ("", "this", _help),
     "quit": ("", "end; so does Ctrl-D", _quit),

@@ -144,7 +144,7 @@ class Tally:
 
     @property
     def drafted(self) -> int:
-        """Drafts that were judged: those after a stop do not count."""
+        """All drafts, also those that no rule reached; where a text ends inside a step, those up to its end."""
         return sum(count.drafted for _, count in self.sources)
 
     @property

@@ -15,14 +15,14 @@ _is_count = valid(whole(0, "give how many there were"))
 @final
 @frozen
 class Details:
-    """Drafts that became text, and drafts that were judged and did not."""
+    """Drafts that became text, and drafts that did not."""
 
     accepted_prediction_tokens: int = field(validator=_is_count)
     rejected_prediction_tokens: int = field(validator=_is_count)
 
     @property
     def judged(self) -> int:
-        """Both."""
+        """All drafts, accepted or not."""
         return self.accepted_prediction_tokens + self.rejected_prediction_tokens
 
 

@@ -36,7 +36,7 @@ PARTS: Final[Mapping[str, frozenset[str]]] = {
         "test_mistakes_are_refused[a stop token inside the block is overlooked]",
         "test_mistakes_are_refused[a wrong residual: p without the draft, though it was sampled]",
         "test_mistakes_are_refused[block verification that stops at the first failure]",
-        "test_mistakes_are_refused[one uniform refuses the draft and draws its replacement]",
+        "test_mistakes_are_refused[one uniform rejects the draft and draws its replacement]",
         "test_mistakes_are_refused[siblings of a tree judged one by one by p]",
         "test_mistakes_are_refused[the bonus token drawn from the row before]",
         "test_a_mistake_is_shown_with_both_probabilities",

@@ -991,15 +991,15 @@ MUTANTS: Final = (
     Mutant("a residual that is not updated between siblings", text_of(residual_of_the_first_sibling_alone)),
     Mutant("siblings drawn without putting back, their q as if they were put back", text_of(siblings_as_if_put_back)),
     Mutant("equal siblings, each drawn from q, kept once", text_of(equal_siblings_kept_once)),
-    Mutant("traversal whose weight stays as it is after a refusal", text_of(traversal_that_keeps_its_weight)),
+    Mutant("traversal whose weight stays as it is after a rejection", text_of(traversal_that_keeps_its_weight)),
     Mutant(
-        "traversal with the mass as its weight after a refusal", text_of(traversal_that_takes_the_mass_for_a_weight)
+        "traversal with the mass as its weight after a rejection", text_of(traversal_that_takes_the_mass_for_a_weight)
     ),
     Mutant("a rule that goes below a stop token", heard_of(rule_that_goes_below_a_stop_token)),
     Mutant("n-gram drafting that redraws from p after a miss", text_of(redraw_after_a_miss)),
     Mutant("a wrong residual: p without the draft, though it was sampled", text_of(residual_of_a_point_mass)),
     Mutant("`u <= p/q` at p = 0, `u` one of the 2²⁴ numbers of `torch.rand`", text_of(less_or_equal)),
-    Mutant("one uniform refuses the draft and draws its replacement", text_of(reused_uniform)),
+    Mutant("one uniform rejects the draft and draws its replacement", text_of(reused_uniform)),
     Mutant("noise shared by drafter and target, under the rejection rule", text_of(shared_noise_under_rejection)),
     Mutant("block verification that stops at the first failure", text_of(first_failure_in_the_block)),
     Mutant(
@@ -1012,7 +1012,7 @@ MUTANTS: Final = (
         (Case(2, (0,), 5, seed=55),),  # it takes a fourth draft, after ratios that rose, fell, and rose again
     ),
     Mutant("siblings behind a block judged by p, not by what it left", text_of(siblings_of_a_block_judged_by_p)),
-    Mutant("an n-gram storage that learns from refused drafts", contents_of(learning_what_was_refused)),
+    Mutant("an n-gram storage that learns from rejected drafts", contents_of(learning_what_was_refused)),
     Mutant("the bonus token drawn from the row before", text_of(bonus_from_the_wrong_row)),
     Mutant("a policy that drops the unlikely token it saw", text_of(policy_drops_the_token_it_saw)),
     Mutant("a policy that peeks at the target", text_of(policy_peeks_at_the_target)),
@@ -1022,16 +1022,16 @@ MUTANTS: Final = (
         FULL,
     ),
     Mutant(
-        "a head heard a place too early, with the law of the right place", text_of(head_heard_a_place_too_early), FULL
+        "a head read a place too early, with the law of the right place", text_of(head_heard_a_place_too_early), FULL
     ),
     Mutant("a head's q over its own vocabulary, not the target's", text_of(q_in_the_heads_own_vocabulary), FULL),
     Mutant(
-        "a head's likeliest token, with the law that it was not drawn from",
+        "a head's most likely token, with the law that it was not drawn from",
         text_of(likeliest_token_of_a_head_with_its_law),
         FULL,
     ),
     Mutant(
-        "a head that goes on from refused drafts, its q from a fresh reading",
+        "a head that goes on from rejected drafts, its q from a fresh reading",
         text_of(head_that_goes_on_from_refused_drafts),
         FULL,
     ),

@@ -20,13 +20,13 @@ def test_the_program_runs(smollm2: Loaded, capsys: pytest.CaptureFixture[str]) -
     out = capsys.readouterr().out
     assert out.count("exact on 16 cases") == 9
     assert "total variation" in out
-    assert "tokens per pass of the target" in out
+    assert "tokens a step" in out
 
 
 def test_the_first_page_runs(smollm2: Loaded, capsys: pytest.CaptureFixture[str]) -> None:
     exec(compile(START, "docs/start.md", "exec"), {"__name__": "start"})
     out = capsys.readouterr().out
-    assert out.count("tokens a step") == 2
+    assert out.count("tokens a step") == 3
     assert "exact on 16 cases" in out
 
 

@@ -35,6 +35,7 @@ needs_smollm2 = pytest.mark.skipif(not smollm2_is_installed(), reason=f"run `{IN
         ("speculative_drafter", "the same text"),
         pytest.param("another_tokenizer", "the text: 'The capital of France", marks=needs_smollm2),
         pytest.param("streaming", "Paris", marks=needs_smollm2),
+        pytest.param("draft_model", "the same text", marks=needs_smollm2),
         pytest.param("grammar", '{"recipient":"Ada Lovelace"', marks=needs_smollm2),
         pytest.param("chat", "> Write the same numbers once more.", marks=needs_smollm2),
     ],

@@ -49,3 +49,50 @@ def test_nothing_is_loaded_from_elsewhere(site: Path) -> None:
     )
     loads = re.compile(f"{scripts}|{links}")
     assert [page.name for page in site.rglob("*.html") if loads.search(page.read_text("utf-8"))] == []
+
+
+OUTSIDE: Final = {
+    "README.md": "index.html",
+    "CONTRIBUTING.md": "contributing.html",
+    "benchmarks/journal.md": "journal.html",
+}
+"""Pages of the site that are written outside of docs/."""
+
+WRITTEN: Final = [*OUTSIDE, *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))]
+
+
+def shown_at(name: str) -> str | None:
+    """Where the site shows a file of the repository; None where it does not."""
+    if name.startswith("docs/"):
+        return re.sub(r"\.md$", ".html", name.removeprefix("docs/"))
+    return f"{name}.html" if re.match(r"examples/.*\.py$", name) else OUTSIDE.get(name)
+
+
+@pytest.mark.parametrize("written", WRITTEN)
+def test_every_link_leads_to_a_page_or_names_its_file(site: Path, written: str) -> None:
+    """A link whose words alone are left would say nothing: "(table)" without a table."""
+    page = (site / str(shown_at(written))).read_text("utf-8")
+    hrefs, dead = set(re.findall(r'(?:href|src)="([^"]+)"', page)), []
+    for to, heading in re.findall(r"\]\(([^)\s#:]*)#?([^)\s:]*)\)", (ROOT / written).read_text()):
+        path = (ROOT / written).parent.joinpath(to).resolve() if to else ROOT / written
+        name = path.relative_to(ROOT).as_posix()
+        there = shown_at(name)
+        if there is None:
+            dead += [] if f"<code>{name}</code>" in page else [to]
+        elif not {f"{there}#{heading}".rstrip("#"), *([f"#{heading}"] if name == written else [])} & hrefs:
+            dead.append(f"{to}#{heading}: no link to {there}")
+        elif heading and f'id="{heading}"' not in (site / there).read_text("utf-8"):
+            dead.append(f"{to}#{heading}: no such heading in {there}")
+    assert dead == []
+
+
+def test_the_front_page_is_the_readme(site: Path) -> None:
+    page = (site / "index.html").read_text("utf-8")
+    first = (ROOT / "README.md").read_text().split("\n\n")[1].splitlines()[0]
+    assert first in page
+    assert 'src="images/step.svg"' in page
+
+
+def test_an_example_is_a_page(site: Path) -> None:
+    first = (ROOT / "examples" / "gallery" / "bandit.py").read_text().splitlines()[0].strip('"')
+    assert first[:40] in (site / "examples" / "gallery" / "bandit.py.html").read_text("utf-8")

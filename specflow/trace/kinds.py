@@ -20,7 +20,7 @@ Kind: TypeAlias = tuple[Origin, str]
 """How a token came to be, and the source of its draft, "" where it was none."""
 
 ABOUT: Final = {
-    Origin.CORRECTED: "the target's token in place of a refused draft",
+    Origin.CORRECTED: "the target's token in place of a rejected draft",
     Origin.BONUS: "the target's token after drafts that were all accepted",
     Origin.DRAWN: "the target's token where nothing was drafted",
 }
