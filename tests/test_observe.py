@@ -117,7 +117,7 @@ def test_what_a_tokenizer_does_not_know_is_shown_by_its_id() -> None:
     console = Console(file=StringIO(), record=True, width=40)
     Show(Few(), console)(a_step(1, 4, HALF, QUARTER))
     _, accepted, *_, token = console.export_text().splitlines()
-    assert "accepted  3  q 0.5" in accepted
+    assert "accepted    3  q 0.5" in accepted
     assert "corrected 4 'e'" in token
 
 
