@@ -118,7 +118,7 @@ def test_what_a_tokenizer_does_not_know_is_shown_by_its_id() -> None:
     Show(Few(), console)(a_step(1, 4, HALF, QUARTER))
     _, accepted, *_, token = console.export_text().splitlines()
     assert "accepted    3  q 0.5" in accepted
-    assert "corrected 4 'e'" in token
+    assert "corrected   4 'e'" in token
 
 
 def test_a_bonus_and_a_token_without_a_draft() -> None:
