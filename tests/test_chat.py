@@ -177,6 +177,18 @@ def test_a_file_of_a_grammar_may_lie_in_the_home(
     assert f"received {tmp_path / 'none'}; give a file of text" in beside
 
 
+def test_a_conversation_is_saved_in_a_new_file(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a"
+    path.write_text("old")
+    _, beside, code = talk(monkeypatch, capsys, tiny, f"/save {path}", f"/save {tmp_path / 'b'}")
+    assert code == 2
+    assert "the file cannot be written (there is one already)" in beside
+    assert path.read_text() == "old"
+    assert json.loads((tmp_path / "b").read_text())["messages"] == []
+
+
 def test_a_trace_is_of_the_last_answer_alone(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -153,7 +153,9 @@ def test_a_tally_is_a_monoid() -> None:
     assert (a + b) - a == b
     assert (a + b + c) - (a + b) == c
     assert a - a == Tally()
-    for less, more in ((Tally(), a), (a, a + c), (a, b), (Tally(1, judged_at=(1,)), Tally(1, judged_at=(1, 1)))):
+    other = Tally(0, (("y", Count(1, 0)),))
+    longer = Tally(1, judged_at=(1,)), Tally(1, judged_at=(1, 1))
+    for less, more in ((Tally(), a), (a, a + c), (a, b), (a, other), longer):
         with pytest.raises(DecodeError):
             _ = less - more
     assert Tally().acceptance_rate == 0.0
