@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from io import BytesIO, StringIO, TextIOWrapper
+from itertools import product
 from pathlib import Path
 from time import monotonic
 
@@ -273,6 +274,17 @@ def test_a_character_is_shown_when_it_is_whole() -> None:
     told = Told(loaded)
     assert [told.more(token) for token in "😀".encode()[:3]] == [""] * 3
     assert set(told.rest()) == {"\N{REPLACEMENT CHARACTER}"}
+
+
+def test_a_word_behind_a_special_token_keeps_its_space() -> None:
+    tokenizer = Tokenizer(models.WordLevel({"</s>": 0, "▁a": 1, "▁b": 2}, unk_token="</s>"))
+    unspaced = decoders.Strip(" ", 1, 0)  # of a text, as those of Llama 2 and Mistral do
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), unspaced])
+    tokenizer.add_special_tokens(["<x>"])
+    loaded = Loaded(tiny_llama(), PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>"))
+    for tokens in product((1, 2, 3), repeat=4):
+        told = Told(loaded)
+        assert "".join([told.more(token) for token in tokens]) + told.rest() == loaded.text(tokens)
 
 
 def test_a_terminal_is_shown_what_a_file_is_given(
