@@ -11,6 +11,7 @@ from typing import Final
 
 import pytest
 import torch
+from greenlet import GreenletExit
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedModel
 
@@ -297,6 +298,25 @@ def test_an_answer_is_cached_as_it_comes(monkeypatch: pytest.MonkeyPatch) -> Non
     lm.loglikelihood([asked("w5", " w6")], disable_tqdm=True)
     lm.loglikelihood_rolling([asked("w5")], disable_tqdm=True)
     assert [answer[:2] for answer in kept[1:]] == [("loglikelihood", ("w5", " w6")), ("loglikelihood_rolling", ("w5",))]
+
+
+def test_a_request_that_fails_ends_the_others() -> None:
+    target, unwound = BatchPredictor(MODEL, slots=2), list[Tokens]()
+
+    class Asked:
+        limits = target.limits
+
+        def __call__(self, tokens: Tokens, drafts: Sequence[Proposal], /) -> torch.Tensor:
+            try:
+                return target(tokens, drafts)
+            except GreenletExit:
+                unwound.append(tokens)
+                raise
+
+    lm = SpecflowLM(Asked(), tokenizer(), plain(Asked()), slots=2)
+    with pytest.raises(DecodeError) as raised:
+        lm.generate_until([asked("w5 w6", {"max_gen_toks": 2}), asked("w5", {"num_beams": 2})], disable_tqdm=True)
+    assert (len(unwound), raised.value.parameter) == (1, "gen_kwargs")
 
 
 # Requests, without an evaluation.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, TypeVar, cast, final
 
@@ -163,13 +164,14 @@ class SpecflowLM(TemplateLM):
     def _all(self, kind: str, asked: Sequence[object], decodes: Sequence[Callable[[], T]], *, quiet: bool) -> list[T]:
         """What each decode says, told to lm-eval's cache as it comes. The first that fails ends all."""
         found: dict[int, T] = {}
-        ends, console = together(decodes, self._slots), Console(stderr=True)
-        for number, end in track(ends, f"Running {kind} requests", len(decodes), console=console, disable=quiet):
-            if isinstance(end, Failed):
-                end.error.add_note(f"in request {number} of {kind}")
-                raise end.error
-            found[number] = end
-            self.cache_hook.add_partial(kind, asked[number], end)
+        about, console = f"Running {kind} requests", Console(stderr=True)
+        with closing(together(decodes, self._slots)) as ends:
+            for number, end in track(ends, about, len(decodes), console=console, disable=quiet):
+                if isinstance(end, Failed):
+                    end.error.add_note(f"in request {number} of {kind}")
+                    raise end.error
+                found[number] = end
+                self.cache_hook.add_partial(kind, asked[number], end)
         return [found[number] for number in range(len(decodes))]
 
     def _text(self, context: str, arguments: Mapping[str, object]) -> str:

@@ -72,8 +72,9 @@ def put_through(growing: Growing, streamer: Streamer) -> Finished:
 def new_tokens(step: Step, state: DecodeState) -> AsyncGenerator[Tokens, None]:
     """The new tokens of each step, as they come. Each step runs in a thread, so that others can run meanwhile.
 
-    The thread computes as the caller does: with its context variables, and torch's modes (gradients, inference mode,
-    autocast). Left early (a `break`, a cancelled task), it takes no further step. Cancelled while a step runs, it waits for the
+    The thread has the caller's context variables and torch's modes: gradients, inference mode, autocast.
+
+    Left early (a `break`, a cancelled task), it takes no further step. Cancelled while a step runs, it waits for the
     end of that step: when it is gone, nothing of it runs, and its step and predictor can be used again.
 
     >>> from specflow import start
