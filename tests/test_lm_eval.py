@@ -339,6 +339,21 @@ def test_the_likeliest_continuation_is_known_as_that() -> None:
     assert [is_likeliest for _, is_likeliest in scores] == [True, False]
 
 
+def test_a_text_ends_at_its_first_stop_string_however_many_tokens_a_step_adds() -> None:
+    """The second string begins inside the first, and is whole later: it is not reached."""
+    target = CachedPredictor(MODEL)
+    one, two, three = words(oracle([9, 3], MODEL, 3, {0})).split()
+    arguments = {"max_gen_toks": 9, "until": [f"{two[1:]} {three}", f"{one} {two}"]}
+
+    def at_once(processor: Processor) -> Step:
+        step = plain(target)(processor)
+        return lambda state: run(step, state)
+
+    for compose in (plain(target), at_once):
+        lm = SpecflowLM(target, tokenizer(), compose)
+        assert lm.generate_until([asked("w9 w3", arguments)], disable_tqdm=True) == [""]
+
+
 def test_temperature_is_a_processors() -> None:
     target, temperatures = CachedPredictor(MODEL), list[float]()
 

@@ -183,10 +183,10 @@ class SpecflowLM(TemplateLM):
         state = unwrap(start(self.tok_encode(context)[-room:], most, self._stop, self._target.limits))
         output: Tokens = ()
         text = ""
-        for new, _ in grow(self._compose(processor), state):
-            output += new
+        for token in (token for new, _ in grow(self._compose(processor), state) for token in new):
+            output += (token,)
             text = self.tokenizer.decode(output, skip_special_tokens=True)
-            if any(string in text for string in until):
+            if any(string in text for string in until):  # what a step adds behind it may hold another one
                 break
         return cut(text, until, None)
 
