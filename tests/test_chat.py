@@ -8,7 +8,7 @@ import pty
 import select
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from io import BytesIO, StringIO, TextIOWrapper
 from itertools import product
@@ -28,7 +28,7 @@ from specflow.commands import Told
 from specflow.loop import grow
 from specflow.models import Loaded, load
 from specflow.state import Count, Request, Step, Tally
-from specflow.trace import Trace
+from specflow.trace import Recorder, Trace
 from specflow.trace.words import visible
 from tests.test_cli import answer, tiny, words
 from tests.toys import passes_of, tiny_llama
@@ -246,6 +246,68 @@ def test_a_comparison_that_is_not_finished_says_nothing_and_changes_nothing(
     assert (ended, len(answers)) == (code, 1 if code == 130 else 2)
     assert "without drafts" not in beside
     assert "acceptance 0/0" not in beside
+
+
+def test_what_is_made_ready_takes_no_time_of_an_answer(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    def later(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    def counting(state: DecodeState) -> DecodeState:
+        later(5 if not state.output else 0.5)  # the first step reads the prompt
+        return evolve(state, tokens=(*state.tokens, 5), tally=state.tally + Tally(1))
+
+    def prepare(settings: chat.Settings) -> Callable[[DecodeState], tuple[Step, Recorder]]:
+        later(300)
+
+        def ready(state: DecodeState) -> tuple[Step, Recorder]:
+            later(70)  # a larger context of llama.cpp is made
+            return counting, Recorder()
+
+        return ready
+
+    monkeypatch.setattr(chat, "perf_counter", lambda: now)
+    settings = cli._parser().parse_args(["chat", "--max-new-tokens", "5", "--raw"])
+    said = StringIO()
+    screen = chat.Screen(Console(file=said, force_terminal=True, color_system=None))
+    conversation = chat.Talk(settings, load(tiny, "float64").unwrap(), prepare, screen)
+    conversation.answer("w5 w6")
+    assert (conversation.seconds, conversation.pace) == (7, 2)
+    COMMANDS["compare"][2](conversation, "")
+    assert "[after the first step: 2.0 tokens/s with drafts, 2.0 without, 1.00 times as fast]" in said.getvalue()
+
+
+def test_a_comparison_is_with_the_settings_of_the_answer(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = "w5 w6 w7 w5 w6", "/temperature 3", "/seed 1", "/compare"
+    _, beside, code = talk(monkeypatch, capsys, tiny, *lines)
+    assert code == 0
+    assert "[without drafts: 9 tokens, 9 steps; the same text]" in beside
+
+
+def test_a_mark_of_byte_order_is_no_part_of_the_first_line(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers, beside, code = talk(monkeypatch, capsys, tiny, "\ufeff/max 2", "w5 w6 w7 w5 w6")
+    assert (answers, code) == ([" ".join(answer(tiny).split()[:2])], 0)
+
+
+def test_at_a_terminal_only_answers_go_into_a_file_and_half_a_character_ends_nothing(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine, theirs = pty.openpty()
+    os.write(mine, b"caf\xe9\nw5 w6 w7 w5 w6\n\x04")
+    with open(theirs, encoding="utf-8") as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        assert cli.main(["chat", "--model", str(tiny), "--dtype", "float64", "--max-new-tokens", "9"]) == 0
+    os.close(mine)
+    told = capsys.readouterr()
+    assert told.out == f"{' '.join(answer(tiny).split()[:9])}\n"
+    assert "> specflow: prompt is not UTF-8" in told.err
+    assert told.err.endswith("> \n")
 
 
 def test_an_engine_is_asked_about_as_in_generate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
