@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from functools import cache, partial
 from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from shutil import copytree
@@ -36,8 +36,9 @@ from specflow import (
 )
 from specflow.accelerate.llama import Llama
 from specflow.catalogue import COUPLED, DRAFTERS, POLICIES, RULES, Drafting, Entry, Setting
+from specflow.constraints import Grammar
 from specflow.drafters import Bigrams
-from specflow.loop import grow
+from specflow.loop import grow, run
 from specflow.models import Loaded, load
 from specflow.randomness import Randomness
 from specflow.state import GammaPolicy, Rule, Scored, Verdict
@@ -137,6 +138,17 @@ def test_a_head_drafts(arguments: list[str], tiny: Path, tmp_path: Path, capsys:
     captured = capsys.readouterr()
     assert captured.out.strip() == answer(tiny)
     assert "acceptance 0/0" not in captured.err
+
+
+@pytest.mark.parametrize(("drafter", "drafts"), [("none", False), ("suffix", True)])
+def test_who_drafts_nothing_drafts_nothing_that_a_grammar_forces(drafter: str, drafts: bool, tiny: Path) -> None:
+    """So `/compare` of `chat` is with a decode without drafts under a grammar, too."""
+    args = cli._parser().parse_args(["generate", PROMPT, "--model", str(tiny), "--drafter", drafter])
+    steps, (loaded, state) = cli._prepared(args), cli._begun(args)
+    grammar = Grammar.regex("accc", (b"a", b"", b"b", b"c"), stop=loaded.stop)
+    end = run(steps.over(loaded, grammar, cli._reading(args, state), partial(CachedPredictor))(state, None, None), state)
+    assert loaded.text(end.state.output) == "w0 w3 w3 w3"
+    assert (end.state.tally.drafted > 0) is drafts
 
 
 @pytest.mark.usefixtures("_loads_once")
