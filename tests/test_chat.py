@@ -291,7 +291,7 @@ def test_a_comparison_is_with_the_settings_of_the_answer(
 def test_a_mark_of_byte_order_is_no_part_of_the_first_line(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    answers, beside, code = talk(monkeypatch, capsys, tiny, "\ufeff/max 2", "w5 w6 w7 w5 w6")
+    answers, _, code = talk(monkeypatch, capsys, tiny, "\ufeff/max 2", "w5 w6 w7 w5 w6")
     assert (answers, code) == ([" ".join(answer(tiny).split()[:2])], 0)
 
 

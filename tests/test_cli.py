@@ -146,7 +146,8 @@ def test_who_drafts_nothing_drafts_nothing_that_a_grammar_forces(drafter: str, d
     args = cli._parser().parse_args(["generate", PROMPT, "--model", str(tiny), "--drafter", drafter])
     steps, (loaded, state) = cli._prepared(args), cli._begun(args)
     grammar = Grammar.regex("accc", (b"a", b"", b"b", b"c"), stop=loaded.stop)
-    end = run(steps.over(loaded, grammar, cli._reading(args, state), partial(CachedPredictor))(state, None, None), state)
+    over = steps.over(loaded, grammar, cli._reading(args, state), partial(CachedPredictor))
+    end = run(over(state, None, None), state)
     assert loaded.text(end.state.output) == "w0 w3 w3 w3"
     assert (end.state.tally.drafted > 0) is drafts
 
