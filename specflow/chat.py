@@ -6,9 +6,11 @@ import argparse
 import json
 import os
 import sys
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from difflib import get_close_matches
+from io import TextIOWrapper, UnsupportedOperation
 from pathlib import Path
 from time import perf_counter
 from typing import Final, TextIO, TypeAlias, final
@@ -89,6 +91,10 @@ class Talk:
     answers: list[Answer] = field(factory=list)
     over: bool = False
     seconds: float = 0.0
+    pace: float = 0.0
+    """Tokens a second behind the first step, which reads what is new of the prompt; 0 where none were."""
+    answered_by: Settings = field(init=False, factory=argparse.Namespace)
+    """The settings of the last answer."""
     recorder: Recorder = field(init=False, factory=Recorder)
     _steps: Callable[[DecodeState], tuple[Step, Recorder]] | None = field(init=False, default=None)
 
@@ -116,6 +122,7 @@ class Talk:
     def answer(self, text: str) -> None:
         """Say something, and show the answer as it comes. Ctrl-C ends it, and what was said stays."""
         state, reason = self.decoded(self.asked(text), self.screen)
+        self.answered_by = self.settings
         self.messages += [{"role": "user", "content": text}]
         self.messages += [{"role": "assistant", "content": self.loaded.text(state.output)}]
         self.answers.append(Answer.of(None, self.loaded.text(state.output), state, reason, self.settings.seed))
@@ -129,21 +136,29 @@ class Talk:
             self.screen.line(f"[cut after {len(state.output)} tokens; /max N allows more]")
 
     def decoded(self, state: DecodeState, screen: Screen | None) -> tuple[DecodeState, Reason | None]:
-        """The text that follows, and why it ended; None where Ctrl-C stopped it."""
-        told, reason, began = Told(self.loaded), None, perf_counter()
+        """The text that follows, and why it ended; None where Ctrl-C stopped it.
+
+        `KeyboardInterrupt` where it stopped what is made ready before, which takes no time of the text's.
+        """
+        told, reason = Told(self.loaded), None
         if self._steps is None:
             self._steps = self.prepare(self.settings)
+        step, self.recorder = self._steps(state)
+        began = perf_counter()
+        first: tuple[int, float] | None = None
         with suppress(KeyboardInterrupt):
-            step, self.recorder = self._steps(state)
             for new, outcome in outcomes(step, state, self.loaded):
                 after = outcome.state if isinstance(outcome, Finished) else outcome
+                first = first or (len(after.tokens), perf_counter())
                 styles, state = [*_styles(state, after)], after
                 for token, style in zip(new, styles, strict=True):
                     if screen is not None:
                         screen.show(told.more(token), style)
                 if isinstance(outcome, Finished):
                     reason = outcome.reason
-        self.seconds = perf_counter() - began
+        ended = perf_counter()
+        self.seconds = ended - began
+        self.pace = 0.0 if first is None else (len(state.tokens) - first[0]) / max(ended - first[1], 1e-9)
         if screen is not None:
             screen.show(f"{told.rest()}\n")
         return state, reason
@@ -232,21 +247,24 @@ def _grammar(talk: Talk, given: str) -> None:
 
 
 def _compare(talk: Talk, given: str) -> None:
-    """The last answer again, without drafts: the same text where nothing is drawn, or by a seed."""
+    """The last answer again, without drafts: the same text where nothing is drawn, or by a seed.
+
+    Both are timed behind their first steps: one read the prompt, and the other may find it read.
+    """
     if not talk.answers:
         raise DecodeError("compare", "nothing was answered yet", "no answer", "ask something first")
     drafted, most = talk.answers[-1], talk.answers[-1].usage.completion_tokens
     none: dict[str, object] = dict.fromkeys(("draft_model", "head", "bigrams"))
-    settings = _other(talk.settings, drafter="none", max_new_tokens=most, **none)
+    settings = _other(talk.answered_by, drafter="none", max_new_tokens=most, **none)
     plain = evolve(talk, settings=settings, messages=talk.messages[:-2])
     state, reason = plain.decoded(plain.asked(talk.messages[-2]["content"]), None)
     if reason is None:
         raise KeyboardInterrupt
     same = "the same text" if talk.loaded.text(state.output) == drafted.text else "another text"
-    talk.screen.line(f"[without drafts: {summary(len(state.output), plain.seconds, state.tally)}; {same}]")
-    rates = most / max(talk.seconds, 1e-9), len(state.output) / max(plain.seconds, 1e-9)
-    if rates[1]:
-        talk.screen.line(f"[with drafts {rates[0] / rates[1]:.2f} times as fast]")
+    talk.screen.line(f"[without drafts: {len(state.output)} tokens, {state.tally.steps} steps; {same}]")
+    if talk.pace and plain.pace:
+        paces = f"{talk.pace:.1f} tokens/s with drafts, {plain.pace:.1f} without"
+        talk.screen.line(f"[after the first step: {paces}, {talk.pace / plain.pace:.2f} times as fast]")
 
 
 def _stats(talk: Talk, given: str) -> None:
@@ -336,7 +354,7 @@ def talk(settings: Settings, loaded: Loaded, prepare: Prepare, source: TextIO | 
     typed = source is not None and source.isatty()
     if typed:
         screen.line(f"{settings.model}; /help lists the commands, Ctrl-C stops an answer, Ctrl-D ends")
-    for line in () if source is None else _typed() if typed else _lines(source):
+    for line in () if source is None else _typed(source, screen) if typed else _lines(source):
         try:
             _done(conversation, line)
         except DecodeError as error:
@@ -364,22 +382,34 @@ def _done(talk: Talk, line: str) -> None:
     COMMANDS[name][2](talk, given.strip())
 
 
-def _typed() -> Iterator[str]:
+def _typed(source: TextIO, screen: Screen) -> Iterator[str]:
     """What a person types, a line each, with the keys that edit one. Ctrl-C leaves a line, Ctrl-D ends."""
     with suppress(ImportError):
         import readline  # noqa: F401, PLC0415 - it is not everywhere; input() edits with it
+    if isinstance(source, TextIOWrapper):
+        with suppress(UnsupportedOperation):  # something was read before
+            source.reconfigure(errors="surrogateescape")  # what is no UTF-8 is refused as in a pipe, and ends nothing
     while True:
         try:
-            yield input("> ").strip()
+            yield _line().strip()
         except KeyboardInterrupt:
-            print()
+            screen.line("")
         except EOFError:
-            print()
+            screen.line("")
             return
 
 
+def _line() -> str:
+    """A line, with its prompt where the person sees it, and not in the file of the answers."""
+    if sys.stdout.isatty():
+        return input("> ")
+    print("> ", end="", file=sys.stderr, flush=True)
+    return input()
+
+
 def _lines(source: TextIO) -> Iterator[str]:
-    for line in source.buffer:
-        text = line.decode(errors="surrogateescape").strip()
+    for number, line in enumerate(source.buffer):
+        written = line if number else line.removeprefix(BOM_UTF8)
+        text = written.decode(errors="surrogateescape").strip()
         if text:
             yield text

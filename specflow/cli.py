@@ -55,7 +55,7 @@ from specflow.commands import (
 )
 from specflow.constraints import Constrained, CutForbidden, Forced, Grammar
 from specflow.corpus import Answer, Id, Progress, Row, answer_all, answers_in, read_rows, summary
-from specflow.drafters import Bigrams, first_of, then
+from specflow.drafters import Bigrams, first_of, propose_nothing, then
 from specflow.errors import DecodeError, said, unwrap
 from specflow.guards.checks import or_none, shown, whole
 from specflow.heads import HeadPredictor, load_head
@@ -408,9 +408,10 @@ class _Steps:
             over: Condition = until
             cut: Callable[[Drafted], Drafted] = all_drafts
             if answer is not None:
-                # A head reads what the target holds, of forced drafts too: that would be a pass of its own.
-                before = first_of if DRAFTERS[self.drafts].headed else then
-                drafting = evolve(drafting, drafter=before(Forced(answer), drafting.drafter))
+                if drafting.drafter is not propose_nothing:  # who drafts nothing drafts nothing that is forced, either
+                    # A head reads what the target holds, of forced drafts too: that would be a pass of its own.
+                    before = first_of if DRAFTERS[self.drafts].headed else then
+                    drafting = evolve(drafting, drafter=before(Forced(answer), drafting.drafter))
                 over, cut = any_of(until, answer.is_over), CutForbidden(answer)
             observe: Observer = unobserved
             reading: Predictor = target
@@ -452,6 +453,9 @@ def _begun(args: argparse.Namespace) -> tuple[Loaded, DecodeState]:
 
 
 def _trace(args: argparse.Namespace) -> int:
+    for name, path in (("html", args.html), ("json", args.json)):
+        if path is not None and not can_be_written(path):
+            raise DecodeError(name, "no file can be written there", shown(str(path)), "name a file in a folder")
     return tracing.main(args, lambda: _record(_asked(args)))
 
 

@@ -197,7 +197,9 @@ class Told:
         return self.loaded.text(self._tokens[self._from :])[len(known) :]
 
     def _take(self, text: str) -> str:
-        self._from, self._to = self._to, len(self._tokens)
+        if text:  # what is read before a token gives it its space: special tokens alone would not
+            self._from = self._to
+        self._to = len(self._tokens)
         return text
 
 

@@ -283,9 +283,9 @@ class Progress:
         self._print(line, "\n")
 
     def end(self) -> None:
-        """What is done, and what all that was decoded now took."""
-        seconds = self.clock() - self._began
-        self.say(f"[{self.done}/{self.total} texts, {summary(self._tokens, seconds, self._tally)}]")
+        """What was answered, and how fast all was decoded: also what an error or Ctrl-C kept from being an answer."""
+        pace = rate(self._new, self.clock() - self._began)
+        self.say(f"[{self.done}/{self.total} texts, {_summary(self._tokens, pace, self._tally)}]")
 
     def _print(self, line: str, end: str) -> None:
         print(f"{ERASE * self._is_terminal}{line}", end=end, file=self.stream, flush=True)
@@ -298,9 +298,13 @@ def summary(tokens: int, seconds: float, tally: Tally) -> str:
     >>> summary(12, 0.5, Tally(4, (("llm", Count(10, 8)),)))
     '12 tokens, 24.0 tokens/s, 4 steps (3.00 tokens a step), acceptance 8/10 = 80%'
     """
+    return _summary(tokens, rate(tokens, seconds), tally)
+
+
+def _summary(tokens: int, pace: str, tally: Tally) -> str:
     acceptance = f"acceptance {tally.accepted}/{tally.drafted} = {tally.acceptance_rate:.0%}"
     steps = f"{tally.steps} steps ({tokens / max(tally.steps, 1):.2f} tokens a step)"
-    return f"{tokens} tokens, {rate(tokens, seconds)}, {steps}, {acceptance}"
+    return f"{tokens} tokens, {pace}, {steps}, {acceptance}"
 
 
 def rate(tokens: int, seconds: float) -> str:

@@ -12,6 +12,7 @@ from weakref import ref
 import pytest
 import torch
 from attrs import evolve
+from greenlet import GreenletExit
 from torch import Tensor
 from torch.nn import Module
 from transformers import LlamaConfig, PreTrainedModel, StaticCache
@@ -948,6 +949,27 @@ def test_many_texts_are_those_of_each_prompt_in_their_order(drafter: PreTrainedM
     expected = [autoregressive_generate(prompt, TARGET, 12, eos_tokens_id=[40, 41]) for prompt in PROMPTS]
     assert [list(end.state.output) for end in ends] == expected
     assert sorted(heard) == [(i, len(text)) for i, text in enumerate(expected)]
+
+
+def test_a_listener_that_raises_ends_the_other_texts() -> None:
+    class Asked:
+        limits, meter = BatchPredictor(TARGET).limits, CostMeter()
+        unwound = 0
+
+        def __call__(self, tokens: Tokens, drafts: Sequence[Proposal], /) -> torch.Tensor:
+            try:
+                return shared(tokens, drafts)
+            except GreenletExit:
+                self.unwound += 1
+                raise
+
+    def heard(number: int, end: Finished) -> None:
+        raise LookupError("mine")
+
+    shared, asked = BatchPredictor(TARGET, slots=3), Asked()
+    with pytest.raises(LookupError) as raised:
+        generate_many([[5, 6], [7, 8], [9]], asked, max_gen_len=9, eos_tokens_id=[], slots=3, progress=heard)
+    assert (asked.unwound, raised.value.args) == (2, ("mine",))
 
 
 def test_a_text_that_ends_first_keeps_its_place() -> None:

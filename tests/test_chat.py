@@ -8,9 +8,10 @@ import pty
 import select
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from io import BytesIO, StringIO, TextIOWrapper
+from itertools import product
 from pathlib import Path
 from time import monotonic
 
@@ -27,7 +28,7 @@ from specflow.commands import Told
 from specflow.loop import grow
 from specflow.models import Loaded, load
 from specflow.state import Count, Request, Step, Tally
-from specflow.trace import Trace
+from specflow.trace import Recorder, Trace
 from specflow.trace.words import visible
 from tests.test_cli import answer, tiny, words
 from tests.toys import passes_of, tiny_llama
@@ -259,6 +260,68 @@ def test_a_comparison_that_is_not_finished_says_nothing_and_changes_nothing(
     assert "acceptance 0/0" not in beside
 
 
+def test_what_is_made_ready_takes_no_time_of_an_answer(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    def later(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    def counting(state: DecodeState) -> DecodeState:
+        later(5 if not state.output else 0.5)  # the first step reads the prompt
+        return evolve(state, tokens=(*state.tokens, 5), tally=state.tally + Tally(1))
+
+    def prepare(settings: chat.Settings) -> Callable[[DecodeState], tuple[Step, Recorder]]:
+        later(300)
+
+        def ready(state: DecodeState) -> tuple[Step, Recorder]:
+            later(70)  # a larger context of llama.cpp is made
+            return counting, Recorder()
+
+        return ready
+
+    monkeypatch.setattr(chat, "perf_counter", lambda: now)
+    settings = cli._parser().parse_args(["chat", "--max-new-tokens", "5", "--raw"])
+    said = StringIO()
+    screen = chat.Screen(Console(file=said, force_terminal=True, color_system=None))
+    conversation = chat.Talk(settings, load(tiny, "float64").unwrap(), prepare, screen)
+    conversation.answer("w5 w6")
+    assert (conversation.seconds, conversation.pace) == (7, 2)
+    COMMANDS["compare"][2](conversation, "")
+    assert "[after the first step: 2.0 tokens/s with drafts, 2.0 without, 1.00 times as fast]" in said.getvalue()
+
+
+def test_a_comparison_is_with_the_settings_of_the_answer(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = "w5 w6 w7 w5 w6", "/temperature 3", "/seed 1", "/compare"
+    _, beside, code = talk(monkeypatch, capsys, tiny, *lines)
+    assert code == 0
+    assert "[without drafts: 9 tokens, 9 steps; the same text]" in beside
+
+
+def test_a_mark_of_byte_order_is_no_part_of_the_first_line(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers, _, code = talk(monkeypatch, capsys, tiny, "\ufeff/max 2", "w5 w6 w7 w5 w6")
+    assert (answers, code) == ([" ".join(answer(tiny).split()[:2])], 0)
+
+
+def test_at_a_terminal_only_answers_go_into_a_file_and_half_a_character_ends_nothing(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine, theirs = pty.openpty()
+    os.write(mine, b"caf\xe9\nw5 w6 w7 w5 w6\n\x04")
+    with open(theirs, encoding="utf-8") as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        assert cli.main(["chat", "--model", str(tiny), "--dtype", "float64", "--max-new-tokens", "9"]) == 0
+    os.close(mine)
+    told = capsys.readouterr()
+    assert told.out == f"{' '.join(answer(tiny).split()[:9])}\n"
+    assert "> specflow: prompt is not UTF-8" in told.err
+    assert told.err.endswith("> \n")
+
+
 def test_an_engine_is_asked_about_as_in_generate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "x.gguf").write_bytes(b"GGUF")
     arguments = ["--engine", "llama.cpp", "--model", str(tmp_path / "x.gguf"), "--accelerate", "fast"]
@@ -285,6 +348,17 @@ def test_a_character_is_shown_when_it_is_whole() -> None:
     told = Told(loaded)
     assert [told.more(token) for token in "😀".encode()[:3]] == [""] * 3
     assert set(told.rest()) == {"\N{REPLACEMENT CHARACTER}"}
+
+
+def test_a_word_behind_a_special_token_keeps_its_space() -> None:
+    tokenizer = Tokenizer(models.WordLevel({"</s>": 0, "▁a": 1, "▁b": 2}, unk_token="</s>"))
+    unspaced = decoders.Strip(" ", 1, 0)  # of a text, as those of Llama 2 and Mistral do
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), unspaced])
+    tokenizer.add_special_tokens(["<x>"])
+    loaded = Loaded(tiny_llama(), PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>"))
+    for tokens in product((1, 2, 3), repeat=4):
+        told = Told(loaded)
+        assert "".join([told.more(token) for token in tokens]) + told.rest() == loaded.text(tokens)
 
 
 def test_a_terminal_is_shown_what_a_file_is_given(

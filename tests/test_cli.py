@@ -160,6 +160,18 @@ def test_what_a_grammar_forces_takes_no_pass_of_its_own_before_a_heads_drafts(
     assert len(fed) <= end.state.tally.steps + 1  # the head reads the prompt before the first step
 
 
+@pytest.mark.parametrize(("drafter", "drafts"), [("none", False), ("suffix", True)])
+def test_who_drafts_nothing_drafts_nothing_that_a_grammar_forces(drafter: str, drafts: bool, tiny: Path) -> None:
+    """So `/compare` of `chat` is with a decode without drafts under a grammar, too."""
+    args = cli._parser().parse_args(["generate", PROMPT, "--model", str(tiny), "--drafter", drafter])
+    steps, (loaded, state) = cli._prepared(args), cli._begun(args)
+    grammar = Grammar.regex("accc", (b"a", b"", b"b", b"c"), stop=loaded.stop)
+    over = steps.over(loaded, grammar, cli._reading(args, state), partial(CachedPredictor))
+    end = run(over(state, None, None), state)
+    assert loaded.text(end.state.output) == "w0 w3 w3 w3"
+    assert (end.state.tally.drafted > 0) is drafts
+
+
 @pytest.mark.usefixtures("_loads_once")
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_model_drafts_under_every_policy(policy: str, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -593,7 +593,7 @@ def test_progress_is_told_now_and_then(capsys: pytest.CaptureFixture[str]) -> No
         "11/1000 texts, 40.0 tokens/s",
         "11/1000 texts, 40.0 tokens/s",
         "aside",
-        "[12/1000 texts, 10 tokens, 0.8 tokens/s, 4 steps (2.50 tokens a step), acceptance 6/8 = 75%]",
+        "[12/1000 texts, 10 tokens, 40.0 tokens/s, 4 steps (2.50 tokens a step), acceptance 6/8 = 75%]",
     ]
 
 

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from functools import partial
 from itertools import combinations, count
-from threading import Thread
+from threading import Thread, current_thread
 from typing import cast
 from weakref import ref
 
@@ -383,6 +383,70 @@ def test_an_iterator_may_be_gone_on_with_in_another_greenlet() -> None:
     got += greenlet(lambda: [next(ends) for _ in range(3)]).switch()
     got += [*ends]
     assert dict(got) == {i: text(alone, i)() for i in range(6)}
+
+
+def in_a_thread(ask: Callable[[], object]) -> list[object]:
+    """What it returned or raised there."""
+    found: list[object] = []
+
+    def asking() -> None:
+        try:
+            found.append(ask())
+        except Exception as error:
+            found.append(error)
+
+    thread = Thread(target=asking)
+    thread.start()
+    thread.join()
+    return found
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+def test_another_thread_is_refused_and_the_batch_goes_on_in_its_own(slots: int) -> None:
+    ends = together([text(alone, i) for i in range(6)], slots)
+    got = [next(ends)]
+    for ask in (partial(next, ends), ends.close, partial(ends.throw, KeyError("theirs"))):
+        (error,) = in_a_thread(ask)
+        assert isinstance(error, DecodeError)
+        assert "a batch is gone on with in another thread" in str(error)
+        got.append(next(ends))
+    assert dict([*got, *ends]) == {i: text(alone, i)() for i in range(6)}
+    assert in_a_thread(lambda: list(ends)) == [[]]
+    assert in_a_thread(ends.close) == [None]
+
+
+def test_a_batch_that_nobody_began_may_begin_in_another_thread() -> None:
+    ends = together([text(alone, i) for i in range(3)], 2)
+    assert in_a_thread(lambda: dict(ends)) == [{i: text(alone, i)() for i in range(3)}]
+    assert in_a_thread(together([text(alone, 1)]).close) == [None]
+
+
+def test_decodes_that_are_abandoned_in_another_thread_unwind_in_their_own() -> None:
+    unwound: list[tuple[int, Thread, int]] = []
+
+    def decode(i: int) -> int:
+        try:
+            while True:
+                Shared(alone)((i,), ())
+                if i == 0:
+                    return 0
+        finally:
+            unwound.append((i, current_thread(), len(Shared(alone)((i,), ()))))
+
+    held = [together([partial(decode, i) for i in range(3)], 3)]
+    assert next(held[0]) == (0, 0)
+    assert in_a_thread(held.clear) == [None]
+    gc.collect()
+    assert dict(together([text(alone, 1)])) == {0: text(alone, 1)()}
+    assert sorted(unwound, key=lambda each: each[0]) == [(i, current_thread(), 1) for i in range(3)]
+
+
+def test_what_is_thrown_at_a_batch_ends_it() -> None:
+    ends = together([text(alone, i) for i in range(6)], 2)
+    next(ends)
+    with pytest.raises(KeyError, match="mine"):
+        ends.throw(KeyError("mine"))
+    assert [*ends] == []
 
 
 def test_two_hubs_in_two_threads_do_not_meet() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from attrs import evolve
 from returns.pipeline import flow
 from torch import Tensor
 from transformers import (
@@ -42,6 +43,7 @@ from specflow import (
     speculative_step,
     start,
 )
+from specflow.batch.modes import Modes, modes_now
 from specflow.interop import Generate, ProcessorList, new_tokens, sampled, stops, stream
 from specflow.models import Loaded
 from specflow.stages import Adjust, Draft, Reject, StopWhen, Verify, advance, commit
@@ -360,6 +362,26 @@ def test_new_tokens_come_while_others_run_and_stop_when_nobody_asks() -> None:
     steps = 0
     asyncio.run(two_steps())
     assert steps == 2
+
+
+def test_new_tokens_are_decoded_in_the_modes_of_who_asks_for_them() -> None:
+    seen: list[Modes] = []
+
+    def noting(state: DecodeState) -> DecodeState:
+        seen.append(modes_now())
+        return evolve(state, tokens=(*state.tokens, 1))
+
+    async def both() -> list[Modes]:
+        mine = []
+        for mode in (torch.autocast("cpu"), torch.no_grad(), torch.inference_mode()):
+            with mode:
+                mine.append(modes_now())
+                assert [tokens async for tokens in new_tokens(noting, start(PROMPT, 1).unwrap())] == [(1,)]
+        assert [tokens async for tokens in new_tokens(noting, start(PROMPT, 1).unwrap())] == [(1,)]
+        return [*mine, modes_now()]
+
+    assert asyncio.run(both()) == seen
+    assert len({*seen}) == 4
 
 
 def test_text_streamers_print_and_iterate(smollm2: Loaded, capsys: pytest.CaptureFixture[str]) -> None:

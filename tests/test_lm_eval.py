@@ -11,6 +11,7 @@ from typing import Final
 
 import pytest
 import torch
+from greenlet import GreenletExit
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedModel
 
@@ -299,6 +300,25 @@ def test_an_answer_is_cached_as_it_comes(monkeypatch: pytest.MonkeyPatch) -> Non
     assert [answer[:2] for answer in kept[1:]] == [("loglikelihood", ("w5", " w6")), ("loglikelihood_rolling", ("w5",))]
 
 
+def test_a_request_that_fails_ends_the_others() -> None:
+    target, unwound = BatchPredictor(MODEL, slots=2), list[Tokens]()
+
+    class Asked:
+        limits = target.limits
+
+        def __call__(self, tokens: Tokens, drafts: Sequence[Proposal], /) -> torch.Tensor:
+            try:
+                return target(tokens, drafts)
+            except GreenletExit:
+                unwound.append(tokens)
+                raise
+
+    lm = SpecflowLM(Asked(), tokenizer(), plain(Asked()), slots=2)
+    with pytest.raises(DecodeError) as raised:
+        lm.generate_until([asked("w5 w6", {"max_gen_toks": 2}), asked("w5", {"num_beams": 2})], disable_tqdm=True)
+    assert (len(unwound), raised.value.parameter) == (1, "gen_kwargs")
+
+
 # Requests, without an evaluation.
 
 
@@ -317,6 +337,21 @@ def test_the_likeliest_continuation_is_known_as_that() -> None:
     likeliest = words(oracle([5, 6], MODEL, 3))
     scores = lm.loglikelihood([asked("w5 w6", f" {likeliest}"), asked("w5 w6", f" {likeliest} w1 w1")])
     assert [is_likeliest for _, is_likeliest in scores] == [True, False]
+
+
+def test_a_text_ends_at_its_first_stop_string_however_many_tokens_a_step_adds() -> None:
+    """The second string begins inside the first, and is whole later: it is not reached."""
+    target = CachedPredictor(MODEL)
+    one, two, three = words(oracle([9, 3], MODEL, 3, {0})).split()
+    arguments = {"max_gen_toks": 9, "until": [f"{two[1:]} {three}", f"{one} {two}"]}
+
+    def at_once(processor: Processor) -> Step:
+        step = plain(target)(processor)
+        return lambda state: run(step, state)
+
+    for compose in (plain(target), at_once):
+        lm = SpecflowLM(target, tokenizer(), compose)
+        assert lm.generate_until([asked("w9 w3", arguments)], disable_tqdm=True) == [""]
 
 
 def test_temperature_is_a_processors() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -643,8 +644,9 @@ def test_the_command_shows_what_generate_says(tiny: Path, tmp_path: Path, capsys
         (["--load", "x.json"], "does not exist"),
         (["--load", "x.json", "--load", "x.json", "--load", "x.json"], "two traces are shown side by side"),
         (["--load", "x.json", "--json", "y.json"], "is kept already"),
-        (["a", "--html", "nowhere/page.html"], "no such folder"),
-        (["a", "--html", "."], "a folder"),
+        (["a", "--html", "nowhere/page.html"], "no file can be written there"),
+        (["a", "--html", "."], "no file can be written there"),
+        (["a", "--json", "a" * 300], "no file can be written there"),
         (["a", "--html", "x", "--json", "x"], "one file"),
         (["a", "--max-new-tokens", "0"], "nothing to trace"),
         (["a", "--drafter", "llm"], "no model to draft with"),
@@ -663,3 +665,12 @@ def test_what_the_command_cannot_do_is_refused_before_a_model_is_loaded(
     said = capsys.readouterr().err
     assert match in said
     assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("option", ["--html", "--json"])
+def test_a_file_that_may_not_be_written_is_refused_before_a_model_is_loaded(
+    option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
+    assert cli.main(["trace", "a", "--model", "there/is/none", option, str(tmp_path / "page")]) == cli.NOT_DECODED
+    assert "no file can be written there" in capsys.readouterr().err

@@ -10,12 +10,16 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from contextvars import copy_context
 from functools import partial
+from inspect import GEN_RUNNING, GEN_SUSPENDED, getgeneratorstate
+from threading import Thread, current_thread
+from types import TracebackType
 from typing import Final, Generic, NamedTuple, Protocol, TypeAlias, TypeVar, cast, final
 from weakref import ref
 
 from attrs import define, field, frozen
 from greenlet import GreenletExit, getcurrent, greenlet
 from torch import Tensor
+from typing_extensions import override
 
 from specflow.batch.modes import Modes, modes_now, within
 from specflow.errors import DecodeError
@@ -82,9 +86,10 @@ class _Decode(greenlet):
 @final
 @define(eq=False)
 class _Hub:
-    """Where decodes wait: the modes that they begin with, and how many passes were made."""
+    """Where decodes wait: the thread and the modes in which they began, and how many passes were made."""
 
-    modes: Modes
+    thread: Thread = field(init=False)
+    modes: Modes = field(init=False)
     passes: int = 0
     tasks: dict[int, _Decode] = field(factory=dict)
     waiting: dict[int, _Wait] = field(factory=dict)
@@ -111,9 +116,11 @@ class Shared:
         """Logits [n + 1, V] after `tokens`, and after them and the path down to each draft."""
         here = getcurrent()
         if isinstance(here, _Decode) and not here.is_closing and here.parent is not None:
-            hub, modes = here.hub, modes_now()
+            hub, parent = here.hub, here.parent
+            wait = _Wait(self.read, Asked(tokens, drafts, here.by), modes_now(), hub.passes)
+            del here  # a greenlet that holds itself while it waits is never let go
             with within(hub.modes):
-                reply = here.parent.switch(_Wait(self.read, Asked(tokens, drafts, here.by), modes, hub.passes))
+                reply = parent.switch(wait)
         else:
             asked, reply = [Asked(tokens, drafts)], None
             while reply is None:
@@ -140,6 +147,10 @@ def together(decodes: Iterable[Callable[[], T]], slots: int = 8) -> Generator[tu
     autocast); all begin with those of the caller at the first step. Those who wait in other modes get another pass.
     A decode may itself run `together`. What a decode runs in greenlets or threads of its own reads alone.
 
+    A batch stays in the thread that asks for its first text. Another thread is refused with a `DecodeError`, and the
+    batch can still be gone on with, or closed, in its own. What is left in another thread is unwound in its own, too,
+    when that one next runs a greenlet.
+
     >>> from specflow import GreedyProcessor, Dice, along_paths, autoregressive_step, run, start
     >>> import torch
     >>> step = autoregressive_step(along_paths(lambda text: torch.eye(9)[text[-1] + 1]), GreedyProcessor(), Dice())
@@ -151,11 +162,39 @@ def together(decodes: Iterable[Callable[[], T]], slots: int = 8) -> Generator[tu
     several: object = decodes
     if not isinstance(several, Iterable) or isinstance(several, Tensor | str | bytes):
         raise DecodeError("decodes", "decodes are not several", shown(several), "give functions that take nothing")
-    return _running(iter(decodes), int(slots))
+    return _Ends(iter(decodes), int(slots))
 
 
-def _running(source: Iterator[Callable[[], T]], slots: int) -> Generator[tuple[int, T | Failed]]:
-    hub, numbered = _Hub(modes_now()), enumerate(source)
+@final
+class _Ends(Generator[tuple[int, T | Failed], None, None]):
+    """The ends of decodes, in one thread. A generator alone would end where it refuses another thread."""
+
+    def __init__(self, source: Iterator[Callable[[], T]], slots: int) -> None:
+        self._hub = _Hub()
+        self._ends = _running(self._hub, source, slots)
+
+    @override
+    def send(self, value: None, /) -> tuple[int, T | Failed]:
+        self._check()
+        return self._ends.send(value)
+
+    @override
+    def throw(
+        self, typ: type[BaseException] | BaseException, val: object = None, tb: TracebackType | None = None, /
+    ) -> tuple[int, T | Failed]:
+        self._check()
+        return self._ends.throw(val if isinstance(val, BaseException) else typ)
+
+    def _check(self) -> None:
+        here = current_thread()
+        if getgeneratorstate(self._ends) in {GEN_RUNNING, GEN_SUSPENDED} and self._hub.thread is not here:
+            happened, remedy = "a batch is gone on with in another thread", "go on with it in the thread that began it"
+            raise DecodeError("decodes", happened, here.name, remedy)
+
+
+def _running(hub: _Hub, source: Iterator[Callable[[], T]], slots: int) -> Generator[tuple[int, T | Failed]]:
+    numbered = enumerate(source)
+    hub.thread, hub.modes = current_thread(), modes_now()
     with ExitStack() as unwinding:
         unwinding.callback(_unwind, hub)
         while True:
@@ -253,14 +292,20 @@ def _replies(read: Reads, asked: Sequence[Asked]) -> Sequence[Reply]:
 
 
 def _unwind(hub: _Hub) -> None:
-    """End all that run, each where it waits, whatever the others raise on the way."""
+    """End all that run, each where it waits, whatever the others raise on the way.
+
+    Where nobody has the batch any more another thread may come by: greenlet then ends them, in their own.
+    """
+    for task in hub.tasks.values():
+        task.is_closing = True
+    if hub.thread is not current_thread():
+        hub.tasks.clear()
     with ExitStack() as stack:
         for task in hub.tasks.values():
             stack.callback(_closed, task)
 
 
 def _closed(task: _Decode) -> None:
-    task.is_closing = True
     if task:  # it has begun and not ended
         task.parent = getcurrent()
         with within(task.hub.modes):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from functools import partial
 from hashlib import sha256
 from typing import Protocol, TypeAlias, TypeVar
@@ -158,14 +159,13 @@ def generate_many(
         return run(step(number, state), state)
 
     ends: dict[int, Finished] = {}
-    running = together([partial(decode, *each) for each in enumerate(states)], slots)
-    for number, end in running:
-        if isinstance(end, Failed):
-            running.close()
-            end.error.add_note(f"in prompt {number} of {len(states)}")
-            raise end.error
-        ends[number] = end
-        progress(number, end)
+    with closing(together([partial(decode, *each) for each in enumerate(states)], slots)) as running:
+        for number, end in running:
+            if isinstance(end, Failed):
+                end.error.add_note(f"in prompt {number} of {len(states)}")
+                raise end.error
+            ends[number] = end
+            progress(number, end)
     return [ends[number] for number in range(len(states))]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, TypeVar, cast, final
 
@@ -163,13 +164,14 @@ class SpecflowLM(TemplateLM):
     def _all(self, kind: str, asked: Sequence[object], decodes: Sequence[Callable[[], T]], *, quiet: bool) -> list[T]:
         """What each decode says, told to lm-eval's cache as it comes. The first that fails ends all."""
         found: dict[int, T] = {}
-        ends, console = together(decodes, self._slots), Console(stderr=True)
-        for number, end in track(ends, f"Running {kind} requests", len(decodes), console=console, disable=quiet):
-            if isinstance(end, Failed):
-                end.error.add_note(f"in request {number} of {kind}")
-                raise end.error
-            found[number] = end
-            self.cache_hook.add_partial(kind, asked[number], end)
+        about, console = f"Running {kind} requests", Console(stderr=True)
+        with closing(together(decodes, self._slots)) as ends:
+            for number, end in track(ends, about, len(decodes), console=console, disable=quiet):
+                if isinstance(end, Failed):
+                    end.error.add_note(f"in request {number} of {kind}")
+                    raise end.error
+                found[number] = end
+                self.cache_hook.add_partial(kind, asked[number], end)
         return [found[number] for number in range(len(decodes))]
 
     def _text(self, context: str, arguments: Mapping[str, object]) -> str:
@@ -181,10 +183,10 @@ class SpecflowLM(TemplateLM):
         state = unwrap(start(self.tok_encode(context)[-room:], most, self._stop, self._target.limits))
         output: Tokens = ()
         text = ""
-        for new, _ in grow(self._compose(processor), state):
-            output += new
+        for token in (token for new, _ in grow(self._compose(processor), state) for token in new):
+            output += (token,)
             text = self.tokenizer.decode(output, skip_special_tokens=True)
-            if any(string in text for string in until):
+            if any(string in text for string in until):  # what a step adds behind it may hold another one
                 break
         return cut(text, until, None)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, StoppingCriteriaList
 
+from specflow.batch.modes import modes_now, within
 from specflow.errors import DecodeError
 from specflow.guards.checks import does, shown
 from specflow.loop import grow
@@ -83,6 +84,8 @@ def put_through(growing: Growing, streamer: Streamer) -> Finished:
 def new_tokens(step: Step, state: DecodeState) -> AsyncGenerator[Tokens, None]:
     """The new tokens of each step, as they come. Each step runs in a thread, so that others can run meanwhile.
 
+    The thread has the caller's context variables and torch's modes: gradients, inference mode, autocast.
+
     Left early (a `break`, a cancelled task), it takes no further step. Cancelled while a step runs, it waits for the
     end of that step: when it is gone, nothing of it runs, and its step and predictor can be used again.
 
@@ -104,8 +107,13 @@ async def _new_tokens(growing: Growing) -> AsyncGenerator[Tokens, None]:
 
 async def _next(growing: Iterator[T]) -> T | None:
     """The next step, from a thread. A task that is cancelled meanwhile stays until the thread is done with it."""
-    context = copy_context()
-    running = asyncio.get_running_loop().run_in_executor(None, lambda: context.run(lambda: next(growing, None)))
+    context, modes = copy_context(), modes_now()
+
+    def grown() -> T | None:
+        with within(modes):
+            return next(growing, None)
+
+    running = asyncio.get_running_loop().run_in_executor(None, context.run, grown)
     cancelled: asyncio.CancelledError | None = None
     while not running.done():
         try:

@@ -10,7 +10,6 @@ from pathlib import Path
 from rich.console import Console
 
 from specflow.errors import DecodeError
-from specflow.files import checked_path, no_file
 from specflow.guards.checks import shown
 from specflow.trace.trace import Trace
 
@@ -53,9 +52,6 @@ def _check(args: argparse.Namespace) -> None:
         raise DecodeError("load", "a prompt and a trace are both given", received, "give one of them")
     if args.load and args.json is not None:
         raise DecodeError("json", "a trace that is loaded is kept already", str(args.json), "leave --json out")
-    for path in (args.html, args.json):
-        if path is not None and not checked_path(path).parent.is_dir():
-            raise no_file(path, "cannot be written (there is no such folder)", "name a file in a folder")
     if args.html is not None and args.html == args.json:
         raise DecodeError("html", "the page and the trace are one file", str(args.html), "name two files")
 
