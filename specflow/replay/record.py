@@ -19,7 +19,7 @@ from specflow.errors import DecodeError, unwrap
 from specflow.guards.checks import MOST, a, calls, each, or_none, shown, whole
 from specflow.loop import start, unfold
 from specflow.policies import CostMeter
-from specflow.policies.meter import Clock
+from specflow.policies.meter import Clock, wait_for
 from specflow.processors import GreedyProcessor, LogitsProcessor
 from specflow.protocols import Limits, checked_limits
 from specflow.randomness import Dice, SharedNoise
@@ -150,6 +150,7 @@ class _Timed:
     def __call__(self, tokens: Tokens, drafts: Sequence[Proposal], /) -> Tensor:
         began = self.clock()
         logits = self.target(tokens, drafts)
+        wait_for(logits)
         self.passes.append(max(0.0, self.clock() - began))
         return logits
 
@@ -191,7 +192,7 @@ def _costs(
         for k in lengths:
             here += 1
             began = clock()
-            target(tokens[:here], chain(tokens[: k - 1]))
+            wait_for(target(tokens[:here], chain(tokens[: k - 1])))
             seconds[k].append(max(0.0, clock() - began))
     return Costs(tuple(lengths), tuple([median_low(seconds[k]) for k in lengths]))
 
