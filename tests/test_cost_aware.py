@@ -318,14 +318,14 @@ def test_a_pass_has_taken_what_its_device_took(monkeypatch: pytest.MonkeyPatch) 
     assert meter.seconds(2) == [3.0, 4.0]
 
 
-.mark.parametrize("kind", ["mps", "xpu"])
+@pytest.mark.parametrize("kind", ["mps", "xpu"])
 def test_every_clock_waits_for_other_devices_too(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    with FakeTensorMode():
+        there, here = torch.empty(1, 8, device=kind), torch.empty(1, 8, device="cpu")
+        model = torch.nn.ParameterList([there])
     waited: list[str] = []
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device(kind))
     monkeypatch.setattr(torch.accelerator, "synchronize", lambda device: waited.append(device.type))
-    with FakeTensorMode():
-        there, here = torch.empty(1, 8, device=kind), torch.empty(1, 8, device="cpu")
-        model = torch.nn.Linear(2, 2, device=kind)
     for rows in (here, None, there):
         wait_for(rows)
     assert waited == [kind]

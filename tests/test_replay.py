@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice, pairwise
 from pathlib import Path
@@ -427,7 +428,7 @@ def test_a_pass_is_timed_until_it_is_computed(monkeypatch: pytest.MonkeyPatch) -
     def wait(rows: Tensor) -> None:
         clock.now += len(rows)
 
-    monkeypatch.setattr("specflow.replay.record.wait_for", wait)
+    monkeypatch.setattr(sys.modules[record.__module__], "wait_for", wait)
     costs = record(TableModel(6), [(1, 2, 3)], 9, lengths=(1, 2, 7), clock=clock).texts[0].costs
     assert (costs.prompt, costs.own, *costs.seconds) == (1.0, 0.0, 1.0, 2.0, 7.0)
 
