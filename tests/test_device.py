@@ -5,26 +5,46 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
+from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks.accelerate import plain
-from benchmarks.device.__main__ import main
+from benchmarks.device import needs
 from benchmarks.device.attention import may_use_cudnn
-from benchmarks.device.decoders import GREEDY
+from benchmarks.device.command import main
+from benchmarks.device.decoders import GREEDY, Told, drafting
 from benchmarks.device.found import ATTENTION, Found, Table, attempted, page
-from benchmarks.device.models import LLAMA_1B, MAMBA, NoFirstLayers, NotCaptured, Setup, Shape, first_layers, versions
-from benchmarks.device.parts import COPIES, attention, compared, each_step, times, where
+from benchmarks.device.models import (
+    GEMMA,
+    LLAMA_1B,
+    LLAMA_8B,
+    MAMBA,
+    QWEN,
+    NoFirstLayers,
+    NotCaptured,
+    Setup,
+    Shape,
+    first_layers,
+    versions,
+    vocabulary_of,
+)
+from benchmarks.device.parts import COPIES, _batch, attention, compared, each_step, times, where
 from benchmarks.device.processes import UNENDED, carried_out, processes_for
 from specflow import CachedPredictor, Dice, LLMDrafter, Tokens, autoregressive_step, run, start
 from specflow.batch import BatchPredictor, together
 from specflow.state import Tally
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_every_part_is_carried_out_and_texts_with_drafts_are_the_plain_ones(tmp_path: Path) -> None:
@@ -201,3 +221,22 @@ def test_processes_are_forked_where_a_forked_one_reaches_the_device() -> None:
 def test_no_part_begins_once_the_budget_is_used_up() -> None:
     (none,) = carried_out(_setup(), 0.0, (("Where", where, 1.0),))
     assert none.error == "no time was left for it"
+
+
+def test_the_first_second_tells_what_is_not_installed(tmp_path: Path) -> None:
+    command = [sys.executable, "-S", "-m", "benchmarks.device", "--out", str(tmp_path / "out")]
+    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert told.returncode == 1
+    (line,) = told.stderr.splitlines()
+    assert "transformers 5.24 or newer (none is there)" in line
+    assert "pip install" in line
+    assert "'greenlet>=3.5'" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_too_old_is_told_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert needs.lacking() is None
+    older = {"transformers": "5.17.0", "torch": "2.11.0+cu128", "numpy": "2.0.0rc1"}
+    monkeypatch.setattr(needs, "version", lambda name: older.get(name) or version(name))
+    asked = "benchmarks.device needs transformers 5.24 or newer (5.17.0 is there)"
+    assert needs.lacking() == f"{asked}: pip install 'transformers>=5.24'"
