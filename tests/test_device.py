@@ -132,6 +132,7 @@ def test_on_cuda_it_is_noted_where_no_passes_are_captured() -> None:
 def _told_of_attention(setup: Setup) -> Iterator[Found]:
     yield Table("by cuDNN", ("",), ((may_use_cudnn(),),))
     (both,) = attention(setup)
+    assert isinstance(both, Table)
     yield both
     yield Table("by cuDNN", ("",), ((may_use_cudnn(),),))
 
@@ -141,8 +142,9 @@ def test_parts_run_without_attention_by_cudnn_and_one_table_has_both() -> None:
     before, both, after = told.tables
     assert before.rows == after.rows == ((False,),)
     assert [row[:2] for row in both.rows] == [
-        (chosen, name) for chosen in (False, True) for name in ("plain", "drafts")
+        (kind, name) for kind in ("not allowed", "first") for name in ("plain", "drafts")
     ]
+    assert {row[-1] for row in both.rows} == {"flash_attention_for_cpu"}
     assert ATTENTION in page([told], _setup())
 
 
