@@ -225,6 +225,35 @@ def test_no_part_begins_once_the_budget_is_used_up() -> None:
     assert none.error == "no time was left for it"
 
 
+def _draws(told: Told, seen: int, gamma: int) -> list[bool]:
+    """Whether the first drafts after so many tokens of the text are right by their own place."""
+    text = told.prompt + told.truth
+    drafts = list(islice(told(text[:seen]), gamma))
+    return [draft.token == text[seen + place] for place, draft in enumerate(drafts)]
+
+
+def test_told_drafts_do_not_tell_by_their_number_whether_they_are_right() -> None:
+    told = [Told((i, 1), tuple(range(40)), 1000) for i in range(200)]
+    drawn = [_draws(each, seen, 4) for each in told for seen in range(2, 36)]
+    assert {len(each) for each in drawn} == {4}
+    for place in range(4):
+        assert sum(each[place] for each in drawn) / len(drawn) == pytest.approx(0.8, abs=0.02)
+    # Nor are all texts of a batch wrong at the same places.
+    assert len({tuple(_draws(each, 2, 30)) for each in told}) > 190
+
+
+def test_a_told_tree_may_be_wrong_at_any_level() -> None:
+    prompt, truth = (0, 1), tuple(range(5, 45))
+    levels = []
+    for i in range(200):
+        drafts = list(islice(Told((i, *prompt), truth, 1000, branches=2)((i, *prompt)), 8))
+        parents = [draft.parent for draft in drafts]
+        assert all(parents[k] == parents[k + 1] for k in (0, 2, 4, 6))
+        levels += [truth[k // 2] in (drafts[k].token, drafts[k + 1].token) for k in (0, 2, 4, 6)]
+        assert all(drafts[k].token != drafts[k + 1].token for k in (0, 2, 4, 6))
+    assert sum(levels) / len(levels) == pytest.approx(0.96, abs=0.02)
+
+
 def test_the_first_second_tells_what_is_not_installed(tmp_path: Path) -> None:
     command = [sys.executable, "-S", "-m", "benchmarks.device", "--out", str(tmp_path / "out")]
     told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -306,7 +306,7 @@ def _drafts(setup: Setup, shape: Shape) -> Iterator[Found]:
             "plain": plain(each),
             f"{GAMMA} drafts, 80 % right": drafting(each, told),
             "as many as pay": pacing(each, told),
-            "tree of 8": drafting(each, tree, 8),
+            "tree of 8, each 80 % right": drafting(each, tree, 8),
         }
         first = first_layers(each)
         if first is not None:
