@@ -254,6 +254,19 @@ def test_a_told_tree_may_be_wrong_at_any_level() -> None:
     assert sum(levels) / len(levels) == pytest.approx(0.96, abs=0.02)
 
 
+def test_each_turn_of_a_batch_reads_its_prompts() -> None:
+    """The one that is timed, too: not what a warm-up has left."""
+    setup = _setup()
+    model = setup.model(LLAMA_1B, torch.bfloat16)
+    fed: list[int] = []
+    model.get_input_embeddings().register_forward_pre_hook(lambda _, ids: fed.append(ids[0].shape[-1]))
+    _batch(setup, model, 2)  # it is tried
+    fed.clear()
+    told = _batch(setup, model, 2)
+    assert sum(length >= setup.before // 2 for length in fed) >= 6
+    assert told[-1] == "2/2"
+
+
 def test_the_first_second_tells_what_is_not_installed(tmp_path: Path) -> None:
     command = [sys.executable, "-S", "-m", "benchmarks.device", "--out", str(tmp_path / "out")]
     told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

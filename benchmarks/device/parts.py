@@ -34,10 +34,12 @@ from benchmarks.device.models import (
 )
 from specflow import (
     CachedPredictor,
+    DecodeState,
     Dice,
     Drafter,
     Finished,
     Fixed,
+    Predictor,
     Step,
     Tokens,
     autoregressive_step,
@@ -323,31 +325,36 @@ def batches(setup: Setup) -> Iterator[Found]:
     model = setup.model(LLAMA_1B, torch.bfloat16)
     for name, each in versions(setup, model).items():
         rows = tuple([_batch(setup, each, slots) for slots in ((1, 2) if setup.tiny else (1, 8, 32))])
-        columns = ("texts", "tokens/s, plain", f"tokens/s, {GAMMA} drafts, 80 % right", "same text")
+        columns = ("texts", "tokens/s, plain", f"tokens/s, {GAMMA} drafts, 80 % right", "accepted", "same text")
         yield Table(f"llama 1B, {layers_of(model)} layers, bf16, {name} model: batches", columns, rows)
 
 
 def _batch(setup: Setup, model: Module, slots: int) -> tuple[Cell, ...]:
-    target, size = BatchPredictor(model, slots), vocabulary_of(model)
+    size, clock = vocabulary_of(model), clock_for(model)
     prompts = [setup.prompt(model, number) for number in range(slots)]
 
-    def rate(steps: Sequence[Step]) -> tuple[float, list[Tokens]]:
-        work = [
-            partial(run, step, start(prompt, setup.new).unwrap()) for step, prompt in zip(steps, prompts, strict=True)
-        ]
-        clock = clock_for(model)
-        for _ in range(2):  # models are tried, and passes captured
-            dict(together(work, slots))
-        began = clock()
-        ends = dict(together(work, slots))
-        seconds = clock() - began
-        return slots * setup.new / seconds, [_ended(ends[number]).state.output for number in range(slots)]
+    def turn(compose: Callable[[Predictor, int], Step]) -> list[DecodeState]:
+        target = BatchPredictor(model, slots)  # it would know the prompts of an earlier turn
+        steps = [compose(target, number) for number in range(slots)]
+        starts = [start(prompt, setup.new).unwrap() for prompt in prompts]
+        ends = dict(together([partial(run, *pair) for pair in zip(steps, starts, strict=True)], slots))
+        return [_ended(ends[number]).state for number in range(slots)]
 
-    without, truths = rate([autoregressive_step(target, GREEDY, Dice())] * slots)
-    drafters = [Told(prompt, truth, size) for prompt, truth in zip(prompts, truths, strict=True)]
-    with_drafts, found = rate([speculative_step(each, target, GREEDY, Dice(), Fixed(GAMMA)) for each in drafters])
-    same = sum(ours == theirs for ours, theirs in zip(found, truths, strict=True))
-    return slots, without, with_drafts, f"{same}/{slots}"
+    def rate(compose: Callable[[Predictor, int], Step]) -> tuple[float, list[DecodeState]]:
+        for _ in range(2):  # models are tried, and passes captured
+            turn(compose)
+        began = clock()
+        ends = turn(compose)
+        return slots * setup.new / (clock() - began), ends
+
+    without, plain_ends = rate(lambda target, number: autoregressive_step(target, GREEDY, Dice()))
+    drafters = [Told(end.request.prompt, end.output, size) for end in plain_ends]
+    with_drafts, ends = rate(
+        lambda target, number: speculative_step(drafters[number], target, GREEDY, Dice(), Fixed(GAMMA))
+    )
+    same = sum(ours.output == theirs.output for ours, theirs in zip(ends, plain_ends, strict=True))
+    accepted = _tallied(sum([end.tally for end in ends], Tally()))[0]
+    return slots, without, with_drafts, accepted, f"{same}/{slots}"
 
 
 def _ended(end: Finished | Failed) -> Finished:
