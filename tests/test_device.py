@@ -54,13 +54,25 @@ def test_every_part_is_carried_out_and_texts_with_drafts_are_the_plain_ones(tmp_
     page = (tmp_path / "device.md").read_text("utf-8")
     assert [part["part"] for part in found["parts"] if part["part"] not in page] == []
     conforming = next(part for part in found["parts"] if part["part"].startswith("Conformance"))
-    exact = [table for table in conforming["tables"] if "float32" in table["title"]]
-    assert len(exact) >= 4
-    for table in exact:
+    for dtype in ("float32", "bfloat16"):
+        assert sum(dtype in table["title"] for table in conforming["tables"]) >= 4
+    for table in conforming["tables"]:
         for row in table["rows"]:
             told = dict(zip(table["columns"], row, strict=True))
             assert told["holds"] is True, told
             assert {told[name] for name in ("drafts", "tree", "first layers", "fresh")} == {"same"}, told
+    rows = [
+        dict(zip(table["columns"], row, strict=True))
+        for part in found["parts"]
+        for table in part["tables"]
+        for row in table["rows"]
+    ]
+    texts = [row["text"] for row in rows if "text" in row]
+    assert texts == ["same"] * len(texts)
+    assert {row["same text"] for row in rows if "same text" in row} == {"1/1", "2/2"}
+    accepted = [row["accepted"] for row in rows if row.get("accepted") is not None]
+    assert len(accepted) >= 20
+    assert min(accepted) > 0.2, accepted
 
 
 def _setup() -> Setup:
@@ -252,6 +264,24 @@ def test_a_told_tree_may_be_wrong_at_any_level() -> None:
         levels += [truth[k // 2] in (drafts[k].token, drafts[k + 1].token) for k in (0, 2, 4, 6)]
         assert all(drafts[k].token != drafts[k + 1].token for k in (0, 2, 4, 6))
     assert sum(levels) / len(levels) == pytest.approx(0.96, abs=0.02)
+
+
+@pytest.mark.parametrize("shape", [LLAMA_1B, LLAMA_8B, QWEN, GEMMA, MAMBA], ids=lambda shape: shape.name)
+def test_in_16_bits_no_two_tokens_tie(shape: Shape) -> None:
+    """With as many tokens and as many layers as the shape has, of which a device has all the rest."""
+    smaller = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 32, "num_attention_heads": 8}
+    known = {name: size for name, size in smaller.items() if name in shape.config}
+    setup = Setup(torch.device("cpu"), tiny=False)
+    model = setup.model(Shape(shape.name, shape.kind, {**shape.config, **known}, {}), torch.bfloat16)
+    prompt = setup.prompt(model)
+    truth, _ = plain(model)(prompt, 24)
+    size = vocabulary_of(model)
+    assert truth == tuple([(prompt[-1] + i) % size for i in range(1, 25)])
+    text, tally = drafting(model, partial(Told, prompt, truth, size))(prompt, 24)
+    assert text == truth
+    assert tally.acceptance_rate > 0.4
+    top = CachedPredictor(model)(prompt + truth, ())[-1].float().topk(2).values
+    assert float(top[0] - top[1]) > 0.2 * float(top[0])
 
 
 def test_each_turn_of_a_batch_reads_its_prompts() -> None:

@@ -198,9 +198,11 @@ def compared(
 
 
 def _tallied(tally: Tally) -> tuple[Cell, Cell]:
-    if not tally.steps:
-        return None, None
-    return tally.acceptance_rate if tally.drafted else None, 1 + tally.accepted / tally.steps
+    return _accepted(tally), 1 + tally.accepted / tally.steps if tally.steps else None
+
+
+def _accepted(tally: Tally) -> Cell:
+    return tally.acceptance_rate if tally.drafted else None
 
 
 COPIES: Final = (
@@ -242,9 +244,10 @@ def copies(setup: Setup) -> Iterator[Found]:
             for n in lengths * 2:
                 decode(prompt, n)
             (few, before), (many, after) = (_counted(setup, decode, prompt, n) for n in lengths)
-            found = each_step(names, few, many, after - before)
-            rows.append((f"{kind}, {name}", *found))
-        yield Table(f"llama 1B, {layers_of(model)} layers, bf16: a step, on average", ("decoder", *names), tuple(rows))
+            found = each_step(names, few, many, after.steps - before.steps)
+            rows.append((f"{kind}, {name}", _accepted(after), *found))
+        title = f"llama 1B, {layers_of(model)} layers, bf16: a step, on average"
+        yield Table(title, ("decoder", "accepted", *names), tuple(rows))
 
 
 def each_step(names: Sequence[str], few: Counter[str], many: Counter[str], steps: int) -> list[float]:
@@ -257,14 +260,14 @@ def each_step(names: Sequence[str], few: Counter[str], many: Counter[str], steps
     return [sum(count for event, count in more.items() if name in event) / max(1, steps) for name in names]
 
 
-def _counted(setup: Setup, decode: Decode, prompt: Tokens, new: int) -> tuple[Counter[str], int]:
-    """How often each event came in a text, and its steps."""
+def _counted(setup: Setup, decode: Decode, prompt: Tokens, new: int) -> tuple[Counter[str], Tally]:
+    """How often each event came in a text, and what was drafted for it."""
     activities = [ProfilerActivity.CPU]
     if setup.device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
     with profile(activities=activities) as record:
         _, tally = decode(prompt, new)
-    return Counter({event.key: event.count for event in record.key_averages()}), tally.steps
+    return Counter({event.key: event.count for event in record.key_averages()}), tally
 
 
 def passes(setup: Setup) -> Iterator[Found]:
@@ -353,7 +356,7 @@ def _batch(setup: Setup, model: Module, slots: int) -> tuple[Cell, ...]:
         lambda target, number: speculative_step(drafters[number], target, GREEDY, Dice(), Fixed(GAMMA))
     )
     same = sum(ours.output == theirs.output for ours, theirs in zip(ends, plain_ends, strict=True))
-    accepted = _tallied(sum([end.tally for end in ends], Tally()))[0]
+    accepted = _accepted(sum([end.tally for end in ends], Tally()))
     return slots, without, with_drafts, accepted, f"{same}/{slots}"
 
 
@@ -377,7 +380,8 @@ def times(setup: Setup) -> Iterator[Found]:
         }
         for name, (drafter, gamma) in drafters.items():
             rows.append((f"{kind}, {name}", *_split(setup, each, drafter, gamma, prompt)))
-        columns = ("decoder", "steps", "passes", "tokens read", "µs a step", "in passes", "drafting", "specflow's own")
+        parts = ("µs a step", "in passes", "drafting", "specflow's own")
+        columns = ("decoder", "accepted", "steps", "passes", "tokens read", *parts)
         yield Table(f"llama 1B, {layers_of(model)} layers, bf16: where the time goes", columns, tuple(rows))
 
 
@@ -400,12 +404,13 @@ def _split(setup: Setup, model: Module, drafter: Drafter | None, gamma: int, pro
         watch.passes.clear()
         watch.drafting = 0.0
         began = watch.clock()
-        steps = run(going_on, rest).state.tally.steps
+        tally = run(going_on, rest).state.tally
         seconds = watch.clock() - began
     read = sum(one.seconds for one in watch.passes)
     fed = sum(one.fed for one in watch.passes)
     parts = (seconds, read, watch.drafting, seconds - read - watch.drafting)
-    return steps, len(watch.passes), fed, *[1e6 * part / steps for part in parts]
+    steps = tally.steps
+    return _accepted(tally), steps, len(watch.passes), fed, *[1e6 * part / steps for part in parts]
 
 
 def attention(setup: Setup) -> Iterator[Found]:
