@@ -42,6 +42,7 @@ from benchmarks.device.parts import COPIES, _batch, attention, compared, each_st
 from benchmarks.device.processes import UNENDED, carried_out, processes_for
 from specflow import CachedPredictor, Dice, LLMDrafter, Tokens, autoregressive_step, run, start
 from specflow.batch import BatchPredictor, together
+from specflow.predictors.trial import error_bound
 from specflow.state import Tally
 
 ROOT = Path(__file__).parent.parent
@@ -272,7 +273,7 @@ def test_in_16_bits_no_two_tokens_tie(shape: Shape) -> None:
     smaller = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 32, "num_attention_heads": 8}
     known = {name: size for name, size in smaller.items() if name in shape.config}
     setup = Setup(torch.device("cpu"), tiny=False)
-    model = setup.model(Shape(shape.name, shape.kind, {**shape.config, **known}, {}), torch.bfloat16)
+    model = setup.sure(Shape(shape.name, shape.kind, {**shape.config, **known}, {}), torch.bfloat16)
     prompt = setup.prompt(model)
     truth, _ = plain(model)(prompt, 24)
     size = vocabulary_of(model)
@@ -282,6 +283,16 @@ def test_in_16_bits_no_two_tokens_tie(shape: Shape) -> None:
     assert tally.acceptance_rate > 0.4
     top = CachedPredictor(model)(prompt + truth, ())[-1].float().topk(2).values
     assert float(top[0] - top[1]) > 0.2 * float(top[0])
+
+
+@pytest.mark.parametrize("shape", [LLAMA_1B, QWEN, GEMMA, MAMBA], ids=lambda shape: shape.name)
+def test_rows_that_are_read_for_conformance_hang_on_what_comes_before(shape: Shape) -> None:
+    """Else a cache of another text would conform."""
+    setup = _setup()
+    model = setup.model(shape, torch.bfloat16, most=4)
+    prompt, other = setup.prompt(model), setup.prompt(model, 1)
+    rows = [CachedPredictor(model)(text, ())[-1].float() for text in (prompt, (*other[:-1], prompt[-1]))]
+    assert float((rows[0] - rows[1]).abs().max()) > 2 * error_bound(torch.bfloat16) * float(rows[0].abs().max())
 
 
 def test_each_turn_of_a_batch_reads_its_prompts() -> None:

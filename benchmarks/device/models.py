@@ -87,9 +87,7 @@ class Setup:
     def model(self, shape: Shape, dtype: torch.dtype, most: int = sys.maxsize) -> PreTrainedModel:
         """A random model, with at most so many layers, and no more than a third of the free memory holds.
 
-        What the layers after the first quarter add is scaled down, so that the first quarter is a drafter for it. In 16
-        bits two of many random logits are often one number, and texts part for nothing: there a token is followed by
-        the next id, by a margin that is out of reach of rounding. A pass takes what it takes with any other weights.
+        What the layers after the first quarter add is scaled down, so that the first quarter is a drafter for it.
         """
         values = {**shape.config, **(shape.tiny if self.tiny else {})}
         # With tied embeddings the text of random layers is a row of one token.
@@ -111,11 +109,19 @@ class Setup:
             parts = name.split(".")
             if name.endswith(("o_proj.weight", "down_proj.weight")) and int(parts[2]) >= quarter(model):
                 weight.mul_(0.1)
-        if dtype.itemsize < 4:
-            embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
-            assert isinstance(head, Linear)
-            embeddings.weight.mul_(50)  # far above what the layers add
-            head.weight.copy_(embeddings.weight.roll(1, 0) / 50)
+        return model
+
+    def sure(self, shape: Shape, dtype: torch.dtype, most: int = sys.maxsize) -> PreTrainedModel:
+        """Such a model, where each token is followed by the next id, by a margin that is out of reach of rounding.
+
+        In 16 bits two of many random logits are often one number, and texts part for nothing. A pass takes what it
+        takes with any other weights; but what comes before a token hardly shows in its row, so rows prove little.
+        """
+        model = self.model(shape, dtype, most)
+        embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+        assert isinstance(head, Linear)
+        embeddings.weight.mul_(50)  # far above what the layers add
+        head.weight.copy_(embeddings.weight.roll(1, 0) / 50)
         return model
 
     @property

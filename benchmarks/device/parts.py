@@ -96,25 +96,32 @@ def conforms(setup: Setup) -> Iterator[Found]:
 
 
 def _conforms(setup: Setup, title: str, shape: Shape, dtype: torch.dtype) -> Iterator[Found]:
-    model, columns = setup.model(shape, dtype, most=4), ("drafts", "tree", "first layers", "fresh")
+    read = setup.model(shape, dtype, most=4)
+    written = read if dtype is torch.float32 else setup.sure(shape, dtype, most=4)
     if shape is GEMMA:
-        model.config.sliding_window = min(64, int(model.config.sliding_window or 64))
+        for model in (read, written):
+            model.config.sliding_window = min(64, int(model.config.sliding_window or 64))
     title += ", 4 layers at most: against fresh passes, and greedy texts "
     title += f"of {setup.new} tokens against the plain one"
-    for name, each in (versions(setup, model) if shape in (LLAMA_1B, QWEN) else {"given": model}).items():
-        row = _conformance(setup, name, each)
-        yield Table(title, ("model", "fed in", "holds", "largest difference / logit", *columns), (row,))
+    columns = ("model", "fed in", "holds", "largest difference / logit", "drafts", "tree", "first layers", "fresh")
+    # Texts are written where rounding parts none, rows read where they hang on all that comes before.
+    kinds = [versions(setup, model) if shape in (LLAMA_1B, QWEN) else {"given": model} for model in (read, written)]
+    for name, each in kinds[0].items():
+        yield Table(title, columns, ((name, *_read(setup, each), *_written(setup, kinds[1][name])),))
 
 
-def _conformance(setup: Setup, name: str, model: Module) -> tuple[Cell, ...]:
-    predictor, prompt = CachedPredictor(model), setup.prompt(model)
-    dtype = next(model.parameters()).dtype
-    largest = float(predictor(prompt, ()).abs().max())
-    report = model_conformance(
-        model, tolerance=error_bound(dtype) * largest, steps=8 if setup.tiny else 20, longest=48 if setup.tiny else 96
-    )
+def _read(setup: Setup, model: Module) -> tuple[Cell, ...]:
+    predictor = CachedPredictor(model)
+    largest = float(predictor(setup.prompt(model), ()).abs().max())
+    tolerance = error_bound(next(model.parameters()).dtype) * largest
+    steps, longest = (8, 48) if setup.tiny else (20, 96)
+    report = model_conformance(model, tolerance=tolerance, steps=steps, longest=longest)
+    return predictor.feeding.name, report.holds, report.largest / largest
+
+
+def _written(setup: Setup, model: Module) -> list[Cell]:
+    prompt, size = setup.prompt(model), vocabulary_of(model)
     truth, _ = plain(model)(prompt, setup.new)
-    size = vocabulary_of(model)
     fresh = stepping(lambda: autoregressive_step(UncachedPredictor(model), GREEDY, Dice()))
     first = first_layers(model)
     texts = [
@@ -123,8 +130,7 @@ def _conformance(setup: Setup, name: str, model: Module) -> tuple[Cell, ...]:
         None if first is None else drafting(model, first),
         fresh,
     ]
-    alike = [None if decode is None else _alike(decode(prompt, setup.new)[0], truth) for decode in texts]
-    return name, predictor.feeding.name, report.holds, report.largest / largest, *alike
+    return [None if decode is None else _alike(decode(prompt, setup.new)[0], truth) for decode in texts]
 
 
 def _alike(text: Tokens, truth: Tokens) -> str:
@@ -140,7 +146,7 @@ def captured(setup: Setup) -> Iterator[Found]:
 
 
 def _captured(setup: Setup, shape: Shape) -> Iterator[Found]:
-    model = setup.model(shape, torch.bfloat16)
+    model = setup.sure(shape, torch.bfloat16)
     prompt, decoders = setup.prompt(model), {"generate": generating(model)}
     for name, each in versions(setup, model).items():
         decoders[f"plain, {name}"] = plain(each)
@@ -154,7 +160,7 @@ def _captured(setup: Setup, shape: Shape) -> Iterator[Found]:
 
 def compiled(setup: Setup) -> Iterator[Found]:
     """The same against `generate` with a static cache, which transformers compiles on CUDA."""
-    model = setup.model(LLAMA_1B, torch.bfloat16)
+    model = setup.sure(LLAMA_1B, torch.bfloat16)
     static = generating(model, cache_implementation="static")
     decoders = {"generate, static cache": static}
     decoders |= {f"plain, {name}": plain(each) for name, each in versions(setup, model).items()}
@@ -224,7 +230,7 @@ ON_HOST: Final = ("aten::_local_scalar_dense", "aten::copy_")
 
 def copies(setup: Setup) -> Iterator[Found]:
     """What is copied between host and device in a step, told by the profiler from a short and a longer text."""
-    model = setup.model(LLAMA_1B, torch.bfloat16, most=4)
+    model = setup.sure(LLAMA_1B, torch.bfloat16, most=4)
     prompt, size = setup.prompt(model), vocabulary_of(model)
     truth, _ = plain(model)(prompt, setup.new)
     names = COPIES if setup.device.type == "cuda" else ON_HOST
@@ -278,7 +284,7 @@ def passes(setup: Setup) -> Iterator[Found]:
 
 
 def _passes(setup: Setup, shape: Shape, lengths: Sequence[int]) -> Iterator[Found]:
-    model = setup.model(shape, torch.bfloat16)
+    model = setup.sure(shape, torch.bfloat16)
     before = 16 if setup.tiny else 512
     text, clock = arbitrary_text(before + max(lengths), vocabulary_of(model)), clock_for(model)
     for name, each in versions(setup, model).items():
@@ -302,7 +308,7 @@ def drafts(setup: Setup) -> Iterator[Found]:
 
 
 def _drafts(setup: Setup, shape: Shape) -> Iterator[Found]:
-    model = setup.model(shape, torch.bfloat16)
+    model = setup.sure(shape, torch.bfloat16)
     prompt, size = setup.prompt(model), vocabulary_of(model)
     for name, each in versions(setup, model).items():
         truth, _ = plain(each)(prompt, setup.new)
@@ -325,7 +331,7 @@ def _drafts(setup: Setup, shape: Shape) -> Iterator[Found]:
 
 def batches(setup: Setup) -> Iterator[Found]:
     """Several texts at once: tokens a second of all of them."""
-    model = setup.model(LLAMA_1B, torch.bfloat16)
+    model = setup.sure(LLAMA_1B, torch.bfloat16)
     for name, each in versions(setup, model).items():
         rows = tuple([_batch(setup, each, slots) for slots in ((1, 2) if setup.tiny else (1, 8, 32))])
         columns = ("texts", "tokens/s, plain", f"tokens/s, {GAMMA} drafts, 80 % right", "accepted", "same text")
@@ -368,7 +374,7 @@ def _ended(end: Finished | Failed) -> Finished:
 
 def times(setup: Setup) -> Iterator[Found]:
     """Where the time of a step goes: into the target's passes, the drafter, and specflow."""
-    model = setup.model(LLAMA_1B, torch.bfloat16)
+    model = setup.sure(LLAMA_1B, torch.bfloat16)
     prompt, size = setup.prompt(model), vocabulary_of(model)
     for kind, each in versions(setup, model).items():
         rows: list[tuple[Cell, ...]] = []
@@ -415,7 +421,7 @@ def _split(setup: Setup, model: Module, drafter: Drafter | None, gamma: int, pro
 
 def attention(setup: Setup) -> Iterator[Found]:
     """What cuDNN's attention costs a text whose passes have shapes that it has not met, and one where it has."""
-    model = setup.model(LLAMA_1B, torch.bfloat16)
+    model = setup.sure(LLAMA_1B, torch.bfloat16)
     prompt, size, clock = setup.prompt(model), vocabulary_of(model), clock_for(model)
 
     def decoders(prompt: Tokens, new: int) -> Mapping[str, Decode]:
