@@ -17,7 +17,7 @@ from typing import Final, TypeAlias
 
 import torch
 from torch.nn import Module
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from specflow import (
     CachedPredictor,
@@ -34,6 +34,7 @@ from specflow import (
     speculative_step,
     start,
 )
+from specflow.bench.peers import configured
 from specflow.models import DType, Loaded, load
 from specflow.state import Tally
 
@@ -51,14 +52,12 @@ Decode: TypeAlias = Callable[[Tokens, int], tuple[Tokens, Tally]]
 
 def generating(model: PreTrainedModel, **more: object) -> Decode:
     """transformers' own greedy decoding, not stopping at eos; it is told what `more` says."""
-    config = model.generation_config
 
     def decode(prompt: Tokens, n: int) -> tuple[Tokens, Tally]:
-        eos, config.eos_token_id = config.eos_token_id, None
         ids = torch.tensor([prompt], device=model.device)
         mask = torch.ones_like(ids)  # else `generate` guesses one, and hides what it takes for padding
-        ids = model.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=n, **more)
-        config.eos_token_id = eos
+        with configured(model, GenerationConfig(max_new_tokens=n)):
+            ids = model.generate(ids, attention_mask=mask, **more)
         return tuple(ids[0, len(prompt) :].tolist()), Tally()
 
     return decode

@@ -17,9 +17,10 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor
 from torch.nn import Module
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 from typing_extensions import override
 
+from benchmarks.accelerate import generating
 from specflow import (
     TEXT,
     CachedPredictor,
@@ -43,6 +44,7 @@ from specflow.bench.batches import All, Turn, in_batches, turns
 from specflow.bench.context import Context, composed
 from specflow.bench.decoders import Decoder, Models, decoder
 from specflow.bench.measure import UNMEASURED, Plan, Round, Run, measure, run_one, warmed_up
+from specflow.bench.peers import padded
 from specflow.bench.prompts import Prompt, spread
 from specflow.bench.report import Report, accepted_text, build, positions_text, show, to_json
 from specflow.bench.stopwatch import Pass, Stopwatch
@@ -245,6 +247,43 @@ def test_every_decoder_writes_the_oracles_text_and_its_counts_fit() -> None:
     report = build(plan, runs, "autoregressive", (), {})
     assert list(report.identities) == list(labels[1:])
     assert all((one.equal, one.compared) == (3, 3) for one in report.identities.values())
+
+
+def test_transformers_decoders_decode_as_we_do_whatever_the_checkpoint_says() -> None:
+    model = tiny_llama(3)
+    helper = disturbed(model, 1, 0.05)
+    saying = GenerationConfig(repetition_penalty=1.8, no_repeat_ngram_size=1, min_new_tokens=20, num_beams=3)
+    model.generation_config = saying
+    before = saying.to_dict()
+    plan = plan_of(model, "generate", "hf-lookup@4", "hf-assistant@3", assistant=helper)
+    expected = [oracle(prompt_ids(prompt), model, 24, plan.loaded.stop) for prompt in PROMPTS]
+    for run in measure(plan):
+        assert list(run.output) == expected[run.question_id - 1], run.decoder
+    states = [plan.state(prompt).unwrap() for prompt in PROMPTS]
+    assert [list(text) for text in padded(model, states, plan.processor, 2)] == expected
+    state = start([3, 4], 24).unwrap()
+    assert generating(model)(state.tokens, 24)[0] == padded(model, [state], plan.processor, 1)[0]
+    assert model.generation_config is saying
+    assert saying.to_dict() == before
+
+
+def test_tokens_that_come_a_pass_late_are_no_drafts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on mps, where `generate` learns one pass later that a text is over."""
+
+    class Event:
+        def __init__(self, **_: object) -> None: ...
+        def record(self) -> None: ...
+        def synchronize(self) -> None: ...
+
+    monkeypatch.setattr(torch, "Event", Event)
+    deferred = "transformers.generation.utils.DeferredStopCheck"
+    monkeypatch.setattr(f"{deferred}.is_supported", lambda *_, **__: True)
+    plan = plan_of(tiny_llama(3), "generate", "autoregressive")
+    runs = list(measure(plan))
+    late = [run for run in runs if run.decoder == "generate"]
+    assert all(len(run.rounds[0].passes) == 2 and not run.rounds[-1].passes for run in late)
+    assert {run.question_id: run.output for run in late} == {run.question_id: run.output for run in runs}
+    assert all(one.drafted == one.accepted == 0 for run in late for one in run.rounds)
 
 
 def test_a_memory_is_kept_from_text_to_text_and_each_decoder_has_its_own() -> None:

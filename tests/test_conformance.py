@@ -180,6 +180,13 @@ def test_a_model_that_cannot_be_copied_is_refused() -> None:
         fresh_passes(model, VOCABULARY)
 
 
+def test_nothing_conforms_in_a_script_without_readings() -> None:
+    with pytest.raises(DecodeError, match="give one reading at least"):
+        conformance(_level(4), along_paths(lambda tokens: torch.ones(4)), 4, tolerance=0.0, steps=0)
+    with pytest.raises(DecodeError, match="give one reading at least"):
+        model_conformance(tiny_llama(), steps=0)
+
+
 def _memo(model: Module) -> Predictor:
     """A memo that believes in plain caches, as ours once did: the kit must see what is wrong with that."""
     held: list[tuple[Tokens, object]] = []

@@ -49,10 +49,11 @@ from specflow import (
     then,
     unfold,
 )
+from specflow.bench.stopwatch import clock_for
 from specflow.policies import Choice, meter_of
 from specflow.policies.choice import ADVANCE, LOSS
 from specflow.policies.cost import CostAwarePace
-from specflow.policies.meter import HORIZON
+from specflow.policies.meter import HORIZON, wait_for
 from specflow.predictors import UncachedPredictor
 from specflow.state import Committed, Request
 from specflow.testing import World as Toy
@@ -317,6 +318,22 @@ def test_a_pass_has_taken_what_its_device_took(monkeypatch: pytest.MonkeyPatch) 
     for end in range(1, 9):
         timed(tuple(range(end)), chain((9,)) if end % 2 else ())
     assert meter.seconds(2) == [3.0, 4.0]
+
+
+@pytest.mark.parametrize("kind", ["mps", "xpu"])
+def test_every_clock_waits_for_other_devices_too(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    with FakeTensorMode():
+        there, here = torch.empty(1, 8, device=kind), torch.empty(1, 8, device="cpu")
+        model = torch.nn.ParameterList([there])
+    waited: list[str] = []
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device(kind))
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda device: waited.append(device.type))
+    for rows in (here, None, there):
+        wait_for(rows)
+    assert waited == [kind]
+    clock_for(model)()
+    assert waited == [kind, kind]
+    assert clock_for(torch.nn.Linear(2, 2)) is perf_counter
 
 
 def test_stalls_move_nothing() -> None:

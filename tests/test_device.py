@@ -5,26 +5,47 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
+from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks.accelerate import plain
-from benchmarks.device.__main__ import main
+from benchmarks.device import needs
 from benchmarks.device.attention import may_use_cudnn
-from benchmarks.device.decoders import GREEDY
+from benchmarks.device.command import main
+from benchmarks.device.decoders import GREEDY, Told, drafting
 from benchmarks.device.found import ATTENTION, Found, Table, attempted, page
-from benchmarks.device.models import LLAMA_1B, MAMBA, NoFirstLayers, NotCaptured, Setup, Shape, first_layers, versions
-from benchmarks.device.parts import COPIES, attention, compared, each_step, times, where
+from benchmarks.device.models import (
+    GEMMA,
+    LLAMA_1B,
+    LLAMA_8B,
+    MAMBA,
+    QWEN,
+    NoFirstLayers,
+    NotCaptured,
+    Setup,
+    Shape,
+    first_layers,
+    versions,
+    vocabulary_of,
+)
+from benchmarks.device.parts import COPIES, _batch, attention, compared, each_step, times, where
 from benchmarks.device.processes import UNENDED, carried_out, processes_for
 from specflow import CachedPredictor, Dice, LLMDrafter, Tokens, autoregressive_step, run, start
 from specflow.batch import BatchPredictor, together
+from specflow.predictors.trial import error_bound
 from specflow.state import Tally
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_every_part_is_carried_out_and_texts_with_drafts_are_the_plain_ones(tmp_path: Path) -> None:
@@ -34,13 +55,25 @@ def test_every_part_is_carried_out_and_texts_with_drafts_are_the_plain_ones(tmp_
     page = (tmp_path / "device.md").read_text("utf-8")
     assert [part["part"] for part in found["parts"] if part["part"] not in page] == []
     conforming = next(part for part in found["parts"] if part["part"].startswith("Conformance"))
-    exact = [table for table in conforming["tables"] if "float32" in table["title"]]
-    assert len(exact) >= 4
-    for table in exact:
+    for dtype in ("float32", "bfloat16"):
+        assert sum(dtype in table["title"] for table in conforming["tables"]) >= 4
+    for table in conforming["tables"]:
         for row in table["rows"]:
             told = dict(zip(table["columns"], row, strict=True))
             assert told["holds"] is True, told
             assert {told[name] for name in ("drafts", "tree", "first layers", "fresh")} == {"same"}, told
+    rows = [
+        dict(zip(table["columns"], row, strict=True))
+        for part in found["parts"]
+        for table in part["tables"]
+        for row in table["rows"]
+    ]
+    texts = [row["text"] for row in rows if "text" in row]
+    assert texts == ["same"] * len(texts)
+    assert {row["same text"] for row in rows if "same text" in row} == {"1/1", "2/2"}
+    accepted = [row["accepted"] for row in rows if row.get("accepted") is not None]
+    assert len(accepted) >= 20
+    assert min(accepted) > 0.2, accepted
 
 
 def _setup() -> Setup:
@@ -112,6 +145,7 @@ def test_on_cuda_it_is_noted_where_no_passes_are_captured() -> None:
 def _told_of_attention(setup: Setup) -> Iterator[Found]:
     yield Table("by cuDNN", ("",), ((may_use_cudnn(),),))
     (both,) = attention(setup)
+    assert isinstance(both, Table)
     yield both
     yield Table("by cuDNN", ("",), ((may_use_cudnn(),),))
 
@@ -121,8 +155,9 @@ def test_parts_run_without_attention_by_cudnn_and_one_table_has_both() -> None:
     before, both, after = told.tables
     assert before.rows == after.rows == ((False,),)
     assert [row[:2] for row in both.rows] == [
-        (chosen, name) for chosen in (False, True) for name in ("plain", "drafts")
+        (kind, name) for kind in ("not allowed", "first") for name in ("plain", "drafts")
     ]
+    assert {row[-1] for row in both.rows} == {"flash_attention_for_cpu"}
     assert ATTENTION in page([told], _setup())
 
 
@@ -201,3 +236,92 @@ def test_processes_are_forked_where_a_forked_one_reaches_the_device() -> None:
 def test_no_part_begins_once_the_budget_is_used_up() -> None:
     (none,) = carried_out(_setup(), 0.0, (("Where", where, 1.0),))
     assert none.error == "no time was left for it"
+
+
+def _draws(told: Told, seen: int, gamma: int) -> list[bool]:
+    """Whether the first drafts after so many tokens of the text are right by their own place."""
+    text = told.prompt + told.truth
+    drafts = list(islice(told(text[:seen]), gamma))
+    return [draft.token == text[seen + place] for place, draft in enumerate(drafts)]
+
+
+def test_told_drafts_do_not_tell_by_their_number_whether_they_are_right() -> None:
+    told = [Told((i, 1), tuple(range(40)), 1000) for i in range(200)]
+    drawn = [_draws(each, seen, 4) for each in told for seen in range(2, 36)]
+    assert {len(each) for each in drawn} == {4}
+    for place in range(4):
+        assert sum(each[place] for each in drawn) / len(drawn) == pytest.approx(0.8, abs=0.02)
+    # Nor are all texts of a batch wrong at the same places.
+    assert len({tuple(_draws(each, 2, 30)) for each in told}) > 190
+
+
+def test_a_told_tree_may_be_wrong_at_any_level() -> None:
+    prompt, truth = (0, 1), tuple(range(5, 45))
+    levels = []
+    for i in range(200):
+        drafts = list(islice(Told((i, *prompt), truth, 1000, branches=2)((i, *prompt)), 8))
+        parents = [draft.parent for draft in drafts]
+        assert all(parents[k] == parents[k + 1] for k in (0, 2, 4, 6))
+        levels += [truth[k // 2] in (drafts[k].token, drafts[k + 1].token) for k in (0, 2, 4, 6)]
+        assert all(drafts[k].token != drafts[k + 1].token for k in (0, 2, 4, 6))
+    assert sum(levels) / len(levels) == pytest.approx(0.96, abs=0.02)
+
+
+@pytest.mark.parametrize("shape", [LLAMA_1B, LLAMA_8B, QWEN, GEMMA, MAMBA], ids=lambda shape: shape.name)
+def test_in_16_bits_no_two_tokens_tie(shape: Shape) -> None:
+    """With as many tokens and as many layers as the shape has, of which a device has all the rest."""
+    smaller = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 32, "num_attention_heads": 8}
+    known = {name: size for name, size in smaller.items() if name in shape.config}
+    setup = Setup(torch.device("cpu"), tiny=False)
+    model = setup.sure(Shape(shape.name, shape.kind, {**shape.config, **known}, {}), torch.bfloat16)
+    prompt = setup.prompt(model)
+    truth, _ = plain(model)(prompt, 24)
+    size = vocabulary_of(model)
+    assert truth == tuple([(prompt[-1] + i) % size for i in range(1, 25)])
+    text, tally = drafting(model, partial(Told, prompt, truth, size))(prompt, 24)
+    assert text == truth
+    assert tally.acceptance_rate > 0.4
+    top = CachedPredictor(model)(prompt + truth, ())[-1].float().topk(2).values
+    assert float(top[0] - top[1]) > 0.2 * float(top[0])
+
+
+@pytest.mark.parametrize("shape", [LLAMA_1B, QWEN, GEMMA, MAMBA], ids=lambda shape: shape.name)
+def test_rows_that_are_read_for_conformance_hang_on_what_comes_before(shape: Shape) -> None:
+    """Else a cache of another text would conform."""
+    setup = _setup()
+    model = setup.model(shape, torch.bfloat16, most=4)
+    prompt, other = setup.prompt(model), setup.prompt(model, 1)
+    rows = [CachedPredictor(model)(text, ())[-1].float() for text in (prompt, (*other[:-1], prompt[-1]))]
+    assert float((rows[0] - rows[1]).abs().max()) > 2 * error_bound(torch.bfloat16) * float(rows[0].abs().max())
+
+
+def test_each_turn_of_a_batch_reads_its_prompts() -> None:
+    """The one that is timed, too: not what a warm-up has left."""
+    setup = _setup()
+    model = setup.model(LLAMA_1B, torch.bfloat16)
+    fed: list[int] = []
+    model.get_input_embeddings().register_forward_pre_hook(lambda _, ids: fed.append(ids[0].shape[-1]))
+    _batch(setup, model, 2)  # it is tried
+    fed.clear()
+    told = _batch(setup, model, 2)
+    assert sum(length >= setup.before // 2 for length in fed) >= 6
+    assert told[-1] == "2/2"
+
+
+def test_the_first_second_tells_what_is_not_installed(tmp_path: Path) -> None:
+    command = [sys.executable, "-S", "-m", "benchmarks.device", "--out", str(tmp_path / "out")]
+    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert told.returncode == 1
+    (line,) = told.stderr.splitlines()
+    assert "transformers 5.24 or newer (none is there)" in line
+    assert "pip install" in line
+    assert "'greenlet>=3.5'" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_too_old_is_told_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert needs.lacking() is None
+    older = {"transformers": "5.17.0", "torch": "2.11.0+cu128", "numpy": "2.0.0rc1"}
+    monkeypatch.setattr(needs, "version", lambda name: older.get(name) or version(name))
+    asked = "benchmarks.device needs transformers 5.24 or newer (5.17.0 is there)"
+    assert needs.lacking() == f"{asked}: pip install 'transformers>=5.24'"

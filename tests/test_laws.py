@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import final
 
 import pytest
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from specflow import (
     CachedPredictor,
+    DecodeError,
     DecodeState,
     Drafter,
     Fixed,
@@ -55,14 +56,19 @@ from specflow.stages import (
 from specflow.state import Committed, Rule, Tally
 from specflow.steps import lossy_unadjusted_step
 from specflow.testing import (
+    CASES,
+    Case,
     ExactnessError,
     LawError,
     TableModel,
     World,
+    certify,
+    certify_seed,
     drafting_nothing_is_autoregressive,
     memo_is_invisible,
     observing_is_identity,
     pruning_is_identity,
+    same_law,
     states_are_values,
     statistics_add_up,
     steps_are_atomic,
@@ -279,3 +285,23 @@ def test_a_memo_that_shows_is_refused() -> None:
 def test_pruning_that_shows_is_refused() -> None:
     with pytest.raises(LawError, match="pruning shows"):
         pruning_is_identity(Stale(TableModel(4, 1), forgets=True), TableModel(4, 1), 4, tolerance=0.0)
+
+
+CHECKS: Mapping[str, Callable[[Iterable[Case]], object]] = {
+    "certify": lambda cases: certify(alone, cases=cases),
+    "certify_seed": lambda cases: certify_seed(alone, cases=cases),
+    "same_law": lambda cases: same_law(lambda world: 0, lambda world: 0, cases),
+    "statistics_add_up": lambda cases: statistics_add_up(alone, cases=cases),
+    "states_are_values": lambda cases: states_are_values(alone, cases=cases),
+    "steps_are_atomic": lambda cases: steps_are_atomic(alone, cases=cases),
+    "observing_is_identity": lambda cases: observing_is_identity(alone, cases=cases),
+    "drafting_nothing_is_autoregressive": lambda cases: drafting_nothing_is_autoregressive(speculative, cases=cases),
+}
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_nothing_is_proved_on_no_cases(name: str) -> None:
+    """A generator that was used once has none the second time: a certificate "on 0 cases" would hold for anything."""
+    used = iter(CASES[:0])
+    with pytest.raises(DecodeError, match="there are no cases"):
+        CHECKS[name](used)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice, pairwise
@@ -469,6 +470,18 @@ def test_passes_are_timed_as_they_are_fed() -> None:
     for text in recording.texts:
         assert text.costs.seconds == (1.0, 2.0, 7.0)
         assert text.costs.own == 0.0
+
+
+def test_a_pass_is_timed_until_it_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a device it returns at once, and the prompt's is longer than those that a predictor waits for itself."""
+    clock = Ticking()
+
+    def wait(rows: Tensor) -> None:
+        clock.now += len(rows)
+
+    monkeypatch.setattr(sys.modules[record.__module__], "wait_for", wait)
+    costs = record(TableModel(6), [(1, 2, 3)], 9, lengths=(1, 2, 7), clock=clock).texts[0].costs
+    assert (costs.prompt, costs.own, *costs.seconds) == (1.0, 0.0, 1.0, 2.0, 7.0)
 
 
 def test_what_was_recorded_takes_as_long_when_it_is_replayed() -> None:

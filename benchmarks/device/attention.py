@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
+from typing import Final
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+OTHERS: Final = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""What torch chooses from without cuDNN."""
+
+OPERATOR: Final = "aten::_scaled_dot_product_"
+"""How the names of torch's kinds of attention begin, as the profiler tells them."""
 
 
 def may_use_cudnn() -> bool:
@@ -13,16 +20,19 @@ def may_use_cudnn() -> bool:
     return bool(torch.backends.cuda.cudnn_sdp_enabled())  # type: ignore[no-untyped-call] # of torch
 
 
-@contextmanager
-def cudnn_attention(chosen: bool) -> Iterator[None]:
-    """Whether torch may choose cuDNN's attention in the block.
+ALLOWED: Final = may_use_cudnn()
+"""Whether torch comes with leave to choose it."""
 
-    It may elsewhere, unless told otherwise, and does on some devices in bf16. There cuDNN plans anew for each number of
-    keys, so each pass of a text but a captured one would be timed with a plan.
+
+def without_cudnn() -> AbstractContextManager[object]:
+    """No attention by cuDNN in the block.
+
+    By itself torch may choose it, and does on some devices in bf16. There cuDNN plans anew for each number of keys, so
+    each pass of a text but a captured one would be timed with a plan.
     """
-    before = may_use_cudnn()
-    torch.backends.cuda.enable_cudnn_sdp(chosen)
-    try:
-        yield
-    finally:
-        torch.backends.cuda.enable_cudnn_sdp(before)
+    return sdpa_kernel(OTHERS)
+
+
+def cudnn_first() -> AbstractContextManager[object]:
+    """Attention by cuDNN in the block wherever cuDNN can: where it is only allowed, torch may choose another."""
+    return sdpa_kernel([SDPBackend.CUDNN_ATTENTION, *OTHERS], set_priority=True)

@@ -31,7 +31,8 @@ from specflow.policies import CostAware, CostMeter
 class Told:
     """Drafts that are right by construction with a probability of `right` each: what drafts cost, whoever makes them.
 
-    With two `branches` a wrong guess stands beside each draft that may be right, before or after it.
+    With two `branches` each draft has a sibling, which is right with that probability where the draft is not. After
+    wrong ones others follow, so that no draft tells by its place whether it is right.
     """
 
     prompt: Tokens
@@ -43,16 +44,15 @@ class Told:
     def __call__(self, tokens: Tokens, /) -> Iterator[Proposal]:
         parent, made = TEXT, 0
         for place in range(len(tokens), len(self.prompt) + len(self.truth)):
-            random, true = Random(place), self.truth[place - len(self.prompt)]
-            wrong = (true + 1 + random.randrange(self.size - 1)) % self.size
-            first = true if random.random() < self.right else wrong
-            second = wrong if first == true else true
-            guesses = (first, second)[: self.branches]
+            random = Random(hash((self.prompt, place)))  # the texts of a batch are not wrong at the same places
+            true = self.truth[place - len(self.prompt)]
+            guesses = [(true + k) % self.size for k in random.sample(range(1, self.size), self.branches)]
+            right = next((i for i in range(self.branches) if random.random() < self.right), None)
+            if right is not None:
+                guesses[right] = true
             for guess in guesses:
                 yield Proposal(guess, parent=parent, source="told")
-            if true not in guesses:
-                return
-            parent, made = made + guesses.index(true), made + len(guesses)
+            parent, made = made + (right or 0), made + len(guesses)
 
 
 GAMMA: Final = 4

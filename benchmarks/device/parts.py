@@ -15,7 +15,7 @@ from torch.nn import Module
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.accelerate import Decode, generating, plain, stepping
-from benchmarks.device.attention import cudnn_attention, may_use_cudnn
+from benchmarks.device.attention import ALLOWED, OPERATOR, cudnn_first, without_cudnn
 from benchmarks.device.decoders import GAMMA, GREEDY, Told, drafting, pacing
 from benchmarks.device.found import Cell, Failure, Found, Table, attempted
 from benchmarks.device.models import (
@@ -34,10 +34,12 @@ from benchmarks.device.models import (
 )
 from specflow import (
     CachedPredictor,
+    DecodeState,
     Dice,
     Drafter,
     Finished,
     Fixed,
+    Predictor,
     Step,
     Tokens,
     autoregressive_step,
@@ -78,7 +80,7 @@ def where(setup: Setup) -> Iterator[Found]:
         free, total = torch.cuda.mem_get_info(setup.device)
         facts += [
             ("CUDA", torch.version.cuda),
-            ("attention by cuDNN", may_use_cudnn()),
+            ("attention by cuDNN allowed by default", ALLOWED),
             ("compute capability", ".".join(map(str, torch.cuda.get_device_capability(setup.device)))),
             ("memory, GB free of all", f"{free / 1e9:.1f} of {total / 1e9:.1f}"),
         ]
@@ -94,25 +96,32 @@ def conforms(setup: Setup) -> Iterator[Found]:
 
 
 def _conforms(setup: Setup, title: str, shape: Shape, dtype: torch.dtype) -> Iterator[Found]:
-    model, columns = setup.model(shape, dtype, most=4), ("drafts", "tree", "first layers", "fresh")
+    read = setup.model(shape, dtype, most=4)
+    written = read if dtype is torch.float32 else setup.sure(shape, dtype, most=4)
     if shape is GEMMA:
-        model.config.sliding_window = min(64, int(model.config.sliding_window or 64))
+        for model in (read, written):
+            model.config.sliding_window = min(64, int(model.config.sliding_window or 64))
     title += ", 4 layers at most: against fresh passes, and greedy texts "
     title += f"of {setup.new} tokens against the plain one"
-    for name, each in (versions(setup, model) if shape in (LLAMA_1B, QWEN) else {"given": model}).items():
-        row = _conformance(setup, name, each)
-        yield Table(title, ("model", "fed in", "holds", "largest difference / logit", *columns), (row,))
+    columns = ("model", "fed in", "holds", "largest difference / logit", "drafts", "tree", "first layers", "fresh")
+    # Texts are written where rounding parts none, rows read where they hang on all that comes before.
+    kinds = [versions(setup, model) if shape in (LLAMA_1B, QWEN) else {"given": model} for model in (read, written)]
+    for name, each in kinds[0].items():
+        yield Table(title, columns, ((name, *_read(setup, each), *_written(setup, kinds[1][name])),))
 
 
-def _conformance(setup: Setup, name: str, model: Module) -> tuple[Cell, ...]:
-    predictor, prompt = CachedPredictor(model), setup.prompt(model)
-    dtype = next(model.parameters()).dtype
-    largest = float(predictor(prompt, ()).abs().max())
-    report = model_conformance(
-        model, tolerance=error_bound(dtype) * largest, steps=8 if setup.tiny else 20, longest=48 if setup.tiny else 96
-    )
+def _read(setup: Setup, model: Module) -> tuple[Cell, ...]:
+    predictor = CachedPredictor(model)
+    largest = float(predictor(setup.prompt(model), ()).abs().max())
+    tolerance = error_bound(next(model.parameters()).dtype) * largest
+    steps, longest = (8, 48) if setup.tiny else (20, 96)
+    report = model_conformance(model, tolerance=tolerance, steps=steps, longest=longest)
+    return predictor.feeding.name, report.holds, report.largest / largest
+
+
+def _written(setup: Setup, model: Module) -> list[Cell]:
+    prompt, size = setup.prompt(model), vocabulary_of(model)
     truth, _ = plain(model)(prompt, setup.new)
-    size = vocabulary_of(model)
     fresh = stepping(lambda: autoregressive_step(UncachedPredictor(model), GREEDY, Dice()))
     first = first_layers(model)
     texts = [
@@ -121,8 +130,7 @@ def _conformance(setup: Setup, name: str, model: Module) -> tuple[Cell, ...]:
         None if first is None else drafting(model, first),
         fresh,
     ]
-    alike = [None if decode is None else _alike(decode(prompt, setup.new)[0], truth) for decode in texts]
-    return name, predictor.feeding.name, report.holds, report.largest / largest, *alike
+    return [None if decode is None else _alike(decode(prompt, setup.new)[0], truth) for decode in texts]
 
 
 def _alike(text: Tokens, truth: Tokens) -> str:
@@ -138,7 +146,7 @@ def captured(setup: Setup) -> Iterator[Found]:
 
 
 def _captured(setup: Setup, shape: Shape) -> Iterator[Found]:
-    model = setup.model(shape, torch.bfloat16)
+    model = setup.sure(shape, torch.bfloat16)
     prompt, decoders = setup.prompt(model), {"generate": generating(model)}
     for name, each in versions(setup, model).items():
         decoders[f"plain, {name}"] = plain(each)
@@ -152,7 +160,7 @@ def _captured(setup: Setup, shape: Shape) -> Iterator[Found]:
 
 def compiled(setup: Setup) -> Iterator[Found]:
     """The same against `generate` with a static cache, which transformers compiles on CUDA."""
-    model = setup.model(LLAMA_1B, torch.bfloat16)
+    model = setup.sure(LLAMA_1B, torch.bfloat16)
     static = generating(model, cache_implementation="static")
     decoders = {"generate, static cache": static}
     decoders |= {f"plain, {name}": plain(each) for name, each in versions(setup, model).items()}
@@ -196,9 +204,11 @@ def compared(
 
 
 def _tallied(tally: Tally) -> tuple[Cell, Cell]:
-    if not tally.steps:
-        return None, None
-    return tally.acceptance_rate if tally.drafted else None, 1 + tally.accepted / tally.steps
+    return _accepted(tally), 1 + tally.accepted / tally.steps if tally.steps else None
+
+
+def _accepted(tally: Tally) -> Cell:
+    return tally.acceptance_rate if tally.drafted else None
 
 
 COPIES: Final = (
@@ -220,7 +230,7 @@ ON_HOST: Final = ("aten::_local_scalar_dense", "aten::copy_")
 
 def copies(setup: Setup) -> Iterator[Found]:
     """What is copied between host and device in a step, told by the profiler from a short and a longer text."""
-    model = setup.model(LLAMA_1B, torch.bfloat16, most=4)
+    model = setup.sure(LLAMA_1B, torch.bfloat16, most=4)
     prompt, size = setup.prompt(model), vocabulary_of(model)
     truth, _ = plain(model)(prompt, setup.new)
     names = COPIES if setup.device.type == "cuda" else ON_HOST
@@ -240,9 +250,10 @@ def copies(setup: Setup) -> Iterator[Found]:
             for n in lengths * 2:
                 decode(prompt, n)
             (few, before), (many, after) = (_counted(setup, decode, prompt, n) for n in lengths)
-            found = each_step(names, few, many, after - before)
-            rows.append((f"{kind}, {name}", *found))
-        yield Table(f"llama 1B, {layers_of(model)} layers, bf16: a step, on average", ("decoder", *names), tuple(rows))
+            found = each_step(names, few, many, after.steps - before.steps)
+            rows.append((f"{kind}, {name}", _accepted(after), *found))
+        title = f"llama 1B, {layers_of(model)} layers, bf16: a step, on average"
+        yield Table(title, ("decoder", "accepted", *names), tuple(rows))
 
 
 def each_step(names: Sequence[str], few: Counter[str], many: Counter[str], steps: int) -> list[float]:
@@ -255,14 +266,14 @@ def each_step(names: Sequence[str], few: Counter[str], many: Counter[str], steps
     return [sum(count for event, count in more.items() if name in event) / max(1, steps) for name in names]
 
 
-def _counted(setup: Setup, decode: Decode, prompt: Tokens, new: int) -> tuple[Counter[str], int]:
-    """How often each event came in a text, and its steps."""
+def _counted(setup: Setup, decode: Decode, prompt: Tokens, new: int) -> tuple[Counter[str], Tally]:
+    """How often each event came in a text, and what was drafted for it."""
     activities = [ProfilerActivity.CPU]
     if setup.device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
     with profile(activities=activities) as record:
         _, tally = decode(prompt, new)
-    return Counter({event.key: event.count for event in record.key_averages()}), tally.steps
+    return Counter({event.key: event.count for event in record.key_averages()}), tally
 
 
 def passes(setup: Setup) -> Iterator[Found]:
@@ -273,7 +284,7 @@ def passes(setup: Setup) -> Iterator[Found]:
 
 
 def _passes(setup: Setup, shape: Shape, lengths: Sequence[int]) -> Iterator[Found]:
-    model = setup.model(shape, torch.bfloat16)
+    model = setup.sure(shape, torch.bfloat16)
     before = 16 if setup.tiny else 512
     text, clock = arbitrary_text(before + max(lengths), vocabulary_of(model)), clock_for(model)
     for name, each in versions(setup, model).items():
@@ -297,7 +308,7 @@ def drafts(setup: Setup) -> Iterator[Found]:
 
 
 def _drafts(setup: Setup, shape: Shape) -> Iterator[Found]:
-    model = setup.model(shape, torch.bfloat16)
+    model = setup.sure(shape, torch.bfloat16)
     prompt, size = setup.prompt(model), vocabulary_of(model)
     for name, each in versions(setup, model).items():
         truth, _ = plain(each)(prompt, setup.new)
@@ -306,7 +317,7 @@ def _drafts(setup: Setup, shape: Shape) -> Iterator[Found]:
             "plain": plain(each),
             f"{GAMMA} drafts, 80 % right": drafting(each, told),
             "as many as pay": pacing(each, told),
-            "tree of 8": drafting(each, tree, 8),
+            "tree of 8, each 80 % right": drafting(each, tree, 8),
         }
         first = first_layers(each)
         if first is not None:
@@ -320,34 +331,39 @@ def _drafts(setup: Setup, shape: Shape) -> Iterator[Found]:
 
 def batches(setup: Setup) -> Iterator[Found]:
     """Several texts at once: tokens a second of all of them."""
-    model = setup.model(LLAMA_1B, torch.bfloat16)
+    model = setup.sure(LLAMA_1B, torch.bfloat16)
     for name, each in versions(setup, model).items():
         rows = tuple([_batch(setup, each, slots) for slots in ((1, 2) if setup.tiny else (1, 8, 32))])
-        columns = ("texts", "tokens/s, plain", f"tokens/s, {GAMMA} drafts, 80 % right", "same text")
+        columns = ("texts", "tokens/s, plain", f"tokens/s, {GAMMA} drafts, 80 % right", "accepted", "same text")
         yield Table(f"llama 1B, {layers_of(model)} layers, bf16, {name} model: batches", columns, rows)
 
 
 def _batch(setup: Setup, model: Module, slots: int) -> tuple[Cell, ...]:
-    target, size = BatchPredictor(model, slots), vocabulary_of(model)
+    size, clock = vocabulary_of(model), clock_for(model)
     prompts = [setup.prompt(model, number) for number in range(slots)]
 
-    def rate(steps: Sequence[Step]) -> tuple[float, list[Tokens]]:
-        work = [
-            partial(run, step, start(prompt, setup.new).unwrap()) for step, prompt in zip(steps, prompts, strict=True)
-        ]
-        clock = clock_for(model)
-        for _ in range(2):  # models are tried, and passes captured
-            dict(together(work, slots))
-        began = clock()
-        ends = dict(together(work, slots))
-        seconds = clock() - began
-        return slots * setup.new / seconds, [_ended(ends[number]).state.output for number in range(slots)]
+    def turn(compose: Callable[[Predictor, int], Step]) -> list[DecodeState]:
+        target = BatchPredictor(model, slots)  # it would know the prompts of an earlier turn
+        steps = [compose(target, number) for number in range(slots)]
+        starts = [start(prompt, setup.new).unwrap() for prompt in prompts]
+        ends = dict(together([partial(run, *pair) for pair in zip(steps, starts, strict=True)], slots))
+        return [_ended(ends[number]).state for number in range(slots)]
 
-    without, truths = rate([autoregressive_step(target, GREEDY, Dice())] * slots)
-    drafters = [Told(prompt, truth, size) for prompt, truth in zip(prompts, truths, strict=True)]
-    with_drafts, found = rate([speculative_step(each, target, GREEDY, Dice(), Fixed(GAMMA)) for each in drafters])
-    same = sum(ours == theirs for ours, theirs in zip(found, truths, strict=True))
-    return slots, without, with_drafts, f"{same}/{slots}"
+    def rate(compose: Callable[[Predictor, int], Step]) -> tuple[float, list[DecodeState]]:
+        for _ in range(2):  # models are tried, and passes captured
+            turn(compose)
+        began = clock()
+        ends = turn(compose)
+        return slots * setup.new / (clock() - began), ends
+
+    without, plain_ends = rate(lambda target, number: autoregressive_step(target, GREEDY, Dice()))
+    drafters = [Told(end.request.prompt, end.output, size) for end in plain_ends]
+    with_drafts, ends = rate(
+        lambda target, number: speculative_step(drafters[number], target, GREEDY, Dice(), Fixed(GAMMA))
+    )
+    same = sum(ours.output == theirs.output for ours, theirs in zip(ends, plain_ends, strict=True))
+    accepted = _accepted(sum([end.tally for end in ends], Tally()))
+    return slots, without, with_drafts, accepted, f"{same}/{slots}"
 
 
 def _ended(end: Finished | Failed) -> Finished:
@@ -358,7 +374,7 @@ def _ended(end: Finished | Failed) -> Finished:
 
 def times(setup: Setup) -> Iterator[Found]:
     """Where the time of a step goes: into the target's passes, the drafter, and specflow."""
-    model = setup.model(LLAMA_1B, torch.bfloat16)
+    model = setup.sure(LLAMA_1B, torch.bfloat16)
     prompt, size = setup.prompt(model), vocabulary_of(model)
     for kind, each in versions(setup, model).items():
         rows: list[tuple[Cell, ...]] = []
@@ -370,7 +386,8 @@ def times(setup: Setup) -> Iterator[Found]:
         }
         for name, (drafter, gamma) in drafters.items():
             rows.append((f"{kind}, {name}", *_split(setup, each, drafter, gamma, prompt)))
-        columns = ("decoder", "steps", "passes", "tokens read", "µs a step", "in passes", "drafting", "specflow's own")
+        parts = ("µs a step", "in passes", "drafting", "specflow's own")
+        columns = ("decoder", "accepted", "steps", "passes", "tokens read", *parts)
         yield Table(f"llama 1B, {layers_of(model)} layers, bf16: where the time goes", columns, tuple(rows))
 
 
@@ -393,33 +410,41 @@ def _split(setup: Setup, model: Module, drafter: Drafter | None, gamma: int, pro
         watch.passes.clear()
         watch.drafting = 0.0
         began = watch.clock()
-        steps = run(going_on, rest).state.tally.steps
+        tally = run(going_on, rest).state.tally
         seconds = watch.clock() - began
     read = sum(one.seconds for one in watch.passes)
     fed = sum(one.fed for one in watch.passes)
     parts = (seconds, read, watch.drafting, seconds - read - watch.drafting)
-    return steps, len(watch.passes), fed, *[1e6 * part / steps for part in parts]
+    steps = tally.steps
+    return _accepted(tally), steps, len(watch.passes), fed, *[1e6 * part / steps for part in parts]
 
 
 def attention(setup: Setup) -> Iterator[Found]:
     """What cuDNN's attention costs a text whose passes have shapes that it has not met, and one where it has."""
-    model = setup.model(LLAMA_1B, torch.bfloat16)
+    model = setup.sure(LLAMA_1B, torch.bfloat16)
     prompt, size, clock = setup.prompt(model), vocabulary_of(model), clock_for(model)
-    truth, _ = plain(model)(prompt, setup.new)
-    decoders = {"plain": plain(model), "drafts": drafting(model, partial(Told, prompt, truth, size))}
+
+    def decoders(prompt: Tokens, new: int) -> Mapping[str, Decode]:
+        truth, _ = plain(model)(prompt, new)
+        return {"plain": plain(model), "drafts": drafting(model, partial(Told, prompt, truth, size))}
+
+    timed, other, few = decoders(prompt, setup.new), prompt[: len(prompt) // 2], setup.new // 4
     rows: list[tuple[Cell, ...]] = []
-    for chosen in (False, True):
-        with cudnn_attention(chosen):
-            plain(model)(prompt[: len(prompt) // 2], 2)
-            for name, decode in decoders.items():
+    for kind, choosing in (("not allowed", without_cudnn), ("first", cudnn_first)):
+        with choosing():
+            for decode in decoders(other, few).values():  # warm, for other numbers of keys
+                decode(other, few)
+            for name, decode in timed.items():
                 taken = []
                 for _ in range(2):
                     began = clock()
                     decode(prompt, setup.new)
                     taken.append(1e3 * (clock() - began) / setup.new)
-                rows.append((chosen, name, *taken))
-    columns = ("attention by cuDNN", "decoder", "ms a token, first text", "ms a token, the same text again")
-    yield Table(f"llama 1B, {layers_of(model)} layers, bf16, given model", columns, tuple(rows))
+                events, _ = _counted(setup, decode, prompt, few)
+                ran = ", ".join(sorted(event.removeprefix(OPERATOR) for event in events if event.startswith(OPERATOR)))
+                rows.append((kind, name, *taken, ran))
+    columns = ("cuDNN", "decoder", "ms a token, first text", "ms a token, the same text again", "what ran")
+    yield Table(f"llama 1B, {layers_of(model)} layers, bf16, given model: attention", columns, tuple(rows))
 
 
 Part: TypeAlias = Callable[[Setup], Iterator[Found]]
@@ -432,7 +457,7 @@ PARTS: Final[tuple[tuple[str, Part, float], ...]] = (
     ("Drafts and trees", drafts, 0.25),
     ("Batches", batches, 0.2),
     ("Where the time goes", times, 0.1),
-    ("Attention by cuDNN, and not", attention, 0.08),
+    ("Attention, cuDNN first and not allowed", attention, 0.08),
     ("A static cache, compiled", compiled, 0.5),
 )
 """By what they are worth; and the most of the budget that each may take."""

@@ -15,7 +15,7 @@ import torch
 from attrs import frozen
 from transformers.utils import logging
 
-from benchmarks.device.attention import cudnn_attention
+from benchmarks.device.attention import without_cudnn
 from benchmarks.device.found import Failure, Result, Table
 from benchmarks.device.models import Setup
 from benchmarks.device.parts import PARTS, Part
@@ -62,7 +62,7 @@ def _within_process(part: Part, setup: Setup, out: Connection) -> None:
             noted.add(text)
             out.send(Note(text))
 
-    with warnings.catch_warnings(), torch.no_grad(), cudnn_attention(chosen=False):
+    with warnings.catch_warnings(), torch.no_grad(), without_cudnn():
         warnings.simplefilter("always")
         for ignored in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
             warnings.simplefilter("ignore", ignored)

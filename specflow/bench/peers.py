@@ -17,7 +17,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from specflow.bench.context import Context, Emit, Prepare, Session
 from specflow.predictors.copying import copy_sharing_weights
 from specflow.processors import GreedyProcessor, LogitsProcessor
-from specflow.state import DecodeState, Tokens
+from specflow.state import Count, DecodeState, Tokens
 
 
 def generate(**options: object) -> Prepare:
@@ -34,7 +34,8 @@ def padded(model: Module, states: Sequence[DecodeState], processor: LogitsProces
         longest = max(len(state.tokens) for state in some)
         ids = torch.tensor([[0] * (longest - len(state.tokens)) + list(state.tokens) for state in some])
         mask = torch.tensor([[0] * (longest - len(state.tokens)) + [1] * len(state.tokens) for state in some])
-        ends = model.generate(ids.to(model.device), attention_mask=mask.to(model.device), **_chosen(some[0], processor))
+        with configured(model, _chosen(some[0], processor)):
+            ends = model.generate(ids.to(model.device), attention_mask=mask.to(model.device))
         outputs += [_until_stop(end[longest:].tolist(), state) for end, state in zip(ends, some, strict=True)]
     return outputs
 
@@ -62,7 +63,7 @@ def assistant(gamma: int | None = None) -> Prepare:
         config = _paced(helper.generation_config, gamma)
 
         def session(state: DecodeState, emit: Emit) -> None:
-            with context.stopwatch.watching_assistant(helper), _configured(helper, config):
+            with context.stopwatch.watching_assistant(helper), configured(helper, config):
                 inner(state, emit)
 
         return session
@@ -89,11 +90,12 @@ class _Stream:
     """A streamer, as `generate` understands it: the prompt comes first, then the tokens of each step."""
 
     emit: Emit
+    drafts: Count | None
     _seen_prompt: bool = field(init=False, default=False)
 
     def put(self, value: Tensor) -> None:
         if self._seen_prompt:
-            self.emit(tuple(value.flatten().tolist()), None)
+            self.emit(tuple(value.flatten().tolist()), self.drafts)
         self._seen_prompt = True
 
     def end(self) -> None:
@@ -104,21 +106,24 @@ def _generation(context: Context, options: dict[str, object]) -> Session:
     model = context.model
     assert isinstance(model, PreTrainedModel)
 
+    # What drafts nothing says so: on mps its tokens come a pass late, so that passes do not tell.
+    drafts = None if options else Count()
+
     def session(state: DecodeState, emit: Emit) -> None:
         ids = torch.tensor([state.tokens], device=model.device)
-        chosen = _chosen(state, context.processor)
-        model.generate(ids, attention_mask=torch.ones_like(ids), streamer=_Stream(emit), **chosen, **options)
+        with configured(model, _chosen(state, context.processor)):
+            model.generate(ids, attention_mask=torch.ones_like(ids), streamer=_Stream(emit, drafts), **options)
 
     return session
 
 
-def _chosen(state: DecodeState, processor: LogitsProcessor) -> dict[str, object]:
-    """How `generate` is told to decode as we do."""
-    chosen: dict[str, object] = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
+def _chosen(state: DecodeState, processor: LogitsProcessor) -> GenerationConfig:
+    """How `generate` is told to decode as we do: by this alone, and nothing that the checkpoint would add."""
+    sampling: dict[str, object] = {}
     if not isinstance(processor, GreedyProcessor):
-        chosen |= {"do_sample": True, "temperature": processor.temperature, "top_k": 0}
+        sampling = {"do_sample": True, "temperature": processor.temperature, "top_k": 0}
     stop = sorted(state.request.stop) or None
-    return chosen | {"max_new_tokens": state.room, "eos_token_id": stop, "pad_token_id": 0}
+    return GenerationConfig(max_new_tokens=state.room, eos_token_id=stop, pad_token_id=0, **sampling)
 
 
 def _paced(config: GenerationConfig, gamma: int | None) -> GenerationConfig:
@@ -131,11 +136,11 @@ def _paced(config: GenerationConfig, gamma: int | None) -> GenerationConfig:
 
 
 @contextmanager
-def _configured(helper: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
-    """The assistant has this config in the block."""
-    before = helper.generation_config
-    helper.generation_config = config
+def configured(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
+    """`generate` of the model reads this config in the block, where a call alone would go on from the model's own."""
+    before = model.generation_config
+    model.generation_config = config
     try:
         yield
     finally:
-        helper.generation_config = before
+        model.generation_config = before

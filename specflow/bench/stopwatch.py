@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from specflow.asked import done_by
-from specflow.policies.meter import Clock, place_of
+from specflow.policies.meter import Clock, place_of, runs_ahead
 from specflow.state import Tokens
 
 T = TypeVar("T")
@@ -22,11 +22,11 @@ T = TypeVar("T")
 def clock_for(model: Module) -> Clock:
     """A clock that first waits for the model's device, so that work is timed where it is asked for."""
     device, _ = place_of(model)
-    if device.type != "cuda":
+    if not runs_ahead(device):
         return perf_counter
 
     def synchronised() -> float:
-        torch.cuda.synchronize(device)
+        torch.accelerator.synchronize(device)
         return perf_counter()
 
     return synchronised

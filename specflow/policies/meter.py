@@ -232,8 +232,16 @@ def place_of(model: Module) -> tuple[torch.device, torch.dtype]:
 def wait_for(rows: object) -> None:
     """Wait until rows are computed, if there are any: on a device a pass returns as soon as it is asked for.
 
-    For the current stream alone, on which they are: what other threads and models compute is no part of the pass, and
-    the whole device may not be waited for while a graph is captured there.
+    On CUDA for the current stream alone, on which they are: what other threads and models compute is no part of the
+    pass, and the whole device may not be waited for while a graph is captured there.
     """
     if isinstance(rows, Tensor) and rows.is_cuda:
         torch.cuda.current_stream(rows.device).synchronize()
+    elif isinstance(rows, Tensor) and runs_ahead(rows.device):
+        torch.accelerator.synchronize(rows.device)
+
+
+def runs_ahead(device: torch.device) -> bool:
+    """Whether what is asked of a device is still being computed when the call has returned."""
+    accelerator = torch.accelerator.current_accelerator()
+    return accelerator is not None and device.type == accelerator.type

@@ -17,7 +17,7 @@ from specflow.errors import DecodeError
 from specflow.guards.checks import MOST, a, are_facts, calls, each, or_none, shown, whole
 from specflow.loop import unfold
 from specflow.policies import CostMeter
-from specflow.policies.meter import Clock
+from specflow.policies.meter import Clock, wait_for
 from specflow.processors import GreedyProcessor, LogitsProcessor
 from specflow.protocols import Limits, checked_limits
 from specflow.randomness import Dice, SharedNoise
@@ -132,6 +132,7 @@ class _Timed:
     def __call__(self, tokens: Tokens, drafts: Sequence[Proposal], /) -> Tensor:
         began = self.clock()
         logits = self.target(tokens, drafts)
+        wait_for(logits)
         self.passes.append(max(0.0, self.clock() - began))
         return logits
 
@@ -173,7 +174,7 @@ def _costs(
         for k in lengths:
             here += 1
             began = clock()
-            target(tokens[:here], chain(tokens[: k - 1]))
+            wait_for(target(tokens[:here], chain(tokens[: k - 1])))
             seconds[k].append(max(0.0, clock() - began))
     return Costs(tuple(lengths), tuple([median_low(seconds[k]) for k in lengths]))
 

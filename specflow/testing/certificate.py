@@ -293,7 +293,7 @@ def same_law(
 
 
 def cases_of(cases: object, compose: object, name: str = "compose") -> tuple[Case, ...]:
-    """The cases in anything that holds cases; `DecodeError` for other things, and for a `compose` that is no function.
+    """The cases in anything that holds cases; `DecodeError` for no cases, and for a `compose` that is no function.
 
     `name` is what errors call `compose`.
     """
@@ -301,6 +301,8 @@ def cases_of(cases: object, compose: object, name: str = "compose") -> tuple[Cas
     if isinstance(cases, Tensor) or not isinstance(cases, Iterable):
         raise DecodeError("cases", "cases are no cases", shown(cases), "give several in a tuple, such as CASES")
     several = tuple(cases)
+    if not several:  # what holds for none would be no proof, and a generator that was used before has none
+        raise DecodeError("cases", "there are no cases", "none of them", "give one at least, in a tuple, such as CASES")
     for case in several:
         a(Case, "give cases, such as CASES")("cases", case)
     return several

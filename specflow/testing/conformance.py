@@ -301,11 +301,11 @@ _is_seed: Final = whole(0, "give a whole number")
 _is_length: Final = whole(1, "give a number of tokens", MOST)
 
 
-def _check(vocab_size: int, tolerance: float, seed: int = 0, steps: int = 0, longest: int = 1) -> None:
+def _check(vocab_size: int, tolerance: float, seed: int = 0, steps: int = 1, longest: int = 1) -> None:
     whole(1, "give a vocabulary of at least one token")("vocab_size", vocab_size)
     _is_tolerance("tolerance", tolerance)
     _is_seed("seed", seed)
-    whole(0, "give a number of readings", MOST)("steps", steps)
+    whole(1, "give one reading at least", MOST)("steps", steps)
     _is_length("longest", longest)
 
 
