@@ -139,6 +139,7 @@ def test_each_text_is_that_of_its_prompt_alone(
         assert f"{answer['steps']} steps (" in captured.err
         assert f" tokens a step), acceptance {accepted}/{judged} = " in captured.err
         assert cli.main(["generate", str(line["prompt"]), *single, *unpaced, *own, "--json"]) == 0
+        assert answer.pop("origin")
         assert answer == {"id": line["id"]} | json.loads(capsys.readouterr().out)
         assert answer["reason"] in ("stop token", "length limit")
         assert list(answer) == [
@@ -521,7 +522,7 @@ def test_a_file_holds_answers_of_one_models_weights(
     file = written(tmp_path / "prompts.jsonl", prompts(3))
     copytree(folder, tmp_path / "same")
     copytree(folder, tmp_path / "other")
-    tiny_llama(9).save_pretrained(tmp_path / "other")
+    tiny_llama(9).save_pretrained(tmp_path / "other" / "tiny")
     assert cli.main([*options(tmp_path / "other", file, out), "--resume"]) == 2
     assert "what is there comes of another model: received 'LlamaForCausalLM " in capsys.readouterr().err
     assert cli.main([*options(tmp_path / "same", file, out), "--resume"]) == 0
