@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import warnings
@@ -48,13 +49,15 @@ from specflow.commands import (
     check_engine,
     named_model,
     one_sentence,
+    origin_of,
     outcomes,
     prompt_of,
     version_of,
     vocabulary_of,
 )
 from specflow.constraints import Constrained, CutForbidden, Forced, Grammar
-from specflow.corpus import Answer, Id, Progress, Row, answer_all, answers_in, read_rows, summary
+from specflow.converted import copy_of
+from specflow.corpus import Answer, Answers, Id, Progress, Row, answer_all, answers_in, read_rows, summary
 from specflow.drafters import Bigrams, first_of, propose_nothing, then
 from specflow.errors import DecodeError, said, unwrap
 from specflow.guards.checks import or_none, shown, whole
@@ -71,6 +74,7 @@ from specflow.models import (
     load,
     shared_tokens,
 )
+from specflow.origin import law_of, refuse_other, short
 from specflow.predictors import CachedPredictor, limits_of
 from specflow.processors import (
     GreedyProcessor,
@@ -366,6 +370,23 @@ class _Steps:
             "accelerate": args.accelerate,
         }
 
+    def origin(self, loaded: Loaded) -> dict[str, str]:
+        """What a text comes of beside its prompt and its seed: whatever drafts it, it is the same."""
+        args = self.args
+        by = origin_of(args, loaded)
+        if args.engine == LLAMA_CPP:  # the weights are its own, and the copy's name is that of the file's content
+            by = {"engine": LLAMA_CPP, "model": copy_of(file_of(args.model), weights=False).name}
+        files = [("json-schema", args.json_schema), ("grammar", args.grammar)]
+        grammar = [args.regex, args.choices, *[None if path is None else _read(name, path) for name, path in files]]
+        return {
+            **by,
+            "processor": law_of(self.processor),
+            "max-new-tokens": str(args.max_new_tokens),
+            "template": "none" if args.raw else "chat",
+            "stop": json.dumps(args.stop),
+            "grammar": "none" if not any(grammar) else short(json.dumps(grammar).encode()),
+        }
+
     def over(
         self, loaded: Loaded, grammar: Grammar | None, read: ReadTarget, read_assistant: Read
     ) -> Callable[[DecodeState, int | None, Recorder | None], Step]:
@@ -521,12 +542,12 @@ def _answer_all(steps: _Steps) -> int:
     rows = read_rows(args.file, raw=args.raw)
     seeds = {row.id: None if args.seed is None else seed_of(args.seed, row.id) for row in rows}
     unwrap(start((0,), args.max_new_tokens))
-    with answers_in(args.out, seeds, resume=args.resume) as answers:
+    with answers_in(args.out, rows, seeds, resume=args.resume) as answers:
         left = [row for row in rows if row.id not in answers.done]
         progress = Progress(sys.stderr, len(rows), len(answers.done))
         try:
             if left:
-                decode = _decoding(steps, left, seeds, progress)
+                decode = _decoding(steps, left, seeds, answers, progress)
                 answer_all(left, decode, args.slots or SLOTS, answers, progress)
         except KeyboardInterrupt:
             progress.end()
@@ -540,10 +561,13 @@ def _answer_all(steps: _Steps) -> int:
 
 
 def _decoding(
-    steps: _Steps, rows: Sequence[Row], seeds: Mapping[Id, int | None], progress: Progress
+    steps: _Steps, rows: Sequence[Row], seeds: Mapping[Id, int | None], answers: Answers, progress: Progress
 ) -> Callable[[Row], Answer]:
-    """What decodes a row, in a batch with others."""
+    """What decodes a row, in a batch with others. `DecodeError` where `answers` holds those of another origin."""
     args, loaded = steps.args, _target(steps.args)
+    origin = steps.origin(loaded)
+    for there in answers.done.values():
+        refuse_other("out", there, {**origin, "prompt": there["prompt"]}, "name another file, or decode as before")
     if not all(isinstance(row.asked, str) for row in rows):
         loaded.check_template()
     slots = min(args.slots or SLOTS, len(rows))
@@ -571,7 +595,8 @@ def _decoding(
         for new, end in outcomes(step_for(state, seed, None), state, loaded):  # noqa: B007 - the last
             progress.decoded(len(new))
         assert isinstance(end, Finished)
-        return Answer.of(row.id, loaded.text(end.state.output), end.state, end.reason, seed)
+        of = {**origin, "prompt": row.name}
+        return Answer.of(row.id, loaded.text(end.state.output), end.state, end.reason, seed, of)
 
     return decode
 

@@ -21,6 +21,7 @@ from specflow.batch import Failed, together
 from specflow.errors import DecodeError, said
 from specflow.guards.checks import is_whole, shown
 from specflow.models import check_messages, check_text
+from specflow.origin import short
 from specflow.state import Count, DecodeState, Reason, Tally
 from specflow.usage import Positions, Usage
 
@@ -40,6 +41,11 @@ class Row:
 
     id: Id
     asked: str | Messages
+
+    @property
+    def name(self) -> str:
+        """A name for what it asks."""
+        return short(json.dumps(self.asked, sort_keys=True).encode())
 
 
 FORMS: Final = (
@@ -117,7 +123,8 @@ def _parsed(line: bytes) -> object:
 class Answer:
     """What one line of answers says: `reason` is why the text ended, and `seed` its own seed where there is one.
 
-    An answer to a single prompt has no id. One that Ctrl-C ended was "interrupted".
+    An answer to a single prompt has no id. One that Ctrl-C ended was "interrupted". `origin` is what an answer in a
+    file comes of: the model, the law, and a name for its `prompt`.
     """
 
     id: Id | None
@@ -127,12 +134,21 @@ class Answer:
     usage: Usage
     positions: Positions
     seed: int | None = None
+    origin: Mapping[str, str] | None = None
 
     @classmethod
-    def of(cls, id: Id | None, text: str, state: DecodeState, reason: Reason | None, seed: int | None) -> Answer:
+    def of(
+        cls,
+        id: Id | None,
+        text: str,
+        state: DecodeState,
+        reason: Reason | None,
+        seed: int | None,
+        origin: Mapping[str, str] | None = None,
+    ) -> Answer:
         """What is said of a text; it has a reason where it ended."""
         why = "interrupted" if reason is None else reason.value
-        return cls(id, text, why, state.tally.steps, Usage.of(state), Positions.of(state.tally), seed)
+        return cls(id, text, why, state.tally.steps, Usage.of(state), Positions.of(state.tally), seed, origin)
 
     @property
     def line(self) -> str:
@@ -143,9 +159,9 @@ class Answer:
 @final
 @frozen(eq=False)
 class Answers:
-    """A file that answers are added to. `done` are the ids of those that it held before."""
+    """A file that answers are added to. `done` are those that it held before: the id of each, and its origin."""
 
-    done: frozenset[Id]
+    done: Mapping[Id, Mapping[str, str]]
     _descriptor: int
 
     def add(self, answer: Answer) -> None:
@@ -160,12 +176,12 @@ BEGINNING: Final = b'{"id": '
 
 
 @contextmanager
-def answers_in(path: Path, seeds: Mapping[Id, int | None], *, resume: bool) -> Iterator[Answers]:
-    """The file of the answers to what `seeds` names, each with its own seed, where there is one.
+def answers_in(path: Path, rows: Sequence[Row], seeds: Mapping[Id, int | None], *, resume: bool) -> Iterator[Answers]:
+    """The file of the answers to `rows`, each with its own seed, where there is one.
 
     To `resume` is to go on with what it holds: a last line that is not whole is removed. `DecodeError`, and the file is
-    left as it is, where it cannot be written, where another process writes it, for a line that answers none of these,
-    and for a file that holds anything where it is not resumed.
+    left as it is, where it cannot be written, where another process writes it, for a line that answers none of these or
+    does not say what it comes of, and for a file that holds anything where it is not resumed.
     """
     remedy = "name another file"
     try:
@@ -175,7 +191,7 @@ def answers_in(path: Path, seeds: Mapping[Id, int | None], *, resume: bool) -> I
         raise DecodeError("out", happened, shown(str(path)), remedy) from error
     try:
         kind = os.fstat(descriptor)
-        done: frozenset[Id] = frozenset()
+        done: dict[Id, Mapping[str, str]] = {}
         if S_ISREG(kind.st_mode):
             if not _locked(descriptor):
                 raise DecodeError("out", "another process writes its answers there", shown(str(path)), remedy)
@@ -183,7 +199,7 @@ def answers_in(path: Path, seeds: Mapping[Id, int | None], *, resume: bool) -> I
                 remedy = f"add --resume to go on with it, or {remedy}"
                 raise DecodeError("out", "the file of the answers is not empty", shown(str(path)), remedy)
             content = path.read_bytes()
-            done, size = _done(path, content, seeds)
+            done, size = _done(path, content, {row.id: (row.name, seeds[row.id]) for row in rows})
             if size < len(content):
                 os.truncate(descriptor, size)
         yield Answers(done, descriptor)
@@ -205,28 +221,41 @@ def _locked(descriptor: int) -> bool:
     return True
 
 
-def _done(path: Path, content: bytes, seeds: Mapping[Id, int | None]) -> tuple[frozenset[Id], int]:
-    """The ids that are answered, and how many bytes their lines take. A last line without its end is not counted."""
+def _done(
+    path: Path, content: bytes, asked: Mapping[Id, tuple[str, int | None]]
+) -> tuple[dict[Id, Mapping[str, str]], int]:
+    """What is answered, of the prompts and seeds that are asked, and how many bytes the lines take.
+
+    A last line without its end is not counted.
+    """
     *lines, last = content.split(b"\n")
     is_cut = _parsed(last) is None and (last.startswith(BEGINNING) or BEGINNING.startswith(last))
-    done: dict[Id, int] = {}
+    places: dict[Id, int] = {}
+    done: dict[Id, Mapping[str, str]] = {}
     for number, line in enumerate(lines if is_cut else [*lines, last], 1):
         happened = None
         match _parsed(line):
             case {"id": (int() | str()) as id, "text": str(), "reason": str(), "usage": {}, **others}:
-                if id not in seeds:
+                origin = others.get("origin")
+                if id not in asked:
                     happened = "answers what is not asked"
-                elif id in done:
-                    happened = f"has the id of line {done[id]}"
-                elif others.get("seed") != seeds[id]:
+                elif id in places:
+                    happened = f"has the id of line {places[id]}"
+                elif others.get("seed") != asked[id][1]:
                     happened = "has another seed"
-                done[id] = number
+                elif not isinstance(origin, dict):
+                    happened = "does not say what it comes of"
+                elif origin.get("prompt") != asked[id][0]:
+                    happened = "answers another prompt"
+                elif number <= len(lines):
+                    done[id] = origin
+                places[id] = number
             case _:
                 happened = "is no answer"
         if happened is not None:
             received, remedy = shown(line.decode(errors="replace")), "name another file, or mend this one"
             raise DecodeError("out", f"line {number} of {path} {happened}", received, remedy)
-    return frozenset([id for id, number in done.items() if number <= len(lines)]), len(content) - len(last)
+    return done, len(content) - len(last)
 
 
 # Progress.

@@ -15,6 +15,7 @@ from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from random import Random
+from shutil import copytree
 from tempfile import TemporaryFile
 from time import monotonic, sleep
 from typing import TypeAlias
@@ -138,6 +139,7 @@ def test_each_text_is_that_of_its_prompt_alone(
         assert f"{answer['steps']} steps (" in captured.err
         assert f" tokens a step), acceptance {accepted}/{judged} = " in captured.err
         assert cli.main(["generate", str(line["prompt"]), *single, *unpaced, *own, "--json"]) == 0
+        assert answer.pop("origin")
         assert answer == {"id": line["id"]} | json.loads(capsys.readouterr().out)
         assert answer["reason"] in ("stop token", "length limit")
         assert list(answer) == [
@@ -425,11 +427,13 @@ def test_a_full_disk_is_one_sentence(folder: Path, tmp_path: Path, capsys: pytes
 ANSWER = Answer(1, "x", "stop token", 4, Usage(5, 10, 15, Details(6, 2)), Positions((4, 4), (3, 3)))
 
 SEEDS: dict[Id, int | None] = {1: None, 2: None, "3": None}
+ROWS = [Row(id, f"w{id}") for id in SEEDS]
 
 
-def answer_line(id: Id, seed: int | None = None) -> str:
-    with_seed = {} if seed is None else {"seed": seed}
-    return json.dumps({"id": id, "text": "", "reason": "stop token", "steps": 1, "usage": {}, **with_seed}) + "\n"
+def answer_line(id: Id, seed: int | None = None, asked: str | None = None) -> str:
+    origin = {"prompt": Row(id, f"w{id}" if asked is None else asked).name}
+    more = {"origin": origin} if seed is None else {"seed": seed, "origin": origin}
+    return json.dumps({"id": id, "text": "", "reason": "stop token", "steps": 1, "usage": {}, **more}) + "\n"
 
 
 @pytest.mark.parametrize("cut", range(0, len(answer_line(2)), 7))
@@ -438,8 +442,8 @@ def test_a_line_that_is_not_whole_is_removed(cut: int, tmp_path: Path) -> None:
     path, whole = tmp_path / "out", answer_line(1)
     for last in (answer_line(2)[:cut], answer_line(2)[:-1]):
         path.write_text(whole + last)
-        with answers_in(path, SEEDS, resume=True) as answers:
-            assert answers.done == {1}
+        with answers_in(path, ROWS, SEEDS, resume=True) as answers:
+            assert set(answers.done) == {1}
             answers.add(evolve(ANSWER, id="3"))
         assert [line["id"] for line in read(path)] == [1, "3"]
         assert path.read_text().startswith(whole)
@@ -452,6 +456,8 @@ def test_a_line_that_is_not_whole_is_removed(cut: int, tmp_path: Path) -> None:
         (answer_line("1"), "line 1 of {} answers what is not asked"),
         (answer_line(1) + answer_line(1), "line 2 of {} has the id of line 1"),
         (answer_line(1, 5), "line 1 of {} has another seed"),
+        (answer_line(1, asked="w9"), "line 1 of {} answers another prompt"),
+        ('{"id": 1, "text": "", "reason": "stop token", "usage": {}}\n', "line 1 of {} does not say what it comes of"),
         ("notes\n", "line 1 of {} is no answer"),
         ("notes", "line 1 of {} is no answer"),
         (answer_line(1) + '{"id": 2, "prompt": "a"}', "line 2 of {} is no answer"),
@@ -462,7 +468,7 @@ def test_a_line_that_is_not_whole_is_removed(cut: int, tmp_path: Path) -> None:
 def test_what_answers_something_else_is_refused_and_left_as_it_was(content: str, sentence: str, tmp_path: Path) -> None:
     path = tmp_path / "out"
     path.write_text(content)
-    with pytest.raises(DecodeError) as raised, answers_in(path, SEEDS, resume=True):
+    with pytest.raises(DecodeError) as raised, answers_in(path, ROWS, SEEDS, resume=True):
         pass
     assert sentence.format(path) in str(raised.value)
     assert path.read_text() == content
@@ -471,13 +477,55 @@ def test_what_answers_something_else_is_refused_and_left_as_it_was(content: str,
 def test_two_processes_do_not_write_one_file(tmp_path: Path) -> None:
     path = tmp_path / "out"
     with (
-        answers_in(path, SEEDS, resume=False),
+        answers_in(path, ROWS, SEEDS, resume=False),
         pytest.raises(DecodeError, match="another process writes its answers there"),
-        answers_in(path, SEEDS, resume=True),
+        answers_in(path, ROWS, SEEDS, resume=True),
     ):
         pass
-    with answers_in(path, SEEDS, resume=True) as answers:
-        assert answers.done == frozenset()
+    with answers_in(path, ROWS, SEEDS, resume=True) as answers:
+        assert not answers.done
+
+
+@pytest.mark.parametrize(
+    ("more", "another"),
+    [
+        (["--dtype", "float32"], "dtype"),
+        (["--accelerate", "fast"], "accelerate"),
+        (["--temperature", "0.5"], "processor"),
+        (["--max-new-tokens", "3"], "max-new-tokens"),
+        (["--stop", "w9"], "stop"),
+        (["--regex", "w9"], "grammar"),
+        (["--raw"], "template"),
+    ],
+)
+def test_a_file_holds_answers_of_one_model_and_one_law(
+    more: list[str], another: str, folder: Path, tmp_path: Path, answered: Answered, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answered(prompts(2))
+    out = tmp_path / "answers.jsonl"
+    before = out.read_bytes()
+    file = written(tmp_path / "prompts.jsonl", prompts(3))
+    capsys.readouterr()
+    assert cli.main([*options(folder, file, out), *more, "--resume"]) == 2
+    assert f"what is there comes of another {another}: received " in capsys.readouterr().err
+    assert out.read_bytes() == before
+    assert cli.main([*options(folder, file, out), "--drafter", "lookup", "--resume"]) == 0  # whatever drafts them
+    assert len(read(out)) == 3
+
+
+def test_a_file_holds_answers_of_one_models_weights(
+    folder: Path, tmp_path: Path, answered: Answered, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Wherever they are: the name of a model may come to mean another."""
+    answered(prompts(2))
+    out = tmp_path / "answers.jsonl"
+    file = written(tmp_path / "prompts.jsonl", prompts(3))
+    copytree(folder, tmp_path / "same")
+    copytree(folder, tmp_path / "other")
+    tiny_llama(9).save_pretrained(tmp_path / "other" / "tiny")
+    assert cli.main([*options(tmp_path / "other", file, out), "--resume"]) == 2
+    assert "what is there comes of another model: received 'LlamaForCausalLM " in capsys.readouterr().err
+    assert cli.main([*options(tmp_path / "same", file, out), "--resume"]) == 0
 
 
 def test_nothing_is_loaded_where_nothing_is_left(

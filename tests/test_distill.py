@@ -211,6 +211,24 @@ def test_what_cannot_be_trained_is_refused(tmp_path: Path) -> None:
         distill(target(), prompts(6), tmp_path, evolve(RECIPE, steps=1), resume=True)
 
 
+def test_a_training_that_goes_on_is_of_one_model(tmp_path: Path) -> None:
+    """Its answers would be those of two models, and its head that of neither."""
+
+    def stop(done: int) -> None:
+        if done == 3:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        distill(target(), prompts(6), tmp_path, RECIPE, answered=stop)
+    before = (tmp_path / "answers.jsonl").read_bytes()
+    other = tiny_llama(6, layers=3, dtype=torch.float32)
+    with pytest.raises(DecodeError, match="comes of another model"):
+        distill(other, prompts(6), tmp_path, RECIPE, resume=True)
+    with pytest.raises(DecodeError, match="comes of another reading"):
+        distill(target(), prompts(6), tmp_path, RECIPE, reading=accelerate.fast(target()), resume=True)
+    assert (tmp_path / "answers.jsonl").read_bytes() == before
+
+
 def test_one_seed_is_one_head(tmp_path: Path) -> None:
     state = torch.random.get_rng_state()
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
@@ -278,6 +296,8 @@ def test_prompts_are_kept(smollm2: Loaded, tmp_path: Path) -> None:
     assert told == []  # they were read
     assert kept_prompts(smollm2, 1, 1, tmp_path, told.append) == found[:1]
     assert told == [1]
+    with pytest.raises(DecodeError, match="comes of another reading"):
+        kept_prompts(smollm2, 1, 1, tmp_path, told.append, tiny_llama())
     (tmp_path / "prompts.json").write_text("{")
     with pytest.raises(DecodeError, match="cannot be read"):
         kept_prompts(smollm2, 1, 1, tmp_path)

@@ -21,7 +21,7 @@ ROOMS = (
     ("laws", "trees"),
     ("state",),
     ("randomness", "processors", "protocols", "lossy", "usage"),
-    ("asked",),
+    ("asked", "origin"),
     ("vocabulary", "paths", "caches"),
     ("policies", "drafters", "constraints", "loop"),
     ("stages",),

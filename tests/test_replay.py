@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
+from shutil import copytree
 from typing import final
 
 import pytest
@@ -43,6 +44,7 @@ from specflow import (
     Step,
     SuffixDrafter,
     Tokens,
+    TopKProcessor,
     run,
     seed_coupled_step,
     speculative_step,
@@ -531,8 +533,34 @@ def test_recording_goes_on_where_it_stopped() -> None:
     assert both.facts == first.facts
     anew = record(TableModel(6), [(1, 2), (3,), (4, 4)], 5, seed=1, processor=MultinomialProcessor(1.0))
     assert [text.output for text in both.texts] == [text.output for text in anew.texts]
-    with pytest.raises(DecodeError, match="of another law"):
-        record(TableModel(6), [(1, 2)], 5, onto=first)
+
+
+def test_a_recording_is_of_one_target_and_one_law(tmp_path: Path) -> None:
+    ours = {"model": "ours"}
+    first = record(TableModel(6), [(1, 2)], 5, processor=MultinomialProcessor(1.0), seed=1, origin=ours)
+    first.save(tmp_path / "texts")
+    first = Recording.load(tmp_path / "texts")
+    again = partial(record, Told(TableModel(6)), [(1, 2), (3,)], 5, seed=1)
+    heated = MultinomialProcessor(1.0)
+    for processor in (TopKProcessor(1.0, 1), MultinomialProcessor(0.5), GreedyProcessor()):
+        with pytest.raises(DecodeError, match="comes of another processor: received '"):
+            again(processor=processor, onto=first, origin=ours)
+    for origin in ({"model": "theirs"}, {}):
+        with pytest.raises(DecodeError, match="comes of another model: received "):
+            again(processor=heated, onto=first, origin=origin)
+    with pytest.raises(DecodeError, match="what is there does not say its model"):
+        again(processor=heated, onto=evolve(first, origin={}), origin=ours)
+    with pytest.raises(DecodeError, match="kept other rows"):
+        again(processor=heated, onto=first, origin=ours, kept=2)
+    assert len(again(processor=heated, onto=first, origin=ours).texts) == 2
+
+
+def test_a_prompt_that_is_asked_twice_has_two_texts_where_recording_goes_on() -> None:
+    heated = MultinomialProcessor(1.0)
+    first = record(TableModel(6), [(1, 2)], 5, processor=heated)
+    both = record(TableModel(6), [(1, 2), (1, 2)], 5, processor=heated, onto=first)
+    assert [text.prompt for text in both.texts] == [(1, 2), (1, 2)]
+    assert record(TableModel(6), [(1, 2), (1, 2)], 5, processor=heated, onto=both).texts == both.texts
 
 
 def test_stop_tokens_that_can_be_read_once_end_every_text() -> None:
@@ -724,6 +752,36 @@ def test_a_models_rows_are_asked_for_and_kept(saved: Path, tmp_path: Path, capsy
     assert ran("replay", out, "--decoders", "recycle@4", "--model", saved) == 0
     assert len(Recording.load(out).rows) > before
     assert ran("replay", out, "--decoders", "recycle@4") == 0
+
+
+def test_a_recording_holds_rows_of_one_model(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other, out = tmp_path / "other", tmp_path / "texts"
+    copytree(saved, other)
+    tiny_llama(9, dtype=torch.float32).save_pretrained(other)
+    asked = ("record", "--prompts", saved / "prompts.jsonl", "--max-new-tokens", 6, "--out", out)
+    assert ran(*asked, "--model", saved, "--limit", 1) == 0
+    before = out.read_bytes()
+    for more, another in (
+        (("--model", other), "model"),
+        (("--model", saved, "--dtype", "bfloat16"), "dtype"),
+        (("--model", saved, "--accelerate", "fast"), "accelerate"),
+    ):
+        for command in ((*asked, "--resume"), ("replay", out, "--decoders", "recycle@4")):
+            capsys.readouterr()
+            assert ran(*command, *more) == 2
+            assert f"what is there comes of another {another}" in capsys.readouterr().err
+    assert ran(*asked, "--model", saved, "--temperature", 1, "--resume") == 2
+    assert "what is there comes of another processor" in capsys.readouterr().err
+    assert out.read_bytes() == before
+
+
+def test_rows_of_an_accelerated_model_are_asked_of_it(saved: Path, tmp_path: Path) -> None:
+    out = tmp_path / "texts"
+    fast = ("--model", saved, "--accelerate", "fast")
+    assert ran("record", *fast, "--prompts", saved / "prompts.jsonl", "--max-new-tokens", 6, "--out", out) == 0
+    before = len(Recording.load(out).rows)
+    assert ran("replay", out, "--decoders", "recycle@4", *fast) == 0
+    assert len(Recording.load(out).rows) > before
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,7 @@ from specflow.laws import Lazily
 from specflow.loop import grow, once
 from specflow.lossy import Lossy, accept_loss
 from specflow.margins import Margins, audit
+from specflow.origin import law_of, weights_of
 from specflow.paths import along_paths, last_rows, path_by_path
 from specflow.policies import EGAG, SVIP, AdaEDL, Heuristic, Stop, StopAfter, Unsure, drafter_law, meter_of
 from specflow.predictors import (
@@ -1816,6 +1817,8 @@ TABLE: Final[dict[str, Entry]] = {
     ),
     "catalogue.all_drafts": Entry(catalogue.all_drafts, lambda: {"drafted": drafted()}),
     # replay
+    "origin.weights_of": Entry(weights_of, lambda: {"model": llama()}),
+    "origin.law_of": Entry(law_of, lambda: {"processor": SAMPLED}),
     "replay.recording.Costs": Entry(
         replay.Costs,
         lambda: {"lengths": (1, 2), "seconds": (1.0, 1.5), "prompt": 2.0, "own": 0.1},
@@ -1847,6 +1850,7 @@ TABLE: Final[dict[str, Entry]] = {
             "kept": 2,
             "rows": recorded().rows,
             "facts": {"model": "a table"},
+            "origin": {"model": "a table"},
         },
         lambda made: (made.save(FOLDER / "other recording"), again_of(made)),
     ),
@@ -1871,6 +1875,7 @@ TABLE: Final[dict[str, Entry]] = {
             "facts": {"model": "a table"},
             "progress": lambda recording: None,
             "clock": perf_counter,
+            "origin": {"model": "a table"},
         },
         again_of,
         effort("max_new_tokens"),
@@ -2443,16 +2448,20 @@ EXEMPT: Final[Mapping[str, str]] = {
             "replay.command.add_commands",
             "cli.main",
             *(f"chat.{name}" for name in ("Screen", "Talk", "talk")),
-            *(f"commands.{name}" for name in ("check_engine", "named_model", "one_sentence", "outcomes", "prompt_of")),
+            *(f"commands.{name}" for name in ("check_engine", "named_model", "one_sentence", "origin_of", "outcomes")),
             *(
                 f"commands.{name}"
-                for name in ("Told", "can_be_written", "processor_name", "save_text", "version_of", "vocabulary_of")
+                for name in (
+                    *("Told", "can_be_written", "processor_name", "prompt_of", "save_text", "version_of"),
+                    "vocabulary_of",
+                )
             ),
             *(f"corpus.{name}" for name in ("Answer", "Answers", "Progress", "Row")),
             *(f"corpus.{name}" for name in ("answer_all", "answers_in", "rate", "read_rows", "summary")),
         ),
         COMMAND,
     ),
+    **{f"origin.{name}": BY_SAVERS for name in ("refuse_other", "short")},
     **{f"files.{name}": BY_SAVERS for name in ("checked_path", "checksum", "content_of", "no_file", "write")},
     **dict.fromkeys(("gguf_keys.differing", "gguf_keys.missing"), BY_CONVERTED),
     "caches.lasting.lasting": ON_CACHES,

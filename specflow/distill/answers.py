@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from torch.nn import Module
 
 from specflow.batch import generate_many
-from specflow.distill.folder import ANSWERS, damaged
+from specflow.distill.folder import ANSWERS, ELSEWHERE, damaged
 from specflow.distill.lesson import Text
 from specflow.errors import DecodeError
 from specflow.files import write
 from specflow.guards.checks import shown
 from specflow.guards.ids import ids_of
+from specflow.origin import refuse_other
 from specflow.state import Finished, Tokens
 
 SLOTS: Final = 16
@@ -29,15 +30,21 @@ def answers_of(
     stops: Tokens,
     new_tokens: int,
     answered: Callable[[int], object],
+    origin: Mapping[str, str],
 ) -> list[Text]:
-    """A model's greedy answers of up to `new_tokens` each, from the folder where they are there."""
+    """A model's greedy answers of up to `new_tokens` each, from the folder where they are there.
+
+    `DecodeError` where those there are to other prompts, of another length, or come of another `origin`.
+    """
     file = folder / ANSWERS
     asked = {"prompts": [list(prompt) for prompt in prompts], "stop": list(stops), "new_tokens": new_tokens}
     answers: dict[int, Tokens] = {}
     if file.exists():
         try:
             first, *lines = file.read_text("utf-8").splitlines(keepends=True)
-            same = json.loads(first) == asked
+            there = json.loads(first)
+            of = dict(there.pop("origin", {}))
+            same = there == asked
             if lines and not lines[-1].endswith("\n"):  # it was being written
                 write(file, "".join((first, *lines[:-1])).encode())
                 del lines[-1]
@@ -47,8 +54,9 @@ def answers_of(
         if not same:
             happened, remedy = "the answers there are to other prompts, or of another length", "name another folder"
             raise DecodeError("out", happened, shown(str(folder)), remedy)
+        refuse_other("out", of, origin, ELSEWHERE)
     else:
-        write(file, f"{json.dumps(asked)}\n".encode())
+        write(file, f"{json.dumps({**asked, 'origin': dict(origin)})}\n".encode())
     left = [i for i in range(len(prompts)) if i not in answers]
 
     def progress(number: int, finished: Finished) -> None:

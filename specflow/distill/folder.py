@@ -6,14 +6,20 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Final
 
+from torch.nn import Module
+
 from specflow.errors import DecodeError, said
 from specflow.guards.checks import shown
+from specflow.origin import weights_of
 
 WEIGHTS: Final = "model.safetensors"
 CONFIG: Final = "config.json"
 PROMPTS: Final = "prompts.json"
 ANSWERS: Final = "answers.jsonl"
 STATE: Final = "training.pt"
+
+ELSEWHERE: Final = "name another folder, or go on with the model that it was begun with"
+"""What to do where the folder holds what another model said."""
 
 
 def made_folder(out: object) -> Path:
@@ -27,6 +33,11 @@ def made_folder(out: object) -> Path:
     except (OSError, ValueError) as error:
         raise DecodeError("out", f"the folder cannot be made ({said(error)})", shown(out), remedy) from error
     return folder
+
+
+def origin_of(model: Module, reading: Module | None) -> dict[str, str]:
+    """What the texts in the folder come of."""
+    return {"model": weights_of(model), "reading": weights_of(model if reading is None else reading)}
 
 
 def refuse_filled(folder: Path) -> None:

@@ -12,12 +12,13 @@ from torch.nn import Module
 
 from specflow.batch import generate_many
 from specflow.distill.answers import SLOTS
-from specflow.distill.folder import PROMPTS, made_folder
+from specflow.distill.folder import ELSEWHERE, PROMPTS, made_folder, origin_of
 from specflow.errors import DecodeError, said
 from specflow.files import write
 from specflow.guards.checks import MOST, a, calls, shown, whole
 from specflow.guards.ids import ids_of
 from specflow.models import Loaded
+from specflow.origin import refuse_other
 from specflow.processors import MultinomialProcessor
 from specflow.state import Finished, Tokens
 
@@ -93,21 +94,26 @@ def kept_prompts(
 ) -> list[Tokens]:
     """What `made_up` gives, kept in the folder `out`: from there when it is asked for again.
 
-    `DecodeError` as `made_up`, for a folder that cannot be written, and for a file there that is damaged.
+    `DecodeError` as `made_up`, for a folder that cannot be written, for a file there that is damaged, and for prompts
+    there that another model made up.
     """
+    a(Loaded, "give what `load` returns")("loaded", loaded)
     file = made_folder(out) / PROMPTS
     whole(1, "ask for one at least", MOST)("count", count)
     whole(-MOST, "give a whole number", MOST)("seed", seed)
     count, seed = int(count), int(seed)
+    origin = origin_of(loaded.model, reading)
     if file.exists():
         try:
             kept = json.loads(file.read_text("utf-8"))
             asked, prompts = (kept["seed"], kept["count"]), [ids_of("prompts", ids) for ids in kept["prompts"]]
+            of = dict(kept.get("origin", {}))
         except Exception as error:  # a file of any content
             remedy = "begin anew in another folder"
             raise DecodeError("out", f"the prompts cannot be read ({said(error)})", shown(str(file)), remedy) from error
+        refuse_other("out", of, origin, ELSEWHERE)
         if asked == (seed, count):
             return prompts
     prompts = made_up(loaded, count, seed, told=told, reading=reading)
-    write(file, json.dumps({"seed": seed, "count": count, "prompts": prompts}).encode())
+    write(file, json.dumps({"seed": seed, "count": count, "origin": origin, "prompts": prompts}).encode())
     return prompts

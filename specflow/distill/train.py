@@ -24,7 +24,7 @@ from torch.nn.utils import clip_grad_norm_
 from transformers import PreTrainedModel
 
 from specflow.distill.answers import answers_of
-from specflow.distill.folder import CONFIG, STATE, WEIGHTS, damaged, made_folder, refuse_filled
+from specflow.distill.folder import CONFIG, STATE, WEIGHTS, damaged, made_folder, origin_of, refuse_filled
 from specflow.distill.lesson import Lesson, Text, unrolled
 from specflow.errors import DecodeError
 from specflow.files import write
@@ -109,7 +109,7 @@ def distill(
     tokens of all texts is kept in memory, three states a token.
 
     `DecodeError` for fewer texts than two, for a folder that cannot be written or that has a training in it and is not
-    resumed, and for one of another recipe or other prompts.
+    resumed, and for one of another recipe, other prompts or another model.
     """
     a(PreTrainedModel, "give a transformers model")("model", model)
     a(Recipe, "give Recipe()")("recipe", recipe)
@@ -125,7 +125,7 @@ def distill(
     state = _begun(folder, resume=resume)
     texts = [
         text
-        for text in answers_of(reader, folder, rows, stops, int(recipe.new_tokens), answered)
+        for text in answers_of(reader, folder, rows, stops, int(recipe.new_tokens), answered, origin_of(model, reader))
         if len(text.tokens) > max(2, text.prompt)
     ]
     held_out = texts[:: int(recipe.held_out)]

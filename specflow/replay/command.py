@@ -27,11 +27,20 @@ from specflow.bench.prompts import OWN_PROMPTS, spread
 from specflow.bench.report import accepted_text, positions_text
 from specflow.bench.stopwatch import clock_for
 from specflow.catalogue import DRAFTERS, POLICIES, RULES, Drafting, Setting
-from specflow.commands import ACCELERATE, can_be_written, named_model, one_sentence, processor_name, save_text
+from specflow.commands import (
+    ACCELERATE,
+    can_be_written,
+    named_model,
+    one_sentence,
+    origin_of,
+    processor_name,
+    save_text,
+)
 from specflow.drafters import Bigrams
 from specflow.errors import DecodeError, unwrap
 from specflow.guards.checks import a, or_none, shown, whole
 from specflow.models import SMOLLM2, DType, Loaded, load
+from specflow.origin import refuse_other
 from specflow.predictors import CachedPredictor, limits_of
 from specflow.processors import GreedyProcessor, MultinomialProcessor
 from specflow.randomness import Dice
@@ -54,6 +63,9 @@ OFTEN: Final = 30.0
 NOT_RECORDED: Final = 130
 
 PEER: Final = "decoders of transformers and llama.cpp are not replayed"
+
+RECORDED: Final = "name the recorded model as it was recorded (--dtype, --accelerate), or record again"
+"""What to do where `replay --model` is another."""
 
 _decoding: Final = partial(one_sentence, "model", "the model cannot be read", "try another --dtype")
 
@@ -96,6 +108,7 @@ def _add_replay_arguments(parser: argparse.ArgumentParser) -> None:
     add("--bigrams", type=Path, metavar="FILE", help="the target's bigrams for trees, as generate --bigrams keeps them")
     live = "the recorded model, asked for rows that are missing; RECORDING then holds them"
     add("--model", metavar="MODEL", help=live)
+    add("--accelerate", choices=ACCELERATE, default="no", help="of --model, as it was recorded")
     add(
         "--hindsight",
         type=int,
@@ -151,6 +164,7 @@ def _record(args: argparse.Namespace) -> int:
                 facts=_facts(args, loaded),
                 progress=keep,
                 clock=clock_for(loaded.model),
+                origin=origin_of(args, loaded),
             )
     except KeyboardInterrupt:
         code = NOT_RECORDED
@@ -219,12 +233,11 @@ def _check(label: str, args: argparse.Namespace) -> None:
 
 
 def _live(args: argparse.Namespace, recording: Recording) -> Predictor:
-    model = named_model(args).model
-    size = limits_of(model).vocab_size
-    if size is not None and size != recording.vocab_size:
-        received = f"{size} tokens for {recording.vocab_size}"
-        raise DecodeError("model", "the model has another vocabulary", received, "name the recorded one")
-    return CachedPredictor(model)
+    """The recorded model. `DecodeError` for any other: its rows would stand beside those of the recorded one."""
+    loaded = named_model(args)
+    refuse_other("model", recording.origin, {**recording.origin, **origin_of(args, loaded)}, RECORDED)
+    with _decoding():
+        return CachedPredictor(ACCELERATE[args.accelerate](loaded.model, Given.KEPT))
 
 
 def decoder_of(label: str, recording: Recording, assistant: Module | None, bigrams: Bigrams | None) -> Decoder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import cycle, islice
 from statistics import fmean, median_low
@@ -16,6 +17,7 @@ from specflow.batch.many import Prompt, seed_of, states_of
 from specflow.errors import DecodeError
 from specflow.guards.checks import MOST, a, are_facts, calls, each, or_none, shown, whole
 from specflow.loop import unfold
+from specflow.origin import law_of, refuse_other
 from specflow.policies import CostMeter
 from specflow.policies.meter import Clock, wait_for
 from specflow.processors import GreedyProcessor, LogitsProcessor
@@ -54,14 +56,16 @@ def record(
     facts: Mapping[str, str] = {},
     progress: Callable[[Recording], object] = _unheard,
     clock: Clock = perf_counter,
+    origin: Mapping[str, str] = {},
 ) -> Recording:
     """What the target writes after each prompt, the `kept` most probable tokens of each row, and what passes take.
 
     Texts are decoded token by token, each with the noise of `seed` and its number where there is a seed. After each
     text passes over so many new tokens as `lengths` says are timed, spread over the text; all are scaled so that one
     over one token takes what it took on average in the text. `progress` hears of the recording as it grows; `onto` is
-    one to go on with: what it holds is not decoded again. `DecodeError` for what `start` refuses, before anything runs,
-    and for a recording of another law to go on with.
+    one to go on with: what it holds is not decoded again. `origin` says what the texts come of beside the processor,
+    such as `{"model": weights_of(model)}`. `DecodeError` for what `start` refuses, before anything runs, and for a
+    recording to go on with that comes of another origin or processor, or kept other rows.
 
     >>> from specflow.testing import TableModel
     >>> record(TableModel(5), [[1, 2], [3]], max_new_tokens=4).texts[1].output
@@ -77,6 +81,7 @@ def record(
         raise DecodeError("lengths", "passes over one token are not timed", shown(lengths), "time them, too")
     or_none(a(Recording, "give what was recorded, or None"))("onto", onto)
     are_facts("facts", facts)
+    are_facts("origin", origin)
     calls("a listener", "give a function of a Recording")("progress", progress)
     now = CostMeter(clock).now
     limits = checked_limits(limits, "limits")
@@ -87,16 +92,21 @@ def record(
             received = f"{len(state.tokens)} tokens of {state.request.limit}"
             raise DecodeError("max_new_tokens", happened, received, "give a shorter prompt, or allow new tokens")
     temperature = None if isinstance(processor, GreedyProcessor) else processor.temperature
-    if onto is not None and (onto.temperature != temperature or onto.kept != min(kept, onto.vocab_size)):
-        received = f"temperature {onto.temperature} and {onto.kept} tokens of a row"
-        raise DecodeError("onto", "the recording is of another law or kept other rows", received, "record anew")
-    known = {} if onto is None else {(text.prompt, text.limit, text.stop, text.seed): text for text in onto.texts}
+    origin = {**origin, "processor": law_of(processor)}
+    if onto is not None:
+        refuse_other("onto", onto.origin, origin, "record anew")
+        if onto.kept != min(kept, onto.vocab_size):
+            raise DecodeError("onto", "the recording kept other rows", f"{onto.kept} tokens of a row", "record anew")
+    # A prompt that is there twice has two texts, where no seed says which.
+    known = Counter([] if onto is None else [(text.prompt, text.limit, text.stop, text.seed) for text in onto.texts])
     told, recording = dict(facts), onto
     begun = False
     for number, state in enumerate(states):
         own = None if seed is None else seed_of(seed, number)
         request = state.request
-        if (request.prompt, request.limit, request.stop, own) in known:
+        asked = request.prompt, request.limit, request.stop, own
+        if known[asked]:
+            known[asked] -= 1
             continue
         if not begun:  # how a model can be fed is tried at its first reading, and at its first tree
             target(request.prompt[:2], (Proposal(request.prompt[0]), Proposal(request.prompt[-1], parent=TEXT)))
@@ -108,7 +118,7 @@ def record(
         text = RecordedText(request.prompt, output, request.limit, request.stop, own, costs)
         vocab_size = timed.vocab_size
         if recording is None:
-            recording = Recording((), vocab_size, temperature, min(kept, vocab_size), facts=told)
+            recording = Recording((), vocab_size, temperature, min(kept, vocab_size), facts=told, origin=origin)
         recording = evolve(recording, texts=(*recording.texts, text)).knowing(timed.rows)
         progress(recording)
     if recording is None:

@@ -8,7 +8,7 @@ from hashlib import sha256
 from itertools import accumulate, pairwise
 from math import isfinite
 from os import PathLike
-from typing import Final, final
+from typing import Final, cast, final
 
 import numpy
 import torch
@@ -133,8 +133,9 @@ def _are_rows(name: str, rows: object) -> None:
 class Recording:
     """Texts of one target, and the rows of its logits that were kept, `kept` tokens of each.
 
-    `temperature` is None for greedy texts. `facts` say what was recorded, where and when. `rows` are by a name of the
-    text before them. `DecodeError` for texts with tokens outside the vocabulary.
+    `temperature` is None for greedy texts. `facts` say what was recorded, where and when, and `origin` of which model
+    and processor, which nobody else may go on with. `rows` are by a name of the text before them. `DecodeError` for
+    texts with tokens outside the vocabulary.
 
     >>> recording = Recording((RecordedText((5, 6), (7, 8), limit=4),), vocab_size=10)
     >>> recording.texts[0].tokens
@@ -147,6 +148,7 @@ class Recording:
     kept: int = field(default=1, validator=valid(whole(1, "keep one token of a row at least", MOST)))
     rows: Mapping[bytes, Row] = field(factory=dict, repr=False, validator=valid(_are_rows))
     facts: Mapping[str, str] = field(factory=dict, validator=valid(are_facts))
+    origin: Mapping[str, str] = field(factory=dict, validator=valid(are_facts))
 
     def __attrs_post_init__(self) -> None:
         most = max([max(text.tokens) for text in self.texts], default=0)
@@ -194,6 +196,7 @@ class Recording:
             "temperature": None if self.temperature is None else float(self.temperature),
             "kept": int(self.kept),
             "facts": dict(self.facts),
+            "origin": dict(self.origin),
             "texts": asked,
         }
         metadata = {"format": FORMAT, "version": VERSION, "said": json.dumps(said)}
@@ -244,6 +247,7 @@ def _read(said: Mapping[str, object], arrays: Mapping[str, Tensor]) -> Recording
             pass
         case _:
             raise ValueError
+    origin = cast(Mapping[str, str], said.get("origin", {}))  # files of before have none
     prompts, outputs = (_cut(arrays[name], arrays["sizes"][:, i]) for i, name in enumerate(("prompts", "outputs")))
     columns = prompts, outputs, arrays["lengths"].tolist(), arrays["seconds"].tolist()
     texts = [_text(*row) for row in zip(asked, *columns, strict=True)]
@@ -253,9 +257,8 @@ def _read(said: Mapping[str, object], arrays: Mapping[str, Tensor]) -> Recording
         raise ValueError
     if names and not 0 <= int(arrays["tokens"].min()) <= int(arrays["tokens"].max()) < vocab_size:
         raise ValueError
-    return Recording(
-        tuple(texts), vocab_size, heat, kept, dict(zip(names, [Row(*row) for row in rows], strict=True)), facts
-    )
+    named = dict(zip(names, [Row(*row) for row in rows], strict=True))
+    return Recording(tuple(texts), vocab_size, heat, kept, named, facts, origin)
 
 
 def _cut(ids: Tensor, sizes: Tensor) -> list[Tokens]:
