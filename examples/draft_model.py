@@ -39,16 +39,16 @@ def main() -> None:
     plain = autoregressive_step(target, greedy, dice)
     drafted = speculative_step(drafter, target, greedy, dice, CostAware(target.meter), prune=(target, assistant))
     prompt = loaded.chat("Count to ten, twice.")
+    texts = set()
     for _ in ("to try the models and learn what passes cost", "to measure"):
-        texts = []
         for name, step in (("without drafts", plain), ("with drafts", drafted)):
             began = perf_counter()
             state = run(step, start(prompt, 48, loaded.stop, limits_of(loaded.model)).unwrap()).state
-            texts.append(state.output)
+            texts.add(state.output)
             print(f"{name}: {perf_counter() - began:.1f} s, {state.mean_accepted_length:.2f} tokens a step", end=", ")
             print(f"{state.tally.accepted} of {state.tally.drafted} drafts accepted")
-    print(loaded.text(texts[0]))
-    print("the same text" if texts[0] == texts[1] else "another text")
+    print(*map(loaded.text, texts), sep="\n")
+    print("the same text" if len(texts) == 1 else "another text")
 
 
 if __name__ == "__main__":

@@ -147,7 +147,7 @@ MUTANTS: Final = (
     BatchMutant(
         "the memo of a text that goes on, taken without a copy",
         Memos.take,
-        "best = deepcopy(best)",
+        "best = evolve(best, past=deepcopy(best.past), tokens=[*best.tokens])",
         "pass",
         batch.test_one_prompt_of_many_samples_is_read_once,
     ),

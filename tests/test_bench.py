@@ -283,7 +283,7 @@ def test_tokens_that_come_a_pass_late_are_no_drafts(monkeypatch: pytest.MonkeyPa
     late = [run for run in runs if run.decoder == "generate"]
     assert all(len(run.rounds[0].passes) == 2 and not run.rounds[-1].passes for run in late)
     assert {run.question_id: run.output for run in late} == {run.question_id: run.output for run in runs}
-    assert all(one.drafted == one.accepted == 0 for run in late for one in run.rounds)
+    assert all(one.tally.drafted == one.tally.accepted == 0 for run in late for one in run.rounds)
 
 
 def test_a_memory_is_kept_from_text_to_text_and_each_decoder_has_its_own() -> None:

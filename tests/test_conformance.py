@@ -247,7 +247,7 @@ def test_the_texts_go_past_what_the_config_names_and_hold_its_ids() -> None:
     assert _longest(tiny_gpt2(context=48), VOCABULARY) == 48  # it has no positions behind that
     assert _special(tiny_gpt2(), VOCABULARY) == (1,)
     ends = tiny_gpt2()
-    ends.config.eos_token_id = (7, VOCABULARY)  # type: ignore[assignment] # as some configs have it
+    ends.config.eos_token_id = [7, VOCABULARY]
     assert _special(ends, VOCABULARY) == (7, 1)
 
     seen: list[Tokens] = []

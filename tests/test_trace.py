@@ -217,16 +217,16 @@ def test_what_became_of_each_draft_of_a_tree() -> None:
     drafts = tuple([Proposal(token, parent=parent, source="toy") for token, parent in fates])
     recorder, dice, target = Recorder(), Dice(), along_paths(wheel(9))
     step = speculative_step(lambda tokens: iter(drafts), target, GreedyProcessor(), dice, Fixed(9), observe=recorder)
-    for stop, expected in (
-        (8, "accepted accepted refused refused refused not-reached"),  # in the order 1 2 5 6 4 5
-        (2, "accepted accepted not-reached refused refused not-reached"),
-        (1, "accepted not-reached not-reached not-reached refused not-reached"),
+    for stop, depths, tokens, expected in (
+        (8, (0, 1, 2, 1, 0, 1), [1, 2, 5, 6, 4, 5], "accepted accepted refused refused refused not-reached"),
+        (2, (0, 1, 1, 0, 1), [1, 2, 6, 4, 5], "accepted accepted refused refused not-reached"),  # nothing behind a stop
+        (1, (0, 0, 1), [1, 4, 5], "accepted refused not-reached"),
     ):
         end = next(unfold(step, start((0,), 9, (stop,)).unwrap()))
         assert recorder.trace.tally == (end.state if isinstance(end, Finished) else end).tally
         (only,) = recorder.trace.steps
-        assert only.depths == (0, 1, 2, 1, 0, 1)
-        assert [draft.token for draft in only.drafts] == [1, 2, 5, 6, 4, 5]
+        assert only.depths == depths
+        assert [draft.token for draft in only.drafts] == tokens
         assert " ".join([draft.fate.value.replace(" ", "-") for draft in only.drafts]) == expected
 
 

@@ -17,7 +17,8 @@ from transformers import GenerationConfig, PreTrainedModel
 from specflow.bench.context import Context, Emit, Prepare, Session
 from specflow.predictors.copying import copy_sharing_weights
 from specflow.processors import GreedyProcessor, LogitsProcessor
-from specflow.state import Count, DecodeState, Tokens
+from specflow.stages.commit import UNDRAFTED
+from specflow.state import DecodeState, Tally, Tokens
 
 
 def generate(**options: object) -> Prepare:
@@ -90,7 +91,7 @@ class _Stream:
     """A streamer, as `generate` understands it: the prompt comes first, then the tokens of each step."""
 
     emit: Emit
-    drafts: Count | None
+    drafts: Tally | None
     _seen_prompt: bool = field(init=False, default=False)
 
     def put(self, value: Tensor) -> None:
@@ -107,7 +108,7 @@ def _generation(context: Context, options: dict[str, object]) -> Session:
     assert isinstance(model, PreTrainedModel)
 
     # What drafts nothing says so: on mps its tokens come a pass late, so that passes do not tell.
-    drafts = None if options else Count()
+    drafts = None if options else UNDRAFTED
 
     def session(state: DecodeState, emit: Emit) -> None:
         ids = torch.tensor([state.tokens], device=model.device)

@@ -331,7 +331,7 @@ def _vocabulary(model: Module) -> int:
 
 def _special(model: Module, vocab_size: int) -> Tokens:
     """The ids of padding, begin and end in the model's config."""
-    return tuple([token for token in specials_of(model) if token < vocab_size])
+    return tuple(sorted([token for token in specials_of(model) if token < vocab_size]))
 
 
 def _longest(model: Module, vocab_size: int) -> int:
