@@ -995,7 +995,6 @@ MUTANTS: Final = (
     Mutant(
         "traversal with the mass as its weight after a rejection", text_of(traversal_that_takes_the_mass_for_a_weight)
     ),
-    Mutant("a rule that goes below a stop token", heard_of(rule_that_goes_below_a_stop_token)),
     Mutant("n-gram drafting that redraws from p after a miss", text_of(redraw_after_a_miss)),
     Mutant("a wrong residual: p without the draft, though it was sampled", text_of(residual_of_a_point_mass)),
     Mutant("`u <= p/q` at p = 0, `u` one of the 2²⁴ numbers of `torch.rand`", text_of(less_or_equal)),

@@ -248,7 +248,7 @@ def test_the_texts_go_past_what_the_config_names_and_hold_its_ids() -> None:
     assert _special(tiny_gpt2(), VOCABULARY) == (1,)
     ends = tiny_gpt2()
     ends.config.eos_token_id = [7, VOCABULARY]
-    assert _special(ends, VOCABULARY) == (7, 1)
+    assert _special(ends, VOCABULARY) == (1, 7)
 
     seen: list[Tokens] = []
 
