@@ -269,16 +269,17 @@ def test_a_told_tree_may_be_wrong_at_any_level() -> None:
 
 @pytest.mark.parametrize("shape", [LLAMA_1B, LLAMA_8B, QWEN, GEMMA, MAMBA], ids=lambda shape: shape.name)
 def test_in_16_bits_no_two_tokens_tie(shape: Shape) -> None:
-    """With as many tokens and as many layers as the shape has, of which a device has all the rest."""
+    """With as many tokens and layers as the shape has; of mamba as wide, too, with as many layers as are read of it."""
     smaller = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 32, "num_attention_heads": 8}
-    known = {name: size for name, size in smaller.items() if name in shape.config}
+    known = {} if shape is MAMBA else {name: size for name, size in smaller.items() if name in shape.config}
+    most = 4 if shape is MAMBA else 32
     setup = Setup(torch.device("cpu"), tiny=False)
-    model = setup.sure(Shape(shape.name, shape.kind, {**shape.config, **known}, {}), torch.bfloat16)
-    prompt = setup.prompt(model)
-    truth, _ = plain(model)(prompt, 24)
+    model = setup.sure(Shape(shape.name, shape.kind, {**shape.config, **known}, {}), torch.bfloat16, most)
+    prompt = setup.prompt(model)[:16]
+    truth, _ = plain(model)(prompt, 16)
     size = vocabulary_of(model)
-    assert truth == tuple([(prompt[-1] + i) % size for i in range(1, 25)])
-    text, tally = drafting(model, partial(Told, prompt, truth, size))(prompt, 24)
+    assert truth == tuple([(prompt[-1] + i) % size for i in range(1, 17)])
+    text, tally = drafting(model, partial(Told, prompt, truth, size))(prompt, 16)
     assert text == truth
     assert tally.acceptance_rate > 0.4
     top = CachedPredictor(model)(prompt + truth, ())[-1].float().topk(2).values

@@ -56,7 +56,7 @@ GEMMA: Final = _shape("gemma 3 1B", "gemma3_text", (262144, 1152, 6912, 26, 4, 1
 MAMBA: Final = Shape(
     "mamba 370M",
     "mamba",
-    {"vocab_size": 50280, "hidden_size": 1024, "num_hidden_layers": 48, "state_size": 16},
+    {"vocab_size": 50280, "hidden_size": 1024, "num_hidden_layers": 48, "state_size": 16, "initializer_range": 0.02},
     {"vocab_size": 128, "hidden_size": 64, "num_hidden_layers": 2, "state_size": 4},
 )
 
@@ -120,8 +120,8 @@ class Setup:
         model = self.model(shape, dtype, most)
         embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
         assert isinstance(head, Linear)
-        embeddings.weight.mul_(50)  # far above what the layers add
-        head.weight.copy_(embeddings.weight.roll(1, 0) / 50)
+        head.weight.copy_(embeddings.weight.roll(1, 0))
+        embeddings.weight.mul_(500)  # far above what the layers add, wide and many ones too
         return model
 
     @property
