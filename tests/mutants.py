@@ -765,9 +765,9 @@ def heard_of(compose: Callable[[World, Processor], Step]) -> Callable[[Case], ob
     return lambda case: same_law(program, reference, [case])
 
 
-def rule_that_goes_below_a_stop_token(world: World, processor: Processor) -> Step:
+def rule_that_goes_behind_a_stop_token(world: World, processor: Processor) -> Step:
     """The text is cut at its first stop token, so that it is exact; but what is behind that was asked for."""
-    return verified_step(forked(world), world.target, processor, world.rng, reject_past_stops(world), Fixed(FEW))
+    return judged_past_stops(evolve(world, processor=processor), commit)
 
 
 # Learning
@@ -995,6 +995,7 @@ MUTANTS: Final = (
     Mutant(
         "traversal with the mass as its weight after a rejection", text_of(traversal_that_takes_the_mass_for_a_weight)
     ),
+    Mutant("a rule that goes behind a stop token", heard_of(rule_that_goes_behind_a_stop_token)),
     Mutant("n-gram drafting that redraws from p after a miss", text_of(redraw_after_a_miss)),
     Mutant("a wrong residual: p without the draft, though it was sampled", text_of(residual_of_a_point_mass)),
     Mutant("`u <= p/q` at p = 0, `u` one of the 2²⁴ numbers of `torch.rand`", text_of(less_or_equal)),
