@@ -107,7 +107,7 @@ SLOW: Final = frozenset({
     "chat", "cli", "commands", "composing", "conformance", "converted", "copies", "corpus", "device", "distill",
     "early", "edges", "examples", "features", "gallery", "grammars", "interop", "interop_generate",
     "interop_processors", "llama_cpp", "llama_cpp_batch", "lm_eval", "lookup", "matrix", "models", "ngram",
-    "notebooks", "one_seed", "random_models", "ray", "replay", "seed_and_clock", "seeds", "server", "site",
+    "notebooks", "one_seed", "quantized", "random_models", "ray", "replay", "seed_and_clock", "seeds", "server", "site",
     "spec", "spec_paths", "storage", "surface", "trace", "transactions", "typing", "untouched",
     "vocabularies", "wrappers",
 })  # fmt: skip
