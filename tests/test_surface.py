@@ -1961,7 +1961,7 @@ TABLE: Final[dict[str, Entry]] = {
     },
     **{
         f"state.Scored.{name}": Entry(lambda i, name=name: getattr(scored(), name)(i), lambda: {"i": 2})
-        for name in ("law", "made", "stretch")
+        for name in ("children", "ends", "followers", "law", "made", "stretch")
     },
     "state.Scored.rows": Entry(lambda path: scored().rows(path), lambda: {"path": (s.TEXT, 0, 2)}),
     "state.Verdict": Entry(
