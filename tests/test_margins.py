@@ -20,6 +20,7 @@ from specflow import (
     Fixed,
     GreedyProcessor,
     MultinomialProcessor,
+    PointMass,
     Predictor,
     Proposal,
     SuffixDrafter,

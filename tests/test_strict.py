@@ -319,9 +319,7 @@ def test_the_certificate_holds_where_drafts_lie_behind_the_end(rule: str, drafts
             "a drawn tree": LLMDrafter(world.drafter, model, world.rng, widths=(2,)),
         }
         by_rule, gamma = CERTIFIED[rule](world), Fixed(GAMMAS.get(drafts, 3))
-        return verified_step(
-            drafters[drafts], world.target, world.processor, world.rng, by_rule, gamma, until=is_over
-        )
+        return verified_step(drafters[drafts], world.target, world.processor, world.rng, by_rule, gamma, until=is_over)
 
     assert certify(compose, until=is_over, cases=cases).accepted > 0
 
