@@ -38,6 +38,7 @@ from specflow import (
     Tokens,
     TopKProcessor,
     Traverse,
+    along_paths,
     at_most,
     autoregressive_step,
     chain,
@@ -613,8 +614,8 @@ def test_where_a_wish_leaves_nothing_of_a_grammar_an_answer_ends_as_it_does_with
     wish: str, inner: Processor
 ) -> None:
     answer = Grammar.regex("(a|b)cccc", LETTERS, (LETTERS_END,)).after((2,))
-    processor, target, state = WISHES[wish](inner), TableModel(4), start((2,), 9, (LETTERS_END,)).unwrap()
-    law = Constrained(processor, answer)
+    processor, state = WISHES[wish](inner), start((2,), 9, (LETTERS_END,)).unwrap()
+    target, law = along_paths(lambda tokens: torch.zeros(4)), Constrained(processor, answer)
     dice = Dice(torch.Generator().manual_seed(1))
     plain = run(autoregressive_step(target, law, dice, until=answer.is_over), state)
     assert (plain.state.output[1:], plain.reason) == ((2, 2, 2, 2), Reason.CONDITION)
