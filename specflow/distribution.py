@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import isfinite, isnan, log
+from math import inf, isfinite, isnan, log
 from typing import Final, TypeAlias, final
 
 import torch
 from attrs import field, frozen
 from torch import Tensor
 
-from specflow.errors import DecodeError
+from specflow.errors import DeadEndError, DecodeError
 from specflow.guards.checks import a, calls, described, is_floats, is_id, named, shown, valid
 from specflow.guards.finite import not_finite
 
@@ -216,12 +216,20 @@ def _tolerance(dtype: torch.dtype) -> float:
 
 
 def no_law(law: object, position: int, by: Origin | None = None) -> DecodeError:
-    """The error that names who left no law for the token at `position`: its processor, or the model's own logits."""
+    """The error that names who left no law for the token at `position`: its processor, or the model's own logits.
+
+    Where nothing has a chance it is a dead end: of the model's logits a processor may have masked all.
+    """
     origin = law.by if by is None and isinstance(law, Categorical) else by
     size = None
     if origin is not None:
         row = origin.logits[position - origin.start]
-        if not isfinite(float(row.amax())):
+        best = float(row.amax())
+        if best == -inf:
+            received = f"nothing but -∞ after the token at position {position - 1}"
+            remedy = "allow one, or check the weights and the dtype where the model itself says so"
+            return DeadEndError("processor", "no token has a chance", received, remedy)
+        if not isfinite(best):
             return not_finite(position - 1)
         size = len(row)
     what = flaw(law, size) or "NaN"

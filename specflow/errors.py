@@ -39,7 +39,7 @@ class DecodeError(ValueError):
         if not isinstance(given, Mapping):
             kind = f"a {type(given).__name__}"
             raise DecodeError("names", "names are not a mapping", kind, 'give one, such as {"prompt": "inputs"}')
-        return DecodeError(names.get(self.parameter, self.parameter), self.happened, self.received, self.remedy)
+        return type(self)(names.get(self.parameter, self.parameter), self.happened, self.received, self.remedy)
 
     @override
     def __str__(self) -> str:

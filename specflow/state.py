@@ -19,7 +19,7 @@ from torch import Tensor
 from typing_extensions import TypeVar
 
 from specflow.distribution import Distribution, PointMass
-from specflow.errors import DecodeError
+from specflow.errors import DeadEndError, DecodeError
 from specflow.guards.checks import a, calls, is_whole, or_none, shown, valid, whole
 from specflow.guards.ids import Tokens as Tokens
 from specflow.laws import Laws, Lazily
@@ -289,7 +289,7 @@ class Scored(Record):
     """What the target says of a draft: `logits` [n + 1, V], after the text and after each draft, refused ones too.
 
     The target's law after a draft is made when a rule asks for it, so that no processor hears of a draft that cannot
-    stand; `make` makes those along a stretch of drafts.
+    stand; `make` makes those along a stretch of drafts. Rules ask here which drafts are to be judged.
 
     >>> from specflow import GreedyProcessor, start
     >>> from specflow.stages import Score
@@ -304,6 +304,36 @@ class Scored(Record):
     logits: Tensor = field(repr=False)
     make: Callable[[tuple[int, ...]], Laws] = field(repr=False)
     _known: dict[int, tuple[Stretch, int]] = field(init=False, factory=dict, repr=False)
+    _ends: dict[int, bool] = field(init=False, factory=dict, repr=False)
+
+    def children(self, i: int) -> tuple[int, ...]:
+        """The drafts to be judged directly after draft i, or after the text: none where nothing can follow it."""
+        children = self.drafted.children(i)
+        return () if children and self.ends(i) else children
+
+    def followers(self, i: int) -> dict[int, int]:
+        """token → the draft of it among `children(i)`; the first of equals."""
+        return self.drafted.followers(i) if self.children(i) else {}
+
+    def ends(self, i: int) -> bool:
+        """Whether nothing can follow draft i: it is a stop token, or the processor has no law (`DeadEndError`).
+
+        A draft is asked about once it can stand. The text itself goes on, or `law` raises there.
+        """
+        _is_number(i, len(self.drafted.proposals))
+        if i == TEXT:
+            return False
+        if i not in self._ends:
+            is_stop = self.drafted.proposals[i].token in self.drafted.state.request.stop
+            self._ends[i] = is_stop or not self._has_law(i)
+        return self._ends[i]
+
+    def _has_law(self, i: int) -> bool:
+        try:
+            self.law(i)
+        except DeadEndError:
+            return False
+        return True
 
     def law(self, i: int) -> Distribution:
         """The target's law p of the token after draft i, or after the text (`TEXT`)."""
@@ -362,7 +392,7 @@ class Verdict(Generic[S]):
 
 
 Rule: TypeAlias = Callable[[Scored], Verdict[S]]
-"""What judges a draft: a value without target and processor. It asks for the law after a draft once that can stand."""
+"""What judges drafts: a value without target and processor. It asks `Scored` about a draft once that can stand."""
 
 
 @final

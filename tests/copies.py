@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from itertools import islice
 from typing import Final, TypeVar
@@ -27,21 +27,25 @@ from specflow import (
     LookupTree,
     MultinomialProcessor,
     Processor,
+    Proposal,
     SharedNoise,
     SuffixDrafter,
     Tokens,
     autoregressive_step,
+    chain,
     run,
     speculative_generate,
     speculative_step,
     start,
 )
+from specflow.constraints import Constrained, Grammar, MinLength
 from specflow.distribution import Distribution, PointMass
 from specflow.drafters import GreedyBlockDrafter, SampledBlockDrafter
 from specflow.processors import LogitsProcessor
 from specflow.randomness import Sampling, draws
 from specflow.stages import Adjust, Block, Draft, Match, Reject, Verify, advance, commit
 from specflow.state import Adjusted, Drafted
+from specflow.steps import constrained_step
 from tests.far import COPIES, Far, Remote
 from tests.toys import disturbed, passes_of, tiny_llama
 
@@ -174,6 +178,22 @@ def no_law() -> str:
     return "nothing"
 
 
+def dead_ends() -> list[int]:
+    """How long the answers of a grammar are whose end a wish forbids: greedy and sampled, and the draft of a model."""
+    answer = Grammar.regex("(a|b)cccc", (b"a", b"b", b"c", b""), stop=(3,)).after((2,))
+    dice, lengths = Dice(torch.Generator().manual_seed(7)), []
+
+    def target(tokens: Tokens, drafts: Sequence[Proposal]) -> Tensor:
+        return Far(torch.zeros(len(drafts) + 1, 4))
+
+    for processor in (GREEDY, SAMPLING):
+        law = MinLength(processor, 9, stop=(3,), begins=1)
+        step = constrained_step(answer, lambda tokens: iter(chain((3,))), target, law, dice, Reject(dice))
+        lengths.append(len(run(step, start((2,), 9, (3,)).unwrap()).state.output))
+        lengths.append(len(list(LLMDrafter(target, Constrained(law, answer), dice)((2,)))))
+    return lengths
+
+
 def masked(prefix: Tokens, logits: Tensor) -> Distribution:
     """A grammar without a way on from the eighth token."""
     return Categorical(logits.softmax(-1) if len(prefix) < 8 else torch.zeros_like(logits))
@@ -221,5 +241,6 @@ if __name__ == "__main__":
     found["one seed"] = [of_one_seed(policy) for policy in (0, 1, 3, 9)]
     found["taken back"] = [[after_some(most, ahead) for most in range(6)] for ahead in (False, True)]
     found["no law"] = no_law()
+    found["dead ends"] = dead_ends()
     found["generated"] = [generated(processor) for processor in (GREEDY, SAMPLING)]
     print(json.dumps(found))

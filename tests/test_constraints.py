@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
+from math import inf
 from typing import Final
 
 import pytest
@@ -37,6 +38,7 @@ from specflow import (
     Tokens,
     TopKProcessor,
     Traverse,
+    along_paths,
     at_most,
     autoregressive_step,
     chain,
@@ -47,8 +49,22 @@ from specflow import (
     then,
 )
 from specflow.batch import Failed, Shared, generate_many, together
-from specflow.constraints import Constrained, Constraint, CutForbidden, Forced, Grammar, Matcher, following
+from specflow.constraints import (
+    BannedWords,
+    Constrained,
+    Constraint,
+    CutForbidden,
+    Forced,
+    Grammar,
+    LogitBias,
+    Matcher,
+    MinLength,
+    RepetitionPenalty,
+    RequiredWords,
+    following,
+)
 from specflow.drafters import propose_nothing
+from specflow.errors import DeadEndError
 from specflow.randomness import Randomness
 from specflow.stages import Adjust, Draft, Verify, ending
 from specflow.state import Drafted, Reason
@@ -582,6 +598,35 @@ def test_what_cannot_be_obeyed_is_refused_by_name() -> None:
     )
     with pytest.raises(DecodeError, match="no token that could follow"):  # nothing ends the text at its end
         run(told, start((1,), 9).unwrap())
+
+
+WISHES: Final[dict[str, Callable[[Processor], Processor]]] = {
+    "bias": lambda inner: LogitBias(inner, {LETTERS_END: -inf}),
+    "banned": lambda inner: BannedWords(inner, [(LETTERS_END,)]),
+    "required": lambda inner: RequiredWords(inner, [(0, 0)], stop=(LETTERS_END,), begins=1),
+    "length": lambda inner: RepetitionPenalty(MinLength(inner, 9, stop=(LETTERS_END,), begins=1), 1.2),
+}
+
+
+@pytest.mark.parametrize("inner", [SAMPLED, GreedyProcessor()], ids=["sampled", "greedy"])
+@pytest.mark.parametrize("wish", WISHES)
+def test_where_a_wish_leaves_nothing_of_a_grammar_an_answer_ends_as_it_does_without_drafts(
+    wish: str, inner: Processor
+) -> None:
+    answer = Grammar.regex("(a|b)cccc", LETTERS, (LETTERS_END,)).after((2,))
+    processor, state = WISHES[wish](inner), start((2,), 9, (LETTERS_END,)).unwrap()
+    target, law = along_paths(lambda tokens: torch.zeros(4)), Constrained(processor, answer)
+    dice = Dice(torch.Generator().manual_seed(1))
+    plain = run(autoregressive_step(target, law, dice, until=answer.is_over), state)
+    assert (plain.state.output[1:], plain.reason) == ((2, 2, 2, 2), Reason.CONDITION)
+    for rule in RULES:
+        for drafter in (propose_nothing, lambda tokens: iter(chain((LETTERS_END,)))):
+            dice = Dice(torch.Generator().manual_seed(1))
+            end = run(constrained_step(answer, drafter, target, processor, dice, rule(dice)), state)
+            assert (end.state.output, end.reason) == (plain.state.output, plain.reason)
+    assert len(list(LLMDrafter(target, law, Dice())((2,)))) == 5
+    with pytest.raises(DeadEndError, match="no token has a chance"):
+        run(autoregressive_step(target, law, dice), state)
 
 
 @pytest.mark.parametrize(

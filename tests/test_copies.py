@@ -131,6 +131,10 @@ def test_a_law_on_a_device_that_is_none_names_the_processor_and_the_position(cop
     assert "after the token at position 7;" in copies["no law"]
 
 
+def test_on_a_device_too_an_answer_ends_where_a_wish_leaves_nothing_of_its_grammar(copies: dict[str, Any]) -> None:
+    assert copies["dead ends"] == [5, 5, 5, 5]
+
+
 @pytest.mark.parametrize("model", [tiny_llama(3), tiny_gpt2(3)], ids=["llama", "gpt2"])
 def test_a_block_is_what_token_by_token_drafting_proposes(model: PreTrainedModel) -> None:
     one_by_one, predictor, fed = (

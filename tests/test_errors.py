@@ -21,9 +21,11 @@ from specflow import (
     speculative_generate,
     start,
 )
+from specflow.errors import DeadEndError
 from specflow.heads.eagle import Norms
 from specflow.policies import SVIP
 from specflow.protocols import Limits
+from specflow.stages.rows import Rows
 from specflow.vocabulary import shared_vocabulary
 from tests.toys import Unrunnable, tiny_llama
 
@@ -124,6 +126,7 @@ def test_top_k_and_top_p() -> None:
         (lambda: SVIP(h=numpy.float32(0.5)).h, 0.5),  # type: ignore[arg-type]
         (lambda: SVIP(temperature=numpy.float16(2)).temperature, 2.0),  # type: ignore[arg-type]
         (lambda: Norms(each=numpy.True_).each, True),  # type: ignore[arg-type]
+        (lambda: Rows(2, along=numpy.True_).along, True),  # type: ignore[arg-type]
     ],
 )
 def test_numbers_of_numpy_are_held_as_pythons_own(make: Callable[[], object], held: object) -> None:
@@ -136,3 +139,8 @@ def test_an_error_is_a_value_where_a_decode_is_started() -> None:
     assert isinstance(refused, Failure)
     assert refused.failure().parameter == "prompt"
     assert isinstance(refused.failure(), ValueError)
+
+
+def test_an_error_that_is_renamed_is_of_the_same_kind() -> None:
+    error = DeadEndError("prompt", "the text is over", 3, "end it").renamed({"prompt": "inputs"})
+    assert (type(error), error.parameter) == (DeadEndError, "inputs")

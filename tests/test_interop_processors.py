@@ -36,10 +36,12 @@ from specflow import (
     PointMass,
     Proposal,
     Tokens,
+    chain,
     run,
     speculative_step,
     start,
 )
+from specflow.errors import DeadEndError
 from specflow.interop import Generate, InOrder, ProcessorList, Stateless, most_likely, sampled
 from specflow.models import Loaded
 from specflow.stages import Adjust, Block, Draft, Verify, advance, commit
@@ -507,8 +509,33 @@ def test_a_law_that_is_none_is_refused_naming_position_and_processors() -> None:
                 kind([lambda ids, scores: scores[:, 1:]], choose).laws(PROMPT, ROW)[0]
             with pytest.raises(DecodeError, match="no scores of shape"):
                 kind([nothing], choose).laws(PROMPT, ROW)[0]
-    with pytest.raises(DecodeError, match="no token has a chance"):
+    with pytest.raises(DeadEndError, match="no token has a chance"):
         most_likely(torch.full((3,), -torch.inf))
+    with pytest.raises(DecodeError, match="no token has a chance") as caught:
+        most_likely(torch.full((3,), torch.nan))
+    assert type(caught.value) is DecodeError
+
+
+def over_at_7(ids: Tensor, scores: Tensor) -> Tensor:
+    return torch.full_like(scores, -torch.inf) if int(ids[0, -1]) == 7 else scores
+
+
+@pytest.mark.parametrize("kind", [InOrder, ProcessorList])
+def test_a_draft_after_which_nothing_is_left_stands_and_the_next_step_says_so(
+    kind: type[InOrder] | type[ProcessorList],
+) -> None:
+    row = torch.zeros(9).index_fill(0, torch.tensor(7), 1.0)
+    step = speculative_step(
+        lambda tokens: iter(chain((7, 8))),
+        lambda tokens, drafts: row.expand(len(drafts) + 1, -1),
+        kind([over_at_7]),
+        Dice(),
+    )
+    outcome = step(start((5,), 9).unwrap())
+    assert isinstance(outcome, DecodeState)
+    assert outcome.output == (7,)
+    with pytest.raises(DeadEndError, match=r"after the processors \(over_at_7\) is none: .* position 1"):
+        step(outcome)
 
 
 @pytest.mark.parametrize("wrong", [None, 3, "processors", torch.zeros(3), [3], [None], PointMass(1)], ids=str)

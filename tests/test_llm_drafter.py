@@ -11,6 +11,7 @@ import pytest
 import torch
 from attrs import define, field
 from torch import Tensor
+from typing_extensions import override
 
 from specflow import (
     TEXT,
@@ -216,6 +217,18 @@ def test_beside_a_processors_choice_stands_what_it_would_choose_next() -> None:
     punishes = RepetitionPenalty(GreedyProcessor(), 4.0)
     drafts = list(islice(LLMDrafter(always(row), punishes, Dice(), widths=(3,))((1,)), 3))
     assert [draft.token for draft in drafts] == [3, 2, 1]
+
+
+def test_where_a_processor_of_ones_own_allows_one_token_there_is_none_beside_it() -> None:
+    """Without that one it leaves NaN, which nobody can tell from a fault: only a law was made of the logits before."""
+
+    class Three(GreedyProcessor):
+        @override
+        def _process(self, logits: Tensor) -> Tensor:
+            return torch.full_like(logits, -inf).index_copy(-1, torch.tensor([3]), logits[..., 3:4])
+
+    drafts = list(islice(LLMDrafter(always([0.3, 2.0, 1.0, 1.5, -1.0]), Three(), Dice(), widths=(3,))((0,)), 2))
+    assert ([draft.token for draft in drafts], parents_of(drafts)) == ([3, 3], (TEXT, 0))
 
 
 def test_a_draft_ends_where_its_processor_says_that_nothing_can_follow() -> None:

@@ -16,9 +16,11 @@ from specflow import (
     CachedPredictor,
     DecodeError,
     Dice,
+    EachPrefix,
     Fixed,
     GreedyProcessor,
     MultinomialProcessor,
+    PointMass,
     Predictor,
     Proposal,
     SuffixDrafter,
@@ -241,6 +243,18 @@ def test_behind_the_end_of_an_answer_nothing_is_looked_at() -> None:
     near = RescoreNearTies(always([0.0, 0.0, 0.0]), single, 0.5, Constrained(GreedyProcessor(), answer))
     assert near((0,), chain((0, 1, 2, 1))).tolist() == [[0.0, 0.0, 0.0]] * 5
     assert single.asked == []  # where one token is allowed there is no tie
+
+
+def test_the_processor_is_not_asked_what_follows_a_stop_token() -> None:
+    def law(prefix: Tokens, logits: Tensor) -> PointMass:
+        if 2 in prefix:
+            raise ValueError(f"{prefix} is not in the language")
+        return PointMass(2)
+
+    near = RescoreNearTies(always([0.0, 0.0, 0.0]), always([0.0, 0.0, 0.0]), 0.5, EachPrefix(law), stop=(2,))
+    assert near((0,), chain((2,))).tolist() == [[0.0, 0.0, 0.0]] * 2
+    step = speculative_step(lambda tokens: iter(chain((2, 1))), near, EachPrefix(law), Dice())
+    assert run(step, start((0,), 9, stop=(2,)).unwrap()).state.output == (2,)
 
 
 def test_a_processor_that_draws_has_no_near_ties() -> None:

@@ -44,6 +44,7 @@ from specflow import (
     Verdict,
     Verified,
     along_paths,
+    asked,
     autoregressive_step,
     chain,
     run,
@@ -53,8 +54,11 @@ from specflow import (
     unfold,
     verified_step,
 )
-from specflow.distribution import BlackBox, Distribution
+from specflow.asked import laws_of
+from specflow.constraints import LogitBias, RepetitionPenalty
+from specflow.distribution import BlackBox, Distribution, flaw
 from specflow.drafters import propose_nothing
+from specflow.errors import DeadEndError
 from specflow.guards.finite import finite
 from specflow.laws import Laws
 from specflow.loop import once
@@ -381,7 +385,7 @@ def test_each_row_that_is_not_finite_is_found_among_others(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("bad", [[NAN] * V, [0, 1, NAN, 2, 0, 0, 0, 0], [-INF] * V, [0, INF, 0, 0, 0, 0, 0, 0]])
+@pytest.mark.parametrize("bad", [[NAN] * V, [0, 1, NAN, 2, 0, 0, 0, 0], [0, INF, 0, 0, 0, 0, 0, 0]])
 @pytest.mark.parametrize("processor", [GreedyProcessor(), MultinomialProcessor(1.0), TopKProcessor(1.0, 3)])
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_logits_that_are_not_finite_keep_the_error_that_names_the_model(
@@ -391,6 +395,33 @@ def test_logits_that_are_not_finite_keep_the_error_that_names_the_model(
     row = torch.where(row.isnan(), row.copysign(torch.tensor(sign, dtype=dtype)), row)
     with pytest.raises(DecodeError, match="model's logits are not finite: received NaN or infinity .* position 1;"):
         decode(autoregressive_step(lambda tokens, drafts: row, processor, Dice()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("processor", [GreedyProcessor(), MultinomialProcessor(1.0), TopKProcessor(1.0, 3)])
+def test_where_no_token_has_a_chance_it_is_a_dead_end_and_the_model_may_be_why(
+    processor: LogitsProcessor, dtype: torch.dtype
+) -> None:
+    row = torch.full((1, V), -INF, dtype=dtype)
+    with pytest.raises(DeadEndError, match="no token has a chance: received nothing but -∞ .* position 1; .*weights"):
+        decode(autoregressive_step(lambda tokens, drafts: row, processor, Dice()))
+
+
+def test_a_law_is_looked_at_once_however_many_processors_hand_it_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[object] = []
+
+    def look(law: object, vocab_size: int | None = None) -> str | None:
+        looks.append(law)
+        return flaw(law, vocab_size)
+
+    monkeypatch.setattr(asked, "flaw", look)
+    inner = EachPrefix(lambda prefix, logits: Categorical(logits.softmax(-1)))
+    outer = LogitBias(RepetitionPenalty(LogitBias(inner, {1: 1.0}), 1.2), {2: 1.0})
+    law = laws_of(outer, (1,), torch.zeros(1, V))[0]
+    assert isinstance(law, Categorical)
+    assert law.by is not None
+    assert "lambda" in law.by.name
+    assert len(looks) == 1
 
 
 def test_on_the_host_a_law_of_ours_is_made_when_it_is_asked_for_and_is_the_same() -> None:

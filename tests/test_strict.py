@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Final
 
@@ -31,11 +31,13 @@ from specflow import (
     Step,
     Tokens,
     Traverse,
+    chain,
     run,
     speculative_step,
     verified_step,
 )
 from specflow.distribution import Distribution
+from specflow.errors import DeadEndError
 from specflow.laws import Lazily
 from specflow.lossy import accept_loss
 from specflow.paths import path_by_path
@@ -253,6 +255,73 @@ def test_the_certificate_holds_for_laws_that_are_made_lazily(rule: str, drafts: 
         return verified_step(drafters[drafts], world.target, world.processor, world.rng, by_rule, gamma)
 
     assert certify(compose, cases=cases).accepted > 0
+
+
+OVER = 1
+
+
+def is_over(state: DecodeState) -> bool:
+    return state.tokens[-1] == OVER
+
+
+@pytest.mark.parametrize("drafts", ["certain", "drawn", "drawn behind it", "a tree", "a drawn tree"])
+@pytest.mark.parametrize("rule", RULES)
+def test_a_draft_that_nothing_can_follow_stands_without_those_behind_it(rule: str, drafts: str) -> None:
+    asked: list[Tokens] = []
+
+    def law(prefix: Tokens, logits: Tensor) -> Distribution:
+        asked.append(prefix)
+        if prefix[-1] == OVER:
+            raise DeadEndError("tokens", "the answer is over", OVER, "end it")
+        return PointMass(OVER)
+
+    certain, even = Categorical(torch.eye(V)[OVER]), Categorical(torch.full((V,), 1 / V))
+    behind = [Proposal(0, even), Proposal(2, even)]
+    proposed: dict[str, Sequence[Proposal]] = {
+        "certain": chain((OVER, 0, 2)),
+        "drawn": [Proposal(OVER, certain), *behind],
+        "drawn behind it": [Proposal(OVER), *behind],
+        "a tree": [Proposal(OVER), Proposal(0, parent=TEXT), Proposal(2, parent=0), Proposal(3, parent=0)],
+        "a drawn tree": [Proposal(OVER, certain), *[evolve(draft, parent=0) for draft in behind]],
+    }
+    step = RULES[rule](lambda tokens: iter(proposed[drafts]), EachPrefix(law), Dice())
+    outcome = step(DecodeState(Request((2,), 9), (2,)))
+    assert isinstance(outcome, DecodeState)
+    assert outcome.output == (OVER,)
+    assert asked == [(2,), (2, OVER)]
+    with pytest.raises(DeadEndError, match="the answer is over"):  # no condition has ended the text
+        step(outcome)
+
+
+@pytest.mark.parametrize("drafts", ["a chain", "a drawn chain", "a tree", "a drawn tree"])
+@pytest.mark.parametrize("rule", CERTIFIED)
+def test_the_certificate_holds_where_drafts_lie_behind_the_end(rule: str, drafts: str) -> None:
+    """A draft that would end the answer may still be refused, whatever was drafted behind it."""
+
+    def law(prefix: Tokens, logits: Tensor) -> Distribution:
+        assert OVER not in prefix[:-1]
+        if prefix[-1] == OVER:
+            raise DeadEndError("tokens", "the answer is over", OVER, "end it")
+        return Categorical(logits.softmax(-1))
+
+    def strict(rng: Sampling) -> Processor:
+        return EachPrefix(law)
+
+    cases = [Case(2, (0,), 4, seed=15), Case(3, (2,), 3, seed=1), Case(4, (3, 0), 3, frozenset({2}), seed=4)]
+    cases = [evolve(case, processor=strict) for case in cases[: 2 if drafts == "a drawn tree" else 3]]
+
+    def compose(world: World) -> Step:
+        model = MultinomialProcessor(1.0)
+        drafters: dict[str, Drafter] = {
+            "a chain": lambda tokens: iter(chain((0, OVER, 0))),
+            "a drawn chain": LLMDrafter(world.drafter, model, world.rng),
+            "a tree": lambda tokens: iter([Proposal(token, parent=parent) for token, parent in BUSH]),
+            "a drawn tree": LLMDrafter(world.drafter, model, world.rng, widths=(2,)),
+        }
+        by_rule, gamma = CERTIFIED[rule](world), Fixed(GAMMAS.get(drafts, 3))
+        return verified_step(drafters[drafts], world.target, world.processor, world.rng, by_rule, gamma, until=is_over)
+
+    assert certify(compose, until=is_over, cases=cases).accepted > 0
 
 
 def test_laws_are_made_once_each_behind_those_before() -> None:

@@ -1173,7 +1173,7 @@ TABLE: Final[dict[str, Entry]] = {
     "predictors.rescore.OneByOne.__call__": Entry(OneByOne(TARGET, 2), reading),
     "predictors.rescore.RescoreNearTies": Entry(
         RescoreNearTies,
-        lambda: {"target": TARGET, "single": TARGET, "below": 0.1, "processor": s.GreedyProcessor()},
+        lambda: {"target": TARGET, "single": TARGET, "below": 0.1, "processor": s.GreedyProcessor(), "stop": (4,)},
         predict,
     ),
     "predictors.rescore.RescoreNearTies.__call__": Entry(RescoreNearTies(TARGET, TARGET, 0.1), reading),
@@ -1961,7 +1961,7 @@ TABLE: Final[dict[str, Entry]] = {
     },
     **{
         f"state.Scored.{name}": Entry(lambda i, name=name: getattr(scored(), name)(i), lambda: {"i": 2})
-        for name in ("law", "made", "stretch")
+        for name in ("children", "ends", "followers", "law", "made", "stretch")
     },
     "state.Scored.rows": Entry(lambda path: scored().rows(path), lambda: {"path": (s.TEXT, 0, 2)}),
     "state.Verdict": Entry(

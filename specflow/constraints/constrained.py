@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import inf
+from math import inf, isnan
 from typing import final
 
 from attrs import field, frozen
@@ -10,11 +10,12 @@ from torch import Tensor
 
 from specflow.asked import laws_of
 from specflow.constraints.constraint import Constraint
-from specflow.distribution import Distribution
+from specflow.distribution import Categorical, Distribution, no_law
 from specflow.errors import DeadEndError
 from specflow.guards.checks import a, does, valid
+from specflow.guards.finite import is_near
 from specflow.laws import Lazily
-from specflow.processors import EachPrefix, Processor
+from specflow.processors import EachPrefix, LogitsProcessor, Processor
 from specflow.state import Tokens
 
 
@@ -27,8 +28,8 @@ class Constrained:
     plain sampling has the target's own law, masked and renormalised. A text obeys step by step, p(x | text, x allowed),
     which is not the law of the target's texts among those that obey.
 
-    Laws are made `Lazily`: the grammar hears of no draft that it forbids. `DeadEndError` where it, or the model,
-    leaves no token a chance, and for a text that does not obey.
+    Laws are made `Lazily`: the grammar hears of no draft that it forbids. `DeadEndError` where it, the model and
+    the processor leave no token a chance, and for a text that does not obey.
 
     >>> from specflow import Dice, MultinomialProcessor, autoregressive_step, run, start
     >>> from specflow.constraints.grammar import Grammar
@@ -53,4 +54,12 @@ class Constrained:
             happened = "the model gives no chance to any token that the grammar allows"
             received = f"{int(allowed.sum())} allowed after position {len(prefix) - 1}, each with a logit of -∞"
             raise DeadEndError("processor", happened, received, "allow another token, or do not forbid them elsewhere")
-        return laws_of(self.processor, prefix, masked[None])[0]
+        law = laws_of(self.processor, prefix, masked[None])[0]
+        if (
+            isinstance(law, Categorical)
+            and not is_near(law.probs)  # else it was looked at
+            and not isinstance(self.processor, LogitsProcessor)  # else it leaves some
+            and isnan(float(law.probs.sum()))
+        ):
+            raise no_law(law, len(prefix))
+        return law

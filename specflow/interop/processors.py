@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from math import isnan
 from typing import Any, Final, TypeAlias, final
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from specflow.distribution import Categorical, Distribution, PointMass
-from specflow.errors import DecodeError
+from specflow.errors import DeadEndError, DecodeError
 from specflow.guards.checks import calls, shown, valid
 from specflow.guards.finite import finite, is_near
 from specflow.guards.ids import ids_of
@@ -90,7 +91,7 @@ class Stateless:
 
 
 def most_likely(scores: Tensor) -> PointMass:
-    """Greedy choice: certainty of the largest of `scores` [V]. `DecodeError` where all are -∞ or one is NaN.
+    """Greedy choice: certainty of the largest of `scores` [V]. `DeadEndError` where all are -∞, `DecodeError` at a NaN.
 
     >>> most_likely(torch.tensor([0.0, 3.0, 1.0]))
     PointMass(token=1)
@@ -179,6 +180,7 @@ class InOrder:
     choose: Callable[[Tensor], Distribution] = field(default=most_likely, validator=valid(_is_choice))
     _is_stateless: bool = field(init=False, repr=False)
     _seen: Tokens = field(init=False, default=(), repr=False)
+    _end: tuple[str, str, object, str] | None = field(init=False, default=None, repr=False)
 
     def __attrs_post_init__(self) -> None:
         self._is_stateless = all(map(is_of_the_prefix, self.processors))
@@ -188,12 +190,19 @@ class InOrder:
         return _laws(self.processors, tokens, logits, self._law)
 
     def _law(self, ids: Tensor, prefix: Tokens, scores: Tensor) -> Distribution:
-        if not self._is_stateless and self._seen and prefix[:-1] != self._seen:
-            happened = "processors in order are asked about each prefix of one text once"
-            received = f"a prefix of {len(prefix)} tokens after one of {len(self._seen)}"
-            raise DecodeError("processors", happened, received, "make one for each text, or use ProcessorList")
-        self._seen = prefix  # even if the processors fail there: they may have changed by then
-        return _law(self.processors, self.choose, ids, scores)
+        if not self._is_stateless and self._seen:
+            if self._end is not None and prefix == self._seen:
+                raise DeadEndError(*self._end)  # known since the draft was accepted; now the next step asks
+            if prefix[:-1] != self._seen:
+                happened = "processors in order are asked about each prefix of one text once"
+                received = f"a prefix of {len(prefix)} tokens after one of {len(self._seen)}"
+                raise DecodeError("processors", happened, received, "make one for each text, or use ProcessorList")
+        self._seen, self._end = prefix, None  # even if the processors fail there: they may have changed by then
+        try:
+            return _law(self.processors, self.choose, ids, scores)
+        except DeadEndError as error:
+            self._end = error.parameter, error.happened, error.received, error.remedy
+            raise
 
 
 @final
@@ -305,7 +314,10 @@ def _laws(
 def _law(
     parts: Iterable[Processing], choose: Callable[[Tensor], Distribution], ids: Tensor, scores: Tensor
 ) -> Distribution:
-    """choose(processors(ids, scores)); `DecodeError` where that is none, naming the position and the processors."""
+    """choose(processors(ids, scores)); `DecodeError` where that is none, naming the position and the processors.
+
+    It is a `DeadEndError` where all are -∞.
+    """
     by = ", ".join(map(name_of, parts)) or "no processor"
     for part in parts:
         said: object = part(ids, scores)
@@ -320,8 +332,10 @@ def _law(
 
 
 def _refuse_none(scores: Tensor, happened: str, received: str) -> None:
-    if not float(scores.max()) > -torch.inf:
-        raise DecodeError("processors", happened, received, "leave at least one token a chance")
+    best = float(scores.max())
+    if not best > -torch.inf:
+        kind = DecodeError if isnan(best) else DeadEndError
+        raise kind("processors", happened, received, "leave at least one token a chance")
 
 
 def _row(scores: object) -> Tensor:

@@ -11,6 +11,7 @@ from attrs import define, field, frozen
 from torch import Tensor
 
 from specflow.asked import law_after, rows_of
+from specflow.constraints.constraint import ends_of
 from specflow.distribution import PointMass
 from specflow.errors import DecodeError
 from specflow.guards.checks import calls, does, named, number, shown, valid, whole
@@ -65,6 +66,9 @@ class RescoreNearTies:
     - The target itself takes one pass more at each near-tie, over a cache that passes over several tokens have
       written. Its roundings are in there, so that some texts still differ.
 
+    Give it the `stop` tokens of `start`: after a drafted one the processor is not asked. After anything else that can
+    be the text it is, and the step asks again, so it may keep no state: no `InOrder`.
+
     docs/margins.md has the numbers. A model from `accelerate.bit_for_bit` needs none of this. `DecodeError` for a
     processor that is not certain of a token.
 
@@ -85,6 +89,7 @@ class RescoreNearTies:
         default=GreedyProcessor(),
         validator=valid(does("a processor", "give the step's, such as GreedyProcessor()", "laws")),
     )
+    stop: frozenset[int] = field(default=frozenset(), converter=ends_of)
 
     def __call__(self, tokens: Tokens, drafts: Sequence[Proposal], /) -> Tensor:
         """Logits [n + 1, V] after `tokens`, and after them and the path down to each draft."""
@@ -105,8 +110,8 @@ class RescoreNearTies:
                     happened, received = "single and target have different vocabularies", f"{len(rows[i + 1])} logits"
                     raise DecodeError("single", happened, received, f"give {logits.shape[1]}, as the target does")
                 best = self._best(text, rows[i + 1])
-            following = [k for k, parent in enumerate(parents) if parent == i]
-            reached |= {k for k in following if best == PointMass(drafts[k].token)}
+            if best is not None and best.token not in self.stop:
+                reached |= {k for k, parent in enumerate(parents) if parent == i and drafts[k].token == best.token}
         return torch.stack(rows)
 
     def _at_worst(self, row: Tensor, best: PointMass) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Generic, TypeAlias, final
 from attrs import Factory, field, frozen
 
 from specflow.distribution import Distribution
-from specflow.errors import DeadEndError, DecodeError
+from specflow.errors import DecodeError
 from specflow.guards.checks import calls, is_id, named, shown, valid
 from specflow.lossy import Lossy
 from specflow.processors import Processor
@@ -108,21 +108,12 @@ def _verified(scored: Scored, verdict: Verdict[S], rule: object) -> Verified[S]:
     if law is not None and not isinstance(law, Distribution):
         happened = f"the correction of the rule {named(rule)} is not a law"
         raise DecodeError("rule", happened, shown(law), "give a PointMass or Categorical, or None for p itself")
-    if path and scored.drafted.proposals[path[-1]].token in scored.drafted.state.request.stop:
+    last = (TEXT, *path)[-1]
+    if path and scored.drafted.proposals[last].token in scored.drafted.state.request.stop:
         law = None
-    elif law is None:
-        law = _law_after(path, scored)
+    elif law is None and not scored.ends(last):
+        law = scored.law(last)
     return Verified(scored, path, law)
-
-
-def _law_after(path: tuple[int, ...], scored: Scored) -> Distribution | None:
-    """The target's own law after the drafts that stand; None where nothing can follow them."""
-    try:
-        return scored.law((TEXT, *path)[-1])
-    except DeadEndError:
-        if not path:
-            raise
-        return None
 
 
 def _is_path(drafted: Drafted, path: object) -> bool:

@@ -7,7 +7,7 @@ from typing import Protocol, final, runtime_checkable
 
 from attrs import field, frozen
 
-from specflow.guards.checks import a, calls, valid, whole
+from specflow.guards.checks import a, calls, flag, valid, whole
 from specflow.state import Committed
 
 
@@ -21,7 +21,7 @@ class Rows:
     """
 
     most: int = field(validator=valid(whole(0, "give how many tokens of a row are read")))
-    along: bool = field(default=False, validator=valid(a(bool, "say True or False")))
+    along: bool = field(default=False, validator=valid(flag))
 
 
 @runtime_checkable

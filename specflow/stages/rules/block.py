@@ -38,7 +38,8 @@ class Block:
     of the correction. `Traverse` mostly accepts more drafts of a tree.
 
     A block is what was drawn: it ends before siblings of which one is certain, and where the law of p or q is not known
-    (a user's sampler), and `Reject` judges the rest. It ends after a draft that cannot stand, p(x) = 0.
+    (a user's sampler), and `Reject` judges the rest. It ends after a draft that cannot stand, p(x) = 0, and after
+    one that nothing can follow.
     Source: Sun et al. 2403.10444, algorithm 2 and theorems 1 and 2; for siblings Zhou et al. 2601.05724, algorithm 3.
     The latter's hierarchical verification of a chain (algorithm 2) is this rule: its capped ratio
     p(x_1…x_i) / q(x_1…x_i), divided by the largest of those before it and of 1, is w_i.
@@ -95,7 +96,7 @@ def _block(here: int, path: Sequence[int], left: Known | None, odds: Odds) -> tu
     for before, i in zip((here, *path), path, strict=False):
         q = proposals[i].q
         are_drawn = all(isinstance(proposals[child].q, Categorical) for child in scored.drafted.children(before))
-        if weights[-1] == 0 or not are_drawn:
+        if weights[-1] == 0 or not are_drawn or scored.ends(before):
             break
         p = scored.law(before) if block or left is None else left
         if isinstance(p, BlackBox):

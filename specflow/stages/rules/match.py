@@ -40,7 +40,7 @@ class Match:
         a_score("scored", scored)
         drafted, here = scored.drafted, TEXT
         with closing(Samples(self.rng, scored, lambda i: bool(drafted.children(i)))) as samples:
-            while followers := drafted.followers(here):
+            while followers := scored.followers(here):
                 sample = samples.after(here)
                 if sample not in followers:
                     return Verdict(drafted.path(here), PointMass(sample))

@@ -50,7 +50,7 @@ class Reject:
         """The rule for the drafts after draft `here`, which stands."""
         drafted, odds = scored.drafted, Odds(scored)
         with closing(Samples(self.rng, scored, lambda i: _are_certain(drafted, drafted.children(i)))) as samples:
-            while children := drafted.children(here):
+            while children := scored.children(here):
                 if _are_certain(drafted, children):
                     sample = samples.after(here)
                     taken = next((i for i in children if drafted.proposals[i].token == sample), None)

@@ -84,7 +84,7 @@ class _Node:
         drafted = scored.drafted
         children = drafted.children(draft) if weight > 0 else ()
         are_drawn = children and all(isinstance(drafted.proposals[i].q, Categorical) for i in children)
-        law = scored.law(draft) if are_drawn else None
+        law = scored.law(draft) if are_drawn and not scored.ends(draft) else None
         return cls(draft, weight, None if isinstance(law, BlackBox) else law, [*reversed(children)])
 
     def goes_on_without(self, child: int, scored: Scored) -> None:

@@ -46,7 +46,7 @@ class LossyTypical:
     def __call__(self, scored: Scored, /) -> Lossy[Verdict[Sampling]]:
         a_score("scored", scored)
         drafted, here = scored.drafted, TEXT
-        while children := drafted.children(here):
+        while children := scored.children(here):
             law = scored.law(here)
             if isinstance(law, BlackBox):
                 position = len(drafted.state.tokens) + len(drafted.path(here))
