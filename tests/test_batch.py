@@ -570,11 +570,14 @@ def test_of_a_pass_that_breaks_down_a_meter_hears_nothing() -> None:
     texts: list[tuple[int, ...]] = [(3 + i, 4, 5, 6) for i in range(2)]
     list(together([partial(batched, text, ()) for text in texts], 2))  # its trial
     model.register_forward_pre_hook(takes, with_kwargs=True)
-    for token in (7, 8, 9, 10):
-        texts = [(*text, token) for text in texts]
-        list(together([partial(batched, text, ()) for text in texts], 2))
-    texts = [(*text, 11) for text in texts]
-    ends = list(together([partial(batched, text, chain((1, 2, 3, 4))) for text in texts], 2))
+    # With the hook it is another model, which reads the texts anew: ten tokens, too.
+    with pytest.warns(UserWarning, match="a pass over 2 of them failed, and each alone did not") as said:
+        for token in (7, 8, 9, 10):
+            texts = [(*text, token) for text in texts]
+            list(together([partial(batched, text, ()) for text in texts], 2))
+        texts = [(*text, 11) for text in texts]
+        ends = list(together([partial(batched, text, chain((1, 2, 3, 4))) for text in texts], 2))
+    assert len(said) == 1
     assert not any(isinstance(end, Failed) for _, end in ends)
     assert meter.seconds(5) == pytest.approx([2, 2 * 1.01])  # nothing of five tokens, of which it timed none
 
@@ -636,8 +639,30 @@ def test_a_pass_that_breaks_down_is_nobodys_loss() -> None:
 
     batched.forget()
     inner(model).register_forward_pre_hook(breaks)
-    assert dict(together(decodes, 4)) == expected
+    with pytest.warns(UserWarning, match="one by one: a pass over 4 of them failed.*out of luck") as told:
+        assert dict(together(decodes, 4)) == expected
+    assert len(told) == 1
     assert len(broken) == 5
+
+
+def test_of_a_pass_that_one_of_its_texts_breaks_nothing_is_said_but_in_its_decode() -> None:
+    model, refused = tiny_llama(6), set[int]()
+
+    def breaks(module: object, arguments: tuple[torch.Tensor, ...]) -> None:
+        if refused & {*arguments[0].flatten().tolist()}:
+            raise RuntimeError("no nines")
+
+    model.register_forward_pre_hook(breaks)
+    texts = [(3, 4), (5, 9), (6, 7)]
+    batched = BatchPredictor(model, 3)
+    batched((3,), ())  # it is tried
+    refused.add(9)
+    ends = dict(together([partial(batched, text, ()) for text in texts], 3))  # a warning would be an error here
+    failed = ends.pop(1)
+    assert isinstance(failed, Failed)
+    assert "no nines" in str(failed.error)
+    for i, rows in ends.items():
+        assert torch.allclose(rows_in(rows), rows_of(model, texts[i]))
 
 
 def test_ctrl_c_in_a_pass_leaves_what_was_decoded() -> None:

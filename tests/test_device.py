@@ -18,13 +18,14 @@ from pathlib import Path
 import pytest
 import torch
 from torch.nn import Module
+from transformers import PreTrainedModel
 
-from benchmarks.accelerate import plain
+from benchmarks.accelerate import Decode, plain
 from benchmarks.device import needs, parts
 from benchmarks.device.attention import may_use_cudnn
 from benchmarks.device.command import main
-from benchmarks.device.decoders import GREEDY, Told, drafting
-from benchmarks.device.found import ATTENTION, Cell, Found, Table, attempted, page
+from benchmarks.device.decoders import GREEDY, Told, costing, drafting
+from benchmarks.device.found import ATTENTION, MADE_UP, Cell, Failure, Found, Table, attempted, page
 from benchmarks.device.models import (
     GEMMA,
     LLAMA_1B,
@@ -39,12 +40,26 @@ from benchmarks.device.models import (
     versions,
     vocabulary_of,
 )
-from benchmarks.device.parts import COPIES, _batch, attention, compared, each_step, times, where
+from benchmarks.device.parts import (
+    COPIES,
+    LAUNCHES,
+    UNSEEN,
+    _batch,
+    _saw,
+    attention,
+    compared,
+    copies,
+    each_step,
+    times,
+    where,
+)
 from benchmarks.device.processes import UNENDED, carried_out, processes_for
-from specflow import CachedPredictor, Dice, LLMDrafter, Tokens, autoregressive_step, run, start
-from specflow.batch import BatchPredictor, together
+from specflow import CachedPredictor, Dice, LLMDrafter, Proposal, Tokens, autoregressive_step, run, start
+from specflow.accelerate.captured import PASSES
+from specflow.batch import BatchPredictor, predictor, together
 from specflow.predictors.trial import error_bound
 from specflow.state import Tally
+from tests.test_captured import captured
 
 ROOT = Path(__file__).parent.parent
 
@@ -55,9 +70,10 @@ def test_every_part_is_carried_out_and_texts_with_drafts_are_the_plain_ones(tmp_
     assert [part["part"] for part in found["parts"] if part["error"] or not part["tables"]] == []
     page = (tmp_path / "device.md").read_text("utf-8")
     assert [part["part"] for part in found["parts"] if part["part"] not in page] == []
+    assert MADE_UP in page
     conforming = next(part for part in found["parts"] if part["part"].startswith("Conformance"))
-    for dtype in ("float32", "bfloat16"):
-        assert sum(dtype in table["title"] for table in conforming["tables"]) >= 4
+    for dtype, shapes in (("float32", 4), ("bfloat16", 5)):
+        assert len({table["title"] for table in conforming["tables"] if dtype in table["title"]}) == shapes
     for table in conforming["tables"]:
         for row in table["rows"]:
             told = dict(zip(table["columns"], row, strict=True))
@@ -71,7 +87,9 @@ def test_every_part_is_carried_out_and_texts_with_drafts_are_the_plain_ones(tmp_
     ]
     texts = [row["text"] for row in rows if "text" in row]
     assert texts == ["same"] * len(texts)
-    assert {row["same text"] for row in rows if "same text" in row} == {"1/1", "2/2"}
+    batches = [row for row in rows if "same text" in row]
+    assert {row["same text"] for row in batches} == {"1/1", "2/2"}
+    assert all(row["passes, plain"] <= _setup().new + 1 for row in batches), batches
     accepted = [row["accepted"] for row in rows if row.get("accepted") is not None]
     assert len(accepted) >= 20
     assert min(accepted) > 0.2, accepted
@@ -145,20 +163,18 @@ def test_on_cuda_it_is_noted_where_no_passes_are_captured() -> None:
 
 def _told_of_attention(setup: Setup) -> Iterator[Found]:
     yield Table("by cuDNN", ("",), ((may_use_cudnn(),),))
-    (both,) = attention(setup)
-    assert isinstance(both, Table)
-    yield both
+    yield from attention(setup)
     yield Table("by cuDNN", ("",), ((may_use_cudnn(),),))
 
 
-def test_parts_run_without_attention_by_cudnn_and_one_table_has_both() -> None:
+def test_parts_run_without_attention_by_cudnn_and_one_part_has_both() -> None:
     *_, told = carried_out(_setup(), 100.0, (("Attention", _told_of_attention, 1.0),))
-    before, both, after = told.tables
+    before, without, first, after = told.tables
     assert before.rows == after.rows == ((False,),)
-    assert [row[:2] for row in both.rows] == [
-        (kind, name) for kind in ("not allowed", "first") for name in ("plain", "drafts")
-    ]
-    assert {row[-1] for row in both.rows} == {"flash_attention_for_cpu"}
+    for kind, table in (("not allowed", without), ("first", first)):
+        assert table.title.endswith(f"cuDNN {kind}")
+        assert [row[0] for row in table.rows] == ["plain", "drafts"]
+        assert {row[-1] for row in table.rows} == {"flash_attention_for_cpu"}
     assert ATTENTION in page([told], _setup())
 
 
@@ -185,6 +201,96 @@ def test_what_comes_in_a_step_is_the_difference_of_two_texts_less_often_included
     assert found["cudaDeviceSynchronize"] == 1.0
     assert found["Memcpy HtoD"] == 0.5
     assert found["cudaGraphLaunch"] == 0.0
+
+
+def _told_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A profiler that traces nothing."""
+
+    def counted(_: Setup, decode: Decode, prompt: Tokens, new: int) -> tuple[Counter[str], Tally]:
+        return Counter({"aten::mm": 9}), decode(prompt, new)[1]
+
+    monkeypatch.setattr(parts, "_counted", counted)
+
+
+def test_of_a_profiler_that_sees_nothing_no_row_of_zeros_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    _told_nothing(monkeypatch)
+    found = list(copies(_setup()))
+    assert len(found) == 8
+    assert {str(each).partition(": ")[2] for each in found if isinstance(each, Failure)} == {UNSEEN}
+    assert not any(isinstance(each, Table) for each in found)
+    launched = Counter({"cudaLaunchKernelExC": 6, "Memcpy HtoD (Pageable -> Device)": 3})
+    assert _saw(LAUNCHES, launched)
+    assert not _saw(LAUNCHES, Counter({"Memcpy HtoD (Pageable -> Device)": 3, "cudaDeviceSynchronize": 2}))
+
+
+def test_where_the_profiler_sees_no_attention_the_times_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    _told_nothing(monkeypatch)
+    found = list(attention(_setup()))
+    assert sum(isinstance(each, Failure) and "no attention" in each.error for each in found) == 4
+    rows = [row for each in found if isinstance(each, Table) for row in each.rows]
+    assert len(rows) == 4
+    assert {row[-1] for row in rows} == {None}
+
+
+def test_what_first_layers_cost_is_measured_with_drafts_that_are_as_often_right_as_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Their own are all right in a sure model, so their row would tell that leaving out layers pays."""
+    monkeypatch.setattr(Setup, "new", 32)  # in a text of eight tokens all that is told may be right
+    tables = [found for found in parts._drafts(_setup(), LLAMA_1B) if isinstance(found, Table)]
+    assert len(tables) == 2
+    for table in tables:
+        told, costly = [dict(zip(table.columns, table.rows[i], strict=True)) for i in (1, 4)]
+        assert costly["decoder"] == f"{told['decoder']}, at the cost of the first 1 of 2 layers"
+        assert costly["accepted"] == told["accepted"] != 1.0
+
+
+def test_told_drafts_are_those_told_and_each_costs_one_of_the_other_drafter() -> None:
+    made: list[int] = []
+
+    def costly(tokens: Tokens) -> Iterator[Proposal]:
+        for i in range(9):
+            made.append(i)
+            yield Proposal(0)
+
+    told = Told((0, 1), tuple(range(5, 45)), 1000)
+    drafts = list(islice(costing(lambda: told, lambda: costly)()((0, 1)), 4))
+    assert [draft.token for draft in drafts] == [draft.token for draft in islice(told((0, 1)), 4)]
+    assert made == [0, 1, 2, 3]
+
+
+def test_captured_passes_are_told_up_to_the_longest_and_the_same_eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    def both(_: Setup, model: Module) -> dict[str, Module]:
+        assert isinstance(model, PreTrainedModel)
+        return {"given": model, "captured": captured(model)}
+
+    monkeypatch.setattr(parts, "versions", both)
+    found = list(parts._passes(_setup(), LLAMA_1B, (1, max(PASSES), max(PASSES) + 1)))
+    assert [table.columns[1] for table in found if isinstance(table, Table)] == [
+        "given",
+        "captured",
+        "captured, but eager",
+    ]
+    read = [[row[0] for row in table.rows] for table in found if isinstance(table, Table)]
+    assert read == [[1, 32, 33], [1, 32], [1, 32, 33]]
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+def test_where_only_one_of_two_models_is_accelerated_what_the_other_has_is_empty(
+    monkeypatch: pytest.MonkeyPatch, missing: int
+) -> None:
+    asked: list[Module] = []
+
+    def some(_: Setup, model: Module) -> dict[str, Module]:
+        asked.append(model)
+        return {"given": model} if len(asked) == missing + 1 else {"given": model, "captured": model}
+
+    monkeypatch.setattr(parts, "versions", some)
+    tables = [found for found in parts._conforms(_setup(), "", LLAMA_8B, torch.bfloat16) if isinstance(found, Table)]
+    (given,), (other,) = (table.rows for table in tables)
+    assert None not in given
+    assert other[0] == "captured"
+    assert [cell is None for cell in other[1:]] == [missing == 0] * 3 + [missing == 1] * 4
 
 
 def test_first_layers_draft_by_one_model_or_not_at_all() -> None:
@@ -287,7 +393,7 @@ def test_in_16_bits_no_two_tokens_tie(shape: Shape) -> None:
     assert float(top[0] - top[1]) > 0.2 * float(top[0])
 
 
-@pytest.mark.parametrize("shape", [LLAMA_1B, QWEN, GEMMA, MAMBA], ids=lambda shape: shape.name)
+@pytest.mark.parametrize("shape", [LLAMA_1B, LLAMA_8B, QWEN, GEMMA, MAMBA], ids=lambda shape: shape.name)
 def test_rows_that_are_read_for_conformance_hang_on_what_comes_before(
     monkeypatch: pytest.MonkeyPatch, shape: Shape
 ) -> None:
@@ -319,6 +425,25 @@ def test_each_turn_of_a_batch_reads_its_prompts() -> None:
     told = _batch(setup, model, 2)
     assert sum(length >= setup.before // 2 for length in fed) >= 6
     assert told[-1] == "2/2"
+
+
+def test_texts_of_a_batch_that_are_read_one_by_one_are_told_by_their_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    setup = _setup()
+    model = setup.sure(LLAMA_1B, torch.bfloat16)
+    _, _, plain_passes, _, passes, *_ = _batch(setup, model, 2)
+    assert plain_passes == setup.new
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(predictor, "read_together", broken)
+    with pytest.warns(UserWarning, match="read one by one: a pass over 2 of them failed"):
+        _, _, plain_alone, _, alone, *_ = _batch(setup, model, 2)
+    assert plain_alone == 2 * setup.new
+    assert isinstance(passes, int)
+    assert isinstance(alone, int)
+    assert passes < setup.new
+    assert alone > passes
 
 
 def test_the_first_second_tells_what_is_not_installed(tmp_path: Path) -> None:

@@ -55,6 +55,27 @@ class Told:
             parent, made = made + (right or 0), made + len(guesses)
 
 
+@final
+@frozen
+class Costing:
+    """Drafts that are told, each with one of another drafter that is made and thrown away.
+
+    So what that drafter costs is measured with drafts that are as often right as one says, not as often as its own.
+    """
+
+    told: Drafter
+    cost: Drafter
+
+    def __call__(self, tokens: Tokens, /) -> Iterator[Proposal]:
+        for draft, _ in zip(self.told(tokens), self.cost(tokens), strict=False):
+            yield draft
+
+
+def costing(told: Callable[[], Drafter], cost: Callable[[], Drafter]) -> Callable[[], Drafter]:
+    """Makes such drafters, one for each text."""
+    return lambda: Costing(told(), cost())
+
+
 GAMMA: Final = 4
 GREEDY: Final = GreedyProcessor()
 

@@ -73,10 +73,16 @@ ATTENTION: Final = (
 )
 
 
+MADE_UP: Final = (
+    "Where texts are timed, drafts are made up, as often right as a row says: told is what they cost, "
+    "not how good a drafter is."
+)
+
+
 def page(results: Sequence[Result], setup: Setup) -> str:
     """All that was found, to read."""
     kind = "tiny models: the numbers mean nothing" if setup.tiny else "random weights in published shapes"
-    parts = [f"# specflow on {setup.device}\n\n`python -m benchmarks.device`, {kind}. {ATTENTION}"]
+    parts = [f"# specflow on {setup.device}\n\n`python -m benchmarks.device`, {kind}. {ATTENTION} {MADE_UP}"]
     for result in results:
         parts.append(f"## {result.part}\n\n{result.seconds:.1f} s" + (f"; **{result.error}**" if result.error else ""))
         parts += [f"Note: {note}" for note in result.notes]

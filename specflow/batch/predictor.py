@@ -15,6 +15,7 @@ from specflow.batch.ragged import Piece, new_past, read_together
 from specflow.batch.sharing import Waiting, in_turns, note_pass
 from specflow.batch.trial import reads_together
 from specflow.caches import Shelves
+from specflow.errors import said
 from specflow.guards.checks import a, each, or_none, valid, whole
 from specflow.guards.finite import NOTICED, argmax, is_near
 from specflow.guards.ids import reading_of, text_of
@@ -48,7 +49,8 @@ class BatchPredictor:
 
     The model is a stock one of transformers. Texts are read together where it takes masks and positions and holds rows
     of keys and values, sliding windows among them, and where that gave what fresh passes give on random texts, tried
-    once a model object. What cannot be read so is read one by one, which a warning says once.
+    once a model object. What cannot be read so is read one by one, and so are texts whose pass fails, so that what is
+    wrong with one of them is raised in its decode alone; a warning says once where no text was to blame.
 
     `meter` is told what a pass over k tokens of each text takes, so that `CostAware` weighs what a draft costs in a
     full batch; unless another one is given, it is `meter_of(model, slots)`. `features` are what `CachedPredictor`
@@ -144,7 +146,7 @@ class BatchPredictor:
                 try:
                     tokens, tree = self._looked_at(one)
                     if not self._may_join(len(tokens) + len(tree.drafted), is_chain(tree.parents)):
-                        self._warn()
+                        self._warn("it cannot read them together")
                         replies[i] = self._alone(tokens, one.drafts)
                     elif not self._is_being_read(one, tokens, parts.values()):
                         parts[i] = self._part(one, tokens, tree)
@@ -152,7 +154,7 @@ class BatchPredictor:
                     replies[i] = error
             self._memos.make_room(len(parts))
             began = self.meter.now()
-            passed = self._passed([*parts.values()])
+            passed, failure = self._passed([*parts.values()])
             for rows in passed[:1]:
                 wait_for(rows)
             if all(rows is not None for rows in passed):
@@ -167,6 +169,8 @@ class BatchPredictor:
                     part.memo.tree = part.tree
                     replies[i] = rows
                 self._memos.put(part.memo)
+            if failure is not None and not any(isinstance(replies[i], Exception) for i in parts):
+                self._warn(f"a pass over {len(parts)} of them failed, and each alone did not ({failure})")
         return replies
 
     def _kept(self, tokens: Tokens, last: int) -> Tensor | None:
@@ -213,11 +217,11 @@ class BatchPredictor:
             joins[over, False] = reads_together(self._reader, over, trees=False)
         return joins[over, True] or (chain and joins[over, False])
 
-    def _warn(self) -> None:
+    def _warn(self, why: str) -> None:
         if not self._warned:
             self._warned = True
             name = type(self.model).__name__
-            warnings.warn(f"some texts over {name} are read one by one: it cannot read them together", stacklevel=2)
+            warnings.warn(f"some texts over {name} are read one by one: {why}", stacklevel=2)
 
     def _is_being_read(self, asked: Asked, tokens: Tokens, parts: Iterable[_Part]) -> bool:
         """Whether it is worth a pass of waiting: another text of this one reads what this begins with."""
@@ -238,12 +242,12 @@ class BatchPredictor:
         whole = (*range(-1, len(piece) - 1), *[len(piece) + parent for parent in tree.parents])
         return _Part(asked, memo, Piece(past, piece + drafted, whole, len(drafted) + 1), len(piece), tree)
 
-    def _passed(self, parts: Sequence[_Part]) -> Sequence[Tensor | None]:
-        """The rows of each part, by one pass; None where that failed."""
+    def _passed(self, parts: Sequence[_Part]) -> tuple[Sequence[Tensor | None], str | None]:
+        """The rows of each part, by one pass; where that failed None for each, and what it said."""
         try:
-            return read_together(self._reader, [part.piece for part in parts]) if parts else ()
-        except Exception:  # whose fault it is shows when each is read by itself
-            return [None] * len(parts)
+            return (read_together(self._reader, [part.piece for part in parts]) if parts else ()), None
+        except Exception as error:  # whose fault it is shows when each is read by itself
+            return [None] * len(parts), said(error)  # the error itself would hold the memory of the pass
 
     def _note(self, parts: Collection[_Part], began: float) -> None:
         """What a text's tokens cost in a batch, told by a pass that reads nobody's prompt."""
