@@ -45,7 +45,6 @@ from specflow.commands import (
     REMEDY,
     TORCH,
     Told,
-    can_be_written,
     check_engine,
     named_model,
     one_sentence,
@@ -60,6 +59,7 @@ from specflow.converted import copy_of
 from specflow.corpus import Answer, Answers, Id, Progress, Row, answer_all, answers_in, read_rows, summary
 from specflow.drafters import Bigrams, first_of, propose_nothing, then
 from specflow.errors import DecodeError, said, unwrap
+from specflow.files import can_be_written
 from specflow.guards.checks import or_none, shown, whole
 from specflow.heads import HeadPredictor, load_head
 from specflow.interop.llama_cpp import USUAL_CONTEXT, LlamaCpp
@@ -474,9 +474,6 @@ def _begun(args: argparse.Namespace) -> tuple[Loaded, DecodeState]:
 
 
 def _trace(args: argparse.Namespace) -> int:
-    for name, path in (("html", args.html), ("json", args.json)):
-        if path is not None and not can_be_written(path):
-            raise DecodeError(name, "no file can be written there", shown(str(path)), "name a file in a folder")
     return tracing.main(args, lambda: _record(_asked(args)))
 
 

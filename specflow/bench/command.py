@@ -30,13 +30,12 @@ from specflow.commands import (
     ENGINES,
     LLAMA_CPP,
     TORCH,
-    can_be_written,
     check_engine,
     one_sentence,
-    save_text,
     version_of,
 )
 from specflow.errors import DecodeError, said, unwrap
+from specflow.files import can_be_written, save_text
 from specflow.guards.checks import a, or_none, shown, whole
 from specflow.heads import load_head
 from specflow.models import SMOLLM2, DType, file_of, load, shared_tokens

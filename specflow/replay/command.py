@@ -29,15 +29,14 @@ from specflow.bench.stopwatch import clock_for
 from specflow.catalogue import DRAFTERS, POLICIES, RULES, Drafting, Setting
 from specflow.commands import (
     ACCELERATE,
-    can_be_written,
     named_model,
     one_sentence,
     origin_of,
     processor_name,
-    save_text,
 )
 from specflow.drafters import Bigrams
 from specflow.errors import DecodeError, unwrap
+from specflow.files import can_be_written, save_text
 from specflow.guards.checks import a, or_none, shown, whole
 from specflow.models import SMOLLM2, DType, Loaded, load
 from specflow.origin import refuse_other
