@@ -222,6 +222,7 @@ def test_every_decoder_writes_the_oracles_text_and_its_counts_fit() -> None:
         assert list(run.output) == expected[run.question_id - 1]
         assert run.prompt_tokens == len(prompt_ids(prompt))
         assert sum(one.tokens for one in run.rounds) == len(run.output)
+        assert {one.tally.steps for one in run.rounds} == {1}
         assert all(one.tally.accepted <= one.tally.drafted for one in run.rounds)
         assert all(one.tokens == one.tally.accepted + 1 for one in run.rounds[:-1])
         first, *others = run.rounds
@@ -284,6 +285,7 @@ def test_tokens_that_come_a_pass_late_are_no_drafts(monkeypatch: pytest.MonkeyPa
     assert all(len(run.rounds[0].passes) == 2 and not run.rounds[-1].passes for run in late)
     assert {run.question_id: run.output for run in late} == {run.question_id: run.output for run in runs}
     assert all(one.tally.drafted == one.tally.accepted == 0 for run in late for one in run.rounds)
+    assert {one.tally.steps for run in late for one in run.rounds} == {1}
 
 
 def test_a_memory_is_kept_from_text_to_text_and_each_decoder_has_its_own() -> None:
