@@ -32,10 +32,12 @@ def short(content: bytes) -> str:
 
 
 def weights_of(model: Module) -> str:
-    """A name for what a model computes: by the kinds of its modules, and the shape, dtype and values of its weights.
+    """A name for what a model computes: by its modules, as they print, and the shape, dtype and values of its weights.
 
     Of a tensor `SEEN` values are looked at, so that it takes no time; of one that has none here, as where llama.cpp
-    holds the weights, or that cannot be cut, shape and dtype alone. `DecodeError` for what is no model.
+    holds the weights, or that cannot be cut, shape and dtype alone. An accelerated model has another name than the
+    given one, which says how it computes. Name a model before its weights are taken. `DecodeError` for what is no
+    model.
 
     >>> linear = torch.nn.Linear(2, 2)
     >>> before = weights_of(linear)
@@ -46,7 +48,7 @@ def weights_of(model: Module) -> str:
     a(Module, "give a model")("model", model)
     digest = sha256()
     for name, module in model.named_modules():
-        digest.update(f"{name} {type(module).__qualname__}\n".encode())
+        digest.update(f"{name} {type(module).__qualname__}({module.extra_repr()})\n".encode())
     for name, tensor in model.state_dict().items():
         if isinstance(tensor, Tensor):  # modules may keep other things there
             digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())

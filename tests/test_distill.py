@@ -227,6 +227,11 @@ def test_a_training_that_goes_on_is_of_one_model(tmp_path: Path) -> None:
     with pytest.raises(DecodeError, match="comes of another reading"):
         distill(target(), prompts(6), tmp_path, RECIPE, reading=accelerate.fast(target()), resume=True)
     assert (tmp_path / "answers.jsonl").read_bytes() == before
+    with pytest.raises(Stopped):
+        distill(target(), prompts(6), tmp_path / "fast", RECIPE, answered=stop, reading=accelerate.fast(target()))
+    with pytest.raises(DecodeError, match="comes of another reading"):
+        steady = accelerate.bit_for_bit(target())
+        distill(target(), prompts(6), tmp_path / "fast", RECIPE, reading=steady, resume=True)
 
 
 def test_one_seed_is_one_head(tmp_path: Path) -> None:
