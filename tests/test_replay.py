@@ -11,6 +11,7 @@ from pathlib import Path
 from shutil import copytree
 from typing import final
 
+import numpy
 import pytest
 import torch
 from attrs import define, evolve, field
@@ -58,6 +59,7 @@ from specflow.cli import main
 from specflow.drafters import Recycled, RecyclingTree, propose_nothing
 from specflow.errors import DecodeError
 from specflow.files import content_of
+from specflow.origin import law_of
 from specflow.policies import EGAG, Heuristic
 from specflow.replay import Costs, Decoder, RecordedText, Recording, Replay, record, replay
 from specflow.replay.command import decoder_of
@@ -553,6 +555,45 @@ def test_a_recording_is_of_one_target_and_one_law(tmp_path: Path) -> None:
     with pytest.raises(DecodeError, match="kept other rows"):
         again(processor=heated, onto=first, origin=ours, kept=2)
     assert len(again(processor=heated, onto=first, origin=ours).texts) == 2
+
+
+@final
+class Favouring(MultinomialProcessor):
+    """One that adds to some logits; what it is given may be anything."""
+
+    def __init__(self, favoured: object) -> None:
+        super().__init__(1.0)
+        self.favoured = favoured
+
+
+@final
+@define(init=False, eq=False)
+class Slotted(MultinomialProcessor):
+    """One that holds its number in a slot."""
+
+    number: int
+
+    def __init__(self, number: int) -> None:
+        super().__init__(1.0)
+        self.number = number
+
+
+def test_two_laws_have_two_names() -> None:
+    def held() -> list[object]:
+        ids, bias = list(range(9)), torch.zeros(2000)
+        other = bias.index_fill(0, torch.tensor(1000), 0.5)  # which neither prints
+        nested = MultinomialProcessor(0.5), MultinomialProcessor(0.25), GreedyProcessor()
+        numbers = 5, numpy.int64(6), numpy.float32(0.5), True, None, "5"
+        several = tuple(ids), (3, 4), [bias], [other], {3: bias}, {3: other}, {4, 3, 70}, frozenset((5, 70))
+        return [bias, other, other.bfloat16(), bias.numpy(), other.numpy(), *nested, *numbers, *several]
+
+    names = [law_of(Favouring(each)) for each in held()]
+    assert len({*names}) == len(names)
+    assert names == [law_of(Favouring(each)) for each in held()]
+    assert law_of(Favouring(numpy.int64(5))) == law_of(Favouring(5))
+    assert law_of(Favouring({70, 3, 4})) == law_of(Favouring({4, 3, 70}))
+    assert law_of(Favouring(held)) != law_of(Favouring(lambda: 0))
+    assert law_of(Slotted(1)) == law_of(Slotted(1)) != law_of(Slotted(2))
 
 
 def test_a_prompt_that_is_asked_twice_has_two_texts_where_recording_goes_on() -> None:
