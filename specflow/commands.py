@@ -22,7 +22,6 @@ from specflow.guards.checks import shown
 from specflow.interop.llama_cpp import check_installed
 from specflow.loop import grow
 from specflow.models import Loaded, file_of, load, load_words
-from specflow.origin import weights_of
 from specflow.predictors import limits_of
 from specflow.stages.stop import HALF, NO_CHARACTER
 from specflow.state import DecodeState, Finished, Step, Tokens
@@ -124,11 +123,6 @@ def named_model(args: argparse.Namespace, *, weights: bool = True) -> Loaded:
         happened = f"the stop token {token} is outside the model's vocabulary of {vocabulary_of(loaded)}"
         print(f"specflow: {happened}, and ends no text", file=sys.stderr)
     return loaded
-
-
-def origin_of(args: argparse.Namespace, loaded: Loaded) -> dict[str, str]:
-    """What the texts of `--model` come of, as far as it is the model: a file holds those of one."""
-    return {"dtype": args.dtype, "accelerate": args.accelerate, "model": weights_of(loaded.model)}
 
 
 def outcomes(step: Step, state: DecodeState, loaded: Loaded) -> Iterator[tuple[Tokens, DecodeState | Finished]]:

@@ -31,7 +31,6 @@ from specflow.commands import (
     ACCELERATE,
     named_model,
     one_sentence,
-    origin_of,
     processor_name,
 )
 from specflow.drafters import Bigrams
@@ -39,7 +38,7 @@ from specflow.errors import DecodeError, unwrap
 from specflow.files import can_be_written, save_text
 from specflow.guards.checks import a, or_none, shown, whole
 from specflow.models import SMOLLM2, DType, Loaded, load
-from specflow.origin import refuse_other
+from specflow.origin import refuse_other, weights_of
 from specflow.predictors import CachedPredictor, limits_of
 from specflow.processors import GreedyProcessor, MultinomialProcessor
 from specflow.randomness import Dice
@@ -163,7 +162,7 @@ def _record(args: argparse.Namespace) -> int:
                 facts=_facts(args, loaded),
                 progress=keep,
                 clock=clock_for(loaded.model),
-                origin=origin_of(args, loaded),
+                origin=_origin(args, loaded),
             )
     except KeyboardInterrupt:
         code = NOT_RECORDED
@@ -172,6 +171,11 @@ def _record(args: argparse.Namespace) -> int:
         if last:  # whatever ended it
             last[-1].save(args.out)
     return code
+
+
+def _origin(args: argparse.Namespace, loaded: Loaded) -> dict[str, str]:
+    """What rows of `--model` come of: a recording holds those of one."""
+    return {"dtype": args.dtype, "accelerate": args.accelerate, "model": weights_of(loaded.model)}
 
 
 def _facts(args: argparse.Namespace, loaded: Loaded) -> dict[str, str]:
@@ -234,7 +238,7 @@ def _check(label: str, args: argparse.Namespace) -> None:
 def _live(args: argparse.Namespace, recording: Recording) -> Predictor:
     """The recorded model. `DecodeError` for any other: its rows would stand beside those of the recorded one."""
     loaded = named_model(args)
-    refuse_other("model", recording.origin, {**recording.origin, **origin_of(args, loaded)}, RECORDED)
+    refuse_other("model", recording.origin, {**recording.origin, **_origin(args, loaded)}, RECORDED)
     with _decoding():
         return CachedPredictor(ACCELERATE[args.accelerate](loaded.model, Given.KEPT))
 
