@@ -7,12 +7,13 @@ from functools import cache
 from itertools import islice
 from pathlib import Path
 from random import Random
-from typing import Final
+from typing import Final, final
 
 import pytest
 import torch
 from attrs import evolve
 from safetensors.torch import load_file
+from torch.nn import Embedding, Linear
 from transformers import PreTrainedModel
 
 from specflow import (
@@ -63,6 +64,25 @@ def test_a_new_head_is_the_same_whatever_dtype_torch_makes_tensors_of(dtype: tor
         torch.set_default_dtype(torch.float32)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in made.items())
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@final
+class Factorised(Embedding):
+    """A table whose rows are made of shorter ones."""
+
+    def __init__(self, embedding: Embedding) -> None:
+        super().__init__(embedding.num_embeddings, embedding.embedding_dim, _weight=embedding.weight)
+        self.wide = Linear(4, embedding.embedding_dim)
+
+
+def test_a_new_head_leaves_the_targets_embeddings_as_they_are() -> None:
+    model = tiny_llama(5, layers=3, dtype=torch.float32)
+    embedding = model.get_input_embeddings()
+    assert isinstance(embedding, Embedding)
+    model.set_input_embeddings(Factorised(embedding))
+    before = deepcopy(model.state_dict())
+    new_head(model, [(1, 2, 3)], RECIPE)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 def test_a_lesson_is_what_the_head_does_when_it_drafts() -> None:
