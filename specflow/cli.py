@@ -539,7 +539,7 @@ def _grammar(args: argparse.Namespace, loaded: Loaded) -> Grammar | None:
 
 def _read(name: str, path: Path) -> str:
     try:
-        return path.read_text("utf-8")
+        return path.read_text("utf-8-sig")
     except (OSError, ValueError) as error:
         raise DecodeError(name, f"--{name} cannot be read ({said(error)})", str(path), "give a file of text") from error
 

@@ -531,8 +531,9 @@ def test_pass_costs_pool_the_decoders_of_one_model() -> None:
 def test_a_prompt_may_hold_what_ends_lines_elsewhere(tmp_path: Path) -> None:
     path, asked = tmp_path / "prompts.jsonl", "a\u2028b\x85c"
     line = json.dumps({"question_id": 1, "category": "chat", "turns": [asked]}, ensure_ascii=False)
-    path.write_text(f"{line}\r\n\n", encoding="utf-8")
-    assert [prompt.text for prompt in read_prompts(path).unwrap()] == [asked]
+    for encoding in ("utf-8", "utf-8-sig"):
+        path.write_text(f"{line}\r\n\n", encoding=encoding)
+        assert [prompt.text for prompt in read_prompts(path).unwrap()] == [asked]
 
 
 def test_our_prompts() -> None:
