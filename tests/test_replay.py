@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from io import StringIO
 from itertools import islice, pairwise
 from pathlib import Path
 from shutil import copytree
@@ -15,6 +16,7 @@ import numpy
 import pytest
 import torch
 from attrs import define, evolve, field
+from rich.console import Console
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
@@ -62,7 +64,7 @@ from specflow.files import content_of
 from specflow.origin import law_of
 from specflow.policies import EGAG, Heuristic
 from specflow.replay import Costs, Decoder, RecordedText, Recording, Replay, record, replay
-from specflow.replay.command import decoder_of
+from specflow.replay.command import _table, decoder_of
 from specflow.replay.recording import checksum_of
 from specflow.stages import Block, Looks, Recycle, Rows, Traverse, UpdateNgram, stop_string
 from specflow.stages.ngram import top_tokens
@@ -837,6 +839,8 @@ def test_rows_of_an_accelerated_model_are_asked_of_it(saved: Path, tmp_path: Pat
         (("--decoders", "builtins:dict"), "decoders is not a Decoder"),
         (("--hindsight", "-1"), "hindsight is below 0"),
         (("--bigrams", "nowhere"), "the file does not exist"),
+        (("--accelerate", "fast"), "there is no model to accelerate: received --accelerate fast"),
+        (("--dtype", "bfloat16"), "there is no model to load: received --dtype bfloat16"),
     ],
 )
 def test_what_cannot_be_replayed_is_refused(
@@ -845,6 +849,14 @@ def test_what_cannot_be_replayed_is_refused(
     greedy.save(tmp_path / "texts")
     assert ran("replay", tmp_path / "texts", *arguments) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_narrow_table_tells_the_whole_name_of_a_decoder(greedy: Recording) -> None:
+    label, page = "suffix+lookup@8@block", StringIO()
+    played = replay(greedy, Decoder.of(SuffixDrafter(), Fixed(5)))
+    Console(width=60, file=page).print(_table({label: played}, greedy))
+    rows = [line.split("│")[1].strip() for line in page.getvalue().splitlines() if line.startswith("│")]
+    assert "".join(rows) == label
 
 
 def test_what_cannot_be_recorded_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

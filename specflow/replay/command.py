@@ -193,6 +193,7 @@ def _replay(args: argparse.Namespace) -> int:
     whole(0, "give 0 or more")("hindsight", args.hindsight)
     if args.json is not None and not can_be_written(args.json):
         raise DecodeError("json", "no file can be written there", shown(str(args.json)), "name a file in a folder")
+    _check_needless(args)
     recording = Recording.load(args.recording)
     bigrams = None if args.bigrams is None else Bigrams.load(args.bigrams)
     if bigrams is not None and len(bigrams.tokens) != recording.vocab_size:
@@ -218,6 +219,16 @@ def _replay(args: argparse.Namespace) -> int:
     if args.json is not None:
         save_text(args.json, json.dumps(_figures(found, recording), indent=1))
     return 0
+
+
+def _check_needless(args: argparse.Namespace) -> None:
+    """Refuses an option that says something of a model which is not named."""
+    if args.model is None and args.accelerate != "no":
+        received, remedy = f"--accelerate {args.accelerate}", "name the recorded one with --model"
+        raise DecodeError("accelerate", "there is no model to accelerate", received, remedy)
+    if args.model is None and args.draft_model is None and args.dtype != "float32":
+        received, remedy = f"--dtype {args.dtype}", "name one with --model or --draft-model"
+        raise DecodeError("dtype", "there is no model to load", received, remedy)
 
 
 def _check(label: str, args: argparse.Namespace) -> None:
@@ -272,7 +283,8 @@ def _table(found: Mapping[str, Replay], recording: Recording) -> Table:
     table = Table(title=f"{len(recording.texts)} texts replayed{' of ' * bool(about)}{about}")
     headings = ("decoder", "tokens", "accepted", "by position, %", "tok/s", "drafting", "best", "regret", "regret")
     for heading in headings:
-        table.add_column(heading, justify="left" if heading in ("decoder", "by position, %") else "right")
+        left = heading in ("decoder", "by position, %")
+        table.add_column(heading, justify="left" if left else "right", overflow="fold")
     table.add_row("", "/pass", "", "", "predicted", "", "gamma", "fixed", "each step", style="dim")
     for label, played in found.items():
         tally = played.tally
