@@ -721,6 +721,7 @@ def test_the_command(
     assert not (tmp_path / "out.html").exists()
     written = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
     assert len(written["runs"]) == 2 * 4
+    assert written["facts"]["draft model"] == f"{saved}, float32"
     mine = next(one for one in written["summaries"] if one["decoder"] == "my_decoders:step")
     assert mine["usage"]["completion_tokens_details"]["rejected_prediction_tokens"] > 0
     assert written["identities"]["my_decoders:step"]["equal"] == 2
@@ -897,6 +898,7 @@ def test_other_models_are_made_by_a_function(saved: str, tmp_path: Path, monkeyp
     written = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
     assert written["identities"]["twin/autoregressive"]["equal"] == 3
     assert set(written["costs"]) == {"model", "twin"}
+    assert written["facts"]["also"] == "twin=my_models:twin"
 
 
 @pytest.mark.parametrize("made", ["fast", "bit_for_bit"])

@@ -6,7 +6,6 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from io import StringIO
 from itertools import islice, pairwise
 from pathlib import Path
 from shutil import copytree
@@ -16,7 +15,6 @@ import numpy
 import pytest
 import torch
 from attrs import define, evolve, field
-from rich.console import Console
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
@@ -63,8 +61,8 @@ from specflow.errors import DecodeError
 from specflow.files import content_of
 from specflow.origin import law_of
 from specflow.policies import EGAG, Heuristic
-from specflow.replay import Costs, Decoder, RecordedText, Recording, Replay, record, replay
-from specflow.replay.command import _table, decoder_of
+from specflow.replay import Costs, Decoder, RecordedText, Recording, Replay, command, record, replay
+from specflow.replay.command import decoder_of
 from specflow.replay.recording import checksum_of
 from specflow.stages import Block, Looks, Recycle, Rows, Traverse, UpdateNgram, stop_string
 from specflow.stages.ngram import top_tokens
@@ -851,11 +849,14 @@ def test_what_cannot_be_replayed_is_refused(
     assert said in capsys.readouterr().err
 
 
-def test_a_narrow_table_tells_the_whole_name_of_a_decoder(greedy: Recording) -> None:
-    label, page = "suffix+lookup@8@block", StringIO()
-    played = replay(greedy, Decoder.of(SuffixDrafter(), Fixed(5)))
-    Console(width=60, file=page).print(_table({label: played}, greedy))
-    rows = [line.split("│")[1].strip() for line in page.getvalue().splitlines() if line.startswith("│")]
+def test_a_narrow_table_tells_the_whole_name_of_a_decoder(
+    greedy: Recording, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    greedy.save(tmp_path / "texts")
+    monkeypatch.setattr(command, "PIPED", 60)
+    label = "suffix+lookup@8@block"
+    assert ran("replay", tmp_path / "texts", "--decoders", label) == 0
+    rows = [line.split("│")[1].strip() for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
     assert "".join(rows) == label
 
 

@@ -99,6 +99,12 @@ def main(args: argparse.Namespace) -> int:
     facts = facts_of(plan, args.model)
     if args.engine == LLAMA_CPP:
         facts["engine"] = f"{LLAMA_CPP}, llama-cpp-python {version_of('llama-cpp-python')}"
+    if args.draft_model is not None:
+        facts["draft model"] = f"{args.draft_model}, {args.draft_dtype or args.dtype}"
+    if args.head is not None:
+        facts["head"] = args.head
+    if args.also:
+        facts["also"] = ", ".join(args.also)
     if args.slots is not None:
         return _compare_batches(plan, absent, args, facts, errors)
     runs, code = _measured(plan, errors)
