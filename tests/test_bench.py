@@ -753,6 +753,7 @@ def test_the_command(
         (["--html", "no/such/folder/page.html"], "no file can be written there"),
         (["--also", "fast"], "this declares no model"),
         (["--also", "=json:loads"], "this declares no model"),
+        (["--also", "a=json:loads", "a=json:dumps"], "two models have one name: received a"),
         (["--also", "fast=json:no_such"], "it cannot be imported"),
         (["--also", "fast=sys:version"], "it is no function"),
         (["--also", "fast=json:loads"], "the function fails (TypeError"),

@@ -181,6 +181,10 @@ def _check(args: argparse.Namespace) -> None:
     twice = [label for label in args.decoders if args.decoders.count(label) > 1]
     if twice:
         raise DecodeError("decoders", "a decoder is named twice", twice[0], "name each once; --repeats measures again")
+    made = [declared.partition("=")[0] for declared in args.also]
+    again = [name for name in made if made.count(name) > 1]
+    if again:
+        raise DecodeError("also", "two models have one name", again[0], "name each by itself")
     _check_baseline(args.baseline, args.decoders)
     for name in ("json", "html"):
         path: Path | None = getattr(args, name)
