@@ -20,9 +20,10 @@ from rich.console import Console
 from rich.text import Text
 
 from specflow.catalogue import DRAFTERS, POLICIES, RULES
-from specflow.commands import Told, outcomes, save_text
+from specflow.commands import Told, outcomes
 from specflow.corpus import Answer, summary
 from specflow.errors import DecodeError, said, unwrap
+from specflow.files import save_text
 from specflow.guards.checks import shown
 from specflow.loop import start
 from specflow.models import Loaded, check_text

@@ -45,11 +45,9 @@ from specflow.commands import (
     REMEDY,
     TORCH,
     Told,
-    can_be_written,
     check_engine,
     named_model,
     one_sentence,
-    origin_of,
     outcomes,
     prompt_of,
     version_of,
@@ -60,6 +58,7 @@ from specflow.converted import copy_of
 from specflow.corpus import Answer, Answers, Id, Progress, Row, answer_all, answers_in, read_rows, summary
 from specflow.drafters import Bigrams, first_of, propose_nothing, then
 from specflow.errors import DecodeError, said, unwrap
+from specflow.files import can_be_written
 from specflow.guards.checks import or_none, shown, whole
 from specflow.heads import HeadPredictor, load_head
 from specflow.interop.llama_cpp import USUAL_CONTEXT, LlamaCpp
@@ -74,7 +73,7 @@ from specflow.models import (
     load,
     shared_tokens,
 )
-from specflow.origin import law_of, refuse_other, short
+from specflow.origin import law_of, refuse_other, short, weights_of
 from specflow.predictors import CachedPredictor, limits_of
 from specflow.processors import (
     GreedyProcessor,
@@ -103,6 +102,9 @@ USUAL_RULE, USUAL_RULE_OF_SEEDS = "reject", "match"
 
 SLOTS: Final = 8
 """How many texts of a file are decoded at a time unless it is said."""
+
+AS_BEFORE: Final = "name another file, or decode as before"
+"""What to do where a file holds answers that come of something else."""
 
 Read: TypeAlias = Callable[[Module], CachedPredictor | BatchPredictor]
 """What reads a model."""
@@ -370,22 +372,31 @@ class _Steps:
             "accelerate": args.accelerate,
         }
 
-    def origin(self, loaded: Loaded) -> dict[str, str]:
-        """What a text comes of beside its prompt and its seed: whatever drafts it, it is the same."""
+    @property
+    def asked(self) -> dict[str, str]:
+        """What the options say of what a text comes of, beside its model, its prompt and its seed.
+
+        Whatever drafts it, the text is the same.
+        """
         args = self.args
-        by = origin_of(args, loaded)
-        if args.engine == LLAMA_CPP:  # the weights are its own, and the copy's name is that of the file's content
-            by = {"engine": LLAMA_CPP, "model": copy_of(file_of(args.model), weights=False).name}
+        passes = {} if args.engine == LLAMA_CPP else {"dtype": args.dtype, "accelerate": args.accelerate}
         files = [("json-schema", args.json_schema), ("grammar", args.grammar)]
         grammar = [args.regex, args.choices, *[None if path is None else _read(name, path) for name, path in files]]
         return {
-            **by,
+            "engine": args.engine,
+            **passes,
             "processor": law_of(self.processor),
             "max-new-tokens": str(args.max_new_tokens),
             "template": "none" if args.raw else "chat",
             "stop": json.dumps(args.stop),
             "grammar": "none" if not any(grammar) else short(json.dumps(grammar).encode()),
         }
+
+    def origin(self, loaded: Loaded) -> dict[str, str]:
+        """All that a text comes of, beside its prompt and its seed."""
+        if self.args.engine == LLAMA_CPP:  # the weights are its own, and the copy's name is that of the file's content
+            return {**self.asked, "model": copy_of(file_of(self.args.model), weights=False).name}
+        return {**self.asked, "model": weights_of(loaded.model)}
 
     def over(
         self, loaded: Loaded, grammar: Grammar | None, read: ReadTarget, read_assistant: Read
@@ -474,9 +485,6 @@ def _begun(args: argparse.Namespace) -> tuple[Loaded, DecodeState]:
 
 
 def _trace(args: argparse.Namespace) -> int:
-    for name, path in (("html", args.html), ("json", args.json)):
-        if path is not None and not can_be_written(path):
-            raise DecodeError(name, "no file can be written there", shown(str(path)), "name a file in a folder")
     return tracing.main(args, lambda: _record(_asked(args)))
 
 
@@ -531,7 +539,7 @@ def _grammar(args: argparse.Namespace, loaded: Loaded) -> Grammar | None:
 
 def _read(name: str, path: Path) -> str:
     try:
-        return path.read_text("utf-8")
+        return path.read_text("utf-8-sig")
     except (OSError, ValueError) as error:
         raise DecodeError(name, f"--{name} cannot be read ({said(error)})", str(path), "give a file of text") from error
 
@@ -543,6 +551,9 @@ def _answer_all(steps: _Steps) -> int:
     seeds = {row.id: None if args.seed is None else seed_of(args.seed, row.id) for row in rows}
     unwrap(start((0,), args.max_new_tokens))
     with answers_in(args.out, rows, seeds, resume=args.resume) as answers:
+        asked = steps.asked
+        for there in answers.done.values():
+            refuse_other("out", there, {**there, **asked}, AS_BEFORE)  # before a model is loaded, if one is
         left = [row for row in rows if row.id not in answers.done]
         progress = Progress(sys.stderr, len(rows), len(answers.done))
         try:
@@ -567,7 +578,7 @@ def _decoding(
     args, loaded = steps.args, _target(steps.args)
     origin = steps.origin(loaded)
     for there in answers.done.values():
-        refuse_other("out", there, {**origin, "prompt": there["prompt"]}, "name another file, or decode as before")
+        refuse_other("out", there, {**origin, "prompt": there["prompt"]}, AS_BEFORE)
     if not all(isinstance(row.asked, str) for row in rows):
         loaded.check_template()
     slots = min(args.slots or SLOTS, len(rows))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import platform
 import sys
 from codecs import BOM_UTF8
@@ -19,12 +18,10 @@ from torch.nn import Module
 from specflow.accelerate import Given, bit_for_bit, fast
 from specflow.converted import is_gguf
 from specflow.errors import DecodeError, said, unwrap
-from specflow.files import no_file, write
 from specflow.guards.checks import shown
 from specflow.interop.llama_cpp import check_installed
 from specflow.loop import grow
 from specflow.models import Loaded, file_of, load, load_words
-from specflow.origin import weights_of
 from specflow.predictors import limits_of
 from specflow.stages.stop import HALF, NO_CHARACTER
 from specflow.state import DecodeState, Finished, Step, Tokens
@@ -93,43 +90,6 @@ def prompt_of(given: str | None, stream: TextIO | None) -> str | None:
     return text
 
 
-def can_be_written(path: Path) -> bool:
-    """Whether a file can be there: its name is possible in a folder that may be written, and so may what is there.
-
-    In that folder it is written beside what is there, and put in its place once it is whole.
-
-    >>> can_be_written(Path("answers.json")), can_be_written(Path("a" * 300)), can_be_written(Path("/"))
-    (True, False, False)
-    """
-    try:
-        if path.exists() and (path.is_dir() or not os.access(path, os.W_OK)):
-            return False
-        folder = path.resolve().parent
-        return _takes_what_comes(path) or (folder.is_dir() and os.access(folder, os.W_OK))
-    except (OSError, RuntimeError):  # the name is too long, its folder may not be searched, or links lead in a circle
-        return False
-
-
-def save_text(path: Path, text: str) -> None:
-    """Puts a text where `can_be_written`: into a file whole or not at all, or to a device, such as /dev/stdout.
-
-    `DecodeError` where nothing can be written.
-    """
-    content = text.encode(errors="backslashreplace")
-    if not _takes_what_comes(path):
-        write(path, content)
-        return
-    try:
-        path.write_bytes(content)
-    except OSError as error:
-        raise no_file(path, f"cannot be written ({said(error)})", "name a file in a folder") from error
-
-
-def _takes_what_comes(path: Path) -> bool:
-    """Whether it is a device or a pipe, of which nothing is put in the place."""
-    return path.exists() and not path.is_file() and not path.is_dir()
-
-
 @contextmanager
 def one_sentence(parameter: str, happened: str, remedy: str) -> Iterator[None]:
     """What somebody else's program raises, which may be anything, as a `DecodeError`; those of ours as they are."""
@@ -163,11 +123,6 @@ def named_model(args: argparse.Namespace, *, weights: bool = True) -> Loaded:
         happened = f"the stop token {token} is outside the model's vocabulary of {vocabulary_of(loaded)}"
         print(f"specflow: {happened}, and ends no text", file=sys.stderr)
     return loaded
-
-
-def origin_of(args: argparse.Namespace, loaded: Loaded) -> dict[str, str]:
-    """What the texts of `--model` come of, as far as it is the model: a file holds those of one."""
-    return {"dtype": args.dtype, "accelerate": args.accelerate, "model": weights_of(loaded.model)}
 
 
 def outcomes(step: Step, state: DecodeState, loaded: Loaded) -> Iterator[tuple[Tokens, DecodeState | Finished]]:

@@ -157,15 +157,24 @@ class Answer:
 
 
 @final
-@frozen(eq=False)
+@define(eq=False)
 class Answers:
     """A file that answers are added to. `done` are those that it held before: the id of each, and its origin."""
 
     done: Mapping[Id, Mapping[str, str]]
     _descriptor: int
+    _whole: int | None = None
+    """Of how many bytes the lines are that are whole, where there is another."""
+
+    def cut(self) -> None:
+        """Remove a last line that is not whole."""
+        if self._whole is not None:
+            os.truncate(self._descriptor, self._whole)
+            self._whole = None
 
     def add(self, answer: Answer) -> None:
         """One line more, in one write: whoever is killed leaves whole lines. `OSError` where there is no room."""
+        self.cut()
         line = answer.line.encode() + b"\n"
         if os.write(self._descriptor, line) < len(line):
             raise OSError(ENOSPC, os.strerror(ENOSPC))
@@ -179,9 +188,10 @@ BEGINNING: Final = b'{"id": '
 def answers_in(path: Path, rows: Sequence[Row], seeds: Mapping[Id, int | None], *, resume: bool) -> Iterator[Answers]:
     """The file of the answers to `rows`, each with its own seed, where there is one.
 
-    To `resume` is to go on with what it holds: a last line that is not whole is removed. `DecodeError`, and the file is
-    left as it is, where it cannot be written, where another process writes it, for a line that answers none of these or
-    does not say what it comes of, and for a file that holds anything where it is not resumed.
+    To `resume` is to go on with what it holds: a last line that is not whole is removed, once an answer is added or all
+    went well, as whoever asks may refuse what is `done`. `DecodeError`, and the file is left as it is, where it cannot
+    be written, where another process writes it, for a line that answers none of these or does not say what it comes of,
+    and for a file that holds anything where it is not resumed.
     """
     remedy = "name another file"
     try:
@@ -192,6 +202,7 @@ def answers_in(path: Path, rows: Sequence[Row], seeds: Mapping[Id, int | None], 
     try:
         kind = os.fstat(descriptor)
         done: dict[Id, Mapping[str, str]] = {}
+        whole: int | None = None
         if S_ISREG(kind.st_mode):
             if not _locked(descriptor):
                 raise DecodeError("out", "another process writes its answers there", shown(str(path)), remedy)
@@ -200,9 +211,10 @@ def answers_in(path: Path, rows: Sequence[Row], seeds: Mapping[Id, int | None], 
                 raise DecodeError("out", "the file of the answers is not empty", shown(str(path)), remedy)
             content = path.read_bytes()
             done, size = _done(path, content, {row.id: (row.name, seeds[row.id]) for row in rows})
-            if size < len(content):
-                os.truncate(descriptor, size)
-        yield Answers(done, descriptor)
+            whole = size if size < len(content) else None
+        answers = Answers(done, descriptor, whole)
+        yield answers
+        answers.cut()
     finally:
         os.close(descriptor)
 

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from specflow.errors import DecodeError
+from specflow.errors import DecodeError, said
 from specflow.guards.checks import shown
 
 
@@ -53,6 +53,43 @@ def _write(target: Path, content: bytes) -> None:
     except BaseException:
         building.unlink(missing_ok=True)
         raise
+
+
+def can_be_written(path: Path) -> bool:
+    """Whether a file can be there: its name is possible in a folder that may be written, and so may what is there.
+
+    In that folder it is written beside what is there, and put in its place once it is whole.
+
+    >>> can_be_written(Path("answers.json")), can_be_written(Path("a" * 300)), can_be_written(Path("/"))
+    (True, False, False)
+    """
+    try:
+        if path.exists() and (path.is_dir() or not os.access(path, os.W_OK)):
+            return False
+        folder = path.resolve().parent
+        return _takes_what_comes(path) or (folder.is_dir() and os.access(folder, os.W_OK))
+    except (OSError, RuntimeError):  # the name is too long, its folder may not be searched, or links lead in a circle
+        return False
+
+
+def save_text(path: Path, text: str) -> None:
+    """Puts a text where `can_be_written`: into a file whole or not at all, or to a device, such as /dev/stdout.
+
+    `DecodeError` where nothing can be written.
+    """
+    content = text.encode(errors="backslashreplace")
+    if not _takes_what_comes(path):
+        write(path, content)
+        return
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        raise no_file(path, f"cannot be written ({said(error)})", "name a file in a folder") from error
+
+
+def _takes_what_comes(path: Path) -> bool:
+    """Whether it is a device or a pipe, of which nothing is put in the place."""
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def content_of(path: str | os.PathLike[str], remedy: str) -> tuple[dict[str, str], dict[str, Tensor]]:

@@ -7,12 +7,13 @@ from contextlib import suppress
 from hashlib import sha256
 from typing import Final
 
+import numpy
 import torch
 from torch import Tensor
 from torch.nn import Module
 
 from specflow.errors import DecodeError
-from specflow.guards.checks import a, shown
+from specflow.guards.checks import a, own, shown
 from specflow.processors import LogitsProcessor
 
 SEEN: Final = 1024
@@ -32,10 +33,12 @@ def short(content: bytes) -> str:
 
 
 def weights_of(model: Module) -> str:
-    """A name for what a model computes: by the kinds of its modules, and the shape, dtype and values of its weights.
+    """A name for what a model computes: by its modules, as they print, and the shape, dtype and values of its weights.
 
     Of a tensor `SEEN` values are looked at, so that it takes no time; of one that has none here, as where llama.cpp
-    holds the weights, or that cannot be cut, shape and dtype alone. `DecodeError` for what is no model.
+    holds the weights, or that cannot be cut, shape and dtype alone. An accelerated model has another name than the
+    given one, which says how it computes. Name a model before its weights are taken. `DecodeError` for what is no
+    model.
 
     >>> linear = torch.nn.Linear(2, 2)
     >>> before = weights_of(linear)
@@ -46,7 +49,7 @@ def weights_of(model: Module) -> str:
     a(Module, "give a model")("model", model)
     digest = sha256()
     for name, module in model.named_modules():
-        digest.update(f"{name} {type(module).__qualname__}\n".encode())
+        digest.update(f"{name} {type(module).__qualname__}({module.extra_repr()})\n".encode())
     for name, tensor in model.state_dict().items():
         if isinstance(tensor, Tensor):  # modules may keep other things there
             digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
@@ -58,21 +61,48 @@ def _some(tensor: Tensor) -> bytes:
     if tensor.is_meta:
         return b""
     with suppress(RuntimeError, NotImplementedError):  # quantized tensors of other libraries
-        values = tensor.detach().flatten()
-        return values[:: max(1, len(values) // SEEN)].to("cpu", torch.float64).numpy().tobytes()
+        values = tensor.flatten()
+        return _bytes(values[:: max(1, len(values) // SEEN)])
     return b""
 
 
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().to("cpu", torch.float64).numpy().tobytes()
+
+
 def law_of(processor: LogitsProcessor) -> str:
-    """A name for a law: the processor's kind, and its numbers.
+    """A name for a law: the processor's kind, and all that it holds.
+
+    Tensors and arrays are named by their values, all else as it prints. What prints where it lies in memory, as
+    functions do, has another name in each process, so that no file of it is gone on with: give it a `__repr__` that
+    says what it is.
 
     >>> from specflow import MultinomialProcessor
     >>> law_of(MultinomialProcessor(0.8))
     'MultinomialProcessor(temperature=0.8)'
     """
     a(LogitsProcessor, "give one, such as GreedyProcessor()")("processor", processor)
-    numbers = [(name, value) for name, value in sorted(vars(processor).items()) if isinstance(value, int | float | str)]
-    return f"{type(processor).__qualname__}({', '.join([f'{name}={value!r}' for name, value in numbers])})"
+    # What a class with slots holds is not in its `vars`.
+    slots = [name for kind in type(processor).__mro__ for name in vars(kind).get("__slots__", ())]
+    held = {name: getattr(processor, name, None) for name in slots if not name.startswith("__")} | vars(processor)
+    return f"{type(processor).__qualname__}({', '.join([f'{name}={_told(held[name])}' for name in sorted(held)])})"
+
+
+def _told(value: object) -> str:
+    match own(value):
+        case LogitsProcessor() as inner:
+            return law_of(inner)
+        case Tensor() | numpy.ndarray() as numbers:
+            content = _bytes(numbers) if isinstance(numbers, Tensor) else numbers.tobytes()
+            return f"{numbers.dtype} {list(numbers.shape)} {short(content)}"
+        case tuple() | list() as several:
+            return f"[{', '.join(map(_told, several))}]"
+        case set() | frozenset() as several:
+            return f"{{{', '.join(sorted(map(_told, several)))}}}"
+        case dict() as pairs:
+            return f"{{{', '.join([f'{_told(key)}: {_told(pairs[key])}' for key in pairs])}}}"
+        case plain:
+            return repr(plain)
 
 
 def refuse_other(parameter: str, there: Mapping[str, str], now: Mapping[str, str], remedy: str) -> None:

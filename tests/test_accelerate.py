@@ -51,6 +51,7 @@ from specflow.accelerate.llama import Llama
 from specflow.batch import BatchPredictor
 from specflow.caches import KVCache
 from specflow.models import Loaded, load
+from specflow.origin import weights_of
 from specflow.predictors import UncachedPredictor, last_rows
 from specflow.randomness import Sampling
 from specflow.stages import Adjust, Draft, Verify, advance, commit
@@ -289,6 +290,20 @@ def test_another_model_that_is_taken_over() -> None:
     taking = accelerate.fast(model, accelerate.Given.TAKEN)
     assert (last_rows(UncachedPredictor(taking), text, 4) - truth).abs().max() < 1e-4
     assert sum(weight.numel() for weight in model.parameters()) == 0
+
+
+def test_models_that_compute_in_another_way_have_another_name() -> None:
+    given, finer = tiny_llama(dtype=torch.float32), tiny_llama(dtype=torch.float32)
+    with torch.no_grad():
+        finer.get_parameter("model.layers.0.mlp.up_proj.weight").mul_(2)  # the embeddings are the same
+    made = [make(model) for make in (accelerate.fast, accelerate.bit_for_bit, *LOSSY) for model in (given, finer)]
+    fast = made[0]
+    assert isinstance(fast, Llama)
+    shorter = [fast.without_layers(frozenset({i})) for i in (0, 1)]
+    others = [make(tiny_gpt2().float()) for make in (accelerate.fast, *LOSSY)]
+    models = [given, finer, *made, *shorter, *others]
+    assert len({weights_of(model) for model in models}) == len(models)
+    assert weights_of(accelerate.fast(given)) == weights_of(fast) == weights_of(deepcopy(fast))
 
 
 def test_an_accelerated_model_is_not_converted_by_accident() -> None:

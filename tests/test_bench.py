@@ -222,6 +222,7 @@ def test_every_decoder_writes_the_oracles_text_and_its_counts_fit() -> None:
         assert list(run.output) == expected[run.question_id - 1]
         assert run.prompt_tokens == len(prompt_ids(prompt))
         assert sum(one.tokens for one in run.rounds) == len(run.output)
+        assert {one.tally.steps for one in run.rounds} == {1}
         assert all(one.tally.accepted <= one.tally.drafted for one in run.rounds)
         assert all(one.tokens == one.tally.accepted + 1 for one in run.rounds[:-1])
         first, *others = run.rounds
@@ -284,6 +285,7 @@ def test_tokens_that_come_a_pass_late_are_no_drafts(monkeypatch: pytest.MonkeyPa
     assert all(len(run.rounds[0].passes) == 2 and not run.rounds[-1].passes for run in late)
     assert {run.question_id: run.output for run in late} == {run.question_id: run.output for run in runs}
     assert all(one.tally.drafted == one.tally.accepted == 0 for run in late for one in run.rounds)
+    assert {one.tally.steps for run in late for one in run.rounds} == {1}
 
 
 def test_a_memory_is_kept_from_text_to_text_and_each_decoder_has_its_own() -> None:
@@ -529,8 +531,9 @@ def test_pass_costs_pool_the_decoders_of_one_model() -> None:
 def test_a_prompt_may_hold_what_ends_lines_elsewhere(tmp_path: Path) -> None:
     path, asked = tmp_path / "prompts.jsonl", "a\u2028b\x85c"
     line = json.dumps({"question_id": 1, "category": "chat", "turns": [asked]}, ensure_ascii=False)
-    path.write_text(f"{line}\r\n\n", encoding="utf-8")
-    assert [prompt.text for prompt in read_prompts(path).unwrap()] == [asked]
+    for encoding in ("utf-8", "utf-8-sig"):
+        path.write_text(f"{line}\r\n\n", encoding=encoding)
+        assert [prompt.text for prompt in read_prompts(path).unwrap()] == [asked]
 
 
 def test_our_prompts() -> None:
@@ -718,6 +721,7 @@ def test_the_command(
     assert not (tmp_path / "out.html").exists()
     written = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
     assert len(written["runs"]) == 2 * 4
+    assert written["facts"]["draft model"] == f"{saved}, float32"
     mine = next(one for one in written["summaries"] if one["decoder"] == "my_decoders:step")
     assert mine["usage"]["completion_tokens_details"]["rejected_prediction_tokens"] > 0
     assert written["identities"]["my_decoders:step"]["equal"] == 2
@@ -749,6 +753,7 @@ def test_the_command(
         (["--html", "no/such/folder/page.html"], "no file can be written there"),
         (["--also", "fast"], "this declares no model"),
         (["--also", "=json:loads"], "this declares no model"),
+        (["--also", "a=json:loads", "a=json:dumps"], "two models have one name: received a"),
         (["--also", "fast=json:no_such"], "it cannot be imported"),
         (["--also", "fast=sys:version"], "it is no function"),
         (["--also", "fast=json:loads"], "the function fails (TypeError"),
@@ -894,6 +899,7 @@ def test_other_models_are_made_by_a_function(saved: str, tmp_path: Path, monkeyp
     written = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
     assert written["identities"]["twin/autoregressive"]["equal"] == 3
     assert set(written["costs"]) == {"model", "twin"}
+    assert written["facts"]["also"] == "twin=my_models:twin"
 
 
 @pytest.mark.parametrize("made", ["fast", "bit_for_bit"])

@@ -15,9 +15,10 @@ import pytest
 import torch
 
 from specflow import cli, doctor
-from specflow.commands import can_be_written, save_text, version_of
+from specflow.commands import version_of
 from specflow.doctor import EXTRAS
 from specflow.errors import DecodeError, said
+from specflow.files import can_be_written, save_text
 from specflow.models import INSTALL
 from tests.test_cli import PROMPT, answer, refusal, tiny, words
 

@@ -449,6 +449,17 @@ def test_a_line_that_is_not_whole_is_removed(cut: int, tmp_path: Path) -> None:
         assert path.read_text().startswith(whole)
 
 
+def test_a_line_that_is_not_whole_stays_where_whoever_asks_refuses_the_others(tmp_path: Path) -> None:
+    path, whole = tmp_path / "out", answer_line(1)
+    path.write_text(whole + '{"id": ')
+    with pytest.raises(DecodeError, match="another model"), answers_in(path, ROWS, SEEDS, resume=True):
+        raise DecodeError("out", "what is there comes of another model", "one", "name another file")
+    assert path.read_text() == whole + '{"id": '
+    with answers_in(path, ROWS, SEEDS, resume=True):
+        pass
+    assert path.read_text() == whole
+
+
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
@@ -503,14 +514,29 @@ def test_a_file_holds_answers_of_one_model_and_one_law(
 ) -> None:
     answered(prompts(2))
     out = tmp_path / "answers.jsonl"
-    before = out.read_bytes()
-    file = written(tmp_path / "prompts.jsonl", prompts(3))
-    capsys.readouterr()
-    assert cli.main([*options(folder, file, out), *more, "--resume"]) == 2
-    assert f"what is there comes of another {another}: received " in capsys.readouterr().err
-    assert out.read_bytes() == before
+    with out.open("a") as answers:
+        answers.write('{"id": "t2", "te')  # whoever wrote it was killed
+    before, file = out.read_bytes(), tmp_path / "prompts.jsonl"
+    for count in (2, 3):  # where nothing is left, too
+        written(file, prompts(count))
+        capsys.readouterr()
+        assert cli.main([*options(folder, file, out), *more, "--resume", "--model", "no/such/model"]) == 2
+        assert f"what is there comes of another {another}: received " in capsys.readouterr().err
+        assert out.read_bytes() == before
     assert cli.main([*options(folder, file, out), "--drafter", "lookup", "--resume"]) == 0  # whatever drafts them
     assert len(read(out)) == 3
+
+
+def test_answers_of_another_engine_are_told_by_its_name(
+    folder: Path, tmp_path: Path, answered: Answered, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answered(prompts(1))
+    out = tmp_path / "answers.jsonl"
+    ours, theirs = '"engine": "torch", "dtype": "float64", "accelerate": "no"', '"engine": "llama.cpp"'
+    assert ours in out.read_text()
+    out.write_text(out.read_text().replace(ours, theirs))
+    assert cli.main([*options(folder, tmp_path / "prompts.jsonl", out), "--resume"]) == 2
+    assert "comes of another engine: received 'torch' and there 'llama.cpp'" in capsys.readouterr().err
 
 
 def test_a_file_holds_answers_of_one_models_weights(
@@ -523,8 +549,12 @@ def test_a_file_holds_answers_of_one_models_weights(
     copytree(folder, tmp_path / "same")
     copytree(folder, tmp_path / "other")
     tiny_llama(9).save_pretrained(tmp_path / "other" / "tiny")
+    with out.open("a") as answers:
+        answers.write('{"id": "t2", "te')  # whoever wrote it was killed
+    before = out.read_bytes()
     assert cli.main([*options(tmp_path / "other", file, out), "--resume"]) == 2
     assert "what is there comes of another model: received 'LlamaForCausalLM " in capsys.readouterr().err
+    assert out.read_bytes() == before
     assert cli.main([*options(tmp_path / "same", file, out), "--resume"]) == 0
 
 

@@ -7,12 +7,13 @@ from functools import cache
 from itertools import islice
 from pathlib import Path
 from random import Random
-from typing import Final
+from typing import Final, final
 
 import pytest
 import torch
 from attrs import evolve
 from safetensors.torch import load_file
+from torch.nn import Embedding, Linear
 from transformers import PreTrainedModel
 
 from specflow import (
@@ -63,6 +64,25 @@ def test_a_new_head_is_the_same_whatever_dtype_torch_makes_tensors_of(dtype: tor
         torch.set_default_dtype(torch.float32)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in made.items())
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@final
+class Factorised(Embedding):
+    """A table whose rows are made of shorter ones."""
+
+    def __init__(self, embedding: Embedding) -> None:
+        super().__init__(embedding.num_embeddings, embedding.embedding_dim, _weight=embedding.weight)
+        self.wide = Linear(4, embedding.embedding_dim)
+
+
+def test_a_new_head_leaves_the_targets_embeddings_as_they_are() -> None:
+    model = tiny_llama(5, layers=3, dtype=torch.float32)
+    embedding = model.get_submodule("model.embed_tokens")
+    assert isinstance(embedding, Embedding)
+    model.get_submodule("model").embed_tokens = Factorised(embedding)
+    before = deepcopy(model.state_dict())
+    new_head(model, [(1, 2, 3)], RECIPE)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 def test_a_lesson_is_what_the_head_does_when_it_drafts() -> None:
@@ -220,13 +240,20 @@ def test_a_training_that_goes_on_is_of_one_model(tmp_path: Path) -> None:
 
     with pytest.raises(Stopped):
         distill(target(), prompts(6), tmp_path, RECIPE, answered=stop)
+    with (tmp_path / "answers.jsonl").open("a") as kept:
+        kept.write('{"prompt": 5, "answ')  # the machine went off while it was written
     before = (tmp_path / "answers.jsonl").read_bytes()
     other = tiny_llama(6, layers=3, dtype=torch.float32)
-    with pytest.raises(DecodeError, match="comes of another model"):
+    with pytest.raises(DecodeError, match=r"comes of another model: .*--accelerate"):
         distill(other, prompts(6), tmp_path, RECIPE, resume=True)
     with pytest.raises(DecodeError, match="comes of another reading"):
         distill(target(), prompts(6), tmp_path, RECIPE, reading=accelerate.fast(target()), resume=True)
     assert (tmp_path / "answers.jsonl").read_bytes() == before
+    with pytest.raises(Stopped):
+        distill(target(), prompts(6), tmp_path / "fast", RECIPE, answered=stop, reading=accelerate.fast(target()))
+    steady = accelerate.bit_for_bit(target())
+    with pytest.raises(DecodeError, match="comes of another reading"):
+        distill(target(), prompts(6), tmp_path / "fast", RECIPE, reading=steady, resume=True)
 
 
 def test_one_seed_is_one_head(tmp_path: Path) -> None:

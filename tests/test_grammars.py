@@ -210,7 +210,7 @@ def test_the_command_prints_the_answer_and_nothing_else(
     smollm2: Loaded, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "schema.json"
-    file.write_text(json.dumps(SCHEMA))
+    file.write_text(json.dumps(SCHEMA), encoding="utf-8-sig")  # as some editors keep it
     assert main(["generate", "Describe a person as JSON.", "--json-schema", str(file), "--seed", "1", "--sample"]) == 0
     printed = capsys.readouterr()
     jsonschema.validate(json.loads(printed.out), SCHEMA)
@@ -226,7 +226,7 @@ def test_the_command_prints_the_answer_and_nothing_else(
     assert printed.out.startswith("in")
     assert "beginning of one" not in printed.err  # more room would not make it longer
     lark = tmp_path / "grammar.lark"
-    lark.write_text('start: "red" | "green"')
+    lark.write_text('start: "red" | "green"', encoding="utf-8-sig")
     prompts, out = tmp_path / "prompts.jsonl", tmp_path / "answers.jsonl"
     prompts.write_text('{"id": 1, "prompt": "A colour?"}\n{"id": 2, "prompt": "Another?"}\n')
     assert main(["generate", "--file", str(prompts), "--out", str(out), "--grammar", str(lark), "--slots", "2"]) == 0

@@ -11,6 +11,7 @@ from pathlib import Path
 from shutil import copytree
 from typing import final
 
+import numpy
 import pytest
 import torch
 from attrs import define, evolve, field
@@ -58,8 +59,10 @@ from specflow.cli import main
 from specflow.drafters import Recycled, RecyclingTree, propose_nothing
 from specflow.errors import DecodeError
 from specflow.files import content_of
+from specflow.origin import law_of
 from specflow.policies import EGAG, Heuristic
 from specflow.replay import Costs, Decoder, RecordedText, Recording, Replay, record, replay
+from specflow.replay import command as replaying
 from specflow.replay.command import decoder_of
 from specflow.replay.recording import checksum_of
 from specflow.stages import Block, Looks, Recycle, Rows, Traverse, UpdateNgram, stop_string
@@ -555,6 +558,45 @@ def test_a_recording_is_of_one_target_and_one_law(tmp_path: Path) -> None:
     assert len(again(processor=heated, onto=first, origin=ours).texts) == 2
 
 
+@final
+class Favouring(MultinomialProcessor):
+    """One that adds to some logits; what it is given may be anything."""
+
+    def __init__(self, favoured: object) -> None:
+        super().__init__(1.0)
+        self.favoured = favoured
+
+
+@final
+@define(init=False, eq=False)
+class Slotted(MultinomialProcessor):
+    """One that holds its number in a slot."""
+
+    number: int
+
+    def __init__(self, number: int) -> None:
+        super().__init__(1.0)
+        self.number = number
+
+
+def test_two_laws_have_two_names() -> None:
+    def held() -> list[object]:
+        ids, bias = list(range(9)), torch.zeros(2000)
+        other = bias.index_fill(0, torch.tensor(1000), 0.5)  # which neither prints
+        nested = MultinomialProcessor(0.5), MultinomialProcessor(0.25), GreedyProcessor()
+        numbers = 5, numpy.int64(6), numpy.float32(0.5), True, None, "5"
+        several = tuple(ids), (3, 4), [bias], [other], {3: bias}, {3: other}, {4, 3, 70}, frozenset((5, 70))
+        return [bias, other, other.bfloat16(), bias.numpy(), other.numpy(), *nested, *numbers, *several]
+
+    names = [law_of(Favouring(each)) for each in held()]
+    assert len({*names}) == len(names)
+    assert names == [law_of(Favouring(each)) for each in held()]
+    assert law_of(Favouring(numpy.int64(5))) == law_of(Favouring(5))
+    assert law_of(Favouring({70, 3, 4})) == law_of(Favouring({4, 3, 70}))
+    assert law_of(Favouring(held)) != law_of(Favouring(lambda: 0))
+    assert law_of(Slotted(1)) == law_of(Slotted(1)) != law_of(Slotted(2))
+
+
 def test_a_prompt_that_is_asked_twice_has_two_texts_where_recording_goes_on() -> None:
     heated = MultinomialProcessor(1.0)
     first = record(TableModel(6), [(1, 2)], 5, processor=heated)
@@ -796,6 +838,8 @@ def test_rows_of_an_accelerated_model_are_asked_of_it(saved: Path, tmp_path: Pat
         (("--decoders", "builtins:dict"), "decoders is not a Decoder"),
         (("--hindsight", "-1"), "hindsight is below 0"),
         (("--bigrams", "nowhere"), "the file does not exist"),
+        (("--accelerate", "fast"), "there is no model to accelerate: received --accelerate fast"),
+        (("--dtype", "bfloat16"), "there is no model to load: received --dtype bfloat16"),
     ],
 )
 def test_what_cannot_be_replayed_is_refused(
@@ -804,6 +848,17 @@ def test_what_cannot_be_replayed_is_refused(
     greedy.save(tmp_path / "texts")
     assert ran("replay", tmp_path / "texts", *arguments) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_narrow_table_tells_the_whole_name_of_a_decoder(
+    greedy: Recording, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    greedy.save(tmp_path / "texts")
+    monkeypatch.setattr(replaying, "PIPED", 60)
+    label = "suffix+lookup@8@block"
+    assert ran("replay", tmp_path / "texts", "--decoders", label) == 0
+    rows = [line.split("│")[1].strip() for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    assert "".join(rows) == label
 
 
 def test_what_cannot_be_recorded_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2448,14 +2448,8 @@ EXEMPT: Final[Mapping[str, str]] = {
             "replay.command.add_commands",
             "cli.main",
             *(f"chat.{name}" for name in ("Screen", "Talk", "talk")),
-            *(f"commands.{name}" for name in ("check_engine", "named_model", "one_sentence", "origin_of", "outcomes")),
-            *(
-                f"commands.{name}"
-                for name in (
-                    *("Told", "can_be_written", "processor_name", "prompt_of", "save_text", "version_of"),
-                    "vocabulary_of",
-                )
-            ),
+            *(f"commands.{name}" for name in ("check_engine", "named_model", "one_sentence", "outcomes", "version_of")),
+            *(f"commands.{name}" for name in ("Told", "processor_name", "prompt_of", "vocabulary_of")),
             *(f"corpus.{name}" for name in ("Answer", "Answers", "Progress", "Row")),
             *(f"corpus.{name}" for name in ("answer_all", "answers_in", "rate", "read_rows", "summary")),
         ),
@@ -2463,6 +2457,7 @@ EXEMPT: Final[Mapping[str, str]] = {
     ),
     **{f"origin.{name}": BY_SAVERS for name in ("refuse_other", "short")},
     **{f"files.{name}": BY_SAVERS for name in ("checked_path", "checksum", "content_of", "no_file", "write")},
+    **{f"files.{name}": BY_SAVERS for name in ("can_be_written", "save_text")},
     **dict.fromkeys(("gguf_keys.differing", "gguf_keys.missing"), BY_CONVERTED),
     "caches.lasting.lasting": ON_CACHES,
 }

@@ -674,3 +674,17 @@ def test_a_file_that_may_not_be_written_is_refused_before_a_model_is_loaded(
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
     assert cli.main(["trace", "a", "--model", "there/is/none", option, str(tmp_path / "page")]) == cli.NOT_DECODED
     assert "no file can be written there" in capsys.readouterr().err
+
+
+def test_a_pipe_takes_a_trace_and_a_device_a_page(tiny: Path, tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    out = Path(f"/dev/fd/{writing}")
+    if not out.exists():
+        pytest.skip("there is no such device")
+    asked = ["w5 w6", "--model", str(tiny), "--max-new-tokens", "4", "--dtype", "float64"]
+    assert cli.main(["trace", *asked, "--json", str(out), "--html", os.devnull]) == 0
+    os.close(writing)
+    kept = tmp_path / "trace.json"
+    with open(reading, encoding="utf-8") as pipe:
+        kept.write_text(pipe.read(), encoding="utf-8")
+    assert 0 < len(Trace.load(kept).output) <= 4

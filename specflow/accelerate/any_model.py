@@ -30,6 +30,11 @@ class Replaced(Module):
         self.bias = bias
 
     @override
+    def extra_repr(self) -> str:
+        """What its weights are laid out as."""
+        return type(self._linear).__name__
+
+    @override
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in] → [..., out], both in the model's dtype."""
         rows = x.reshape(-1, x.shape[-1]).to(self._dtype)

@@ -16,6 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from specflow.accelerate.any_model import weight_and_bias
 from specflow.accelerate.linear import Linear, MakeLinear
 from specflow.accelerate.llama import Layer, Rotary, Weights
+from specflow.origin import weights_of as name_of
 from specflow.predictors.reader import STATIC_ROTARY
 
 Windows: TypeAlias = Callable[[PreTrainedConfig], list[int | None]]
@@ -180,4 +181,5 @@ def weights_of(model: Module, rounded: torch.dtype, computed: torch.dtype, make:
         kv_heads=kv_heads,
         size=size,
         epsilon=_epsilons(model).pop(),
+        of=name_of(model),
     )

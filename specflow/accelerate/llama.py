@@ -65,6 +65,7 @@ class Weights:
 
     The first `kv_heads` query heads are the first that share each key head, and so on: in this order attention gives
     what the next layer reads, as it lies.
+    `of` names the model that they are those of, as `origin.weights_of` does.
     """
 
     embedding: Tensor
@@ -76,6 +77,7 @@ class Weights:
     kv_heads: int
     size: int
     epsilon: float
+    of: str
 
     @property
     def windows(self) -> set[int | None]:
@@ -133,6 +135,11 @@ class Llama(Module):
     def get_input_embeddings(self) -> Embedding:
         """The table of the ids, by transformers' name for it: it has as many rows as there are ids."""
         return self.embedding
+
+    @override
+    def extra_repr(self) -> str:
+        """What it computes: its weights are no tensors that a module shows, and differ in how they are laid out."""
+        return f"{self.weights.of}, {type(self.weights.head).__name__}, {self.shapes}"
 
     @override
     def forward(
@@ -200,7 +207,8 @@ class Llama(Module):
         kept = [i for i in range(len(self.weights.layers)) if i not in skip]
         config = deepcopy(self.config)
         config.num_hidden_layers = len(kept)
-        weights = evolve(self.weights, layers=tuple([self.weights.layers[i] for i in kept]))
+        layers = tuple([self.weights.layers[i] for i in kept])
+        weights = evolve(self.weights, layers=layers, of=f"layers {kept} of {self.weights.of}")
         return refusing_as(self, Llama(config, weights, self.shapes))
 
     @override

@@ -30,13 +30,12 @@ from specflow.commands import (
     ENGINES,
     LLAMA_CPP,
     TORCH,
-    can_be_written,
     check_engine,
     one_sentence,
-    save_text,
     version_of,
 )
 from specflow.errors import DecodeError, said, unwrap
+from specflow.files import can_be_written, save_text
 from specflow.guards.checks import a, or_none, shown, whole
 from specflow.heads import load_head
 from specflow.models import SMOLLM2, DType, file_of, load, shared_tokens
@@ -100,6 +99,12 @@ def main(args: argparse.Namespace) -> int:
     facts = facts_of(plan, args.model)
     if args.engine == LLAMA_CPP:
         facts["engine"] = f"{LLAMA_CPP}, llama-cpp-python {version_of('llama-cpp-python')}"
+    if args.draft_model is not None:
+        facts["draft model"] = f"{args.draft_model}, {args.draft_dtype or args.dtype}"
+    if args.head is not None:
+        facts["head"] = args.head
+    if args.also:
+        facts["also"] = ", ".join(args.also)
     if args.slots is not None:
         return _compare_batches(plan, absent, args, facts, errors)
     runs, code = _measured(plan, errors)
@@ -176,6 +181,10 @@ def _check(args: argparse.Namespace) -> None:
     twice = [label for label in args.decoders if args.decoders.count(label) > 1]
     if twice:
         raise DecodeError("decoders", "a decoder is named twice", twice[0], "name each once; --repeats measures again")
+    made = [declared.partition("=")[0] for declared in args.also]
+    again = [name for name in made if made.count(name) > 1]
+    if again:
+        raise DecodeError("also", "two models have one name", again[0], "name each by itself")
     _check_baseline(args.baseline, args.decoders)
     for name in ("json", "html"):
         path: Path | None = getattr(args, name)

@@ -91,12 +91,15 @@ class _Stream:
     """A streamer, as `generate` understands it: the prompt comes first, then the tokens of each step."""
 
     emit: Emit
-    drafts: Tally | None
+    counted: Tally | None
+    """Of the text so far; None where passes tell what was drafted."""
     _seen_prompt: bool = field(init=False, default=False)
 
     def put(self, value: Tensor) -> None:
         if self._seen_prompt:
-            self.emit(tuple(value.flatten().tolist()), self.drafts)
+            if self.counted is not None:
+                self.counted += UNDRAFTED
+            self.emit(tuple(value.flatten().tolist()), self.counted)
         self._seen_prompt = True
 
     def end(self) -> None:
@@ -107,13 +110,12 @@ def _generation(context: Context, options: dict[str, object]) -> Session:
     model = context.model
     assert isinstance(model, PreTrainedModel)
 
-    # What drafts nothing says so: on mps its tokens come a pass late, so that passes do not tell.
-    drafts = None if options else UNDRAFTED
-
     def session(state: DecodeState, emit: Emit) -> None:
         ids = torch.tensor([state.tokens], device=model.device)
+        # What drafts nothing says so: on mps its tokens come a pass late, so that passes do not tell.
+        stream = _Stream(emit, None if options else state.tally)
         with configured(model, _chosen(state, context.processor)):
-            model.generate(ids, attention_mask=torch.ones_like(ids), streamer=_Stream(emit, drafts), **options)
+            model.generate(ids, attention_mask=torch.ones_like(ids), streamer=stream, **options)
 
     return session
 

@@ -47,7 +47,7 @@ def read_prompts(path: Path = OWN_PROMPTS) -> tuple[Prompt, ...]:
     """
     a(Path, "give a Path")("path", path)
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # a JSON string may hold what else ends a line of text
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # a JSON string may hold what else ends a line of text
     except (OSError, UnicodeDecodeError) as error:
         remedy = "give a JSONL file in Spec-Bench's format"
         raise DecodeError("prompts", f"the prompts cannot be read ({error})", str(path), remedy) from error

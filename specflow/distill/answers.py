@@ -45,16 +45,17 @@ def answers_of(
             there = json.loads(first)
             of = dict(there.pop("origin", {}))
             same = there == asked
-            if lines and not lines[-1].endswith("\n"):  # it was being written
-                write(file, "".join((first, *lines[:-1])).encode())
-                del lines[-1]
-            answers = {int(row["prompt"]): ids_of("answer", row["answer"]) for row in map(json.loads, lines)}
+            is_cut = bool(lines) and not lines[-1].endswith("\n")  # it was being written
+            whole = lines[:-1] if is_cut else lines
+            answers = {int(row["prompt"]): ids_of("answer", row["answer"]) for row in map(json.loads, whole)}
         except Exception as error:  # a file of any content
             raise damaged(folder, error) from error
         if not same:
             happened, remedy = "the answers there are to other prompts, or of another length", "name another folder"
             raise DecodeError("out", happened, shown(str(folder)), remedy)
         refuse_other("out", of, origin, ELSEWHERE)
+        if is_cut:
+            write(file, "".join((first, *whole)).encode())
     else:
         write(file, f"{json.dumps({**asked, 'origin': dict(origin)})}\n".encode())
     left = [i for i in range(len(prompts)) if i not in answers]

@@ -18,8 +18,11 @@ PROMPTS: Final = "prompts.json"
 ANSWERS: Final = "answers.jsonl"
 STATE: Final = "training.pt"
 
-ELSEWHERE: Final = "name another folder, or go on with the model that it was begun with"
-"""What to do where the folder holds what another model said."""
+ELSEWHERE: Final = (
+    "name another folder, or go on as it was begun (--model, --dtype, --accelerate); "
+    "one of an older specflow cannot be gone on with"
+)
+"""What to do where the folder holds what another model said, or does not say which."""
 
 
 def made_folder(out: object) -> Path:

@@ -171,9 +171,10 @@ def new_head(model: Module, answers: Sequence[Tokens], recipe: Recipe) -> Eagle3
         for module in own:
             module.float()  # before a weight is drawn or copied: torch's default dtype may be of 16 bits
         torch.manual_seed(recipe.seed)
-        for module in head.modules():
-            if isinstance(module, Linear):
-                module.reset_parameters()
+        for module in own:  # and nothing of the embeddings, which are the target's
+            for part in module.modules():
+                if isinstance(part, Linear):
+                    part.reset_parameters()
     with torch.no_grad():
         weight: object = getattr(target.says, "weight", None)
         if isinstance(weight, Tensor):

@@ -29,18 +29,16 @@ from specflow.bench.stopwatch import clock_for
 from specflow.catalogue import DRAFTERS, POLICIES, RULES, Drafting, Setting
 from specflow.commands import (
     ACCELERATE,
-    can_be_written,
     named_model,
     one_sentence,
-    origin_of,
     processor_name,
-    save_text,
 )
 from specflow.drafters import Bigrams
 from specflow.errors import DecodeError, unwrap
+from specflow.files import can_be_written, save_text
 from specflow.guards.checks import a, or_none, shown, whole
 from specflow.models import SMOLLM2, DType, Loaded, load
-from specflow.origin import refuse_other
+from specflow.origin import refuse_other, weights_of
 from specflow.predictors import CachedPredictor, limits_of
 from specflow.processors import GreedyProcessor, MultinomialProcessor
 from specflow.randomness import Dice
@@ -164,7 +162,7 @@ def _record(args: argparse.Namespace) -> int:
                 facts=_facts(args, loaded),
                 progress=keep,
                 clock=clock_for(loaded.model),
-                origin=origin_of(args, loaded),
+                origin=_origin(args, loaded),
             )
     except KeyboardInterrupt:
         code = NOT_RECORDED
@@ -173,6 +171,11 @@ def _record(args: argparse.Namespace) -> int:
         if last:  # whatever ended it
             last[-1].save(args.out)
     return code
+
+
+def _origin(args: argparse.Namespace, loaded: Loaded) -> dict[str, str]:
+    """What rows of `--model` come of: a recording holds those of one."""
+    return {"dtype": args.dtype, "accelerate": args.accelerate, "model": weights_of(loaded.model)}
 
 
 def _facts(args: argparse.Namespace, loaded: Loaded) -> dict[str, str]:
@@ -190,6 +193,7 @@ def _replay(args: argparse.Namespace) -> int:
     whole(0, "give 0 or more")("hindsight", args.hindsight)
     if args.json is not None and not can_be_written(args.json):
         raise DecodeError("json", "no file can be written there", shown(str(args.json)), "name a file in a folder")
+    _check_needless(args)
     recording = Recording.load(args.recording)
     bigrams = None if args.bigrams is None else Bigrams.load(args.bigrams)
     if bigrams is not None and len(bigrams.tokens) != recording.vocab_size:
@@ -217,6 +221,16 @@ def _replay(args: argparse.Namespace) -> int:
     return 0
 
 
+def _check_needless(args: argparse.Namespace) -> None:
+    """Refuses an option that says something of a model which is not named."""
+    if args.model is None and args.accelerate != "no":
+        received, remedy = f"--accelerate {args.accelerate}", "name the recorded one with --model"
+        raise DecodeError("accelerate", "there is no model to accelerate", received, remedy)
+    if args.model is None and args.draft_model is None and args.dtype != "float32":
+        received, remedy = f"--dtype {args.dtype}", "name one with --model or --draft-model"
+        raise DecodeError("dtype", "there is no model to load", received, remedy)
+
+
 def _check(label: str, args: argparse.Namespace) -> None:
     """Refuses what cannot be replayed, before a model is loaded."""
     if ":" in label:
@@ -235,7 +249,7 @@ def _check(label: str, args: argparse.Namespace) -> None:
 def _live(args: argparse.Namespace, recording: Recording) -> Predictor:
     """The recorded model. `DecodeError` for any other: its rows would stand beside those of the recorded one."""
     loaded = named_model(args)
-    refuse_other("model", recording.origin, {**recording.origin, **origin_of(args, loaded)}, RECORDED)
+    refuse_other("model", recording.origin, {**recording.origin, **_origin(args, loaded)}, RECORDED)
     with _decoding():
         return CachedPredictor(ACCELERATE[args.accelerate](loaded.model, Given.KEPT))
 
@@ -269,7 +283,8 @@ def _table(found: Mapping[str, Replay], recording: Recording) -> Table:
     table = Table(title=f"{len(recording.texts)} texts replayed{' of ' * bool(about)}{about}")
     headings = ("decoder", "tokens", "accepted", "by position, %", "tok/s", "drafting", "best", "regret", "regret")
     for heading in headings:
-        table.add_column(heading, justify="left" if heading in ("decoder", "by position, %") else "right")
+        left = heading in ("decoder", "by position, %")
+        table.add_column(heading, justify="left" if left else "right", overflow="fold")
     table.add_row("", "/pass", "", "", "predicted", "", "gamma", "fixed", "each step", style="dim")
     for label, played in found.items():
         tally = played.tally

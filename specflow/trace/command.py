@@ -10,7 +10,9 @@ from pathlib import Path
 from rich.console import Console
 
 from specflow.errors import DecodeError
+from specflow.files import can_be_written, save_text
 from specflow.guards.checks import shown
+from specflow.trace.file import to_json
 from specflow.trace.trace import Trace
 
 
@@ -36,9 +38,9 @@ def main(args: argparse.Namespace, record: Callable[[], tuple[Trace, int]]) -> i
     _print(traces)
     first, *others = traces
     if args.json is not None:
-        first.save(args.json)
+        save_text(args.json, to_json(first))
     if args.html is not None:
-        first.save_html(args.html, *others)
+        save_text(args.html, first.html(*others))
         print(f"the page is {args.html}", file=sys.stderr)
     return code
 
@@ -54,6 +56,9 @@ def _check(args: argparse.Namespace) -> None:
         raise DecodeError("json", "a trace that is loaded is kept already", str(args.json), "leave --json out")
     if args.html is not None and args.html == args.json:
         raise DecodeError("html", "the page and the trace are one file", str(args.html), "name two files")
+    for name, path in (("html", args.html), ("json", args.json)):
+        if path is not None and not can_be_written(path):
+            raise DecodeError(name, "no file can be written there", shown(str(path)), "name a file in a folder")
 
 
 def _print(traces: list[Trace]) -> None:
