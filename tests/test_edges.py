@@ -836,7 +836,7 @@ def test_what_is_known_of_a_model_is_not_looked_for_in_all_its_modules(
     assert predict.limits == Limits(64, 128)
 
 
-def test_what_is_found_out_while_the_model_changes_is_said_once() -> None:
+def test_what_is_found_out_while_the_model_changes_is_found_out_anew() -> None:
     model: Any = nn.Linear(2, 2)
     findings = Findings[bool](lambda found: False)
 
@@ -846,6 +846,7 @@ def test_what_is_found_out_while_the_model_changes_is_said_once() -> None:
         return findings.of(model, ("another",), Watch(model).look(), lambda: False) or True
 
     assert findings.of(model, ("one",), Watch(model).look(), find)
+    assert not findings.of(model, ("one",), Watch(model).look(), lambda: False)
 
 
 @pytest.mark.parametrize("memos", [1, 2, 4])
