@@ -221,9 +221,11 @@ class Watch:
 
 def _stands_for(forward: object) -> object:
     """What is the same of the same callable, as long as there is one, and keeps neither it nor the model behind it."""
+    if forward is None:  # as most often: an exception takes longer than the rest
+        return None
     try:
         return WeakMethod(forward) if isinstance(forward, MethodType) else ref(forward)
-    except TypeError:  # there is none, or none that can be held so
+    except TypeError:  # one that cannot be held so
         return forward
 
 
