@@ -343,7 +343,10 @@ def test_an_accelerated_model_is_a_copy_and_notices_that_its_original_has_change
     def add(model: PreTrainedModel) -> None:
         model.get_submodule("lm_head").bias = torch.nn.Parameter(torch.ones(64))
 
-    for change in (step, load, cast, assign, replace, add):
+    def swap(model: PreTrainedModel) -> None:
+        model.set_submodule("lm_head", torch.nn.Linear(32, 64, bias=False))
+
+    for change in (step, load, cast, assign, replace, add, swap):
         model, fast, _ = fresh()
         change(model)
         with pytest.raises(DecodeError, match="changed since it was accelerated"):
@@ -355,6 +358,13 @@ def test_an_accelerated_model_is_a_copy_and_notices_that_its_original_has_change
     for buffer in model.buffers():
         buffer.mul_(2)
     assert torch.equal(last_rows(CachedPredictor(fast), text, 4), before)
+    model, fast, before = fresh()
+    model.set_submodule("lm_head", torch.nn.Sequential(model.get_submodule("lm_head")))  # as an adapter wraps it
+    assert torch.equal(last_rows(CachedPredictor(fast), text, 4), before)
+    norm = next(module for module in model.modules() if "Norm" in type(module).__name__)
+    norm.weight = torch.nn.Parameter(norm.get_parameter("weight").detach() * 2)
+    with pytest.raises(DecodeError, match="changed since it was accelerated"):
+        last_rows(CachedPredictor(fast), text, 4)
     model, fast, before = fresh()
     del model
     assert torch.equal(last_rows(CachedPredictor(fast), text, 4), before)

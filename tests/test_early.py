@@ -10,6 +10,7 @@ from copy import deepcopy
 from random import Random
 from threading import Thread
 from typing import Final
+from unittest.mock import Mock
 from weakref import ref
 
 import pytest
@@ -44,7 +45,7 @@ from specflow.testing import conformance
 from tests.architectures import NAMED, WINDOW
 from tests.test_captured import captured
 from tests.test_edges import DYNAMIC, made
-from tests.toys import VOCABULARY, oracle, tiny_gpt2, tiny_llama
+from tests.toys import VOCABULARY, oracle, passes_of, tiny_gpt2, tiny_llama
 
 PROMPT: Final = (5, 9, 5, 9, 7, 3, 5)
 
@@ -267,6 +268,30 @@ def test_weights_that_the_model_held_before_are_let_go() -> None:
     torch.testing.assert_close(target(PROMPT, ()), UncachedPredictor(model)(PROMPT, ()))
     gc.collect()
     assert before() is None
+
+
+def test_a_model_that_was_not_taken_apart_in_time_is_taken_apart_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_llama()
+    target, layer = Resumed(model, early_exit(model, 1)), model.get_submodule("model.layers.1.mlp.up_proj")
+    for drafts in ((), (Proposal(4), Proposal(5, parent=TEXT))):
+        target(PROMPT, drafts)
+        layer.load_state_dict({"weight": layer.get_parameter("weight").detach() * 2}, assign=True)
+        with monkeypatch.context() as patch:
+            patch.setattr("specflow.predictors.early.Rest.of", Mock(side_effect=KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                target(PROMPT, drafts)
+        torch.testing.assert_close(target(PROMPT, drafts), UncachedPredictor(model)(PROMPT, drafts))
+
+
+def test_a_prompt_that_was_read_for_a_tree_is_not_read_again_for_the_next() -> None:
+    model = tiny_llama()
+    fed, target = passes_of(model), Resumed(model, early_exit(model, 1))
+    tree = (Proposal(4), Proposal(5, parent=TEXT))
+    target(PROMPT, tree)
+    target((*PROMPT, 4), ())
+    fed.clear()
+    target((*PROMPT, 4), tree)
+    assert sum(fed) <= 1 + len(tree)
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,13 @@ import gc
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from time import sleep
 from types import SimpleNamespace
 from typing import Any, Final, TypeAlias, cast, final
 from unittest.mock import Mock
@@ -69,8 +71,10 @@ from specflow.paths import last_rows
 from specflow.policies import EGAG, SVIP, StopAfter
 from specflow.predictors import UncachedPredictor
 from specflow.predictors.autocast import KINDS
+from specflow.predictors.reader import Reader
 from specflow.predictors.trial import horizons_of
-from specflow.predictors.watch import Watch
+from specflow.predictors.watch import Findings, Watch
+from specflow.protocols import Limits
 from specflow.replay.rows import rows_kept, whole
 from specflow.state import Finished, Pace, chain
 from specflow.testing import fresh_passes
@@ -799,6 +803,50 @@ def test_the_mode_that_one_thread_puts_back_is_not_anothers() -> None:
     )
     assert texts == wanted
     assert all(module.training for module in model.modules())
+
+
+def test_a_pass_that_waited_for_another_evaluates_too() -> None:
+    model, modes = tiny_llama().train(), list[bool]()
+    model.register_forward_pre_hook(lambda module, arguments: modes.append(module.training))
+    with ThreadPoolExecutor() as pool:
+        with Reader.of(model).at_rest():
+            waiting = pool.submit(Reader.of(model).read_afresh, (5, 9), 1)
+            sleep(0.2)  # it has come to the lock
+        waiting.result()
+    assert modes == [False]
+    assert all(module.training for module in model.modules())
+
+
+def test_limits_do_not_wait_for_a_pass() -> None:
+    model = tiny_llama()
+    predict = CachedPredictor(model)
+    with ThreadPoolExecutor() as pool, Reader.of(model).guard:
+        assert pool.submit(lambda: predict.limits).result(timeout=30) == limits_of(model)
+
+
+@pytest.mark.parametrize("predictor", [CachedPredictor, UncachedPredictor])
+def test_what_is_known_of_a_model_is_not_looked_for_in_all_its_modules(
+    predictor: Callable[[Module], CachedPredictor | UncachedPredictor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_llama()
+    predict = predictor(model)
+    predict(TEXT[:9], ())
+    monkeypatch.setattr(Module, "named_modules", Mock(side_effect=AssertionError))
+    predict(TEXT[:10], ())
+    assert predict.limits == Limits(64, 128)
+
+
+def test_what_is_found_out_while_the_model_changes_is_found_out_anew() -> None:
+    model: Any = nn.Linear(2, 2)
+    findings = Findings[bool](lambda found: False)
+
+    def find() -> bool:
+        with torch.no_grad():
+            model.weight.mul_(2)
+        return findings.of(model, ("another",), Watch(model).look(), lambda: False) or True
+
+    assert findings.of(model, ("one",), Watch(model).look(), find)
+    assert not findings.of(model, ("one",), Watch(model).look(), lambda: False)
 
 
 @pytest.mark.parametrize("memos", [1, 2, 4])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from contextvars import ContextVar
 from functools import partial
 from itertools import combinations, count
@@ -439,6 +439,18 @@ def test_decodes_that_are_abandoned_in_another_thread_unwind_in_their_own() -> N
     gc.collect()
     assert dict(together([text(alone, 1)])) == {0: text(alone, 1)()}
     assert sorted(unwound, key=lambda each: each[0]) == [(i, current_thread(), 1) for i in range(3)]
+
+
+def test_a_batch_whose_thread_has_ended_can_be_closed() -> None:
+    batches = [together([text(alone, i) for i in range(6)], 3) for _ in range(3)]
+    assert in_a_thread(lambda: len([next(ends) for ends in batches])) == [3]
+    with pytest.raises(DecodeError, match="another thread: received MainThread; close it, as the thread that began it"):
+        next(batches[0])
+    with pytest.raises(KeyError, match="mine"), closing(batches[1]):
+        raise KeyError("mine")
+    batches[2].close()
+    batches[0].close()
+    assert [*map(list, batches)] == [[], [], []]
 
 
 def test_what_is_thrown_at_a_batch_ends_it() -> None:

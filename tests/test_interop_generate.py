@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -31,7 +32,7 @@ from specflow import (
 )
 from specflow.drafters import SuffixDrafter, propose_nothing
 from specflow.interop import Generate, Stateless, new_tokens, stops, stream
-from specflow.interop.arguments import HARMLESS, HINTS, HONOURED, OUTPUTS, REFUSED
+from specflow.interop.arguments import HARMLESS, HINTS, HONOURED, OUTPUTS, REFUSED, refuse_other_inputs
 from specflow.models import Loaded
 from tests.architectures import built
 from tests.test_interop import forked
@@ -680,6 +681,30 @@ def test_what_a_model_makes_of_its_arguments_is_found_out_anew_when_its_weights_
         table[0] = was
     with pytest.raises(DecodeError, match="token_type_ids"):
         both(model, **types)
+
+
+def test_what_a_model_makes_of_its_arguments_is_found_out_by_one_thread_at_a_time() -> None:
+    model, inside, another = tiny_gpt2(), threading.Semaphore(1), threading.Event()
+
+    def enter(*_: object) -> None:
+        if not inside.acquire(blocking=False):
+            another.set()
+            return
+        another.wait(0.2)
+        inside.release()
+
+    model.register_forward_pre_hook(enter)
+
+    def ask(name: str) -> None:
+        with contextlib.suppress(DecodeError):
+            refuse_other_inputs(model, PROMPT, (), {name: torch.zeros_like(IDS)})
+
+    threads = [threading.Thread(target=ask, args=(name,)) for name in ("token_type_ids", "position_ids")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not another.is_set()
 
 
 def test_an_encoder_decoder_model_is_refused() -> None:

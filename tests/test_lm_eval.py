@@ -354,6 +354,20 @@ def test_a_text_ends_at_its_first_stop_string_however_many_tokens_a_step_adds() 
         assert lm.generate_until([asked("w9 w3", arguments)], disable_tqdm=True) == [""]
 
 
+def test_a_text_is_decoded_once_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    target, decoded = CachedPredictor(MODEL), list[int]()
+
+    def at_once(processor: Processor) -> Step:
+        step = plain(target)(processor)
+        return lambda state: run(step, state)
+
+    lm = SpecflowLM(target, tokenizer(), at_once)
+    decode = lm.tokenizer.decode
+    monkeypatch.setattr(lm.tokenizer, "decode", lambda ids, **named: decoded.append(len(ids)) or decode(ids, **named))
+    lm.generate_until([asked("w9 w3", {"max_gen_toks": 9, "until": ["never"]})], disable_tqdm=True)
+    assert 0 < len([length for length in decoded if length > 1]) <= 2
+
+
 def test_temperature_is_a_processors() -> None:
     target, temperatures = CachedPredictor(MODEL), list[float]()
 

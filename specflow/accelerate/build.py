@@ -259,20 +259,23 @@ def _settled(model: Module, made: Module, given: Given) -> Module:
 def _refusing_changes_of(model: Module) -> Callable[[Module, object], None]:
     """A hook that raises `DecodeError` where the weights of a model, which is not kept alive, are not what they were.
 
-    It tells by their versions, which everything counts but writing through `.data`, by where they lie, and, while its
-    modules live, by whether these hold the same ones. Those made in inference mode have no versions; what is gone has
-    not changed.
+    It tells by their versions, which everything counts but writing through `.data`, by where they lie, and, while the
+    model lives, by whether its modules do and hold the same ones. A module that was taken out of it and is kept, as an
+    adapter keeps what it wraps, is as good as there. Those made in inference mode have no versions; what is gone with
+    the model has not changed.
     """
-    modules = [module for module in model.modules() if module._parameters]
+    whole, modules = ref(model), [module for module in model.modules() if module._parameters]
     places, held = [*map(ref, modules)], [*map(ref, _held_by(modules))]
     weights = [(ref(each), each._version, each.data_ptr()) for each in model.parameters() if not each.is_inference()]
 
     def refuse(module: Module, arguments: object, /) -> None:
-        received = None
-        living = [owner for place in places if (owner := place()) is not None]
-        if len(living) == len(places):
+        given, received = whole(), None
+        if given is not None:
+            living = [owner for place in places if (owner := place()) is not None]
             now = _held_by(living)
-            if len(now) != len(held) or not all(map(is_, now, [weight() for weight in held])):
+            if len(living) < len(places):
+                received = "other modules"
+            elif len(now) != len(held) or not all(map(is_, now, [weight() for weight in held])):
                 received = "other tensors"
         for weight, version, place in weights:
             each = weight()

@@ -149,7 +149,8 @@ def together(decodes: Iterable[Callable[[], T]], slots: int = 8) -> Generator[tu
 
     A batch stays in the thread that asks for its first text. Another thread is refused with a `DecodeError`, and the
     batch can still be gone on with, or closed, in its own. What is left in another thread is unwound in its own, too,
-    when that one next runs a greenlet.
+    when that one next runs a greenlet, which may leave it with torch's modes in which the batch began. Once its thread
+    has ended a batch can be closed in any: nothing is left to unwind it in.
 
     >>> from specflow import GreedyProcessor, Dice, along_paths, autoregressive_step, run, start
     >>> import torch
@@ -185,11 +186,24 @@ class _Ends(Generator[tuple[int, T | Failed], None, None]):
         self._check()
         return self._ends.throw(val if isinstance(val, BaseException) else typ)
 
+    @override
+    def close(self) -> None:
+        if self._is_elsewhere and not self._hub.thread.is_alive():
+            self._ends.close()
+        else:
+            super().close()
+
     def _check(self) -> None:
-        here = current_thread()
-        if getgeneratorstate(self._ends) in {GEN_RUNNING, GEN_SUSPENDED} and self._hub.thread is not here:
-            happened, remedy = "a batch is gone on with in another thread", "go on with it in the thread that began it"
-            raise DecodeError("decodes", happened, here.name, remedy)
+        if self._is_elsewhere:
+            remedy = "go on with it in the thread that began it"
+            if not self._hub.thread.is_alive():
+                remedy = "close it, as the thread that began it has ended"
+            raise DecodeError("decodes", "a batch is gone on with in another thread", current_thread().name, remedy)
+
+    @property
+    def _is_elsewhere(self) -> bool:
+        has_begun = getgeneratorstate(self._ends) in {GEN_RUNNING, GEN_SUSPENDED}
+        return has_begun and self._hub.thread is not current_thread()
 
 
 def _running(hub: _Hub, source: Iterator[Callable[[], T]], slots: int) -> Generator[tuple[int, T | Failed]]:

@@ -189,10 +189,12 @@ def refuse_other_inputs(
     if not given:
         return
     before, reader = padding[:2] if "attention_mask" in given else (), Reader.of(model)
-    look = reader.watch.look()
     shapes = frozenset([(name, value.shape[:-2]) for name, value in given.items()])
-    key = (shapes, before, reader.dtype, reader.device.type, *look.kind)
-    if not _FITS.of(model, key, look, lambda: _fits(reader, model, given, before, tokens[:SHORT])):
+    with reader.guard:
+        look = reader.watch.look()
+        key = (shapes, before, reader.dtype, reader.device.type, *look.kind)
+        fits = _FITS.of(model, key, look, lambda: _fits(reader, model, given, before, tokens[:SHORT]))
+    if not fits:
         names = " and ".join(sorted(given))
         happened = f"the model over the {names} of `generate` is not the model over its ids alone"
         remedy = "leave them out; where you gave none, its text in `generate` is not that of its own passes"

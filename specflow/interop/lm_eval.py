@@ -182,13 +182,21 @@ class SpecflowLM(TemplateLM):
             raise DecodeError("max_gen_toks", happened, most, "ask for fewer")
         state = unwrap(start(self.tok_encode(context)[-room:], most, self._stop, self._target.limits))
         output: Tokens = ()
-        text = ""
-        for token in (token for new, _ in grow(self._compose(processor), state) for token in new):
-            output += (token,)
-            text = self.tokenizer.decode(output, skip_special_tokens=True)
-            if any(string in text for string in until):  # what a step adds behind it may hold another one
+        for new, _ in grow(self._compose(processor), state):
+            output += new
+            if self._holds(until, output):
+                # What the step adds behind the first string may hold another one, which begins before it.
+                ends = range(len(output) - len(new) + 1, len(output))
+                output = next((output[:end] for end in ends if self._holds(until, output[:end])), output)
                 break
-        return cut(text, until, None)
+        return cut(self._said(output), until, None)
+
+    def _holds(self, until: Iterable[str], output: Tokens) -> bool:
+        text = self._said(output)
+        return any(string in text for string in until)
+
+    def _said(self, output: Tokens) -> str:
+        return self.tokenizer.decode(output, skip_special_tokens=True)
 
     def _rolling(self, text: str) -> float:
         windows = get_rolling_token_windows(self.tok_encode(text), self.prefix_token_id, self.max_length, 1)

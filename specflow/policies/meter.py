@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from specflow.guards.checks import MOST, a, calls, number, valid, whole
+from specflow.guards.finite import is_near
 from specflow.prefix import TEXTS, common_prefix
 from specflow.state import Predictor, Proposal, Tokens
 
@@ -235,9 +236,11 @@ def wait_for(rows: object) -> None:
     On CUDA for the current stream alone, on which they are: what other threads and models compute is no part of the
     pass, and the whole device may not be waited for while a graph is captured there.
     """
-    if isinstance(rows, Tensor) and rows.is_cuda:
+    if not isinstance(rows, Tensor) or is_near(rows):
+        return
+    if rows.is_cuda:
         torch.cuda.current_stream(rows.device).synchronize()
-    elif isinstance(rows, Tensor) and runs_ahead(rows.device):
+    elif runs_ahead(rows.device):
         torch.accelerator.synchronize(rows.device)
 
 

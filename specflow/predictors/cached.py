@@ -125,13 +125,7 @@ class CachedPredictor:
     @property
     def limits(self) -> Limits:
         """What a text over this memo can take: the limits of the model as it is now, and the room in a fixed cache."""
-        with self._reader.guard:
-            self._meet()
-            return self._limits
-
-    @property
-    def _limits(self) -> Limits:
-        known = self._reader.limits
+        known = limits_of(self.model)
         sizes = [known.context, self._caches.room]
         return Limits(known.vocab_size, min((size for size in sizes if size is not None), default=None))
 
@@ -315,7 +309,7 @@ class CachedPredictor:
 
     def _furthest(self, tokens: Tokens, most: int) -> int:
         """How long a text may become that is read on by itself from `tokens`."""
-        ends = (self._limits.context, *self._trials.horizons)
+        ends = (self.limits.context, *self._trials.horizons)
         further = [end for end in ends if end is not None and end >= len(tokens)]
         return min([len(tokens) + most - 1, *further])
 

@@ -108,9 +108,9 @@ class Resumed:
             raise DecodeError("early", happened, f"{layers} layers", "give early_exit(model, layers)")
         self._layers, self._guard = layers, reader.guard
         self._trials = Trials(Caches(reader), FEEDINGS)
-        self._rest = Rest.of(self.model, layers)
         self._memos = Memos(int(self.memos))
-        self._whole = CachedPredictor(self.model, memos=self.memos)
+        with self._guard:
+            self._meet()
 
     @property
     def limits(self) -> Limits:
@@ -120,15 +120,10 @@ class Resumed:
     def __call__(self, tokens: Tokens, drafts: Sequence[Proposal], /) -> Tensor:
         """Logits [n + 1, V] after `tokens`, and after them and the path down to each of the n drafts."""
         tokens, (drafted, parents) = text_of(tokens), Tree.of(drafts)
-        if not is_chain(parents):
-            return self._whole(tokens, drafts)
         with self._guard:
-            if self._trials.meet():
-                self._rest = Rest.of(self.model, self._layers)
-                self._memos.clear()
-                self._faults.clear()
-                if self._trials.renewed:  # it may never look again, and holds the older weights
-                    self._whole = CachedPredictor(self.model, memos=self.memos)
+            self._meet()
+            if not is_chain(parents):
+                return self._whole(tokens, drafts)
             return self._trials.in_parts(tokens + drafted, len(drafted) + 1, self._rows)
 
     def prune(self, tokens: Tokens, /) -> None:
@@ -145,6 +140,19 @@ class Resumed:
             self._trials.forget()
         self.early.forget()
         self._whole.forget()
+
+    def _meet(self) -> None:
+        """Forget what was read of another model than this now is, and take its layers as they are now."""
+        try:
+            if self._trials.meet():
+                self._memos.clear()
+                self._faults.clear()
+                if self._trials.renewed:  # it may never look again, and holds the older weights
+                    self._whole = CachedPredictor(self.model, memos=self.memos)
+                self._rest = Rest.of(self.model, self._layers)
+        except BaseException:  # or the next call would go on with the older layers
+            self._trials.forget()
+            raise
 
     def _rows(self, tokens: Tokens, last: int) -> Tensor:
         """Logits [last, V] of rows that lie in one region of the model."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from threading import Lock, RLock
 from typing import Final, NamedTuple, TypeAlias, TypeVar, cast, final
 from weakref import WeakKeyDictionary
@@ -13,7 +13,7 @@ import numpy
 import torch
 from attrs import define, field
 from torch import Tensor
-from torch.nn import Module
+from torch.nn import Embedding, Module, ModuleList
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from specflow.caches import Past, lasting
@@ -79,7 +79,7 @@ class Reader:
     def ask_again(self) -> None:
         """Ask for what may change with the weights or the adapters: the limits, and where accelerate runs the model."""
         self.limits = Limits(vocabulary_of(self.model), context_of(self.model))
-        self._place = _place(self.model)
+        self._place = _place(self.model) if self.watch.has_offloaded_weights else None
 
     @classmethod
     def of(cls, model: Module, features: Features | None = None) -> Reader:
@@ -215,9 +215,15 @@ class Reader:
     @contextmanager
     def at_rest(self) -> Iterator[None]:
         """Nobody else runs the model in the block; it evaluates, without gradients, and what it keeps lasts."""
-        training = self.watch.training
-        with self.guard, lasting(), torch.no_grad(), _evaluating(training) if training else nullcontext():
-            yield
+        with self.guard, lasting(), torch.no_grad():
+            training = self.watch.training  # looked at under the guard: another thread may have had it evaluate
+            try:
+                for module in training:  # dropout would make a model a random function
+                    module.training = False
+                yield
+            finally:  # an interrupt may come between two of them
+                for module in training:
+                    module.training = True
 
     def _afresh(self, tokens: Tokens, last: int) -> Pass:
         arguments: dict[str, object] = {} if self.cache_name is None else {"use_cache": False}
@@ -297,13 +303,18 @@ def context_of(model: Module) -> int | None:
     context = getattr(config_of(model), "max_position_embeddings", None)
     if not isinstance(context, int) or context <= 0:
         return None
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Embedding) and "position" in name and module.padding_idx is not None:
-            context = min(context, module.num_embeddings - module.padding_idx - 1)
-            break
+    context = min(context, _positions_in(model) or context)
     before = soft_prompt_of(model)
     # One that a soft prompt takes up is none: rotary positions go on after it, and the end of a table is an error.
     return context - before if not before or context - before > 1 else None
+
+
+def _positions_in(module: Module, name: str = "") -> int | None:
+    """How many positions a table with a row for padding has; it lies beside the layers, whose lists are passed over."""
+    if isinstance(module, Embedding) and "position" in name and module.padding_idx is not None:
+        return module.num_embeddings - module.padding_idx - 1
+    inner = [(f"{name}.{each}", child) for each, child in module.named_children() if not isinstance(child, ModuleList)]
+    return next((size for each, child in inner if (size := _positions_in(child, each))), None)
 
 
 def soft_prompt_of(model: Module) -> int:
@@ -319,15 +330,13 @@ def soft_prompt_of(model: Module) -> int:
 
 def refuse_weightless(name: str, model: Module) -> None:
     """`DecodeError` for a model whose weights are nowhere; those that accelerate keeps on the CPU or on a disk are."""
-    if _place(model) is None and any(parameter.is_meta for parameter in model.parameters()):
+    if any(parameter.is_meta for parameter in model.parameters()) and _place(model) is None:
         remedy = "load it with its weights, or offload it by accelerate"
         raise DecodeError(name, f"the {name} has no weights", "parameters on the meta device", remedy)
 
 
 def _place(model: Module) -> torch.device | None:
-    """Where accelerate runs a model of which some weights are offloaded; None for any other."""
-    if not any(parameter.is_meta for parameter in model.parameters()):
-        return None
+    """Where accelerate runs a model of which some weights are offloaded; None where it does not."""
     for module in model.modules():
         hook = vars(module).get("_hf_hook")
         for each in (hook, *getattr(hook, "hooks", ())):
@@ -335,18 +344,6 @@ def _place(model: Module) -> torch.device | None:
             if place is not None:
                 return torch.device(place)
     return None
-
-
-@contextmanager
-def _evaluating(training: Sequence[Module]) -> Iterator[None]:
-    """Modules in evaluation mode, as dropout would make a model a random function; then in training mode again."""
-    try:
-        for module in training:  # within the `try`: an interrupt may come between two of them
-            module.training = False
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _logits(output: object, last: int) -> Tensor:

@@ -79,9 +79,10 @@ class Findings(Generic[T]):
             is_same = known.look.of_same_parts(now)
             known.found = {each: one for each, one in known.found.items() if is_same and self.holds(one)}
         known.look = now  # an older one would hold weights that were replaced
-        if kinds not in known.found:
-            known.found[kinds] = find()
-        return known.found[kinds]
+        found = known.found  # which another thread may replace while this one looks
+        if kinds not in found:
+            found[kinds] = find()
+        return found[kinds]
 
 
 @final
@@ -108,6 +109,7 @@ class Watch:
     modules: tuple[Module, ...] = field(init=False)
     has_plain_weights: bool = field(init=False)
     """Whether no parameter is sharded, quantized or of another kind of its own."""
+    has_offloaded_weights: bool = field(init=False)
     _families: tuple[list[dict[str, Module | None]], list[dict[str, Module | None]]] = field(init=False)
     """The children of each module, where it keeps them, and what they were: a module equals itself alone."""
     _bare: list[Mapping[str, Tensor | None]] = field(init=False)
@@ -172,6 +174,7 @@ class Watch:
         self.has_plain_weights = kinds <= {Parameter}
         # What is offloaded comes and goes with each pass.
         slots = [(store, name) for store, name in weights if not getattr(store[name], "is_meta", False)]
+        self.has_offloaded_weights = len(slots) < len(weights)
         self._slots = [store for store, _ in slots], [name for _, name in slots]
         self._kept = tuple(map(getitem, *self._slots))
         self._held = (*chain.from_iterable(family.values() for family in families), *self._kept)
@@ -218,9 +221,11 @@ class Watch:
 
 def _stands_for(forward: object) -> object:
     """What is the same of the same callable, as long as there is one, and keeps neither it nor the model behind it."""
+    if forward is None:  # as most often: an exception takes longer than the rest
+        return None
     try:
         return WeakMethod(forward) if isinstance(forward, MethodType) else ref(forward)
-    except TypeError:  # there is none, or none that can be held so
+    except TypeError:  # one that cannot be held so
         return forward
 
 
