@@ -18,9 +18,9 @@ drafter drafts into them (`specflow.replay`). Prompts are in the format of Spec-
 `remember` saves an n-gram storage of the model's texts, and with `--memory` the drafters know them. With `--bigrams`
 trees know the model's bigrams; the model is asked for them where the file is not there.
 
-`recycle` does it for drafters that learn from the target's rows of logits, those after refused drafts among them, which
-the text alone does not tell. So the target reads each draft, once: the likeliest tokens of each row are kept in the
-file `--rows`, and a drafter whose drafts were all read before is counted without the model. Each table begins anew with
+`recycle` does it for drafters that learn from the target's rows of logits, rejected drafts' among them, of which the
+text alone says nothing. So the target reads each draft, once: the likeliest tokens of each row are kept in the file
+`--rows`, and a drafter whose drafts were all read before is counted without the model. Each table begins anew with
 each text, or is one for all texts, which are then decoded in the order of the file.
 
 `edits` does the same as `replay` for a model that edits its prompt without a fault. Every text is an edited question of
@@ -150,8 +150,8 @@ def bigrams_in(path: Path) -> Bigrams:
     return Bigrams.load(path)
 
 
-def without_refused_copies() -> Drafter:
-    """`SuffixDrafter`, if each refused copy were lost: what followed the longest match, and nothing where none is."""
+def without_rejected_copies() -> Drafter:
+    """`SuffixDrafter`, if each rejected copy were lost: what followed the longest match, and nothing where none is."""
     suffix = SuffixDrafter()
 
     def draft(tokens: Tokens, /) -> Iterator[Proposal[PointMass]]:
@@ -184,7 +184,7 @@ def with_long_memory(storage: NGramStorage) -> Drafter:
     return first_of(SuffixDrafter(factor=0, offset=20), at_most(10, NGramDrafter(storage, source="memory")))
 
 
-def with_memory_and_refused_copies(storage: NGramStorage) -> Drafter:
+def with_memory_and_rejected_copies(storage: NGramStorage) -> Drafter:
     """The same, and where the storage remembers nothing either, copies that are worth nothing."""
     return first_of(with_memory(storage), SuffixDrafter(shortest=0))
 
@@ -216,7 +216,7 @@ def editors() -> dict[str, Decoder]:
         "NASD, n = 4, gamma 10": nasd(4, 10),
         "suffix": drafting(SuffixDrafter()),
         "suffix, shortest = 0": drafting(SuffixDrafter(shortest=0)),
-        "suffix, refused copies lost": drafting(without_refused_copies()),
+        "suffix, rejected copies lost": drafting(without_rejected_copies()),
         "suffix, always 10": drafting(SuffixDrafter(factor=0, offset=10)),
         "suffix, always 20": drafting(SuffixDrafter(factor=0, offset=20)),
         "suffix, shortest = 0, always 20": drafting(SuffixDrafter(factor=0, offset=20, shortest=0)),
@@ -241,7 +241,7 @@ def decoders(texts: Sequence[Text], memory: Path | None, bigrams: Path | None) -
         "first_of(suffix of 2, lookup)": drafting(first_of(SuffixDrafter(shortest=2), PromptLookup())),
         "then(suffix, suffix)": drafting(then(SuffixDrafter(), SuffixDrafter())),
         "suffix, memory that learns": learning(with_memory),
-        "the same, else refused copies": learning(with_memory_and_refused_copies),
+        "the same, else rejected copies": learning(with_memory_and_rejected_copies),
         "suffix, memory of the others": knowing_the_others(texts),
     }
     if memory is not None:

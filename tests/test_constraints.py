@@ -252,7 +252,7 @@ def test_a_text_in_a_batch_has_its_law() -> None:
 
 @pytest.mark.parametrize("tokens", [LETTERS, (b"a", b"bc", b"c", b"", b"b", b"ca")])
 def test_a_matcher_is_a_function_of_the_text(tokens: tuple[bytes, ...]) -> None:
-    """Wherever it was asked before, and behind refused tokens, a place answers as a new matcher does."""
+    """Wherever it was asked before, and behind rejected tokens, a place answers as a new matcher does."""
     grammar = Grammar.regex("(a|bc)*(ca)?", tokens, stop=(LETTERS_END,))
     dice = torch.Generator().manual_seed(1)
     places: list[tuple[Tokens, Matcher]] = [((), grammar.start())]
