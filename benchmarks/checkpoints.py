@@ -1,9 +1,9 @@
-"""What a mark costs: a way back for caches that cannot be cropped, beside the passes that it saves.
+"""What a checkpoint costs: a way back for caches that cannot be cropped, beside the passes that it saves.
 
     python -m benchmarks.checkpoints
 
-For each kind of cache: the KiB and the milliseconds of one mark, of one pass over a single token and over eight, and
-how long it took to find out how the model can be fed, which happens once. Random models of a middling size.
+For each kind of cache: the KiB and the milliseconds of one checkpoint, of one pass over a single token and over eight,
+and how long it took to find out how the model can be fed, which happens once. Random models of a middling size.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def main() -> None:
     """Prints a table."""
     torch.set_num_threads(1)
     logging.set_verbosity_error()
-    print(f"{'':20}{'mark, KiB':>10}{'mark, ms':>10}{'1 token':>10}{'8 tokens':>10}{'found out':>10}  fed in")
+    print(f"{'':20}{'kept, KiB':>10}{'kept, ms':>10}{'1 token':>10}{'8 tokens':>10}{'found out':>10}  fed")
     for row in ROWS:
         print(measured(row))
 
