@@ -10,7 +10,7 @@
 
 `cost` times one call of each drafter, the context having grown by a step, beside transformers' prompt lookup.
 
-`replay` counts tokens per target pass. Greedy verification is deterministic, so a drafter's accepted lengths follow
+`replay` counts tokens a pass. Greedy verification is deterministic, so a drafter's accepted lengths follow
 from the greedy text alone. The texts are decoded once (SmolLM2, fp32, one token a pass) and kept in a file; then each
 drafter drafts into them (`specflow.replay`). Prompts are in the format of Spec-Bench: a JSON object a line with
 `category` and `turns`, of which the first is asked. Of a prompt of more than 1024 tokens the last 1024 are read.
@@ -270,13 +270,13 @@ def recorded(texts: Sequence[Text], kept: Path | None = None) -> Recording:
 def show(
     texts: Sequence[Text], recording: Recording, rows: dict[str, Decoder], live: Predictor | None = None
 ) -> Recording:
-    """Print tokens per target pass of each decoder, in all and for each category, and drafts per pass.
+    """Print tokens a pass of each decoder, in all and for each category, and drafts per pass.
 
     `live` is asked for rows that are missing; what is returned holds them.
     """
     groups = ["chat" if text["category"] in CHAT else text["category"] for text in texts]
     names = ["all", *dict.fromkeys(groups)]
-    print(f"{'tokens per target pass':30}", *(f"{name[:9]:>9}" for name in names), f"{'drafts':>9}")
+    print(f"{'tokens a pass':30}", *(f"{name[:9]:>9}" for name in names), f"{'drafts':>9}")
     for label, decoder in rows.items():
         played = replay(recording, decoder, live, most=None)
         recording = played.recording
@@ -409,7 +409,7 @@ def main() -> None:
     timing = commands.add_parser("cost", help="µs a call, beside transformers' prompt lookup")
     timing.add_argument("--calls", type=int, default=300)
     timing.add_argument("--contexts", type=int, nargs="+", default=[512, 2048, 8192])
-    worth = commands.add_parser("replay", help="tokens per target pass, on the greedy texts of a file of prompts")
+    worth = commands.add_parser("replay", help="tokens a pass, on the greedy texts of a file of prompts")
     worth.add_argument("prompts", type=Path)
     worth.add_argument("--texts", type=Path, default=Path(gettempdir()) / "specflow-greedy-texts.json")
     worth.add_argument("--every", type=int, default=1, help="take every n-th prompt")
@@ -419,7 +419,7 @@ def main() -> None:
     memory.add_argument("prompts", type=Path)
     memory.add_argument("storage", type=Path)
     memory.add_argument("--texts", type=Path, default=Path(gettempdir()) / "specflow-greedy-texts.json")
-    learning_ones = commands.add_parser("recycle", help="tokens per target pass, of drafters that learn from its rows")
+    learning_ones = commands.add_parser("recycle", help="tokens a pass, of drafters that learn from its rows")
     learning_ones.add_argument("prompts", type=Path)
     learning_ones.add_argument("--texts", type=Path, default=Path(gettempdir()) / "specflow-greedy-texts.json")
     learning_ones.add_argument("--every", type=int, default=1, help="take every n-th prompt")
@@ -428,7 +428,7 @@ def main() -> None:
     )
     learning_ones.add_argument("--rows", type=Path, required=True, help="the rows that were read, kept in this file")
     learning_ones.add_argument("--only", default="", help="the rows of the table whose names hold this")
-    editing = commands.add_parser("edits", help="tokens per target pass, of a model that edits its prompt")
+    editing = commands.add_parser("edits", help="tokens a pass, of a model that edits its prompt")
     editing.add_argument("prompts", type=Path)
     arguments = parser.parse_args()
     match arguments.command:

@@ -441,7 +441,7 @@ ENDLESS: Final[dict[str, Callable[[Randomness, Constraint], Drafter]]] = {
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 @pytest.mark.parametrize("drafter", ENDLESS)
 def test_a_text_without_stop_tokens_is_over_at_a_draft(rule: Callable[[Randomness], Rule], drafter: str) -> None:
-    """Nothing can follow it, so it stands without a token behind it, and the text has the law of the plain loop."""
+    """Nothing can follow it, so it stands without a token behind it, and the text has the law of plain decoding."""
     state, table = start((0,), 9).unwrap(), TableModel(2, seed=3)
 
     def ended(branch: Branch, *, drafted: bool) -> Ending:

@@ -270,7 +270,7 @@ def _table(found: Mapping[str, Replay], recording: Recording) -> Table:
     headings = ("decoder", "tokens", "accepted", "by position, %", "tok/s", "drafting", "best", "regret", "regret")
     for heading in headings:
         table.add_column(heading, justify="left" if heading in ("decoder", "by position, %") else "right")
-    table.add_row("", "/pass", "", "", "predicted", "", "gamma", "fixed", "each step", style="dim")
+    table.add_row("", "a pass", "", "", "predicted", "", "gamma", "fixed", "each step", style="dim")
     for label, played in found.items():
         tally = played.tally
         table.add_row(

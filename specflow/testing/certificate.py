@@ -198,7 +198,7 @@ class Certificate:
     def __str__(self) -> str:
         return (
             f"exact on {self.cases} cases, {self.branches} branches (total variation < {TOLERANCE:.0e}): "
-            f"{self.accepted:.0%} of the drafts accepted, {self.length:.2f} tokens per target pass"
+            f"{self.accepted:.0%} of the drafts accepted, {self.length:.2f} tokens a pass"
         )
 
 
