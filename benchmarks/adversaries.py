@@ -5,7 +5,7 @@
       --decoders autoregressive suffix@cost benchmarks.adversaries:wrong benchmarks.adversaries:dear \\
       benchmarks.adversaries:wrong_tree
 
-The first command writes prompts of random words, in the format of Spec-Bench. `wrong` drafts tokens that are refused,
+The first command writes prompts of random words, in the format of Spec-Bench. `wrong` drafts tokens that are rejected,
 `dear` does so after thinking for a while, and `wrong_tree` drafts trees of them. Each text meets its drafter anew:
 nothing is known of it from other texts. `suffix_anew` and `tree_anew` are our own drafters that meet each text so. With
 `suffix@cost` and `tree@cost`, which keep what they learnt, they tell what a first text loses, as the median of three

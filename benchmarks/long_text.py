@@ -91,8 +91,8 @@ def autoregressive(target: CachedPredictor, watch: Watch) -> Step:
     return autoregressive_step(target, GreedyProcessor(), Dice())
 
 
-def refused(target: CachedPredictor, watch: Watch) -> Step:
-    """Five drafts a step, refused."""
+def rejected(target: CachedPredictor, watch: Watch) -> Step:
+    """Five drafts a step, rejected."""
     return speculative_step(repeat, target, GreedyProcessor(), Dice(), Fixed(5), (target,))
 
 
@@ -164,7 +164,7 @@ def main() -> None:
     """Prints a table."""
     torch.set_num_threads(1)
     print(f"{'':16}{'tokens':>8}{'specflow, ms':>14}{'model, ms':>12}{'kept, KiB':>12}")
-    for build in (autoregressive, refused, suffix, llm):
+    for build in (autoregressive, rejected, suffix, llm):
         for length, (own, models) in zip(LENGTHS, costs(build), strict=True):
             print(f"{build.__name__:16}{length:8}{own:14.3f}{models:12.2f}{kept(build, length):12.0f}")
 

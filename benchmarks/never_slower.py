@@ -4,7 +4,7 @@
     python -m benchmarks.never_slower texts.safetensors
 
 Each text is given the medians of what passes took in all of them, as the machine wavers from text to text, and is
-decoded by drafters under `CostAware`: kept from text to text, or new to each. Speed is against the plain loop, prompt
+decoded by drafters under `CostAware`: kept from text to text, or new to each. Speed is against plain decoding, prompt
 reading included.
 """
 

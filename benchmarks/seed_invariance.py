@@ -123,7 +123,7 @@ def main() -> int:
     print(
         f"{options.seeds} seeds, {different} different texts, {emitted} tokens; fp32, {torch.get_num_threads()} threads"
     )
-    print("| decoder | texts that differ | drafts accepted | tokens per target pass |")
+    print("| decoder | texts that differ | drafts accepted | tokens a pass |")
     print("|---|---|---|---|")
     for name, tally in tallies.items():
         print(f"| {name} | {wrong[name]} | {tally.acceptance_rate:.0%} | {emitted / tally.steps:.2f} |")

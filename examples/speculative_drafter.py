@@ -3,7 +3,7 @@
 The small model drafts as `LLMDrafter` has it, token by token, each from its own law. But where it is asked what comes
 after a text it reads what the tiny model expects along with it, in the same pass: when its own token is the expected
 one, the next law is there already. What it answers is a function of the text, so its drafts carry their true law, and
-the big model's text is exact; the certificate proves it on every branch of small worlds.
+the big model's text is exact; the certificate checks it on every branch of small worlds.
 
 python examples/speculative_drafter.py
 """

@@ -99,7 +99,7 @@ def _seen(laws: Laws, processor: Processor, end: int, logits: Tensor) -> Laws:
 
 
 def laws_when_asked(processor: Processor, tokens: Tokens, logits: Tensor) -> Laws:
-    """The same, and on the host our own processors make a law only then: after a refusal nobody asks."""
+    """The same, and on the host our own processors make a law only then: after a rejection nobody asks."""
     rows = logits.shape[0]
     if rows == 1 or not is_near(logits) or not _is_ours(processor):
         return laws_of(processor, tokens, logits)

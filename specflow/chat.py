@@ -47,9 +47,9 @@ ACCEPTED, CORRECTED, OWN, DIM = SOURCES[0], ORIGINS[Origin.CORRECTED], "", "dim"
 def _styles(before: DecodeState, after: DecodeState) -> Iterator[str]:
     """The colour of each token of a step."""
     step = after.tally - before.tally
-    refused = sum(step.judged_at) > step.accepted
+    rejected = sum(step.judged_at) > step.accepted
     for i in range(len(after.tokens) - len(before.tokens)):
-        yield ACCEPTED if i < step.accepted else CORRECTED if refused else OWN
+        yield ACCEPTED if i < step.accepted else CORRECTED if rejected else OWN
 
 
 @final

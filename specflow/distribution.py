@@ -24,7 +24,7 @@ COARSE: Final = 0.01
 def max_fn(x: Tensor) -> Tensor:
     """The positive part, normalised: max(0, x) / Σ max(0, x), over the last dimension.
 
-    With x = p - q this is the law that a corrected token is drawn from after a refusal. Where nothing is positive the
+    With x = p - q this is the law that a corrected token is drawn from after a rejection. Where nothing is positive the
     result is all zeros instead of 0/0; `Categorical.residual` then draws from p, since there p = q.
     Source: Leviathan et al. 2211.17192, section 2.3; Chen et al. 2302.01318, algorithm 2.
 

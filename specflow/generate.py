@@ -97,7 +97,7 @@ def speculative_generate(
     """Speculative decoding with a model as drafter: the new tokens, and accepted / drafted.
 
     Greedy text equals `autoregressive_generate`'s token for token (fp32, fp64); sampled text has the target's law.
-    A fixed `gamma` is paid for at every step: where drafts are refused, it is slower than decoding without them.
+    A fixed `gamma` is paid for at every step: where drafts are rejected, it is slower than decoding without them.
     `use_cache=True, policy=CostAware(meter_of(target))` drafts only what pays.
     On a device, with `use_cache`, the drafter drafts by blocks, so that each draft is copied to the host once.
     Sampling follows torch's default generator.
@@ -185,7 +185,7 @@ def ngram_assisted_speculative_generate(
 
     Greedy text equals `autoregressive_generate`'s token for token (fp32, fp64); sampled text has the target's law.
     A fixed `gamma` is paid for at every step, and after an unknown context it drafts random tokens: where drafts are
-    refused, it is slower than decoding without them. `use_cache=True, stop_if_unknown=True,
+    rejected, it is slower than decoding without them. `use_cache=True, stop_if_unknown=True,
     policy=CostAware(meter_of(target))` drafts only what pays.
     Sampling follows torch's default generator.
 

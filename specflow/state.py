@@ -286,7 +286,7 @@ class Stretch:
 @final
 @frozen(eq=False)
 class Scored(Record):
-    """What the target says of a draft: `logits` [n + 1, V], after the text and after each draft, refused ones too.
+    """What the target says of a draft: `logits` [n + 1, V], after the text and after each draft, rejected ones too.
 
     The target's law after a draft is made when a rule asks for it, so that no processor hears of a draft that cannot
     stand; `make` makes those along a stretch of drafts. Rules ask here which drafts are to be judged.

@@ -209,7 +209,7 @@ def walking(world: World, choose: Callable[[Distribution, Sequence[int], int], i
 
 
 def siblings_judged_one_by_one(world: World) -> Step:
-    """Each sibling stands with probability p(x), as if none had been refused before it."""
+    """Each sibling stands with probability p(x), as if none had been rejected before it."""
 
     def choose(p: Distribution, siblings: Sequence[int], position: int) -> int | None:
         accepted = [i for i, x in enumerate(siblings) if world.rng.accept(float(dense(p)[x]))]
@@ -229,7 +229,7 @@ def redraw_behind_a_tree(world: World) -> Step:
 
 
 def by_siblings(world: World, judged_by: Callable[[Sequence[Distribution]], int], leaves: int) -> Step:
-    """Token rejection on a tree of drawn siblings: p, and what the refused siblings left of it one after the other.
+    """Token rejection on a tree of drawn siblings: p, and what the rejected siblings left of it one after the other.
 
     `judged_by` says which of these laws so far judges the next sibling, and `leaves` which of them all is the
     correction's.
@@ -259,7 +259,7 @@ def left_by(draft: Proposal, p: Distribution) -> Distribution:
 
 
 def siblings_judged_by_one_law(world: World) -> Step:
-    """Each sibling stands with probability p(x) / q(x), whatever was refused before it."""
+    """Each sibling stands with probability p(x) / q(x), whatever was rejected before it."""
     return by_siblings(world, lambda laws: 0, -1)
 
 
@@ -291,8 +291,8 @@ def equal_siblings_kept_once(world: World) -> Step:
     return speculative_step(propose, world.target, world.processor, world.rng)
 
 
-def traversal(world: World, refused: Callable[[float, float], float]) -> Step:
-    """`Traverse` for drafts that were all drawn; `refused` makes a weight and a mass the weight after a refusal."""
+def traversal(world: World, rejected: Callable[[float, float], float]) -> Step:
+    """`Traverse` for drafts that were all drawn; `rejected` makes a weight and a mass the weight after a rejection."""
 
     def below(scored: Scored, here: int, weight: float) -> tuple[int, Distribution] | None:
         drafted, p = scored.drafted, scored.law(here)
@@ -304,7 +304,7 @@ def traversal(world: World, refused: Callable[[float, float], float]) -> Step:
                 return found
             mass = float((weight * dense(p) - q).clamp(min=0).sum())
             p = Categorical(max_fn(weight * dense(p) - q)) if mass > 0 else p
-            weight = refused(weight, mass)
+            weight = rejected(weight, mass)
         return (here, p) if world.rng.accept(weight) else None
 
     def rule(scored: Scored) -> Verdict:
@@ -315,7 +315,7 @@ def traversal(world: World, refused: Callable[[float, float], float]) -> Step:
 
 
 def traversed(weight: float, mass: float) -> float:
-    """The right weight after a refusal."""
+    """The right weight after a rejection."""
     return mass / (mass + (1.0 - weight)) if mass > 0 else float(weight >= 1)
 
 
@@ -411,7 +411,7 @@ class Undecided:
 
 
 def reused_uniform(world: World) -> Step:
-    """`noise` is one uniform for each position: the one that refused the draft also draws its replacement."""
+    """`noise` is one uniform for each position: the one that rejected the draft also draws its replacement."""
 
     def rule(scored: Scored) -> Verdict:
         start = len(scored.drafted.state.tokens)
@@ -660,7 +660,7 @@ def likeliest_token_of_a_head_with_its_law(world: World) -> Step:
     return heard_from(world, say)
 
 
-def head_that_goes_on_from_refused_drafts(world: World) -> Step:
+def head_that_goes_on_from_rejected_drafts(world: World) -> Step:
     """The head's states of the step before are not forgotten: what is drawn first comes after the drafts made then."""
     stale: list[tuple[Tokens, Tokens]] = []
 
@@ -804,14 +804,14 @@ def learning(world: World, storage: INgramStorage, drafter: Drafter, filler_top_
     return ngram_step(drafter, world.target, world.processor, world.rng, update)
 
 
-def learning_what_was_refused(world: World, storage: NGramStorage) -> Step:
+def learning_what_was_rejected(world: World, storage: NGramStorage) -> Step:
     draft, verify = Draft(samples(world)), Verify(world.target, world.processor, Reject(world.rng))
     adjust, end = Adjust(world.rng), ending(never, unobserved, UpdateNgram(storage, 2))
 
     def too_eager(verified: Verified) -> Verified:
         text, accepted = verified.drafted.state.tokens + verified.drafted.tokens, verified.accepted
-        refused = verified.drafted.tokens[accepted:]
-        storage.learn(text, len(text) - len(refused), [[draft] for draft in refused])
+        rejected = verified.drafted.tokens[accepted:]
+        storage.learn(text, len(text) - len(rejected), [[draft] for draft in rejected])
         return verified
 
     return lambda state: state.then(draft).then(verify).then(too_eager).then(adjust).then(end)
@@ -879,7 +879,7 @@ def obeying(world: World, processor: Processor, drafter: Drafter | None = None) 
 
 
 def matcher_that_is_not_rolled_back(world: World) -> Step:
-    """The matcher takes each draft as it comes, and keeps those that are refused."""
+    """The matcher takes each draft as it comes, and keeps those that are rejected."""
     kept: list[int] = []
     inner = MultinomialProcessor(1.0)
 
@@ -1012,7 +1012,7 @@ MUTANTS: Final = (
         (Case(2, (0,), 5, seed=55),),  # it takes a fourth draft, after ratios that rose, fell, and rose again
     ),
     Mutant("siblings behind a block judged by p, not by what it left", text_of(siblings_of_a_block_judged_by_p)),
-    Mutant("an n-gram storage that learns from rejected drafts", contents_of(learning_what_was_refused)),
+    Mutant("an n-gram storage that learns from rejected drafts", contents_of(learning_what_was_rejected)),
     Mutant("the bonus token drawn from the row before", text_of(bonus_from_the_wrong_row)),
     Mutant("a policy that drops the unlikely token it saw", text_of(policy_drops_the_token_it_saw)),
     Mutant("a policy that peeks at the target", text_of(policy_peeks_at_the_target)),
@@ -1032,7 +1032,7 @@ MUTANTS: Final = (
     ),
     Mutant(
         "a head that goes on from rejected drafts, its q from a fresh reading",
-        text_of(head_that_goes_on_from_refused_drafts),
+        text_of(head_that_goes_on_from_rejected_drafts),
         FULL,
     ),
     Mutant("skipped adjustment: `LossySkipAdjustment`", text_of(skipped_adjustment)),

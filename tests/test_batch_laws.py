@@ -67,7 +67,7 @@ def both(compose: Callable[[World], Step], worlds: tuple[World, World]) -> tuple
 
 
 def certify_two(compose: Callable[[World], Step], cases: Sequence[Case] = WORLDS) -> None:
-    """Proves that the joint law of both texts is the product of both autoregressive laws."""
+    """Checks that the joint law of both texts is the product of both autoregressive laws."""
 
     def alone(world: World) -> tuple[Ending, Ending]:
         first, second = (autoregressive(each, world.rng) for each in apart(world))
@@ -95,7 +95,7 @@ def test_two_texts_by_any_rule_are_exact_and_independent_on_drawn_trees(name: st
 
 
 def certify_two_seeds(compose: Callable[[World], Step]) -> None:
-    """Proves that each of two texts depends on its own noise alone: it is the text without any drafter and alone."""
+    """Checks that each of two texts depends on its own noise alone: it is the text without any drafter and alone."""
 
     def texts(world: World) -> bool:
         worlds = apart(world)

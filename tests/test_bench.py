@@ -488,7 +488,7 @@ def after_the_last(tokens: Tokens) -> Iterator[Proposal]:
 
 
 def test_a_position_where_a_tree_has_no_draft_is_not_counted() -> None:
-    """Nothing was drafted after the leaf, so that nothing was refused there."""
+    """Nothing was drafted after the leaf, so that nothing was rejected there."""
 
     def compose(context: Context) -> Step:
         return speculative_step(after_the_last, context.target, context.processor, context.rng, Fixed(2))

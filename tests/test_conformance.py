@@ -56,7 +56,7 @@ def test_a_memo_that_keeps_refused_tokens_is_found_and_named() -> None:
     model, right = tiny_gpt2(), CachedPredictor(tiny_gpt2())
 
     def stale(tokens: Tokens, last: int) -> Tensor:
-        # The row of a refused draft: right only where the text's last token is what was read before.
+        # The row of a rejected draft: right only where the text's last token is what was read before.
         return last_rows(right, (*tokens[:-2], 3, tokens[-1]) if len(tokens) > 9 else tokens, last)
 
     fresh = path_by_path(lambda tokens, last: model(torch.tensor([tokens])).logits[0, -last:])

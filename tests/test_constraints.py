@@ -268,7 +268,7 @@ def test_a_text_in_a_batch_has_its_law() -> None:
 
 @pytest.mark.parametrize("tokens", [LETTERS, (b"a", b"bc", b"c", b"", b"b", b"ca")])
 def test_a_matcher_is_a_function_of_the_text(tokens: tuple[bytes, ...]) -> None:
-    """Wherever it was asked before, and behind refused tokens, a place answers as a new matcher does."""
+    """Wherever it was asked before, and behind rejected tokens, a place answers as a new matcher does."""
     grammar = Grammar.regex("(a|bc)*(ca)?", tokens, stop=(LETTERS_END,))
     dice = torch.Generator().manual_seed(1)
     places: list[tuple[Tokens, Matcher]] = [((), grammar.start())]
@@ -457,7 +457,7 @@ ENDLESS: Final[dict[str, Callable[[Randomness, Constraint], Drafter]]] = {
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 @pytest.mark.parametrize("drafter", ENDLESS)
 def test_a_text_without_stop_tokens_is_over_at_a_draft(rule: Callable[[Randomness], Rule], drafter: str) -> None:
-    """Nothing can follow it, so it stands without a token behind it, and the text has the law of the plain loop."""
+    """Nothing can follow it, so it stands without a token behind it, and the text has the law of plain decoding."""
     state, table = start((0,), 9).unwrap(), TableModel(2, seed=3)
 
     def ended(branch: Branch, *, drafted: bool) -> Ending:

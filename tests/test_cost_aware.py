@@ -411,7 +411,7 @@ def test_the_meter_times_a_predictor_and_leaves_prompts_out() -> None:
     timed = meter.timed(target)
     assert timed((1, 2, 3, 4), ()).tolist() == [[1.0, 1.0, 1.0]]  # the prompt: 4 new tokens
     timed((1, 2, 3, 4, 5), ())
-    timed((1, 2, 3, 4, 5, 6), drafts := chain((7, 8)))  # both are refused
+    timed((1, 2, 3, 4, 5, 6), drafts := chain((7, 8)))  # both are rejected
     timed((1, 2, 3, 4, 5, 6, 9), ())
     timed((7, 7, 7), chain((7,)))  # another text
     timed((7, 7, 7, 7, 8), ())
@@ -751,7 +751,7 @@ def test_a_meter_times_conversations_that_take_turns() -> None:
     for _ in range(4):
         for i, text in enumerate(texts):
             read(text, ())
-            read((*text, i), chain((9,)))  # a draft that is refused
+            read((*text, i), chain((9,)))  # a draft that is rejected
             texts[i] = (*text, i, 8)
     assert meter.seconds(2) == pytest.approx([1.0, 1.0])
 

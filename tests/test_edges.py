@@ -113,7 +113,7 @@ PAIR: Final = (Proposal(4), Proposal(5, parent=-1))
 
 
 def walk(model: Module, pristine: Module, longest: int = 48) -> None:
-    """Reads on, drafts that are refused, trees, and back: all rows are the fresh ones, with a memo and without."""
+    """Reads on, drafts that are rejected, trees, and back: all rows are the fresh ones, with a memo and without."""
     texts = [(*TEXT[:end], 7, 9) for end in (3, 14, 13, longest - 6, longest - 5, 20, longest - 2)]
     expected = []
     for text in texts:

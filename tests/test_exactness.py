@@ -80,7 +80,7 @@ def test_speculative_equals_oracle(target: PreTrainedModel, drafter: str, use_ca
 
 
 def test_a_close_drafter_is_partly_accepted() -> None:
-    """The matrix above would prove little if its drafters were always refused or always accepted."""
+    """The matrix above would prove little if its drafters were always rejected or always accepted."""
     target = TARGETS["llama"]
     _, rate = speculative_generate([3, 4, 5], disturbed(target, 1, 0.02), target, eos_tokens_id=[], use_cache=True)
     assert 0.2 < rate < 0.9

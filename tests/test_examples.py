@@ -17,6 +17,8 @@ import pytest
 import torch
 
 from specflow.models import INSTALL, smollm2_is_installed
+from tests.test_cli import words
+from tests.toys import tiny_llama
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -41,9 +43,21 @@ needs_smollm2 = pytest.mark.skipif(not smollm2_is_installed(), reason=f"run `{IN
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
-def test_example(name: str, expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_example(name: str, expected: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", [f"{name}.py"])
     runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
     assert expected in capsys.readouterr().out
+
+
+def test_a_small_model_that_is_padded_otherwise_drafts_for_a_large_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, size in (("large", 64), ("small", 68)):
+        tiny_llama(vocab_size=size).save_pretrained(tmp_path / name)
+        words().save_pretrained(tmp_path / name)
+    monkeypatch.setattr("sys.argv", ["draft_model.py", str(tmp_path / "large"), str(tmp_path / "small")])
+    runpy.run_path(str(EXAMPLES / "draft_model.py"), run_name="__main__")
+    assert "the same text" in capsys.readouterr().out
 
 
 def told_by_torchrun(rank: int, port: int) -> dict[str, str]:

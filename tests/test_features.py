@@ -1,4 +1,4 @@
-"""What layers held at each token is a function of the text, whatever was read, refused or forked before."""
+"""What layers held at each token is a function of the text, whatever was read, rejected or forked before."""
 
 from __future__ import annotations
 

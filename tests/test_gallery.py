@@ -1,4 +1,4 @@
-"""The gallery: published methods from public parts, each short, and each with its proof."""
+"""The gallery: published methods from public parts, each short, and each with its check."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ GALLERY: Final = sorted((ROOT / "examples" / "gallery").glob("*.py"))
 
 
 @pytest.mark.parametrize("path", GALLERY, ids=lambda path: path.stem)
-def test_it_proves_itself(path: Path) -> None:
-    runpy.run_path(str(path))["prove"]()
+def test_it_checks_itself(path: Path) -> None:
+    runpy.run_path(str(path))["check"]()
 
 
 @pytest.mark.parametrize("path", GALLERY, ids=lambda path: path.stem)

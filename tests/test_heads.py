@@ -294,7 +294,7 @@ def test_a_head_is_fed_what_is_new(tmp_path: Path) -> None:
     predict((*text, 5, 1), ())
     predict((*text, 5, 1, 9), ())
     assert features.rows == [4, 2, 1]
-    predict((*text, 6), ())  # three were refused
+    predict((*text, 6), ())  # three were rejected
     assert features.rows == [4, 2, 1, 1]
     predict((9, *text), ())
     predict((*text, 6, 7), ())  # another text came between

@@ -229,7 +229,7 @@ def test_the_real_model_on_tasks_of_files(chat: bool, smollm2: Loaded, tmp_path:
     torch.testing.assert_close(told(ours, "picked"), told(theirs, "picked"), rtol=1e-4, atol=1e-3)  # fp32
 
 
-def test_drafts_are_accepted_and_refused_meanwhile() -> None:
+def test_drafts_are_accepted_and_rejected_meanwhile() -> None:
     counts: list[tuple[int, int]] = []
     target = CachedPredictor(MODEL)
 

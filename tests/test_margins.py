@@ -56,7 +56,7 @@ def test_margins_always() -> None:
 
 
 def test_a_decode_records_the_margin_of_each_token_it_emits() -> None:
-    """Through drafts as without them: rows behind a refusal or a stop are not recorded."""
+    """Through drafts as without them: rows behind a rejection or a stop are not recorded."""
     model = tiny_llama()
     truth = UncachedPredictor(model)
     text = PROMPT + text_of(truth)

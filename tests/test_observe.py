@@ -97,11 +97,11 @@ HALF = Categorical(torch.tensor([0.25, 0.0, 0.25, 0.5]))
 QUARTER = Categorical(torch.tensor([0.5, 0.0, 0.25, 0.25]))
 
 
-def test_a_refusal_is_shown_with_everything_about_it() -> None:
+def test_a_rejection_is_shown_with_everything_about_it() -> None:
     heading, *drafts, token = shown(a_step(1, 4, HALF, QUARTER))
     assert heading.startswith(BOLD)
     assert "position 2  gamma 3  accepted 1/3" in heading
-    for line, colour, verdict in zip(drafts, (GREEN, RED, DIM), ("accepted", "refused", "not reached"), strict=True):
+    for line, colour, verdict in zip(drafts, (GREEN, RED, DIM), ("accepted", "rejected", "not reached"), strict=True):
         assert line.startswith(colour)
         for part in (verdict, "3 'd'", "q 0.5", "p/q 0.5", "toy"):
             assert part in line
@@ -129,21 +129,21 @@ def test_a_bonus_and_a_token_without_a_draft() -> None:
     assert "drawn       4 'e'" in token
 
 
-def test_what_could_have_come_next_is_refused_in_whatever_branch() -> None:
+def test_what_could_have_come_next_is_rejected_in_whatever_branch() -> None:
     state = DecodeState(Request((1, 2), 9), (1, 2))
     path, beside = Proposal(3, source="toy"), Proposal(5, parent=TEXT, source="bush")
     heading, accepted, other, token = shown(judged(Drafted(state, (path, beside)), (0,), 4, HALF))
     assert "gamma 2  accepted 1/2" in heading
     assert accepted.startswith(GREEN)
     assert other.startswith(RED)
-    assert "refused     5 'f'" in other
+    assert "rejected    5 'f'" in other
     assert "bush" in other
     assert "bonus       4 'e'" in token  # behind a leaf
     below = Proposal(6, parent=0, source="toy")
-    *_, refused, other, token = shown(judged(Drafted(state, (path, below, beside)), (0,), 4, HALF))
-    assert refused.startswith(RED)
+    *_, rejected, other, token = shown(judged(Drafted(state, (path, below, beside)), (0,), 4, HALF))
+    assert rejected.startswith(RED)
     assert other.startswith(RED)
-    assert "corrected   4 'e'" in token  # its child was refused
+    assert "corrected   4 'e'" in token  # its child was rejected
 
 
 BUSH = ((3, TEXT), (5, TEXT), (4, 0), (6, 0), (7, 2), (8, 1), (2, 5), (1, 6))
@@ -153,10 +153,10 @@ BUSH = ((3, TEXT), (5, TEXT), (4, 0), (6, 0), (7, 2), (8, 1), (2, 5), (1, 6))
 @pytest.mark.parametrize(
     ("room", "stop", "verdicts", "last"),
     [
-        (9, 9, "accepted refused accepted refused refused not not not", "corrected"),
-        (9, 4, "accepted refused accepted refused not not not not", "not"),  # the text ends at the 4
-        (2, 9, "accepted refused accepted refused not not not not", "not"),
-        (1, 9, "accepted refused not not not not not not", "not"),
+        (9, 9, "accepted rejected accepted rejected rejected not not not", "corrected"),
+        (9, 4, "accepted rejected accepted rejected not not not not", "not"),  # the text ends at the 4
+        (2, 9, "accepted rejected accepted rejected not not not not", "not"),
+        (1, 9, "accepted rejected not not not not not not", "not"),
     ],
 )
 def test_every_draft_of_a_tree_has_a_verdict(room: int, stop: int, verdicts: str, last: str) -> None:
@@ -169,18 +169,18 @@ def test_every_draft_of_a_tree_has_a_verdict(room: int, stop: int, verdicts: str
     assert (said[8:] == ["corrected"]) is (last == "corrected")
     kept = verdicts.split().count("accepted")
     assert f"gamma 8  accepted {kept}/8" in heading
-    colours = {"accepted": GREEN, "refused": RED, "not": DIM}
+    colours = {"accepted": GREEN, "rejected": RED, "not": DIM}
     assert all(line.startswith(colours[word]) for line, word in zip(lines, verdicts.split(), strict=False))
 
 
 def test_a_trace_says_the_same_of_each_draft() -> None:
-    """The first of two siblings was judged and refused, before the second was."""
+    """The first of two siblings was judged and rejected, before the second was."""
     drafted = Drafted(DecodeState(Request((1, 2), 9), (1, 2)), (Proposal(5), Proposal(6, parent=TEXT)))
     step, recorder = judged(drafted, (1,), 4, HALF), Recorder()
     recorder(step)
     _, first, second, _ = shown(step)
-    assert [draft.fate.value for draft in recorder.trace.steps[0].drafts] == ["refused", "accepted"]
-    assert "refused" in first
+    assert [draft.fate.value for draft in recorder.trace.steps[0].drafts] == ["rejected", "accepted"]
+    assert "rejected" in first
     assert "accepted" in second
 
 
@@ -274,7 +274,7 @@ def test_every_step_of_a_decode_is_shown_and_adds_up() -> None:
     tally = end.state.tally
     assert verdicts.count("position") == tally.steps
     assert verdicts.count("accepted") == tally.accepted > 0
-    assert verdicts.count("refused") == verdicts.count("corrected") > 0
+    assert verdicts.count("rejected") == verdicts.count("corrected") > 0
     assert sum(verdicts.count(kind) for kind in ("accepted", "bonus", "corrected", "drawn")) == 30
 
 
@@ -303,8 +303,8 @@ def test_every_step_over_trees_is_shown_and_adds_up(
     tally = ends[1].state.tally
     assert verdicts.count("position") == tally.steps
     assert verdicts.count("accepted") == tally.accepted > 0
-    assert verdicts.count("refused") >= max(1, verdicts.count("corrected"))
-    assert sum(verdicts.count(kind) for kind in ("accepted", "refused", "not")) >= tally.drafted
+    assert verdicts.count("rejected") >= max(1, verdicts.count("corrected"))
+    assert sum(verdicts.count(kind) for kind in ("accepted", "rejected", "not")) >= tally.drafted
     assert sum(verdicts.count(kind) for kind in ("accepted", "bonus", "corrected", "drawn")) == 30
 
 

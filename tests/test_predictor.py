@@ -61,7 +61,7 @@ def test_only_what_the_memo_does_not_cover_is_fed() -> None:
     predict((3, 4, 5), ())
     predict((3, 4, 5, 6), ())
     last_rows(predict, (3, 4, 5, 6, 7, 8), 3)  # two new tokens, and the logits behind one that was read before
-    predict((3, 4, 5, 6, 9), ())  # 7 and 8 were refused
+    predict((3, 4, 5, 6, 9), ())  # 7 and 8 were rejected
     predict((3, 4, 5, 6, 9), ())  # stepping a state again reads its last token again
     predict((8,), ())
     assert fed == [3, 1, 3, 1, 1, 1]

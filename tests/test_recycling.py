@@ -272,7 +272,7 @@ def test_the_likeliest_tokens_of_each_row() -> None:
 
 
 def fan(tokens: Tokens) -> Sequence[Proposal]:
-    """Two tokens, and two more after each: whatever is right, something is refused."""
+    """Two tokens, and two more after each: whatever is right, something is rejected."""
     return tuple(Proposal(token, parent=parent) for parent in (TEXT, 0, 1) for token in (0, 1))
 
 
@@ -292,7 +292,7 @@ def test_a_step_teaches_every_row_it_read() -> None:
 
 
 def test_drafts_that_stand_are_learned_last() -> None:
-    """After 0 the text goes on with 1, and in a refused branch with 2: the text's own row is kept."""
+    """After 0 the text goes on with 1, and in a rejected branch with 2: the text's own row is kept."""
     rows_of = {(0,): [0.0, 9.0, 0.0], (0, 1): [9.0, 0.0, 0.0], (0, 1, 0): [0.0, 0.0, 9.0], (0, 2): [0.0, 0.0, 5.0]}
 
     def target(tokens: Tokens, drafts: Sequence[Proposal], /) -> Tensor:
@@ -315,8 +315,8 @@ def test_drafts_that_stand_are_learned_last() -> None:
         assert (token, round(chance, 3)) == (2, 1.0)
 
 
-def test_the_texts_own_row_is_learned_after_those_of_refused_drafts() -> None:
-    """The refused draft 2 has a 0 behind it, as the text has at its end."""
+def test_the_texts_own_row_is_learned_after_those_of_rejected_drafts() -> None:
+    """The rejected draft 2 has a 0 behind it, as the text has at its end."""
     rows_of = {(0,): [0.0, 9.0, 0.0], (0, 2, 0): [0.0, 0.0, 9.0]}
 
     def target(tokens: Tokens, drafts: Sequence[Proposal], /) -> Tensor:

@@ -123,13 +123,13 @@ def test_an_edited_copy(length: int, changes: list[tuple[int, str, int]], factor
         ((*range(20), *range(1, 9), 5), [10, 11]),
         ((*range(20), *range(2, 9), 5), [6, 7]),  # one of 7 is worth nothing
         ((*range(20), *range(9), 5, 6), [7, 8]),  # a longer match ends the copy
-        ((*range(20), *range(9), 70, 71), [11, 12]),  # 9 is worth 1 when it is refused, and goes on
+        ((*range(20), *range(9), 70, 71), [11, 12]),  # 9 is worth 1 when it is rejected, and goes on
         ((*range(20), *range(9), 70, 71, 72), []),  # then it is worth nothing, and does not
         ((*range(20), 3, 70), [5, 6]),  # where nothing else is known, any copy goes on,
         ((*range(20), 3, 70, 71), []),  # once
     ],
 )
-def test_a_refused_copy_goes_on(text: Tokens, draft: list[int]) -> None:
+def test_a_rejected_copy_goes_on(text: Tokens, draft: list[int]) -> None:
     assert drafted(SuffixDrafter(most=2, shortest=0), text) == draft
 
 
@@ -169,7 +169,7 @@ def test_the_draft_grows_with_the_match() -> None:
 
 
 def test_the_draft_grows_with_what_the_copy_is_worth() -> None:
-    """16 tokens before the refusal are worth 2; those behind it one each."""
+    """16 tokens before the rejection are worth 2; those behind it one each."""
     tokens = (*range(40), *range(16), 70, *range(17, 20))
     lengths = [len(drafted(SuffixDrafter(12, 2, 1), tokens[:end])) for end in range(57, 61)]
     assert lengths == [5, 7, 9, 11]

@@ -683,7 +683,7 @@ def draft_parts() -> dict[str, object]:
 
 
 def kept_drafts() -> tuple[DraftTrace, ...]:
-    return DraftTrace(1, s.TEXT, 0.5, 1.0, Fate.ACCEPTED, "toy"), DraftTrace(2, 0, None, 0.0, Fate.REFUSED, "toy")
+    return DraftTrace(1, s.TEXT, 0.5, 1.0, Fate.ACCEPTED, "toy"), DraftTrace(2, 0, None, 0.0, Fate.REJECTED, "toy")
 
 
 def kept_trace(first: DraftTrace | None = None) -> Trace:
@@ -1191,9 +1191,9 @@ TABLE: Final[dict[str, Entry]] = {
             "drafting": 0.5,
             "reading": 1.0,
         },
-        lambda made: (made.refused(), show(Trace(TEXT, (made,)))),
+        lambda made: (made.rejected(), show(Trace(TEXT, (made,)))),
     ),
-    "trace.parts.StepTrace.refused": Entry(kept_trace().steps[0].refused),
+    "trace.parts.StepTrace.rejected": Entry(kept_trace().steps[0].rejected),
     "trace.trace.Trace": Entry(
         Trace,
         lambda: {

@@ -102,7 +102,7 @@ def wheel(size: int) -> Callable[[Tokens], Tensor]:
 
 
 def decoded(observe: Recorder, tokens: int = 40, size: int = 7, processor: object = None) -> Trace:
-    """A text with accepted, refused and unreached drafts of two sources, branches among them."""
+    """A text with accepted, rejected and unreached drafts of two sources, branches among them."""
     dice = Dice(torch.Generator().manual_seed(1))
 
     def guess(tokens: Tokens) -> Iterator[Proposal]:
@@ -218,9 +218,9 @@ def test_what_became_of_each_draft_of_a_tree() -> None:
     recorder, dice, target = Recorder(), Dice(), along_paths(wheel(9))
     step = speculative_step(lambda tokens: iter(drafts), target, GreedyProcessor(), dice, Fixed(9), observe=recorder)
     for stop, depths, tokens, expected in (
-        (8, (0, 1, 2, 1, 0, 1), [1, 2, 5, 6, 4, 5], "accepted accepted refused refused refused not-reached"),
-        (2, (0, 1, 1, 0, 1), [1, 2, 6, 4, 5], "accepted accepted refused refused not-reached"),  # nothing behind a stop
-        (1, (0, 0, 1), [1, 4, 5], "accepted refused not-reached"),
+        (8, (0, 1, 2, 1, 0, 1), [1, 2, 5, 6, 4, 5], "accepted accepted rejected rejected rejected not-reached"),
+        (2, (0, 1, 1, 0, 1), [1, 2, 6, 4, 5], "accepted accepted rejected rejected not-reached"),  # a stop ends it
+        (1, (0, 0, 1), [1, 4, 5], "accepted rejected not-reached"),
     ):
         end = next(unfold(step, start((0,), 9, (stop,)).unwrap()))
         assert recorder.trace.tally == (end.state if isinstance(end, Finished) else end).tally
@@ -243,7 +243,7 @@ def test_how_each_token_came_to_be() -> None:
         step = speculative_step(partial(saying, drafts), target, GreedyProcessor(), dice, observe=recorder)
         step(start((0,), 9).unwrap())
         kinds[drafts] = [origin.value for origin in recorder.trace.origins]
-        assert recorder.trace.steps[0].refused() == {(1, 7, 3): (7, 3), (8,): (8,)}.get(drafts, ())
+        assert recorder.trace.steps[0].rejected() == {(1, 7, 3): (7, 3), (8,): (8,)}.get(drafts, ())
     assert kinds == {
         (): ["drawn"],
         (1, 2): ["accepted", "accepted", "bonus"],
@@ -322,7 +322,7 @@ def test_a_drafter_that_is_timed_is_refused_as_it_is() -> None:
 
 
 def test_acceptance_by_position() -> None:
-    right, wrong = Fate.ACCEPTED, Fate.REFUSED
+    right, wrong = Fate.ACCEPTED, Fate.REJECTED
     fates = ((1, right), (2, right), (3, wrong), (4, Fate.NOT_REACHED))
     drafts = tuple([DraftTrace(token, i - 1, 1.0, 1.0, fate, "x") for i, (token, fate) in enumerate(fates)])
     one = StepTrace((1, 2, 9), drafts)
@@ -362,8 +362,11 @@ def test_a_file_brings_it_back(tmp_path: Path) -> None:
     trace.save(tmp_path / "trace.json")
     assert Trace.load(tmp_path / "trace.json") == trace
     held = json.loads((tmp_path / "trace.json").read_text())
-    assert (held["format"], held["version"]) == ("specflow trace", 1)
+    assert (held["format"], held["version"]) == ("specflow trace", 2)
     assert held["steps"][0]["drafts"][0]["fate"] == "accepted"
+    (tmp_path / "trace.json").write_text(json.dumps({**held, "version": 1}))  # rejected drafts were "refused" there
+    with pytest.raises(DecodeError, match="has version 1 of the format, not 2"):
+        Trace.load(tmp_path / "trace.json")
 
 
 WRONG: Final[tuple[object, ...]] = (
@@ -375,7 +378,7 @@ def damaged(content: str) -> Iterator[str]:
     held = json.loads(content)
     yield from ("", "{}", "[]", "null", content[:-5], content[: len(content) // 2], content.replace("0", "x"))
     yield "[" * 100_000
-    yield json.dumps({**held, "version": 2})
+    yield json.dumps({**held, "version": 1})
     for name in held:
         yield json.dumps({key: value for key, value in held.items() if key != name})
         for wrong in WRONG:
@@ -502,7 +505,7 @@ EVERYTHING: Final = (*range(len(WORDS)), *SMILE)
 
 def told(words: dict[int, bytes], name: str) -> Trace:
     """Each word as text, as a draft and in the prompt, and the name wherever somebody may name something."""
-    fates = [Fate.REFUSED, *[Fate.NOT_REACHED] * (len(EVERYTHING) - 1)]
+    fates = [Fate.REJECTED, *[Fate.NOT_REACHED] * (len(EVERYTHING) - 1)]
     numbered = enumerate(zip(EVERYTHING, fates, strict=True))
     drafts = tuple([DraftTrace(token, i - 1, 1.0, 0.0, fate, name) for i, (token, fate) in numbered])
     steps = (StepTrace((2,), drafts), *[StepTrace((token,)) for token in EVERYTHING])

@@ -341,7 +341,7 @@ def test_siblings_are_judged_by_what_those_before_them_left(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(6))
 def test_of_all_tokens_one_stands(seed: int) -> None:
-    """Drawn without putting back; a sibling that is refused leaves nothing of itself."""
+    """Drawn without putting back; a sibling that is rejected leaves nothing of itself."""
     target, drafter = TableModel(3, 100 + seed), always(0.5, 0.25, 0.25)
     for make in RULES.values():
         accepted = one_step(make, target, drafter, 3, (3,)).map(lambda outcome: outcome[0])

@@ -105,7 +105,7 @@ def _conforms(setup: Setup, title: str, shape: Shape, dtype: torch.dtype) -> Ite
             model.config.sliding_window = min(64, int(model.config.sliding_window or 64))
     title += ", 4 layers at most: against fresh passes, and greedy texts "
     title += f"of {setup.new} tokens against the plain one"
-    columns = ("model", "fed in", "holds", "largest difference / logit", "drafts", "tree", "first layers", "fresh")
+    columns = ("model", "fed", "holds", "largest difference / logit", "drafts", "tree", "first layers", "fresh")
     # Texts are written where rounding parts none, rows read where they hang on all that comes before.
     kinds = [{"given": model} if shape in (GEMMA, MAMBA) else versions(setup, model) for model in (read, written)]
     for name in {**kinds[0], **kinds[1]}:

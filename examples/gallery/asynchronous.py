@@ -39,7 +39,7 @@ class Ahead:
         return tuple(islice(self.drafter(tokens), count))
 
 
-def prove() -> None:
+def check() -> None:
     """Exact, sampled and greedy."""
     with ThreadPoolExecutor(1) as pool:
 

@@ -48,6 +48,6 @@ def decoder(world: World) -> Step:
     return speculative_step(drafter, world.target, world.processor, world.rng, Bandit())
 
 
-def prove() -> None:
+def check() -> None:
     """Exact, sampled and greedy."""
     certify(decoder, cases=CASES[:8])

@@ -35,7 +35,7 @@ def best_of(n: int, model: Module, prompt: Tokens, new_tokens: int, seed: int) -
     return answers[scores.index(max(scores))], scores
 
 
-def prove() -> None:
+def check() -> None:
     """The samples differ, the best is at least as likely as the others, and a seed has one answer."""
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=32, **sizes)).eval().double()

@@ -40,7 +40,7 @@ def thinking(world: World) -> Processor:
     return EachPrefix(NotBefore(world.processor, request.stop, len(request.prompt) + 2).law)
 
 
-def prove() -> None:
+def check() -> None:
     """Drafts leave the law under the budget as it is."""
 
     def drafted(world: World) -> Ending:

@@ -39,7 +39,7 @@ def decoder(world: World, sure: float) -> LossyStep:
     return lambda state: state.then(draft).then(score).then(judge).map(lambda it: it.then(adjust).then(end))
 
 
-def prove() -> None:
+def check() -> None:
     """Nobody is ever surer than 1, so then nothing is deferred to the drafter; below, it saves passes."""
 
     def accepted(sure: float) -> float:

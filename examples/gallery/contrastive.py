@@ -32,7 +32,7 @@ def decoder(world: World) -> Step:
     return speculative_step(drafter, contrastive(world.target, world.drafter), world.processor, world.rng)
 
 
-def prove() -> None:
+def check() -> None:
     """Drafts leave the law of contrastive decoding as it is."""
 
     def plain(world: World) -> Ending:

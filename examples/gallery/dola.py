@@ -39,7 +39,7 @@ def dola(mature: Predictor, early: Predictor, plausible: float = 0.1) -> Predict
     return predict
 
 
-def prove() -> None:
+def check() -> None:
     """Greedy text with drafts is the text without them."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 4, "num_attention_heads": 2}

@@ -30,7 +30,7 @@ def decoder(world: World) -> Step:
     return speculative_step(SuffixDrafter(), target, world.processor, world.rng, Fixed(2))
 
 
-def prove() -> None:
+def check() -> None:
     """Drafts leave the law of guided decoding as it is."""
 
     def plain(world: World) -> Ending:

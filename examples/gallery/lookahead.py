@@ -52,6 +52,6 @@ def decoder(world: World) -> Step:
     return ngram_step(ahead, world.target, world.processor, world.rng, ahead.learn, Fixed(4))
 
 
-def prove() -> None:
+def check() -> None:
     """Exact, sampled and greedy: guesses of any kind are."""
     certify(decoder, cases=CASES[:8])

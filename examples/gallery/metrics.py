@@ -26,7 +26,7 @@ def decoder(world: World) -> Step:
     return speculative_step(SuffixDrafter(), world.target, world.processor, world.rng, Fixed(2))
 
 
-def prove() -> None:
+def check() -> None:
     """Exact; and the counters are those of the texts."""
     certify(decoder, cases=CASES[:2])
     looked_up = Count(drafted=5, accepted=3)

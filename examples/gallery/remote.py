@@ -41,7 +41,7 @@ def serve(predictor: Predictor, connection: Connection) -> None:
         return
 
 
-def prove() -> None:
+def check() -> None:
     """Exact, sampled and greedy. A thread stands for the other process here."""
 
     def decoder(world: World) -> Step:

@@ -56,7 +56,7 @@ class SqliteStorage(INgramStorage):
         self.database.execute("delete from grams")
 
 
-def prove() -> None:
+def check() -> None:
     """Exact, sampled and greedy."""
 
     def decoder(world: World) -> Step:

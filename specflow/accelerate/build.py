@@ -118,7 +118,7 @@ def bit_for_bit(model: Module, given: Given = Given.KEPT) -> Module:
 def lossy_bf16(model: Module) -> Module:
     """A `fast` copy of `model` in bf16, to draft for `model`. Its law is not the model's: no target.
 
-    It stays what it is, whatever becomes of `model`: its drafts are then refused more often.
+    It stays what it is, whatever becomes of `model`: its drafts are then rejected more often.
     """
     return _lossy(model, fast_linear, LOSSY)
 

@@ -134,7 +134,7 @@ class BatchPredictor:
             self._alone.forget()
 
     def prune(self, tokens: Tokens, /) -> None:
-        """Nothing: what a text refused is forgotten when it is read next, or when its place is wanted."""
+        """Nothing: what a text rejected is forgotten when it is read next, or when its place is wanted."""
         text_of(tokens)
 
     def _read(self, asked: Sequence[Asked]) -> list[Reply]:

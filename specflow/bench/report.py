@@ -121,7 +121,7 @@ def tell_absent(absent: Iterable[Absent], console: Console) -> None:
 def _speed(report: Report) -> Table:
     table = Table(title=f"Speed, against {report.baseline} (medians over prompts, 95 % intervals)")
     _columns(table, "decoder", "tok/s", "ratio", "worst", "tok/s", "ratio", "first", "tokens", "same")
-    table.add_row("", "decoding", "decoding", "prompt", "in all", "in all", "s", "/pass", "text", style="dim")
+    table.add_row("", "decoding", "decoding", "prompt", "in all", "in all", "s", "a pass", "text", style="dim")
     against = report.against(report.baseline)
     for one in report.summaries:
         versus, same = against.get(one.decoder), report.identities.get(one.decoder)

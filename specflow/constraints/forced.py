@@ -25,7 +25,7 @@ class Forced:
     """Drafts the tokens that the grammar leaves no choice about, as many as there are in a row.
 
     Certain drafts, which are verified like all others: where the model would cut the same text into other tokens, they
-    are refused. It combines with other drafters, which go on where there is a choice: `then(Forced(answer), drafter)`.
+    are rejected. It combines with other drafters, which go on where there is a choice: `then(Forced(answer), drafter)`.
 
     >>> from specflow.constraints.grammar import Grammar
     >>> answer = Grammar.regex("a+bcb", (b"a", b"b", b"c", b""), stop=(3,)).after((2,))

@@ -44,7 +44,7 @@ class Recycled:
 
     `after` answers from the longest context that is known, and from `before` where none is: a table to begin with,
     such as the target's `Bigrams`. `learn` replaces what was known of a context. The stage `Recycle` teaches all that a
-    step read, refused drafts too.
+    step read, rejected drafts too.
 
     At `max_contexts` the context that was learned longest ago is forgotten. A context takes about 400 bytes. Threads
     may share a table: who learns waits for the others, who reads for nobody, and sees each context as it was before or

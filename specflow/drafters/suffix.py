@@ -20,7 +20,7 @@ NESTED: Final = 32
 """How many nested matches each token brings up to date. A match has as many inside it only in a text that repeats
 itself more often than that; there an older occurrence may stand for the latest one."""
 
-FORGIVEN: Final = 8  # a copy that was refused is worth one token for so many that it was worth before
+FORGIVEN: Final = 8  # a copy that was rejected is worth one token for so many that it was worth before
 
 
 class Match(NamedTuple):
@@ -37,9 +37,9 @@ NO_MATCH: Final = Match(0, 0)
 
 
 class Copy(NamedTuple):
-    """An earlier place that the text repeats, `tokens[end]` next: `run` tokens since it was last refused, if it was.
+    """An earlier place that the text repeats, `tokens[end]` next: `run` tokens since it was last rejected, if it was.
 
-    `before` is what it was worth when it was refused, 0 where it never was.
+    `before` is what it was worth when it was rejected, 0 where it never was.
     """
 
     end: int
@@ -58,9 +58,9 @@ class Copy(NamedTuple):
         end, token = self.end, tokens[position]
         if tokens[end] == token:
             return Copy(end + 1, self.run + 1, self.before)
-        if self.run == 0 and tokens[end - 1] == token:  # what was refused comes now: a token had been inserted
+        if self.run == 0 and tokens[end - 1] == token:  # what was rejected comes now: a token had been inserted
             return Copy(end, 1, self.before)
-        if end + 1 < position and tokens[end + 1] == token:  # what was refused is left out
+        if end + 1 < position and tokens[end + 1] == token:  # what was rejected is left out
             return Copy(end + 2, 1, self.worth)
         return Copy(end + 1, 0, self.worth) if self.worth else NO_COPY
 
@@ -72,7 +72,7 @@ class Reading(NamedTuple):
     """What there is to know of the first `length` tokens of a text that may have grown since.
 
     The longest `match` of their ending, of its earlier occurrences the latest; the `copy` that is followed, which is
-    that or a refused one that is worth as much; and where each occurrence of each token ended.
+    that or a rejected one that is worth as much; and where each occurrence of each token ended.
     """
 
     length: int
@@ -96,7 +96,7 @@ class Reading(NamedTuple):
 class SuffixDrafter:
     """Drafts what followed the latest earlier occurrence of the longest ending of the text that has one.
 
-    A copy that is refused at a token is not lost: it goes on after the token that replaced it, that was inserted or
+    A copy that is rejected at a token is not lost: it goes on after the token that replaced it, that was inserted or
     that was left out, as in an edited text. If it was worth w tokens before, it is now worth m = ⌊w / 8⌋, and one more
     for each token that it foretells again; it is followed as long as no match has more than m tokens.
 
@@ -109,7 +109,7 @@ class SuffixDrafter:
     costs O(1) amortised a token, another one is read once. Threads may share a drafter. `most` is at least 1,
     `shortest` at least 0, factor and offset finite, else `DecodeError`, and so for a text that holds no ids.
     Source: suffix decoding (Oliaro et al. 2411.04975, section 4), whose tree of counts to a fixed depth is replaced by
-    the longest match of any length and its latest occurrence. Going on after a refused token is ours.
+    the longest match of any length and its latest occurrence. Going on after a rejected token is ours.
 
     >>> [proposal.token for proposal in SuffixDrafter(factor=1, offset=0)((5, 1, 2, 3, 9, 1, 2))]
     [3, 9]

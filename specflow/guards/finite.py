@@ -2,7 +2,7 @@
 
 On the host every row is looked at as it comes. On a device looking would be a copy to the host of its own; there a
 row is noticed when the first number made of it arrives, which `on_arrival` arranges: an id of `NOTICED` in place of a
-token. A row of which no number ever arrives, such as one after a refused draft, is not text and not noticed.
+token. A row of which no number ever arrives, such as one after a rejected draft, is not text and not noticed.
 """
 
 from __future__ import annotations

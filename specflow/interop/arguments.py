@@ -250,7 +250,7 @@ def kept() -> tuple[Streamer | None, object, object]:
 def refuse_kept(streamer: Streamer | None, assistant: object, synced_gpus: object, rows: int) -> None:
     """`DecodeError` for what of these cannot be honoured."""
     if assistant is not None:
-        remedy = "give Generate(LLMDrafter(CachedPredictor(assistant), …)) instead"
+        remedy = "give Generate(LLMDrafter.fitting(CachedPredictor(assistant), …)) instead"
         raise DecodeError("assistant_model", "an assistant is a drafter here", type(assistant).__name__, remedy)
     if synced_gpus:
         raise _refusal("synced_gpus", synced_gpus)

@@ -61,7 +61,7 @@ class LlamaCpp:
     most tokens of a text, drafts included: that of the `Llama`, or `USUAL_CONTEXT` and no more than the model was
     trained for. The memory takes slots × context tokens. A tree of up to `leaves` paths, 256 / slots - 1 at most, is
     read in one pass, a sequence of the memory for each of them; wider ones, and those of models with recurrent layers,
-    path by path, and by themselves. Such models cannot go back, so that a text of which drafts were refused is read
+    path by path, and by themselves. Such models cannot go back, so that a text of which drafts were rejected is read
     anew. `meter` hears what passes take, but those that read a prompt, or a few texts of many slots.
 
     `DecodeError` where llama-cpp-python is missing, for what it cannot load, a `Llama` with an adapter, encoders,
@@ -144,7 +144,7 @@ class LlamaCpp:
             return in_turns(self._read, asked, self.slots)
 
     def prune(self, tokens: Tokens, /) -> None:
-        """Nothing: what was refused lies behind the text until the next reading, which needs its place."""
+        """Nothing: what was rejected lies behind the text until the next reading, which needs its place."""
         text_of(tokens)
 
     def forget(self) -> None:

@@ -212,7 +212,7 @@ class ProcessorList:
 
     Each position is processed in fp32 with exactly the prefix that stands before it. Processors that are functions of
     it (transformers' own, but for those with a state, and what is named `Stateless`) are called as they are. Others may
-    have a state: they are copied at each position, and the copies of refused drafts are dropped, so that the one whose
+    have a state: they are copied at each position, and the copies of rejected drafts are dropped, so that the one whose
     law a token is drawn from has seen exactly the prefixes of its text that were asked about, in order, each once. What
     was given is not called, only its copies are. One list is for one text and its branches, and for the target or the
     drafter, not for both. Where nothing goes back, `InOrder` copies nothing.

@@ -147,8 +147,8 @@ class Acceptance:
         """What is left to be watched, once what the text tells about these drafts by now is learnt."""
         came = tokens[watched.start : watched.start + len(watched.tokens)]
         accepted = common_prefix(came, watched.tokens)
-        refused = accepted < len(came)
-        for i in range(watched.learnt, accepted + refused):
+        rejected = accepted < len(came)
+        for i in range(watched.learnt, accepted + rejected):
             for length in {0, watched.offered}:
                 count = self._counts.setdefault((watched.sources[i], length, i), _Count())
                 kept = self._kept(count)
@@ -156,7 +156,7 @@ class Acceptance:
                 count.judged = kept * count.judged + 1
                 count.step, count.text = self.step, self._text
         self._source = watched.sources[0]
-        return None if refused or accepted == len(watched.tokens) else evolve(watched, learnt=accepted)
+        return None if rejected or accepted == len(watched.tokens) else evolve(watched, learnt=accepted)
 
     def _kept(self, count: _Count) -> float:
         """How much of a count still counts."""

@@ -109,7 +109,7 @@ class _Weighed:
         return self.costs.expected[n] + n * self.drafting
 
     def _pays(self, n: int, tokens: float) -> bool:
-        """Whether n drafts that promise so much are better than the best, and the text can afford their refusal."""
+        """Whether n drafts that promise so much are better than the best, and the text can afford their rejection."""
         first = self.tokens[1] if self.drafts else 1 + self.worth * PRIOR
         # What was never timed may take more than is expected, whether its drafts stand or not.
         risk = self.costs.worst[n] - self.costs.expected[n]

@@ -7,7 +7,7 @@ from typing import Final, final
 
 from attrs import frozen
 
-DOUBT: Final = 0.5  # the least probability of a refusal that this reckons with
+DOUBT: Final = 0.5  # the least probability of a rejection that this reckons with
 ADVANCE: Final = 0.8  # how many passes a text may lose to drafting before it has gained anything
 LOSS: Final = 0.012  # how much more of a pass it may lose for each token
 

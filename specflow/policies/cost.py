@@ -185,8 +185,8 @@ class CostAware:
         one = costs.expected[0]
 
         def best(tokens: Sequence[float], seconds: Sequence[float]) -> int:
-            refused = max(DOUBT, 2 - tokens[1]) if len(tokens) > 1 else 1.0
-            safe = [g for g in range(draft.drawn + 1, len(tokens)) if refused * (seconds[g] - one) + risk[g] <= credit]
+            rejected = max(DOUBT, 2 - tokens[1]) if len(tokens) > 1 else 1.0
+            safe = [g for g in range(draft.drawn + 1, len(tokens)) if rejected * (seconds[g] - one) + risk[g] <= credit]
             return max((draft.drawn, *safe), key=lambda gamma: tokens[gamma] / seconds[gamma])
 
         while draft.goes_on:

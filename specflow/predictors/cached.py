@@ -242,7 +242,7 @@ class CachedPredictor:
     def prune(self, tokens: Tokens, /) -> None:
         """Forget what is seen not to be a prefix of `tokens`, if that costs nothing; other texts stay as they are.
 
-        Only the end is looked at, where drafts were refused: the next reading compares the whole text.
+        Only the end is looked at, where drafts were rejected: the next reading compares the whole text.
         """
         tokens = text_of(tokens)
         with self._reader.guard:

@@ -285,7 +285,7 @@ def _table(found: Mapping[str, Replay], recording: Recording) -> Table:
     for heading in headings:
         left = heading in ("decoder", "by position, %")
         table.add_column(heading, justify="left" if left else "right", overflow="fold")
-    table.add_row("", "/pass", "", "", "predicted", "", "gamma", "fixed", "each step", style="dim")
+    table.add_row("", "a pass", "", "", "predicted", "", "gamma", "fixed", "each step", style="dim")
     for label, played in found.items():
         tally = played.tally
         table.add_row(

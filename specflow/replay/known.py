@@ -65,7 +65,7 @@ class Memory:
         return torch.full((1, 1), nan, dtype=torch.float32, device="cpu").expand(len(drafts) + 1, self.vocab_size)
 
     def along(self, text: Tokens) -> Predictor:
-        """The rows along a text; others, after drafts that are refused, are NaN."""
+        """The rows along a text; others, after drafts that are rejected, are NaN."""
         names = set(names_of(text[:1], chain(text[1:])))
 
         def predict(tokens: Tokens, drafts: Sequence[Proposal], /) -> Tensor:

@@ -170,7 +170,7 @@ def _costs(
 ) -> Costs:
     """What passes over so many new tokens take, the lower median of `ROUNDS` at places that are spread over the text.
 
-    Each follows a text that is one token longer than the one before, as in a decode whose drafts are refused.
+    Each follows a text that is one token longer than the one before, as in a decode whose drafts are rejected.
     """
     room = MOST if limits.context is None else limits.context
     lengths = [k for k in lengths if k == 1 or k + len(lengths) + 1 <= room]

@@ -22,7 +22,7 @@ S = TypeVar("S", bound=Sampling)
 class Adjust(Generic[S]):
     """Draws the token after the accepted drafts: a correction from the residual, or the bonus token from p.
 
-    What draws must be fresh after a rule that refuses drafts by chance: after `Reject` type checkers refuse
+    What draws must be fresh after a rule that rejects drafts by chance: after `Reject` type checkers refuse
     `SharedNoise`, which after `Match` is what makes a seed one text. After an accepted stop token there is nothing to
     draw. `DecodeError` for a law that is not one.
 
@@ -45,9 +45,9 @@ class Adjust(Generic[S]):
 @final
 @frozen
 class LossySkipAdjustment:
-    """Draws from p itself after a refusal too, as the spec's `skip_sample_adjustment` asks.
+    """Draws from p itself after a rejection too, as the spec's `skip_sample_adjustment` asks.
 
-    Lossy: with p in place of the residual the text no longer has the target's law; a token that was refused once gets
+    Lossy: with p in place of the residual the text no longer has the target's law; a token that was rejected once gets
     a second chance. Greedy decoding is not affected, since p is a point mass there.
 
     >>> from specflow import Dice, GreedyProcessor, chain, start

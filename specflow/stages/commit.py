@@ -73,5 +73,5 @@ def tally_of(sources: Sequence[str], path: Sequence[int], kept: int, more: bool)
     judged = [sources[i] for i in (taken if cut else range(len(sources)))]
     stood = [sources[i] for i in taken]
     counts = [(name, Count(judged.count(name), stood.count(name))) for name in sorted({*judged})]
-    refused = more and not cut
-    return Tally(1, tuple(counts), (1,) * (len(taken) + refused), (1,) * len(taken))
+    rejected = more and not cut
+    return Tally(1, tuple(counts), (1,) * (len(taken) + rejected), (1,) * len(taken))

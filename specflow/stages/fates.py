@@ -13,11 +13,11 @@ class Fate(Enum):
     ACCEPTED = "accepted"
     """It became text."""
 
-    REFUSED = "refused"
+    REJECTED = "rejected"
     """It could have come next, and the text went another way."""
 
     NOT_REACHED = "not reached"
-    """It follows a refused draft, or comes after the end of the text."""
+    """It follows a rejected draft, or comes after the end of the text."""
 
 
 def fates(committed: Committed) -> tuple[Fate, ...]:
@@ -26,7 +26,7 @@ def fates(committed: Committed) -> tuple[Fate, ...]:
     taken, went_on_from = {*verified.path[:kept]}, {*(TEXT, *verified.path)[:kept]}
     return tuple(
         [
-            Fate.ACCEPTED if i in taken else Fate.REFUSED if parent in went_on_from else Fate.NOT_REACHED
+            Fate.ACCEPTED if i in taken else Fate.REJECTED if parent in went_on_from else Fate.NOT_REACHED
             for i, parent in enumerate(verified.drafted.parents)
         ]
     )

@@ -27,7 +27,7 @@ class UpdateNgram:
     With `filler_top_k` > 1 it also learns what the target almost said: at each new token's position the other tokens
     among the `filler_top_k` with the largest logits. They count once, then the emitted token twice, so that it wins
     its own position. In greedy decoding these are the counts of the original, which counts an emitted token that is not
-    among the top k no more than each that is. Positions after a refused draft, a stop or the limit were not reached:
+    among the top k no more than each that is. Positions after a rejected draft, a stop or the limit were not reached:
     they teach nothing. `filler_top_k` ≥ 1, else `DecodeError`.
 
     The step itself is handed on unchanged. Stepping one state twice teaches its tokens twice.

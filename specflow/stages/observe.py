@@ -27,7 +27,7 @@ class Tokenizer(Protocol):
         ...
 
 
-STYLES: Final = {Fate.ACCEPTED: "green", Fate.REFUSED: "red", Fate.NOT_REACHED: "dim"}
+STYLES: Final = {Fate.ACCEPTED: "green", Fate.REJECTED: "red", Fate.NOT_REACHED: "dim"}
 
 
 def unobserved(committed: Committed) -> None:
@@ -39,7 +39,7 @@ def unobserved(committed: Committed) -> None:
 class Show:
     """Prints a step: position, γ, how many were accepted, and each draft with its text, q, p/q and fate.
 
-    Accepted drafts are green, refused ones red, those that were not reached dim (`trace.Fate` says which), and the
+    Accepted drafts are green, rejected ones red, those that were not reached dim (`trace.Fate` says which), and the
     token that the target adds (bonus, corrected, or drawn without a draft) is cyan; colours only on a terminal.
     It is an `Observer`: give it to a prebuilt step, or to `ending` in a step of your own.
     Law: observing is the identity, so a decode with and without it emits the same tokens.
@@ -73,8 +73,8 @@ class Show:
         yield Text(f"position {position}  gamma {gamma}  accepted {accepted}/{gamma}{ending}", "bold")
         yield from self._drafts(committed)
         if kept > verified.accepted:
-            refused = bool(verified.drafted.children(verified.path[-1] if verified.path else TEXT))
-            kind = "corrected" if refused else "bonus" if gamma else "drawn"
+            rejected = bool(verified.drafted.children(verified.path[-1] if verified.path else TEXT))
+            kind = "corrected" if rejected else "bonus" if gamma else "drawn"
             yield Text(f"  {kind:<12}{self._named(committed.tokens[-1])}", "cyan")
 
     def _drafts(self, committed: Committed) -> Iterator[Text]:

@@ -1,4 +1,4 @@
-"""Recycle: whatever the target said in a step is kept, of refused drafts too."""
+"""Recycle: whatever the target said in a step is kept, of rejected drafts too."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Recycle:
 
     @property
     def rows(self) -> Rows:
-        """Those after refused drafts, too."""
+        """Those after rejected drafts, too."""
         return Rows(self.table.k)
 
     def __call__(self, committed: Committed, /) -> Committed:

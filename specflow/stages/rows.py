@@ -16,7 +16,7 @@ from specflow.state import Committed
 class Rows:
     """What a stage reads of the target's logits: the `most` largest of each row, 0 where it reads none.
 
-    `along` says that it reads only rows along the text that stands, none after a refused draft. `DecodeError` for
+    `along` says that it reads only rows along the text that stands, none after a rejected draft. `DecodeError` for
     values of other kinds.
     """
 

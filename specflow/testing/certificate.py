@@ -182,7 +182,7 @@ class ExactnessError(AssertionError):
 @final
 @frozen
 class Certificate:
-    """What was proved: on so many cases and branches the law is exact, up to `distance`, which is rounding.
+    """What was checked: on so many cases and branches the law is exact, up to `distance`, which is rounding.
 
     `accepted` is the exact expected number of accepted drafts for one drafted, over all cases, and `length` that of
     tokens for one step of the target.
@@ -198,14 +198,14 @@ class Certificate:
     def __str__(self) -> str:
         return (
             f"exact on {self.cases} cases, {self.branches} branches (total variation < {TOLERANCE:.0e}): "
-            f"{self.accepted:.0%} of the drafts accepted, {self.length:.2f} tokens per target pass"
+            f"{self.accepted:.0%} of the drafts accepted, {self.length:.2f} tokens a pass"
         )
 
 
 def certify(
     compose: Callable[[World], Step], *, until: Condition = never, cases: Iterable[Case] = CASES
 ) -> Certificate:
-    """Proves that a decoder emits exactly the law of autoregressive decoding, on every branch of every case.
+    """Checks that a decoder emits exactly the law of autoregressive decoding, on every branch of every case.
 
     `compose` builds the step of your decoder in the world it is given, afresh for each branch, so that a storage it
     teaches starts empty. Text and reason of ending are compared. `until` is the condition that the decoder stops at,
@@ -213,7 +213,7 @@ def certify(
     step that draws from a generator of its own; `DecodeError`, naming the part and the position, for a law that is
     none, for rows or drafts that cannot be, and for a step that emits nothing.
 
-    Proved is the algorithm, with exact randomness, on small cases; the code is what runs on real models.
+    What is checked is the algorithm, with exact randomness, on small cases; the code is what runs on real models.
 
     >>> from specflow import LLMDrafter, speculative_step
     >>> certificate = certify(
@@ -246,7 +246,7 @@ def certify(
 
 
 def certify_seed(compose: Callable[[World], Step], *, cases: Iterable[Case] = SEEDED_CASES) -> None:
-    """Proves that the text depends on the noise alone: on every branch it is the text without any drafter.
+    """Checks that the text depends on the noise alone: on every branch it is the text without any drafter.
 
     `compose` builds a step that draws from `world.noise` and nothing else. Each branch decodes once with it, and once
     draws the target's tokens one by one from the same noise. `ExactnessError` shows a pair of texts that differ; its
@@ -278,7 +278,7 @@ def certify_seed(compose: Callable[[World], Step], *, cases: Iterable[Case] = SE
 def same_law(
     program: Callable[[World], Outcome], reference: Callable[[World], Outcome], cases: Iterable[Case] = CASES
 ) -> None:
-    """Proves that two programs return outcomes of one law: `ExactnessError` if the total variation is 1e-12 or more.
+    """Checks that two programs return outcomes of one law: `ExactnessError` if the total variation is 1e-12 or more.
 
     `certify` compares texts. Use this for anything else that a decode leaves behind: what a storage has learned, how
     many drafts were accepted, the text after an interruption.
@@ -301,7 +301,7 @@ def cases_of(cases: object, compose: object, name: str = "compose") -> tuple[Cas
     if isinstance(cases, Tensor) or not isinstance(cases, Iterable):
         raise DecodeError("cases", "cases are no cases", shown(cases), "give several in a tuple, such as CASES")
     several = tuple(cases)
-    if not several:  # what holds for none would be no proof, and a generator that was used before has none
+    if not several:  # what holds for none would be no check, and a generator that was used before has none
         raise DecodeError("cases", "there are no cases", "none of them", "give one at least, in a tuple, such as CASES")
     for case in several:
         a(Case, "give cases, such as CASES")("cases", case)

@@ -1,4 +1,4 @@
-"""The conformance kit: whatever was read, drafted, refused and gone back to, a predictor answers like a fresh pass."""
+"""The conformance kit: whatever was read, drafted, rejected and gone back to, a predictor answers like a fresh pass."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 FORMAT: Final = "specflow trace"
-VERSION: Final = 1
+VERSION: Final = 2
 
 
 def to_json(trace: Trace) -> str:

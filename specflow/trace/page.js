@@ -4,7 +4,7 @@ for (const trace of document.querySelectorAll(".trace")) {
   const data = JSON.parse(trace.querySelector("script[type='application/json']").textContent);
   const out = trace.querySelector(".out"), panel = trace.querySelector(".panel");
   const tokens = [...out.querySelectorAll(".t")];
-  const [ACCEPTED, REFUSED] = [0, 1], TARGET = -2, ROW = 28, LANE = 14;
+  const [ACCEPTED, REJECTED] = [0, 1], TARGET = -2, ROW = 28, LANE = 14;
   const stepOf = [], firstOf = [];
   data.steps.forEach(([added], step) => {
     firstOf.push(stepOf.length);
@@ -64,7 +64,7 @@ for (const trace of document.querySelectorAll(".trace")) {
       const d = x0 === x1 ? `M${x0} ${from.y}V${at.y}` : `M${x0} ${from.y}V${at.y - turn}Q${x0} ${at.y} ${x1} ${at.y}`;
       edges.push([on, draw("path", { class: on ? "edge on" : "edge", d })]);
       if (node.i === TARGET) dots.push(draw("rect", { class: "node on", x: x1 - 4, y: at.y - 4, width: 8, height: 8, transform: `rotate(45 ${x1} ${at.y})` }));
-      else if (node.fate === REFUSED) dots.push(draw("circle", { class: "node", cx: x1, cy: at.y, r: 6.5 }), draw("path", { class: "cross", d: `M${x1 - 3} ${at.y - 3}l6 6m0 -6l-6 6` }));
+      else if (node.fate === REJECTED) dots.push(draw("circle", { class: "node", cx: x1, cy: at.y, r: 6.5 }), draw("path", { class: "cross", d: `M${x1 - 3} ${at.y - 3}l6 6m0 -6l-6 6` }));
       else dots.push(draw("circle", { class: on ? "node on" : "node", cx: x1, cy: at.y, r: on ? 5 : 4 }));
     });
     const width = lanes * LANE + 6, svg = draw("svg", { width, height: ordered.length * ROW, "aria-hidden": "true" });
@@ -77,7 +77,7 @@ for (const trace of document.querySelectorAll(".trace")) {
     const ordered = rows(step), body = make("tbody"), sourced = new Set(step[4].map((draft) => draft[5])).size > 1;
     ordered.forEach((node, row) => {
       const own = node.i === TARGET, accepted = own || node.fate === ACCEPTED;
-      const name = [accepted ? "yes" : node.fate === REFUSED ? "no" : "off", own || accepted ? (node.at === chosen ? "it" : "") : ""].join(" ").trim();
+      const name = [accepted ? "yes" : node.fate === REJECTED ? "no" : "off", own || accepted ? (node.at === chosen ? "it" : "") : ""].join(" ").trim();
       const hue = own ? data.origins[node.origin] : data.hues[node.source];
       const line = make("tr", { class: name });
       if (row === 0) line.append(make("td", { class: "g", rowspan: ordered.length }, tree(ordered)));
@@ -191,7 +191,7 @@ for (const trace of document.querySelectorAll(".trace")) {
 
   // Begin with a step that has something to tell, where the panel hides nothing.
   if (tokens.length && matchMedia("(min-width: 60rem)").matches && document.body.classList.contains("one")) {
-    const telling = data.steps.findIndex(([, , , , drafts]) => drafts.some((draft) => draft[4] === ACCEPTED) && drafts.some((draft) => draft[4] === REFUSED));
+    const telling = data.steps.findIndex(([, , , , drafts]) => drafts.some((draft) => draft[4] === ACCEPTED) && drafts.some((draft) => draft[4] === REJECTED));
     pinned = firstOf[Math.max(0, telling)];
     show(pinned);
   }

@@ -111,7 +111,7 @@ def _step(trace: Trace, step: StepTrace, sources: Sequence[str]) -> list[object]
         for draft in step.drafts
     ]
     times = [_short(time) for time in (step.seconds, step.drafting, step.reading)]
-    instead = visible("".join([piece.text for piece in pieces(step.refused(), trace.words)]))
+    instead = visible("".join([piece.text for piece in pieces(step.rejected(), trace.words)]))
     origins = [ORIGINS.index(origin) for origin in step.origins]
     return [step.tokens, origins, [_short(margin) for margin in step.margins], times, drafts, instead]
 

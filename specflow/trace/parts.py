@@ -41,7 +41,7 @@ class Origin(Enum):
     """A draft of it was accepted."""
 
     CORRECTED = "corrected"
-    """The target's token in place of a refused draft."""
+    """The target's token in place of a rejected draft."""
 
     BONUS = "bonus"
     """The target's token after drafts that were all accepted."""
@@ -57,7 +57,7 @@ class DraftTrace:
 
     `q` is the probability that its drafter gave to the token, `p` the target's; None where nobody knows or asked.
 
-    >>> draft = DraftTrace(token=7, parent=-1, q=0.5, p=0.25, fate=Fate.REFUSED, source="llm")
+    >>> draft = DraftTrace(token=7, parent=-1, q=0.5, p=0.25, fate=Fate.REJECTED, source="llm")
     >>> draft.ratio
     0.5
     """
@@ -141,8 +141,8 @@ class StepTrace:
         """How many drafts each draft comes after."""
         return tuple(depths([draft.parent for draft in self.drafts]))
 
-    def refused(self) -> Tokens:
-        """The tokens of the first refused branch where the step left the drafts: what would have come instead."""
+    def rejected(self) -> Tokens:
+        """The tokens of the first rejected branch where the step left the drafts: what would have come instead."""
         end = (TEXT, *self.path)[-1]
         branch: list[int] = []
         for i, draft in enumerate(self.drafts):

@@ -22,7 +22,7 @@ def shared_vocabulary(target: Limits, drafter: Limits) -> Result[int | None, Dec
     """The vocabulary that drafts are expressed in: the target's. Refused if the two cannot be one vocabulary.
 
     Models of one tokenizer pad it differently (151936 and 152064), so the sizes may differ by 512 tokens and by a
-    quarter. Exactness does not depend on this check: a drafter that means other tokens is refused at each of them.
+    quarter. Exactness does not depend on this check: a drafter that means other tokens is rejected at each of them.
 
     >>> shared_vocabulary(Limits(151936), Limits(152064)).unwrap()
     151936

@@ -33,7 +33,7 @@ class Block:
     The text has exactly the target's law, and in expectation a step never accepts fewer tokens than by `Reject`; for
     point masses it is the same rule. As it looks at the longest prefix first, it mostly takes fewer decisions.
 
-    Of a tree the first path is a block. Where it ends, the siblings of the draft that was refused there are judged in
+    Of a tree the first path is a block. Where it ends, the siblings of the draft that was rejected there are judged in
     the same way, each with the path below it, against what is left of the law; after the last of them that is the law
     of the correction. `Traverse` mostly accepts more drafts of a tree.
 

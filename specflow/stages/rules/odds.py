@@ -77,7 +77,7 @@ def _sent(scored: Scored, stretch: Stretch) -> dict[tuple[int, bool], Reading]:
     ]
     sizes = {len(probs) for _, probs in far}
     if len(sizes) != 1:
-        return {}  # there are none, or the first that does not fit is refused
+        return {}  # there are none, or the first that does not fit is rejected
     place = far[0][1].device
     rows = torch.stack([probs.to(place) for _, probs in far])
     likely = torch.stack([row[proposals[i].token] for row, ((i, _), _) in zip(rows, far, strict=True)])

@@ -21,7 +21,7 @@ from specflow.state import TEXT, Drafted, Scored, Verdict
 class Reject:
     """Token rejection: a drawn draft x stands iff u < p(x) / q(x) and all before it stand.
 
-    At a refusal p becomes norm(max(0, p - q)), against which the next sibling is judged; after the last of them it is
+    At a rejection p becomes norm(max(0, p - q)), against which the next sibling is judged; after the last of them it is
     the law of the correction. The text then has exactly the target's law, and on a chain P(accept) = 1 - TV(p, q).
 
     A certain draft, one whose q is a point mass, is judged by sample-and-match: s ~ p, and the draft that is s stands,
@@ -29,7 +29,7 @@ class Reject:
     with certain drafters a seed gives one text, that of autoregressive decoding. So is a draft where the law of p or q
     is not known (a user's sampler).
     Source: Leviathan et al. 2211.17192, algorithm 1; Chen et al. 2302.01318, algorithm 2; for siblings the recursive
-    rejection of Miao et al. 2305.09781, section 4.3. Beyond them: p(x) = 0 is always refused, and a residual without
+    rejection of Miao et al. 2305.09781, section 4.3. Beyond them: p(x) = 0 is always rejected, and a residual without
     mass (p = q) is replaced by p.
 
     >>> from specflow import Dice, Drafted, GreedyProcessor, Proposal, start
