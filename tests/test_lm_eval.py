@@ -363,7 +363,12 @@ def test_a_text_is_decoded_once_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
 
     lm = SpecflowLM(target, tokenizer(), at_once)
     decode = lm.tokenizer.decode
-    monkeypatch.setattr(lm.tokenizer, "decode", lambda ids, **named: decoded.append(len(ids)) or decode(ids, **named))
+
+    def noted(ids: Sequence[int], **named: bool) -> str:
+        decoded.append(len(ids))
+        return str(decode(ids, **named))
+
+    monkeypatch.setattr(lm.tokenizer, "decode", noted)
     lm.generate_until([asked("w9 w3", {"max_gen_toks": 9, "until": ["never"]})], disable_tqdm=True)
     assert 0 < len([length for length in decoded if length > 1]) <= 2
 

@@ -23,6 +23,15 @@ def cast_to(kind: str) -> torch.dtype | None:
     return torch.get_autocast_dtype(kind) if kind in KINDS and torch.is_autocast_enabled(kind) else None
 
 
+def casts() -> tuple[torch.dtype | None, ...]:
+    """What autocast casts to on each kind of device; nothing where it is off on all, as it mostly is.
+
+    >>> casts()
+    ()
+    """
+    return tuple(map(cast_to, KINDS)) if any(map(torch.is_autocast_enabled, KINDS)) else ()
+
+
 @contextmanager
 def uncast(kind: str) -> Iterator[None]:
     """A block in which nothing is cast on a kind of device. Not by `torch.autocast`: see `batch.modes`.

@@ -311,14 +311,17 @@ class Trials:
     def _entered(self, length: int) -> list[Regime]:
         """The regimes that a text of `length` tokens has entered, that of the shortest texts first."""
         regimes = self._now.regimes
-        begun = [0, *[horizon for horizon in self.horizons if horizon < length]]
-        for over in begun:
+        entered: list[Regime] = []
+        for over in (0, *self.horizons):
+            if over >= length:
+                break
             if over not in regimes:
                 regime = self._try(over)
                 if regime is None:  # nothing can be told from logits that are not finite: nothing is relied on
                     return [Regime(0, EACH_AFRESH)]
                 regimes[over] = regime
-        return [regimes[over] for over in begun]
+            entered.append(regimes[over])
+        return entered
 
     def _try(self, over: int) -> Regime | None:
         """How texts are read that are longer than `over` tokens; None where the logits are not finite.

@@ -14,7 +14,7 @@ from attrs import define, field, frozen
 from torch import Tensor
 from torch.nn import Module, Parameter
 
-from specflow.predictors.autocast import KINDS, cast_to
+from specflow.predictors.autocast import casts
 
 Kinds: TypeAlias = tuple[object, ...]
 """What tells apart what is found out about one model: dtypes, devices and the kind of a look, among others."""
@@ -215,7 +215,7 @@ class Watch:
             _stands_for(own.get("forward")),  # what PEFT replaces where it disables prompts, and accelerate
             str(own.get("active_adapter")),
             tuple([_adapted(tuner) for tuner in self._tuners]),
-            *map(cast_to, KINDS),
+            casts(),
         )
 
 

@@ -70,7 +70,7 @@ class Draft:
 
 def _up_to_the_end(drafts: Sequence[Proposal], stop: frozenset[int]) -> Sequence[Proposal]:
     """Drafts without those behind a stop token: a policy takes them where it takes a tree."""
-    if not any(draft.token in stop for draft in drafts):
+    if stop.isdisjoint([draft.token for draft in drafts]):
         return drafts
     behind: set[int] = set()
     for i, parent in enumerate(parents_of(drafts)):
