@@ -570,14 +570,15 @@ def test_of_a_pass_that_breaks_down_a_meter_hears_nothing() -> None:
     texts: list[tuple[int, ...]] = [(3 + i, 4, 5, 6) for i in range(2)]
     list(together([partial(batched, text, ()) for text in texts], 2))  # its trial
     model.register_forward_pre_hook(takes, with_kwargs=True)
-    # With the hook it is another model, which reads the texts anew: ten tokens, too.
-    with pytest.warns(UserWarning, match="a pass over 2 of them failed, and each alone did not") as said:
-        for token in (7, 8, 9, 10):
-            texts = [(*text, token) for text in texts]
-            list(together([partial(batched, text, ()) for text in texts], 2))
-        texts = [(*text, 11) for text in texts]
-        ends = list(together([partial(batched, text, chain((1, 2, 3, 4))) for text in texts], 2))
-    assert len(said) == 1
+    texts = [(*text, 7) for text in texts]
+    with pytest.warns(UserWarning, match="a pass over 2 of them failed, and each alone did not"):
+        # With the hook it is another model, which reads the texts anew: ten tokens, too.
+        list(together([partial(batched, text, ()) for text in texts], 2))
+    for token in (8, 9, 10):
+        texts = [(*text, token) for text in texts]
+        list(together([partial(batched, text, ()) for text in texts], 2))
+    texts = [(*text, 11) for text in texts]
+    ends = list(together([partial(batched, text, chain((1, 2, 3, 4))) for text in texts], 2))
     assert not any(isinstance(end, Failed) for _, end in ends)
     assert meter.seconds(5) == pytest.approx([2, 2 * 1.01])  # nothing of five tokens, of which it timed none
 
