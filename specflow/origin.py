@@ -92,10 +92,9 @@ def _told(value: object) -> str:
     match own(value):
         case LogitsProcessor() as inner:
             return law_of(inner)
-        case Tensor() as tensor:
-            return f"{tensor.dtype} {list(tensor.shape)} {short(_bytes(tensor))}"
-        case numpy.ndarray() as array:
-            return f"{array.dtype} {list(array.shape)} {short(array.tobytes())}"
+        case Tensor() | numpy.ndarray() as numbers:
+            content = _bytes(numbers) if isinstance(numbers, Tensor) else numbers.tobytes()
+            return f"{numbers.dtype} {list(numbers.shape)} {short(content)}"
         case tuple() | list() as several:
             return f"[{', '.join(map(_told, several))}]"
         case set() | frozenset() as several:

@@ -516,9 +516,9 @@ def test_a_file_holds_answers_of_one_model_and_one_law(
     out = tmp_path / "answers.jsonl"
     with out.open("a") as answers:
         answers.write('{"id": "t2", "te')  # whoever wrote it was killed
-    before = out.read_bytes()
+    before, file = out.read_bytes(), tmp_path / "prompts.jsonl"
     for count in (2, 3):  # where nothing is left, too
-        file = written(tmp_path / "prompts.jsonl", prompts(count))
+        written(file, prompts(count))
         capsys.readouterr()
         assert cli.main([*options(folder, file, out), *more, "--resume", "--model", "no/such/model"]) == 2
         assert f"what is there comes of another {another}: received " in capsys.readouterr().err

@@ -61,7 +61,8 @@ from specflow.errors import DecodeError
 from specflow.files import content_of
 from specflow.origin import law_of
 from specflow.policies import EGAG, Heuristic
-from specflow.replay import Costs, Decoder, RecordedText, Recording, Replay, command, record, replay
+from specflow.replay import Costs, Decoder, RecordedText, Recording, Replay, record, replay
+from specflow.replay import command as replaying
 from specflow.replay.command import decoder_of
 from specflow.replay.recording import checksum_of
 from specflow.stages import Block, Looks, Recycle, Rows, Traverse, UpdateNgram, stop_string
@@ -853,7 +854,7 @@ def test_a_narrow_table_tells_the_whole_name_of_a_decoder(
     greedy: Recording, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     greedy.save(tmp_path / "texts")
-    monkeypatch.setattr(command, "PIPED", 60)
+    monkeypatch.setattr(replaying, "PIPED", 60)
     label = "suffix+lookup@8@block"
     assert ran("replay", tmp_path / "texts", "--decoders", label) == 0
     rows = [line.split("│")[1].strip() for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
