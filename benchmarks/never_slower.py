@@ -5,7 +5,8 @@
 
 Each text is given the medians of what passes took in all of them, as the machine wavers from text to text, and is
 decoded by drafters under `CostAware`: kept from text to text, or new to each. Speed is against plain decoding, prompt
-reading included.
+reading included. With `--costs` passes take what they took in another recording, such as that of a few texts on
+another processor; prompts take what they took in their own.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ NAMES: Final = ("suffix", "tree")
 GOAL: Final = 0.97
 
 
-def evened(recording: Recording) -> Recording:
-    """The same texts, each with the median of all texts' costs, but for its prompt's: a pass over one token takes the
-    median of those, and one over several the median of what it took in passes over one."""
-    every = [text.costs for text in recording.texts]
+def evened(recording: Recording, told: Recording) -> Recording:
+    """The same texts, each with the median of the costs of all texts of `told`, but for its prompt's: a pass over one
+    token takes the median of those, and one over several the median of what it took in passes over one."""
+    every = [text.costs for text in told.texts]
     lengths = max([costs.lengths for costs in every], key=len)  # a text with little room tells of fewer
     single, own = median(costs.of(1) for costs in every), median(costs.own for costs in every)
     took = tuple([single * median(costs.of(k) / costs.of(1) for costs in every) for k in lengths])
@@ -59,7 +60,10 @@ def main() -> None:
     """Print a table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("recording", type=Path, help="what `specflow record` kept")
-    recording = evened(Recording.load(parser.parse_args().recording))
+    parser.add_argument("--costs", type=Path, help="another recording, which tells what passes take")
+    options = parser.parse_args()
+    given = Recording.load(options.recording)
+    recording = evened(given, given if options.costs is None else Recording.load(options.costs))
     plain = seconds(recording, Decoder.of(propose_nothing, Fixed(1)))
     alone = [evolve(recording, texts=(text,)) for text in recording.texts]
     print(f"| CostAware, replayed | median | worst | at {GOAL} or above |")

@@ -896,10 +896,18 @@ def test_what_a_policy_can_lose_is_told_of_texts_with_the_same_costs(
     costs = [Costs((1, 9), seconds, prompt=40.0, own=own) for seconds, own in zip(taken, (0.0, 0.5, 9.0), strict=True)]
     uneven = [evolve(text, costs=each) for text, each in zip(greedy.texts, costs, strict=True)]
     recording = evolve(greedy, texts=tuple(uneven))
-    even = never_slower.evened(recording)
+    even = never_slower.evened(recording, recording)
     assert [text.costs for text in even.texts] == [Costs((1, 9), (2.0, 3.0), prompt=40.0, own=0.5)] * 3
     assert [text.output for text in even.texts] == [text.output for text in greedy.texts]
+    slow = evolve(recording, texts=(evolve(uneven[0], costs=Costs((1, 9), (9.0, 900.0), prompt=1.0, own=0.0)),))
+    elsewhere = never_slower.evened(recording, slow)
+    assert [text.costs for text in elsewhere.texts] == [Costs((1, 9), (9.0, 900.0), prompt=40.0, own=0.0)] * 3
     recording.save(tmp_path / "texts")
+    slow.save(tmp_path / "slow")
+    monkeypatch.setattr("sys.argv", ["never_slower", str(tmp_path / "texts"), "--costs", str(tmp_path / "slow")])
+    never_slower.main()
+    dear = capsys.readouterr().out.splitlines()
+    assert "0.69" in dear[3]  # each text loses a draft that takes a dozen passes
     monkeypatch.setattr("sys.argv", ["never_slower", str(tmp_path / "texts")])
     never_slower.main()
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
