@@ -13,7 +13,7 @@ import pytest
 import torch
 from attrs import evolve
 from safetensors.torch import load_file
-from torch.nn import Embedding, Linear
+from torch.nn import Embedding, Linear, Module
 from transformers import PreTrainedModel
 
 from specflow import (
@@ -170,7 +170,8 @@ def test_an_interrupted_training_ends_as_if_it_had_not_been(where: int, tmp_path
     assert asked == []  # the answers were there
 
 
-def test_answers_that_are_there_are_not_asked_for_again(tmp_path: Path) -> None:
+def interrupted(folder: Path, reading: Module | None = None) -> list[int]:
+    """What a training told that ended at its third answer, on a machine that went off while it wrote another one."""
     asked: list[int] = []
 
     def stop(done: int) -> None:
@@ -179,9 +180,14 @@ def test_answers_that_are_there_are_not_asked_for_again(tmp_path: Path) -> None:
             raise Stopped
 
     with pytest.raises(Stopped):
-        distill(target(), prompts(6), tmp_path, RECIPE, answered=stop)
-    with (tmp_path / "answers.jsonl").open("a") as kept:
-        kept.write('{"prompt": 5, "answ')  # the machine went off while it was written
+        distill(target(), prompts(6), folder, RECIPE, answered=stop, reading=reading)
+    with (folder / "answers.jsonl").open("a") as kept:
+        kept.write('{"prompt": 5, "answ')
+    return asked
+
+
+def test_answers_that_are_there_are_not_asked_for_again(tmp_path: Path) -> None:
+    asked = interrupted(tmp_path)
     distill(target(), prompts(6), tmp_path, RECIPE, answered=asked.append, resume=True)
     assert asked == [1, 2, 3, 4, 5, 6]
     whole = tmp_path / "whole"
@@ -233,15 +239,7 @@ def test_what_cannot_be_trained_is_refused(tmp_path: Path) -> None:
 
 def test_a_training_that_goes_on_is_of_one_model(tmp_path: Path) -> None:
     """Its answers would be those of two models, and its head that of neither."""
-
-    def stop(done: int) -> None:
-        if done == 3:
-            raise Stopped
-
-    with pytest.raises(Stopped):
-        distill(target(), prompts(6), tmp_path, RECIPE, answered=stop)
-    with (tmp_path / "answers.jsonl").open("a") as kept:
-        kept.write('{"prompt": 5, "answ')  # the machine went off while it was written
+    interrupted(tmp_path)
     before = (tmp_path / "answers.jsonl").read_bytes()
     other = tiny_llama(6, layers=3, dtype=torch.float32)
     with pytest.raises(DecodeError, match=r"comes of another model: .*--accelerate"):
@@ -249,8 +247,7 @@ def test_a_training_that_goes_on_is_of_one_model(tmp_path: Path) -> None:
     with pytest.raises(DecodeError, match="comes of another reading"):
         distill(target(), prompts(6), tmp_path, RECIPE, reading=accelerate.fast(target()), resume=True)
     assert (tmp_path / "answers.jsonl").read_bytes() == before
-    with pytest.raises(Stopped):
-        distill(target(), prompts(6), tmp_path / "fast", RECIPE, answered=stop, reading=accelerate.fast(target()))
+    interrupted(tmp_path / "fast", accelerate.fast(target()))
     steady = accelerate.bit_for_bit(target())
     with pytest.raises(DecodeError, match="comes of another reading"):
         distill(target(), prompts(6), tmp_path / "fast", RECIPE, reading=steady, resume=True)

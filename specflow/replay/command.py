@@ -27,12 +27,7 @@ from specflow.bench.prompts import OWN_PROMPTS, spread
 from specflow.bench.report import accepted_text, positions_text
 from specflow.bench.stopwatch import clock_for
 from specflow.catalogue import DRAFTERS, POLICIES, RULES, Drafting, Setting
-from specflow.commands import (
-    ACCELERATE,
-    named_model,
-    one_sentence,
-    processor_name,
-)
+from specflow.commands import ACCELERATE, named_model, one_sentence, processor_name
 from specflow.drafters import Bigrams
 from specflow.errors import DecodeError, unwrap
 from specflow.files import can_be_written, save_text
